@@ -1,0 +1,59 @@
+# Everything runs in .venv, which makes itself: with uv if it is there, else with `python3 -m venv`.
+#   make demo            post-train the built-in model, before -> after in the simulator
+#   make test            lint, types and the fast tests
+#   make PYTHON=python3.12 PIP_FLAGS="..." ...   another interpreter, other flags for the installation
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+EXTRAS ?= dev,data
+# Workers of pytest. More than cores makes it slower: each imports torch, and mujoco is busy by itself.
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CODE := rl world_model rewards tests $(wildcard benchmarks examples)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format types clean
+
+help:
+	@sed -n '2,4s/^# *//p' Makefile
+
+demo: $(STAMP)
+	$(BIN)/wamtune train demo
+
+test: lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "wamtune: $(PYTHON) is missing: sudo apt-get install python3, or make PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "wamtune: needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12" >&2; exit 2; }
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install $(PIP_FLAGS) --python $(BIN)/python -e '.[$(EXTRAS)]'; \
+	else \
+		{ $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+			{ echo "wamtune: python3-venv is missing: sudo apt-get install python3-venv" >&2; exit 2; }; } && \
+		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[$(EXTRAS)]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find rl world_model rewards tests -name __pycache__ -type d -prune -exec rm -rf {} +

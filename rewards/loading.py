@@ -1,0 +1,86 @@
+"""Find the callable behind `func`: a built-in, `module:function`, `path.py:function` or an entry point."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zlib import crc32
+
+from rewards.builtin import BUILTIN
+from rewards.errors import UserError
+
+ENTRY_POINTS = "wamtune.rewards"
+
+
+def load_term(name: str, func: str) -> Callable[..., Any]:
+    """Return the function, class or instance that `func` of reward term `name` points to."""
+    source, colon, attribute = func.rpartition(":")
+    if colon:
+        module = _load_file(name, source) if source.endswith(".py") else _import(name, source, attribute)
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        if attribute not in vars(module):
+            raise UserError(f"reward term {name!r}: {source} has no {attribute!r}{did_you_mean(attribute, public)}")
+        found: object = vars(module)[attribute]
+    elif func in BUILTIN:
+        found = BUILTIN[func]
+    else:
+        found = _load_entry_point(name, func)
+    if not callable(found):
+        raise UserError(
+            f"reward term {name!r}: {func} is of type {type(found).__name__}, expected a function or a class"
+        )
+    return found
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the closest known word, or nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _load_file(name: str, source: str) -> ModuleType:
+    path = Path(source).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"reward term {name!r}: there is no file {source} (looked for {path})")
+    # The name must not collide with an installed module or with a file of the same name in another folder.
+    module_name = f"_wamtune_reward_{path.stem}_{crc32(str(path).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"reward term {name!r}: cannot load {source}: {error}") from error
+    return module
+
+
+def _import(name: str, source: str, attribute: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except (ImportError, SyntaxError, ValueError, TypeError) as error:
+        hint = ""
+        if Path(f"{source}.py").is_file():  # an installed command does not have the current folder on its path
+            hint = f"; for the file in this folder write func: {source}.py:{attribute}"
+        raise UserError(f"reward term {name!r}: cannot import {source!r}: {error}{hint}") from error
+
+
+def _load_entry_point(name: str, func: str) -> object:
+    points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if func not in points:
+        known = [*BUILTIN, *points]
+        raise UserError(
+            f"reward term {name!r}: unknown func {func!r}{did_you_mean(func, known)}; known: {', '.join(known)}; "
+            f"for your own write func: path.py:function or module:function"
+        )
+    try:
+        return points[func].load()
+    except (ImportError, SyntaxError, AttributeError) as error:
+        raise UserError(f"reward term {name!r}: cannot load entry point {func!r}: {error}") from error

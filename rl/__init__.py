@@ -1,0 +1,1 @@
+"""The last mile: environments, PPO, evaluation and the command line."""

@@ -1,0 +1,109 @@
+"""Episodes from the simulator: scripted experts (clean and noisy), random motion, or a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rl.envs.sim import SimEnv
+from rl.policy import ChunkPolicy
+from world_model.episodes import Episode
+
+AFTER_SUCCESS = 8
+"""Steps recorded beyond the first success, so that a model also sees what a success looks like a moment later."""
+
+SEEDS = {"expert": 0, "noisy": 100_000, "random": 200_000, "policy": 300_000, "heldout": 500_000}
+"""First episode seed of each source; gates and evaluations use seeds from a million on."""
+
+SOURCES = ("expert", "noisy", "random")
+
+
+def collect_scripted(source: str, tasks: Sequence[str], n_episodes: int, n_workers: int = 0, seed: int | None = None) -> list[Episode]:
+    """Record `n_episodes` of each Meta-World task with the scripted expert, with noise on it, or with random motion.
+
+    Noise is white plus slowly drifting, of a strength drawn for each episode, so that errors of all sizes and their
+    repair are seen. `seed` is the first episode seed.
+    """
+    first = SEEDS[source] if seed is None else seed
+    env = SimEnv("metaworld", len(tasks), tasks, n_workers=n_workers, terminate_on_success=False)
+    generator = torch.Generator().manual_seed(first)
+    shape = (env.num_envs, env.spec.action_dim)
+    episodes: list[Episode] = []
+    for i in range(n_episodes):
+        env.set_episode_seeds([first + i] * len(tasks))
+        strength = 0.1 + 0.7 * torch.rand(len(tasks), 1, generator=generator)
+        drift = torch.zeros(shape)
+
+        def act() -> Tensor:
+            nonlocal drift
+            drift = 0.8 * drift + 0.6 * torch.randn(shape, generator=generator)
+            if source == "random":
+                return drift
+            action = env.expert_actions()
+            if source == "noisy":
+                action = action + strength * (0.7 * drift + 0.3 * torch.randn(shape, generator=generator))
+            return action
+
+        episodes += record(env, lambda obs: act().unsqueeze(1), source)
+    env.close()
+    return episodes
+
+
+def collect_policy(policy: ChunkPolicy, env: SimEnv, n_episodes: int, explore: bool = True, seed: int | None = None) -> list[Episode]:
+    """Record at least `n_episodes` of a policy over all environments of `env` (built with terminate_on_success=False)."""
+    first = SEEDS["policy"] if seed is None else seed
+    generator = torch.Generator().manual_seed(first)
+    episodes: list[Episode] = []
+    while len(episodes) < n_episodes:
+        start = first + len(episodes)
+        env.set_episode_seeds(list(range(start, start + env.num_envs)))
+
+        @torch.no_grad()
+        def act(obs: dict[str, Tensor]) -> Tensor:
+            context = policy.encode(obs)
+            if explore:
+                return policy.sample(context, generator)[0]
+            return policy.decide(context, env.episode_seed, env.elapsed)
+
+        episodes += record(env, act, "policy")
+    return episodes
+
+
+def record(env: SimEnv, act: Callable[[dict[str, Tensor]], Tensor], source: str) -> list[Episode]:
+    """Run one episode in each environment and cut it `AFTER_SUCCESS` steps after its first success.
+
+    `act` maps an observation to actions (num_envs, k, action_dim).
+    """
+    obs = env.reset()
+    seeds, tasks = env.episode_seed.tolist(), env.task.tolist()
+    first_success = torch.full((env.num_envs,), env.max_steps)
+    frames, actions, success, rewards = [obs["state"][:, -1:]], [], [], []
+    steps = 0
+    while steps < env.max_steps and bool((first_success + AFTER_SUCCESS >= steps).any()):
+        action = act(obs)[:, : env.max_steps - steps]
+        step = env.step_chunk(action)
+        obs = step.obs
+        frames.append(step.frames)
+        actions.append(action.clamp(env.action_low, env.action_high))
+        success.append(step.success)
+        rewards.append(step.task_reward)
+        hit = step.success.float().argmax(1) + steps
+        first_success = torch.where(step.is_success, torch.minimum(first_success, hit), first_success)
+        steps += action.shape[1]
+    states, acted = torch.cat(frames, 1), torch.cat(actions, 1)
+    succeeded, paid = torch.cat(success, 1), torch.cat(rewards, 1)
+    lengths = (first_success + 1 + AFTER_SUCCESS).clamp(max=steps).tolist()
+    return [
+        Episode(
+            state=states[j, : n + 1].clone(),
+            action=acted[j, :n].clone(),
+            success=succeeded[j, :n].clone(),
+            task=env.spec.tasks[tasks[j]],
+            source=source,
+            seed=seeds[j],
+            task_reward=paid[j, :n].float().clone(),
+        )
+        for j, n in enumerate(lengths)
+    ]

@@ -1,0 +1,275 @@
+"""Compose a config: YAML presets over a dataclass schema, `key=value` overrides on top. No interpolation, no code.
+
+Every file and every override is checked against the schema by itself, so that an error names where the value came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rewards.errors import UserError
+
+T = TypeVar("T")
+Layer = tuple[str, dict[str, Any]]  # where the values stand ("in demo.yaml"), the values
+
+MAX_CHARACTERS = 100_000
+"""A longer preset is refused: none of ours has a tenth of it."""
+
+MAX_DEPTH = 20
+_YAML_BEGIN = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_YAML_END = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+_SCALARS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
+
+
+def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]) -> T:
+    """Return a checked `schema` instance from a preset and `key=value` overrides (values are YAML).
+
+    A preset may name a `base:`, another preset or a file beside it, over which it is merged. Lists are replaced, groups
+    merged. A dataclass of the schema may define `check(self)`; its `UserError` begins with a field name.
+    """
+    layers = list(_preset_layers(find_preset(preset))) if preset is not None else []
+    layers += [_override_layer(override) for override in overrides]
+    for where, values in layers:
+        _check_value(values, schema, "", where)
+    merged = OmegaConf.merge(OmegaConf.structured(schema), *(values for _, values in layers))
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        key = missing[0]
+        raise UserError(f"key {key!r} has no value in {preset or 'the config'}; add {key}=... to the command")
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, schema)
+    _run_checks(config, "")
+    return config
+
+
+def preset_folder() -> Path:
+    """Return the folder of the presets: inside this package in a wheel, `configs/` beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    packed = package / "presets"
+    return packed if packed.is_dir() else package.parent / "configs"
+
+
+def list_presets() -> list[tuple[str, str]]:
+    """Return (name, first comment line) of every preset, sorted by name."""
+    folder = preset_folder()
+    found = []
+    for path in sorted(folder.rglob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
+        found.append((path.relative_to(folder).with_suffix("").as_posix(), comment))
+    return found
+
+
+def find_preset(name_or_path: str | Path, beside: Path | None = None) -> Path:
+    """Return the file of a preset name, a YAML file (also one relative to `beside`) or a run folder."""
+    name, known = str(name_or_path), [preset for preset, _ in list_presets()]
+    if name in known:
+        return (preset_folder() / f"{name}.yaml").resolve()
+    file = (beside or Path()) / name
+    if file.is_dir():
+        file = file / "config.yaml"
+    if file.suffix in (".yaml", ".yml"):
+        if file.is_file():
+            return file.resolve()
+        expected = f"a preset ({', '.join(known)}), a .yaml file or a run folder"
+        raise UserError(f"there is no file {str(file)!r}; give {expected}")
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    raise UserError(f"unknown preset {name!r}; {hint}")
+
+
+def to_yaml(config: object) -> str:
+    """Return YAML that composes to an equal config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def diff_from_defaults(config: Any) -> dict[str, Any]:
+    """Return {dotted key: value} of every value that the schema's defaults do not give, in schema order."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{key}": v for key, v in diff_from_defaults(value).items()}
+            continue
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if value != default:
+            found[field.name] = value
+    return found
+
+
+def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
+    if path in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise UserError(f"presets name each other as base: {chain}; remove one 'base:'")
+    where = f"in {path}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the preset {path}: {error}") from None
+    values = _parse(text, where)
+    base = values.get("base")
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"base={base!r} {where}: expected the name of a preset or a .yaml file")
+        yield from _preset_layers(find_preset(base, beside=path.parent), (*seen, path))
+    yield where, {key: value for key, value in values.items() if key != "base"}
+
+
+def _override_layer(override: str) -> Layer:
+    key, equals, value = override.partition("=")
+    if override.startswith("-"):
+        name = key.lstrip("-")
+        raise UserError(f"unexpected {override!r}; write overrides as key=value: {name}={value or '...'}")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"unexpected {override!r}; write overrides as key=value, for example seed=1")
+    where = "on the command line"
+    parsed = _parse(f"value: {value}", f"in the value of {key!r} {where}")
+    if set(parsed) != {"value"}:
+        raise UserError(f"{override!r} {where}: expected one value; quote text that spans lines")
+    nested: Any = parsed["value"]
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return where, nested
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    """Return the mapping that safe YAML `text` holds. Refuse what a foreign file could do harm with."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"the YAML {where} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
+    try:
+        _check_tokens(text, where)
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except UserError:
+        raise
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise UserError(f"cannot read the YAML {where}: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"the YAML {where} is a list; expected key: value lines")
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_tokens(text: str, where: str) -> None:
+    """Look at YAML before anything is built from it."""
+    depth = 0
+    for token in yaml.scan(text):
+        # `${oc.env:SECRET}` would be resolved from any file.
+        if isinstance(token, yaml.ScalarToken) and "${" in token.value:
+            raise UserError(f"{token.value!r} {where}: interpolation is not allowed; write the value out")
+        # Aliases of aliases grow without bound, and the time to parse with the square of the depth.
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+            raise UserError(f"{token.value!r} {where}: YAML anchors and aliases are not allowed; write the value out")
+        depth += isinstance(token, _YAML_BEGIN) - isinstance(token, _YAML_END)
+        if depth > MAX_DEPTH:
+            raise UserError(f"the YAML {where} is nested more than {MAX_DEPTH} deep")
+
+
+def _check_value(value: Any, hint: Any, key: str, where: str) -> None:
+    """Raise `UserError` unless `value` fits the type `hint`; look into groups and lists."""
+    arguments = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        if value is not None:
+            _check_value(value, next(a for a in arguments if a is not NoneType), key, where)
+    elif dataclasses.is_dataclass(hint):
+        _check_group(value, hint, key, where)
+    elif get_origin(hint) in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise _unfit(key, value, "a group of keys", where)
+        for name, item in value.items():
+            _check_name(name, key, where)
+            _check_value(item, arguments[1], f"{key}.{name}", where)
+    elif get_origin(hint) in (list, tuple):
+        if not isinstance(value, list):
+            raise _unfit(key, value, f"a list such as [{value}]", where)
+        for i, item in enumerate(value):
+            _check_value(item, arguments[0], f"{key}[{i}]", where)
+    elif get_origin(hint) is Literal:
+        if value not in arguments:
+            raise _unfit(key, value, f"one of {', '.join(map(str, arguments))}", where)
+    elif hint is Any:
+        _check_free(value, key, where)
+    elif not _is_scalar(value, hint):
+        raise _unfit(key, value, _SCALARS[hint], where)
+
+
+def _check_group(value: Any, schema: Any, key: str, where: str) -> None:
+    if not isinstance(value, dict):
+        raise _unfit(key, value, f"a group of keys ({', '.join(f.name for f in dataclasses.fields(schema))})", where)
+    hints = get_type_hints(schema)
+    for name, item in value.items():
+        full = f"{key}.{name}" if key else str(name)
+        if name not in hints:
+            raise UserError(f"unknown key {full!r} {where}; {_suggestion(full, key, schema)}")
+        _check_value(item, hints[name], full, where)
+
+
+def _check_free(value: Any, key: str, where: str) -> None:
+    """Look for numbers that are not finite in a part that the schema leaves open."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_name(name, key, where)
+            _check_free(item, f"{key}.{name}", where)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_free(item, f"{key}[{i}]", where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _unfit(key, value, _SCALARS[float], where)
+
+
+def _check_name(name: Any, group: str, where: str) -> None:
+    if not isinstance(name, str):
+        raise UserError(f"{group} {where} has the key {name!r}; expected text, so write '{name}' in quotes")
+
+
+def _is_scalar(value: Any, hint: type) -> bool:
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _unfit(key: str, value: Any, expected: str, where: str) -> UserError:
+    return UserError(f"{key}={value!r} {where}: expected {expected}")
+
+
+def _suggestion(key: str, group: str, schema: Any) -> str:
+    """Return the remedy for an unknown `key`, whose `group` has the dataclass `schema`."""
+    known = [f"{group}.{name}" if group else name for name in _known_keys(schema)]
+    leaf = key.rpartition(".")[2]
+    close = get_close_matches(key, known, n=1, cutoff=0.75) or [k for k in known if k.rpartition(".")[2] == leaf]
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(field.name for field in dataclasses.fields(schema))}"
+
+
+def _known_keys(schema: Any) -> Iterator[str]:
+    for name, hint in get_type_hints(schema).items():
+        yield name
+        if dataclasses.is_dataclass(hint):
+            yield from (f"{name}.{key}" for key in _known_keys(hint))
+
+
+def _run_checks(config: Any, prefix: str) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _run_checks(value, f"{prefix}{field.name}.")
+    if hasattr(config, "check"):
+        try:
+            config.check()
+        except UserError as error:
+            raise UserError(f"{prefix}{error}") from None

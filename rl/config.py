@@ -1,0 +1,182 @@
+"""The schema of `wamtune train`: every field a preset or a `key=value` override may set, with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from rewards.errors import UserError
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The simulator, and which part of the experience comes from it."""
+
+    kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
+    id: str = "metaworld"  # "metaworld" or a registered gymnasium id
+    tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
+    n_envs: int = 16
+    n_workers: int = 0  # processes that step them; 0: one for each thread
+    max_steps: int = 150  # then an episode is truncated
+    terminate_on_success: bool = True
+    action_delay: int = 0  # steps between a command and its execution
+    obs_noise: float = 0.0  # standard deviation added to observations, in units of the state
+
+    def check(self) -> None:
+        """Refuse counts and deviations that mean nothing."""
+        _at_least(self, 1, "n_envs", "max_steps")
+        _at_least(self, 0, "n_workers", "action_delay", "obs_noise")
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """Branches inside the world model, begun from states met in reality."""
+
+    n_envs: int = 384  # branches dreamed together
+    horizon: int = 2  # chunks, then truncation with bootstrap
+    n_denoising_steps: int = 2  # of the future frames
+    n_updates: int = 10  # PPO updates in the dream each round
+    failure_fraction: float = 0.5  # of the start states, taken from episodes that failed
+    success_threshold: float = 0.9  # of the success read-out, on `success_frames` frames in a row
+    success_frames: int = 2
+    uncertainty_coef: float = 0.0  # standard deviations of the value taken off where trust ends
+
+    def check(self) -> None:
+        """Refuse counts and shares that mean nothing."""
+        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "success_frames")
+        _at_least(self, 0, "n_updates", "uncertainty_coef")
+        _within_0_1(self, "failure_fraction", "success_threshold")
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """Training of the world side on the episodes of the round, before PPO dreams in it."""
+
+    n_episodes: int = 32  # collected in the simulator each round with the current policy
+    n_steps: int = 0  # optimizer steps; 0: the world model stays as it is
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    distance_coef: float = 0.1  # weight of the squared distance to the predictions it made before
+
+    def check(self) -> None:
+        """Refuse counts and rates that mean nothing."""
+        _at_least(self, 1, "batch_size")
+        _at_least(self, 0, "n_episodes", "n_steps", "distance_coef")
+        _positive(self, "learning_rate")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
+
+    n_steps: int = 16  # chunks per environment and rollout
+    batch_size: int = 256  # chunks
+    n_epochs: int = 4
+    learning_rate: float = 3e-5  # of the action side
+    critic_learning_rate: float = 1e-3
+    critic_warmup: int = 3  # first updates, in which the critic learns alone
+    critic_episodes: int = 100  # rollouts of the tuned policy that initialise the critic
+    gamma: float = 0.999  # per environment step
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2  # the ratio sums over dimensions and denoising steps
+    target_kl: float | None = 0.05  # stop the epochs of an update beyond it; null: never
+    max_grad_norm: float = 1.0
+    n_denoising_steps: int = 4
+    noise_std: float = 0.1  # of each denoising step, in normalised action units
+    pg_coef: float = 1.0  # policy gradient; 0 with bc_coef > 0 is the control "anchor alone"
+    vf_coef: float = 0.5
+    ent_coef: float = 0.0
+    bc_coef: float = 0.3  # flow-matching loss on the demonstrations of the checkpoint
+    success_bc_coef: float = 0.0  # the same on collected successes: the control "filtered BC"
+    ref_kl_coef: float = 0.3  # distance to the frozen start policy
+
+    def check(self) -> None:
+        """Refuse counts, rates and shares that mean nothing."""
+        _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps")
+        _at_least(self, 0, "critic_warmup", "critic_episodes")
+        _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
+        _positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
+        _within_0_1(self, "gamma", "gae_lambda")
+        if self.target_kl is not None:
+            _positive(self, "target_kl")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """The paired test after each round: the champion and the challenger on a fresh block of seeds."""
+
+    enabled: bool = True
+    n_episodes: int = 50  # of one block
+    max_episodes: int = 200  # blocks are added until the verdict is clear, up to here
+    alpha: float = 0.1  # chance of a wrong verdict, split over the rounds
+    seed: int = 1_000_000  # first seed of the blocks; evaluation and training never use them
+
+    def check(self) -> None:
+        """Refuse counts and chances that mean nothing."""
+        _at_least(self, 1, "n_episodes")
+        _at_least(self, self.n_episodes, "max_episodes")
+        _within_0_1(self, "alpha")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The evaluation before and after, on seeds that no gate and no selection ever saw."""
+
+    n_episodes: int = 200
+    seed: int = 2_000_000
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        _at_least(self, 1, "n_episodes")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of post-training."""
+
+    name: str = MISSING  # folder below runs/
+    checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; not read by policy=gaussian
+    policy: Literal["flow", "gaussian"] = "flow"  # the checkpoint's action side, or a Gaussian MLP from nothing
+    seed: int = 0
+    threads: int = 0  # of torch; 0: all cores
+    total_timesteps: int = 100_000  # executed simulator steps, evaluation and gate not counted
+    n_rounds: int = 4  # collect, refit, PPO, evaluate, accept or roll back
+    env: EnvConfig = field(default_factory=EnvConfig)
+    dream: DreamConfig = field(default_factory=DreamConfig)
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    # name: {func, weight, params}, or null to switch a term off
+    rewards: dict[str, Any] = field(default_factory=lambda: {"success": {"weight": 1.0}})
+
+    def check(self) -> None:
+        """Refuse what only shows when several fields are seen together."""
+        _at_least(self, 0, "seed", "threads")
+        _at_least(self, 1, "total_timesteps", "n_rounds")
+        if self.policy == "gaussian" and self.env.kind != "sim":
+            raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
+        n_envs = self.dream.n_envs if self.env.kind == "dream" else self.env.n_envs
+        n_chunks = n_envs * (self.dream.horizon if self.env.kind == "dream" else self.ppo.n_steps)
+        if self.ppo.batch_size > n_chunks:
+            raise UserError(f"ppo.batch_size={self.ppo.batch_size} exceeds a rollout of {n_chunks} chunks; lower it")
+
+
+def _at_least(config: object, low: int, *names: str) -> None:
+    _require(config, names, lambda value: value >= low, f"at least {low}")
+
+
+def _positive(config: object, *names: str) -> None:
+    _require(config, names, lambda value: value > 0, "more than 0")
+
+
+def _within_0_1(config: object, *names: str) -> None:
+    _require(config, names, lambda value: 0 <= value <= 1, "between 0 and 1")
+
+
+def _require(config: object, names: tuple[str, ...], holds: Any, expected: str) -> None:
+    for name in names:
+        if not holds(getattr(config, name)):
+            raise UserError(f"{name}={getattr(config, name)}: expected {expected}")

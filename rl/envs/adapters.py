@@ -1,0 +1,297 @@
+"""Adapters: any `BatchedEnv` as a Stable-Baselines3 `VecEnv`, a gymnasium `VectorEnv` or a single gymnasium `Env`.
+
+Observations are flat float32 vectors; torch turns into numpy here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from rewards.errors import UserError
+from world_model.env import BatchedEnv, ChunkStep, Obs
+from world_model.spec import Spec
+
+Array = np.ndarray
+Indices = int | Iterable[int] | None
+
+
+def flatten_obs(obs: Obs, spec: Spec) -> Tensor:
+    """Return the context frames, oldest first, then a one-hot of the task if there are several. Shape: (N, D)."""
+    frames = obs["state"].flatten(1)
+    if len(spec.tasks) == 1:
+        return frames
+    return torch.cat([frames, torch.nn.functional.one_hot(obs["task"], len(spec.tasks)).to(frames.dtype)], dim=1)
+
+
+def unflatten_obs(flat: Tensor, spec: Spec, n_context_frames: int) -> Obs:
+    """Undo `flatten_obs`: (N, D) -> state (N, n_context_frames, state_dim), task (N,)."""
+    frames, one_hot = flat.split([n_context_frames * spec.state_dim, _n_task_columns(spec)], dim=1)
+    task = one_hot.argmax(1) if one_hot.shape[1] else torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+    return {"state": frames.reshape(len(flat), n_context_frames, spec.state_dim), "task": task}
+
+
+def observation_space(env: BatchedEnv) -> Box:
+    """Return the space of one flat observation. Shape: (D,)."""
+    size = env.n_context_frames * env.spec.state_dim + _n_task_columns(env.spec)
+    return Box(-np.inf, np.inf, (size,), np.float32)
+
+
+def action_space(env: BatchedEnv, k: int = 1) -> Box:
+    """Return the space of `k` actions after one another. Shape: (k * action_dim,)."""
+    low, high = (np.tile(np.array(bound, np.float32), k) for bound in (env.spec.action_low, env.spec.action_high))
+    return Box(low, high, dtype=np.float32)
+
+
+class StepVecEnv(VecEnv):
+    """A `BatchedEnv` for Stable-Baselines3, one action a step.
+
+    `infos` carry what a `Monitor` adds, so returns and successes are logged without one. Environments of a batch share
+    one stream of random numbers: `seed(s)` seeds it with `s` at the next reset.
+    """
+
+    def __init__(self, batched: BatchedEnv) -> None:
+        self.batched = batched
+        self._episodes = _Episodes(batched)
+        self._actions: Tensor | None = None
+        super().__init__(batched.num_envs, observation_space(batched), action_space(batched))
+
+    def reset(self) -> Array:
+        """Begin an episode everywhere; return the observations (num_envs, D)."""
+        obs = self._episodes.reset(self._seeds[0])
+        self._reset_seeds()
+        self._reset_options()
+        return obs
+
+    def step_async(self, actions: Array) -> None:
+        """Keep `actions` (num_envs, ...) for `step_wait`."""
+        self._actions = _to_torch(actions, self.batched)
+
+    def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+        """Execute; return observations (num_envs, D), rewards and dones (num_envs,), and infos."""
+        assert self._actions is not None, "step_wait() without step_async()"
+        result, self._actions = self._execute(self._actions), None
+        step = self._episodes.add(result)
+        infos: list[dict[str, Any]] = [
+            {"TimeLimit.truncated": truncated, "is_success": success}
+            for truncated, success in zip(step.truncated.tolist(), step.is_success.tolist(), strict=True)
+        ]
+        for i in step.done.nonzero()[0]:
+            infos[i]["terminal_observation"] = step.final_obs[i].copy()
+            infos[i]["episode"] = {"r": float(step.returns[i]), "l": int(step.lengths[i]), "t": step.time}
+        return step.obs, self._reward(result), step.done, infos
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.batched.close()
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """Return an attribute of the batch, once for each environment asked for."""
+        value = None if attr_name == "render_mode" else getattr(self.batched, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Set an attribute of the batch."""
+        self._refuse_part(indices)
+        setattr(self.batched, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the batch once; return its result once for each environment."""
+        self._refuse_part(indices)
+        return [getattr(self.batched, method_name)(*method_args, **method_kwargs)] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Indices = None) -> list[bool]:
+        """Claim a `Monitor` and nothing else: `evaluate_policy` then reads returns and lengths from `infos`."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def _execute(self, actions: Tensor) -> ChunkStep:
+        return self.batched.step(actions)
+
+    def _reward(self, result: ChunkStep) -> Array:
+        return _to_numpy(result.reward.sum(1))
+
+    def _refuse_part(self, indices: Indices) -> None:
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise UserError(f"{self.batched.place}: a batch of environments is one object; leave indices={indices} out")
+
+
+class ChunkVecEnv(StepVecEnv):
+    """The same with `k` actions a step, flattened to (k * action_dim,); those after an end are not executed.
+
+    The reward of a chunk is that of its executed steps, discounted by `gamma` a step from the first on. The return in
+    `infos[i]["episode"]` is not discounted, and its length counts executed steps.
+    """
+
+    def __init__(self, batched: BatchedEnv, k: int, gamma: float = 1.0) -> None:
+        super().__init__(batched)
+        self.k, self.gamma = k, gamma
+        self.action_space = action_space(batched, k)
+
+    def _execute(self, actions: Tensor) -> ChunkStep:
+        return self.batched.step_chunk(actions.reshape(self.num_envs, self.k, -1))
+
+    def _reward(self, result: ChunkStep) -> Array:
+        reward = result.reward
+        return _to_numpy((reward * self.gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1))
+
+
+class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
+    """A `BatchedEnv` for gymnasium's vector interface, in autoreset mode SAME_STEP.
+
+    `infos` follow gymnasium: where an episode ended, `final_obs` and `final_info` hold what belongs to it.
+    """
+
+    def __init__(self, batched: BatchedEnv) -> None:
+        self.batched = batched
+        self._episodes = _Episodes(batched)
+        self.num_envs = batched.num_envs
+        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = observation_space(batched), action_space(batched)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begin an episode everywhere; `seed` seeds the stream of random numbers that the environments share."""
+        if options and "reset_mask" in options:
+            raise UserError(f"{self.batched.place}: ended episodes restart by themselves; leave out 'reset_mask'")
+        super().reset(seed=seed)
+        return self._episodes.reset(seed), {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Execute one action each (num_envs, action_dim)."""
+        result = self.batched.step(_to_torch(actions, self.batched))
+        step = self._episodes.add(result)
+        done = step.done
+        infos: dict[str, Any] = {"is_success": step.is_success & ~done, "_is_success": ~done}
+        if done.any():
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            for i in done.nonzero()[0]:
+                final_obs[i] = step.final_obs[i].copy()
+            final_info = {"is_success": step.is_success & done, "_is_success": done.copy()}
+            infos |= {"final_obs": final_obs, "_final_obs": done.copy()}
+            infos |= {"final_info": final_info, "_final_info": done.copy()}
+        return step.obs, _to_numpy(result.reward.sum(1)), step.terminated, step.truncated, infos
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the environments."""
+        self.batched.close()
+
+
+class GymEnv(gymnasium.Env[Array, Array]):
+    """A `BatchedEnv` of one environment for gymnasium; the next episode is seen only after `reset`."""
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(self, batched: BatchedEnv) -> None:
+        if batched.num_envs != 1:
+            raise UserError(f"{batched.place}: GymEnv takes one environment, num_envs={batched.num_envs}; make it 1")
+        self.batched = batched
+        self._episodes = _Episodes(batched)
+        self.observation_space, self.action_space = observation_space(batched), action_space(batched)
+        self._running = False
+        self._first_obs: Array | None = None  # of the next episode, between an end and `reset`
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begin an episode; return its first observation (D,)."""
+        super().reset(seed=seed)
+        if seed is not None or self._first_obs is None:
+            self._first_obs = self._episodes.reset(seed)[0]
+        obs, self._first_obs, self._running = self._first_obs, None, True
+        return obs, {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Execute one action (action_dim,)."""
+        if not self._running:
+            raise ResetNeeded("no episode is running; call reset() first")
+        result = self.batched.step(_to_torch(action[None], self.batched))
+        step = self._episodes.add(result)
+        obs = step.obs[0]
+        if step.done[0]:
+            self._running, self._first_obs, obs = False, obs, step.final_obs[0]
+        info = {"is_success": bool(step.is_success[0])}
+        return obs, float(result.reward.sum()), bool(step.terminated[0]), bool(step.truncated[0]), info
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.batched.close()
+
+
+@dataclass
+class _Step:
+    """A `ChunkStep` in numpy, with what its episodes came to so far."""
+
+    obs: Array  # (num_envs, D)
+    final_obs: Array  # (num_envs, D), before any restart
+    terminated: Array  # (num_envs,) bool
+    truncated: Array  # (num_envs,) bool
+    done: Array  # (num_envs,) bool
+    is_success: Array  # (num_envs,) bool, success was seen in this episode
+    returns: Array  # (num_envs,) float64
+    lengths: Array  # (num_envs,) int64, executed steps
+    time: float  # seconds since the adapter was made
+
+
+class _Episodes:
+    """Return, length and success of the episodes under way, and their observations in numpy."""
+
+    def __init__(self, batched: BatchedEnv) -> None:
+        self.batched = batched
+        n = batched.num_envs
+        self._returns, self._lengths, self._success = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, bool)
+        self._ended = np.ones(n, bool)  # the next step counts from zero
+        self._made = time.perf_counter()
+
+    def reset(self, seed: int | None) -> Array:
+        """Restart all; return the first observations (num_envs, D)."""
+        self._ended = np.ones(self.batched.num_envs, bool)
+        return self._numpy_obs(self.batched.reset(seed))
+
+    def add(self, result: ChunkStep) -> _Step:
+        """Count `result` in."""
+        self._returns = np.where(self._ended, 0.0, self._returns) + _to_numpy(result.reward.sum(1))
+        self._lengths = np.where(self._ended, 0, self._lengths) + _to_numpy(result.executed.sum(1))
+        self._success = (self._success & ~self._ended) | _to_numpy(result.is_success)
+        terminated, truncated = _to_numpy(result.terminated), _to_numpy(result.truncated)
+        self._ended = terminated | truncated
+        return _Step(
+            obs=self._numpy_obs(result.obs),
+            final_obs=self._numpy_obs(result.final_obs),
+            terminated=terminated,
+            truncated=truncated,
+            done=self._ended.copy(),
+            is_success=self._success,
+            returns=self._returns,
+            lengths=self._lengths,
+            time=round(time.perf_counter() - self._made, 6),
+        )
+
+    def _numpy_obs(self, obs: Obs) -> Array:
+        return _to_numpy(flatten_obs(obs, self.batched.spec))
+
+
+def _n_task_columns(spec: Spec) -> int:
+    return len(spec.tasks) if len(spec.tasks) > 1 else 0
+
+
+def _to_numpy(values: Tensor) -> Array:
+    # A copy even on the CPU: what a caller does to it must not reach the environment.
+    return values.to("cpu", copy=True).numpy()
+
+
+def _to_torch(actions: Array, env: BatchedEnv) -> Tensor:
+    return torch.tensor(actions, dtype=torch.float32, device=env.device)

@@ -1,0 +1,77 @@
+"""Meta-World tasks with honest seeds, unlimited goals and 21 numbers of state, and their scripted experts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from metaworld.env_dict import ENV_CLS_MAP
+from metaworld.policies import ENV_POLICY_MAP
+
+from rl.envs.fast_sawyer import fast_class
+from rl.envs.workers import user_error
+
+Array = np.ndarray
+Expert = Callable[[Array, Array], Array]
+"""(frame (21,), previous frame (21,)) -> action (4,), within bounds."""
+
+TASKS = tuple(sorted(name.removesuffix("-v3") for name in ENV_CLS_MAP))
+STATE_DIM = 21
+UNIT = "m, gripper opening 0..1, quaternions"
+SLICES = {
+    "hand_pos": (0, 3),
+    "gripper": (3, 4),
+    "object_pos": (4, 7),
+    "object_quat": (7, 11),
+    "object2_pos": (11, 14),
+    "object2_quat": (14, 18),
+    "goal_pos": (18, 21),
+}
+ACTION_LOW, ACTION_HIGH = (-1.0,) * 4, (1.0,) * 4
+CONTROL_HZ = 80.0  # 5 physics steps of 2.5 ms an action
+
+
+def check_task(task: str) -> None:
+    """Raise `UserError` with the known names when Meta-World has no such task."""
+    if task not in TASKS:
+        raise user_error(f"task {task!r} is unknown to Meta-World; it knows {', '.join(TASKS)}")
+
+
+class MetaWorldTask:
+    """One Meta-World task behind the internal protocol of `SimEnv`: frames of 21 numbers, see `SLICES`."""
+
+    def __init__(self, task: str) -> None:
+        check_task(task)
+        self._env = fast_class(f"{task}-v3")()
+
+    def reset(self, seed: int) -> Array:
+        """Begin the episode that stock begins after `env.seed(seed); env.reset()`; return its first frame (21,)."""
+        return _frame(self._env.restart(seed))
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
+        """Execute `action` (4,); return frame (21,), reward, success, terminated, truncated."""
+        obs, reward, success = self._env.advance(action)
+        return _frame(obs), reward, success, False, False
+
+    def close(self) -> None:
+        """Hold nothing to release: pictures are not drawn here."""
+
+
+def scripted_expert(task: str) -> Expert:
+    """Return Meta-World's scripted policy for `task`: (frame (21,), previous frame (21,)) -> action (4,) in [-1, 1]."""
+    check_task(task)
+    policy = ENV_POLICY_MAP[f"{task}-v3"]()
+
+    def act(frame: Array, previous: Array) -> Array:
+        obs = np.concatenate([frame[:18], previous[:18], frame[18:]]).astype(np.float64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Constant")  # it says that it clips; it does not
+            return np.clip(policy.get_action(obs), -1.0, 1.0).astype(np.float32)
+
+    return act
+
+
+def _frame(obs: Array) -> Array:
+    """Take the current frame and the goal of stock's 39 numbers; its 18:36 repeat the previous frame."""
+    return np.concatenate([obs[:18], obs[36:39]]).astype(np.float32)

@@ -1,0 +1,162 @@
+"""The simulator behind the batched contract: Meta-World tasks, or any registered gymnasium id with Box spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards import RewardManager
+from rewards.errors import UserError
+from rl.envs.workers import Group, Workers
+from world_model.env import Advance, BatchedEnv, ReadOut, Start
+from world_model.spec import Feature, Spec
+
+
+class SimEnv(BatchedEnv):
+    """`num_envs` simulated environments; environment `j` runs `tasks[j % len(tasks)]`.
+
+    Args:
+        env_id: "metaworld", or a registered gymnasium id such as "Pendulum-v1".
+        num_envs: number of environments in the batch.
+        tasks: Meta-World task names without version, such as "push"; a gymnasium id is its own task.
+        n_workers: processes to spread the environments over, 0 for none; results do not depend on it.
+        task_names: the tasks that `obs["task"]` indexes, when a model knows more than these.
+
+    The other arguments are those of `BatchedEnv`. An episode is named by its seed: it fixes goal and objects.
+    """
+
+    place = "sim"
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        tasks: Sequence[str] | None = None,
+        n_context_frames: int = 2,
+        max_steps: int = 150,
+        n_workers: int = 0,
+        terminate_on_success: bool = True,
+        seed: int = 0,
+        rewards: RewardManager | None = None,
+        read_out: ReadOut | None = None,
+        action_delay: int = 0,
+        obs_noise: float = 0.0,
+        task_names: Sequence[str] | None = None,
+    ) -> None:
+        spec = make_spec(env_id, tasks, task_names)
+        super().__init__(
+            spec,
+            num_envs,
+            n_context_frames,
+            max_steps,
+            rewards,
+            read_out,
+            terminate_on_success,
+            action_delay,
+            obs_noise,
+            seed,
+        )
+        names = tuple(tasks or (env_id,))
+        self.env_id = env_id
+        self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
+        self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env])
+        # For exact resume: the actions of each environment since its episode began.
+        self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
+        self._seeds: list[int] = []  # handed out one a restart, the last one for ever; empty: drawn
+        self._envs = Workers(env_id, self.task_of_env, n_workers) if n_workers else Group(env_id, self.task_of_env)
+
+    def set_episode_seeds(self, seeds: Sequence[int]) -> None:
+        """Name the episodes to come: each restart takes the next seed; the last one repeats. Empty: drawn again."""
+        self._seeds = [int(seed) for seed in seeds]
+
+    def expert_actions(self) -> Tensor:
+        """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""
+        if self.env_id != "metaworld":
+            raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
+        from rl.envs.metaworld import scripted_expert
+
+        frames = self.context.numpy()
+        newest, before = frames[:, -1], frames[:, max(0, self.n_context_frames - 2)]
+        actions = [scripted_expert(t)(f, b) for t, f, b in zip(self.task_of_env, newest, before, strict=True)]
+        return torch.from_numpy(np.stack(actions))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the batched state and, for each environment, the actions since its episode began."""
+        past = [torch.from_numpy(np.array(p, np.float32).reshape(-1, self.spec.action_dim)) for p in self._past]
+        return {
+            **super().state_dict(),
+            "n_past": torch.tensor([len(p) for p in past]),
+            "past": torch.nn.utils.rnn.pad_sequence(past, batch_first=True),  # (num_envs, longest, action_dim)
+            "seeds": torch.tensor(self._seeds, dtype=torch.long),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave, by playing each unfinished episode again up to where it was."""
+        super().load_state_dict(state)
+        past = [p[:n].numpy() for p, n in zip(state["past"], state["n_past"].tolist(), strict=True)]
+        self._past, self._seeds = [list(p) for p in past], state["seeds"].tolist()
+        self._envs.replay(self.episode_seed.tolist(), past)
+
+    def close(self) -> None:
+        """Close the environments and end the workers."""
+        self._envs.close()
+
+    def _restart(self, mask: Tensor) -> Start:
+        which = mask.nonzero()[:, 0].tolist()
+        seeds = self._next_seeds(len(which))
+        frames = torch.from_numpy(self._envs.reset(dict(zip(which, seeds.tolist(), strict=True))))
+        for j in which:
+            self._past[j] = []
+        return Start(
+            context=frames[:, None].repeat(1, self.n_context_frames, 1),
+            task=self._task_index[mask],
+            elapsed=torch.zeros(len(which), dtype=torch.long),
+            seed=seeds,
+        )
+
+    def _next_seeds(self, n: int) -> Tensor:
+        if not self._seeds:
+            return torch.randint(2**31, (n,), generator=self.generator)
+        seeds = (self._seeds + self._seeds[-1:] * n)[:n]
+        self._seeds = self._seeds[n:] or self._seeds[-1:]
+        return torch.tensor(seeds)
+
+    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
+        commands = actions.numpy()
+        steps = self._envs.advance(commands, limit.numpy(), self.terminate_on_success)
+        for past, command in zip(self._past, commands, strict=True):
+            past.extend(command.copy())  # those after an end do not matter: a restart empties the list
+        frames, reward, success, terminated, truncated = (torch.from_numpy(array) for array in steps)
+        return Advance(frames, success, terminated, truncated, task_reward=reward)
+
+
+def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str] | None = None) -> Spec:
+    """Return the spec of an environment; `UserError` names an unknown task, id or space."""
+    if env_id == "metaworld":
+        from rl.envs import metaworld
+
+        if not tasks:
+            raise UserError(f"sim: metaworld needs tasks=[...]; it knows {', '.join(metaworld.TASKS)}")
+        for task in tasks:
+            metaworld.check_task(task)
+        state = Feature((metaworld.STATE_DIM,), metaworld.UNIT, dict(metaworld.SLICES))
+        low, high, rate = metaworld.ACTION_LOW, metaworld.ACTION_HIGH, metaworld.CONTROL_HZ
+    else:
+        from rl.envs.gym_env import GymTask
+
+        if tasks and set(tasks) != {env_id}:
+            raise UserError(f"sim: {env_id!r} is its own task, tasks={list(tasks)} does not fit; leave it out")
+        env = GymTask(env_id)
+        env.close()
+        state = Feature((env.state_dim,))
+        low, high, rate = tuple(env.action_low), tuple(env.action_high), env.control_hz
+    present = tuple(dict.fromkeys(tasks or (env_id,)))
+    known = tuple(task_names or present)
+    unknown = [task for task in present if task not in known]
+    if unknown:
+        raise UserError(f"sim: task {unknown[0]!r} is unknown to the model; it knows {', '.join(known)}")
+    return Spec({"state": state}, low, high, known, rate)

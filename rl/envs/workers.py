@@ -1,0 +1,185 @@
+"""Groups of single environments: in this process, or each in a process of its own.
+
+A worker is a plain subprocess that talks over its pipes, a message a chunk. It imports neither torch nor the caller's
+main module, and ends when its pipe closes, so it cannot outlive its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Array = np.ndarray
+
+
+class Task(Protocol):
+    """One environment: what `MetaWorldTask` and `GymTask` have in common."""
+
+    def reset(self, seed: int) -> Array:
+        """Begin the episode that `seed` names; return its first frame (state_dim,)."""
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
+        """Execute `action`; return frame, reward, success, terminated, truncated."""
+
+    def close(self) -> None:
+        """Release what the environment holds."""
+
+
+class Steps(NamedTuple):
+    """What `k` steps did in each of `n` environments; rows after an end repeat the last frame."""
+
+    frames: Array  # (n, k, state_dim) float32
+    reward: Array  # (n, k) float32
+    success: Array  # (n, k) bool
+    terminated: Array  # (n, k) bool
+    truncated: Array  # (n, k) bool
+
+
+class Group:
+    """A fixed list of environments, stepped one after the other."""
+
+    def __init__(self, env_id: str, tasks: Sequence[str]) -> None:
+        self.envs = [make_task(env_id, task) for task in tasks]
+        self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
+
+    def reset(self, seeds: dict[int, int]) -> Array:
+        """Begin an episode in each environment named by a key; return first frames (len(seeds), state_dim)."""
+        for i, seed in seeds.items():
+            self.last[i] = self.envs[i].reset(seed)
+        return np.stack([self.last[i] for i in seeds])
+
+    def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
+        """Execute up to `limit` (n,) of `actions` (n, k, action_dim) in each environment, up to its end."""
+        n, k = actions.shape[:2]
+        frames = np.empty((n, k, len(self.last[0])), np.float32)
+        reward, flags = np.zeros((n, k), np.float32), np.zeros((3, n, k), bool)
+        for i, env in enumerate(self.envs):
+            over = False
+            for j in range(k):
+                if not over and j < limit[i]:
+                    self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
+                    flags[:, i, j] = success, terminated, truncated
+                    over = terminated or truncated or (success and stop_on_success)
+                frames[i, j] = self.last[i]
+        return Steps(frames, reward, *flags)
+
+    def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
+        """Bring each environment back to where the `actions` (steps, action_dim) of an episode left it."""
+        for i, (seed, past) in enumerate(zip(seeds, actions, strict=True)):
+            self.last[i] = self.envs[i].reset(seed)
+            for action in past:
+                self.last[i] = self.envs[i].step(action)[0]
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+
+class Workers:
+    """The same as `Group`, spread over processes; results do not depend on their number."""
+
+    def __init__(self, env_id: str, tasks: Sequence[str], n_workers: int) -> None:
+        self.parts = [part.tolist() for part in np.array_split(np.arange(len(tasks)), min(n_workers, len(tasks)))]
+        self.processes = [_start() for _ in self.parts]
+        self._all("__init__", [(env_id, [tasks[i] for i in part]) for part in self.parts])
+
+    def reset(self, seeds: dict[int, int]) -> Array:
+        """See `Group.reset`."""
+        shares = [{i - part[0]: seeds[i] for i in part if i in seeds} for part in self.parts]
+        frames = self._all("reset", [(share,) if share else None for share in shares])
+        return np.concatenate([f for f in frames if f is not None])
+
+    def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
+        """See `Group.advance`."""
+        steps = self._all("advance", [(actions[part], limit[part], stop_on_success) for part in self.parts])
+        return Steps(*(np.concatenate(field) for field in zip(*steps, strict=True)))
+
+    def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
+        """See `Group.replay`."""
+        self._all("replay", [([seeds[i] for i in part], [actions[i] for i in part]) for part in self.parts])
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+        self.processes = []
+
+    def _all(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> list[Any]:
+        """Call `method` in every worker that has arguments, at the same time; raise the first error of any."""
+        busy = [(p, a) for p, a in zip(self.processes, arguments, strict=True) if a is not None]
+        for process, args in busy:
+            assert process.stdin is not None
+            pickle.dump((method, args), process.stdin)
+            process.stdin.flush()
+        answers = [_answer(process) for process, _ in busy]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+
+def user_error(message: str) -> ValueError:
+    """Return a `UserError`; imported late because its package loads torch, which a worker has no other use for."""
+    from rewards.errors import UserError
+
+    return UserError(message)
+
+
+def make_task(env_id: str, task: str) -> Task:
+    """Make one environment: a Meta-World task, or a gymnasium id."""
+    if env_id == "metaworld":
+        from rl.envs.metaworld import MetaWorldTask
+
+        return MetaWorldTask(task)
+    from rl.envs.gym_env import GymTask
+
+    return GymTask(env_id)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """Start a worker that finds modules where this process does, with one thread."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from rl.envs.workers import serve; serve()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+
+
+def _answer(process: subprocess.Popen[bytes]) -> Any:
+    assert process.stdout is not None
+    try:
+        return pickle.load(process.stdout)
+    except EOFError:
+        raise RuntimeError(f"an environment worker ended with exit code {process.wait()}") from None
+
+
+def serve() -> None:
+    """Answer messages until the pipe closes. Whatever an environment prints goes to the error stream."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; the closing pipe ends us
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    group: Any = None
+    while True:
+        try:
+            method, args = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            if method == "__init__":
+                group, answer = Group(*args), None
+            else:
+                answer = getattr(group, method)(*args)
+        except Exception as error:  # the parent raises it
+            answer = error
+        pickle.dump(answer, answers)
+        answers.flush()

@@ -1,0 +1,298 @@
+"""Policies that decide on a whole chunk of actions at once, with a likelihood for what they decided.
+
+Both kinds go through the same PPO. `FlowPolicy` denoises a chunk: its likelihood is that of all noisy steps of the stored
+chain (DPPO, 2409.00588; ReinFlow, 2505.22094). `GaussianPolicy` is the plain one: a chain of a single step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
+
+from rl.envs.adapters import action_space, observation_space, unflatten_obs
+from world_model import modes
+from world_model.env import BatchedEnv, Obs
+from world_model.flow import gaussian_log_prob, noise_level, seeded_noise, step_mean
+from world_model.model import Context, WorldActionModel
+from world_model.spec import Spec
+
+
+class ChunkPolicy(BasePolicy):
+    """What PPO asks of a policy. `n` rows everywhere; a chain is whatever the likelihood needs of a decision."""
+
+    chunk_size: int
+    n_action_steps: int
+
+    def __init__(self, spec: Spec, observation_space: spaces.Space, action_space: spaces.Space, n_context_frames: int) -> None:
+        super().__init__(observation_space, action_space)
+        self.spec, self.n_context_frames = spec, n_context_frames
+
+    @abstractmethod
+    def encode(self, obs: Obs) -> Context:
+        """Encode an observation once; the rest of the policy reads the result."""
+
+    @abstractmethod
+    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), log-probability of the chain (n,)."""
+
+    @abstractmethod
+    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
+        """Act without exploring (n, n_action_steps, action_dim); any noise depends on (seed, counter) (n,) alone."""
+
+    @abstractmethod
+    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
+        """Means of the chain's steps (n, K, ...) under the present weights."""
+
+    @abstractmethod
+    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
+        """Log-likelihood of the chain (n,), summed over its steps and dimensions, in float32."""
+
+    @abstractmethod
+    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
+        """Sum over chain steps of the Gaussian KL to the reference policy (n,)."""
+
+    @abstractmethod
+    def values(self, context: Context) -> Tensor:
+        """The critic's estimate (n,)."""
+
+    @abstractmethod
+    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
+        """`chain_means` of the frozen start policy."""
+
+    @abstractmethod
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the policy gradient trains."""
+
+    @abstractmethod
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the critic."""
+
+    def entropy(self) -> Tensor:
+        """Entropy of a decision, up to a constant."""
+        return torch.zeros(())
+
+    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+        obs = unflatten_obs(observation, self.spec, self.n_context_frames)
+        context = self.encode(obs)
+        rows = torch.arange(len(observation))
+        if deterministic:
+            return self.decide(context, rows, torch.zeros_like(rows))
+        return self.sample(context, torch.default_generator)[0]
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return one action a row for a single-step environment; the rest of its chunk waits in `state` (SB3's word)."""
+        flat = np.atleast_2d(np.asarray(observation, dtype=np.float32))
+        single = np.ndim(observation) == 1
+        n = len(flat)
+        queue, used = state if state is not None else (np.zeros((n, self.n_action_steps, self.spec.action_dim)), None)
+        used = np.full(n, self.n_action_steps) if used is None else used.copy()
+        queue = queue.copy()
+        if episode_start is not None:
+            used[np.atleast_1d(episode_start).astype(bool)] = self.n_action_steps
+        empty = used >= self.n_action_steps
+        if empty.any():
+            with torch.no_grad():
+                queue[empty] = self._predict(torch.as_tensor(flat[empty], device=self.device), deterministic).cpu().numpy()
+            used[empty] = 0
+        action = queue[np.arange(n), used].astype(np.float32)
+        return (action[0] if single else action), (queue, used + 1)
+
+
+class FlowPolicy(ChunkPolicy):
+    """The action side of a world-action model.
+
+    Args:
+        model: trained in place; only its action decoder and critic have gradients.
+        n_denoising_steps: steps K of the chain, all of them noisy when exploring.
+        noise_std: deviation of the noise added after each step, in units of the normalised action; K numbers or one.
+        n_action_steps: how much of a chunk is executed.
+    """
+
+    def __init__(
+        self,
+        model: WorldActionModel,
+        env: BatchedEnv,
+        n_denoising_steps: int = 4,
+        noise_std: float = 0.1,
+        n_action_steps: int | None = None,
+    ) -> None:
+        super().__init__(model.spec, observation_space(env), action_space(env), model.config.n_context_frames)
+        self.model = model
+        self.n_denoising_steps, self.noise_std = n_denoising_steps, noise_std
+        self.chunk_size = model.config.chunk_size
+        self.n_action_steps = n_action_steps or self.chunk_size
+        model.requires_grad_(False)
+        model.action.requires_grad_(True)
+        model.value.requires_grad_(True)
+        self.reference = copy.deepcopy(model.action).requires_grad_(False)
+
+    def encode(self, obs: Obs) -> Context:
+        """Encode without a graph: the encoder is frozen."""
+        with torch.no_grad():
+            return self.model.encode(obs["state"], obs["task"])
+
+    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Denoise with noise after every step. The executed action is clamped, the chain never."""
+        x = modes.action_noise(self.model, len(context.frames), generator)
+        chain, means = [x], []
+        for i in range(self.n_denoising_steps):
+            t = x.new_full((len(x),), noise_level(i, self.n_denoising_steps))
+            mean = step_mean(x, self.model.predict_action(context, x, t), i, self.n_denoising_steps)
+            x = mean + self.noise_std * torch.randn(mean.shape, generator=generator, device=mean.device)
+            chain.append(x)
+            means.append(mean)
+        stacked = torch.stack(chain, dim=1)
+        return self._executable(x), stacked, self.chain_log_prob(stacked, torch.stack(means, dim=1))
+
+    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
+        """Integrate the ODE from noise seeded row by row."""
+        shape = (self.model.action_codec.n_tokens, self.model.action_codec.code_dim)
+        noise = seeded_noise(seed, counter, shape)
+        return modes.policy(self.model, context, noise, self.n_denoising_steps)[:, : self.n_action_steps]
+
+    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
+        """All steps in one pass: the stored chain makes them independent. Shape: (n, K, n_tokens, code_dim)."""
+        return self._means(self.model.action, context, chain)
+
+    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
+        """The same under the weights that post-training started from."""
+        with torch.no_grad():
+            return self._means(self.reference, context, chain)
+
+    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
+        """The starting noise does not depend on the weights and is left out."""
+        return gaussian_log_prob(chain[:, 1:], means, self.noise_std)
+
+    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
+        """Sum over steps of ||mean - reference mean||^2 / (2 std^2)."""
+        return (means - reference_means).square().flatten(1).sum(1) / (2 * self.noise_std**2)
+
+    def values(self, context: Context) -> Tensor:
+        """The critic on detached features."""
+        value: Tensor = self.model.value(context.features)
+        return value
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """The action decoder."""
+        return list(self.model.action_parameters())
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The value read-out."""
+        return list(self.model.value.parameters())
+
+    def _means(self, decoder: nn.Module, context: Context, chain: Tensor) -> Tensor:
+        n, steps = len(chain), chain.shape[1] - 1
+        index = torch.arange(n).repeat(steps)
+        x = chain[:, :-1].transpose(0, 1).flatten(0, 1)
+        t = torch.tensor([noise_level(i, steps) for i in range(steps)], device=x.device).repeat_interleave(n)
+        estimate = decoder(x, t, context[index].cache).view(steps, n, *x.shape[1:])
+        x = x.view_as(estimate)
+        return torch.stack([step_mean(x[i], estimate[i], i, steps) for i in range(steps)], dim=1)
+
+    def _executable(self, codes: Tensor) -> Tensor:
+        actions = self.model.action_codec.decode(codes).clamp(self.model.action_low, self.model.action_high)
+        return actions[:, : self.n_action_steps]
+
+
+class GaussianPolicy(ChunkPolicy):
+    """An MLP with a state-independent deviation, for any environment with vectors; actions in units of their bounds."""
+
+    def __init__(self, env: BatchedEnv, chunk_size: int = 1, width: int = 64, log_std: float = -0.5) -> None:
+        super().__init__(env.spec, observation_space(env), action_space(env), env.n_context_frames)
+        self.chunk_size = self.n_action_steps = chunk_size
+        dim, out = env.n_context_frames * env.spec.state_dim + len(env.spec.tasks), chunk_size * env.spec.action_dim
+        self.actor, self.critic = _mlp(dim, width, out), _mlp(dim, width, 1)
+        # A small last layer: the first policy explores around the middle of the action range.
+        nn.init.normal_(self.actor[-1].weight, std=0.01)
+        self.log_std = nn.Parameter(torch.full((out,), log_std))
+        low, high = env.action_low.repeat(chunk_size), env.action_high.repeat(chunk_size)
+        self.register_buffer("middle", (high + low) / 2)
+        self.register_buffer("half", (high - low) / 2)
+        self.middle: Tensor
+        self.half: Tensor
+
+    def encode(self, obs: Obs) -> Context:
+        """Flatten the frames and append the task as one-hot."""
+        task = torch.nn.functional.one_hot(obs["task"], len(self.spec.tasks)).float()
+        return Context(obs["state"], [], torch.cat([obs["state"].flatten(1), task], dim=-1))
+
+    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw one Gaussian action chunk."""
+        mean = self.actor(context.features)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        chain = torch.stack([mean, mean + self.log_std.exp() * noise], dim=1).detach()
+        return self._executable(chain[:, 1]), chain, self.chain_log_prob(chain, mean.unsqueeze(1))
+
+    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
+        """Take the mean."""
+        return self._executable(self.actor(context.features))
+
+    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
+        """Shape: (n, 1, chunk_size * action_dim)."""
+        mean: Tensor = self.actor(context.features)
+        return mean.unsqueeze(1)
+
+    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
+        """There is no start policy to stay near: the means that acted."""
+        return chain[:, :1]
+
+    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
+        """Density of the drawn action."""
+        z = (chain[:, 1] - means[:, 0]) / self.log_std.exp()
+        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
+        """KL to the means that acted."""
+        return ((means - reference_means) / self.log_std.exp()).square().flatten(1).sum(1) / 2
+
+    def values(self, context: Context) -> Tensor:
+        """The critic MLP."""
+        value: Tensor = self.critic(context.features)
+        return value.squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Up to a constant, the sum of log deviations."""
+        return self.log_std.sum()
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """MLP and deviation."""
+        return [*self.actor.parameters(), self.log_std]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The critic MLP."""
+        return list(self.critic.parameters())
+
+    def _executable(self, raw: Tensor) -> Tensor:
+        actions = self.middle + self.half * raw.clamp(-1, 1)
+        return actions.view(len(raw), self.chunk_size, self.spec.action_dim)
+
+
+def _mlp(dim: int, width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
+
+
+def policy_state(policy: ChunkPolicy) -> dict[str, Any]:
+    """Return a copy of the trained weights, for a rollback."""
+    return {name: value.detach().clone() for name, value in policy.named_parameters() if value.requires_grad}
+
+
+def load_policy_state(policy: ChunkPolicy, state: dict[str, Tensor]) -> None:
+    """Put back what `policy_state` gave."""
+    parameters = dict(policy.named_parameters())
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value)

@@ -1,0 +1,239 @@
+"""PPO over action chunks (Schulman et al., 1707.06347), as a subclass of Stable-Baselines3's.
+
+What differs from the parent: a step is a chunk that lasts 1..k environment steps (`chunk_gae`), the likelihood is that of a
+denoising chain, observations stay torch tensors, a rollout may come from the simulator or from a dream, and two anchors can
+hold the policy near what it was: imitation of demonstrations (`bc_coef`) and a distance to the start policy (`ref_kl_coef`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor, nn
+
+from rewards.errors import UserError
+from rl.buffer import Rollout, Samples, concatenate, discounted, explained_variance
+from rl.config import PPOConfig
+from rl.envs.adapters import ChunkVecEnv
+from rl.policy import ChunkPolicy
+from world_model.env import BatchedEnv, Obs
+
+ADVANTAGE_FLOOR = 0.02
+"""Smallest deviation that advantages are divided by: without success in a rollout they are noise, and stay small."""
+
+
+class ChunkPPO(PPO):
+    """PPO whose actions are chunks.
+
+    Args:
+        policy: decides and is trained in place.
+        env: where `learn` collects; `update` takes rollouts from anywhere.
+        config: hyper-parameters.
+        imitation: draws a loss of imitating demonstrations, weighted by `bc_coef`.
+        seed: of every random choice made here.
+    """
+
+    policy: ChunkPolicy  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        env: BatchedEnv,
+        config: PPOConfig,
+        imitation: Callable[[torch.Generator], Tensor] | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            policy=type(policy),
+            env=ChunkVecEnv(env, policy.n_action_steps, config.gamma),
+            learning_rate=config.learning_rate,
+            n_steps=config.n_steps,
+            batch_size=config.batch_size,
+            n_epochs=config.n_epochs,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            clip_range=config.clip_range,
+            ent_coef=config.ent_coef,
+            vf_coef=config.vf_coef,
+            max_grad_norm=config.max_grad_norm,
+            target_kl=config.target_kl,
+            device=env.device,
+            verbose=verbose,
+            _init_setup_model=False,
+        )
+        self.batched, self.config, self.imitation = env, config, imitation
+        self.policy = policy
+        self._setup_lr_schedule()
+        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": policy.actor_parameters(), "lr": config.learning_rate},
+                {"params": policy.critic_parameters(), "lr": config.critic_learning_rate},
+            ]
+        )
+        policy.optimizer = self.optimizer
+        self.critic_anchor: tuple[Tensor, Tensor] | None = None  # features and Monte-Carlo returns of real rollouts
+        self.rollout: Rollout | None = None
+        self._obs: dict[int, Obs] = {}
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
+    ) -> bool:
+        """Collect with the exploring policy; SB3's `learn` calls this, then `train`."""
+        callback.on_rollout_start()
+        self.rollout = self.collect(self.batched, n_rollout_steps)
+        self.num_timesteps += int(self.rollout.n_executed.sum())
+        callback.update_locals(locals())
+        keep_going = callback.on_step()
+        callback.on_rollout_end()
+        return keep_going
+
+    @torch.no_grad()
+    def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False) -> Rollout:
+        """Run `n_steps` chunks in each environment of `env`, going on where the last call ended unless `fresh`."""
+        policy, steps = self.policy, []
+        obs = env.reset() if fresh or id(env) not in self._obs else self._obs[id(env)]
+        for _ in range(n_steps):
+            context = policy.encode(obs)
+            actions, chain, log_prob = policy.sample(context, self.generator)
+            before = {"elapsed": env.elapsed.clone(), "action_history": env.action_history.clone()}
+            step = env.step_chunk(actions)
+            next_value = policy.values(policy.encode(step.final_obs))
+            steps.append(
+                {
+                    "context": context,
+                    "chain": chain,
+                    "log_prob": log_prob,
+                    "value": policy.values(context),
+                    "reward": discounted(step.reward, self.gamma),
+                    "n_executed": step.executed.sum(1),
+                    "terminated": step.terminated,
+                    "truncated": step.truncated,
+                    "next_value": next_value,
+                    "reference_means": policy.reference_means(context, chain),
+                    "success": step.is_success,
+                    "state": obs["state"],
+                    "task": obs["task"],
+                    "actions": actions,
+                    **before,
+                }
+            )
+            obs = step.obs
+        self._obs[id(env)] = obs
+        stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0] if k != "context"}
+        return Rollout(context=[s["context"] for s in steps], **stacked)
+
+    def train(self) -> None:
+        """Update from the rollout that `learn` collected last."""
+        assert self.rollout is not None
+        for name, value in self.update([Samples.from_rollout(self.rollout, self.gamma, self.gae_lambda)]).items():
+            self.logger.record(f"train/{name}", value)
+        self._n_updates += 1
+
+    def update(self, sources: list[Samples], critic_only: bool = False) -> dict[str, float]:
+        """Run the epochs of one update over samples of one or several places; returns the means of what was seen.
+
+        Advantages are normalised within each source: a dream and a simulator differ in their scale.
+
+        Raises:
+            UserError: a loss is not finite; nothing of it has reached the weights.
+        """
+        samples = _join([_normalised(s) for s in sources])
+        seen: dict[str, list[float]] = {}
+        stop = False
+        for _ in range(self.n_epochs):
+            order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
+            for index in order.split(self.batch_size):
+                losses, stats = self._losses(samples[index], critic_only)
+                for name, value in stats.items():
+                    seen.setdefault(name, []).append(value)
+                stop = not critic_only and self.target_kl is not None and stats["approx_kl"] > 1.5 * self.target_kl
+                if stop:
+                    break
+                self._step(losses)
+            if stop:
+                break
+        means = {name: sum(values) / len(values) for name, values in seen.items()}
+        means["early_stop"] = float(stop)
+        means["explained_variance"] = explained_variance(samples.value, samples.returns)
+        return means
+
+    def fit_critic(self, rollout: Rollout, n_steps: int = 400, holdout: float = 0.2) -> float:
+        """Fit the critic to Monte-Carlo returns of real rollouts; returns the held-out explained variance.
+
+        The returns stay in the critic's loss: dreamed branches are too short to correct it.
+        """
+        _, returns = rollout.advantages(self.gamma, 1.0)
+        context, target = concatenate(rollout.context), returns.flatten()
+        n_envs = rollout.value.shape[1]
+        env = torch.arange(n_envs).repeat(len(rollout.value))  # whole environments are held out: neighbours tell too much
+        held = env < max(1, int(holdout * n_envs))
+        train = (~held).nonzero().squeeze(1)
+        self.critic_anchor = (context.features[train], target[train])
+        optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
+        for _ in range(n_steps):
+            loss = self._critic_anchor_loss(512)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            return explained_variance(self.policy.values(context[held]), target[held])
+
+    def _losses(self, batch: Samples, critic_only: bool) -> tuple[Tensor, dict[str, float]]:
+        config, policy = self.config, self.policy
+        value_loss = (policy.values(batch.context) - batch.returns).square().mean()
+        if self.critic_anchor is not None:
+            value_loss = value_loss + self._critic_anchor_loss(len(batch))
+        loss, stats = config.vf_coef * value_loss, {"value_loss": float(value_loss.detach())}
+        if critic_only:
+            return loss, stats
+        means = policy.chain_means(batch.context, batch.chain)
+        log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
+        ratio = log_ratio.exp()
+        clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
+        clipped = ratio.clamp(1 - clip, 1 + clip)
+        pg_loss = -torch.min(batch.advantage * ratio, batch.advantage * clipped).mean()
+        ref_kl = policy.reference_kl(means, batch.reference_means).mean()
+        loss = loss + config.pg_coef * pg_loss + config.ref_kl_coef * ref_kl - config.ent_coef * policy.entropy()
+        if config.bc_coef > 0 and self.imitation is not None:
+            bc_loss = self.imitation(self.generator)
+            loss = loss + config.bc_coef * bc_loss
+            stats["bc_loss"] = float(bc_loss.detach())
+        with torch.no_grad():
+            # Schulman's low-variance estimate, as in SB3
+            stats["approx_kl"] = float((ratio - 1 - log_ratio).mean())
+            stats["clip_fraction"] = float(((ratio - 1).abs() > clip).float().mean())
+        stats |= {"policy_gradient_loss": float(pg_loss.detach()), "ref_kl": float(ref_kl.detach())}
+        return loss, stats
+
+    def _critic_anchor_loss(self, n: int) -> Tensor:
+        assert self.critic_anchor is not None
+        features, returns = self.critic_anchor
+        index = torch.randint(len(returns), (n,), generator=self.generator, device=returns.device)
+        return (self.policy.model.value(features[index]) - returns[index]).square().mean()
+
+    def _step(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise UserError(f"the loss became {float(loss)}; nothing of it was learned; lower ppo.learning_rate")
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+        self.optimizer.step()
+
+
+def _normalised(samples: Samples) -> Samples:
+    advantage = samples.advantage
+    scale = advantage.std().clamp(min=ADVANTAGE_FLOOR)
+    return Samples(**{**vars(samples), "advantage": (advantage - advantage.mean()) / scale})
+
+
+def _join(sources: list[Samples]) -> Samples:
+    if len(sources) == 1:
+        return sources[0]
+    rest = {k: torch.cat([vars(s)[k] for s in sources]) for k in vars(sources[0]) if k != "context"}
+    return Samples(context=concatenate([s.context for s in sources]), **rest)

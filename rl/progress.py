@@ -1,0 +1,94 @@
+"""Show how far a long computation is: a live panel on a terminal, plain lines elsewhere. One call for both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+REFRESH_SECONDS = 0.25
+
+
+class Progress:
+    """Context in which `update` may be called as often as one likes.
+
+    Args:
+        title: what is going on, "train demo".
+        every: seconds between plain lines; the first and the last are always printed.
+        console: where to write; standard output by default.
+    """
+
+    def __init__(self, title: str, every: float = 10.0, console: Console | None = None) -> None:
+        self.title, self.every = title, every
+        self.console = console or Console(highlight=False)
+        self._live: Live | None = None
+        self._begun = self._printed = 0.0
+        self._pending: str | None = None
+
+    def __enter__(self) -> Progress:
+        self._begun = time.monotonic()
+        self._printed = -float("inf")
+        if self.console.is_terminal:
+            # No refresh thread: environments fork worker processes, and a thread's lock would be copied with them.
+            self._live = Live(console=self.console, auto_refresh=False).__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.refresh()
+            self._live.__exit__(None, None, None)
+            self._live = None
+        elif self._pending is not None:
+            self.console.print(self._pending, markup=False, soft_wrap=True)
+
+    def update(self, done: float, total: float, **shown: Any) -> None:
+        """Show `done` of `total` and the values `shown`, floats with three digits."""
+        now = time.monotonic()
+        due = now - self._printed >= (REFRESH_SECONDS if self._live is not None else self.every)
+        left = (now - self._begun) * (total - done) / done if done > 0 else None
+        if self._live is not None:
+            self._live.update(self._panel(done, total, left, shown), refresh=due)
+        else:
+            line = self._line(done, total, left, shown)
+            self._pending = None if due else line
+            if due:
+                self.console.print(line, markup=False, soft_wrap=True)
+        if due:
+            self._printed = now
+
+    def note(self, text: str) -> None:
+        """Print a line that stays, such as the verdict of a gate."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _line(self, done: float, total: float, left: float | None, shown: Mapping[str, Any]) -> str:
+        values = "  ".join(f"{name}={_format(value)}" for name, value in shown.items())
+        share = 100 * done / total if total else 100
+        return f"{self.title}  {done:,g}/{total:,g} ({share:.0f} %)  {_clock(left)} left  {values}".rstrip()
+
+    def _panel(self, done: float, total: float, left: float | None, shown: Mapping[str, Any]) -> Panel:
+        table = Table.grid(padding=(0, 2))
+        for name, value in shown.items():
+            table.add_row(Text(name, style="dim"), Text(_format(value)))
+        bar = Table.grid(padding=(0, 2))
+        drawn = ProgressBar(total=max(total, 1e-9), completed=done, width=40)
+        bar.add_row(drawn, f"{done:,g}/{total:,g}", f"{_clock(left)} left")
+        return Panel(Group(bar, table), title=self.title, title_align="left", expand=False)
+
+
+def _format(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?:??"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,118 @@
+"""Terms from outside: a file, a module, an entry point, the worked example."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rewards import RewardManager, Transition, UserError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TERM = """
+from dataclasses import dataclass
+from torch import Tensor
+from rewards import Transition, reward
+
+@reward(requires=("action",))
+def first_action(t: Transition, scale: float = {scale}) -> Tensor:
+    return scale * t.action[:, 0]
+number = 3
+"""
+
+
+def manager(func: str, **params: float) -> RewardManager:
+    """Return a manager with one plug-in of weight 2."""
+    return RewardManager({"mine": {"func": func, "weight": 2.0, "params": params}}, {"object_pos"}, "dream")
+
+
+def message(func: str) -> str:
+    """Return the line with which `func` is refused."""
+    with pytest.raises(UserError) as caught:
+        manager(func)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a plug-in into a folder of its own and go there."""
+    path = tmp_path / "reward_plugin_in_tmp.py"
+    path.write_text(TERM.format(scale=1.0))
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_file(plugin: Path, t: Transition) -> None:
+    for path in (plugin.name, str(plugin)):  # relative to the current folder, or absolute
+        mine = manager(f"{path}:first_action")
+        assert mine.requires == {"action"}
+        torch.testing.assert_close(mine.compute(t).total, torch.tensor([2.0, 2.0, 0.0]))
+    torch.testing.assert_close(
+        manager(f"{plugin}:first_action", scale=-3.0).compute(t).raw["mine"], torch.tensor([-3.0, -3.0, 0.0])
+    )
+
+
+def test_two_files_of_the_same_name_are_two_modules(plugin: Path, t: Transition) -> None:
+    other = plugin.parent / "other" / plugin.name
+    other.parent.mkdir()
+    other.write_text(TERM.format(scale=5.0))
+    one, five = manager(f"{plugin}:first_action"), manager(f"{other}:first_action")
+    assert one.compute(t).total[0] == 2.0 and five.compute(t).total[0] == 10.0
+
+
+def test_module(plugin: Path, t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
+    func = f"{plugin.stem}:first_action"
+    assert message(func) == (
+        f"reward term 'mine': cannot import {plugin.stem!r}: No module named {plugin.stem!r}; "
+        f"for the file in this folder write func: {plugin.name}:first_action"
+    )
+    monkeypatch.syspath_prepend(plugin.parent)
+    torch.testing.assert_close(manager(func).compute(t).total, torch.tensor([2.0, 2.0, 0.0]))
+
+
+def test_entry_point(plugin: Path, t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = plugin.parent / "some_rewards-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-rewards\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[wamtune.rewards]\nfirst = {plugin.stem}:first_action\n")
+    monkeypatch.syspath_prepend(plugin.parent)
+    torch.testing.assert_close(manager("first").compute(t).total, torch.tensor([2.0, 2.0, 0.0]))
+    assert "; did you mean 'first'?" in message("frist")
+
+
+def test_what_cannot_be_loaded_is_one_line(plugin: Path) -> None:
+    assert message("absent.py:f") == (
+        f"reward term 'mine': there is no file absent.py (looked for {plugin.parent.resolve() / 'absent.py'})"
+    )
+    assert message(f"{plugin.name}:frist_action") == (
+        f"reward term 'mine': {plugin.name} has no 'frist_action'; did you mean 'first_action'?"
+    )
+    assert message(f"{plugin.name}:number") == (
+        f"reward term 'mine': {plugin.name}:number is of type int, expected a function or a class"
+    )
+    plugin.write_text("import no_such_module_here")
+    assert message(f"{plugin.name}:f") == (
+        f"reward term 'mine': cannot load {plugin.name}: No module named 'no_such_module_here'"
+    )
+    plugin.write_text("def f(:")
+    assert f"cannot load {plugin.name}: " in message(f"{plugin.name}:f")
+
+
+def test_worked_example(t: Transition) -> None:
+    func = f"{EXAMPLES / 'my_rewards.py'}:gentle_grasp"
+    gentle = RewardManager({"gentle": {"func": func, "weight": -0.5}}, set(t.slices), "dream")
+    t.state[:, 3] = torch.tensor([0.5, 0.5, -0.5])  # gripper: 0.5 -> 0 closes, 0.5 -> 0 closes, -0.5 -> 0 opens
+    t.next_state[:, :3] = t["object_pos"]
+    t.next_state[1, 0] += 0.1  # not near
+    paid = gentle.compute(t)
+    torch.testing.assert_close(paid.raw["gentle"], torch.tensor([0.5, 0.0, 0.0]))
+    torch.testing.assert_close(paid.total, torch.tensor([-0.25, 0.0, 0.0]))
+
+
+def test_example_preset_composes(t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.chdir(EXAMPLES.parent)
+    terms = OmegaConf.to_container(OmegaConf.load(EXAMPLES / "gentle_grasp.yaml"))
+    assert isinstance(terms, dict)
+    assert RewardManager(terms["rewards"], set(t.slices), "dream").names == ["success", "gentle", "action_jerk"]

@@ -1,0 +1,420 @@
+"""Adapters on a point in the plane, where every observation, reward and end can be worked out by hand."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import ClipReward, DictInfoToList, RecordEpisodeStatistics
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from rewards.errors import UserError
+from rl.envs.adapters import (
+    ChunkVecEnv,
+    GymEnv,
+    GymVectorEnv,
+    StepVecEnv,
+    action_space,
+    flatten_obs,
+    observation_space,
+    unflatten_obs,
+)
+from world_model.env import Advance, BatchedEnv, Start
+from world_model.spec import Feature, Spec
+
+MAX_STEPS = 10
+REACHED = 0.25
+
+
+class Point(BatchedEnv):
+    """A point that moves by its action; success within REACHED of the origin; it starts 1 to 2 away."""
+
+    place = "point"
+
+    def __init__(self, num_envs: int, tasks: tuple[str, ...] = ("reach",), **options) -> None:
+        spec = Spec({"state": Feature((2,))}, (-1.0, -1.0), (1.0, 1.0), tasks, control_hz=10.0)
+        super().__init__(spec, num_envs, n_context_frames=2, max_steps=MAX_STEPS, **options)
+        self.closed = 0
+
+    def _restart(self, mask):
+        m = int(mask.sum())
+        angle, radius = (
+            2 * torch.pi * torch.rand(m, generator=self.generator),
+            1 + torch.rand(m, generator=self.generator),
+        )
+        position = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+        return Start(
+            context=position[:, None].repeat(1, 2, 1),
+            task=mask.nonzero()[:, 0] % len(self.spec.tasks),
+            elapsed=torch.zeros(m, dtype=torch.long),
+            seed=torch.randint(1000, (m,), generator=self.generator),
+        )
+
+    def _advance(self, actions, limit):
+        frames = self.context[:, -1:] + actions.cumsum(1)
+        success = frames.norm(dim=-1) < REACHED
+        never = torch.zeros_like(success)
+        return Advance(frames, success, never, never)
+
+    def close(self):
+        self.closed += 1
+
+
+def place_at(batched: Point, *positions: tuple[float, float]) -> None:
+    batched.context = torch.tensor(positions)[:, None].repeat(1, 2, 1)
+
+
+# --- observations and spaces ---
+
+
+def test_flat_observation_is_the_frames_oldest_first_then_the_task():
+    batched = Point(2, tasks=("a", "b", "c"))
+    obs = {"state": torch.arange(8.0).reshape(2, 2, 2), "task": torch.tensor([2, 0])}
+    flat = flatten_obs(obs, batched.spec)
+    assert flat.dtype == torch.float32
+    assert flat.tolist() == [[0, 1, 2, 3, 0, 0, 1], [4, 5, 6, 7, 1, 0, 0]]
+    assert observation_space(batched).shape == (7,)
+    back = unflatten_obs(flat, batched.spec, n_context_frames=2)
+    assert torch.equal(back["state"], obs["state"]) and torch.equal(back["task"], obs["task"])
+
+
+def test_one_task_adds_no_columns():
+    batched = Point(2)
+    obs = batched.reset(seed=0)
+    flat = flatten_obs(obs, batched.spec)
+    assert flat.shape == (2, 4) and observation_space(batched).shape == (4,)
+    back = unflatten_obs(flat, batched.spec, n_context_frames=2)
+    assert torch.equal(back["state"], obs["state"])
+    assert back["task"].dtype == torch.long and back["task"].tolist() == [0, 0]
+
+
+def test_action_space_repeats_the_bounds():
+    batched = Point(1)
+    batched.spec = Spec(batched.spec.features, (-1.0, -2.0), (1.0, 0.5), ("reach",), 10.0)
+    space = action_space(batched, k=3)
+    assert space.dtype == np.float32
+    assert space.low.tolist() == [-1, -2] * 3 and space.high.tolist() == [1, 0.5] * 3
+
+
+# --- Stable-Baselines3, step by step ---
+
+
+def test_step_vec_env_by_hand():
+    env = StepVecEnv(Point(2))
+    env.reset()
+    place_at(env.batched, (1.0, 0.0), (1.0, 1.0))
+    obs, rewards, dones, infos = env.step(np.array([[-0.5, 0.0], [0.0, 0.0]]))
+    np.testing.assert_array_equal(obs, [[1, 0, 0.5, 0], [1, 1, 1, 1]])
+    assert obs.dtype == rewards.dtype == np.float32
+    assert rewards.tolist() == [0, 0] and dones.tolist() == [False, False]
+    assert infos == [{"TimeLimit.truncated": False, "is_success": False}] * 2
+
+    obs, rewards, dones, infos = env.step(np.array([[-0.5, 0.0], [0.0, 0.0]]))
+    assert rewards.tolist() == [1, 0] and dones.tolist() == [True, False]
+    np.testing.assert_array_equal(infos[0]["terminal_observation"], [0.5, 0, 0, 0])
+    assert infos[0]["is_success"] is True and infos[0]["TimeLimit.truncated"] is False
+    assert infos[0]["episode"]["r"] == 1.0 and infos[0]["episode"]["l"] == 2 and infos[0]["episode"]["t"] >= 0
+    assert np.linalg.norm(obs[0, :2]) >= 1 and np.array_equal(obs[0, :2], obs[0, 2:])  # the next episode has begun
+    assert "episode" not in infos[1] and "terminal_observation" not in infos[1]
+
+
+def test_time_limit_is_a_truncation():
+    env = StepVecEnv(Point(1))
+    env.reset()
+    for step in range(1, MAX_STEPS + 1):
+        _, _, dones, infos = env.step(np.zeros((1, 2), np.float32))
+        assert dones[0] == (step == MAX_STEPS)
+    assert infos[0]["TimeLimit.truncated"] is True and infos[0]["is_success"] is False
+    assert infos[0]["episode"]["r"] == 0.0 and infos[0]["episode"]["l"] == MAX_STEPS
+
+
+def test_success_is_remembered_until_the_end_of_the_episode():
+    env = StepVecEnv(Point(1, terminate_on_success=False))
+    env.reset()
+    place_at(env.batched, (1.0, 0.0))
+    actions = [(-1.0, 0.0), (1.0, 0.0)] + [(0.0, 0.0)] * (MAX_STEPS - 2)  # there, back again, and wait
+    seen = [env.step(np.array([a]))[3][0] for a in actions]
+    assert [info["is_success"] for info in seen] == [True] * MAX_STEPS
+    assert seen[-1]["episode"]["r"] == 1.0
+    assert env.step(np.zeros((1, 2)))[3][0]["is_success"] is False
+
+
+def test_returned_arrays_belong_to_the_caller():
+    env, twin = StepVecEnv(Point(2, seed=3)), StepVecEnv(Point(2, seed=3))
+    env.reset()[:] = np.nan
+    twin.reset()
+    actions = np.full((2, 2), 0.1)
+    env.step_async(actions)
+    actions[:] = np.nan
+    first = env.step_wait()
+    for got, expected in zip(first[:3], twin.step(np.full((2, 2), 0.1))[:3], strict=True):
+        np.testing.assert_array_equal(got, expected)
+        got[:] = 1
+    for got, expected in zip(env.step(np.zeros((2, 2)))[:3], twin.step(np.zeros((2, 2)))[:3], strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert not any(np.shares_memory(got, earlier) for earlier in first[:3])
+
+
+def test_seed_counts_from_the_next_reset_and_once():
+    env = StepVecEnv(Point(3))
+    assert env.seed(7) == [7, 8, 9]
+    first, second = env.reset(), env.reset()
+    assert not np.array_equal(first, second)
+    env.seed(7)
+    np.testing.assert_array_equal(env.reset(), first)
+    np.testing.assert_array_equal(env.reset(), second)
+
+
+def test_attributes_and_methods_are_those_of_the_batch():
+    env = StepVecEnv(Point(3))
+    assert env.get_attr("max_steps") == [MAX_STEPS] * 3 and env.get_attr("place", indices=[0, 2]) == ["point"] * 2
+    assert not env.has_attr("nothing_of_the_kind")
+    env.set_attr("max_steps", 4)
+    assert env.batched.max_steps == 4
+    env.env_method("close")
+    env.close()
+    assert env.batched.closed == 2
+    with pytest.raises(UserError, match=r"indices=\[0\]"):
+        env.set_attr("max_steps", 4, indices=[0])
+
+
+# --- Stable-Baselines3, chunk by chunk ---
+
+
+def test_chunk_reward_is_discounted_over_executed_steps():
+    env = ChunkVecEnv(Point(2, terminate_on_success=False), k=4, gamma=0.5)
+    assert env.action_space.shape == (8,)
+    env.reset()
+    place_at(env.batched, (1.0, 0.0), (5.0, 0.0))
+    chunk = [(-1.0, 0.0), (0.0, 0.0), (0.0, 1.0), (0.0, -1.0)]  # at the origin after steps 1, 2 and 4
+    obs, rewards, dones, infos = env.step(np.array([chunk, chunk]).reshape(2, 8))
+    assert rewards.dtype == np.float32 and rewards.tolist() == [1 + 0.5 + 0.125, 0]
+    np.testing.assert_array_equal(obs, [[0, 1, 0, 0], [4, 1, 4, 0]])
+    assert dones.tolist() == [False, False]
+    env.step(np.zeros((2, 8)))
+    _, rewards, dones, infos = env.step(np.zeros((2, 8)))  # steps 9 and 10, then the limit
+    assert rewards.tolist() == [1.5, 0] and dones.tolist() == [True, True]
+    assert [i["episode"]["r"] for i in infos] == [3 + 4 + 2, 0]  # not discounted
+    assert [i["episode"]["l"] for i in infos] == [MAX_STEPS, MAX_STEPS]
+    np.testing.assert_array_equal(infos[1]["terminal_observation"], [4, 0, 4, 0])
+
+
+def test_chunk_stops_at_success():
+    env = ChunkVecEnv(Point(1), k=4)
+    env.reset()
+    place_at(env.batched, (1.0, 0.0))
+    _, rewards, dones, infos = env.step(np.array([[-0.5, 0, -0.5, 0, 1, 1, 1, 1]]))
+    assert rewards.tolist() == [1] and dones.tolist() == [True]
+    assert infos[0]["episode"]["l"] == 2 and infos[0]["is_success"] and not infos[0]["TimeLimit.truncated"]
+    np.testing.assert_array_equal(infos[0]["terminal_observation"], [0.5, 0, 0, 0])
+
+
+def test_chunk_of_one_equals_step():
+    env, twin = ChunkVecEnv(Point(3, seed=1), k=1), StepVecEnv(Point(3, seed=1))
+    np.testing.assert_array_equal(env.reset(), twin.reset())
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        actions = rng.uniform(-1, 1, (3, 2))
+        for got, expected in zip(env.step(actions)[:3], twin.step(actions)[:3], strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+# --- stock algorithms ---
+
+
+@pytest.mark.parametrize("make", [StepVecEnv, lambda b: ChunkVecEnv(b, k=3, gamma=0.9)])
+def test_stock_ppo_learns_and_logs_episodes_without_a_monitor(make):
+    torch.set_num_threads(1)
+    env = make(Point(4))
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    model.learn(256)
+    assert 0 <= np.mean([e["r"] for e in model.ep_info_buffer]) <= 1
+    assert max(e["l"] for e in model.ep_info_buffer) <= MAX_STEPS
+    assert len(model.ep_success_buffer) == len(model.ep_info_buffer)
+    assert model.get_env() is env
+    mean, _ = evaluate_policy(model, make(Point(2)), n_eval_episodes=4)
+    assert 0 <= mean <= 1
+
+
+def test_stock_ppo_repeats_exactly():
+    runs = []
+    for _ in range(2):
+        model = PPO("MlpPolicy", StepVecEnv(Point(4)), n_steps=32, batch_size=64, n_epochs=1, seed=5, device="cpu")
+        model.learn(256)
+        runs.append(torch.cat([p.flatten() for p in model.policy.parameters()]))
+    assert torch.equal(*runs)
+
+
+class ToOrigin:
+    """Walks to the origin, in SB3's words for a policy."""
+
+    def predict(self, obs, state=None, episode_start=None, deterministic=True):
+        return np.clip(-obs[:, 2:], -1, 1), None
+
+
+def test_evaluate_policy_counts_returns_and_steps(recwarn):
+    returns, lengths = evaluate_policy(
+        ToOrigin(), StepVecEnv(Point(3)), n_eval_episodes=12, return_episode_rewards=True, warn=True
+    )
+    assert returns == [1.0] * 12 and set(lengths) <= {1, 2}  # starts are 1 to 2 away, a step is at most sqrt(2)
+    assert not [w for w in recwarn if "Monitor" in str(w.message)]
+
+
+def test_evaluate_policy_in_chunks_reports_steps_not_chunks():
+    class Wait:
+        def predict(self, obs, state=None, episode_start=None, deterministic=True):
+            return np.zeros((len(obs), 8)), None
+
+    returns, lengths = evaluate_policy(
+        Wait(), ChunkVecEnv(Point(2), k=4), n_eval_episodes=4, return_episode_rewards=True
+    )
+    assert returns == [0.0] * 4 and lengths == [MAX_STEPS] * 4
+
+
+def test_wrappers_and_callbacks_of_sb3_take_it(tmp_path):
+    env = VecNormalize(StepVecEnv(Point(2)))
+    callback = EvalCallback(
+        VecNormalize(StepVecEnv(Point(2)), training=False),
+        n_eval_episodes=4,
+        eval_freq=16,
+        log_path=tmp_path,
+        verbose=0,
+    )
+    PPO("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(64, callback=callback)
+    data = np.load(tmp_path / "evaluations.npz")
+    assert data["successes"].shape == (2, 4)  # 64 steps of 2 environments, an evaluation every 16 calls
+    assert np.array_equal(data["results"], data["successes"])  # a success pays 1
+
+
+# --- gymnasium, a single environment ---
+
+
+def test_gym_env_passes_both_checkers():
+    gymnasium_check_env(GymEnv(Point(1, tasks=("a", "b"))), skip_render_check=True)
+    sb3_check_env(GymEnv(Point(1, tasks=("a", "b"))))
+
+
+def test_gym_env_by_hand():
+    env = GymEnv(Point(1))
+    with pytest.raises(ResetNeeded):
+        env.step(np.zeros(2, np.float32))
+    obs, info = env.reset(seed=0)
+    assert obs in env.observation_space and info == {}
+    place_at(env.batched, (1.0, 0.0))
+    obs, reward, terminated, truncated, info = env.step(np.array([-1.0, 0.0], np.float32))
+    np.testing.assert_array_equal(obs, [1, 0, 0, 0])  # the last one, not the first of the next episode
+    assert (reward, terminated, truncated, info) == (1.0, True, False, {"is_success": True})
+    assert type(reward) is float and type(terminated) is bool
+    with pytest.raises(ResetNeeded):
+        env.step(np.zeros(2, np.float32))
+    waiting = flatten_obs({"state": env.batched.context, "task": env.batched.task}, env.batched.spec)
+    obs, _ = env.reset()
+    np.testing.assert_array_equal(obs, waiting[0])  # the episode that had begun already
+    obs, *_ = env.step(np.zeros(2, np.float32))
+    np.testing.assert_array_equal(obs, waiting[0])
+
+
+def test_gym_env_repeats_exactly_from_a_seed():
+    env = GymEnv(Point(1, obs_noise=0.1))
+
+    def run() -> list[np.ndarray]:
+        rng = np.random.default_rng(0)
+        seen = [env.reset(seed=11)[0]]
+        for _ in range(40):
+            obs, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, 2).astype(np.float32))
+            seen.append(obs)
+            if terminated or truncated:
+                seen.append(env.reset()[0])
+        return seen
+
+    np.testing.assert_array_equal(run(), run())
+    assert not np.array_equal(env.reset(seed=11)[0], env.reset(seed=12)[0])
+
+
+def test_gym_env_takes_one_environment():
+    with pytest.raises(UserError, match="num_envs=2"):
+        GymEnv(Point(2))
+
+
+def test_stock_ppo_on_gym_env():
+    env = GymEnv(Point(1))
+    PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(64)
+    gymnasium.wrappers.RecordEpisodeStatistics(env).close()
+    assert env.batched.closed == 1
+
+
+# --- gymnasium, a batch ---
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if a is None or b is None:
+        return a is b
+    if a.dtype == object:
+        return all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a.dtype == b.dtype and np.array_equal(a, b)
+
+
+def test_gym_vector_env_has_the_conventions_of_gymnasium():
+    """The same episodes through gymnasium's own vector environment give equal arrays and equal infos."""
+
+    class FixedStart(Point):
+        def _restart(self, mask):
+            start = super()._restart(mask)
+            start.context = torch.tensor([1.5, 0.0]).expand_as(start.context).clone()
+            return start
+
+    env = GymVectorEnv(FixedStart(2))
+    sync = SyncVectorEnv([lambda: GymEnv(FixedStart(1))] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert env.single_observation_space == sync.single_observation_space and env.action_space == sync.action_space
+    np.testing.assert_array_equal(env.reset(seed=0)[0], sync.reset(seed=0)[0])
+    steps = [[-1, 0], [-0.5, 0], [0, 0.1], [0, 0], [-1, 0], [0, 0], [0, 0], [0, 0], [-0.5, 0], [0, 0], [0, 0], [0, 0]]
+    n_ended = 0
+    for step in steps:
+        actions = np.array([step, [0, 0]], np.float32)  # the second waits until its limit
+        (obs, reward, *ends, info), (obs_, reward_, *ends_, info_) = env.step(actions), sync.step(actions)
+        np.testing.assert_array_equal(obs, obs_)
+        np.testing.assert_array_equal(reward, reward_)
+        np.testing.assert_array_equal(ends, ends_)
+        assert reward.dtype == np.float32
+        assert same(info, info_), (info, info_)
+        n_ended += int(np.sum(ends))
+    assert n_ended == 3
+
+
+def test_wrappers_of_gymnasium_take_it():
+    env = DictInfoToList(RecordEpisodeStatistics(ClipReward(GymVectorEnv(Point(3)), 0, 0.5)))
+    env.reset(seed=0)
+    episodes = []
+    for _ in range(2 * MAX_STEPS):
+        _, _, terminated, _, infos = env.step(np.zeros((3, 2), np.float32))
+        episodes += [info for info in infos if "episode" in info]
+        assert not terminated.any()
+    assert [e["episode"]["l"] for e in episodes] == [MAX_STEPS] * 6
+    assert all(e["final_info"]["is_success"] == 0 and e["final_obs"].shape == (4,) for e in episodes)
+    env.close()
+    assert env.unwrapped.batched.closed == 1
+
+
+def test_gym_vector_env_repeats_exactly_from_a_seed():
+    env = GymVectorEnv(Point(4, obs_noise=0.1))
+
+    def run() -> list[np.ndarray]:
+        rng = np.random.default_rng(0)
+        return [env.reset(seed=3)[0]] + [env.step(rng.uniform(-1, 1, (4, 2)))[0] for _ in range(25)]
+
+    np.testing.assert_array_equal(run(), run())
+    assert env.np_random_seed == 3
+
+
+def test_gym_vector_env_refuses_a_partial_reset():
+    with pytest.raises(UserError, match="reset_mask"):
+        GymVectorEnv(Point(2)).reset(options={"reset_mask": np.array([True, False])})

@@ -1,0 +1,218 @@
+"""Composition of configs: what wins over what, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.errors import UserError
+from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
+from rl.config import EnvConfig, TrainConfig
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    """A preset over a base."""
+    base = "# Base of the tests.\nname: base\nseed: 3\nenv: {tasks: [push, drawer-open], n_envs: 8}\n"
+    base += "ppo: {learning_rate: 1e-4, batch_size: 64}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    child = "base: base.yaml\nname: child\nenv: {tasks: [push]}\nrewards: {smooth: {func: a:b, weight: -1.0}}\n"
+    (tmp_path / "child.yaml").write_text(child)
+    return tmp_path / "child.yaml"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "written.yaml"
+    path.write_text(text)
+    return path
+
+
+def message(preset: Path | None, *overrides: str) -> str:
+    """The one line that composing must fail with."""
+    with pytest.raises(UserError) as error:
+        compose(preset, overrides, TrainConfig)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_layers_win_in_order(preset: Path) -> None:
+    config = compose(preset, ["ppo.n_epochs=2", "ppo.n_epochs=7", "rewards.smooth.weight=-0.05"], TrainConfig)
+    assert (config.name, config.seed, config.env.n_envs) == ("child", 3, 8)
+    assert config.env.tasks == ("push",)  # lists are replaced, not joined
+    assert (config.ppo.learning_rate, config.ppo.n_epochs, config.ppo.gamma) == (1e-4, 7, 0.999)
+    assert config.rewards == {"success": {"weight": 1.0}, "smooth": {"func": "a:b", "weight": -0.05}}
+
+
+def test_overrides_are_yaml_values() -> None:
+    config = compose(
+        None,
+        ["name=x", "env.tasks=[push, hammer]", "ppo.learning_rate=3e-5", "ppo.target_kl=null", "gate.enabled=false"]
+        + ["rewards={smooth: {func: my_rewards.py:jerk, params: {low: [-1, 2.5]}}}", "rewards.success=null"],
+        TrainConfig,
+    )
+    assert config.env.tasks == ("push", "hammer")
+    assert config.ppo.learning_rate == 3e-5 and config.ppo.target_kl is None and config.gate.enabled is False
+    assert config.rewards["smooth"] == {"func": "my_rewards.py:jerk", "params": {"low": [-1, 2.5]}}
+    assert config.rewards["success"] is None
+
+
+def test_integer_becomes_float() -> None:
+    gamma = compose(None, ["name=x", "ppo.gamma=1"], TrainConfig).ppo.gamma
+    assert gamma == 1.0 and isinstance(gamma, float)
+
+
+def test_config_is_read_only(preset: Path) -> None:
+    config = compose(preset, [], TrainConfig)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.ppo.n_epochs = 1  # type: ignore[misc]
+
+
+def test_yaml_round_trip(preset: Path, tmp_path: Path) -> None:
+    config = compose(preset, ["ppo.learning_rate=1e-5", "ppo.target_kl=null"], TrainConfig)
+    assert compose(write(tmp_path, to_yaml(config)), [], TrainConfig) == config
+
+
+def test_run_folder_is_a_preset(preset: Path, tmp_path: Path) -> None:
+    config = compose(preset, [], TrainConfig)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+    assert compose(tmp_path / "run", ["seed=9"], TrainConfig) == dataclasses.replace(config, seed=9)
+
+
+def test_difference_from_defaults(preset: Path) -> None:
+    config = compose(preset, ["rewards.smooth=null", "ppo.gamma=0.999"], TrainConfig)
+    assert diff_from_defaults(config) == {
+        "name": "child",
+        "seed": 3,
+        "env.tasks": ("push",),
+        "env.n_envs": 8,
+        "ppo.batch_size": 64,
+        "ppo.learning_rate": 1e-4,
+        "rewards": {"success": {"weight": 1.0}, "smooth": None},
+    }
+
+
+def test_unknown_key_names_file_and_suggestion(preset: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, "name: x\nppo: {learning_rat: 1e-4}\n")
+    expected = f"unknown key 'ppo.learning_rat' in {path}; did you mean 'ppo.learning_rate'?"
+    assert message(path) == expected
+    assert message(preset, "n_epochs=3") == "unknown key 'n_epochs' on the command line; did you mean 'ppo.n_epochs'?"
+    assert "known: kind, id, tasks" in message(preset, "env.zzz=3")
+
+
+def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
+    (tmp_path / "low.yaml").write_text("ppo: {n_epochs: many}\n")
+    path = write(tmp_path, "base: low.yaml\nname: x\n")
+    assert message(path) == f"ppo.n_epochs='many' in {tmp_path / 'low.yaml'}: expected an integer"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("ppo.n_epochs=many", "ppo.n_epochs='many' on the command line: expected an integer"),
+        ("ppo.n_epochs=1.5", "ppo.n_epochs=1.5 on the command line: expected an integer"),
+        ("ppo.n_epochs=true", "ppo.n_epochs=True on the command line: expected an integer"),
+        ("ppo.n_epochs=", "ppo.n_epochs=None on the command line: expected an integer"),
+        ("ppo.learning_rate=.nan", "ppo.learning_rate=nan on the command line: expected a finite number"),
+        ("ppo.learning_rate=nan", "ppo.learning_rate='nan' on the command line: expected a finite number"),
+        ("ppo.target_kl=.inf", "ppo.target_kl=inf on the command line: expected a finite number"),
+        ("ppo.gamma=" + "9" * 400, "expected a finite number"),
+        ("rewards.smooth.weight=-.inf", "rewards.smooth.weight=-inf on the command line: expected a finite number"),
+        ("rewards.a.params.low=[0, .nan]", "rewards.a.params.low[1]=nan on the command line: expected a finite number"),
+        ("rewards={1: {weight: 1}}", "rewards on the command line has the key 1; expected text"),
+        ("name=2024", "name=2024 on the command line: expected text"),
+        ("gate.enabled=1", "gate.enabled=1 on the command line: expected true or false"),
+        ("env.tasks=push", "env.tasks='push' on the command line: expected a list such as [push]"),
+        ("env.tasks=[1]", "env.tasks[0]=1 on the command line: expected text"),
+        ("env.kind=dreams", "env.kind='dreams' on the command line: expected one of sim, dream, mix"),
+        ("dream=2", "dream=2 on the command line: expected a group of keys (n_envs, horizon"),
+        ("seed.x=2", "seed={'x': 2} on the command line: expected an integer"),
+        (
+            "name=${oc.env:HOME}",
+            "'${oc.env:HOME}' in the value of 'name' on the command line: interpolation is not allowed",
+        ),
+        ("name=${", "interpolation is not allowed"),
+        ("name=*x", "YAML anchors and aliases are not allowed"),
+        ("name=&x y", "YAML anchors and aliases are not allowed"),
+        ("name=!!python/object:os.system x", "cannot read the YAML in the value of 'name' on the command line"),
+        ("name=[", "cannot read the YAML in the value of 'name' on the command line"),
+        ("name=" + "[" * 90_000, "nested more than 20 deep"),
+        ("name=x\nseed: 1", "expected one value"),
+        ("--seed=1", "unexpected '--seed=1'; write overrides as key=value: seed=1"),
+        ("--seed", "unexpected '--seed'; write overrides as key=value: seed=..."),
+        ("seed", "unexpected 'seed'; write overrides as key=value, for example seed=1"),
+        ("env..id=x", "unexpected 'env..id=x'; write overrides as key=value"),
+        ("=1", "write overrides as key=value"),
+        # What each section checks for itself once everything is composed.
+        ("ppo.learning_rate=0", "ppo.learning_rate=0.0: expected more than 0"),
+        ("ppo.gamma=1.1", "ppo.gamma=1.1: expected between 0 and 1"),
+        ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 50"),
+        ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 128 chunks"),
+    ],
+)
+def test_wrong_values(preset: Path, override: str, expected: str) -> None:
+    assert expected in message(preset, override)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: ${oc.env:HOME}", "'${oc.env:HOME}' in"),
+        ("a: &a [x]\nb: [*a, *a]", "anchors and aliases are not allowed"),
+        ("name: x\nname: y", "duplicate key"),
+        ("- name", "is a list; expected key: value lines"),
+        ("name: x\nseed:\n", "seed=None in"),
+        ("#" * MAX_CHARACTERS + "\nname: x", "characters; at most"),
+        ("seed: 1", "key 'name' has no value in"),
+        ("base: 3", "base=3 in"),
+        ("base: nowhere.yaml", "there is no file"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in message(write(tmp_path, text))
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    assert message(tmp_path / "x.yaml").startswith("cannot read the preset")
+
+
+def test_cycle_of_bases(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    assert "a.yaml -> b.yaml -> a.yaml" in message(tmp_path / "a.yaml")
+
+
+def test_presets_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rl.compose.preset_folder", lambda: tmp_path)
+    (tmp_path / "demo.yaml").write_text("# The first run.\n# Two minutes.\nname: demo\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "one.yaml").write_text("base: demo\nseed: 4\n")
+    assert list_presets() == [("deep/one", ""), ("demo", "The first run.")]
+    assert find_preset("demo") == tmp_path / "demo.yaml"
+    assert compose("deep/one", [], TrainConfig).name == "demo"
+    with pytest.raises(UserError, match="unknown preset 'dmo'; did you mean 'demo'"):
+        find_preset("dmo")
+    with pytest.raises(UserError, match="known: deep/one, demo"):
+        find_preset("zzzzzz")
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_value_or_one_clear_line(text: str) -> None:
+    try:
+        value = compose(None, [f"id={text}"], EnvConfig).id
+    except UserError:
+        return
+    assert isinstance(value, str)
+
+
+@given(st.text(max_size=60))
+def test_any_override_is_taken_or_one_clear_line(text: str) -> None:
+    try:
+        compose(None, [text], EnvConfig)
+    except UserError:
+        return

@@ -1,0 +1,233 @@
+"""SimEnv: honest seeds, ends, partial chunks, workers, exact resume, bad input."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from rewards.errors import UserError
+from rl.envs.sim import SimEnv
+
+torch.set_num_threads(1)
+TASKS = ("push", "drawer-open")
+GOAL = slice(18, 21)
+
+
+class Walk(gymnasium.Env):
+    """A position pushed by the action: success from 0.5 on, termination below -0.5, NaN beyond 10 steps."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-0.1, 0.1), 0
+        return self._obs(), {}
+
+    def step(self, action):
+        self.x, self.t = self.x + 0.25 * float(action[0]), self.t + 1
+        return self._obs(), self.x, self.x < -0.5, False, {"is_success": self.x >= 0.5}
+
+    def _obs(self):
+        return np.array([self.x if self.t < 10 else np.nan, self.t])
+
+
+class Odd(Walk):
+    action_space = gymnasium.spaces.Discrete(2)
+
+
+gymnasium.register("Walk-v0", Walk)
+gymnasium.register("Odd-v0", Odd)
+
+
+def actions(n, k, a=4, seed=0):
+    return torch.rand(n, k, a, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def rollout(env, chunks, k=3, a=4):
+    return [env.step_chunk(actions(env.num_envs, k, a, seed=i)) for i in range(chunks)]
+
+
+def assert_same(left, right):
+    for one, other in zip(left, right, strict=True):
+        for name in ("reward", "executed", "terminated", "truncated", "is_success", "frames", "task_reward"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert torch.equal(one.obs["state"], other.obs["state"])
+
+
+def test_same_seed_same_goal_and_another_seed_another_goal():
+    env = SimEnv("metaworld", 3, ["push"])
+    env.set_episode_seeds([5, 6, 5])
+    state = env.reset()["state"]
+    assert env.episode_seed.tolist() == [5, 6, 5]
+    assert torch.equal(state[0], state[2])
+    assert not torch.allclose(state[0, -1, GOAL], state[1, -1, GOAL])
+    env.set_episode_seeds([])
+    first, second, again = env.reset(seed=1), env.reset(seed=2), env.reset(seed=1)
+    assert torch.equal(first["state"], again["state"]) and not torch.equal(first["state"], second["state"])
+
+
+def test_spec_tasks_and_context():
+    env = SimEnv("metaworld", 3, TASKS, n_context_frames=2, task_names=("hammer", "drawer-open", "push"))
+    obs = env.reset(seed=0)
+    assert obs["state"].shape == (3, 2, 21) and obs["state"].dtype == torch.float32
+    assert obs["task"].tolist() == [2, 1, 2]
+    assert torch.equal(obs["state"][:, 0], obs["state"][:, 1])
+    assert env.spec.control_hz == 80.0 and env.spec.slices["goal_pos"] == GOAL and env.spec.action_dim == 4
+    step = env.step(torch.zeros(3, 4))
+    assert torch.equal(step.obs["state"][:, 0], obs["state"][:, 1])
+
+
+def test_end_on_success_restarts_and_leaves_the_rest_of_the_chunk():
+    env = SimEnv("Walk-v0", 2)
+    env.reset(seed=0)
+    chunk = env.step_chunk(torch.tensor([[[1.0]] * 6, [[0.0]] * 6]))
+    steps = int(chunk.executed[0].sum())
+    assert steps in (2, 3) and chunk.executed[1].all()
+    assert chunk.is_success.tolist() == [True, False] == chunk.terminated.tolist()
+    assert chunk.reward.sum(1).tolist() == [1.0, 0.0]
+    assert chunk.final_obs["state"][0, -1, 0] >= 0.5 and chunk.final_obs["state"][0, -1, 1] == steps
+    assert chunk.obs["state"][0, -1, 1] == 0 and env.elapsed.tolist() == [0, 6]
+    assert (chunk.frames[0, steps:] == chunk.frames[0, steps - 1]).all()
+
+
+def test_success_may_be_left_running():
+    env = SimEnv("Walk-v0", 1, terminate_on_success=False)
+    env.reset(seed=0)
+    chunk = env.step_chunk(torch.ones(1, 6, 1))
+    assert chunk.executed.all() and chunk.is_success.all() and not chunk.terminated.any()
+
+
+def test_own_termination_is_not_success():
+    env = SimEnv("Walk-v0", 1)
+    env.reset(seed=0)
+    chunk = env.step_chunk(-torch.ones(1, 6, 1))
+    assert chunk.terminated.all() and not chunk.is_success.any() and not chunk.executed.all()
+
+
+def test_step_limit_truncates_within_a_chunk():
+    env = SimEnv("metaworld", 2, TASKS, max_steps=5)
+    env.reset(seed=0)
+    first, second = rollout(env, 2, k=3)
+    assert not first.truncated.any() and second.truncated.all() and not second.terminated.any()
+    assert second.executed.tolist() == [[True, True, False]] * 2
+    assert env.elapsed.tolist() == [0, 0]
+
+
+def test_chunk_equals_single_steps():
+    chunked, single = SimEnv("metaworld", 2, TASKS), SimEnv("metaworld", 2, TASKS)
+    chunked.reset(seed=3), single.reset(seed=3)
+    plan = actions(2, 4)
+    chunk = chunked.step_chunk(plan)
+    steps = [single.step(plan[:, j]) for j in range(4)]
+    assert torch.equal(chunk.frames, torch.cat([s.frames for s in steps], 1))
+    assert torch.equal(chunk.task_reward, torch.cat([s.task_reward for s in steps], 1))
+
+
+def test_expert_succeeds():
+    env = SimEnv("metaworld", 2, ["drawer-open"])
+    env.reset(seed=0)
+    ended = torch.zeros(2, dtype=torch.bool)
+    for _ in range(150):
+        ended |= env.step(env.expert_actions()).is_success
+    assert ended.all()
+
+
+@pytest.mark.parametrize("env_id, tasks, a", [("metaworld", TASKS, 4), ("Pendulum-v1", None, 1)])
+def test_workers_do_not_change_results(env_id, tasks, a):
+    results = []
+    for n_workers in (0, 2):
+        env = SimEnv(env_id, 3, tasks, max_steps=7, n_workers=n_workers)
+        env.reset(seed=4)
+        results.append(rollout(env, 4, a=a))
+        env.close()
+    assert_same(*results)
+
+
+def test_error_in_a_worker_comes_back():
+    with pytest.raises(UserError, match="unknown to Meta-World"):
+        from rl.envs.workers import Workers
+
+        Workers("metaworld", ["nothing"], 1)
+
+
+@pytest.mark.parametrize("env_id, tasks, a", [("metaworld", TASKS, 4), ("Pendulum-v1", None, 1)])
+def test_exact_resume_in_a_new_environment(env_id, tasks, a):
+    make = lambda: SimEnv(env_id, 2, tasks, max_steps=20, action_delay=1, obs_noise=0.01)  # noqa: E731
+    env = make()
+    env.reset(seed=1)
+    rollout(env, 3, a=a)
+    saved = env.state_dict()
+    expected = rollout(env, 5, a=a)  # runs into a restart
+    other = make()
+    other.load_state_dict(saved)
+    assert_same(expected, rollout(other, 5, a=a))
+
+
+def test_action_delay_executes_zeros_first():
+    delayed, plain = SimEnv("metaworld", 1, ["push"], action_delay=2), SimEnv("metaworld", 1, ["push"])
+    delayed.reset(seed=0), plain.reset(seed=0)
+    plan = actions(1, 5)
+    late = torch.cat([torch.zeros(1, 2, 4), plan[:, :3]], 1)
+    assert torch.equal(delayed.step_chunk(plan).frames, plain.step_chunk(late).frames)
+
+
+def test_observation_noise_is_seeded_and_leaves_the_physics_alone():
+    noisy, plain = SimEnv("Walk-v0", 1000, obs_noise=0.1), SimEnv("Walk-v0", 1000)
+    noise = noisy.reset(seed=2)["state"] - plain.reset(seed=2)["state"]
+    assert abs(float(noise.std()) - 0.1) < 0.005
+    assert torch.equal(noisy.reset(seed=2)["state"] - plain.reset(seed=2)["state"], noise)
+    assert torch.equal(noisy.step(torch.zeros(1000, 1)).frames, plain.step(torch.zeros(1000, 1)).frames)
+
+
+def test_nan_names_environment_and_step():
+    env = SimEnv("Walk-v0", 2)
+    env.reset(seed=0)
+    env.step_chunk(torch.zeros(2, 6, 1))
+    with pytest.raises(UserError, match=r"environment 0 \(task Walk-v0\).*step 10"):
+        env.step_chunk(torch.zeros(2, 6, 1))
+
+
+def test_gymnasium_environment_reports_its_own_reward_and_limit():
+    env, stock = SimEnv("Pendulum-v1", 1, max_steps=500), gymnasium.make("Pendulum-v1")
+    env.set_episode_seeds([7])
+    obs, _ = stock.reset(seed=7)
+    assert torch.equal(env.reset()["state"][0, -1], torch.from_numpy(obs))
+    expected = stock.step(np.array([1.5], np.float32))
+    step = env.step(torch.tensor([[1.5]]))
+    assert torch.equal(step.frames[0, 0], torch.from_numpy(expected[0]))
+    assert float(step.task_reward) == pytest.approx(float(expected[1])) and not step.is_success.any()
+    ends = [env.step_chunk(torch.zeros(1, 50, 1)).truncated.item() for _ in range(4)]
+    assert ends == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("metaworld", 1, ["pusch"]), "'pusch' is unknown to Meta-World; it knows assembly"),
+        (("metaworld", 1), "needs tasks="),
+        (("Nothing-v0", 1), "'Nothing-v0' cannot be made"),
+        (("Odd-v0", 1), "action space is Discrete, expected Box"),
+        (("Pendulum-v1", 1, ["push"]), "is its own task"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        SimEnv(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_task_that_the_model_lacks():
+    with pytest.raises(UserError, match="'push' is unknown to the model; it knows hammer"):
+        SimEnv("metaworld", 1, ["push"], task_names=["hammer"])
+
+
+def test_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gym_pusht", None)
+    with pytest.raises(UserError, match=r"pip install 'wamtune\[pusht\]'"):
+        SimEnv("gym_pusht/PushT-v0", 1)
+
+
+def test_no_expert_outside_metaworld():
+    with pytest.raises(UserError, match="no scripted expert"):
+        SimEnv("Pendulum-v1", 1).expert_actions()

@@ -1,0 +1,184 @@
+"""The house rules that can be read from the source: who imports whom, how long things are, which words are used."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl import shadow
+from rl.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("rewards", "world_model", "rl")
+
+OURS = {"rewards": {"rewards"}, "world_model": {"world_model", "rewards"}, "rl": {"rl", "world_model", "rewards"}}
+"""package -> what of ours it may import, anywhere in a file."""
+
+AT_TOP = {"rewards": {"torch"}, "world_model": {"torch", "numpy", "safetensors"}}
+"""package -> what of others' it may import when it is loaded: acting with a checkpoint on a robot needs no more."""
+
+NOT_CORE = ("cli", "report", "isaac", "deploy")
+"""Files and folders of `rl` by the beginning of their name that the line count of the core leaves out."""
+
+LINES_OF_CORE, LINES_OF_FILE, LINES_OF_FUNCTION = 4500, 300, 40
+
+OTHER_WORDS = (
+    "lr num_steps n_steps_per_env num_epochs update_epochs minibatch_size num_minibatches n_minibatches nsteps lam gae "
+    "discount entropy_coef value_coef clip_coef clip_param clip_eps max_kl kl_target grad_clip num_envs nenvs lmbda "
+    "n_parallel context_length n_frames chunk_len horizon_steps num_inference_steps denoise_steps"
+).split()
+"""Names that other projects have for things of the glossary; a config that uses one has two words for one thing."""
+
+
+def sources(*packages: str) -> list[Path]:
+    return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST, package: str, at_top: bool) -> Iterator[tuple[str, int]]:
+    """Yield (top-level package, line) of each import; with `at_top` only of those that loading the file runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (package if node.level else (node.module or "").split(".")[0]), node.lineno
+        elif at_top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        elif at_top and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        else:
+            yield from imports(node, package, at_top)
+
+
+def core_dependencies() -> set[str]:
+    """Import names of the dependencies that every installation has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in project["dependencies"]}
+    return {{"stable-baselines3": "stable_baselines3", "pyyaml": "yaml"}.get(name, name) for name in names}
+
+
+def test_imports_run_downwards() -> None:
+    wrong = [
+        f"{name_of(path)}:{line} imports {name}"
+        for package in PACKAGES
+        for path in sources(package)
+        for name, line in imports(ast.parse(path.read_text()), package, at_top=False)
+        if name in {*PACKAGES, "tests", "configs", "benchmarks", "examples"} - OURS[package]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_optional_packages_are_imported_inside_functions() -> None:
+    wrong = [
+        f"{name_of(path)}:{line} imports {name} when it is loaded"
+        for package in PACKAGES
+        for path in sources(package)
+        for name, line in imports(ast.parse(path.read_text()), package, at_top=True)
+        if name not in OURS[package] | AT_TOP.get(package, core_dependencies()) | sys.stdlib_module_names
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def is_core(path: Path) -> bool:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] != "rl" or not any(part.startswith(NOT_CORE) for part in parts[1:])
+
+
+def test_core_is_read_in_an_afternoon() -> None:
+    """Count every line that is not blank: code, comments and docstrings are all there to be read."""
+    counts = {
+        name_of(path): sum(1 for line in path.read_text().splitlines() if line.strip())
+        for path in sources(*PACKAGES)
+        if is_core(path)
+    }
+    longest = sorted(counts.items(), key=lambda item: -item[1])[:10]
+    assert sum(counts.values()) < LINES_OF_CORE, f"{sum(counts.values())} lines; the longest files: {longest}"
+
+
+def test_files_are_short() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in sources(*PACKAGES)}
+    assert not {name: n for name, n in lengths.items() if n > LINES_OF_FILE}
+
+
+def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from `def` to the end, without the docstring."""
+    first, length = node.body[0], (node.end_lineno or 0) - node.lineno + 1
+    if ast.get_docstring(node) is not None:
+        length -= (first.end_lineno or 0) - first.lineno + 1
+    return length
+
+
+def test_functions_are_short() -> None:
+    wrong = [
+        f"{name_of(path)}:{node.lineno} {node.name} has {function_lines(node)} lines"
+        for path in sources(*PACKAGES)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and function_lines(node) > LINES_OF_FUNCTION
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def config_words(schema: Any) -> Iterator[str]:
+    for field in dataclasses.fields(schema):
+        yield field.name
+        if dataclasses.is_dataclass(getattr(schema, field.name, None)) or isinstance(field.default_factory, type):
+            yield from config_words(field.default_factory)
+
+
+def test_configs_use_the_words_of_the_glossary() -> None:
+    words = set(config_words(TrainConfig))
+    assert {"n_envs", "n_epochs", "learning_rate", "horizon", "gae_lambda"} <= words
+    for preset in (ROOT / "configs").rglob("*.yaml"):
+        words |= set(re.findall(r"(\w+):", preset.read_text()))
+    assert not words & set(OTHER_WORDS)
+
+
+def test_no_path_of_a_machine_in_the_project() -> None:
+    """A path below somebody's home works for that one person only."""
+    home = re.compile(r"(?<![\w.~-])/(home|root|Users|work|tmp)/")
+    wrong = [
+        f"{name_of(path)}:{i} {line.strip()}"
+        for folder in (*PACKAGES, "configs", "benchmarks", "examples", "docs")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in {".py", ".yaml", ".md", ".toml"}
+        for i, line in enumerate(path.read_text().splitlines(), start=1)
+        if home.search(line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_shadow_guard_is_silent_at_home() -> None:
+    assert shadow.foreign_package([str(ROOT), *sys.path]) is None
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_shadow_guard_names_a_foreign_package(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    line = shadow.foreign_package([str(tmp_path), str(ROOT)])
+    assert line is not None and "\n" not in line
+    assert line.startswith(f"the package {name!r} in {tmp_path / name} hides wamtune's own in {ROOT / name}")
+    assert shadow.foreign_package([str(ROOT), str(tmp_path)]) is None  # behind ours it does no harm
+
+
+def test_shadow_guard_names_a_foreign_module(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("")
+    assert str(tmp_path / "rewards.py") in (shadow.foreign_package([str(tmp_path), str(ROOT)]) or "")
+
+
+def test_shadow_guard_needs_nothing_of_ours() -> None:
+    """It must load when a foreign `rewards` breaks everything else; `rl` itself is loaded before it."""
+    for name in ("shadow.py", "__init__.py"):
+        used = {package for package, _ in imports(ast.parse((ROOT / "rl" / name).read_text()), "rl", at_top=True)}
+        assert used <= set(sys.stdlib_module_names), name

@@ -1,0 +1,1 @@
+"""The world-action model, its episodes, its training stages, its dream and its checkpoints."""

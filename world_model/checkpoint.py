@@ -1,0 +1,225 @@
+"""Checkpoint folders: `config.json`, `model.safetensors`, `README.md`, `manifest.json` with a sha256 of each file.
+
+This is the format alone; it knows nothing of the model. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rewards.errors import UserError
+from world_model.files import existing_folder, write_folder
+
+SCHEMA_VERSION = 1
+CONFIG, MODEL, README, MANIFEST = "config.json", "model.safetensors", "README.md", "manifest.json"
+STATE_TREE, STATE_TENSORS = "training_state.json", "training_state.safetensors"
+BUILTIN = Path(__file__).parent / "builtin"
+
+
+def save_checkpoint(
+    folder: str | Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    readme: str = "",
+    extra: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a checkpoint, replacing the one in `folder`; a crash at any moment leaves the old one or the new one.
+
+    Args:
+        folder: where; its parents are created.
+        config: what JSON can hold; `schema_version` is added.
+        tensors: the model's `state_dict`.
+        readme: the model card.
+        extra: further files by name, such as `pack_training_state` gives.
+    """
+    final = Path(folder)
+    _check_replaceable(final)
+    files = {
+        CONFIG: _to_json({"schema_version": SCHEMA_VERSION} | config),
+        MODEL: save({name: _plain(tensor) for name, tensor in tensors.items()}),
+        README: (readme or f"# {final.name}\n").encode(),
+        **(extra or {}),
+    }
+    files[MANIFEST] = _to_json({"files": {name: _fingerprint(data) for name, data in files.items()}})
+    write_folder(final, files)
+
+
+def load_checkpoint(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return `config` and `tensors` (on the CPU) as given to `save_checkpoint`, after every file passed its sha256.
+
+    Raises:
+        UserError: nothing there, or a file is missing, truncated, altered, unreadable or from a newer version.
+    """
+    folder = find_checkpoint(name_or_path)
+    files = _read_verified(folder, (CONFIG, MODEL))
+    config = _from_json(folder / CONFIG, files[CONFIG])
+    version = config.pop("schema_version", None)
+    if not isinstance(version, int):
+        raise UserError(f"{folder / CONFIG}: schema_version is missing or not a number; copy the checkpoint again")
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{folder / CONFIG}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
+    return config, _load_tensors(folder / MODEL, files[MODEL])
+
+
+def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
+    """Turn nested dicts, lists and tuples of tensors, numbers, strings, bools and None into files for `extra`.
+
+    Optimizer and generator states, counters: every value comes back exactly, dict keys that are ints included.
+    """
+    tensors: list[Tensor] = []
+    tree = _pack(state, tensors, "state")
+    named = {str(i): _plain(tensor) for i, tensor in enumerate(tensors)}
+    return {STATE_TREE: _to_json(tree), STATE_TENSORS: save(named)}
+
+
+def load_training_state(name_or_path: str | Path) -> dict[Any, Any]:
+    """Return what `pack_training_state` was given, tensors on the CPU.
+
+    Raises:
+        UserError: as for `load_checkpoint`, or the checkpoint holds no training state.
+    """
+    folder = find_checkpoint(name_or_path)
+    if STATE_TREE not in _manifest(folder):
+        raise UserError(f"{folder}: no training state in it; to continue, name the folder of a run that saved one")
+    files = _read_verified(folder, (STATE_TREE, STATE_TENSORS))
+    tensors = _load_tensors(folder / STATE_TENSORS, files[STATE_TENSORS])
+    state: dict[Any, Any] = _unpack(_from_json(folder / STATE_TREE, files[STATE_TREE]), tensors)
+    return state
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """Return the folder of a checkpoint: a path to it, a run folder (its `checkpoints/last`) or a built-in name."""
+    path = Path(name_or_path)
+    candidates = [path, path / "checkpoints" / "last"]
+    if len(path.parts) == 1:
+        candidates.append(BUILTIN / path)
+    for folder in map(existing_folder, candidates):
+        # A damaged checkpoint is found, too: loading it says what is wrong.
+        if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):
+            return folder
+    known = ", ".join(builtin_checkpoints()) or "none"
+    raise UserError(f"no checkpoint at {path}; known built-in checkpoints: {known}; try `wamtune ls`")
+
+
+def builtin_checkpoints() -> list[str]:
+    """Return the names of the checkpoints that come with wamtune."""
+    return sorted(manifest.parent.name for manifest in BUILTIN.glob(f"[!.]*/{MANIFEST}"))
+
+
+def _check_replaceable(final: Path) -> None:
+    if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).exists()):
+        raise UserError(f"{final}: it exists and is not a checkpoint; nothing was replaced, choose another folder")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # A clone, since safetensors refuses tensors that share memory.
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _to_json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _from_json(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{path}: it is not valid JSON; copy the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: it does not hold a JSON object; copy the checkpoint again")
+    return content
+
+
+def _load_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise UserError(f"{path}: it is not a safetensors file; copy the checkpoint again") from error
+
+
+def _fingerprint(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / MANIFEST
+    files = _from_json(path, _read(path)).get("files")
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+        raise UserError(f"{path}: it does not list files with size and sha256; copy the checkpoint again")
+    return files
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.keys() == {"size", "sha256"}
+
+
+def _read_verified(folder: Path, wanted: Collection[str]) -> dict[str, bytes]:
+    """Check every file that the manifest lists; return the very bytes that were checked, not a second reading."""
+    manifest = _manifest(folder)
+    for name in wanted:
+        if name not in manifest:
+            raise UserError(f"{folder / MANIFEST}: it does not list {name}; copy the checkpoint again")
+    contents = {}
+    for name, entry in manifest.items():
+        data = _read(folder / name)
+        if len(data) != entry["size"]:
+            what = f"it has {len(data)} bytes, manifest.json says {entry['size']}"
+            raise UserError(f"{folder / name}: {what}; the file is truncated or altered, copy the checkpoint again")
+        if _fingerprint(data) != entry:
+            what = "its sha256 is not the one in manifest.json"
+            raise UserError(f"{folder / name}: {what}; the file is altered, copy the checkpoint again")
+        if name in wanted:
+            contents[name] = data
+    return contents
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the file is missing; copy the checkpoint again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror or error}); check its permissions") from error
+
+
+def _pack(value: Any, tensors: list[Tensor], where: str) -> Any:
+    """Return `value` as JSON; what JSON lacks becomes a dict of one tag. Tensors go to the end of `tensors`."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):  # JSON has no nan and inf; repr keeps every bit of the rest
+        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"tensor": str(len(tensors) - 1)}
+    if isinstance(value, list | tuple):
+        items = [_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    if isinstance(value, Mapping):
+        pairs = [[_pack(k, tensors, where), _pack(v, tensors, f"{where}[{k!r}]")] for k, v in value.items()]
+        return {"dict": pairs}
+    raise TypeError(f"{where}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, lists, dicts")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    if tag == "float":
+        return float(content)
+    if tag == "tensor":
+        return tensors[content]
+    if tag == "tuple":
+        return tuple(_unpack(item, tensors) for item in content)
+    return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}

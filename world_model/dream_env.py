@@ -1,0 +1,155 @@
+"""The dream: a world-action model as an environment, drop-in for the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rewards import RewardManager
+from rewards.errors import UserError
+from world_model import modes
+from world_model.env import ACTION_HISTORY, Advance, BatchedEnv, Start
+from world_model.flow import seeded_noise
+from world_model.model import WorldActionModel
+
+if TYPE_CHECKING:
+    from world_model.episodes import Episode
+
+SURE = 0.9
+"""A dreamed frame counts as a success when its read-out and that of the frame before reach this probability."""
+
+
+@dataclass
+class StartStates:
+    """Real states to begin dreams from, with what a state carries. All tensors have `n` rows."""
+
+    context: Tensor  # (n, n_context_frames, state_dim)
+    task: Tensor  # (n,)
+    elapsed: Tensor  # (n,)
+    action_history: Tensor  # (n, ACTION_HISTORY - 1, action_dim)
+
+    @staticmethod
+    def from_episodes(
+        episodes: list[Episode], tasks: tuple[str, ...], n_context_frames: int, first_only: bool = False
+    ) -> StartStates:
+        """Take every state before the first success of each episode; with `first_only` just the first ones.
+
+        Failed episodes count with all of their states: states near a failure are where there is most to learn.
+        """
+        rows: list[tuple[Tensor, int, int, Tensor]] = []
+        for episode in episodes:
+            hits = episode.success.nonzero()
+            last = int(hits[0]) if len(hits) else episode.length - 1
+            for t in range(1 if first_only else last + 1):
+                frames = (torch.arange(t - n_context_frames + 1, t + 1)).clamp(min=0)
+                # Before the first action the history is that action itself: beginning is not charged as a jerk.
+                past = torch.arange(t - ACTION_HISTORY + 1, t).clamp(min=0)
+                rows.append((episode.state[frames], tasks.index(episode.task), t, episode.action[past]))
+        if not rows:
+            raise UserError("a dream needs at least one recorded episode to start from; collect episodes first")
+        context, task, elapsed, history = zip(*rows, strict=True)
+        return StartStates(torch.stack(context), torch.tensor(task), torch.tensor(elapsed), torch.stack(history))
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+
+class DreamEnv(BatchedEnv):
+    """Environments whose next frames the model predicts; a branch is truncated after `horizon` chunks.
+
+    A chunk shorter than the model's is completed with its last action, and only its own frames are used. A single `step`
+    is buffered: it returns the last known observation and no reward until a chunk is complete, then what the chunk did.
+
+    Args:
+        model: world decoder and read-outs are used; the action decoder is not.
+        num_envs: branches dreamed together.
+        starts: real states to begin from, drawn at random (or in order, see `in_order`).
+        horizon: chunks before a branch is truncated.
+        n_denoising_steps: integration steps of a chunk.
+        in_order: begin branch i of every reset from start i; for paired evaluation.
+        max_steps, rewards, action_delay, obs_noise, seed, device: see `BatchedEnv`.
+    """
+
+    place = "dream"
+
+    def __init__(
+        self,
+        model: WorldActionModel,
+        num_envs: int,
+        starts: StartStates,
+        horizon: int = 2,
+        n_denoising_steps: int = 2,
+        max_steps: int = 150,
+        in_order: bool = False,
+        rewards: RewardManager | None = None,
+        action_delay: int = 0,
+        obs_noise: float = 0.0,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(
+            model.spec,
+            num_envs,
+            model.config.n_context_frames,
+            max_steps,
+            rewards=rewards,
+            read_out=model.read_frames,
+            action_delay=action_delay,
+            obs_noise=obs_noise,
+            seed=seed,
+            device=device,
+        )
+        self.model, self.starts, self.horizon, self.n_denoising_steps = model, starts, horizon, n_denoising_steps
+        self.chunk_size, self.in_order = model.config.chunk_size, in_order
+        self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # dreamed since the branch began
+        self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # was the last frame read as a success
+
+    def _restart(self, mask: Tensor) -> Start:
+        m = int(mask.sum())
+        index = torch.randint(len(self.starts), (m,), generator=self.generator, device=self.device)
+        if self.in_order:
+            index = mask.nonzero().squeeze(1) % len(self.starts)
+        self.chunks[mask], self._sure[mask] = 0, False
+        return Start(
+            context=self.starts.context[index],
+            task=self.starts.task[index],
+            elapsed=self.starts.elapsed[index],
+            seed=torch.randint(2**31, (m,), generator=self.generator, device=self.device),
+            action_history=self.starts.action_history[index],
+        )
+
+    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
+        k = actions.shape[1]
+        if k > self.chunk_size:
+            raise UserError(f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on")
+        frames = self._dream(_complete(actions, self.chunk_size))[:, :k]
+        p, _ = self.model.read_frames(frames.flatten(0, 1), self.task.repeat_interleave(k))
+        sure = p.view(-1, k) >= SURE
+        success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
+        self.chunks, self._sure = self.chunks + 1, sure[:, -1]
+        truncated = torch.zeros_like(sure)
+        truncated[:, -1] = self.chunks >= self.horizon
+        return Advance(frames, success, terminated=torch.zeros_like(sure), truncated=truncated)
+
+    def _dream(self, actions: Tensor) -> Tensor:
+        codec = self.model.codec
+        noise = seeded_noise(self.episode_seed, self.chunks, (codec.n_future_tokens, codec.code_dim))
+        context = self.model.encode(self.context, self.task)
+        return modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the branch counters."""
+        return super().state_dict() | {"chunks": self.chunks.clone(), "sure": self._sure.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.chunks, self._sure = state["chunks"].clone(), state["sure"].clone()
+
+
+def _complete(actions: Tensor, chunk_size: int) -> Tensor:
+    missing = chunk_size - actions.shape[1]
+    return torch.cat([actions, actions[:, -1:].expand(-1, missing, -1)], dim=1) if missing else actions

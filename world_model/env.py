@@ -1,0 +1,304 @@
+"""The batched contract of every place a policy can act in: simulator, dream, later a robot."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards import RewardManager, Transition
+from rewards.errors import UserError
+from world_model.spec import Spec
+
+Obs = dict[str, Tensor]
+ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
+
+ACTION_HISTORY = 3
+"""Actions that a `Transition` remembers, the current one included: enough for a second difference."""
+
+
+@dataclass
+class Start:
+    """Where environments begin: `m` of them. A branch of a dream begins in the middle of an episode."""
+
+    context: Tensor  # (m, n_context_frames, state_dim), oldest first
+    task: Tensor  # (m,) int64, index into spec.tasks
+    elapsed: Tensor  # (m,) int64, steps since the episode began
+    seed: Tensor  # (m,) int64, names the episode; policies draw their noise from it
+    action_history: Tensor | None = None  # (m, ACTION_HISTORY - 1, action_dim), None at the start of an episode
+
+
+@dataclass
+class Advance:
+    """What `k` steps did, before rewards and ends are worked out. Rows after an end are ignored."""
+
+    frames: Tensor  # (num_envs, k, state_dim)
+    success: Tensor  # (num_envs, k) bool
+    terminated: Tensor  # (num_envs, k) bool, the place's own ends, success not included
+    truncated: Tensor  # (num_envs, k) bool, the place's own limits
+    task_reward: Tensor | None = None  # (num_envs, k), the simulator's own reward
+
+
+@dataclass
+class ChunkStep:
+    """Result of a chunk of `k` actions. All tensors belong to the caller.
+
+    After the end of an episode the rest of its chunk is not executed; the environment restarts at the end of the chunk
+    (autoreset mode SAME_STEP): `obs` is then the first observation of the next episode, `final_obs` the last one before.
+    """
+
+    obs: Obs  # state (num_envs, n_context_frames, state_dim), task (num_envs,)
+    reward: Tensor  # (num_envs, k), 0 where not executed
+    executed: Tensor  # (num_envs, k) bool, always a prefix
+    terminated: Tensor  # (num_envs,) bool
+    truncated: Tensor  # (num_envs,) bool, never together with terminated
+    is_success: Tensor  # (num_envs,) bool, success was seen in this chunk
+    final_obs: Obs  # like obs, before any restart
+    frames: Tensor  # (num_envs, k, state_dim), one frame after each action
+    raw: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k)
+    weighted: dict[str, Tensor] = field(default_factory=dict)  # the same times its weight
+    task_reward: Tensor | None = None  # (num_envs, k), the simulator's own reward
+    success: Tensor | None = None  # (num_envs, k) bool, per executed step
+
+
+class BatchedEnv(ABC):
+    """`num_envs` environments stepped together, in torch, on one device.
+
+    A place implements `_advance` and `_restart`; context frames, rewards, ends, action delay and observation noise are
+    worked out here once, so that simulator and dream cannot differ in them.
+
+    Args:
+        spec: features, action bounds and tasks.
+        num_envs: number of environments in the batch.
+        n_context_frames: frames in an observation, the newest last.
+        max_steps: an episode is truncated after so many steps.
+        rewards: terms to pay; without it the reward is 1 for a success and 0 otherwise.
+        read_out: the model's success and progress estimate, needed by the terms that ask for `progress`.
+        terminate_on_success: end an episode at its first success.
+        action_delay: steps between a command and its execution; zeros are executed first.
+        obs_noise: standard deviation of the noise added to observations, in units of the state.
+        seed: seed of every random choice made here.
+    """
+
+    place: str
+    autoreset_mode = "same_step"
+
+    def __init__(
+        self,
+        spec: Spec,
+        num_envs: int,
+        n_context_frames: int,
+        max_steps: int,
+        rewards: RewardManager | None = None,
+        read_out: ReadOut | None = None,
+        terminate_on_success: bool = True,
+        action_delay: int = 0,
+        obs_noise: float = 0.0,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.spec, self.num_envs, self.n_context_frames, self.max_steps = spec, num_envs, n_context_frames, max_steps
+        self.rewards, self.read_out = rewards, read_out
+        self.terminate_on_success, self.action_delay, self.obs_noise = terminate_on_success, action_delay, obs_noise
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.action_low = torch.tensor(spec.action_low, device=self.device)
+        self.action_high = torch.tensor(spec.action_high, device=self.device)
+        self.context = torch.zeros(num_envs, n_context_frames, spec.state_dim, device=self.device)
+        self.task = torch.zeros(num_envs, dtype=torch.long, device=self.device)
+        self.elapsed = torch.zeros(num_envs, dtype=torch.long, device=self.device)
+        self.episode_seed = torch.zeros(num_envs, dtype=torch.long, device=self.device)
+        self.action_history = torch.zeros(num_envs, ACTION_HISTORY - 1, spec.action_dim, device=self.device)
+        self._fresh = torch.ones(num_envs, dtype=torch.bool, device=self.device)  # no action yet in this episode
+        self._delayed = torch.zeros(num_envs, action_delay, spec.action_dim, device=self.device)
+
+    @abstractmethod
+    def _restart(self, mask: Tensor) -> Start:
+        """Begin an episode in each environment where `mask` (num_envs,) holds."""
+
+    @abstractmethod
+    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
+        """Execute `actions` (num_envs, k, action_dim), within bounds. `limit` (num_envs,): steps left in the episode."""
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begin an episode everywhere; `seed` restarts every random choice."""
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
+        return self._observe()
+
+    def step(self, action: Tensor) -> ChunkStep:
+        """Execute one action (num_envs, action_dim): a chunk of length 1."""
+        return self.step_chunk(action.unsqueeze(1))
+
+    @torch.no_grad()
+    def step_chunk(self, actions: Tensor) -> ChunkStep:
+        """Execute up to `k` actions (num_envs, k, action_dim), clamped to their bounds.
+
+        Raises:
+            UserError: an action or a returned frame is not finite; environment and step are named.
+        """
+        actions = self._checked(actions)
+        advance = self._advance(self._delay(actions), self.max_steps - self.elapsed)
+        steps = self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1, device=self.device)
+        terminated = advance.terminated | (advance.success if self.terminate_on_success else False)
+        truncated = (advance.truncated | (steps >= self.max_steps)) & ~terminated
+        executed = _not_after_end(terminated | truncated)
+        self._check_frames(advance.frames, executed)
+        reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
+        n_executed = executed.sum(1)
+        self._shift_context(advance.frames, n_executed)
+        self.elapsed = self.elapsed + n_executed
+        self._remember(actions, n_executed)
+        final_obs = self._observe()
+        result = ChunkStep(
+            obs=final_obs,
+            reward=reward,
+            executed=executed,
+            terminated=(terminated & executed).any(1),
+            truncated=(truncated & executed).any(1),
+            is_success=(advance.success & executed).any(1),
+            final_obs=final_obs,
+            frames=advance.frames.clone(),
+            raw=raw,
+            weighted=weighted,
+            task_reward=None if advance.task_reward is None else advance.task_reward * executed,
+            success=advance.success & executed,
+        )
+        done = result.terminated | result.truncated
+        if done.any():
+            self._begin(done)
+            result.obs = self._observe()
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on; a place adds its own part."""
+        return {
+            "context": self.context.clone(),
+            "task": self.task.clone(),
+            "elapsed": self.elapsed.clone(),
+            "episode_seed": self.episode_seed.clone(),
+            "action_history": self.action_history.clone(),
+            "fresh": self._fresh.clone(),
+            "delayed": self._delayed.clone(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.context, self.task, self.elapsed = (state[k].clone() for k in ("context", "task", "elapsed"))
+        self.episode_seed, self.action_history = state["episode_seed"].clone(), state["action_history"].clone()
+        self._fresh, self._delayed = state["fresh"].clone(), state["delayed"].clone()
+        self.generator.set_state(state["generator"])
+
+    def close(self) -> None:  # noqa: B027 - most places hold nothing to release
+        """Release processes and windows."""
+
+    def _begin(self, mask: Tensor) -> None:
+        start = self._restart(mask)
+        self.context[mask], self.task[mask] = start.context, start.task
+        self.elapsed[mask], self.episode_seed[mask] = start.elapsed, start.seed
+        self._delayed[mask] = 0.0
+        self._fresh[mask] = start.action_history is None
+        self.action_history[mask] = 0.0 if start.action_history is None else start.action_history
+        if self.rewards is not None:
+            self.rewards.reset(mask)
+
+    def _observe(self) -> Obs:
+        state = self.context.clone()
+        if self.obs_noise > 0.0:
+            noise = torch.randn(state.shape, generator=self.generator, device=self.device)
+            state = state + self.obs_noise * noise
+        return {"state": state, "task": self.task.clone()}
+
+    def _checked(self, actions: Tensor) -> Tensor:
+        if actions.dim() != 3 or actions.shape[0] != self.num_envs or actions.shape[2] != self.spec.action_dim:
+            expected = f"({self.num_envs}, k, {self.spec.action_dim})"
+            raise UserError(f"{self.place}: actions have shape {tuple(actions.shape)}, expected {expected}")
+        if not torch.isfinite(actions).all():
+            env, step = (~torch.isfinite(actions).all(-1)).nonzero()[0].tolist()
+            raise UserError(f"{self.place}: the action for environment {env}, step {step} of the chunk is not finite")
+        return actions.clamp(self.action_low, self.action_high)
+
+    def _check_frames(self, frames: Tensor, executed: Tensor) -> None:
+        bad = ~torch.isfinite(frames).all(-1) & executed
+        if bad.any():
+            env, j = bad.nonzero()[0].tolist()
+            step = int(self.elapsed[env]) + j + 1
+            raise UserError(
+                f"{self.place}: environment {env} (task {self.spec.tasks[int(self.task[env])]}) returned a state that is "
+                f"not finite at step {step}; nothing was learned from it"
+            )
+
+    def _delay(self, actions: Tensor) -> Tensor:
+        if self.action_delay == 0:
+            return actions
+        queue = torch.cat([self._delayed, actions], dim=1)
+        self._delayed = queue[:, actions.shape[1] :].clone()
+        return queue[:, : actions.shape[1]]
+
+    def _shift_context(self, frames: Tensor, n_executed: Tensor) -> None:
+        history = torch.cat([self.context, frames], dim=1)
+        self.context = _window(history, n_executed, self.n_context_frames)
+
+    def _remember(self, actions: Tensor, n_executed: Tensor) -> None:
+        first = self._fresh[:, None, None]
+        # An episode starts as if its first action had always been applied: no jerk is charged for beginning.
+        past = torch.where(first, actions[:, :1], self.action_history)
+        self.action_history = _window(torch.cat([past, actions], dim=1), n_executed, ACTION_HISTORY - 1)
+        self._fresh = torch.zeros_like(self._fresh)
+
+    def _pay(
+        self, actions: Tensor, advance: Advance, executed: Tensor, steps: Tensor, terminated: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        if self.rewards is None:
+            return (advance.success & executed).to(actions.dtype), {}, {}
+        k = actions.shape[1]
+        frames = torch.cat([self.context[:, -1:], advance.frames], dim=1)
+        progress = self._progress(frames) if "progress" in self.rewards.requires else None
+        past = torch.where(self._fresh[:, None, None], actions[:, :1], self.action_history)
+        history = torch.cat([past, actions], dim=1).unfold(1, ACTION_HISTORY, 1).transpose(2, 3)
+        # One call for the whole chunk: a call for each step would cost more than many a dream.
+        paid = self.rewards.compute(
+            Transition(
+                state=frames[:, :-1].flatten(0, 1),
+                next_state=advance.frames.flatten(0, 1),
+                action=actions.flatten(0, 1),
+                action_history=history.flatten(0, 1),
+                success=advance.success.flatten(),
+                terminated=terminated.flatten(),
+                elapsed=steps.flatten(),
+                task=self.task.repeat_interleave(k),
+                slices=self.spec.slices,
+                progress=None if progress is None else progress[:, :-1].flatten(),
+                next_progress=None if progress is None else progress[:, 1:].flatten(),
+                task_reward=None if advance.task_reward is None else advance.task_reward.flatten(),
+            ),
+            executed.flatten(),
+            n_steps=k,
+        )
+        raw = {name: value.view(-1, k) for name, value in paid.raw.items()}
+        weighted = {name: value.view(-1, k) for name, value in paid.weighted.items()}
+        return paid.total.view(-1, k), raw, weighted
+
+    def _progress(self, frames: Tensor) -> Tensor:
+        assert self.read_out is not None, "a RewardManager that requires progress was built without a read-out"
+        n, k1, dim = frames.shape
+        _, progress = self.read_out(frames.reshape(n * k1, dim), self.task.repeat_interleave(k1))
+        return progress.view(n, k1)
+
+
+def _not_after_end(ended: Tensor) -> Tensor:
+    """True up to and including the first end of each row (num_envs, k)."""
+    return ended.long().cumsum(1) - ended.long() == 0
+
+
+def _window(history: Tensor, shift: Tensor, length: int) -> Tensor:
+    """Take `length` rows of `history` (n, ., d) starting at `shift` (n,): the newest after so many new rows."""
+    index = shift[:, None] + torch.arange(length, device=history.device)
+    return history.gather(1, index[..., None].expand(-1, -1, history.shape[2]))

@@ -1,0 +1,214 @@
+"""Recorded episodes: in memory tensors, on disk safetensors shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rewards.errors import UserError
+from world_model.files import write_atomically
+from world_model.spec import Spec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Episode:
+    """One recorded episode of `T` steps: frame `t`, then action `t`, then frame `t + 1`."""
+
+    state: Tensor  # (T + 1, state_dim) float32
+    action: Tensor  # (T, action_dim) float32, as executed, within bounds
+    success: Tensor  # (T,) bool, after step t
+    task: str
+    source: str  # "expert", "noisy", "random", "policy", "import"
+    seed: int
+    task_reward: Tensor | None = None  # (T,) float32, the simulator's own
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return self.action.shape[0]
+
+    @property
+    def is_success(self) -> bool:
+        """Success was seen at some step."""
+        return bool(self.success.any())
+
+    @property
+    def end_success(self) -> bool:
+        """Success held after the last step."""
+        return bool(self.success[-1])
+
+    def check_fits(self, spec: Spec, where: str) -> None:
+        """Raise `UserError` if a size, the task or a number does not fit `spec`; `where` names the episode."""
+        steps = self.length
+        expected = {
+            "state": (self.state, (steps + 1, spec.state_dim)),
+            "action": (self.action, (steps, spec.action_dim)),
+            "success": (self.success, (steps,)),
+        }
+        if self.task_reward is not None:
+            expected["task_reward"] = (self.task_reward, (steps,))
+        if steps == 0:
+            raise UserError(f"{where}: the episode has no steps; leave it out")
+        if self.task not in spec.tasks:
+            raise UserError(f"{where}: task {self.task!r} is unknown; the known tasks are {', '.join(spec.tasks)}")
+        for name, (tensor, shape) in expected.items():
+            if tensor.shape != shape:
+                raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+            finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+            if not finite.all():
+                step = int((~finite).nonzero()[0])
+                raise UserError(f"{where}: {name} is not finite at step {step}; leave the episode out")
+
+
+class EpisodeStore:
+    """A folder of episodes, one safetensors shard for every `append`. Several may read it while one writes."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def shards(self) -> list[Path]:
+        """Finished shards, oldest first; an unfinished one has a hidden name."""
+        return sorted(self.folder.glob("episodes-*.safetensors"))
+
+    @property
+    def spec(self) -> Spec:
+        """Spec of the stored episodes, with the tasks of all of them."""
+        specs = [Spec.from_dict(header["spec"]) for header in self._headers()]
+        if not specs:
+            raise UserError(f"{self.folder}: no episodes here; collect some or name another folder")
+        tasks = dict.fromkeys(task for spec in specs for task in spec.tasks)
+        return replace(specs[0], tasks=tuple(tasks))
+
+    def __len__(self) -> int:
+        return sum(len(header["episodes"]) for header in self._headers())
+
+    def count(self) -> Counter[tuple[str, str, bool]]:
+        """Count episodes by task, source and whether success was seen."""
+        rows = [row for header in self._headers() for row in header["episodes"]]
+        return Counter((row["task"], row["source"], row["is_success"]) for row in rows)
+
+    def append(self, episodes: list[Episode], spec: Spec) -> None:
+        """Write `episodes` as one new shard; after a crash it is there whole or not at all."""
+        if not episodes:
+            return
+        for i, episode in enumerate(episodes):
+            episode.check_fits(spec, f"{self.folder}: episode {i} of {len(episodes)} (task {episode.task})")
+        shards = self.shards
+        if shards and replace(Spec.from_dict(_header(shards[0])["spec"]), tasks=spec.tasks) != spec:
+            raise UserError(f"{self.folder}: its episodes have other features, bounds or rate; choose another folder")
+        number = int(shards[-1].stem.removeprefix("episodes-")) + 1 if shards else 0
+        write_atomically(self.folder / f"episodes-{number:06d}.safetensors", _to_bytes(episodes, spec))
+
+    def load(self, tasks: Collection[str] | None = None, sources: Collection[str] | None = None) -> list[Episode]:
+        """Read the episodes of these tasks and sources, all by default, in the order in which they were appended.
+
+        Raises:
+            UserError: a shard is damaged; it is named.
+        """
+        return [episode for shard in self.shards for episode in _read(shard, tasks, sources)]
+
+    def _headers(self) -> list[dict[str, Any]]:
+        return [_header(shard) for shard in self.shards]
+
+
+def _to_bytes(episodes: list[Episode], spec: Spec) -> bytes:
+    rewards = [torch.zeros(e.length) if e.task_reward is None else e.task_reward for e in episodes]
+    tensors = {
+        "observation.state": torch.cat([e.state for e in episodes]).float(),
+        "action": torch.cat([e.action for e in episodes]).float(),
+        "next.success": torch.cat([e.success for e in episodes]).bool(),
+        "next.reward": torch.cat(rewards).float(),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    rows = [
+        {
+            "task": e.task,
+            "source": e.source,
+            "seed": e.seed,
+            "length": e.length,
+            "is_success": e.is_success,
+            "task_reward": e.task_reward is not None,
+        }
+        for e in episodes
+    ]
+    header = json.dumps(
+        {"schema_version": SCHEMA_VERSION, "sha256": _digest(tensors), "spec": spec.to_dict(), "episodes": rows}
+    )
+    return save(tensors, metadata={"wamtune": header, "sha256": hashlib.sha256(header.encode()).hexdigest()})
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    # safetensors has no checksum: without this one a flipped bit would be trained on.
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _header(shard: Path) -> dict[str, Any]:
+    try:
+        with safe_open(shard, framework="pt") as file:
+            metadata = file.metadata()
+        text = metadata["wamtune"]
+        if hashlib.sha256(text.encode()).hexdigest() != metadata["sha256"]:
+            raise _damaged(shard)
+        header: dict[str, Any] = json.loads(text)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise _damaged(shard) from error
+    version = header["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{shard}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
+    return header
+
+
+def _read(shard: Path, tasks: Collection[str] | None, sources: Collection[str] | None) -> list[Episode]:
+    header = _header(shard)
+    rows = header["episodes"]
+    wanted = [(tasks is None or row["task"] in tasks) and (sources is None or row["source"] in sources) for row in rows]
+    if not any(wanted):
+        return []
+    try:
+        with safe_open(shard, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise _damaged(shard) from error
+    if _digest(tensors) != header["sha256"]:
+        raise _damaged(shard)
+    lengths = [row["length"] for row in rows]
+    parts = zip(
+        tensors["observation.state"].split([length + 1 for length in lengths]),
+        *(tensors[name].split(lengths) for name in ("action", "next.success", "next.reward")),
+        strict=True,
+    )
+    # Clones: an episode that is kept must not keep the whole shard in memory.
+    return [
+        Episode(
+            state=state.clone(),
+            action=action.clone(),
+            success=success.clone(),
+            task=row["task"],
+            source=row["source"],
+            seed=row["seed"],
+            task_reward=reward.clone() if row["task_reward"] else None,
+        )
+        for row, keep, (state, action, success, reward) in zip(rows, wanted, parts, strict=True)
+        if keep
+    ]
+
+
+def _damaged(shard: Path) -> UserError:
+    return UserError(f"{shard}: the file is damaged; delete it and collect its episodes again")

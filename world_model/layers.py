@@ -1,0 +1,69 @@
+"""Transformer parts. Three stacks share one attention space: each can read the keys and values of another."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Per layer: keys and values, each (batch, n_heads, n_tokens, head_dim)."""
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP; attends to its own tokens and to given keys and values."""
+
+    def __init__(self, width: int, attention_width: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * attention_width)
+        self.out = nn.Linear(attention_width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def forward(
+        self, x: Tensor, memory: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return tokens (batch, n, width) and this layer's keys and values."""
+        batch, n, _ = x.shape
+        q, k, v = self.qkv(self.norm_attention(x)).view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        keys = torch.cat([*(m[0] for m in memory), k], dim=2)
+        values = torch.cat([*(m[1] for m in memory), v], dim=2)
+        y = F.scaled_dot_product_attention(q, keys, values)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, n, -1))
+        return x + self.mlp(self.norm_mlp(x)), (k, v)
+
+
+class Stack(nn.Module):
+    """A stack of blocks with a final norm."""
+
+    def __init__(self, n_layers: int, width: int, attention_width: int, n_heads: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, attention_width, n_heads) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, memories: tuple[KeysValues, ...] = ()) -> tuple[Tensor, KeysValues]:
+        """Return tokens (batch, n, width) and the keys and values of every layer, for other stacks to read."""
+        cache: KeysValues = []
+        for i, block in enumerate(self.blocks):
+            x, keys_values = block(x, [memory[i] for memory in memories])
+            cache.append(keys_values)
+        return self.norm(x), cache
+
+
+class NoiseLevel(nn.Module):
+    """Embed a noise level in [0, 1] (batch,) as (batch, 1, width)."""
+
+    def __init__(self, width: int, n_frequencies: int = 16) -> None:
+        super().__init__()
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.linspace(-1, 5, n_frequencies), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * n_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed `t` (batch,)."""
+        angle = t[:, None] * self.frequencies
+        embedded: Tensor = self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        return embedded.unsqueeze(1)

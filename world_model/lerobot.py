@@ -1,0 +1,281 @@
+"""LeRobot v3.0 datasets: export and import of states and actions. Needs the extra `data`.
+
+A LeRobot frame pairs observation `t` with action `t`, so an episode of `T` steps becomes `T` frames and its last
+observation has no frame. Export keeps it, with source and seed, in further columns of `meta/episodes`, and the `Spec`
+in `meta/wamtune.json`: readers of LeRobot pass over both, `import_lerobot` restores every episode exactly. A dataset
+from elsewhere has neither: there the last frame of an episode gives its last observation, and its action is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rewards.errors import UserError
+from world_model.episodes import Episode
+from world_model.files import write_folder
+from world_model.spec import Feature, Spec
+
+VERSION = "v3.0"
+FILE = "chunk-000/file-000.parquet"
+INFO, STATS, TASKS, OURS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/wamtune.json"
+FINAL_STATE = "final.observation.state"
+
+Columns = dict[str, np.ndarray]
+"""Feature name -> (frames,) or (frames, size)."""
+
+
+def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps: float | None = None) -> None:
+    """Write `episodes` as a LeRobot v3.0 dataset into the new folder `folder`; `fps` is `spec.control_hz` by default.
+
+    `next.reward` is the simulator's own reward, or 1 for success and 0 otherwise where the episode has none.
+    """
+    _pyarrow()
+    final = Path(folder)
+    if not episodes:
+        raise UserError(f"{final}: there are no episodes to export; collect some first")
+    if final.exists() and (final.is_file() or any(final.iterdir())):
+        raise UserError(f"{final}: it exists already; choose a new folder")
+    for i, episode in enumerate(episodes):
+        episode.check_fits(spec, f"{final}: episode {i} (task {episode.task})")
+    write_folder(final, _dataset(episodes, spec, spec.control_hz if fps is None else fps))
+
+
+def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
+    """Read a LeRobot v3.0 dataset with `observation.state` and `action`; images and videos are passed over.
+
+    A dataset from elsewhere says nothing of action bounds, source and seed: the bounds become the smallest and largest
+    action seen, the source "import", the seed the number of the episode. Without `next.success` no step is a success;
+    success in the dropped last frame counts for the step before it.
+    """
+    root = Path(folder)
+    info = _read_info(root)
+    frames, rows = _read_parquet(root, "data"), _read_parquet(root, "meta/episodes")
+    for key in ("observation.state", "action", "episode_index", "frame_index"):
+        if key not in frames:
+            raise UserError(f"{root}: the dataset has no {key}; it has {', '.join(sorted(frames))}")
+    spec = _read_spec(root, info, frames, rows)
+    order = np.lexsort((frames["frame_index"], frames["episode_index"]))
+    frames = {name: column[order] for name, column in frames.items()}
+    episodes = []
+    for i, number in enumerate(rows["episode_index"].tolist()):
+        start, stop = np.searchsorted(frames["episode_index"], (number, number + 1))
+        if stop - start != rows["length"][i]:
+            raise UserError(
+                f"{root}: episode {number} has {stop - start} frames, meta/episodes says {rows['length'][i]}; "
+                f"download the dataset again"
+            )
+        part = {name: column[start:stop] for name, column in frames.items()}
+        episode = _episode(part, {name: column[i] for name, column in rows.items()})
+        if episode.length > 0:
+            episode.check_fits(spec, f"{root}: episode {number}")
+            episodes.append(episode)
+    return episodes, spec
+
+
+def _dataset(episodes: list[Episode], spec: Spec, fps: float) -> dict[str, bytes]:
+    """Return every file of the dataset by its relative path."""
+    frames = [_frames(episode, i, spec, fps) for i, episode in enumerate(episodes)]
+    ends = np.cumsum([episode.length for episode in episodes]).tolist()
+    for columns, end in zip(frames, ends, strict=True):
+        columns["index"] = np.arange(end - len(columns["frame_index"]), end)
+    together = {name: np.concatenate([columns[name] for columns in frames]) for name in frames[0]}
+    info = {
+        "codebase_version": VERSION,
+        "robot_type": None,
+        "total_episodes": len(episodes),
+        "total_frames": ends[-1],
+        "total_tasks": len(spec.tasks),
+        "chunks_size": 1000,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 500,
+        "fps": int(fps) if float(fps).is_integer() else fps,
+        "splits": {"train": f"0:{len(episodes)}"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": None,
+        "features": _features(together, spec),
+    }
+    rows = [_row(e, i, end, columns) for i, (e, end, columns) in enumerate(zip(episodes, ends, frames, strict=True))]
+    return {
+        INFO: _json(info),
+        STATS: _json({name: _stats(column) for name, column in together.items()}),
+        OURS: _json({"schema_version": 1, "spec": spec.to_dict()}),
+        TASKS: _tasks_parquet(spec.tasks),
+        f"meta/episodes/{FILE}": _parquet({key: [row[key] for row in rows] for key in rows[0]}),
+        f"data/{FILE}": _parquet(together),
+    }
+
+
+def _frames(episode: Episode, number: int, spec: Spec, fps: float) -> Columns:
+    steps = np.arange(episode.length)
+    reward = episode.success if episode.task_reward is None else episode.task_reward
+    return {
+        "observation.state": episode.state[:-1].float().cpu().numpy(),
+        "action": episode.action.float().cpu().numpy(),
+        "next.reward": reward.float().cpu().numpy(),
+        "next.success": episode.success.cpu().numpy(),
+        "next.done": steps == episode.length - 1,
+        "timestamp": (steps / fps).astype(np.float32),
+        "frame_index": steps,
+        "episode_index": np.full(episode.length, number),
+        "task_index": np.full(episode.length, spec.tasks.index(episode.task)),
+    }
+
+
+def _row(episode: Episode, number: int, end: int, frames: Columns) -> dict[str, Any]:
+    stats = {f"stats/{name}/{key}": value for name, column in frames.items() for key, value in _stats(column).items()}
+    return {
+        "episode_index": number,
+        "tasks": [episode.task],
+        "length": episode.length,
+        "data/chunk_index": 0,
+        "data/file_index": 0,
+        "dataset_from_index": end - episode.length,
+        "dataset_to_index": end,
+        "meta/episodes/chunk_index": 0,
+        "meta/episodes/file_index": 0,
+        FINAL_STATE: episode.state[-1].float().cpu().numpy(),
+        "source": episode.source,
+        "seed": episode.seed,
+        "has_task_reward": episode.task_reward is not None,
+        **stats,
+    }
+
+
+def _features(columns: Columns, spec: Spec) -> dict[str, Any]:
+    state_names = [f"state_{i}" for i in range(spec.state_dim)]
+    for name, part in spec.slices.items():
+        state_names[part] = [f"{name}_{i}" for i in range(part.stop - part.start)]
+    names = {"observation.state": state_names, "action": [f"action_{i}" for i in range(spec.action_dim)]}
+    return {
+        name: {"dtype": str(column.dtype), "shape": list(column.shape[1:]) or [1], "names": names.get(name)}
+        for name, column in columns.items()
+    }
+
+
+def _stats(column: np.ndarray) -> dict[str, list[float]]:
+    values = column.reshape(len(column), -1).astype(np.float64)
+    stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    for name, share in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
+        stats[name] = np.quantile(values, share, axis=0)
+    return {name: value.tolist() for name, value in stats.items()} | {"count": [len(values)]}
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=4) + "\n").encode()
+
+
+def _tasks_parquet(tasks: tuple[str, ...]) -> bytes:
+    # LeRobot reads this file with pandas and looks tasks up in its index: this note makes `task` the index.
+    column = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    note = {"index_columns": ["task"], "column_indexes": [], "columns": [column], "pandas_version": "2.0.0"}
+    return _parquet({"task_index": np.arange(len(tasks)), "task": list(tasks)}, {"pandas": json.dumps(note)})
+
+
+def _parquet(columns: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    pa, pq = _pyarrow()
+    arrays = {}
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray) and column.ndim == 2 and column.shape[1] > 1:
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
+        else:  # LeRobot stores shape (1,) as plain numbers
+            arrays[name] = pa.array(column.reshape(-1) if isinstance(column, np.ndarray) else column)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), sink)
+    return bytes(sink.getvalue())
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("LeRobot datasets need pyarrow; install it with pip install 'wamtune[data]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+def _read_info(root: Path) -> dict[str, Any]:
+    try:
+        info: dict[str, Any] = json.loads((root / INFO).read_bytes())
+        version, _ = info["codebase_version"], float(info["fps"])
+    except FileNotFoundError as error:
+        raise UserError(f"{root}: no {INFO} in it; name the folder of a LeRobot v3.0 dataset") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{root / INFO}: it cannot be read; download the dataset again") from error
+    if not str(version).startswith("v3."):
+        raise UserError(f"{root / INFO}: version {version}, expected v3.0; convert the dataset with LeRobot first")
+    return info
+
+
+def _read_parquet(root: Path, part: str) -> Columns:
+    pa, pq = _pyarrow()
+    paths = sorted((root / part).glob("*/*.parquet"))
+    if not paths:
+        raise UserError(f"{root / part}: no parquet files in it; download the dataset again")
+    tables = []
+    for path in paths:
+        try:
+            names = pq.read_schema(path).names
+            wanted = [name for name in names if not name.startswith(("stats/", "observation.image"))]
+            tables.append(pq.read_table(path, columns=wanted))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path}: the file is damaged; download the dataset again") from error
+    table = pa.concat_tables(tables)
+    return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
+
+
+def _to_numpy(column: Any) -> np.ndarray:
+    """Turn an arrow column into (rows,), or (rows, size) if all its lists are of one length."""
+    if not hasattr(column.type, "value_type"):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    values = np.asarray(column.flatten().to_numpy(zero_copy_only=False))
+    if len(values) % len(column) == 0:
+        return values.reshape(len(column), -1)
+    return np.fromiter((item.as_py() for item in column), dtype=object, count=len(column))
+
+
+def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns) -> Spec:
+    try:
+        return Spec.from_dict(json.loads((root / OURS).read_bytes())["spec"])
+    except FileNotFoundError:
+        pass
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{root / OURS}: it cannot be read; delete it to import the dataset without it") from error
+    state, action = (_matrix(frames[name]) for name in ("observation.state", "action"))
+    return Spec(
+        features={"state": Feature((state.shape[1],))},
+        action_low=tuple(action.min(0).tolist()),
+        action_high=tuple(action.max(0).tolist()),
+        tasks=tuple(dict.fromkeys(str(tasks[0]) for tasks in rows["tasks"])),
+        control_hz=float(info["fps"]),
+    )
+
+
+def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
+    state, action = _matrix(frames["observation.state"]), _matrix(frames["action"])
+    success = frames.get("next.success", np.zeros(len(action))).astype(bool).reshape(-1)
+    reward = frames.get("next.reward")
+    if FINAL_STATE in row:
+        state = np.concatenate([state, np.reshape(row[FINAL_STATE], (1, -1))])
+        reward = reward if row["has_task_reward"] else None
+    else:
+        late = success[-1:].any()
+        action, success, reward = action[:-1], success[:-1], None if reward is None else reward[:-1]
+        success[-1:] |= late
+    return Episode(
+        state=torch.tensor(state, dtype=torch.float32),
+        action=torch.tensor(action, dtype=torch.float32),
+        success=torch.tensor(success),
+        task=str(row["tasks"][0]),
+        source=str(row.get("source", "import")),
+        seed=int(row.get("seed", row["episode_index"])),
+        task_reward=None if reward is None else torch.tensor(reward, dtype=torch.float32).reshape(-1),
+    )
+
+
+def _matrix(column: np.ndarray) -> np.ndarray:
+    return column.reshape(len(column), -1)

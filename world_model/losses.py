@@ -1,0 +1,83 @@
+"""The training objective: flow matching on both modalities at independent noise levels, and the read-outs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from world_model.flow import ATOMS, noised, sample_noise_levels
+from world_model.model import WorldActionModel
+from world_model.modes import action_noise, video_noise
+from world_model.windows import Batch
+
+
+def stage_losses(
+    model: WorldActionModel, batch: Batch, atom_weights: tuple[float, ...], imitate: bool, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the mean losses `video`, `action`, `success` and `progress` of a batch.
+
+    Without `imitate` the action decoder learns only from clean futures (inverse dynamics): which action explains a video
+    is physics, which action to take is not.
+    """
+    n = len(batch.task)
+    atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
+    context = model.encode(batch.context, drop_task(model, batch.task, generator))
+    clean_video = model.codec.encode_future(batch.context, batch.future)
+    clean_action = model.action_codec.encode(batch.actions)
+    noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
+    noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
+
+    losses = read_out_losses(model, batch)
+    sees_future, errors = atom != ATOMS.index("policy"), []
+    for rows, with_future in ((sees_future, True), (~sees_future, False)):
+        if not rows.any():
+            continue
+        future = None
+        if with_future:
+            estimate, future = model.predict_future(
+                context[rows], noisy_video[rows], t_video[rows], noisy_action[rows], t_action[rows]
+            )
+            predicted = (estimate - clean_video[rows]).square().mean((1, 2))
+            losses["video"] = _mean_where(predicted, atom[rows] != ATOMS.index("inverse"))
+        estimate = model.predict_action(context[rows], noisy_action[rows], t_action[rows], future)
+        decoded = (estimate - clean_action[rows]).square().mean((1, 2))
+        counts = _imitated(atom[rows]) if imitate else atom[rows] == ATOMS.index("inverse")
+        errors.append((decoded * counts).sum() / n)
+    losses["action"] = sum(errors, start=clean_action.new_zeros(()))
+    return losses
+
+
+def policy_loss(model: WorldActionModel, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Flow-matching loss of the policy mode alone: the imitation anchor of PPO."""
+    n = len(batch.task)
+    t = (1.25 * torch.rand(n, generator=generator, device=generator.device)).clamp(max=1.0)
+    clean = model.action_codec.encode(batch.actions)
+    with torch.no_grad():
+        context = model.encode(batch.context, batch.task)
+    estimate = model.predict_action(context, noised(clean, action_noise(model, n, generator), t), t)
+    return (estimate - clean).square().mean()
+
+
+def read_out_losses(model: WorldActionModel, batch: Batch) -> dict[str, Tensor]:
+    """Binary cross-entropy of success and squared error of progress, on the frames that followed."""
+    frames = model.codec.state(batch.future.flatten(0, 1))
+    logit, progress = model.read_out(frames, batch.task.repeat_interleave(batch.future.shape[1]))
+    return {
+        "success": F.binary_cross_entropy_with_logits(logit, batch.success.flatten()),
+        "progress": (progress - batch.progress.flatten()).square().mean(),
+    }
+
+
+def drop_task(model: WorldActionModel, task: Tensor, generator: torch.Generator, share: float = 0.1) -> Tensor:
+    """Replace a share of the tasks (n,) by the null one, so that an unseen task has an embedding."""
+    drop = torch.rand(len(task), generator=generator, device=task.device) < share
+    return torch.where(drop, model.encoder.null_task, task)
+
+
+def _imitated(atom: Tensor) -> Tensor:
+    return (atom == ATOMS.index("policy")) | (atom == ATOMS.index("joint")) | (atom == ATOMS.index("inverse"))
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,89 @@
+"""Held-out figures of a world model: how far off it is where something moves, and whether it listens to actions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from world_model import modes
+from world_model.model import WorldActionModel
+from world_model.windows import Batch, Windows
+
+MOVED = 0.01
+"""Metres that a part must move within a window for the window to count."""
+
+
+@torch.inference_mode()
+def prediction_metrics(
+    model: WorldActionModel, windows: Windows, part: str = "object_pos", n_steps: int = 2, per_task: int = 512, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Measure prediction of `part` after one chunk, in windows in which it moves more than 1 cm.
+
+    Returns for each task (and "mean" over tasks) the error in units of "repeat the last frame" (`error_ratio`), the
+    error with shuffled actions in units of that with true ones (`shuffle_ratio`), and the number of windows (`n`).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    window_task = windows.task[windows.episode]
+    rows: dict[str, dict[str, float]] = {}
+    for index in window_task.unique().tolist():
+        candidates = (window_task == index).nonzero().squeeze(1)
+        batch = windows.at(candidates)
+        part_slice = model.spec.slices[part]
+        moved = (batch.future[:, -1, part_slice] - batch.context[:, -1, part_slice]).norm(dim=-1)
+        candidates = candidates[moved > MOVED]
+        if len(candidates) < 2:
+            continue
+        keep = candidates[torch.randperm(len(candidates), generator=generator)[:per_task]]
+        rows[model.spec.tasks[index]] = _task_metrics(model, windows.at(keep), part_slice, n_steps, generator)
+    names = ("error_ratio", "shuffle_ratio")
+    rows["mean"] = {k: sum(r[k] for r in rows.values()) / max(len(rows), 1) for k in names}
+    rows["mean"]["n"] = sum(r["n"] for r in rows.values() if "n" in r)
+    return rows
+
+
+@torch.inference_mode()
+def inverse_metrics(model: WorldActionModel, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0) -> dict[str, float]:
+    """Mean squared error of recovered actions in units of that of the mean action (1 = nothing recovered)."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = windows.sample(n, generator)
+    context = model.encode(batch.context, batch.task)
+    actions = modes.inverse(model, context, batch.future, modes.action_noise(model, n, generator), n_steps)
+    error = (actions - batch.actions).square().mean()
+    return {"inverse_error": float(error / (batch.actions - batch.actions.mean((0, 1))).square().mean())}
+
+
+@torch.inference_mode()
+def read_out_metrics(model: WorldActionModel, windows: Windows, n: int = 4096, seed: int = 0) -> dict[str, float]:
+    """Precision and recall of the success read-out (p >= .9), and the error of progress, on real frames."""
+    batch = windows.sample(n, torch.Generator().manual_seed(seed))
+    chunk = batch.future.shape[1]
+    p, progress = model.read_frames(batch.future.flatten(0, 1), batch.task.repeat_interleave(chunk))
+    said, true = p >= 0.9, batch.success.flatten() > 0.5
+    hits = float((said & true).sum())
+    return {
+        "success_precision": hits / float(said.sum()) if said.any() else math.nan,
+        "success_recall": hits / float(true.sum()) if true.any() else math.nan,
+        "progress_error": float((progress - batch.progress.flatten()).abs().mean()),
+    }
+
+
+def _task_metrics(
+    model: WorldActionModel, batch: Batch, part: slice, n_steps: int, generator: torch.Generator
+) -> dict[str, float]:
+    n = len(batch.task)
+    context = model.encode(batch.context, batch.task)
+    noise = modes.video_noise(model, n, generator)
+    shuffled = batch.actions[torch.randperm(n, generator=generator)]
+    truth = batch.future[:, -1, part]
+
+    def error(frames: Tensor) -> float:
+        return float((frames[:, -1, part] - truth).norm(dim=-1).mean())
+
+    predicted = error(modes.dream(model, context, batch.actions, noise, n_steps))
+    return {
+        "error_ratio": predicted / error(batch.context[:, -1:]),
+        "shuffle_ratio": error(modes.dream(model, context, shuffled, noise, n_steps)) / predicted,
+        "n": float(n),
+    }

@@ -1,0 +1,251 @@
+"""The world-action model: one context encoder, a world decoder and an action decoder that read its keys and values.
+
+    context frames + task ──► encoder ──► keys, values (cached)
+                                 │              │
+        future at t_video + actions at t_action ──► world decoder ──► future frames
+        actions at t_action ──────────────────────► action decoder ──► action chunk      (may also read the future tokens)
+
+The encoder and the world decoder never read the action decoder. So PPO, which trains the action decoder alone, leaves
+every dream bit-equal; and a refit, which trains the world decoder alone, leaves the policy bit-equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewards.errors import UserError
+from world_model.codec import ActionCodec, VectorCodec
+from world_model.layers import KeysValues, NoiseLevel, Stack
+from world_model.spec import Spec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Size and shape of a world-action model.
+
+    `width` is that of encoder and world decoder and of the shared attention space, `action_width` that of the action
+    decoder; `chunk_size` actions are predicted at once and `chunk_size` future frames with them.
+    """
+
+    n_context_frames: int = 2
+    chunk_size: int = 8
+    frames_per_token: int = 8
+    actions_per_token: int = 8
+    width: int = 160
+    action_width: int = 128
+    n_layers: int = 4
+    n_heads: int = 5
+
+    def check(self) -> None:
+        """Raise `UserError` for sizes that do not divide."""
+        for small, large in (
+            ("frames_per_token", "chunk_size"),
+            ("actions_per_token", "chunk_size"),
+            ("n_heads", "width"),
+        ):
+            if getattr(self, large) % getattr(self, small):
+                raise UserError(f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}")
+
+
+class WorldActionModel(nn.Module):
+    """Policy, dream, inverse dynamics and video predictor in one set of weights.
+
+    Args:
+        config: sizes.
+        spec: features, action bounds and tasks; `tasks` are told apart by an embedding, an unseen task is the null one.
+    """
+
+    def __init__(self, config: ModelConfig, spec: Spec) -> None:
+        super().__init__()
+        config.check()
+        self.config, self.spec = config, spec
+        self.codec = VectorCodec(
+            spec.state_dim, config.n_context_frames, config.chunk_size, config.frames_per_token, config.width
+        )
+        self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
+        self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
+        self.world = WorldDecoder(config, self.codec.n_future_tokens, self.action_codec)
+        self.read_out = ReadOut(spec.state_dim, len(spec.tasks))
+        self.action = ActionDecoder(config, self.action_codec)
+        self.value = Value(2 * config.width)
+        self.register_buffer("action_low", torch.tensor(spec.action_low), persistent=False)
+        self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
+        self.action_low: Tensor
+        self.action_high: Tensor
+
+    def encode(self, context: Tensor, task: Tensor) -> Context:
+        """Encode context frames (batch, n_context_frames, state_dim) and task (batch,) once, for all decoders."""
+        embedded = self.codec.embed_context(context)
+        tokens, cache = self.encoder(embedded, task)
+        # The critic reads what the encoder was given beside what it made of it; it must not shape either.
+        features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
+        return Context(context, cache, features)
+
+    def predict_future(
+        self, context: Context, codes: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor
+    ) -> tuple[Tensor, KeysValues]:
+        """Estimate the clean future codes from noisy ones at `t_video` (batch,) and action codes at `t_action` (batch,).
+
+        Also returns the keys and values of the future tokens, which the action decoder may read.
+        """
+        tokens, cache = self.world(self.codec.embed_future(codes), t_video, actions, t_action, context.cache)
+        n = self.codec.n_future_tokens
+        return self.codec.predict_future(tokens[:, :n]), [(k[:, :, :n], v[:, :, :n]) for k, v in cache]
+
+    def predict_action(
+        self,
+        context: Context,
+        actions: Tensor,
+        t_action: Tensor,
+        future: KeysValues | None = None,
+    ) -> Tensor:
+        """Estimate the clean action codes (batch, n_tokens, code_dim) from noisy ones at `t_action` (batch,).
+
+        `future` are keys and values of future tokens, absent in policy mode.
+        """
+        return self.action(actions, t_action, context.cache, future)
+
+    def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
+        """Read success probability (n,) and progress (n,) off frames (n, state_dim) of tasks (n,)."""
+        logit, progress = self.read_out(self.codec.state(frames), task)
+        return logit.sigmoid(), progress
+
+    def world_parameters(self) -> Iterator[nn.Parameter]:
+        """What a refit trains: world decoder and read-outs."""
+        yield from self.world.parameters()
+        yield from self.codec.future_in.parameters()
+        yield from self.codec.future_out.parameters()
+        yield from self.read_out.parameters()
+
+    def action_parameters(self) -> Iterator[nn.Parameter]:
+        """What PPO trains beside the critic: the action decoder."""
+        yield from self.action.parameters()
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the part of `config.json` from which the same architecture is rebuilt."""
+        return {"model": asdict(self.config), "spec": self.spec.to_dict()}
+
+    @staticmethod
+    def from_config(data: dict[str, Any]) -> WorldActionModel:
+        """Build the architecture that `to_config` described, with fresh weights."""
+        return WorldActionModel(ModelConfig(**data["model"]), Spec.from_dict(data["spec"]))
+
+
+@dataclass
+class Context:
+    """An encoded observation: raw frames, keys and values for the decoders, features for the critic (batch, 2 * width)."""
+
+    frames: Tensor
+    cache: KeysValues
+    features: Tensor
+
+    def detach(self) -> Context:
+        """Cut the graph."""
+        return Context(self.frames, [(k.detach(), v.detach()) for k, v in self.cache], self.features)
+
+    def __getitem__(self, index: Tensor) -> Context:
+        """Select rows."""
+        return Context(self.frames[index], [(k[index], v[index]) for k, v in self.cache], self.features[index])
+
+
+class ContextEncoder(nn.Module):
+    """Task token and context tokens, attending to each other only, so that they can be encoded once."""
+
+    def __init__(self, config: ModelConfig, n_tasks: int, n_context_tokens: int) -> None:
+        super().__init__()
+        self.null_task = n_tasks
+        self.task = nn.Embedding(n_tasks + 1, config.width)
+        self.position = nn.Parameter(0.02 * torch.randn(n_context_tokens, config.width))
+        self.stack = Stack(config.n_layers, config.width, config.width, config.n_heads)
+
+    def forward(self, embedded: Tensor, task: Tensor) -> tuple[Tensor, KeysValues]:
+        """Tokens (batch, n, width) and task (batch,) -> encoded context tokens and all keys and values."""
+        tokens = torch.cat([self.task(task).unsqueeze(1), embedded + self.position], dim=1)
+        tokens, cache = self.stack(tokens)
+        return tokens[:, 1:], cache
+
+
+class WorldDecoder(nn.Module):
+    """Future tokens and given-action tokens, reading the context."""
+
+    def __init__(self, config: ModelConfig, n_future_tokens: int, action_codec: ActionCodec) -> None:
+        super().__init__()
+        n_tokens = n_future_tokens + action_codec.n_tokens
+        self.action_in = nn.Linear(action_codec.code_dim, config.width)
+        self.position = nn.Parameter(0.02 * torch.randn(n_tokens, config.width))
+        self.t_video, self.t_action = NoiseLevel(config.width), NoiseLevel(config.width)
+        self.stack = Stack(config.n_layers, config.width, config.width, config.n_heads)
+
+    def forward(
+        self, future: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor, context: KeysValues
+    ) -> tuple[Tensor, KeysValues]:
+        """Future tokens come first in what is returned; an action at `t_action` = 1 is noise and says nothing."""
+        future = future + self.t_video(t_video)
+        given = self.action_in(actions) + self.t_action(t_action)
+        tokens: Tensor
+        tokens, cache = self.stack(torch.cat([future, given], dim=1) + self.position, (context,))
+        return tokens, cache
+
+
+class ActionDecoder(nn.Module):
+    """Noisy action tokens, reading the context and, where it is given, the future."""
+
+    def __init__(self, config: ModelConfig, codec: ActionCodec) -> None:
+        super().__init__()
+        self.embed = nn.Linear(codec.code_dim, config.action_width)
+        self.position = nn.Parameter(0.02 * torch.randn(codec.n_tokens, config.action_width))
+        self.t_action = NoiseLevel(config.action_width)
+        self.stack = Stack(config.n_layers, config.action_width, config.width, config.n_heads)
+        self.out = nn.Linear(config.action_width, codec.code_dim)
+
+    def forward(
+        self,
+        actions: Tensor,
+        t_action: Tensor,
+        context: KeysValues,
+        future: KeysValues | None = None,
+    ) -> Tensor:
+        """Estimate clean action codes (batch, n_tokens, code_dim)."""
+        tokens = self.embed(actions) + self.position + self.t_action(t_action)
+        tokens, _ = self.stack(tokens, (context,) if future is None else (context, future))
+        codes: Tensor = self.out(tokens)
+        return codes
+
+
+class ReadOut(nn.Module):
+    """Success logit and progress of single frames: the same for simulated, dreamed and recorded ones."""
+
+    def __init__(self, dim: int, n_tasks: int, width: int = 192) -> None:
+        super().__init__()
+        self.task = nn.Embedding(n_tasks + 1, width)
+        self.embed = nn.Linear(dim, width)
+        self.mlp = nn.Sequential(
+            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+        )
+
+    def forward(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised frames (n, dim), task (n,) -> success logit (n,), progress in [0, 1] (n,)."""
+        out = self.mlp(self.embed(frames) + self.task(task))
+        return out[:, 0], out[:, 1].sigmoid()
+
+
+class Value(nn.Module):
+    """The critic: a trunk of its own on detached context features."""
+
+    def __init__(self, dim: int, width: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (n, dim) -> value (n,)."""
+        value: Tensor = self.mlp(features)
+        return value.squeeze(-1)

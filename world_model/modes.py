@@ -1,0 +1,87 @@
+"""The five ways to use one set of weights: policy, dream, inverse, video, joint. All integrate the ODE (no added noise).
+
+Each takes starting noise, so that a call can be repeated; `n_steps` is the number of denoising steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from world_model.flow import noise_level, step_mean
+from world_model.model import Context, WorldActionModel
+
+
+def policy(model: WorldActionModel, context: Context, noise: Tensor, n_steps: int) -> Tensor:
+    """Decode an action chunk (batch, chunk_size, action_dim), within bounds. Future tokens are absent."""
+    x = noise
+    for i in range(n_steps):
+        x = step_mean(x, model.predict_action(context, x, _level(x, i, n_steps)), i, n_steps)
+    return model.action_codec.decode(x).clamp(model.action_low, model.action_high)
+
+
+def dream(model: WorldActionModel, context: Context, actions: Tensor, noise: Tensor, n_steps: int) -> Tensor:
+    """Predict frames (batch, chunk_size, state_dim) that follow when `actions` (batch, chunk_size, action_dim) are given."""
+    return _predict_frames(model, context, model.action_codec.encode(actions), 0.0, noise, n_steps)
+
+
+def video(model: WorldActionModel, context: Context, noise: Tensor, n_steps: int) -> Tensor:
+    """Predict frames (batch, chunk_size, state_dim) with no action known."""
+    nothing = noise.new_zeros(len(noise), model.action_codec.n_tokens, model.action_codec.code_dim)
+    return _predict_frames(model, context, nothing, 1.0, noise, n_steps)
+
+
+def inverse(model: WorldActionModel, context: Context, frames: Tensor, noise: Tensor, n_steps: int) -> Tensor:
+    """Recover the actions (batch, chunk_size, action_dim) that explain `frames` (batch, chunk_size, state_dim)."""
+    codes, seen = model.codec.encode_future(context.frames, frames), noise.new_zeros(len(noise))
+    x = noise
+    for i in range(n_steps):
+        t = _level(x, i, n_steps)
+        _, future = model.predict_future(context, codes, seen, x, t)
+        x = step_mean(x, model.predict_action(context, x, t, future), i, n_steps)
+    return model.action_codec.decode(x).clamp(model.action_low, model.action_high)
+
+
+def joint(
+    model: WorldActionModel, context: Context, video_noise: Tensor, action_noise: Tensor, n_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Imagine and act together: frames (batch, chunk_size, state_dim) and actions (batch, chunk_size, action_dim).
+
+    For evaluation and pictures: here the path of the future depends on the weights that decode the action, so no
+    likelihood ratio is defined.
+    """
+    x_video, x_action = video_noise, action_noise
+    for i in range(n_steps):
+        t = _level(x_action, i, n_steps)
+        clean_video, future = model.predict_future(context, x_video, t, x_action, t)
+        clean_action = model.predict_action(context, x_action, t, future)
+        x_video, x_action = step_mean(x_video, clean_video, i, n_steps), step_mean(x_action, clean_action, i, n_steps)
+    actions = model.action_codec.decode(x_action).clamp(model.action_low, model.action_high)
+    return model.codec.decode_future(context.frames, x_video), actions
+
+
+def video_noise(model: WorldActionModel, n: int, generator: torch.Generator) -> Tensor:
+    """Starting noise of the future (n, n_future_tokens, code_dim)."""
+    shape = (n, model.codec.n_future_tokens, model.codec.code_dim)
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def action_noise(model: WorldActionModel, n: int, generator: torch.Generator) -> Tensor:
+    """Starting noise of an action chunk (n, n_tokens, code_dim)."""
+    shape = (n, model.action_codec.n_tokens, model.action_codec.code_dim)
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def _predict_frames(
+    model: WorldActionModel, context: Context, actions: Tensor, t_action: float, noise: Tensor, n_steps: int
+) -> Tensor:
+    x = noise
+    given = x.new_full((len(x),), t_action)
+    for i in range(n_steps):
+        clean, _ = model.predict_future(context, x, _level(x, i, n_steps), actions, given)
+        x = step_mean(x, clean, i, n_steps)
+    return model.codec.decode_future(context.frames, x)
+
+
+def _level(x: Tensor, step: int, n_steps: int) -> Tensor:
+    return x.new_full((len(x),), noise_level(step, n_steps))

@@ -1,0 +1,56 @@
+"""Feature statistics: part of the model, frozen after pre-training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rewards.errors import UserError
+
+
+class Normalizer(nn.Module):
+    """Map a feature to zero mean and unit deviation and back.
+
+    Args:
+        shape: shape of the statistics; the last dimensions of what is normalised.
+        floor: smallest deviation; a feature that never moves must not be blown up into noise.
+        name: how the feature is called in an error.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(self, shape: tuple[int, ...], floor: float, name: str) -> None:
+        super().__init__()
+        self.floor, self.name = floor, name
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def fit(self, values: Tensor, centered: bool = True) -> None:
+        """Set the statistics from `values` (n, *shape); without `centered` the mean stays 0.
+
+        Raises:
+            UserError: there are no values, or some are not finite.
+        """
+        if len(values) == 0 or not torch.isfinite(values).all():
+            raise UserError(f"statistics of {self.name!r}: expected finite values of at least one frame, got {len(values)}")
+        if centered:
+            self.mean.copy_(values.mean(0))
+        self.std.copy_((values - self.mean).square().mean(0).sqrt().clamp(min=self.floor))
+        self.fitted.fill_(True)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalise `values` (..., *shape)."""
+        self.check_fitted()
+        return (values - self.mean) / self.std
+
+    def invert(self, values: Tensor) -> Tensor:
+        """Undo `forward`."""
+        return values * self.std + self.mean
+
+    def check_fitted(self) -> None:
+        """Raise `UserError` for a declared feature without statistics."""
+        if not self.fitted:
+            raise UserError(f"feature {self.name!r} has no statistics; fit the normaliser or load a pretrained checkpoint")

@@ -1,0 +1,84 @@
+"""What an environment offers and a model expects, in words that fit into `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rewards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One observed quantity, such as the state vector.
+
+    `slices` names parts of it, `{"object_pos": (4, 7)}`; reward terms address them by that name.
+    """
+
+    shape: tuple[int, ...]
+    unit: str = ""
+    slices: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Observation features, action bounds, tasks and rate: the contract between a model and an environment.
+
+    `features` is keyed like an observation (`state`, later `image`); `action_low` and `action_high` have one number a
+    dimension; `control_hz` is the number of actions a second.
+    """
+
+    features: dict[str, Feature]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    tasks: tuple[str, ...]
+    control_hz: float
+
+    @property
+    def state_dim(self) -> int:
+        """Length of one frame of the state vector."""
+        return self.features["state"].shape[0]
+
+    @property
+    def action_dim(self) -> int:
+        """Length of one action."""
+        return len(self.action_low)
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Named parts of the state vector."""
+        return {name: slice(*bounds) for name, bounds in self.features["state"].slices.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings, lists and dicts for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Spec:
+        """Rebuild what `to_dict` gave."""
+        features = {
+            key: Feature(tuple(f["shape"]), f["unit"], {k: (v[0], v[1]) for k, v in f["slices"].items()})
+            for key, f in data["features"].items()
+        }
+        return Spec(
+            features,
+            tuple(data["action_low"]),
+            tuple(data["action_high"]),
+            tuple(data["tasks"]),
+            float(data["control_hz"]),
+        )
+
+    def check_fits(self, env: Spec, where: str) -> None:
+        """Raise `UserError` with both sizes when a model of this spec cannot act in an environment of spec `env`."""
+        for name, mine, theirs in (
+            ("observation", self.state_dim, env.state_dim),
+            ("action", self.action_dim, env.action_dim),
+        ):
+            if mine != theirs:
+                raise UserError(
+                    f"{where}: the checkpoint has {name} size {mine}, the environment has {name} size {theirs}; "
+                    f"choose a checkpoint trained on this environment"
+                )
+        unknown = sorted(set(env.tasks) - set(self.tasks))
+        if unknown:
+            raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; it knows {', '.join(self.tasks)}")

@@ -1,0 +1,65 @@
+"""Save and load a world-action model: weights and what they expect, in one checkpoint folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewards.errors import UserError
+from world_model.checkpoint import load_checkpoint, save_checkpoint
+from world_model.model import WorldActionModel
+
+
+def save_model(
+    folder: str | Path,
+    model: WorldActionModel,
+    stage: str,
+    parent: str = "",
+    about: dict[str, Any] | None = None,
+    readme: str = "",
+    extra: dict[str, bytes] | None = None,
+) -> None:
+    """Write a checkpoint. `stage` is pretrain, tune or rl; `parent` names what it grew from; `about` is kept in the config."""
+    config = {**model.to_config(), "stage": stage, "parent": parent, **(about or {})}
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    save_checkpoint(folder, config, tensors, readme=readme, extra=extra)
+
+
+def load_model(name_or_path: str | Path) -> WorldActionModel:
+    """Load a checkpoint by built-in name or folder, verified, in evaluation mode.
+
+    Raises:
+        UserError: it is missing, damaged, or its tensors do not fit its own config.
+    """
+    return load_model_and_config(name_or_path)[0]
+
+
+def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, dict[str, Any]]:
+    """`load_model`, and the whole of its `config.json`."""
+    config, tensors = load_checkpoint(name_or_path)
+    try:
+        model = WorldActionModel.from_config(config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{name_or_path}/config.json does not describe a world-action model: {error!r}") from error
+    expected = model.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        where = "missing from" if name in expected else "unexpected in"
+        raise UserError(f"{name_or_path}: tensor {name!r} is {where} model.safetensors; the checkpoint does not fit its config")
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise UserError(
+                f"{name_or_path}: tensor {name!r} has shape {tuple(value.shape)}, config.json says {tuple(expected[name].shape)}"
+            )
+    # Weights may be stored in half precision to save space; they are always used in single precision.
+    model.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in tensors.items()})
+    return model.eval(), config
+
+
+def half_precision(model: WorldActionModel) -> WorldActionModel:
+    """Round the weights (not the statistics) to what half precision can hold, in place, so that storing them so is exact."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half().float())
+    return model

@@ -1,0 +1,153 @@
+"""The two training stages before RL, and the refit of the world side: one loop, three settings.
+
+`pretrain` learns to predict from all episodes, with no imitation. `tune` adds the joint decoding of actions, from few
+demonstrations. `refit` trains the world decoder alone on newer episodes; encoder and action decoder keep every bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewards.errors import UserError
+from world_model.flow import ATOMS
+from world_model.losses import stage_losses
+from world_model.model import WorldActionModel
+from world_model.windows import Windows
+
+Log = Callable[[int, dict[str, float]], None]
+Save = Callable[[int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How long and on what a stage trains. `world_atoms` and `demo_atoms` weigh `ATOMS`, in their order."""
+
+    n_steps: int = 10_000
+    batch_size: int = 256  # windows of all episodes, for prediction
+    demo_batch_size: int = 256  # windows of demonstrations, for imitation; used by tune only
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    success_coef: float = 1.0
+    progress_coef: float = 1.0
+    world_atoms: tuple[float, ...] = (0.25, 0.0, 0.5, 0.15, 0.1)
+    demo_atoms: tuple[float, ...] = (0.2, 0.6, 0.1, 0.1, 0.0)
+    log_every: int = 100
+    save_every: int = 1000
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse sizes and weights that mean nothing."""
+        for name in ("n_steps", "batch_size", "demo_batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.learning_rate <= 0:
+            raise UserError(f"learning_rate={self.learning_rate}: expected more than 0")
+        for name in ("world_atoms", "demo_atoms"):
+            weights = getattr(self, name)
+            if len(weights) != len(ATOMS) or min(weights) < 0 or sum(weights) <= 0:
+                raise UserError(f"{name}={weights}: expected {len(ATOMS)} weights, of {', '.join(ATOMS)}")
+
+
+def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
+    """Set the normaliser statistics from up to `n` windows, once, before pre-training."""
+    batch = windows.sample(n, torch.Generator().manual_seed(seed))
+    model.codec.fit(batch.context, batch.future)
+    model.action_codec.action.fit(batch.actions.flatten(0, 1))
+
+
+def train_stage(
+    stage: str,
+    model: WorldActionModel,
+    windows: Windows,
+    config: StageConfig,
+    demos: Windows | None = None,
+    log: Log | None = None,
+    save: Save | None = None,
+    resume: dict[str, Any] | None = None,
+) -> None:
+    """Train `model` in place for `config.n_steps` steps of stage pretrain, tune or refit.
+
+    `log` is called with the mean losses every `log_every` steps, `save` with all that `resume` needs every `save_every`
+    steps and at the end; a run continued from there ends with the same weights.
+
+    Raises:
+        UserError: tune without demonstrations, or a loss that is not finite (nothing of it has reached the weights).
+    """
+    config.check()
+    if stage == "tune" and demos is None:
+        raise UserError("tune needs demonstrations: episodes of an expert for the tasks to be learned")
+    parameters = trained_parameters(stage, model)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
+    generator, first = torch.Generator().manual_seed(config.seed), 0
+    if resume is not None:
+        optimizer.load_state_dict(resume["optimizer"])
+        generator.set_state(resume["generator"])
+        first = resume["step"]
+    model.train()
+    sums: dict[str, float] = {}
+    for step in range(first, config.n_steps):
+        losses = stage_losses(model, windows.sample(config.batch_size, generator), config.world_atoms, False, generator)
+        if stage == "tune" and demos is not None:
+            batch = demos.sample(config.demo_batch_size, generator)
+            imitation = stage_losses(model, batch, config.demo_atoms, True, generator)
+            losses["imitation"] = imitation["action"]
+        rate = config.learning_rate * schedule(step, config)
+        _step(optimizer, parameters, _total(losses, config), rate, config, step)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
+        if log is not None and (step + 1) % config.log_every == 0:
+            log(step + 1, {**sums, "learning_rate": rate})
+            sums = {}
+        if save is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.n_steps):
+            state = {"optimizer": optimizer.state_dict(), "generator": generator.get_state(), "step": step + 1}
+            save(step + 1, state)
+    model.eval()
+
+
+def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
+    """Freeze what a stage must not touch and return the rest; the critic is trained by PPO alone."""
+    model.requires_grad_(stage != "refit")
+    model.value.requires_grad_(False)
+    if stage == "refit":
+        for parameter in model.world_parameters():
+            parameter.requires_grad_(True)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def schedule(step: int, config: StageConfig) -> float:
+    """Share of the learning rate: a linear start, then half a cosine down to 1 %."""
+    progress = step / config.n_steps
+    return min(1.0, (step + 1) / config.warmup_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _total(losses: dict[str, Tensor], config: StageConfig) -> Tensor:
+    weights = {"success": config.success_coef, "progress": config.progress_coef}
+    return torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    loss: Tensor,
+    rate: float,
+    config: StageConfig,
+    step: int,
+) -> None:
+    if not torch.isfinite(loss):
+        raise UserError(f"the loss became {float(loss.detach())} at step {step}; lower learning_rate")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    optimizer.step()
