@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Rollout:
     elapsed: Tensor
     action_history: Tensor
     actions: Tensor  # as executed (…, k, action_dim)
+    terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term over executed steps, weighted and _raw
 
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
         """Generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""
@@ -121,6 +122,7 @@ def concatenate(contexts: list[Context]) -> Context:
     """Join encoded observations row-wise."""
     n_layers = len(contexts[0].cache)
     cache = [
-        (torch.cat([c.cache[i][0] for c in contexts]), torch.cat([c.cache[i][1] for c in contexts])) for i in range(n_layers)
+        (torch.cat([c.cache[i][0] for c in contexts]), torch.cat([c.cache[i][1] for c in contexts]))
+        for i in range(n_layers)
     ]
     return Context(torch.cat([c.frames for c in contexts]), cache, torch.cat([c.features for c in contexts]))

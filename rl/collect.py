@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl.envs.sim import SimEnv
 from rl.policy import ChunkPolicy
+from world_model.env import Obs
 from world_model.episodes import Episode
 
 AFTER_SUCCESS = 8
@@ -19,8 +20,13 @@ SEEDS = {"expert": 0, "noisy": 100_000, "random": 200_000, "policy": 300_000, "h
 
 SOURCES = ("expert", "noisy", "random")
 
+Act = Callable[[Obs], Tensor]
+"""Observation -> actions (num_envs, k, action_dim)."""
 
-def collect_scripted(source: str, tasks: Sequence[str], n_episodes: int, n_workers: int = 0, seed: int | None = None) -> list[Episode]:
+
+def collect_scripted(
+    source: str, tasks: Sequence[str], n_episodes: int, n_workers: int = 0, seed: int | None = None
+) -> list[Episode]:
     """Record `n_episodes` of each Meta-World task with the scripted expert, with noise on it, or with random motion.
 
     Noise is white plus slowly drifting, of a strength drawn for each episode, so that errors of all sizes and their
@@ -29,30 +35,18 @@ def collect_scripted(source: str, tasks: Sequence[str], n_episodes: int, n_worke
     first = SEEDS[source] if seed is None else seed
     env = SimEnv("metaworld", len(tasks), tasks, n_workers=n_workers, terminate_on_success=False)
     generator = torch.Generator().manual_seed(first)
-    shape = (env.num_envs, env.spec.action_dim)
     episodes: list[Episode] = []
     for i in range(n_episodes):
         env.set_episode_seeds([first + i] * len(tasks))
-        strength = 0.1 + 0.7 * torch.rand(len(tasks), 1, generator=generator)
-        drift = torch.zeros(shape)
-
-        def act() -> Tensor:
-            nonlocal drift
-            drift = 0.8 * drift + 0.6 * torch.randn(shape, generator=generator)
-            if source == "random":
-                return drift
-            action = env.expert_actions()
-            if source == "noisy":
-                action = action + strength * (0.7 * drift + 0.3 * torch.randn(shape, generator=generator))
-            return action
-
-        episodes += record(env, lambda obs: act().unsqueeze(1), source)
+        episodes += record(env, _scripted(source, env, generator), source)
     env.close()
     return episodes
 
 
-def collect_policy(policy: ChunkPolicy, env: SimEnv, n_episodes: int, explore: bool = True, seed: int | None = None) -> list[Episode]:
-    """Record at least `n_episodes` of a policy over all environments of `env` (built with terminate_on_success=False)."""
+def collect_policy(
+    policy: ChunkPolicy, env: SimEnv, n_episodes: int, explore: bool = True, seed: int | None = None
+) -> list[Episode]:
+    """Record at least `n_episodes` of a policy in all environments of `env`, built with terminate_on_success=False."""
     first = SEEDS["policy"] if seed is None else seed
     generator = torch.Generator().manual_seed(first)
     episodes: list[Episode] = []
@@ -61,7 +55,7 @@ def collect_policy(policy: ChunkPolicy, env: SimEnv, n_episodes: int, explore: b
         env.set_episode_seeds(list(range(start, start + env.num_envs)))
 
         @torch.no_grad()
-        def act(obs: dict[str, Tensor]) -> Tensor:
+        def act(obs: Obs) -> Tensor:
             context = policy.encode(obs)
             if explore:
                 return policy.sample(context, generator)[0]
@@ -71,11 +65,8 @@ def collect_policy(policy: ChunkPolicy, env: SimEnv, n_episodes: int, explore: b
     return episodes
 
 
-def record(env: SimEnv, act: Callable[[dict[str, Tensor]], Tensor], source: str) -> list[Episode]:
-    """Run one episode in each environment and cut it `AFTER_SUCCESS` steps after its first success.
-
-    `act` maps an observation to actions (num_envs, k, action_dim).
-    """
+def record(env: SimEnv, act: Act, source: str) -> list[Episode]:
+    """Run one episode in each environment and cut it `AFTER_SUCCESS` steps after its first success."""
     obs = env.reset()
     seeds, tasks = env.episode_seed.tolist(), env.task.tolist()
     first_success = torch.full((env.num_envs,), env.max_steps)
@@ -88,6 +79,7 @@ def record(env: SimEnv, act: Callable[[dict[str, Tensor]], Tensor], source: str)
         frames.append(step.frames)
         actions.append(action.clamp(env.action_low, env.action_high))
         success.append(step.success)
+        assert step.task_reward is not None  # every simulator has a reward of its own
         rewards.append(step.task_reward)
         hit = step.success.float().argmax(1) + steps
         first_success = torch.where(step.is_success, torch.minimum(first_success, hit), first_success)
@@ -107,3 +99,20 @@ def record(env: SimEnv, act: Callable[[dict[str, Tensor]], Tensor], source: str)
         )
         for j, n in enumerate(lengths)
     ]
+
+
+def _scripted(source: str, env: SimEnv, generator: torch.Generator) -> Act:
+    """Return what acts in one episode; the strength of its noise is drawn here."""
+    shape = (env.num_envs, env.spec.action_dim)
+    strength = 0.1 + 0.7 * torch.rand(env.num_envs, 1, generator=generator)
+    drift = torch.zeros(shape)
+
+    def act(obs: Obs) -> Tensor:
+        nonlocal drift
+        drift = 0.8 * drift + 0.6 * torch.randn(shape, generator=generator)
+        action = drift if source == "random" else env.expert_actions()
+        if source == "noisy":
+            action = action + strength * (0.7 * drift + 0.3 * torch.randn(shape, generator=generator))
+        return action.unsqueeze(1)
+
+    return act

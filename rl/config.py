@@ -38,33 +38,12 @@ class DreamConfig:
     horizon: int = 2  # chunks, then truncation with bootstrap
     n_denoising_steps: int = 2  # of the future frames
     n_updates: int = 10  # PPO updates in the dream each round
-    failure_fraction: float = 0.5  # of the start states, taken from episodes that failed
-    success_threshold: float = 0.9  # of the success read-out, on `success_frames` frames in a row
-    success_frames: int = 2
-    uncertainty_coef: float = 0.0  # standard deviations of the value taken off where trust ends
+    n_episodes: int = 128  # recorded in the simulator before the first dream, to start branches from
 
     def check(self) -> None:
-        """Refuse counts and shares that mean nothing."""
-        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "success_frames")
-        _at_least(self, 0, "n_updates", "uncertainty_coef")
-        _within_0_1(self, "failure_fraction", "success_threshold")
-
-
-@dataclass(frozen=True)
-class RefitConfig:
-    """Training of the world side on the episodes of the round, before PPO dreams in it."""
-
-    n_episodes: int = 32  # collected in the simulator each round with the current policy
-    n_steps: int = 0  # optimizer steps; 0: the world model stays as it is
-    batch_size: int = 128
-    learning_rate: float = 1e-4
-    distance_coef: float = 0.1  # weight of the squared distance to the predictions it made before
-
-    def check(self) -> None:
-        """Refuse counts and rates that mean nothing."""
-        _at_least(self, 1, "batch_size")
-        _at_least(self, 0, "n_episodes", "n_steps", "distance_coef")
-        _positive(self, "learning_rate")
+        """Refuse counts that mean nothing."""
+        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_episodes")
+        _at_least(self, 0, "n_updates")
 
 
 @dataclass(frozen=True)
@@ -76,8 +55,7 @@ class PPOConfig:
     n_epochs: int = 4
     learning_rate: float = 3e-5  # of the action side
     critic_learning_rate: float = 1e-3
-    critic_warmup: int = 3  # first updates, in which the critic learns alone
-    critic_episodes: int = 100  # rollouts of the tuned policy that initialise the critic
+    critic_episodes: int = 128  # rollouts of the start policy that initialise the critic; 0: it starts from nothing
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
     clip_range: float = 0.2  # the ratio sums over dimensions and denoising steps
@@ -90,12 +68,13 @@ class PPOConfig:
     ent_coef: float = 0.0
     bc_coef: float = 0.3  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.0  # the same on collected successes: the control "filtered BC"
+    bc_batch_size: int = 256  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.3  # distance to the frozen start policy
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
         _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps")
-        _at_least(self, 0, "critic_warmup", "critic_episodes")
+        _at_least(self, 0, "critic_episodes")
         _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
         _positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
         _within_0_1(self, "gamma", "gae_lambda")
@@ -105,19 +84,17 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The paired test after each round: the champion and the challenger on a fresh block of seeds."""
+    """The paired test after each half of a round: champion and challenger on a fresh block of seeds."""
 
     enabled: bool = True
-    n_episodes: int = 50  # of one block
-    max_episodes: int = 200  # blocks are added until the verdict is clear, up to here
-    alpha: float = 0.1  # chance of a wrong verdict, split over the rounds
+    n_episodes: int = 64  # of one block
+    max_episodes: int = 128  # blocks are added until the verdict is clear, up to here
     seed: int = 1_000_000  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
-        """Refuse counts and chances that mean nothing."""
+        """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
         _at_least(self, self.n_episodes, "max_episodes")
-        _within_0_1(self, "alpha")
 
 
 @dataclass(frozen=True)
@@ -132,6 +109,13 @@ class EvalConfig:
         _at_least(self, 1, "n_episodes")
 
 
+CONTROLS: dict[str, dict[str, float]] = {
+    "anchor": {"pg_coef": 0.0},
+    "filtered_bc": {"pg_coef": 0.0, "success_bc_coef": 1.0},
+}
+"""What a control changes in `ppo`: the anchor alone, and imitation of the successes that were collected."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run of post-training."""
@@ -142,10 +126,11 @@ class TrainConfig:
     seed: int = 0
     threads: int = 0  # of torch; 0: all cores
     total_timesteps: int = 100_000  # executed simulator steps, evaluation and gate not counted
-    n_rounds: int = 4  # collect, refit, PPO, evaluate, accept or roll back
+    n_rounds: int = 4  # each: PPO in the simulator and/or the dream, then the gate
+    n_action_steps: int = 8  # executed of the actions of a chunk
+    controls: tuple[str, ...] = ()  # the same run again without RL, for comparison: anchor, filtered_bc
     env: EnvConfig = field(default_factory=EnvConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
-    refit: RefitConfig = field(default_factory=RefitConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -158,6 +143,10 @@ class TrainConfig:
         _at_least(self, 1, "total_timesteps", "n_rounds")
         if self.policy == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
+        if unknown := set(self.controls) - set(CONTROLS):
+            raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
+        if self.policy == "gaussian" and self.controls:
+            raise UserError("policy=gaussian has nothing to imitate, so there are no controls; set controls=[]")
         n_envs = self.dream.n_envs if self.env.kind == "dream" else self.env.n_envs
         n_chunks = n_envs * (self.dream.horizon if self.env.kind == "dream" else self.ppo.n_steps)
         if self.ppo.batch_size > n_chunks:

@@ -1,7 +1,7 @@
 """Policies that decide on a whole chunk of actions at once, with a likelihood for what they decided.
 
-Both kinds go through the same PPO. `FlowPolicy` denoises a chunk: its likelihood is that of all noisy steps of the stored
-chain (DPPO, 2409.00588; ReinFlow, 2505.22094). `GaussianPolicy` is the plain one: a chain of a single step.
+Both kinds go through the same PPO. `FlowPolicy` denoises a chunk: its likelihood is that of all noisy steps of the
+stored chain (DPPO, 2409.00588; ReinFlow, 2505.22094). `GaussianPolicy` is the plain one: a chain of a single step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
@@ -22,7 +21,6 @@ from world_model import modes
 from world_model.env import BatchedEnv, Obs
 from world_model.flow import gaussian_log_prob, noise_level, seeded_noise, step_mean
 from world_model.model import Context, WorldActionModel
-from world_model.spec import Spec
 
 
 class ChunkPolicy(BasePolicy):
@@ -31,9 +29,9 @@ class ChunkPolicy(BasePolicy):
     chunk_size: int
     n_action_steps: int
 
-    def __init__(self, spec: Spec, observation_space: spaces.Space, action_space: spaces.Space, n_context_frames: int) -> None:
-        super().__init__(observation_space, action_space)
-        self.spec, self.n_context_frames = spec, n_context_frames
+    def __init__(self, env: BatchedEnv) -> None:
+        super().__init__(observation_space(env), action_space(env))
+        self.spec, self.n_context_frames = env.spec, env.n_context_frames
 
     @abstractmethod
     def encode(self, obs: Obs) -> Context:
@@ -41,7 +39,7 @@ class ChunkPolicy(BasePolicy):
 
     @abstractmethod
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), log-probability of the chain (n,)."""
+        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), log-likelihood of the chain (n,)."""
 
     @abstractmethod
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
@@ -60,8 +58,12 @@ class ChunkPolicy(BasePolicy):
         """Sum over chain steps of the Gaussian KL to the reference policy (n,)."""
 
     @abstractmethod
+    def values_of_features(self, features: Tensor) -> Tensor:
+        """The critic's estimate (n,) from the features of encoded observations."""
+
     def values(self, context: Context) -> Tensor:
         """The critic's estimate (n,)."""
+        return self.values_of_features(context.features)
 
     @abstractmethod
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
@@ -79,9 +81,9 @@ class ChunkPolicy(BasePolicy):
         """Entropy of a decision, up to a constant."""
         return torch.zeros(())
 
-    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
-        obs = unflatten_obs(observation, self.spec, self.n_context_frames)
-        context = self.encode(obs)
+    def _predict(self, observation: Tensor | dict[str, Tensor], deterministic: bool = False) -> Tensor:
+        assert isinstance(observation, Tensor)  # observations of a `VecEnv` of ours are flat
+        context = self.encode(unflatten_obs(observation, self.spec, self.n_context_frames))
         rows = torch.arange(len(observation))
         if deterministic:
             return self.decide(context, rows, torch.zeros_like(rows))
@@ -94,22 +96,21 @@ class ChunkPolicy(BasePolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return one action a row for a single-step environment; the rest of its chunk waits in `state` (SB3's word)."""
+        """Return one action a row for a single-step environment; the rest of a chunk waits in `state` (SB3's word)."""
         flat = np.atleast_2d(np.asarray(observation, dtype=np.float32))
-        single = np.ndim(observation) == 1
-        n = len(flat)
-        queue, used = state if state is not None else (np.zeros((n, self.n_action_steps, self.spec.action_dim)), None)
-        used = np.full(n, self.n_action_steps) if used is None else used.copy()
-        queue = queue.copy()
+        n, k = len(flat), self.n_action_steps
+        if state is None:
+            state = np.zeros((n, k, self.spec.action_dim), np.float32), np.full(n, k)
+        queue, used = (part.copy() for part in state)
         if episode_start is not None:
-            used[np.atleast_1d(episode_start).astype(bool)] = self.n_action_steps
-        empty = used >= self.n_action_steps
+            used[np.atleast_1d(episode_start).astype(bool)] = k
+        empty = used >= k
         if empty.any():
             with torch.no_grad():
-                queue[empty] = self._predict(torch.as_tensor(flat[empty], device=self.device), deterministic).cpu().numpy()
-            used[empty] = 0
-        action = queue[np.arange(n), used].astype(np.float32)
-        return (action[0] if single else action), (queue, used + 1)
+                chunk = self._predict(torch.as_tensor(flat[empty], device=self.device), deterministic)
+            queue[empty], used[empty] = chunk.cpu().numpy(), 0
+        action = queue[np.arange(n), used]
+        return (action[0] if np.asarray(observation).ndim == 1 else action), (queue, used + 1)
 
 
 class FlowPolicy(ChunkPolicy):
@@ -130,7 +131,7 @@ class FlowPolicy(ChunkPolicy):
         noise_std: float = 0.1,
         n_action_steps: int | None = None,
     ) -> None:
-        super().__init__(model.spec, observation_space(env), action_space(env), model.config.n_context_frames)
+        super().__init__(env)
         self.model = model
         self.n_denoising_steps, self.noise_std = n_denoising_steps, noise_std
         self.chunk_size = model.config.chunk_size
@@ -160,8 +161,7 @@ class FlowPolicy(ChunkPolicy):
 
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
         """Integrate the ODE from noise seeded row by row."""
-        shape = (self.model.action_codec.n_tokens, self.model.action_codec.code_dim)
-        noise = seeded_noise(seed, counter, shape)
+        noise = seeded_noise(seed, counter, (self.model.action_codec.n_tokens, self.model.action_codec.code_dim))
         return modes.policy(self.model, context, noise, self.n_denoising_steps)[:, : self.n_action_steps]
 
     def chain_means(self, context: Context, chain: Tensor) -> Tensor:
@@ -181,10 +181,9 @@ class FlowPolicy(ChunkPolicy):
         """Sum over steps of ||mean - reference mean||^2 / (2 std^2)."""
         return (means - reference_means).square().flatten(1).sum(1) / (2 * self.noise_std**2)
 
-    def values(self, context: Context) -> Tensor:
-        """The critic on detached features."""
-        value: Tensor = self.model.value(context.features)
-        return value
+    def values_of_features(self, features: Tensor) -> Tensor:
+        """The value read-out."""
+        return self.model.value(features)
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The action decoder."""
@@ -211,19 +210,21 @@ class FlowPolicy(ChunkPolicy):
 class GaussianPolicy(ChunkPolicy):
     """An MLP with a state-independent deviation, for any environment with vectors; actions in units of their bounds."""
 
+    middle: Tensor
+    reach: Tensor
+
     def __init__(self, env: BatchedEnv, chunk_size: int = 1, width: int = 64, log_std: float = -0.5) -> None:
-        super().__init__(env.spec, observation_space(env), action_space(env), env.n_context_frames)
+        super().__init__(env)
         self.chunk_size = self.n_action_steps = chunk_size
         dim, out = env.n_context_frames * env.spec.state_dim + len(env.spec.tasks), chunk_size * env.spec.action_dim
         self.actor, self.critic = _mlp(dim, width, out), _mlp(dim, width, 1)
         # A small last layer: the first policy explores around the middle of the action range.
-        nn.init.normal_(self.actor[-1].weight, std=0.01)
+        for parameter in self.actor[-1].parameters():
+            nn.init.normal_(parameter, std=0.01)
         self.log_std = nn.Parameter(torch.full((out,), log_std))
         low, high = env.action_low.repeat(chunk_size), env.action_high.repeat(chunk_size)
         self.register_buffer("middle", (high + low) / 2)
-        self.register_buffer("half", (high - low) / 2)
-        self.middle: Tensor
-        self.half: Tensor
+        self.register_buffer("reach", (high - low) / 2)
 
     def encode(self, obs: Obs) -> Context:
         """Flatten the frames and append the task as one-hot."""
@@ -243,8 +244,7 @@ class GaussianPolicy(ChunkPolicy):
 
     def chain_means(self, context: Context, chain: Tensor) -> Tensor:
         """Shape: (n, 1, chunk_size * action_dim)."""
-        mean: Tensor = self.actor(context.features)
-        return mean.unsqueeze(1)
+        return self.actor(context.features).unsqueeze(1)
 
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
         """There is no start policy to stay near: the means that acted."""
@@ -259,10 +259,9 @@ class GaussianPolicy(ChunkPolicy):
         """KL to the means that acted."""
         return ((means - reference_means) / self.log_std.exp()).square().flatten(1).sum(1) / 2
 
-    def values(self, context: Context) -> Tensor:
+    def values_of_features(self, features: Tensor) -> Tensor:
         """The critic MLP."""
-        value: Tensor = self.critic(context.features)
-        return value.squeeze(-1)
+        return self.critic(features).squeeze(-1)
 
     def entropy(self) -> Tensor:
         """Up to a constant, the sum of log deviations."""
@@ -277,7 +276,7 @@ class GaussianPolicy(ChunkPolicy):
         return list(self.critic.parameters())
 
     def _executable(self, raw: Tensor) -> Tensor:
-        actions = self.middle + self.half * raw.clamp(-1, 1)
+        actions = self.middle + self.reach * raw.clamp(-1, 1)
         return actions.view(len(raw), self.chunk_size, self.spec.action_dim)
 
 

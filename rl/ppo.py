@@ -1,8 +1,9 @@
 """PPO over action chunks (Schulman et al., 1707.06347), as a subclass of Stable-Baselines3's.
 
-What differs from the parent: a step is a chunk that lasts 1..k environment steps (`chunk_gae`), the likelihood is that of a
-denoising chain, observations stay torch tensors, a rollout may come from the simulator or from a dream, and two anchors can
-hold the policy near what it was: imitation of demonstrations (`bc_coef`) and a distance to the start policy (`ref_kl_coef`).
+What differs from the parent: a step is a chunk that lasts 1..k environment steps (`chunk_gae`), the likelihood is that
+of a denoising chain, observations stay torch tensors, a rollout may come from the simulator or from a dream, and two
+anchors can hold the policy near what it was: imitation of demonstrations (`bc_coef`) and a distance to the start policy
+(`ref_kl_coef`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,16 @@ from rl.buffer import Rollout, Samples, concatenate, discounted, explained_varia
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv
 from rl.policy import ChunkPolicy
-from world_model.env import BatchedEnv, Obs
+from world_model.env import BatchedEnv
 
 ADVANTAGE_FLOOR = 0.02
 """Smallest deviation that advantages are divided by: without success in a rollout they are noise, and stay small."""
+
+PARENTS = (
+    *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range"),
+    *("ent_coef", "vf_coef", "max_grad_norm", "target_kl"),
+)
+"""Hyper-parameters that the parent knows by the same names."""
 
 
 class ChunkPPO(PPO):
@@ -32,7 +39,7 @@ class ChunkPPO(PPO):
         policy: decides and is trained in place.
         env: where `learn` collects; `update` takes rollouts from anywhere.
         config: hyper-parameters.
-        imitation: draws a loss of imitating demonstrations, weighted by `bc_coef`.
+        imitation: draws a weighted loss to add, such as that of imitating demonstrations, or None.
         seed: of every random choice made here.
     """
 
@@ -43,24 +50,14 @@ class ChunkPPO(PPO):
         policy: ChunkPolicy,
         env: BatchedEnv,
         config: PPOConfig,
-        imitation: Callable[[torch.Generator], Tensor] | None = None,
+        imitation: Callable[[torch.Generator], Tensor | None] | None = None,
         seed: int = 0,
         verbose: int = 0,
     ) -> None:
         super().__init__(
-            policy=type(policy),
+            policy=type(policy),  # type: ignore[arg-type] # the parent does not build one: `policy` is there already
             env=ChunkVecEnv(env, policy.n_action_steps, config.gamma),
-            learning_rate=config.learning_rate,
-            n_steps=config.n_steps,
-            batch_size=config.batch_size,
-            n_epochs=config.n_epochs,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-            clip_range=config.clip_range,
-            ent_coef=config.ent_coef,
-            vf_coef=config.vf_coef,
-            max_grad_norm=config.max_grad_norm,
-            target_kl=config.target_kl,
+            **{name: getattr(config, name) for name in PARENTS},
             device=env.device,
             verbose=verbose,
             _init_setup_model=False,
@@ -78,7 +75,6 @@ class ChunkPPO(PPO):
         policy.optimizer = self.optimizer
         self.critic_anchor: tuple[Tensor, Tensor] | None = None  # features and Monte-Carlo returns of real rollouts
         self.rollout: Rollout | None = None
-        self._obs: dict[int, Obs] = {}
 
     def collect_rollouts(  # type: ignore[override]
         self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
@@ -94,18 +90,19 @@ class ChunkPPO(PPO):
 
     @torch.no_grad()
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False) -> Rollout:
-        """Run `n_steps` chunks in each environment of `env`, going on where the last call ended unless `fresh`."""
-        policy, steps = self.policy, []
-        obs = env.reset() if fresh or id(env) not in self._obs else self._obs[id(env)]
+        """Run `n_steps` chunks in each environment of `env`, going on from its state unless `fresh`."""
+        policy, contexts, steps = self.policy, [], []
+        obs = env.observe() if env.begun and not fresh else env.reset()
+        terms: dict[str, float] = {}
         for _ in range(n_steps):
             context = policy.encode(obs)
             actions, chain, log_prob = policy.sample(context, self.generator)
             before = {"elapsed": env.elapsed.clone(), "action_history": env.action_history.clone()}
             step = env.step_chunk(actions)
             next_value = policy.values(policy.encode(step.final_obs))
+            contexts.append(context)
             steps.append(
                 {
-                    "context": context,
                     "chain": chain,
                     "log_prob": log_prob,
                     "value": policy.values(context),
@@ -122,10 +119,13 @@ class ChunkPPO(PPO):
                     **before,
                 }
             )
+            for name in step.raw:
+                terms[f"{name}_raw"] = terms.get(f"{name}_raw", 0.0) + float(step.raw[name].sum())
+                terms[name] = terms.get(name, 0.0) + float(step.weighted[name].sum())
             obs = step.obs
-        self._obs[id(env)] = obs
-        stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0] if k != "context"}
-        return Rollout(context=[s["context"] for s in steps], **stacked)
+        stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0]}
+        n_executed = int(stacked["n_executed"].sum())
+        return Rollout(context=contexts, terms={k: total / n_executed for k, total in terms.items()}, **stacked)
 
     def train(self) -> None:
         """Update from the rollout that `learn` collected last."""
@@ -143,6 +143,7 @@ class ChunkPPO(PPO):
             UserError: a loss is not finite; nothing of it has reached the weights.
         """
         samples = _join([_normalised(s) for s in sources])
+        _check_finite(samples.advantage, samples.returns)
         seen: dict[str, list[float]] = {}
         stop = False
         for _ in range(self.n_epochs):
@@ -168,10 +169,12 @@ class ChunkPPO(PPO):
         The returns stay in the critic's loss: dreamed branches are too short to correct it.
         """
         _, returns = rollout.advantages(self.gamma, 1.0)
+        _check_finite(returns)
         context, target = concatenate(rollout.context), returns.flatten()
-        n_envs = rollout.value.shape[1]
-        env = torch.arange(n_envs).repeat(len(rollout.value))  # whole environments are held out: neighbours tell too much
-        held = env < max(1, int(holdout * n_envs))
+        n_chunks, n_envs = rollout.value.shape
+        # Whole environments are held out, since neighbours in time tell too much; of a single one, its first chunks.
+        group = torch.arange(n_envs).repeat(n_chunks) if n_envs > 1 else torch.arange(n_chunks)
+        held = group < max(1, int(holdout * (group.max() + 1)))
         train = (~held).nonzero().squeeze(1)
         self.critic_anchor = (context.features[train], target[train])
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
@@ -199,9 +202,9 @@ class ChunkPPO(PPO):
         pg_loss = -torch.min(batch.advantage * ratio, batch.advantage * clipped).mean()
         ref_kl = policy.reference_kl(means, batch.reference_means).mean()
         loss = loss + config.pg_coef * pg_loss + config.ref_kl_coef * ref_kl - config.ent_coef * policy.entropy()
-        if config.bc_coef > 0 and self.imitation is not None:
-            bc_loss = self.imitation(self.generator)
-            loss = loss + config.bc_coef * bc_loss
+        bc_loss = None if self.imitation is None else self.imitation(self.generator)
+        if bc_loss is not None:
+            loss = loss + bc_loss
             stats["bc_loss"] = float(bc_loss.detach())
         with torch.no_grad():
             # Schulman's low-variance estimate, as in SB3
@@ -214,16 +217,22 @@ class ChunkPPO(PPO):
         assert self.critic_anchor is not None
         features, returns = self.critic_anchor
         index = torch.randint(len(returns), (n,), generator=self.generator, device=returns.device)
-        return (self.policy.model.value(features[index]) - returns[index]).square().mean()
+        return (self.policy.values_of_features(features[index]) - returns[index]).square().mean()
 
     def _step(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise UserError(f"the loss became {float(loss)}; nothing of it was learned; lower ppo.learning_rate")
         self.optimizer.zero_grad()
         loss.backward()
-        for group in self.optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+        norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in self.optimizer.param_groups]
+        if not torch.isfinite(torch.stack(norms)).all():
+            raise UserError("a gradient is not finite; nothing of it was learned; lower ppo.learning_rate")
         self.optimizer.step()
+
+
+def _check_finite(*values: Tensor) -> None:
+    if not all(torch.isfinite(v).all() for v in values):
+        raise UserError("a reward or value of the rollout is not finite; nothing of it was learned; check the rewards")
 
 
 def _normalised(samples: Samples) -> Samples:

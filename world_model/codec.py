@@ -13,8 +13,8 @@ from world_model.normalizer import Normalizer
 class Codec(ABC, nn.Module):
     """Interface of an observation codec, such as a state vector's or (later) an image's.
 
-    Predicted frames live in a *code space*: `encode_future` maps frames to numbers of about unit deviation, on which the
-    flow works, and `decode_future` maps back.
+    Predicted frames live in a *code space*: `encode_future` maps frames to numbers of about unit deviation, on which
+    the flow works, and `decode_future` maps back.
     """
 
     n_context_tokens: int
@@ -22,7 +22,7 @@ class Codec(ABC, nn.Module):
 
     @abstractmethod
     def fit(self, context: Tensor, future: Tensor) -> None:
-        """Set statistics from context windows (n, n_context_frames, ...) and the frames that followed (n, chunk_size, ...)."""
+        """Set statistics from context frames (n, n_context_frames, ...) and the frames after (n, chunk_size, ...)."""
 
     @abstractmethod
     def embed_context(self, context: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ class Codec(ABC, nn.Module):
 
 
 class VectorCodec(Codec):
-    """State vectors: `frames_per_token` frames make a token; the future is coded as the change since the last context frame.
+    """State vectors: `frames_per_token` frames make a token; the future is coded as the change since the newest.
 
-    Coding changes, each scaled by its usual size after so many steps, lets a millimetre of object motion weigh as much as
-    a decimetre of hand motion.
+    Coding changes, each scaled by its usual size after so many steps, lets a millimetre of object motion weigh as much
+    as a decimetre of hand motion.
     """
 
     def __init__(self, dim: int, n_context_frames: int, chunk_size: int, frames_per_token: int, width: int) -> None:

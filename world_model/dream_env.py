@@ -11,7 +11,7 @@ from torch import Tensor
 from rewards import RewardManager
 from rewards.errors import UserError
 from world_model import modes
-from world_model.env import ACTION_HISTORY, Advance, BatchedEnv, Start
+from world_model.env import ACTION_HISTORY, Advance, BatchedEnv, ChunkStep, Obs, Start
 from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SURE = 0.9
 """A dreamed frame counts as a success when its read-out and that of the frame before reach this probability."""
+
+_STATE = ("chunks", "_sure", "_waiting")
+"""What a dream remembers from step to step beside the state of every `BatchedEnv`."""
 
 
 @dataclass
@@ -60,8 +63,9 @@ class StartStates:
 class DreamEnv(BatchedEnv):
     """Environments whose next frames the model predicts; a branch is truncated after `horizon` chunks.
 
-    A chunk shorter than the model's is completed with its last action, and only its own frames are used. A single `step`
-    is buffered: it returns the last known observation and no reward until a chunk is complete, then what the chunk did.
+    A chunk shorter than the model's is completed with its last action, and only its own frames are used. A single
+    `step` is buffered: until a chunk is complete, nothing is executed and the observation stays; then the whole chunk
+    is dreamed at once, and what it did comes out of that step. So `k` is 0 or `chunk_size` in what `step` returns.
 
     Args:
         model: world decoder and read-outs are used; the action decoder is not.
@@ -106,6 +110,21 @@ class DreamEnv(BatchedEnv):
         self.chunk_size, self.in_order = model.config.chunk_size, in_order
         self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # dreamed since the branch began
         self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # was the last frame read as a success
+        self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # actions of an open chunk
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begin a branch everywhere and forget the actions of an open chunk."""
+        self._waiting = self._waiting[:, :0]
+        return super().reset(seed)
+
+    def step(self, action: Tensor) -> ChunkStep:
+        """Add one action (num_envs, action_dim) to the open chunk; the last one of a chunk dreams it."""
+        actions = torch.cat([self._waiting, self._checked(action.unsqueeze(1))], dim=1)
+        if actions.shape[1] < self.chunk_size:
+            self._waiting = actions
+            return self._unchanged()
+        self._waiting = actions[:, :0]
+        return self.step_chunk(actions)
 
     def _restart(self, mask: Tensor) -> Start:
         m = int(mask.sum())
@@ -124,7 +143,9 @@ class DreamEnv(BatchedEnv):
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         k = actions.shape[1]
         if k > self.chunk_size:
-            raise UserError(f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on")
+            raise UserError(
+                f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on"
+            )
         frames = self._dream(_complete(actions, self.chunk_size))[:, :k]
         p, _ = self.model.read_frames(frames.flatten(0, 1), self.task.repeat_interleave(k))
         sure = p.view(-1, k) >= SURE
@@ -134,6 +155,24 @@ class DreamEnv(BatchedEnv):
         truncated[:, -1] = self.chunks >= self.horizon
         return Advance(frames, success, terminated=torch.zeros_like(sure), truncated=truncated)
 
+    def _unchanged(self) -> ChunkStep:
+        obs, steps = self.observe(), torch.zeros(self.num_envs, 0, device=self.device)
+        never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        terms = [] if self.rewards is None else self.rewards.names
+        return ChunkStep(
+            obs=obs,
+            reward=steps,
+            executed=steps.bool(),
+            terminated=never,
+            truncated=never.clone(),
+            is_success=never.clone(),
+            final_obs=obs,
+            frames=steps.new_zeros(self.num_envs, 0, self.spec.state_dim),
+            success=steps.bool(),
+            raw={name: steps.clone() for name in terms},
+            weighted={name: steps.clone() for name in terms},
+        )
+
     def _dream(self, actions: Tensor) -> Tensor:
         codec = self.model.codec
         noise = seeded_noise(self.episode_seed, self.chunks, (codec.n_future_tokens, codec.code_dim))
@@ -141,13 +180,14 @@ class DreamEnv(BatchedEnv):
         return modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Add the branch counters."""
-        return super().state_dict() | {"chunks": self.chunks.clone(), "sure": self._sure.clone()}
+        """Add the state of the branches and the open chunk."""
+        return super().state_dict() | {name: getattr(self, name).clone() for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
-        self.chunks, self._sure = state["chunks"].clone(), state["sure"].clone()
+        for name in _STATE:
+            setattr(self, name, state[name].clone())
 
 
 def _complete(actions: Tensor, chunk_size: int) -> Tensor:

@@ -21,6 +21,9 @@ ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ACTION_HISTORY = 3
 """Actions that a `Transition` remembers, the current one included: enough for a second difference."""
 
+_STATE = ("context", "task", "elapsed", "episode_seed", "action_history", "_fresh", "_delayed")
+"""Attributes of a `BatchedEnv` that change from step to step."""
+
 
 @dataclass
 class Start:
@@ -49,7 +52,7 @@ class ChunkStep:
     """Result of a chunk of `k` actions. All tensors belong to the caller.
 
     After the end of an episode the rest of its chunk is not executed; the environment restarts at the end of the chunk
-    (autoreset mode SAME_STEP): `obs` is then the first observation of the next episode, `final_obs` the last one before.
+    (autoreset mode SAME_STEP): `obs` is then the first observation of the next episode, `final_obs` the last before it.
     """
 
     obs: Obs  # state (num_envs, n_context_frames, state_dim), task (num_envs,)
@@ -60,10 +63,10 @@ class ChunkStep:
     is_success: Tensor  # (num_envs,) bool, success was seen in this chunk
     final_obs: Obs  # like obs, before any restart
     frames: Tensor  # (num_envs, k, state_dim), one frame after each action
+    success: Tensor  # (num_envs, k) bool, at each executed step
     raw: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k)
     weighted: dict[str, Tensor] = field(default_factory=dict)  # the same times its weight
     task_reward: Tensor | None = None  # (num_envs, k), the simulator's own reward
-    success: Tensor | None = None  # (num_envs, k) bool, per executed step
 
 
 class BatchedEnv(ABC):
@@ -87,6 +90,7 @@ class BatchedEnv(ABC):
 
     place: str
     autoreset_mode = "same_step"
+    begun = False  # there is a state to go on from
 
     def __init__(
         self,
@@ -123,14 +127,23 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        """Execute `actions` (num_envs, k, action_dim), within bounds. `limit` (num_envs,): steps left in the episode."""
+        """Execute `actions` (num_envs, k, action_dim), within bounds; `limit` (num_envs,) steps are left to do."""
 
     def reset(self, seed: int | None = None) -> Obs:
         """Begin an episode everywhere; `seed` restarts every random choice."""
         if seed is not None:
             self.generator.manual_seed(seed)
         self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
-        return self._observe()
+        self.begun = True
+        return self.observe()
+
+    def observe(self) -> Obs:
+        """Observe the present state; where there is observation noise, it is drawn anew."""
+        state = self.context.clone()
+        if self.obs_noise > 0.0:
+            noise = torch.randn(state.shape, generator=self.generator, device=self.device)
+            state = state + self.obs_noise * noise
+        return {"state": state, "task": self.task.clone()}
 
     def step(self, action: Tensor) -> ChunkStep:
         """Execute one action (num_envs, action_dim): a chunk of length 1."""
@@ -152,10 +165,10 @@ class BatchedEnv(ABC):
         self._check_frames(advance.frames, executed)
         reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
         n_executed = executed.sum(1)
-        self._shift_context(advance.frames, n_executed)
+        self.context = _window(torch.cat([self.context, advance.frames], dim=1), n_executed, self.n_context_frames)
         self.elapsed = self.elapsed + n_executed
         self._remember(actions, n_executed)
-        final_obs = self._observe()
+        final_obs = self.observe()
         result = ChunkStep(
             obs=final_obs,
             reward=reward,
@@ -165,35 +178,26 @@ class BatchedEnv(ABC):
             is_success=(advance.success & executed).any(1),
             final_obs=final_obs,
             frames=advance.frames.clone(),
+            success=advance.success & executed,
             raw=raw,
             weighted=weighted,
             task_reward=None if advance.task_reward is None else advance.task_reward * executed,
-            success=advance.success & executed,
         )
         done = result.terminated | result.truncated
         if done.any():
             self._begin(done)
-            result.obs = self._observe()
+            result.obs = self.observe()
         return result
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on; a place adds its own part."""
-        return {
-            "context": self.context.clone(),
-            "task": self.task.clone(),
-            "elapsed": self.elapsed.clone(),
-            "episode_seed": self.episode_seed.clone(),
-            "action_history": self.action_history.clone(),
-            "fresh": self._fresh.clone(),
-            "delayed": self._delayed.clone(),
-            "generator": self.generator.get_state(),
-        }
+        return {name: getattr(self, name).clone() for name in _STATE} | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.context, self.task, self.elapsed = (state[k].clone() for k in ("context", "task", "elapsed"))
-        self.episode_seed, self.action_history = state["episode_seed"].clone(), state["action_history"].clone()
-        self._fresh, self._delayed = state["fresh"].clone(), state["delayed"].clone()
+        for name in _STATE:
+            setattr(self, name, state[name].clone())
+        self.begun = True
         self.generator.set_state(state["generator"])
 
     def close(self) -> None:  # noqa: B027 - most places hold nothing to release
@@ -204,17 +208,10 @@ class BatchedEnv(ABC):
         self.context[mask], self.task[mask] = start.context, start.task
         self.elapsed[mask], self.episode_seed[mask] = start.elapsed, start.seed
         self._delayed[mask] = 0.0
-        self._fresh[mask] = start.action_history is None
+        self._fresh[mask] = start.elapsed == 0
         self.action_history[mask] = 0.0 if start.action_history is None else start.action_history
         if self.rewards is not None:
             self.rewards.reset(mask)
-
-    def _observe(self) -> Obs:
-        state = self.context.clone()
-        if self.obs_noise > 0.0:
-            noise = torch.randn(state.shape, generator=self.generator, device=self.device)
-            state = state + self.obs_noise * noise
-        return {"state": state, "task": self.task.clone()}
 
     def _checked(self, actions: Tensor) -> Tensor:
         if actions.dim() != 3 or actions.shape[0] != self.num_envs or actions.shape[2] != self.spec.action_dim:
@@ -231,8 +228,8 @@ class BatchedEnv(ABC):
             env, j = bad.nonzero()[0].tolist()
             step = int(self.elapsed[env]) + j + 1
             raise UserError(
-                f"{self.place}: environment {env} (task {self.spec.tasks[int(self.task[env])]}) returned a state that is "
-                f"not finite at step {step}; nothing was learned from it"
+                f"{self.place}: environment {env} (task {self.spec.tasks[int(self.task[env])]}) returned a state that "
+                f"is not finite at step {step}; nothing was learned from it"
             )
 
     def _delay(self, actions: Tensor) -> Tensor:
@@ -241,10 +238,6 @@ class BatchedEnv(ABC):
         queue = torch.cat([self._delayed, actions], dim=1)
         self._delayed = queue[:, actions.shape[1] :].clone()
         return queue[:, : actions.shape[1]]
-
-    def _shift_context(self, frames: Tensor, n_executed: Tensor) -> None:
-        history = torch.cat([self.context, frames], dim=1)
-        self.context = _window(history, n_executed, self.n_context_frames)
 
     def _remember(self, actions: Tensor, n_executed: Tensor) -> None:
         first = self._fresh[:, None, None]
@@ -288,9 +281,8 @@ class BatchedEnv(ABC):
 
     def _progress(self, frames: Tensor) -> Tensor:
         assert self.read_out is not None, "a RewardManager that requires progress was built without a read-out"
-        n, k1, dim = frames.shape
-        _, progress = self.read_out(frames.reshape(n * k1, dim), self.task.repeat_interleave(k1))
-        return progress.view(n, k1)
+        _, progress = self.read_out(frames.flatten(0, 1), self.task.repeat_interleave(frames.shape[1]))
+        return progress.view(frames.shape[:2])
 
 
 def _not_after_end(ended: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class EpisodeStore:
         if shards and replace(Spec.from_dict(_header(shards[0])["spec"]), tasks=spec.tasks) != spec:
             raise UserError(f"{self.folder}: its episodes have other features, bounds or rate; choose another folder")
         number = int(shards[-1].stem.removeprefix("episodes-")) + 1 if shards else 0
-        write_atomically(self.folder / f"episodes-{number:06d}.safetensors", _to_bytes(episodes, spec))
+        write_atomically(self.folder / f"episodes-{number:06d}.safetensors", pack_episodes(episodes, spec))
 
     def load(self, tasks: Collection[str] | None = None, sources: Collection[str] | None = None) -> list[Episode]:
         """Read the episodes of these tasks and sources, all by default, in the order in which they were appended.
@@ -124,7 +124,8 @@ class EpisodeStore:
         return [_header(shard) for shard in self.shards]
 
 
-def _to_bytes(episodes: list[Episode], spec: Spec) -> bytes:
+def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
+    """Return a shard of an `EpisodeStore`, to be kept beside other files, such as those of a checkpoint."""
     rewards = [torch.zeros(e.length) if e.task_reward is None else e.task_reward for e in episodes]
     tensors = {
         "observation.state": torch.cat([e.state for e in episodes]).float(),

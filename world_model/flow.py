@@ -1,8 +1,8 @@
 """Flow matching with clean-sample prediction: noise levels, the path, integration steps, likelihood of a noisy chain.
 
 Along the path x_t = (1 - t) * x_0 + t * noise a network estimates x_0; the velocity is (x_t - x_0) / t (Lipman et al.,
-2210.02747, with the direction of time reversed: t = 1 is noise). Predicting the clean sample instead of the velocity keeps
-wide codes learnable in narrow models (Li & He, 2511.13720).
+2210.02747, with the direction of time reversed: t = 1 is noise). Predicting the clean sample instead of the velocity
+keeps wide codes learnable in narrow models (Li & He, 2511.13720).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ ATOMS = ("joint", "policy", "dream", "inverse", "video")
 """Corners of the square (t_video, t_action) that training visits on purpose; see `sample_noise_levels`."""
 
 
-def sample_noise_levels(n: int, weights: tuple[float, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def sample_noise_levels(
+    n: int, weights: tuple[float, ...], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw atom (n,) int64, t_video (n,) and t_action (n,) of training samples; `weights` are those of `ATOMS`.
 
     Two independent uniforms almost never meet a corner, and every mode of use is a corner or an edge:

@@ -23,9 +23,7 @@ class Block(nn.Module):
         self.out = nn.Linear(attention_width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
 
-    def forward(
-        self, x: Tensor, memory: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, memory: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return tokens (batch, n, width) and this layer's keys and values."""
         batch, n, _ = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)

@@ -17,8 +17,8 @@ def stage_losses(
 ) -> dict[str, Tensor]:
     """Return the mean losses `video`, `action`, `success` and `progress` of a batch.
 
-    Without `imitate` the action decoder learns only from clean futures (inverse dynamics): which action explains a video
-    is physics, which action to take is not.
+    Without `imitate` the action decoder learns only from clean futures (inverse dynamics): which action explains a
+    video is physics, which action to take is not.
     """
     n = len(batch.task)
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
@@ -48,13 +48,19 @@ def stage_losses(
     return losses
 
 
-def policy_loss(model: WorldActionModel, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Flow-matching loss of the policy mode alone: the imitation anchor of PPO."""
-    n = len(batch.task)
+def policy_loss(
+    model: WorldActionModel, frames: Tensor, task: Tensor, actions: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Flow-matching loss of the policy mode alone: the imitation anchor of PPO.
+
+    Imitates `actions` (n, chunk_size, action_dim) taken after context `frames` (n, n_context_frames, state_dim) in
+    `task` (n,).
+    """
+    n = len(task)
     t = (1.25 * torch.rand(n, generator=generator, device=generator.device)).clamp(max=1.0)
-    clean = model.action_codec.encode(batch.actions)
+    clean = model.action_codec.encode(actions)
     with torch.no_grad():
-        context = model.encode(batch.context, batch.task)
+        context = model.encode(frames, task)
     estimate = model.predict_action(context, noised(clean, action_noise(model, n, generator), t), t)
     return (estimate - clean).square().mean()
 

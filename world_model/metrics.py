@@ -17,7 +17,12 @@ MOVED = 0.01
 
 @torch.inference_mode()
 def prediction_metrics(
-    model: WorldActionModel, windows: Windows, part: str = "object_pos", n_steps: int = 2, per_task: int = 512, seed: int = 0
+    model: WorldActionModel,
+    windows: Windows,
+    part: str = "object_pos",
+    n_steps: int = 2,
+    per_task: int = 512,
+    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Measure prediction of `part` after one chunk, in windows in which it moves more than 1 cm.
 
@@ -44,7 +49,9 @@ def prediction_metrics(
 
 
 @torch.inference_mode()
-def inverse_metrics(model: WorldActionModel, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0) -> dict[str, float]:
+def inverse_metrics(
+    model: WorldActionModel, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0
+) -> dict[str, float]:
     """Mean squared error of recovered actions in units of that of the mean action (1 = nothing recovered)."""
     generator = torch.Generator().manual_seed(seed)
     batch = windows.sample(n, generator)

@@ -3,7 +3,7 @@
     context frames + task ──► encoder ──► keys, values (cached)
                                  │              │
         future at t_video + actions at t_action ──► world decoder ──► future frames
-        actions at t_action ──────────────────────► action decoder ──► action chunk      (may also read the future tokens)
+        actions at t_action ──────────────────────► action decoder ──► action chunk   (may also read the future tokens)
 
 The encoder and the world decoder never read the action decoder. So PPO, which trains the action decoder alone, leaves
 every dream bit-equal; and a refit, which trains the world decoder alone, leaves the policy bit-equal.
@@ -51,7 +51,9 @@ class ModelConfig:
             ("n_heads", "width"),
         ):
             if getattr(self, large) % getattr(self, small):
-                raise UserError(f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}")
+                raise UserError(
+                    f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}"
+                )
 
 
 class WorldActionModel(nn.Module):
@@ -91,7 +93,7 @@ class WorldActionModel(nn.Module):
     def predict_future(
         self, context: Context, codes: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor
     ) -> tuple[Tensor, KeysValues]:
-        """Estimate the clean future codes from noisy ones at `t_video` (batch,) and action codes at `t_action` (batch,).
+        """Estimate the clean future codes from noisy ones at `t_video` (batch,) and actions at `t_action` (batch,).
 
         Also returns the keys and values of the future tokens, which the action decoder may read.
         """
@@ -140,7 +142,7 @@ class WorldActionModel(nn.Module):
 
 @dataclass
 class Context:
-    """An encoded observation: raw frames, keys and values for the decoders, features for the critic (batch, 2 * width)."""
+    """An encoded observation: frames, keys and values for the decoders, features for the critic (batch, 2 * width)."""
 
     frames: Tensor
     cache: KeysValues

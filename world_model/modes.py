@@ -1,4 +1,4 @@
-"""The five ways to use one set of weights: policy, dream, inverse, video, joint. All integrate the ODE (no added noise).
+"""The five ways to use one set of weights: policy, dream, inverse, video, joint. All integrate the ODE, without noise.
 
 Each takes starting noise, so that a call can be repeated; `n_steps` is the number of denoising steps.
 """
@@ -21,7 +21,7 @@ def policy(model: WorldActionModel, context: Context, noise: Tensor, n_steps: in
 
 
 def dream(model: WorldActionModel, context: Context, actions: Tensor, noise: Tensor, n_steps: int) -> Tensor:
-    """Predict frames (batch, chunk_size, state_dim) that follow when `actions` (batch, chunk_size, action_dim) are given."""
+    """Predict frames (batch, chunk_size, state_dim) that follow given `actions` (batch, chunk_size, action_dim)."""
     return _predict_frames(model, context, model.action_codec.encode(actions), 0.0, noise, n_steps)
 
 

@@ -35,7 +35,9 @@ class Normalizer(nn.Module):
             UserError: there are no values, or some are not finite.
         """
         if len(values) == 0 or not torch.isfinite(values).all():
-            raise UserError(f"statistics of {self.name!r}: expected finite values of at least one frame, got {len(values)}")
+            raise UserError(
+                f"statistics of {self.name!r}: expected finite values of at least one frame, got {len(values)}"
+            )
         if centered:
             self.mean.copy_(values.mean(0))
         self.std.copy_((values - self.mean).square().mean(0).sqrt().clamp(min=self.floor))
@@ -53,4 +55,6 @@ class Normalizer(nn.Module):
     def check_fitted(self) -> None:
         """Raise `UserError` for a declared feature without statistics."""
         if not self.fitted:
-            raise UserError(f"feature {self.name!r} has no statistics; fit the normaliser or load a pretrained checkpoint")
+            raise UserError(
+                f"feature {self.name!r} has no statistics; fit the normaliser or load a pretrained checkpoint"
+            )

@@ -81,4 +81,6 @@ class Spec:
                 )
         unknown = sorted(set(env.tasks) - set(self.tasks))
         if unknown:
-            raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; it knows {', '.join(self.tasks)}")
+            raise UserError(
+                f"{where}: task {unknown[0]!r} is unknown to the checkpoint; it knows {', '.join(self.tasks)}"
+            )

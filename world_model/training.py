@@ -28,7 +28,7 @@ Save = Callable[[int, dict[str, Any]], None]
 class StageConfig:
     """How long and on what a stage trains. `world_atoms` and `demo_atoms` weigh `ATOMS`, in their order."""
 
-    n_steps: int = 10_000
+    n_steps: int = 10_000  # of the optimizer; 0: the stage is left out
     batch_size: int = 256  # windows of all episodes, for prediction
     demo_batch_size: int = 256  # windows of demonstrations, for imitation; used by tune only
     learning_rate: float = 1e-3
@@ -45,7 +45,9 @@ class StageConfig:
 
     def check(self) -> None:
         """Refuse sizes and weights that mean nothing."""
-        for name in ("n_steps", "batch_size", "demo_batch_size", "log_every", "save_every"):
+        if self.n_steps < 0:
+            raise UserError(f"n_steps={self.n_steps}: expected at least 0")
+        for name in ("batch_size", "demo_batch_size", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.learning_rate <= 0:
@@ -84,6 +86,25 @@ def train_stage(
     config.check()
     if stage == "tune" and demos is None:
         raise UserError("tune needs demonstrations: episodes of an expert for the tasks to be learned")
+    had_gradients = [p.requires_grad for p in model.parameters()]
+    try:
+        _train(stage, model, windows, config, demos, log, save, resume)
+    finally:  # a policy that shares the model goes on training its own part
+        model.eval()
+        for parameter, had in zip(model.parameters(), had_gradients, strict=True):
+            parameter.requires_grad_(had)
+
+
+def _train(
+    stage: str,
+    model: WorldActionModel,
+    windows: Windows,
+    config: StageConfig,
+    demos: Windows | None,
+    log: Log | None,
+    save: Save | None,
+    resume: dict[str, Any] | None,
+) -> None:
     parameters = trained_parameters(stage, model)
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
@@ -97,7 +118,8 @@ def train_stage(
     sums: dict[str, float] = {}
     for step in range(first, config.n_steps):
         losses = stage_losses(model, windows.sample(config.batch_size, generator), config.world_atoms, False, generator)
-        if stage == "tune" and demos is not None:
+        if stage == "tune":
+            assert demos is not None
             batch = demos.sample(config.demo_batch_size, generator)
             imitation = stage_losses(model, batch, config.demo_atoms, True, generator)
             losses["imitation"] = imitation["action"]
@@ -111,7 +133,6 @@ def train_stage(
         if save is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.n_steps):
             state = {"optimizer": optimizer.state_dict(), "generator": generator.get_state(), "step": step + 1}
             save(step + 1, state)
-    model.eval()
 
 
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
@@ -149,5 +170,6 @@ def _step(
         group["lr"] = rate
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)):
+        raise UserError(f"a gradient is not finite at step {step}; lower learning_rate")
     optimizer.step()

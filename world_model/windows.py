@@ -42,7 +42,9 @@ class Windows:
     def __init__(self, episodes: list[Episode], tasks: tuple[str, ...], n_context_frames: int, chunk_size: int) -> None:
         usable = [e for e in episodes if e.length >= chunk_size]
         if not usable:
-            raise UserError(f"none of {len(episodes)} episodes has the {chunk_size} steps of a chunk; collect longer ones")
+            raise UserError(
+                f"none of {len(episodes)} episodes has the {chunk_size} steps of a chunk; collect longer ones"
+            )
         self.episodes, self.n_context_frames, self.chunk_size = usable, n_context_frames, chunk_size
         pad = n_context_frames - 1
         states, actions, success, progress, starts, offset = [], [], [], [], [], 0
@@ -91,7 +93,7 @@ def progress_labels(success: Tensor) -> Tensor:
     if len(hits) == 0:
         return torch.zeros(frames)
     steps_left = (int(hits[0]) + 1 - torch.arange(frames)).clamp(min=0)
-    return PROGRESS_DECAY**steps_left.float()
+    return PROGRESS_DECAY ** steps_left.float()
 
 
 def _pad_front(values: Tensor, n: int) -> Tensor:

@@ -89,7 +89,7 @@ def test_misspelt_slice_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
     def term(t: Transition) -> Tensor:
         return t["objct_pos"].sum(-1)
 
-    with pytest.raises(UserError, match="requires 'objct_pos', which the sim cannot.*; did you mean 'object_pos'\\?$"):
+    with pytest.raises(UserError, match=r"requires 'objct_pos', which the sim cannot.*; did you mean 'object_pos'\?$"):
         managed(monkeypatch, term)
 
 

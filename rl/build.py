@@ -1,0 +1,81 @@
+"""From a config to what it names: simulator, policy, reward terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rewards import RewardManager
+from rewards.errors import UserError
+from rl.config import TrainConfig
+from rl.envs.sim import SimEnv, make_spec
+from rl.policy import ChunkPolicy, FlowPolicy, GaussianPolicy
+from world_model.env import BatchedEnv
+from world_model.model import WorldActionModel
+
+
+def make_sim(
+    config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], n_envs: int, rewards: bool
+) -> SimEnv:
+    """Build the simulator of the config for `tasks`; `rewards` says whether its terms are paid.
+
+    Raises:
+        UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
+    """
+    env = config.env
+    if model is not None:
+        model.spec.check_fits(make_spec(env.id, tasks), f"env.id={env.id}")
+    sim = SimEnv(
+        env.id,
+        n_envs,
+        tasks or None,
+        n_context_frames=1 if model is None else model.config.n_context_frames,
+        max_steps=env.max_steps,
+        n_workers=env.n_workers or default_workers(),
+        terminate_on_success=env.terminate_on_success,
+        seed=config.seed,
+        read_out=None if model is None else model.read_frames,
+        action_delay=env.action_delay,
+        obs_noise=env.obs_noise,
+        task_names=None if model is None else model.spec.tasks,
+    )
+    if rewards:
+        sim.rewards = make_rewards(config, sim, model)
+    return sim
+
+
+def default_workers() -> int:
+    """Processes for the simulator: one for each thread of torch; a single thread steps it in this process."""
+    threads = torch.get_num_threads()
+    return threads if threads > 1 else 0
+
+
+def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, ...]:
+    """Tasks of the config, or all that the checkpoint knows; none for a gymnasium id, which is its own."""
+    if config.env.tasks or config.env.id != "metaworld" or model is None:
+        return config.env.tasks
+    return model.spec.tasks
+
+
+def make_policy(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> ChunkPolicy:
+    """Build the policy that the config names."""
+    if model is None:
+        torch.manual_seed(config.seed)
+        return GaussianPolicy(env, chunk_size=config.n_action_steps)
+    ppo = config.ppo
+    if config.n_action_steps > model.config.chunk_size:
+        raise UserError(
+            f"n_action_steps={config.n_action_steps} exceeds the chunk of {model.config.chunk_size} actions"
+        )
+    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps)
+
+
+def make_rewards(config: TrainConfig, env: BatchedEnv, model: WorldActionModel | None) -> RewardManager:
+    """Build the reward terms of the config for one place; a term that the place cannot serve is refused by name."""
+    provides: set[str] = set(env.spec.slices)
+    if model is not None:
+        provides.add("progress")
+    if env.place == "sim":
+        provides.add("task_reward")
+    return RewardManager(config.rewards, provides, env.place)

@@ -1,0 +1,130 @@
+"""The command `wamtune`: a verb, then a preset, checkpoint, file or run folder, then `key=value`.
+
+Loading this file imports the standard library alone: with a foreign `rewards` on the path nothing else can be trusted,
+and `wamtune --help` should answer at once. Verbs are modules with `HELP` and `run(words)`, imported when they are called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from rl.shadow import foreign_package
+
+VERBS = {
+    "ls": ("rl.verbs.ls", "list checkpoints, presets, reward terms and tasks"),
+    "cp": ("rl.verbs.cp", "copy a preset or a checkpoint, to make it your own"),
+    "pretrain": ("rl.verbs.pretrain", "collect episodes and learn to predict the world"),
+    "tune": ("rl.verbs.tune", "learn to act from few demonstrations"),
+    "train": ("rl.verbs.train", "post-train with PPO, in the simulator and in the dream"),
+    "eval": ("rl.verbs.eval", "measure success, with intervals"),
+    "dream": ("rl.verbs.dream", "draw what the model dreams beside what the simulator does"),
+    "check": ("rl.verbs.check", "check a preset, reward terms or a checkpoint without training"),
+    "doctor": ("rl.verbs.doctor", "look at this installation and say what is missing"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 a mistake that one line explains, 130 interrupted, 1 a bug."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    hidden = foreign_package()
+    if hidden is not None:
+        return _fail(hidden, 2)
+    from rewards.errors import UserError
+
+    try:
+        _dispatch([word for word in words if word != "--debug"])
+    except UserError as error:
+        return _fail(str(error), 2, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except Exception as error:
+        line = f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with --debug to see where"
+        return _fail(line, 1, debug)
+    return 0
+
+
+def keys_of(schema: type) -> str:
+    """Return a line for every key of a config schema: name, default, and the comment beside it in the source."""
+    rows = list(_rows(schema, ""))
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
+
+
+def _dispatch(words: list[str]) -> None:
+    from rewards.errors import UserError
+
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"wamtune {version('wamtune')}")
+        return
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(VERBS)}"
+        raise UserError(f"unknown verb {verb!r}; {hint}")
+    module = importlib.import_module(VERBS[verb][0])
+    if {"-h", "--help"} & set(rest):
+        print(module.HELP.strip())
+        return
+    for i, word in enumerate(rest):
+        if word.startswith("-"):
+            key, _, value = word.lstrip("-").partition("=")
+            value = value or next((v for v in rest[i + 1 : i + 2] if "=" not in v), "...")
+            raise UserError(f"unexpected {word!r}; options are written as key=value: {key}={value}")
+    module.run(rest)
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<10}{summary}" for name, (_, summary) in VERBS.items())
+    return f"""wamtune: RL post-training for world-action models.
+
+wamtune VERB [PRESET | CHECKPOINT | FILE | RUN_FOLDER] [key=value ...] [--debug]
+
+{verbs}
+
+`wamtune VERB --help` lists the keys of a verb. Examples:
+  wamtune ls
+  wamtune train demo seed=1"""
+
+
+def _fail(line: str, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    else:
+        print(f"wamtune: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+def _rows(schema: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(schema), flags=re.MULTILINE))
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _rows(hints[field.name], f"{prefix}{field.name}.")
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown = "" if default in ("???", "") else _as_yaml(default)
+        yield f"{prefix}{field.name}={shown}", comments.get(field.name, "")
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

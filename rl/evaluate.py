@@ -1,0 +1,140 @@
+"""Success of a policy, with intervals: the same episodes every time, whatever the batch they run in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rl.envs.sim import SimEnv
+from rl.policy import ChunkPolicy
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.env import ACTION_HISTORY, BatchedEnv
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One evaluated episode."""
+
+    task: str
+    seed: int
+    success: bool
+    n_steps: int
+    reward: float  # the simulator's own, summed; in a dream that of the environment
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of `eval.jsonl`."""
+        return asdict(self)
+
+
+def evaluate_sim(
+    policy: ChunkPolicy, env: SimEnv, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
+) -> list[EpisodeResult]:
+    """Run the episodes named by `seeds` without exploring; results in the order of `seeds`.
+
+    The noise of each decision depends on (episode seed, step), so a result can be repeated alone. `tick` hears
+    (finished, total). All environments of `env` must run the same task.
+    """
+    env.set_episode_seeds(seeds)
+    wanted, results = set(seeds), {}
+    for result in _episodes(policy, env):
+        # The last seed repeats until everyone is done; the same episode then ends the same way.
+        results.setdefault(result.seed, result)
+        if tick is not None:
+            tick(len(results), len(wanted))
+        if len(results) == len(wanted):
+            break
+    env.set_episode_seeds([])
+    return [results[seed] for seed in seeds]
+
+
+def evaluate_dream(policy: ChunkPolicy, env: DreamEnv) -> list[EpisodeResult]:
+    """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`)."""
+    results: dict[int, EpisodeResult] = {}
+    for result, index in _episodes_with_index(policy, env):
+        results.setdefault(index, result)
+        if len(results) == env.num_envs:
+            break
+    return [results[i] for i in range(env.num_envs)]
+
+
+def first_states(env: SimEnv, seeds: Sequence[int]) -> StartStates:
+    """Return the states in which the episodes named by `seeds` begin, to dream the very same ones."""
+    env.set_episode_seeds(seeds)
+    frames, tasks = [], []
+    for _ in range(-(-len(seeds) // env.num_envs)):
+        env.reset()
+        frames.append(env.context.clone())
+        tasks.append(env.task.clone())
+    env.set_episode_seeds([])
+    n = len(seeds)
+    return StartStates(
+        context=torch.cat(frames)[:n],
+        task=torch.cat(tasks)[:n],
+        elapsed=torch.zeros(n, dtype=torch.long),
+        action_history=torch.zeros(n, ACTION_HISTORY - 1, env.spec.action_dim),
+    )
+
+
+def success_rate(results: Iterable[EpisodeResult]) -> float:
+    """Share of successes."""
+    outcomes = [r.success for r in results]
+    return sum(outcomes) / len(outcomes)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, Z95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return middle - half, middle + half
+
+
+def paired_gain(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> tuple[float, float, float]:
+    """Return the gain in success on the same episodes and its 95 % interval (Wald on paired differences)."""
+    differences = [float(a.success) - float(b.success) for b, a in zip(before, after, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
+    half = Z95 * math.sqrt(variance / n)
+    return mean, mean - half, mean + half
+
+
+def describe(results: Sequence[EpisodeResult]) -> str:
+    """Say a success rate with its interval and the number of episodes, in percent."""
+    n, hits = len(results), sum(r.success for r in results)
+    low, high = wilson(hits, n)
+    return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
+
+
+def _episodes(policy: ChunkPolicy, env: BatchedEnv) -> Iterable[EpisodeResult]:
+    for result, _ in _episodes_with_index(policy, env):
+        yield result
+
+
+def _episodes_with_index(policy: ChunkPolicy, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
+    """Step for ever, yielding each episode as it ends, with the environment that ran it."""
+    obs = env.reset()
+    reward = torch.zeros(env.num_envs)
+    succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
+    while True:
+        seed, task, elapsed = env.episode_seed.clone(), env.task.clone(), env.elapsed.clone()
+        with torch.inference_mode():
+            actions = policy.decide(policy.encode(obs), seed, elapsed)
+        step = env.step_chunk(actions)
+        obs = step.obs
+        reward += (step.reward if step.task_reward is None else step.task_reward).sum(1)
+        succeeded |= step.is_success
+        done = step.terminated | step.truncated
+        n_steps = elapsed + step.executed.sum(1)
+        for j in done.nonzero().squeeze(1).tolist():
+            name = env.spec.tasks[int(task[j])]
+            yield EpisodeResult(name, int(seed[j]), bool(succeeded[j]), int(n_steps[j]), float(reward[j])), j
+        reward[done], succeeded[done] = 0.0, False

@@ -1,0 +1,53 @@
+"""The gate after each round: champion and challenger on the same fresh episodes; a loss is rolled back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rl.evaluate import EpisodeResult
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate saw and decided. `won` and `lost` count episodes that only the challenger, or only the champion, solved."""
+
+    accepted: bool
+    champion: float
+    challenger: float
+    won: int
+    lost: int
+    n_episodes: int
+
+    def __str__(self) -> str:
+        word = "accepted" if self.accepted else "ROLLED BACK"
+        return (
+            f"{word}: {100 * self.champion:.0f} % -> {100 * self.challenger:.0f} % on {self.n_episodes} fresh episodes "
+            f"(won {self.won}, lost {self.lost})"
+        )
+
+
+def judge(
+    run_champion: Callable[[list[int]], list[EpisodeResult]],
+    run_challenger: Callable[[list[int]], list[EpisodeResult]],
+    first_seed: int,
+    block: int,
+    most: int,
+    z: float = 1.64,
+) -> Verdict:
+    """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
+
+    Only discordant pairs tell (McNemar 1947): the difference is clear at |won - lost| >= z * sqrt(won + lost). A tie is
+    accepted: the challenger is as good, and has seen more.
+    """
+    won = lost = champion_hits = challenger_hits = n = 0
+    while n < most:
+        seeds = list(range(first_seed + n, first_seed + n + min(block, most - n)))
+        for old, new in zip(run_champion(seeds), run_challenger(seeds), strict=True):
+            champion_hits, challenger_hits = champion_hits + old.success, challenger_hits + new.success
+            won, lost = won + (new.success and not old.success), lost + (old.success and not new.success)
+        n += len(seeds)
+        if won != lost and abs(won - lost) >= z * math.sqrt(won + lost):
+            break
+    return Verdict(won >= lost, champion_hits / n, challenger_hits / n, won, lost, n)

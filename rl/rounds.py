@@ -1,0 +1,283 @@
+"""Post-training, round by round: PPO in the simulator and in the dream, a gate after each, a verdict at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl.buffer import Rollout, Samples
+from rl.build import make_policy, make_rewards, make_sim, tasks_of
+from rl.config import TrainConfig
+from rl.evaluate import EpisodeResult, evaluate_sim, success_rate
+from rl.gate import Verdict, judge
+from rl.imitation import Imitation
+from rl.policy import load_policy_state, policy_state
+from rl.ppo import ChunkPPO
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.model import WorldActionModel
+
+Log = Callable[[int, dict[str, float]], None]
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Half:
+    """One half of a round: where PPO ran, what the gate said, and the champion after it."""
+
+    place: str  # "sim" or "dream"
+    verdict: Verdict | None
+    champion: Weights
+    sim_steps: int  # executed for training so far
+    seconds: float
+    evaluation: list[EpisodeResult] = field(default_factory=list)  # of the champion, on seeds no gate saw
+
+    @property
+    def accepted(self) -> bool:
+        """The half has a champion of its own; without a gate it always does."""
+        return self.verdict is None or self.verdict.accepted
+
+
+@dataclass
+class Outcome:
+    """What post-training gave. Every evaluation is on the same fresh seeds."""
+
+    before: list[EpisodeResult]
+    halves: list[Half]
+    sim_steps: int
+    gate_steps: int
+
+    @property
+    def after(self) -> list[EpisodeResult]:
+        """Evaluation of the last champion."""
+        return self.halves[-1].evaluation if self.halves else self.before
+
+    def gain_of(self, place: str) -> float:
+        """Sum of the changes in success over the halves that ran in `place`."""
+        rates = [success_rate(self.before), *(success_rate(h.evaluation) for h in self.halves)]
+        return sum(new - old for h, old, new in zip(self.halves, rates, rates[1:], strict=False) if h.place == place)
+
+
+class PostTraining:
+    """One run of `wamtune train`, from a start policy to an evaluated champion.
+
+    Args:
+        config: everything there is to choose.
+        model: the checkpoint; None for policy=gaussian.
+        imitation: demonstrations for the anchor.
+        log: hears (executed simulator steps, values).
+        say: hears a line for people.
+        tick: hears how far it is: parts done, parts in all, and what is being done.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: WorldActionModel | None,
+        imitation: Imitation | None,
+        log: Log,
+        say: Callable[[str], None] = print,
+        tick: Callable[[float, int, str], None] = lambda done, total, doing: None,
+    ) -> None:
+        self.config, self.model, self.imitation, self.log, self.say, self.tick = (
+            config,
+            model,
+            imitation,
+            log,
+            say,
+            tick,
+        )
+        tasks = tasks_of(config, model)
+        self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
+        # One for each task, so that a seed names one episode.
+        alone = [(task,) for task in tasks] or [()]
+        n_each = -(-config.env.n_envs // len(alone))
+        self.arenas = [make_sim(config, model, task, n_each, rewards=False) for task in alone]
+        self.policy = make_policy(config, model, self.sim)
+        self.ppo = ChunkPPO(self.policy, self.sim, config.ppo, self._imitate, config.seed)
+        self.champion = policy_state(self.policy)
+        self.sim_steps = self.gate_steps = self.gate_episodes = 0
+        self.starts: StartStates | None = None
+        self.dream: DreamEnv | None = None
+        self._begun = time.monotonic()
+        self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("dream", "sim")}[config.env.kind]
+        # The parts of a run: first evaluation, preparation, training and gate of each half, last evaluation.
+        self._part, self._n_parts = 0, 3 + 2 * config.n_rounds * len(self.places)
+
+    def run(self) -> Outcome:
+        """Evaluate, train, evaluate every champion on the same seeds."""
+        before = self.evaluate()
+        self.log(0, {"eval/success": success_rate(before)})
+        self._part += 1
+        self._prepare()
+        self._part += 1
+        halves = []
+        for round_index in range(self.config.n_rounds):
+            for place in self.places:
+                self._train_dream(round_index) if place == "dream" else self._train_sim(round_index)
+                self._part += 1
+                halves.append(self._gate(place, round_index))
+                self._part += 1
+        outcome = Outcome(before, halves, self.sim_steps, self.gate_steps)
+        self._evaluate_champions(outcome)
+        load_policy_state(self.policy, self.champion)
+        return outcome
+
+    def evaluate(self) -> list[EpisodeResult]:
+        """Success of the present policy on the seeds of `config.eval`."""
+        first = self.config.eval.seed
+        return self._episodes(range(first, first + self.config.eval.n_episodes), "evaluation")
+
+    def close(self) -> None:
+        """End the simulator's processes."""
+        for env in (self.sim, *self.arenas):
+            env.close()
+
+    def _episodes(self, seeds: Sequence[int], doing: str) -> list[EpisodeResult]:
+        """Run the episodes of `seeds`, dealt out to the tasks in turn."""
+        results: list[EpisodeResult] = []
+        for j, arena in enumerate(self.arenas):
+            if share := seeds[j :: len(self.arenas)]:
+                before = len(results)
+                results += evaluate_sim(
+                    self.policy, arena, share, lambda n, _, before=before: self._tick(doing, (before + n) / len(seeds))
+                )
+        return results
+
+    def _tick(self, doing: str, share: float) -> None:
+        self.tick(self._part + min(share, 1.0), self._n_parts, doing)
+
+    def _prepare(self) -> None:
+        """Meet reality first: states to dream from, and returns to begin the critic with."""
+        config = self.config
+        dreams = config.env.kind != "sim"
+        n_episodes = max(config.ppo.critic_episodes, config.dream.n_episodes if dreams else 0)
+        if n_episodes == 0:
+            return
+        chunks = -(-config.env.max_steps // self.policy.n_action_steps)
+        self._tick("collecting episodes of the start policy", 0.0)
+        rollout = self._collect_sim(max(1, -(-n_episodes * chunks // config.env.n_envs)))
+        if config.ppo.critic_episodes:
+            variance = self.ppo.fit_critic(rollout)
+            self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
+            self.say(f"critic: held-out explained variance {variance:.2f} on {self.sim_steps} simulator steps")
+        if dreams:
+            assert self.model is not None
+            assert self.starts is not None
+            self.dream = DreamEnv(
+                self.model,
+                config.dream.n_envs,
+                self.starts,
+                config.dream.horizon,
+                config.dream.n_denoising_steps,
+                max_steps=config.env.max_steps,
+                action_delay=config.env.action_delay,
+                obs_noise=config.env.obs_noise,
+                seed=config.seed,
+            )
+            self.dream.rewards = make_rewards(config, self.dream, self.model)
+
+    def _train_sim(self, round_index: int) -> None:
+        config = self.config
+        begun, goal = self.sim_steps, config.total_timesteps * (round_index + 1) / config.n_rounds
+        while self.sim_steps < goal:
+            self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
+            rollout = self._collect_sim(config.ppo.n_steps)
+            self._update("sim", rollout)
+
+    def _train_dream(self, round_index: int) -> None:
+        assert self.dream is not None
+        assert self.starts is not None
+        self.dream.starts = self.starts
+        for i in range(self.config.dream.n_updates):
+            self._tick(f"round {round_index + 1}, PPO in the dream", i / self.config.dream.n_updates)
+            self._update("dream", self.ppo.collect(self.dream, self.config.dream.horizon, fresh=True))
+
+    def _collect_sim(self, n_steps: int) -> Rollout:
+        rollout = self.ppo.collect(self.sim, n_steps)
+        self.sim_steps += int(rollout.n_executed.sum())
+        if self.imitation is not None:
+            self.imitation.add_successes(rollout)
+        if self.config.env.kind != "sim":
+            self.starts = StartStates(
+                rollout.state.flatten(0, 1),
+                rollout.task.flatten(),
+                rollout.elapsed.flatten(),
+                rollout.action_history.flatten(0, 1),
+            )
+        return rollout
+
+    def _update(self, place: str, rollout: Rollout) -> None:
+        config = self.config.ppo
+        stats = self.ppo.update([Samples.from_rollout(rollout, config.gamma, config.gae_lambda)])
+        ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
+        values = {f"train/{name}": value for name, value in stats.items()}
+        values[f"rollout/{place}_success"] = float(rollout.success.sum() / ends)
+        values[f"rollout/{place}_reward"] = float(rollout.reward.mean())
+        values |= {f"reward/{name}": value for name, value in rollout.terms.items()}
+        self.log(self.sim_steps, values)
+
+    def _imitate(self, generator: torch.Generator) -> Tensor | None:
+        return None if self.imitation is None else self.imitation.loss(generator)
+
+    def _gate(self, place: str, round_index: int) -> Half:
+        gate, verdict = self.config.gate, None
+        challenger = policy_state(self.policy)
+        if gate.enabled:
+            verdict = judge(
+                lambda seeds: self._contest(self.champion, seeds),
+                lambda seeds: self._contest(challenger, seeds),
+                gate.seed + self.gate_episodes,
+                gate.n_episodes,
+                gate.max_episodes,
+            )
+            self.gate_episodes += verdict.n_episodes
+            self.say(f"round {round_index + 1}, {place}: {verdict}")
+            self.log(
+                self.sim_steps,
+                {
+                    "gate/champion": verdict.champion,
+                    "gate/challenger": verdict.challenger,
+                    "gate/accepted": float(verdict.accepted),
+                    "gate/episodes": float(self.gate_episodes),
+                },
+            )
+        if verdict is None or verdict.accepted:
+            self.champion = challenger
+        load_policy_state(self.policy, self.champion)
+        return Half(place, verdict, self.champion, self.sim_steps, time.monotonic() - self._begun)
+
+    def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
+        load_policy_state(self.policy, weights)
+        results = self._episodes(seeds, "gate")
+        self.gate_steps += sum(r.n_steps for r in results)
+        return results
+
+    def _evaluate_champions(self, outcome: Outcome) -> None:
+        results = outcome.before
+        self._n_parts = self._part + sum(half.accepted for half in outcome.halves)
+        for half in outcome.halves:
+            if half.accepted:
+                load_policy_state(self.policy, half.champion)
+                results = self.evaluate()
+                self._part += 1
+            half.evaluation = results
+            self.log(half.sim_steps, {"eval/success": success_rate(results)})
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """Return the figures of an outcome as plain numbers."""
+    rate = success_rate(outcome.before), success_rate(outcome.after)
+    return {
+        "before": rate[0],
+        "after": rate[1],
+        "gain": rate[1] - rate[0],
+        "gain_from_dream": outcome.gain_of("dream"),
+        "gain_from_sim": outcome.gain_of("sim"),
+        "sim_steps": outcome.sim_steps,
+        "gate_steps": outcome.gate_steps,
+    }

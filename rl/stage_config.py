@@ -1,0 +1,87 @@
+"""The schemas of `wamtune pretrain` and `wamtune tune`: every field a preset or a `key=value` override may set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from rewards.errors import UserError
+from world_model.model import ModelConfig
+from world_model.training import StageConfig
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Collect episodes of all kinds and learn to predict the world from them."""
+
+    name: str = MISSING  # folder below runs/
+    tasks: tuple[str, ...] = MISSING  # of Meta-World, in the order of the model's task embedding
+    seed: int = 0  # of the first weights; added to stage.seed for the batches
+    threads: int = 0  # of torch; 0: all cores
+    n_workers: int = 0  # processes that step the simulator; 0: none beside this one
+    episodes: str = ""  # folder of the episodes, completed if it has too few; empty: runs/episodes/NAME
+    n_expert: int = 40  # episodes per task of the scripted expert
+    n_noisy: int = 110  # of the expert with noise on its actions
+    n_random: int = 20  # of random motion
+    n_heldout: int = 20  # never trained on: a third by the expert, the rest noisy
+    half: bool = True  # round the finished weights to half precision and store them so
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        _at_least(self, 0, "seed", "threads", "n_workers", "n_expert", "n_noisy", "n_random")
+        _at_least(self, 1, "n_heldout")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"tasks={list(self.tasks)}: expected at least one task, none of them twice")
+        if self.n_expert + self.n_noisy + self.n_random == 0:
+            raise UserError("n_expert, n_noisy and n_random are all 0: nothing to learn from; raise one of them")
+
+    @property
+    def episode_folder(self) -> str:
+        """Where the episodes are kept."""
+        return self.episodes or f"runs/episodes/{self.name}"
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Learn to act from few demonstrations, then refit the world decoder on what the tuned policy meets."""
+
+    name: str = MISSING  # folder below runs/
+    checkpoint: str = "metaworld-pretrained"  # what is tuned: a built-in name, a folder or a run folder
+    episodes: str = MISSING  # folder of the episodes that `wamtune pretrain` collected
+    tasks: tuple[str, ...] = ()  # to act in; empty: all the checkpoint knows
+    seed: int = 0  # added to stage.seed and refit.seed
+    threads: int = 0  # of torch; 0: all cores
+    n_workers: int = 0  # processes that step the simulator; 0: none beside this one
+    n_demos: int = 10  # demonstrations per task: the first episodes of the expert that succeeded
+    demos: dict[str, int] = field(default_factory=dict)  # exceptions from n_demos, by task
+    n_policy: int = 60  # rollouts per task of the tuned policy for the refit, half of them exploring
+    n_policy_heldout: int = 10  # of them kept for measuring
+    n_denoising_steps: int = 4  # of the policy
+    noise_std: float = 0.1  # of the exploring rollouts, as in PPO
+    n_eval: int = 100  # episodes per task of the success table
+    half: bool = True  # round the finished weights to half precision and store them so
+    stage: StageConfig = field(default_factory=StageConfig)
+    refit: StageConfig = field(default_factory=lambda: StageConfig(n_steps=2000))  # n_steps 0: no refit
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        _at_least(self, 0, "seed", "threads", "n_workers", "n_policy", "n_policy_heldout", "n_eval")
+        _at_least(self, 1, "n_demos", "n_denoising_steps")
+        if self.noise_std <= 0:
+            raise UserError(f"noise_std={self.noise_std}: expected more than 0")
+        for task, n in self.demos.items():
+            if n < 1 or (self.tasks and task not in self.tasks):
+                raise UserError(f"demos.{task}={n}: expected at least 1, and one of the tasks that are tuned")
+
+    def n_demos_of(self, task: str) -> int:
+        """Demonstrations of one task."""
+        return self.demos.get(task, self.n_demos)
+
+
+def _at_least(config: object, low: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < low:
+            raise UserError(f"{name}={getattr(config, name)}: expected at least {low}")

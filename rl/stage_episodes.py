@@ -1,0 +1,115 @@
+"""The episodes of the two stages: what is missing is collected, in batches that an interruption leaves whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewards.errors import UserError
+from rl.collect import SEEDS, SOURCES, collect_policy, collect_scripted
+from rl.envs.sim import SimEnv, make_spec
+from rl.evaluate import EpisodeResult, evaluate_sim
+from rl.policy import FlowPolicy
+from rl.progress import Progress
+from rl.stage_config import PretrainConfig, TuneConfig
+from world_model.episodes import Episode, EpisodeStore
+from world_model.model import WorldActionModel
+
+BATCH = 10
+"""Episodes per task that are collected between two writes."""
+
+MAX_ENVS = 32
+EVAL_SEED = 700_000
+HELDOUT_POLICY_SEED = SEEDS["heldout"] + 1000
+
+
+def heldout_store(store: EpisodeStore) -> EpisodeStore:
+    """Return the store of the episodes that are measured on, never trained on: a folder inside that of the others."""
+    return EpisodeStore(store.folder / "heldout")
+
+
+def collect(config: PretrainConfig, store: EpisodeStore) -> None:
+    """Complete `store` and its held-out part to what `config` asks for."""
+    for source in SOURCES:
+        _complete(store, source, config.tasks, getattr(config, f"n_{source}"), SEEDS[source], config.n_workers)
+    third, first = config.n_heldout // 3, SEEDS["heldout"]
+    _complete(heldout_store(store), "expert", config.tasks, third, first, config.n_workers)
+    _complete(heldout_store(store), "noisy", config.tasks, config.n_heldout - third, first + third, config.n_workers)
+
+
+def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Sequence[str]) -> list[Episode]:
+    """Return for each task the first episodes of the expert that succeeded, as many as `config` asks for."""
+    chosen: list[Episode] = []
+    for task in tasks:
+        found = [e for e in episodes if e.task == task and e.source == "expert" and e.is_success]
+        wanted = config.demos.get(task, config.n_demos)
+        if len(found) < wanted:
+            where = f"{config.episodes} has {len(found)} successful episodes of the expert"
+            raise UserError(f"demos.{task}={wanted}, but {where}; ask for fewer or collect more")
+        chosen += sorted(found, key=lambda e: e.seed)[:wanted]
+    return chosen
+
+
+def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], store: EpisodeStore) -> None:
+    """Complete `store` and its held-out part with episodes of the policy, the first half of them exploring."""
+    parts = [(store, config.n_policy, SEEDS["policy"])]
+    parts += [(heldout_store(store), config.n_policy_heldout, HELDOUT_POLICY_SEED)]
+    with Progress("roll out") as progress:
+        for k, (part, n, first) in enumerate(parts):
+            have = {(e.task, e.seed) for e in part.load()}
+            for i, task in enumerate(tasks):
+                progress.update(k * len(tasks) + i, len(parts) * len(tasks), task=task)
+                for explore, seed, count in ((True, first, n // 2), (False, first + n // 2, n - n // 2)):
+                    if count and (task, seed) not in have:
+                        episodes = _policy_episodes(config, model, task, count, explore, seed)
+                        part.append(episodes, model.spec)
+
+
+def evaluate(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]) -> list[EpisodeResult]:
+    """Run `config.n_eval` episodes of each task without exploring."""
+    results: list[EpisodeResult] = []
+    if config.n_eval == 0:
+        return results
+    with Progress("evaluate") as progress:
+        for task in tasks:
+            env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True)
+            results += evaluate_sim(policy, env, range(EVAL_SEED, EVAL_SEED + config.n_eval))
+            env.close()
+            progress.update(len(results), len(tasks) * config.n_eval, task=task)
+    return results
+
+
+def _complete(store: EpisodeStore, source: str, tasks: Sequence[str], n: int, first: int, n_workers: int) -> None:
+    have = {(e.task, e.seed) for e in store.load(tasks, [source])}
+    spec = make_spec("metaworld", tasks)
+    with Progress(f"collect {source}") as progress:
+        for begin in range(first, first + n, BATCH):
+            seeds = range(begin, min(begin + BATCH, first + n))
+            lacking = [task for task in tasks if any((task, seed) not in have for seed in seeds)]
+            if lacking:
+                episodes = collect_scripted(source, lacking, len(seeds), n_workers, begin)
+                store.append([e for e in episodes if (e.task, e.seed) not in have], spec)
+            progress.update(seeds.stop - first, n)
+
+
+def _policy(
+    config: TuneConfig, model: WorldActionModel, task: str, n_episodes: int, terminate_on_success: bool
+) -> tuple[SimEnv, FlowPolicy]:
+    env = SimEnv(
+        "metaworld",
+        min(n_episodes, MAX_ENVS),
+        [task],
+        n_context_frames=model.config.n_context_frames,
+        n_workers=config.n_workers,
+        terminate_on_success=terminate_on_success,
+        task_names=model.spec.tasks,
+    )
+    return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
+
+
+def _policy_episodes(
+    config: TuneConfig, model: WorldActionModel, task: str, n: int, explore: bool, seed: int
+) -> list[Episode]:
+    env, policy = _policy(config, model, task, n, terminate_on_success=False)
+    episodes = collect_policy(policy, env, n, explore, seed)[:n]
+    env.close()
+    return episodes

@@ -1,0 +1,218 @@
+"""The two stages before RL, end to end: collect episodes, train, measure, write a checkpoint with its card.
+
+A run can be interrupted anywhere and is continued from its folder: episodes are kept batch by batch, training goes on
+from the last saved state and ends with the same weights, measuring is done again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from rewards.errors import UserError
+from rl.collect import SOURCES
+from rl.compose import compose, to_yaml
+from rl.envs.sim import make_spec
+from rl.model_card import finite, model_card, success_metrics, world_metrics
+from rl.progress import Progress
+from rl.run_folder import RunFolder
+from rl.stage_config import PretrainConfig, TuneConfig
+from rl.stage_episodes import collect, demonstrations, evaluate, heldout_store, roll_out
+from world_model.checkpoint import load_training_state, pack_training_state
+from world_model.episodes import Episode, EpisodeStore, pack_episodes
+from world_model.files import existing_folder
+from world_model.model import WorldActionModel
+from world_model.store import half_precision, load_model, load_model_and_config, save_model
+from world_model.training import StageConfig, fit_statistics, train_stage
+from world_model.windows import Windows
+
+C = TypeVar("C", PretrainConfig, TuneConfig)
+
+DEMONSTRATIONS = "episodes-000000.safetensors"
+"""File of a checkpoint folder; `EpisodeStore` reads the folder."""
+
+
+@dataclass
+class Saved:
+    """What the run folder of an earlier call holds."""
+
+    model: WorldActionModel
+    config: dict[str, Any]
+    state: dict[str, Any]  # of training; empty: the run is finished
+
+
+@dataclass
+class Work:
+    """A model on its way through the phases of one run."""
+
+    run: RunFolder
+    stage: str
+    parent: str
+    model: WorldActionModel
+    unseen: Windows
+    step: int = 0  # optimizer steps of the phases before this one
+
+    def train(
+        self,
+        phase: str,
+        windows: Windows,
+        config: StageConfig,
+        demos: Windows | None = None,
+        resume: dict[str, Any] | None = None,
+    ) -> None:
+        """Run one phase of training, measuring and saving on the way; `resume` is the saved state to go on from."""
+
+        def log(step: int, values: dict[str, float]) -> None:
+            self.run.log(self.step + step, {f"{phase}/{name}": value for name, value in values.items()})
+            progress.update(step, config.n_steps, **values)
+
+        def save(step: int, state: dict[str, Any]) -> None:
+            self.model.eval()
+            self.run.log(self.step + step, _flat(world_metrics(self.model, self.unseen)))
+            self.model.train()
+            files = pack_training_state({"phase": phase, **state})
+            self.save({"step": self.step + step}, extra=files)
+
+        with Progress(phase) as progress:
+            train_stage(phase, self.model, windows, config, demos, log, save, resume)
+        self.step += config.n_steps
+
+    def finish(
+        self, metrics: dict[str, Any], episodes: Sequence[Episode], demos: Sequence[Episode], half: bool
+    ) -> dict[str, Any]:
+        """Write the finished checkpoint, with its demonstrations and its card, and return its config."""
+        spec = self.model.spec
+        about: dict[str, Any] = {
+            "step": self.step,
+            "command": (self.run.path / "config.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# "),
+            "episodes": dict(Counter(e.source for e in episodes)),
+            "demonstrations": dict(Counter(e.task for e in demos)),
+            "metrics": finite(metrics),
+        }
+        self.run.log(self.step, _flat(about["metrics"]))
+        card = model_card(self.run.path.parent.name, self.stage, self.parent, spec.tasks, about)
+        extra = {DEMONSTRATIONS: pack_episodes(list(demos), spec)} if demos else {}
+        self.save(about, card, extra, half)
+        return about
+
+    def save(self, about: dict[str, Any], card: str = "", extra: dict[str, bytes] | None = None, half: bool = False) -> None:
+        """Replace `checkpoints/last`."""
+        last = self.run.checkpoints / "last"
+        save_model(last, self.model, self.stage, self.parent, about, card, extra, half)
+
+
+def begin(verb: str, words: Sequence[str], schema: type[C]) -> tuple[C, RunFolder]:
+    """Make a run folder for `words` (preset, then overrides), or open the one that the first word names."""
+    if not words or "=" in words[0]:
+        raise UserError(f"{verb} needs a preset or a run folder as its first word; `wamtune ls presets` shows them")
+    folder = Path(words[0])
+    if (folder / "config.yaml").is_file():
+        if words[1:]:
+            raise UserError(f"{words[1]!r}: a run goes on with its own config; leave it out, or begin a new run")
+        saved = load_saved(folder)
+        return compose(folder, [], schema), RunFolder.open(folder, saved.config["step"] if saved else 0)
+    config = compose(words[0], words[1:], schema)
+    text = f"# wamtune {verb} {' '.join(words)}\n{to_yaml(config)}"
+    return config, RunFolder.create("runs", config.name, config.seed, text)
+
+
+def load_saved(folder: Path) -> Saved | None:
+    """Return the last checkpoint of a run folder, None if the run had not come to one."""
+    last = folder / "checkpoints" / "last"
+    if not existing_folder(last).is_dir():
+        return None
+    model, config = load_model_and_config(last)
+    return Saved(model, config, {} if "metrics" in config else load_training_state(last))
+
+
+def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
+    """Collect, train and measure; return what the checkpoint's config says about it: `metrics`, `episodes`, `step`."""
+    saved = load_saved(run.path)
+    if saved is not None and not saved.state:
+        return saved.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    store = EpisodeStore(config.episodes or f"runs/episodes/{config.name}")
+    collect(config, store)
+    episodes = store.load(config.tasks, SOURCES)
+    if saved is None:
+        torch.manual_seed(config.seed)
+        model = WorldActionModel(config.model, make_spec("metaworld", config.tasks))
+        windows = _windows(model, episodes)
+        fit_statistics(model, windows)
+    else:
+        model = saved.model
+        windows = _windows(model, episodes)
+    work = Work(run, "pretrain", "", model, _windows(model, heldout_store(store).load(config.tasks)))
+    work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=saved.state if saved else None)
+    if config.half:
+        half_precision(model)
+    return work.finish(world_metrics(model, work.unseen), episodes, [], config.half)
+
+
+def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
+    """Imitate, roll out, refit and evaluate; return what the checkpoint's config says about it, as `pretrain` does."""
+    saved = load_saved(run.path)
+    if saved is not None and not saved.state:
+        return saved.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model = saved.model if saved else load_model(config.checkpoint)
+    tasks = _tasks(config, model)
+    store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
+    if not store.shards:
+        raise UserError(f"episodes={config.episodes}: there are none; `wamtune pretrain PRESET` collects them")
+    episodes, unseen = store.load(model.spec.tasks, SOURCES), heldout_store(store).load(model.spec.tasks)
+    demos = demonstrations(config, episodes, tasks)
+    work = Work(run, "tune", config.checkpoint, model, _windows(model, unseen))
+    state = saved.state if saved else None
+    if state is None or state["phase"] == "tune":
+        stage = _seeded(config.stage, config.seed)
+        work.train("tune", _windows(model, episodes), stage, _windows(model, demos), state)
+        state = None
+        if config.half:  # from here on the policy is the one that is stored
+            half_precision(model)
+    else:
+        work.step = config.stage.n_steps
+    roll_out(config, model, tasks, own)
+    episodes += own.load()
+    work.unseen = _windows(model, unseen + heldout_store(own).load())
+    if config.refit.n_steps:
+        work.train("refit", _windows(model, episodes), _seeded(config.refit, config.seed), resume=state)
+    if config.half:
+        half_precision(model)  # what the refit changed; the rest is rounded already
+    results = evaluate(config, model, tasks)
+    for result in results:
+        run.eval_row({"step": work.step, **result.to_row()})
+    return work.finish(world_metrics(model, work.unseen) | success_metrics(results), episodes, demos, config.half)
+
+
+def _tasks(config: TuneConfig, model: WorldActionModel) -> tuple[str, ...]:
+    tasks = config.tasks or model.spec.tasks
+    for task in (*tasks, *config.demos):
+        if task not in tasks or task not in model.spec.tasks:
+            raise UserError(f"task {task!r} is not one of the checkpoint's: {', '.join(model.spec.tasks)}")
+    return tasks
+
+
+def _windows(model: WorldActionModel, episodes: list[Episode]) -> Windows:
+    return Windows(episodes, model.spec.tasks, model.config.n_context_frames, model.config.chunk_size)
+
+
+def _seeded(config: StageConfig, seed: int) -> StageConfig:
+    return replace(config, seed=config.seed + seed)
+
+
+def _flat(metrics: dict[str, Any], prefix: str = "heldout") -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            values |= _flat(value, f"{prefix}/{name}")
+        elif value is not None:
+            values[f"{prefix}/{name}"] = value
+    return values

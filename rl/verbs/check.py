@@ -1,0 +1,176 @@
+"""`wamtune check`: every reward term once on simulated, dreamed and recorded steps, before a run depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rewards import RewardManager, Transition
+from rewards.errors import UserError
+from rewards.manager import RewardStep
+from rl.build import make_rewards, make_sim, tasks_of
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.evaluate import first_states
+from world_model.checkpoint import find_checkpoint
+from world_model.dream_env import DreamEnv
+from world_model.env import ACTION_HISTORY, BatchedEnv
+from world_model.episodes import Episode, EpisodeStore
+from world_model.model import WorldActionModel
+from world_model.store import load_model
+
+HELP = """\
+Compose a config and run each of its reward terms once: on simulated steps (random actions), on dreamed ones and on a
+recorded demonstration of the checkpoint. Prints a table of the values, or why a term cannot run there. Exits with code 2
+when a term is broken for a place that the config trains in.
+
+keys: those of `wamtune train`, such as checkpoint=NAME  env.kind=sim|dream|mix  rewards.TERM.weight=X
+
+examples:
+  wamtune check mix
+  wamtune check sim rewards.smooth.func=my_rewards.py:smooth rewards.smooth.weight=-0.1
+"""
+
+N_ENVS, N_CHUNKS = 2, 4
+
+
+@dataclass
+class Steps:
+    """Transitions of one place, with what a RewardManager needs to pay them."""
+
+    build: Callable[[dict[str, Any]], RewardManager]
+    chunks: list[tuple[Transition, Tensor, int]] = field(default_factory=list)  # transition, executed, steps of each
+    num_envs: int = N_ENVS
+
+
+class _Recorder(RewardManager):
+    """Pays nothing and keeps the transitions that it is shown."""
+
+    def __init__(self, steps: Steps, place: str, progress: bool) -> None:
+        super().__init__({}, (), place)
+        self.requires = frozenset({"progress"} if progress else ())
+        self._steps = steps
+
+    def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
+        """Keep `t`."""
+        assert executed is not None  # an environment always says
+        self._steps.chunks.append((t, executed, n_steps))
+        return super().compute(t, executed, n_steps)
+
+
+def run(words: list[str]) -> None:
+    """Run every term, print the table, raise the first error of a place that the config trains in."""
+    preset = words[0] if words and "=" not in words[0] else None
+    config = compose(preset, words[1:] if preset else words, TrainConfig)
+    model = load_model(config.checkpoint) if config.policy == "flow" else None
+    places = transitions(config, model)
+    trained = {"sim"} if config.env.kind == "sim" else {"sim", "dream"}  # the critic begins with simulated returns
+    table = Table("term", "func", "weight", "requires", *places, title=f"reward terms of {preset or 'the config'}")
+    first_error: UserError | None = None
+    for name, term in config.rewards.items():
+        cells = []
+        for place, steps in places.items():
+            cell, error = value_range(name, term, steps)
+            cells.append(cell)
+            first_error = first_error or (error if place in trained else None)
+        table.add_row(name, *_describe(name, term, places), *cells)
+    Console(highlight=False).print(table)
+    if first_error is not None:
+        raise first_error
+
+
+def value_range(name: str, term: dict[str, Any] | None, steps: Steps) -> tuple[str, UserError | None]:
+    """Return smallest and largest raw value of a term over `steps`, or why there are none, and the error behind it."""
+    if term is None or term.get("weight") == 0:
+        return "off", None
+    if not steps.chunks:
+        return "nothing recorded", None
+    try:
+        manager = steps.build({name: term})
+        manager.reset(torch.ones(steps.num_envs, dtype=torch.bool))
+        values = torch.cat([manager.compute(t, done, n).raw[name][done] for t, done, n in steps.chunks])
+    except UserError as error:
+        return str(error), error
+    return f"{float(values.min()):.3g} … {float(values.max()):.3g}", None
+
+
+def transitions(config: TrainConfig, model: WorldActionModel | None) -> dict[str, Steps]:
+    """Collect a few transitions in the simulator, in the dream and from the checkpoint's own episodes."""
+    tasks = tasks_of(config, model)
+    env = make_sim(config, model, tasks, max(N_ENVS, len(tasks)), rewards=False)
+    try:
+        places = {"sim": _act(config, model, env)}
+        if model is not None:
+            starts = first_states(env, range(env.num_envs))
+            dream = DreamEnv(model, len(starts), starts, N_CHUNKS, config.dream.n_denoising_steps, in_order=True)
+            places["dream"] = _act(config, model, dream)
+            store = EpisodeStore(find_checkpoint(config.checkpoint))
+            places["recorded"] = _recorded(config, model, store.load(tasks=tasks or model.spec.tasks)[:1])
+    finally:
+        env.close()
+    return places
+
+
+@torch.no_grad()
+def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> Steps:
+    """Move at random for a few chunks."""
+    steps = Steps(lambda terms: make_rewards(replace(config, rewards=terms), env, model), num_envs=env.num_envs)
+    env.rewards = _Recorder(steps, env.place, model is not None)
+    env.reset(seed=config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (env.num_envs, config.n_action_steps, env.spec.action_dim)
+    for _ in range(N_CHUNKS):
+        share = torch.rand(shape, generator=generator)
+        env.step_chunk(env.action_low + share * (env.action_high - env.action_low))
+    return steps
+
+
+@torch.no_grad()
+def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episode]) -> Steps:
+    """Turn a recorded episode into transitions of one environment."""
+    provides = {*model.spec.slices, "progress"}
+    if episodes and episodes[0].task_reward is not None:
+        provides.add("task_reward")
+    steps = Steps(lambda terms: RewardManager(terms, provides, "recording"), num_envs=1)
+    for episode in episodes:
+        n = episode.length
+        task = torch.full((n + 1,), model.spec.tasks.index(episode.task))
+        _, progress = model.read_frames(episode.state, task)
+        past = torch.cat([episode.action[:1].expand(ACTION_HISTORY - 1, -1), episode.action])
+        t = Transition(
+            state=episode.state[:-1],
+            next_state=episode.state[1:],
+            action=episode.action,
+            action_history=past.unfold(0, ACTION_HISTORY, 1).transpose(1, 2),
+            success=episode.success,
+            terminated=episode.success if config.env.terminate_on_success else torch.zeros_like(episode.success),
+            elapsed=torch.arange(1, n + 1),
+            task=task[1:],
+            slices=model.spec.slices,
+            progress=progress[:-1],
+            next_progress=progress[1:],
+            task_reward=episode.task_reward,
+        )
+        steps.chunks.append((t, torch.ones(n, dtype=torch.bool), n))
+    return steps
+
+
+def _describe(name: str, term: dict[str, Any] | None, places: dict[str, Steps]) -> tuple[str, str, str]:
+    """Return func, weight and requires of a term, as far as they can be told."""
+    if term is None:
+        return "", "off", ""
+    described = ""
+    for steps in places.values():
+        try:
+            ((_, _, _, requires),) = steps.build({name: term}).describe()
+            described = ", ".join(requires)
+            break
+        except (UserError, ValueError):
+            continue
+    return str(term.get("func") or name), str(term.get("weight")), described

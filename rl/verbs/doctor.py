@@ -1,0 +1,120 @@
+"""`wamtune doctor`: is this installation whole?"""
+
+from __future__ import annotations
+
+import ctypes.util
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from rewards.errors import UserError
+from rl.shadow import foreign_package
+
+HELP = """wamtune doctor
+
+Look at Python, torch, the packages, the simulator, software rendering and the built-in checkpoints; every line says ok or
+missing, and what is missing says how to get it. Ends with exit code 2 if something is missing that wamtune cannot do without.
+
+Examples:
+  wamtune doctor
+  wamtune doctor --debug
+"""
+
+OPENGL = "apt-get install libegl1 libegl-mesa0 libosmesa6 libgl1-mesa-dri"
+
+
+def run(words: list[str]) -> None:
+    """Print a line for every check; `UserError` if a necessary one failed."""
+    if words:
+        raise UserError(f"doctor takes no words, unexpected {words[0]!r}")
+    failed = []
+    for name, check, remedy, needed in _checks():
+        try:
+            print(f"ok       {name}: {check()}")
+        except Exception as error:  # whatever is broken, the rest must still be looked at
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"{'missing ' if needed else 'optional'} {name}: {reason}; {remedy}")
+            failed += [name] if needed else []
+    if failed:
+        raise UserError(f"missing: {', '.join(failed)}; the lines above say what to do")
+
+
+def _checks() -> Iterator[tuple[str, Callable[[], str], str, bool]]:
+    yield "python", _python, "install Python 3.11 or newer", True
+    yield "torch", _torch, "pip install torch", True
+    for name in _packages():
+        yield name, lambda name=name: version(name), f"pip install {name}", True  # type: ignore[misc]
+    yield "cuda", _cuda, "not needed: everything runs on the processor", False
+    yield "own packages", _own, "see there", True
+    yield "meta-world", _metaworld, "pip install metaworld==3.1.*", True
+    yield "checkpoints", _checkpoints, "install wamtune again", True
+    yield "software OpenGL", _opengl, f"for pictures of the simulator: {OPENGL}", False
+
+
+def _packages() -> list[str]:
+    """Return the names of the necessary packages, torch left out."""
+    try:
+        lines = [line for line in requires("wamtune") or [] if "extra ==" not in line]
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return ["stable-baselines3", "gymnasium", "omegaconf", "safetensors", "metaworld", "mujoco", "rich", "numpy"]
+    return [name for line in lines if (name := re.split(r"[<>=!~\[; ]", line)[0]) != "torch"]
+
+
+def _python() -> str:
+    if sys.version_info < (3, 11):
+        raise RuntimeError(f"{platform.python_version()} is too old")
+    return f"{platform.python_version()} on {platform.system()}, {platform.machine()}"
+
+
+def _torch() -> str:
+    import torch
+
+    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _cuda() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device")
+    return torch.cuda.get_device_name(0)
+
+
+def _own() -> str:
+    hidden = foreign_package()
+    if hidden is not None:
+        raise RuntimeError(hidden)
+    return "rl, world_model and rewards are wamtune's own"
+
+
+def _metaworld() -> str:
+    import torch
+
+    from rl.envs.sim import SimEnv
+
+    env = SimEnv("metaworld", 1, ["push"])
+    env.reset()
+    env.step(torch.zeros(1, 4))
+    env.close()
+    return "one step of push"
+
+
+def _checkpoints() -> str:
+    from world_model.checkpoint import builtin_checkpoints
+    from world_model.store import load_model
+
+    names = builtin_checkpoints()
+    if not names:
+        raise RuntimeError("no built-in checkpoint")
+    for name in names:
+        load_model(name)
+    return f"{', '.join(names)} loaded and verified"
+
+
+def _opengl() -> str:
+    found = [name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)]
+    if not found:
+        raise RuntimeError("neither EGL nor OSMesa")
+    return " and ".join(found)

@@ -1,0 +1,148 @@
+"""`wamtune dream`: the actions of one real episode replayed in the dream, and how far the two drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.build import make_sim
+from rl.collect import record
+from rl.compose import compose
+from rl.config import DreamConfig, EnvConfig, TrainConfig
+from rl.envs.sim import SimEnv
+from rl.pictures import draw_dream
+from rl.policy import FlowPolicy
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.episodes import Episode
+from world_model.model import WorldActionModel
+from world_model.store import load_model
+
+HELP = """\
+Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
+before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
+the error by step, beside that of "nothing moves" (the first frame repeated).
+
+keys: task=push  seed=2000000 (names the episode)  n_chunks=8  source=expert|policy  n_denoising_steps=2  out=dream.png
+
+examples:
+  wamtune dream metaworld-tuned task=push
+  wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png
+"""
+
+PARTS = ("object_pos", "hand_pos")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `wamtune dream`."""
+
+    task: str = "push"
+    seed: int = 2_000_000
+    n_chunks: int = 8
+    source: Literal["expert", "policy"] = "expert"
+    n_denoising_steps: int = DreamConfig().n_denoising_steps
+    out: str = "dream.png"
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing, and a picture that is none."""
+        for name in ("n_chunks", "n_denoising_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: expected at least 0")
+        if not self.out.endswith(".png"):
+            raise UserError(f"out={self.out!r}: expected the name of a .png file")
+
+
+def run(words: list[str]) -> None:
+    """Record, replay, draw and print."""
+    if not words or "=" in words[0]:
+        raise UserError("dream needs a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`")
+    options = compose(None, words[1:], Options)
+    model = load_model(words[0])
+    if missing := set(PARTS) - set(model.spec.slices):
+        raise UserError(
+            f"dream: the state of {words[0]} has no slice {min(missing)!r}; it draws Meta-World checkpoints"
+        )
+    episode = record_episode(model, options)
+    frames = replay(model, episode, options.n_denoising_steps)
+    print(
+        f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, replayed in the dream"
+    )
+    Console(highlight=False).print(error_table(model, episode, frames))
+    true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
+    title = f"{options.task}: the same actions in the simulator and in the dream"
+    draw_dream(true, dreamed, model.config.chunk_size, title, options.out)
+    print(f"picture: {options.out}")
+
+
+def record_episode(model: WorldActionModel, options: Options) -> Episode:
+    """Record one episode of up to `n_chunks` chunks in the simulator."""
+    max_steps = options.n_chunks * model.config.chunk_size
+    env_config = EnvConfig(tasks=(options.task,), max_steps=max_steps, terminate_on_success=False)
+    env = make_sim(TrainConfig(name="dream", env=env_config), model, (options.task,), 1, rewards=False)
+    try:
+        env.set_episode_seeds([options.seed])
+        return record(env, _actor(model, env, options.source), options.source)[0]
+    finally:
+        env.close()
+
+
+@torch.no_grad()
+def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) -> Tensor:
+    """Dream the whole chunks of `episode.action` from its first state. Shape: (T' + 1, state_dim), first frame included."""
+    size = model.config.chunk_size
+    n_chunks = episode.length // size
+    if n_chunks == 0:
+        raise UserError(
+            f"dream: the episode ended after {episode.length} steps, before a chunk of {size}; try another seed"
+        )
+    starts = StartStates.from_episodes([episode], model.spec.tasks, model.config.n_context_frames, first_only=True)
+    env = DreamEnv(model, 1, starts, n_chunks, n_denoising_steps, max_steps=n_chunks * size, seed=episode.seed)
+    env.terminate_on_success = False  # the real episode went on, too
+    env.reset()
+    chunks = episode.action[: n_chunks * size].view(n_chunks, 1, size, -1)
+    return torch.cat([episode.state[:1], *(env.step_chunk(actions).frames[0] for actions in chunks)])
+
+
+def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Table:
+    """Distance (cm) of dreamed from true positions at the end of each chunk, and of the first frame from them."""
+    table = Table("step", *(f"{part} {kind}, cm" for part in PARTS for kind in ("dream", "repeat")))
+    true, first = episode.state[: len(frames)], episode.state[:1]
+    size = model.config.chunk_size
+    for step in range(size, len(frames), size):
+        cells = []
+        for part in (model.spec.slices[name] for name in PARTS):
+            for guess in (frames[step], first[0]):
+                cells.append(f"{100 * float((guess[part] - true[step, part]).norm()):.1f}")
+        table.add_row(str(step), *cells)
+    return table
+
+
+def _actor(model: WorldActionModel, env: SimEnv, source: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Return what maps an observation to actions (1, k, action_dim)."""
+    if source == "expert":
+        return lambda obs: env.expert_actions().unsqueeze(1)
+    policy = FlowPolicy(model, env)
+
+    @torch.no_grad()
+    def act(obs: dict[str, Tensor]) -> Tensor:
+        return policy.decide(policy.encode(obs), env.episode_seed, env.elapsed)
+
+    return act
+
+
+def _curves(model: WorldActionModel, episode: Episode, frames: Tensor) -> dict[str, Tensor]:
+    task = torch.full((len(frames),), model.spec.tasks.index(episode.task))
+    p, _ = model.read_frames(frames, task)
+    slices = model.spec.slices
+    return {name: 100 * frames[:, slices[name]] for name in ("hand_pos", "object_pos")} | {
+        "success probability": p.detach()
+    }

@@ -1,0 +1,136 @@
+"""`wamtune eval`: success of a checkpoint with intervals, in the simulator and in its dream from the same starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from rewards.errors import UserError
+from rl.build import make_sim, tasks_of
+from rl.compose import compose
+from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
+from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
+from rl.policy import FlowPolicy
+from rl.progress import Progress
+from world_model.dream_env import DreamEnv
+from world_model.model import WorldActionModel
+from world_model.store import load_model
+
+HELP = """\
+Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
+begun from the first states of the very same episodes, and the gap between the two. The same words give the same figures.
+
+keys: tasks=[...]  n_episodes=200 (of each task)  seed=2000000  place=sim|dream|both  n_denoising_steps=4
+      n_action_steps=N (0: the whole chunk)  max_steps=150  n_envs=16  n_workers=N  id=metaworld (or a gymnasium id)
+
+examples:
+  wamtune eval metaworld-tuned tasks=[push,door-open] n_episodes=100
+  wamtune eval runs/demo/20250101-120000-s0 place=both
+"""
+
+Results = dict[str, list[EpisodeResult]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `wamtune eval`."""
+
+    tasks: tuple[str, ...] = ()  # empty: all the checkpoint knows
+    n_episodes: int = EvalConfig().n_episodes  # of each task
+    seed: int = EvalConfig().seed  # of the first episode
+    place: Literal["sim", "dream", "both"] = "sim"
+    n_denoising_steps: int = 4  # of the policy
+    n_action_steps: int = 0  # executed of a chunk; 0: all of it
+    id: str = "metaworld"
+    max_steps: int = EnvConfig().max_steps
+    n_envs: int = EnvConfig().n_envs
+    n_workers: int = 0
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        for name in ("n_episodes", "n_denoising_steps", "max_steps", "n_envs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("seed", "n_action_steps", "n_workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
+
+
+def run(words: list[str]) -> None:
+    """Evaluate and print the table."""
+    if not words or "=" in words[0]:
+        raise UserError("eval needs a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`")
+    options = compose(None, words[1:], Options)
+    model = load_model(words[0])
+    sim: Results = {}
+    dream: Results = {}
+    tasks = tasks_of(_config(options), model) or (options.id,)
+    with Progress(f"eval {words[0]}") as progress:
+        for i, task in enumerate(tasks):
+            progress.update(i, len(tasks), task=task)
+            sim[task], dream[task] = evaluate_task(model, options, task)
+    Console(highlight=False).print(table(sim, dream))
+
+
+def evaluate_task(
+    model: WorldActionModel, options: Options, task: str
+) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
+    """Evaluate one task in the places of `options`; returns the episodes of simulator and dream, in the same order."""
+    seeds = range(options.seed, options.seed + options.n_episodes)
+    tasks = (task,) if options.id == "metaworld" else ()
+    env = make_sim(_config(options), model, tasks, min(options.n_envs, options.n_episodes), rewards=False)
+    try:
+        policy = FlowPolicy(model, env, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
+        sim = [] if options.place == "dream" else evaluate_sim(policy, env, seeds)
+        if options.place == "sim":
+            return sim, []
+        dream = DreamEnv(
+            model,
+            options.n_episodes,
+            first_states(env, seeds),
+            horizon=-(-options.max_steps // policy.n_action_steps),
+            n_denoising_steps=DreamConfig().n_denoising_steps,
+            max_steps=options.max_steps,
+            in_order=True,
+            seed=options.seed,
+        )
+        return sim, evaluate_dream(policy, dream)
+    finally:
+        env.close()
+
+
+def table(sim: Results, dream: Results) -> Table:
+    """One row for each task and one over all; the gap is dream minus simulator, in points, on the same starts."""
+    both = any(sim.values()) and any(dream.values())
+    shown = Table("task")
+    columns = [place for place, found in (("sim", sim), ("dream", dream)) if any(found.values())]
+    for column in [*columns, *(["gap"] if both else [])]:
+        shown.add_column(f"{column}, %", justify="right")
+    rows = [(task, sim[task], dream[task]) for task in sim]
+    if len(rows) > 1:
+        rows.append(("all", [r for found in sim.values() for r in found], [r for d in dream.values() for r in d]))
+    for task, real, dreamed in rows:
+        if task == "all":
+            shown.add_section()
+        gap = [_gap(real, dreamed)] if both else []
+        shown.add_row(task, *(describe(results) for results in (real, dreamed) if results), *gap)
+    return shown
+
+
+def _gap(sim: list[EpisodeResult], dream: list[EpisodeResult]) -> str:
+    gap, low, high = (100 * value for value in paired_gain(sim, dream))
+    return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _config(options: Options) -> TrainConfig:
+    env = EnvConfig(
+        id=options.id,
+        tasks=options.tasks,
+        n_envs=options.n_envs,
+        n_workers=options.n_workers,
+        max_steps=options.max_steps,
+    )
+    return TrainConfig(name="eval", env=env)

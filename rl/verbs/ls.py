@@ -1,0 +1,76 @@
+"""`wamtune ls`: what there is to start from."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from rewards.builtin import BUILTIN as REWARD_TERMS
+from rewards.errors import UserError
+from rl.compose import list_presets
+from world_model.checkpoint import builtin_checkpoints, find_checkpoint, load_checkpoint
+
+KINDS = ("checkpoints", "presets", "rewards", "tasks")
+
+HELP = """wamtune ls [checkpoints | presets | rewards | tasks]
+
+List the built-in checkpoints with their stage, tasks, size and one measured figure, the presets, the built-in reward
+terms and the tasks of the simulator. A kind shows that list alone.
+
+Examples:
+  wamtune ls
+  wamtune ls presets
+"""
+
+
+def run(words: list[str]) -> None:
+    """Print the lists that `words` name, all by default."""
+    for word in words:
+        if word not in KINDS:
+            raise UserError(f"ls {word!r}: expected one of {', '.join(KINDS)}")
+    lists = {"checkpoints": _checkpoints, "presets": list_presets, "rewards": _rewards, "tasks": _tasks}
+    for kind in words or KINDS:
+        rows = lists[kind]()
+        width = max((len(name) for name, _ in rows), default=0)
+        print(kind)
+        print("\n".join(f"  {name:<{width}}  {text}".rstrip() for name, text in rows) or "  none", end="\n\n")
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """Return the one figure of a checkpoint's `metrics` worth a line; empty where there is none."""
+    try:
+        if "success" in metrics:
+            return f"success {100 * metrics['success']['mean']['rate']:.0f} %"
+        return f"prediction error {metrics['prediction']['mean']['error_ratio']:.2f} of standing still"
+    except (KeyError, TypeError):
+        return ""
+
+
+def _checkpoints() -> list[tuple[str, str]]:
+    rows = []
+    for name in builtin_checkpoints():
+        folder = find_checkpoint(name)
+        config, _ = load_checkpoint(folder)
+        parts = (config["stage"], _count(config["spec"]["tasks"]), _size(folder), headline(config.get("metrics", {})))
+        rows.append((name, ", ".join(part for part in parts if part)))
+    return rows
+
+
+def _rewards() -> list[tuple[str, str]]:
+    docs = {name: inspect.getdoc(term) or "" for name, term in REWARD_TERMS.items()}
+    return [(name, doc.partition("\n")[0].partition(" Shape:")[0]) for name, doc in docs.items()]
+
+
+def _tasks() -> list[tuple[str, str]]:
+    from rl.envs.metaworld import TASKS  # late: the simulator takes a second to import
+
+    return [("metaworld", f"{len(TASKS)} tasks: {', '.join(TASKS)}"), ("other", "any registered gymnasium id")]
+
+
+def _count(tasks: list[str]) -> str:
+    return tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+
+
+def _size(folder: Path) -> str:
+    return f"{sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) / 1e6:.1f} MB"

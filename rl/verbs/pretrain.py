@@ -1,0 +1,30 @@
+"""`wamtune pretrain`: collect episodes and learn to predict the world."""
+
+from __future__ import annotations
+
+from rl.cli import keys_of
+from rl.model_card import figures
+from rl.stage_config import PretrainConfig
+from rl.stages import begin, pretrain
+
+HELP = f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
+
+Collect episodes of scripted experts, clean and noisy, and of random motion, and train a world-action model to predict
+what actions bring about. It learns no policy: that is `wamtune tune`. Given a run folder, go on where that run stopped.
+
+Keys:
+{keys_of(PretrainConfig)}
+
+Examples:
+  wamtune pretrain metaworld-pretrained
+  wamtune pretrain metaworld-pretrained name=push tasks=[push] stage.n_steps=3000
+"""
+
+
+def run(words: list[str]) -> None:
+    """Begin or continue a run and print what was measured."""
+    config, folder = begin("pretrain", words, PretrainConfig)
+    print(f"pretrain {config.name} in {folder.path}", flush=True)
+    with folder:
+        about = pretrain(config, folder)
+    print(f"\n{figures(about['metrics'])}\n\ncheckpoint: {folder.checkpoints / 'last'}")

@@ -1,0 +1,251 @@
+"""The dream as an environment: ends, verdicts, rewards as in the simulator, start states, buffered steps, resume."""
+
+import pytest
+import torch
+
+from rewards import RewardManager
+from rewards.errors import UserError
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.env import Advance, BatchedEnv, Start
+from world_model.episodes import Episode
+
+K = 4  # chunk_size of the toy
+
+
+@pytest.fixture
+def starts(episodes, model):
+    return StartStates.from_episodes(episodes, model.spec.tasks, n_context_frames=2)
+
+
+@pytest.fixture
+def make_dream(model, starts):
+    return lambda num_envs=3, **options: DreamEnv(model, num_envs, options.pop("starts", starts), **options)
+
+
+@pytest.fixture
+def never_solved(model, monkeypatch):
+    """The read-out says nothing is solved, and everything is halfway."""
+    monkeypatch.setattr(model, "read_frames", lambda frames, task: (0 * frames[:, 0], 0 * frames[:, 0] + 0.5))
+
+
+def actions(n, k=K, seed=0):
+    return 2 * torch.rand(n, k, 2, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def terms(*names, provides=("progress",), place="dream"):
+    return RewardManager({name: {"weight": 1.0} for name in names}, provides, place)
+
+
+# --- ends ---
+
+
+def test_a_branch_is_truncated_after_its_horizon(make_dream, never_solved):
+    env = make_dream(horizon=2)
+    env.reset(seed=0)
+    first, second, third = (env.step_chunk(actions(3, seed=i)) for i in range(3))
+    assert first.executed.all() and not (first.truncated | first.terminated).any()
+    assert second.truncated.all() and not second.terminated.any() and second.executed.all()
+    assert torch.equal(second.final_obs["state"][:, -1], second.frames[:, -1])
+    assert not torch.equal(second.obs["state"], second.final_obs["state"])  # the next branch has begun
+    assert not third.truncated.any()
+
+
+def test_the_step_limit_counts_from_where_the_state_was_met(make_dream, never_solved, starts):
+    env = make_dream(num_envs=2, horizon=9, max_steps=12, in_order=True)
+    env.starts = StartStates(starts.context[:2], starts.task[:2], torch.tensor([5, 10]), starts.action_history[:2])
+    env.reset()
+    assert env.elapsed.tolist() == [5, 10]
+    step = env.step_chunk(actions(2))
+    assert step.executed.sum(1).tolist() == [4, 2] and step.truncated.tolist() == [False, True]
+    assert env.elapsed.tolist() == [9, 10]  # the second has begun again
+
+
+def test_success_takes_two_sure_frames_in_a_row(make_dream, model, monkeypatch):
+    p = {}
+    monkeypatch.setattr(model, "read_frames", lambda frames, task: (p["now"].flatten(), frames[:, 0]))
+    env = make_dream(num_envs=2, horizon=9)
+    env.reset(seed=0)
+    p["now"] = torch.tensor([[0.95, 0.5, 0.95, 0.89], [0.95, 0.1, 0.1, 0.95]])
+    step = env.step_chunk(actions(2))
+    assert not step.is_success.any() and not step.terminated.any()
+    p["now"] = torch.tensor([[0.95, 0.1, 0.95, 0.95], [0.95, 0.1, 0.1, 0.1]])
+    step = env.step_chunk(actions(2))
+    # The first is sure of frames 3 and 4; the second of the last frame before and the first one now.
+    assert step.is_success.all() and step.terminated.all() and not step.truncated.any()
+    assert step.executed.tolist() == [[True] * 4, [True, False, False, False]]
+    assert step.success.tolist() == [[False, False, False, True], [True, False, False, False]]
+    assert step.reward.tolist() == [[0, 0, 0, 1], [1, 0, 0, 0]]
+    # A new branch does not remember the sureness of the one before.
+    p["now"] = torch.tensor([[0.95, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]])
+    assert not env.step_chunk(actions(2)).is_success.any()
+
+
+# --- what is dreamed ---
+
+
+def test_noise_belongs_to_a_branch_whatever_its_place_in_the_batch(make_dream, never_solved):
+    env, twin = make_dream(num_envs=4), make_dream(num_envs=4)
+    env.reset(seed=1)
+    order = torch.tensor([2, 0, 3, 1])
+    state = env.state_dict()
+    permuted = {name: value if name == "generator" else value[order] for name, value in state.items()}
+    twin.load_state_dict(permuted)
+    frames = env.step_chunk(actions(4)).frames
+    torch.testing.assert_close(twin.step_chunk(actions(4)[order]).frames, frames[order], atol=1e-6, rtol=0)
+    # Another chunk or another branch from the same state draws other noise.
+    for change in ({"chunks": state["chunks"] + 1}, {"episode_seed": state["episode_seed"] + 1}):
+        twin.load_state_dict(state | change)
+        assert not torch.allclose(twin.step_chunk(actions(4)).frames, frames, atol=1e-4)
+    twin.load_state_dict(state)
+    assert torch.equal(twin.step_chunk(actions(4)).frames, frames)
+
+
+def test_a_shorter_chunk_is_completed_and_a_longer_one_refused(make_dream, never_solved):
+    env, twin = make_dream(), make_dream()
+    env.reset(seed=0), twin.reset(seed=0)
+    short = actions(3, k=2)
+    step = env.step_chunk(short)
+    assert step.frames.shape == (3, 2, 4) and step.executed.all() and env.elapsed.max() <= 150
+    completed = torch.cat([short, short[:, -1:], short[:, -1:]], dim=1)
+    torch.testing.assert_close(twin.step_chunk(completed).frames[:, :2], step.frames)
+    with pytest.raises(UserError, match="a chunk of 5 actions is longer than the 4 the model was trained on"):
+        env.step_chunk(actions(3, k=5))
+
+
+def test_the_dream_of_a_trained_model_is_close_to_the_simulator(trained, make_point, episodes):
+    starts = StartStates.from_episodes(episodes[:32], trained.spec.tasks, 2, first_only=True)
+    dream, sim = DreamEnv(trained, 32, starts, in_order=True), make_point(32)
+    dream.reset(), sim.reset()
+    sim.load_state_dict({name: dream.state_dict()[name] for name in sim.state_dict()})
+    dreamed, true = dream.step_chunk(actions(32)), sim.step_chunk(actions(32))
+    error = (dreamed.frames - true.frames)[:, -1, :2].norm(dim=-1).mean()
+    moved = (true.frames[:, -1, :2] - starts.context[:, -1, :2]).norm(dim=-1).mean()
+    assert error < 0.4 * moved
+
+
+# --- rewards ---
+
+
+class Replay(BatchedEnv):
+    """A simulator that begins and goes on as it is told."""
+
+    place = "sim"
+    start: Start
+    advance: Advance
+
+    def _restart(self, mask):
+        return self.start
+
+    def _advance(self, actions, limit):
+        return self.advance
+
+
+@pytest.mark.parametrize("elapsed", [0, 7])
+def test_a_term_pays_the_same_for_the_same_transition_in_sim_and_dream(make_dream, model, starts, elapsed):
+    names = ("success", "action_jerk", "action_rate", "progress", "time_cost")
+    env = make_dream(num_envs=3, horizon=9, max_steps=10, rewards=terms(*names))
+    env.starts = StartStates(starts.context, starts.task, torch.full_like(starts.task, elapsed), starts.action_history)
+    env.reset(seed=0)
+    begun = env.state_dict()
+    sim = Replay(model.spec, 3, 2, max_steps=10, rewards=terms(*names, place="sim"), read_out=model.read_frames)
+    history = begun["action_history"] if elapsed else None  # a simulator begins with nothing done
+    sim.start = Start(begun["context"], begun["task"], begun["elapsed"], begun["episode_seed"], history)
+    sim.reset()
+    step = env.step_chunk(actions(3))
+    never = torch.zeros(3, K, dtype=torch.bool)
+    sim.advance = Advance(step.frames, step.success, never, never)
+    same = sim.step_chunk(actions(3))
+    assert torch.equal(same.reward, step.reward) and torch.equal(same.executed, step.executed)
+    for name in names:
+        assert torch.equal(same.raw[name], step.raw[name]), name
+    assert step.raw["action_jerk"].abs().sum() > 0 and step.raw["progress"].abs().sum() > 0
+    if elapsed == 0:
+        assert (step.raw["action_rate"][:, 0] == 0).all()  # beginning is not charged as a change
+
+
+def test_progress_is_a_potential_difference(make_dream, model):
+    env = make_dream(horizon=9, rewards=terms("progress"))
+    before = env.reset(seed=0)
+    step = env.step_chunk(actions(3))
+    _, first = model.read_frames(before["state"][:, -1], before["task"])
+    _, last = model.read_frames(step.frames[:, -1], before["task"])
+    torch.testing.assert_close(step.reward.sum(1), last - first, atol=1e-5, rtol=0)
+
+
+# --- start states ---
+
+
+def test_start_states_by_hand():
+    state = torch.arange(7.0)[:, None].repeat(1, 4)
+    action = torch.arange(6.0)[:, None].repeat(1, 2)
+    solved = torch.tensor([False, False, False, True, True, True])  # after action 3
+    won = Episode(state, action, solved, "rest", "random", seed=0)
+    lost = Episode(state + 10, action, torch.zeros(6, dtype=torch.bool), "reach", "random", seed=1)
+    starts = StartStates.from_episodes([won, lost], ("reach", "rest"), n_context_frames=2)
+    assert len(starts) == 4 + 6
+    assert starts.context[:4, :, 0].tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
+    assert starts.elapsed.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5] and starts.task.tolist() == [1] * 4 + [0] * 6
+    # The two actions before, the first one repeated.
+    assert starts.action_history[:4, :, 0].tolist() == [[0, 0], [0, 0], [0, 1], [1, 2]]
+    first = StartStates.from_episodes([won, lost], ("reach", "rest"), 2, first_only=True)
+    assert first.context[:, -1, 0].tolist() == [0, 10]
+    with pytest.raises(UserError, match="needs at least one recorded episode"):
+        StartStates.from_episodes([], ("reach",), 2)
+
+
+def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts):
+    env = make_dream(num_envs=3, horizon=1, in_order=True)
+    for obs in (env.reset(), env.step_chunk(actions(3)).obs):
+        assert torch.equal(obs["state"], starts.context[:3])
+    assert torch.equal(env.action_history, starts.action_history[:3])
+
+
+# --- single steps ---
+
+
+def test_single_steps_wait_for_their_chunk(make_dream, never_solved):
+    env, twin = make_dream(horizon=2, rewards=terms("time_cost")), make_dream(horizon=2)
+    obs = env.reset(seed=3)
+    twin.reset(seed=3)
+    chunk = actions(3)
+    for j in range(K - 1):
+        step = env.step(chunk[:, j])
+        assert torch.equal(step.obs["state"], obs["state"]) and torch.equal(step.final_obs["state"], obs["state"])
+        assert step.reward.shape == step.executed.shape == step.raw["time_cost"].shape == (3, 0)
+        assert step.frames.shape == (3, 0, 4) and not (step.terminated | step.truncated | step.is_success).any()
+    step, whole = env.step(chunk[:, -1]), twin.step_chunk(chunk)
+    assert torch.equal(step.frames, whole.frames) and step.reward.tolist() == [[1.0] * K] * 3
+    assert torch.equal(step.obs["state"], whole.obs["state"]) and step.executed.all()
+    assert not step.truncated.any()
+    for j in range(K):
+        step = env.step(chunk[:, j])
+    assert step.truncated.all()
+
+
+def test_reset_forgets_an_open_chunk_and_bad_actions_are_refused_at_once(make_dream, never_solved):
+    env = make_dream()
+    env.reset(seed=0)
+    for _ in range(K - 1):
+        env.step(torch.zeros(3, 2))
+    env.reset()
+    assert env.step(torch.zeros(3, 2)).executed.shape == (3, 0)
+    with pytest.raises(UserError, match="environment 1, step 0 of the chunk is not finite"):
+        env.step(torch.tensor([[0.0, 0.0], [torch.nan, 0.0], [0.0, 0.0]]))
+    with pytest.raises(UserError, match="actions have shape"):
+        env.step(torch.zeros(3, 5))
+
+
+def test_exact_resume_in_the_middle_of_a_chunk(make_dream):
+    options = {"horizon": 3, "obs_noise": 0.01, "action_delay": 1, "rewards": terms("success", "action_jerk")}
+    env = make_dream(**options)
+    env.reset(seed=5)
+    for i in range(6):
+        env.step(actions(3, seed=i)[:, 0])
+    twin = make_dream(**options, seed=9)
+    assert not twin.begun
+    twin.load_state_dict(env.state_dict())
+    assert twin.begun
+    for i in range(20):
+        one, two = (e.step(actions(3, seed=100 + i)[:, 0]) for e in (env, twin))
+        assert torch.equal(one.obs["state"], two.obs["state"]) and torch.equal(one.reward, two.reward)
+        assert torch.equal(one.frames, two.frames) and torch.equal(one.truncated, two.truncated)
