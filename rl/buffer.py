@@ -30,7 +30,7 @@ class Rollout:
     elapsed: Tensor
     action_history: Tensor
     actions: Tensor  # as executed (…, k, action_dim)
-    terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term over executed steps, weighted and _raw
+    terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term a step
 
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
         """Generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""

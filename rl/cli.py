@@ -1,7 +1,7 @@
 """The command `wamtune`: a verb, then a preset, checkpoint, file or run folder, then `key=value`.
 
 Loading this file imports the standard library alone: with a foreign `rewards` on the path nothing else can be trusted,
-and `wamtune --help` should answer at once. Verbs are modules with `HELP` and `run(words)`, imported when they are called.
+and `wamtune --help` should answer at once. Verbs are modules with `HELP` and `run(words)`, imported when called.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 a mistake that one line explains, 130 interrupted, 1 a bug."""
+    """Run one command; return 0 if done, 2 after a mistake that one line explains, 130 if interrupted, 1 for a bug."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     hidden = foreign_package()
@@ -64,11 +64,6 @@ def _dispatch(words: list[str]) -> None:
 
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
-        return
-    if words[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"wamtune {version('wamtune')}")
         return
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
@@ -108,14 +103,16 @@ def _fail(line: str, code: int, debug: bool = False) -> int:
     return code
 
 
-def _rows(schema: Any, prefix: str) -> Iterator[tuple[str, str]]:
+def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(schema), flags=re.MULTILINE))
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _rows(hints[field.name], f"{prefix}{field.name}.")
-            continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if defaults is not None:  # a group may be begun with values of its own
+            default = getattr(defaults, field.name)
+        if dataclasses.is_dataclass(default):
+            yield from _rows(hints[field.name], f"{prefix}{field.name}.", default)
+            continue
         shown = "" if default in ("???", "") else _as_yaml(default)
         yield f"{prefix}{field.name}={shown}", comments.get(field.name, "")
 

@@ -63,6 +63,7 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 4
     noise_std: float = 0.1  # of each denoising step, in normalised action units
+    noise_correlation: float = 0.0  # of the noise of neighbouring actions in a chunk
     pg_coef: float = 1.0  # policy gradient; 0 with bc_coef > 0 is the control "anchor alone"
     vf_coef: float = 0.5
     ent_coef: float = 0.0

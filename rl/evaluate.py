@@ -41,7 +41,8 @@ def evaluate_sim(
     (finished, total). All environments of `env` must run the same task.
     """
     env.set_episode_seeds(seeds)
-    wanted, results = set(seeds), {}
+    wanted = set(seeds)
+    results: dict[int, EpisodeResult] = {}
     for result in _episodes(policy, env):
         # The last seed repeats until everyone is done; the same episode then ends the same way.
         results.setdefault(result.seed, result)

@@ -97,5 +97,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+    first, *rest = (
+        cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    )
     return f"| {' | '.join([first, *rest])} |"

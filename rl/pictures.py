@@ -39,7 +39,7 @@ def draw_dream(
     lines mark where a chunk ends.
     """
     figure = Figure(figsize=(10, 2.3 * len(true)), layout="constrained")
-    rows = figure.subfigures(len(true), 1)
+    rows = figure.subfigures(len(true), 1, squeeze=False)[:, 0]
     for row, name in zip(rows, true, strict=True):
         columns = true[name].reshape(len(true[name]), -1).shape[1]
         panels = row.subplots(1, columns, squeeze=False)[0]

@@ -119,7 +119,9 @@ class FlowPolicy(ChunkPolicy):
     Args:
         model: trained in place; only its action decoder and critic have gradients.
         n_denoising_steps: steps K of the chain, all of them noisy when exploring.
-        noise_std: deviation of the noise added after each step, in units of the normalised action; K numbers or one.
+        noise_std: deviation of the noise added after each step, in units of the normalised action.
+        noise_correlation: of the noise of neighbouring actions of a chunk, in [0, 1). White noise averages out within a
+            chunk; correlated noise moves the hand somewhere else, which is what there is to learn from (cf. 2302.12065).
         n_action_steps: how much of a chunk is executed.
     """
 
@@ -130,6 +132,7 @@ class FlowPolicy(ChunkPolicy):
         n_denoising_steps: int = 4,
         noise_std: float = 0.1,
         n_action_steps: int | None = None,
+        noise_correlation: float = 0.0,
     ) -> None:
         super().__init__(env)
         self.model = model
@@ -140,6 +143,12 @@ class FlowPolicy(ChunkPolicy):
         model.action.requires_grad_(True)
         model.value.requires_grad_(True)
         self.reference = copy.deepcopy(model.action).requires_grad_(False)
+        lag = torch.arange(self.chunk_size)
+        covariance = torch.tensor(noise_correlation) ** (lag[:, None] - lag).abs()
+        self.color: Tensor  # Cholesky factor of the correlation between the actions of a chunk
+        self.register_buffer("color", torch.linalg.cholesky(covariance.double()).float())
+        self.whiten: Tensor
+        self.register_buffer("whiten", torch.linalg.inv(self.color.double()).float())
 
     def encode(self, obs: Obs) -> Context:
         """Encode without a graph: the encoder is frozen."""
@@ -153,7 +162,8 @@ class FlowPolicy(ChunkPolicy):
         for i in range(self.n_denoising_steps):
             t = x.new_full((len(x),), noise_level(i, self.n_denoising_steps))
             mean = step_mean(x, self.model.predict_action(context, x, t), i, self.n_denoising_steps)
-            x = mean + self.noise_std * torch.randn(mean.shape, generator=generator, device=mean.device)
+            white = torch.randn(mean.shape, generator=generator, device=mean.device)
+            x = mean + self.noise_std * self._mix(self.color, white)
             chain.append(x)
             means.append(mean)
         stacked = torch.stack(chain, dim=1)
@@ -175,11 +185,15 @@ class FlowPolicy(ChunkPolicy):
 
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
         """The starting noise does not depend on the weights and is left out."""
-        return gaussian_log_prob(chain[:, 1:], means, self.noise_std)
+        volume = means.shape[1] * self.spec.action_dim * self.color.diagonal().log().sum()
+        return (
+            gaussian_log_prob(self._mix(self.whiten, chain[:, 1:]), self._mix(self.whiten, means), self.noise_std)
+            - volume
+        )
 
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """Sum over steps of ||mean - reference mean||^2 / (2 std^2)."""
-        return (means - reference_means).square().flatten(1).sum(1) / (2 * self.noise_std**2)
+        """Sum over steps of ||mean - reference mean||^2 / (2 std^2), in whitened units."""
+        return self._mix(self.whiten, means - reference_means).square().flatten(1).sum(1) / (2 * self.noise_std**2)
 
     def values_of_features(self, features: Tensor) -> Tensor:
         """The value read-out."""
@@ -201,6 +215,10 @@ class FlowPolicy(ChunkPolicy):
         estimate = decoder(x, t, context[index].cache).view(steps, n, *x.shape[1:])
         x = x.view_as(estimate)
         return torch.stack([step_mean(x[i], estimate[i], i, steps) for i in range(steps)], dim=1)
+
+    def _mix(self, matrix: Tensor, codes: Tensor) -> Tensor:
+        """Apply a (chunk_size, chunk_size) matrix along the actions of codes (..., n_tokens, code_dim)."""
+        return (matrix @ codes.reshape(*codes.shape[:-2], self.chunk_size, -1)).view_as(codes)
 
     def _executable(self, codes: Tensor) -> Tensor:
         actions = self.model.action_codec.decode(codes).clamp(self.model.action_low, self.model.action_high)

@@ -75,6 +75,7 @@ class ChunkPPO(PPO):
         policy.optimizer = self.optimizer
         self.critic_anchor: tuple[Tensor, Tensor] | None = None  # features and Monte-Carlo returns of real rollouts
         self.rollout: Rollout | None = None
+        self.rollout_buffer = None  # type: ignore[assignment] # the parent hands it to `collect_rollouts`
 
     def collect_rollouts(  # type: ignore[override]
         self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
@@ -221,7 +222,9 @@ class ChunkPPO(PPO):
 
     def _step(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
-            raise UserError(f"the loss became {float(loss)}; nothing of it was learned; lower ppo.learning_rate")
+            raise UserError(
+                f"the loss became {float(loss.detach())}; nothing of it was learned; lower ppo.learning_rate"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in self.optimizer.param_groups]

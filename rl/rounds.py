@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,18 +84,12 @@ class PostTraining:
         say: Callable[[str], None] = print,
         tick: Callable[[float, int, str], None] = lambda done, total, doing: None,
     ) -> None:
-        self.config, self.model, self.imitation, self.log, self.say, self.tick = (
-            config,
-            model,
-            imitation,
-            log,
-            say,
-            tick,
-        )
+        self.config, self.model, self.imitation = config, model, imitation
+        self.log, self.say, self.tick = log, say, tick
         tasks = tasks_of(config, model)
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
         # One for each task, so that a seed names one episode.
-        alone = [(task,) for task in tasks] or [()]
+        alone = [[task] for task in tasks] or [[]]
         n_each = -(-config.env.n_envs // len(alone))
         self.arenas = [make_sim(config, model, task, n_each, rewards=False) for task in alone]
         self.policy = make_policy(config, model, self.sim)
@@ -142,11 +137,12 @@ class PostTraining:
         results: list[EpisodeResult] = []
         for j, arena in enumerate(self.arenas):
             if share := seeds[j :: len(self.arenas)]:
-                before = len(results)
-                results += evaluate_sim(
-                    self.policy, arena, share, lambda n, _, before=before: self._tick(doing, (before + n) / len(seeds))
-                )
+                tick = partial(self._tick_episodes, doing, len(results), len(seeds))
+                results += evaluate_sim(self.policy, arena, share, tick)
         return results
+
+    def _tick_episodes(self, doing: str, before: int, total: int, n: int, _: int) -> None:
+        self._tick(doing, (before + n) / total)
 
     def _tick(self, doing: str, share: float) -> None:
         self.tick(self._part + min(share, 1.0), self._n_parts, doing)

@@ -100,7 +100,9 @@ class Work:
         self.save(about, card, extra, half)
         return about
 
-    def save(self, about: dict[str, Any], card: str = "", extra: dict[str, bytes] | None = None, half: bool = False) -> None:
+    def save(
+        self, about: dict[str, Any], card: str = "", extra: dict[str, bytes] | None = None, half: bool = False
+    ) -> None:
         """Replace `checkpoints/last`."""
         last = self.run.checkpoints / "last"
         save_model(last, self.model, self.stage, self.parent, about, card, extra, half)
@@ -195,7 +197,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
 def _tasks(config: TuneConfig, model: WorldActionModel) -> tuple[str, ...]:
     tasks = config.tasks or model.spec.tasks
     for task in (*tasks, *config.demos):
-        if task not in tasks or task not in model.spec.tasks:
+        if task not in model.spec.tasks:
             raise UserError(f"task {task!r} is not one of the checkpoint's: {', '.join(model.spec.tasks)}")
     return tasks
 

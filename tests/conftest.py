@@ -123,7 +123,7 @@ def _trained(windows, demos) -> WorldActionModel:
     torch.manual_seed(0)
     model = WorldActionModel(CONFIG, SPEC)
     fit_statistics(model, windows, n=2000)
-    config = StageConfig(n_steps=250, batch_size=64, demo_batch_size=64, learning_rate=3e-3, warmup_steps=10)
+    config = StageConfig(n_steps=160, batch_size=32, demo_batch_size=32, learning_rate=3e-3, warmup_steps=10)
     train_stage("tune", model, windows, config, demos)
     return model
 

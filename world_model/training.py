@@ -47,11 +47,11 @@ class StageConfig:
         """Refuse sizes and weights that mean nothing."""
         if self.n_steps < 0:
             raise UserError(f"n_steps={self.n_steps}: expected at least 0")
-        for name in ("batch_size", "demo_batch_size", "log_every", "save_every"):
+        for name in ("batch_size", "demo_batch_size", "warmup_steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.learning_rate <= 0:
-            raise UserError(f"learning_rate={self.learning_rate}: expected more than 0")
+        if not 0 < self.learning_rate < math.inf:  # also refuses NaN
+            raise UserError(f"learning_rate={self.learning_rate}: expected a finite number above 0")
         for name in ("world_atoms", "demo_atoms"):
             weights = getattr(self, name)
             if len(weights) != len(ATOMS) or min(weights) < 0 or sum(weights) <= 0:

@@ -38,5 +38,7 @@ def run(words: list[str]) -> None:
     else:
         folder = find_checkpoint(name)
         load_checkpoint(folder)  # a damaged one is refused, not spread
-        write_folder(final, {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()})
+        write_folder(
+            final, {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        )
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes.util
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -14,8 +13,8 @@ from rl.shadow import foreign_package
 
 HELP = """wamtune doctor
 
-Look at Python, torch, the packages, the simulator, software rendering and the built-in checkpoints; every line says ok or
-missing, and what is missing says how to get it. Ends with exit code 2 if something is missing that wamtune cannot do without.
+Look at Python, torch, the packages, the simulator, software rendering and the built-in checkpoints. Every line says ok
+or missing, and what is missing says how to get it. Ends with exit code 2 if wamtune cannot do without it.
 
 Examples:
   wamtune doctor
@@ -42,7 +41,7 @@ def run(words: list[str]) -> None:
 
 
 def _checks() -> Iterator[tuple[str, Callable[[], str], str, bool]]:
-    yield "python", _python, "install Python 3.11 or newer", True
+    yield "python", _python, "", True
     yield "torch", _torch, "pip install torch", True
     for name in _packages():
         yield name, lambda name=name: version(name), f"pip install {name}", True  # type: ignore[misc]
@@ -63,8 +62,6 @@ def _packages() -> list[str]:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise RuntimeError(f"{platform.python_version()} is too old")
     return f"{platform.python_version()} on {platform.system()}, {platform.machine()}"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.build import make_sim
+from rl.cli import keys_of
 from rl.collect import record
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
@@ -24,18 +25,6 @@ from world_model.episodes import Episode
 from world_model.model import WorldActionModel
 from world_model.store import load_model
 
-HELP = """\
-Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
-before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
-the error by step, beside that of "nothing moves" (the first frame repeated).
-
-keys: task=push  seed=2000000 (names the episode)  n_chunks=8  source=expert|policy  n_denoising_steps=2  out=dream.png
-
-examples:
-  wamtune dream metaworld-tuned task=push
-  wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png
-"""
-
 PARTS = ("object_pos", "hand_pos")
 
 
@@ -44,11 +33,11 @@ class Options:
     """The keys of `wamtune dream`."""
 
     task: str = "push"
-    seed: int = 2_000_000
-    n_chunks: int = 8
-    source: Literal["expert", "policy"] = "expert"
-    n_denoising_steps: int = DreamConfig().n_denoising_steps
-    out: str = "dream.png"
+    seed: int = 2_000_000  # names the episode
+    n_chunks: int = 8  # at most
+    source: Literal["expert", "policy"] = "expert"  # who acted
+    n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
+    out: str = "dream.png"  # where the picture goes
 
     def check(self) -> None:
         """Refuse counts that mean nothing, and a picture that is none."""
@@ -61,6 +50,21 @@ class Options:
             raise UserError(f"out={self.out!r}: expected the name of a .png file")
 
 
+HELP = f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
+
+Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
+before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
+the error by step, beside that of "nothing moves" (the first frame repeated).
+
+Keys:
+{keys_of(Options)}
+
+Examples:
+  wamtune dream metaworld-tuned task=push
+  wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png
+"""
+
+
 def run(words: list[str]) -> None:
     """Record, replay, draw and print."""
     if not words or "=" in words[0]:
@@ -68,14 +72,10 @@ def run(words: list[str]) -> None:
     options = compose(None, words[1:], Options)
     model = load_model(words[0])
     if missing := set(PARTS) - set(model.spec.slices):
-        raise UserError(
-            f"dream: the state of {words[0]} has no slice {min(missing)!r}; it draws Meta-World checkpoints"
-        )
+        raise UserError(f"dream: the state of {words[0]} has no slice {min(missing)!r}; take a Meta-World checkpoint")
     episode = record_episode(model, options)
     frames = replay(model, episode, options.n_denoising_steps)
-    print(
-        f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, replayed in the dream"
-    )
+    print(f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, dreamed again")
     Console(highlight=False).print(error_table(model, episode, frames))
     true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
     title = f"{options.task}: the same actions in the simulator and in the dream"
@@ -97,13 +97,11 @@ def record_episode(model: WorldActionModel, options: Options) -> Episode:
 
 @torch.no_grad()
 def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) -> Tensor:
-    """Dream the whole chunks of `episode.action` from its first state. Shape: (T' + 1, state_dim), first frame included."""
+    """Dream the whole chunks of `episode.action` from its first state, which comes first (n, state_dim)."""
     size = model.config.chunk_size
     n_chunks = episode.length // size
     if n_chunks == 0:
-        raise UserError(
-            f"dream: the episode ended after {episode.length} steps, before a chunk of {size}; try another seed"
-        )
+        raise UserError(f"dream: the episode has {episode.length} steps, a chunk has {size}; try another seed")
     starts = StartStates.from_episodes([episode], model.spec.tasks, model.config.n_context_frames, first_only=True)
     env = DreamEnv(model, 1, starts, n_chunks, n_denoising_steps, max_steps=n_chunks * size, seed=episode.seed)
     env.terminate_on_success = False  # the real episode went on, too
@@ -143,6 +141,5 @@ def _curves(model: WorldActionModel, episode: Episode, frames: Tensor) -> dict[s
     task = torch.full((len(frames),), model.spec.tasks.index(episode.task))
     p, _ = model.read_frames(frames, task)
     slices = model.spec.slices
-    return {name: 100 * frames[:, slices[name]] for name in ("hand_pos", "object_pos")} | {
-        "success probability": p.detach()
-    }
+    curves = {name: 100 * frames[:, slices[name]] for name in PARTS}
+    return curves | {"success probability": p.detach()}

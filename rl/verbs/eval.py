@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
+from rl.cli import keys_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
 from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
@@ -18,18 +19,6 @@ from rl.progress import Progress
 from world_model.dream_env import DreamEnv
 from world_model.model import WorldActionModel
 from world_model.store import load_model
-
-HELP = """\
-Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
-begun from the first states of the very same episodes, and the gap between the two. The same words give the same figures.
-
-keys: tasks=[...]  n_episodes=200 (of each task)  seed=2000000  place=sim|dream|both  n_denoising_steps=4
-      n_action_steps=N (0: the whole chunk)  max_steps=150  n_envs=16  n_workers=N  id=metaworld (or a gymnasium id)
-
-examples:
-  wamtune eval metaworld-tuned tasks=[push,door-open] n_episodes=100
-  wamtune eval runs/demo/20250101-120000-s0 place=both
-"""
 
 Results = dict[str, list[EpisodeResult]]
 
@@ -44,7 +33,7 @@ class Options:
     place: Literal["sim", "dream", "both"] = "sim"
     n_denoising_steps: int = 4  # of the policy
     n_action_steps: int = 0  # executed of a chunk; 0: all of it
-    id: str = "metaworld"
+    id: str = "metaworld"  # or a gymnasium id
     max_steps: int = EnvConfig().max_steps
     n_envs: int = EnvConfig().n_envs
     n_workers: int = 0
@@ -57,6 +46,21 @@ class Options:
         for name in ("seed", "n_action_steps", "n_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
+
+
+HELP = f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
+
+Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
+begun from the first states of the very same episodes, and the gap between the two. The same command prints the same
+figures.
+
+Keys:
+{keys_of(Options)}
+
+Examples:
+  wamtune eval metaworld-tuned tasks=[push,door-open] n_episodes=100
+  wamtune eval runs/demo/20250101-120000-s0 place=both
+"""
 
 
 def run(words: list[str]) -> None:

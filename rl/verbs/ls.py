@@ -51,7 +51,11 @@ def _checkpoints() -> list[tuple[str, str]]:
     rows = []
     for name in builtin_checkpoints():
         folder = find_checkpoint(name)
-        config, _ = load_checkpoint(folder)
+        try:
+            config, _ = load_checkpoint(folder)
+        except UserError as error:  # the others are still to be seen
+            rows.append((name, str(error)))
+            continue
         parts = (config["stage"], _count(config["spec"]["tasks"]), _size(folder), headline(config.get("metrics", {})))
         rows.append((name, ", ".join(part for part in parts if part)))
     return rows

@@ -24,7 +24,7 @@ Examples:
 def run(words: list[str]) -> None:
     """Begin or continue a run and print what was measured."""
     config, folder = begin("pretrain", words, PretrainConfig)
-    print(f"pretrain {config.name} in {folder.path}", flush=True)
+    print(f"pretrain {config.name}; to go on after an interruption: wamtune pretrain {folder.path}", flush=True)
     with folder:
         about = pretrain(config, folder)
     print(f"\n{figures(about['metrics'])}\n\ncheckpoint: {folder.checkpoints / 'last'}")

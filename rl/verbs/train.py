@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rewards.errors import UserError
 from rl.build import tasks_of
+from rl.cli import keys_of
 from rl.compose import compose, to_yaml
 from rl.config import CONTROLS, TrainConfig
 from rl.evaluate import EpisodeResult, describe, paired_gain
@@ -26,15 +27,16 @@ from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel
 from world_model.store import load_model, save_model
 
-HELP = """\
+HELP = f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
+
 Improve a checkpoint by PPO in the simulator, in its own dream, or in both by turns. A gate after each half of a round
 compares the new policy with the best so far on fresh episodes and rolls a loss back. At the end stands success before
-and after, on seeds that no gate saw; with `controls=[anchor, filtered_bc]` beside the same run without RL.
+and after, on seeds that no gate saw; with `controls=[anchor,filtered_bc]` beside the same run without RL.
 
-keys: env.kind=sim|dream|mix  env.tasks=[...]  checkpoint=NAME  total_timesteps=N  n_rounds=N  controls=[...]
-      seed=N  threads=N  name=TEXT  rewards.TERM.weight=X  and all others of a preset; `wamtune ls` lists the presets
+Keys:
+{keys_of(TrainConfig)}
 
-examples:
+Examples:
   wamtune train mix env.tasks=[peg-insert-side] controls=[anchor,filtered_bc]
   wamtune train sim env.tasks=[push] total_timesteps=50_000 rewards.action_jerk.weight=-0.01
 """
@@ -106,7 +108,7 @@ def _train(name: str, config: TrainConfig, post: PostTraining, folder: RunFolder
     with Progress(f"train {name}") as progress:
         post.log, post.say = hear, progress.note
         post.tick = lambda done, total, doing: progress.update(
-            done, total, **shown.values, doing=doing, simulator_steps=post.sim_steps
+            round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.sim_steps
         )
         try:
             outcome = post.run()
@@ -168,8 +170,9 @@ def _readme(config: TrainConfig, run: Run) -> str:
     before, after = describe(run.outcome.before), describe(run.outcome.after)
     tasks = ", ".join(dict.fromkeys(result.task for result in run.outcome.after))
     return (
-        f"# {config.name}\n\nGrown from `{config.checkpoint}` by PPO in {config.env.kind}, {run.outcome.sim_steps:,} simulator "
-        f"steps, seed {config.seed}.\n\nSuccess in the simulator on {tasks}, seeds from {config.eval.seed} on:\n\n"
+        f"# {config.name}\n\nGrown from `{config.checkpoint}` by PPO (env.kind={config.env.kind}), seed {config.seed}, "
+        f"{run.outcome.sim_steps:,} simulator steps.\n\n"
+        f"Success in the simulator on {tasks}, seeds from {config.eval.seed} on:\n\n"
         f"| before | after |\n|---|---|\n| {before} | {after} |\n"
     )
 

@@ -9,8 +9,8 @@ from rl.stages import begin, tune
 
 HELP = f"""wamtune tune PRESET | RUN_FOLDER [key=value ...]
 
-Teach a pretrained checkpoint to act from few demonstrations per task, roll the policy out, refit the world decoder on what
-it met, and measure success in the simulator. Given a run folder, go on where that run stopped.
+Teach a pretrained checkpoint to act from few demonstrations per task, roll the policy out, refit the world decoder on
+what it met, and measure success in the simulator. Given a run folder, go on where that run stopped.
 
 Keys:
 {keys_of(TuneConfig)}
@@ -24,7 +24,7 @@ Examples:
 def run(words: list[str]) -> None:
     """Begin or continue a run and print what was measured."""
     config, folder = begin("tune", words, TuneConfig)
-    print(f"tune {config.name} in {folder.path}", flush=True)
+    print(f"tune {config.name}; to go on after an interruption: wamtune tune {folder.path}", flush=True)
     with folder:
         about = tune(config, folder)
     print(f"\n{figures(about['metrics'])}\n\ncheckpoint: {folder.checkpoints / 'last'}")

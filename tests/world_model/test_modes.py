@@ -1,14 +1,22 @@
 """The five modes of one trained toy: shapes, bounds, repeatability, and that each has learned its part."""
 
+import pytest
 import torch
 
 from world_model import modes
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 N = 64
 
 
 def seeded():
     return torch.Generator().manual_seed(3)
+
+
+@pytest.fixture
+def no_gradients():
+    with torch.no_grad():
+        yield
 
 
 def test_shapes_bounds_and_repeatability(model, windows):

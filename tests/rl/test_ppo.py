@@ -1,0 +1,259 @@
+"""PPO over chunks: exact before its first update, only its own side moves, nothing broken is learned, and it learns."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from rewards import RewardManager
+from rewards.errors import UserError
+from rl.buffer import Samples
+from rl.config import PPOConfig
+from rl.policy import FlowPolicy, GaussianPolicy
+from rl.ppo import ChunkPPO
+from world_model import modes
+from world_model.losses import policy_loss
+
+CONFIG = PPOConfig(
+    n_steps=4, batch_size=16, n_epochs=2, learning_rate=1e-3, gamma=0.9, bc_coef=0.0, ref_kl_coef=0.0, target_kl=None
+)
+
+
+def weights(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def samples(ppo, rollout):
+    return [Samples.from_rollout(rollout, ppo.gamma, ppo.gae_lambda)]
+
+
+@pytest.fixture
+def make_ppo(model, make_point):
+    def make(config=CONFIG, num_envs=8, policy="flow", imitation=None, **options):
+        env = make_point(num_envs, seed=2, **options)
+        torch.manual_seed(0)
+        if policy == "flow":
+            chosen = FlowPolicy(model, env, n_denoising_steps=3, noise_std=0.5)
+        else:
+            chosen = GaussianPolicy(env, chunk_size=4)
+        return ChunkPPO(chosen, env, config, imitation=imitation, seed=1)
+
+    return make
+
+
+@pytest.mark.parametrize("policy", ["flow", "gaussian"])
+def test_the_ratio_is_one_before_the_first_update(make_ppo, policy):
+    """Also where the executed action was clamped, and where the episode ended inside the chunk."""
+    ppo = make_ppo(replace(CONFIG, n_steps=8, n_epochs=1, batch_size=64), policy=policy, max_steps=10)
+    rollout = ppo.collect(ppo.batched, 8)
+    assert (rollout.n_executed < 4).any() and (rollout.actions.abs() == 1).any()
+    batch = samples(ppo, rollout)[0]
+    with torch.no_grad():
+        log_prob = ppo.policy.chain_log_prob(batch.chain, ppo.policy.chain_means(batch.context, batch.chain))
+    torch.testing.assert_close(log_prob - batch.log_prob, torch.zeros(64), atol=5e-5, rtol=0)
+    stats = ppo.update([batch])
+    assert stats["clip_fraction"] == 0 and abs(stats["approx_kl"]) < 1e-6 and stats["ref_kl"] == 0
+    assert abs(stats["policy_gradient_loss"]) < 1e-4  # the mean of normalised advantages
+
+
+def test_a_rollout_by_hand(make_ppo):
+    """Each step costs 1: a chunk of n executed steps pays -(1 + .9 + ... + .9 ** (n - 1))."""
+    ppo = make_ppo(max_steps=6, rewards=RewardManager({"time_cost": {"weight": -1.0}}, (), "sim"), obs_noise=0.0)
+    ppo.batched.terminate_on_success = False
+    rollout = ppo.collect(ppo.batched, 3)
+    assert rollout.n_executed.tolist() == [[4] * 8, [2] * 8, [4] * 8]
+    assert rollout.truncated.tolist() == [[False] * 8, [True] * 8, [False] * 8] and not rollout.terminated.any()
+    paid = torch.tensor([-(1 + 0.9 + 0.81 + 0.729), -(1 + 0.9), -(1 + 0.9 + 0.81 + 0.729)])
+    torch.testing.assert_close(rollout.reward, paid[:, None].expand(3, 8))
+    assert rollout.elapsed[:, 0].tolist() == [0, 4, 0]
+    # The state after a chunk is valued before any restart, the next decision is taken after it.
+    torch.testing.assert_close(rollout.next_value[0], rollout.value[1])
+    assert not torch.allclose(rollout.next_value[1], rollout.value[2])
+    more = ppo.collect(ppo.batched, 1)
+    assert more.elapsed[0].tolist() == [4] * 8  # going on
+    assert ppo.collect(ppo.batched, 1, fresh=True).elapsed[0].tolist() == [0] * 8
+
+
+def test_the_dream_is_bit_equal_before_and_after_an_update(make_ppo, windows):
+    ppo = make_ppo()
+    model = ppo.policy.model
+    batch = windows.sample(8, torch.Generator().manual_seed(0))
+    noise = modes.video_noise(model, 8, torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def dream():
+        frames = modes.dream(model, model.encode(batch.context, batch.task), batch.actions, noise, 2)
+        return [frames, *model.read_frames(frames.flatten(0, 1), batch.task.repeat_interleave(4))]
+
+    frames, actor, critic = dream(), weights(model.action), weights(model.value)
+    ppo.update(samples(ppo, ppo.collect(ppo.batched, 4)))
+    assert same(dream(), frames)
+    assert not same(weights(model.action), actor) and not same(weights(model.value), critic)
+
+
+def test_critic_only_leaves_the_actor_bit_equal(make_ppo):
+    ppo = make_ppo(replace(CONFIG, target_kl=1e-9, ent_coef=0.1))
+    ppo.update(samples(ppo, ppo.collect(ppo.batched, 4)))  # the optimizer remembers gradients of the actor
+    actor, critic = weights(ppo.policy.model.action), weights(ppo.policy.model.value)
+    stats = ppo.update(samples(ppo, ppo.collect(ppo.batched, 4)), critic_only=True)
+    assert same(weights(ppo.policy.model.action), actor) and not same(weights(ppo.policy.model.value), critic)
+    assert stats.keys() == {"value_loss", "early_stop", "explained_variance"} and stats["early_stop"] == 0
+
+
+def test_target_kl_stops_the_epochs(make_ppo):
+    free = make_ppo(replace(CONFIG, n_epochs=20, learning_rate=1e-2))
+    rollout = samples(free, free.collect(free.batched, 4))
+    stats = free.update(rollout)
+    assert stats["early_stop"] == 0 and stats["approx_kl"] > 0.05
+    held = make_ppo(replace(CONFIG, n_epochs=20, learning_rate=1e-2, target_kl=0.01))
+    stats = held.update(samples(held, held.collect(held.batched, 4)))
+    assert stats["early_stop"] == 1
+
+
+@pytest.mark.parametrize("critic_only", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_reaches_no_weight(make_ppo, bad, critic_only):
+    ppo = make_ppo()
+    rollout = ppo.collect(ppo.batched, 4)
+    rollout.reward[1, 3] = bad
+    before = weights(ppo.policy)
+    with pytest.raises(UserError, match="a reward or value of the rollout is not finite"):
+        ppo.update(samples(ppo, rollout), critic_only)
+    with pytest.raises(UserError, match="not finite"):
+        ppo.fit_critic(rollout)
+    assert same(weights(ppo.policy), before)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_reaches_no_weight(make_ppo, bad):
+    def imitation(generator):
+        parameter = ppo.policy.actor_parameters()[0].sum()
+        # The second is 0, with the derivative 0 * inf.
+        return parameter * torch.nan if bad == "loss" else (0 * parameter).square().sqrt()
+
+    ppo = make_ppo(replace(CONFIG, bc_coef=1.0), imitation=imitation)
+    rollout = samples(ppo, ppo.collect(ppo.batched, 4))
+    before = weights(ppo.policy)
+    with pytest.raises(UserError, match=f"{bad}.*nothing of it was learned; lower ppo.learning_rate"):
+        ppo.update(rollout)
+    assert same(weights(ppo.policy), before)
+
+
+def test_anchors_hold_the_policy(make_ppo, windows):
+    """The distance to the start policy stays smaller with its coefficient, and imitation lowers its own loss."""
+    free, held = make_ppo(replace(CONFIG, n_epochs=10)), make_ppo(replace(CONFIG, n_epochs=10, ref_kl_coef=10.0))
+    distances = []
+    for ppo in (free, held):
+        ppo.policy.model = copy.deepcopy(ppo.policy.model)
+        ppo = ChunkPPO(ppo.policy, ppo.batched, ppo.config, seed=1)
+        rollout = samples(ppo, ppo.collect(ppo.batched, 4))
+        ppo.update(rollout)
+        with torch.no_grad():
+            means = ppo.policy.chain_means(rollout[0].context, rollout[0].chain)
+            distances.append(float(ppo.policy.reference_kl(means, rollout[0].reference_means).mean()))
+    assert distances[1] < 0.5 * distances[0]
+
+    def imitation(generator):
+        batch = windows.sample(32, generator)
+        return policy_loss(ppo.policy.model, batch.context, batch.task, batch.actions, generator)
+
+    ppo = make_ppo(replace(CONFIG, pg_coef=0.0, n_epochs=10), imitation=imitation)
+    rollout = samples(ppo, ppo.collect(ppo.batched, 4))
+    losses = [ppo.update(rollout)["bc_loss"] for _ in range(3)]
+    assert losses[2] < losses[0]
+
+
+def test_several_sources_are_normalised_each_by_itself(make_ppo):
+    ppo = make_ppo(replace(CONFIG, n_steps=8, n_epochs=1, batch_size=64))
+    one, two = (samples(ppo, ppo.collect(ppo.batched, 4))[0] for _ in range(2))
+    two.advantage = 1000 * two.advantage + 500
+    stats = ppo.update([one, two])
+    assert abs(stats["policy_gradient_loss"]) < 1e-3  # both have mean 0
+
+
+@pytest.mark.parametrize("policy", ["flow", "gaussian"])
+def test_the_critic_learns_what_can_be_predicted(make_ppo, policy):
+    """The farther the goal, the smaller the return."""
+    ppo = make_ppo(replace(CONFIG, critic_learning_rate=3e-3), num_envs=128, policy=policy)
+    ppo.batched.terminate_on_success = False
+    rollout = ppo.collect(ppo.batched, 2)
+    rollout.reward = -(rollout.state[:, :, -1, 0] - rollout.state[:, :, -1, 2]).abs()
+    actor = [p.detach().clone() for p in ppo.policy.actor_parameters()]
+    assert ppo.fit_critic(rollout, n_steps=150) > 0.5
+    assert same(ppo.policy.actor_parameters(), actor)
+    features, returns = ppo.critic_anchor
+    assert len(features) == len(returns) == 2 * (128 - 25)  # a fifth of the environments is held out
+    ppo.update(samples(ppo, ppo.collect(ppo.batched, 2)))
+
+
+def test_the_critic_of_a_single_environment_can_be_fitted(make_ppo):
+    ppo = make_ppo(num_envs=1, policy="gaussian")
+    assert np.isfinite(ppo.fit_critic(ppo.collect(ppo.batched, 10), n_steps=5))
+
+
+class Count(BaseCallback):
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.stop_after, self.starts, self.ends, self.updates = stop_after, 0, 0, 0
+
+    def _on_rollout_start(self):
+        self.starts += 1
+
+    def _on_rollout_end(self):
+        self.ends += 1
+
+    def _on_step(self):
+        return self.stop_after is None or self.n_calls < self.stop_after
+
+
+@pytest.mark.parametrize("policy", ["flow", "gaussian"])
+def test_learn_runs_through_stable_baselines3(make_ppo, policy):
+    ppo, count = make_ppo(policy=policy), Count()
+    ppo.batched.terminate_on_success = False
+    before = weights(ppo.policy)
+    ppo.learn(total_timesteps=3 * 4 * 8 * 4, callback=count)  # 3 rollouts of 4 chunks of 4 steps in 8 environments
+    assert ppo.num_timesteps == 384 and (count.starts, count.n_calls, count.ends) == (3, 3, 3)
+    assert not same(weights(ppo.policy), before)
+    stop = Count(stop_after=2)
+    ppo.learn(total_timesteps=10_000, callback=stop)
+    assert stop.n_calls == 2
+    action, state = ppo.predict(ppo.env.reset(), deterministic=True)
+    assert action.shape == (8, 2) and state[0].shape == (8, 4, 2)
+
+
+def test_a_plain_policy_learns_to_reach_the_goal(make_ppo):
+    config = replace(CONFIG, n_steps=8, batch_size=128, n_epochs=4, learning_rate=3e-3, critic_learning_rate=3e-3)
+    rewards = RewardManager({"task_reward": {"weight": 1.0}, "success": {"weight": 1.0}}, ("task_reward",), "sim")
+    ppo = make_ppo(config, num_envs=64, policy="gaussian", rewards=rewards)
+
+    @torch.no_grad()
+    def success():
+        env = copy.copy(ppo.batched)
+        obs, solved = env.reset(seed=99), torch.zeros(64, dtype=torch.bool)
+        for _ in range(3):
+            context = ppo.policy.encode(obs)
+            step = env.step_chunk(ppo.policy.decide(context, env.episode_seed, env.elapsed))
+            solved |= step.is_success
+            obs = step.obs
+        return float(solved.float().mean())
+
+    before = success()
+    for _ in range(25):
+        ppo.update(samples(ppo, ppo.collect(ppo.batched, 8, fresh=True)))
+    assert before < 0.4 and success() > before + 0.4
+
+
+def test_the_same_seed_learns_the_same(make_ppo):
+    learned = []
+    for _ in range(2):
+        ppo = make_ppo(policy="gaussian")
+        ppo.learn(total_timesteps=256)
+        learned.append(weights(ppo.policy))
+    assert same(*learned)
