@@ -10,9 +10,11 @@ from rewards import RewardManager
 from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv, make_spec
-from rl.policy import ChunkPolicy, FlowPolicy, GaussianPolicy
+from rl.gaussian_policy import GaussianPolicy
+from rl.policy import ChunkPolicy, FlowPolicy
 from world_model.env import BatchedEnv
 from world_model.model import WorldActionModel
+from world_model.spec import Spec
 
 
 def make_sim(
@@ -41,7 +43,7 @@ def make_sim(
         task_names=None if model is None else model.spec.tasks,
     )
     if rewards:
-        sim.rewards = make_rewards(config, sim, model)
+        sim.rewards = make_rewards(config, sim.spec, sim.place, model)
     return sim
 
 
@@ -71,11 +73,11 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
     return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps)
 
 
-def make_rewards(config: TrainConfig, env: BatchedEnv, model: WorldActionModel | None) -> RewardManager:
+def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:
     """Build the reward terms of the config for one place; a term that the place cannot serve is refused by name."""
-    provides: set[str] = set(env.spec.slices)
+    provides: set[str] = set(spec.slices)
     if model is not None:
         provides.add("progress")
-    if env.place == "sim":
+    if place == "sim":
         provides.add("task_reward")
-    return RewardManager(config.rewards, provides, env.place)
+    return RewardManager(config.rewards, provides, place)

@@ -11,7 +11,7 @@ from rl.evaluate import EpisodeResult
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate saw and decided. `won` and `lost` count episodes that only the challenger, or only the champion, solved."""
+    """What a gate saw and decided; `won` and `lost` count episodes that only challenger or only champion solved."""
 
     accepted: bool
     champion: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 REFRESH_SECONDS = 0.25
+TABLE_WIDTH = 120
+"""Columns that a table may take where nothing is known of the width: a log file scrolls."""
 
 
 class Progress:
@@ -80,6 +83,12 @@ class Progress:
         drawn = ProgressBar(total=max(total, 1e-9), completed=done, width=40)
         bar.add_row(drawn, f"{done:,g}/{total:,g}", f"{_clock(left)} left")
         return Panel(Group(bar, table), title=self.title, title_align="left", expand=False)
+
+
+def show(table: Table) -> None:
+    """Print a table; where it does not go to a terminal, nothing of it is cut or wrapped for its sake."""
+    width = None if sys.stdout.isatty() else TABLE_WIDTH
+    Console(highlight=False, width=width).print(table)
 
 
 def _format(value: Any) -> str:

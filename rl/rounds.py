@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewards import RewardManager
 from rl.buffer import Rollout, Samples
 from rl.build import make_policy, make_rewards, make_sim, tasks_of
 from rl.config import TrainConfig
@@ -98,6 +99,10 @@ class PostTraining:
         self.sim_steps = self.gate_steps = self.gate_episodes = 0
         self.starts: StartStates | None = None
         self.dream: DreamEnv | None = None
+        self._dream_rewards: RewardManager | None = None
+        if config.env.kind != "sim" and model is not None:
+            # Built now, so that a term that a dream cannot serve is refused before anything runs.
+            self._dream_rewards = make_rewards(config, model.spec, DreamEnv.place, model)
         self._begun = time.monotonic()
         self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("dream", "sim")}[config.env.kind]
         # The parts of a run: first evaluation, preparation, training and gate of each half, last evaluation.
@@ -175,7 +180,7 @@ class PostTraining:
                 obs_noise=config.env.obs_noise,
                 seed=config.seed,
             )
-            self.dream.rewards = make_rewards(config, self.dream, self.model)
+            self.dream.rewards = self._dream_rewards
 
     def _train_sim(self, round_index: int) -> None:
         config = self.config

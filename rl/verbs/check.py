@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from rl.cli import keys_of
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.evaluate import first_states
+from rl.progress import show
 from world_model.checkpoint import find_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.env import ACTION_HISTORY, BatchedEnv
@@ -83,7 +83,7 @@ def run(words: list[str]) -> None:
             cells.append(cell)
             first_error = first_error or (error if place in trained else None)
         table.add_row(name, *_describe(name, term, places), *cells)
-    Console(highlight=False).print(table)
+    show(table)
     if first_error is not None:
         raise first_error
 
@@ -123,7 +123,11 @@ def transitions(config: TrainConfig, model: WorldActionModel | None) -> dict[str
 @torch.no_grad()
 def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> Steps:
     """Move at random for a few chunks."""
-    steps = Steps(lambda terms: make_rewards(replace(config, rewards=terms), env, model), num_envs=env.num_envs)
+
+    def build(terms: dict[str, Any]) -> RewardManager:
+        return make_rewards(replace(config, rewards=terms), env.spec, env.place, model)
+
+    steps = Steps(build, num_envs=env.num_envs)
     env.rewards = _Recorder(steps, env.place, model is not None)
     env.reset(seed=config.seed)
     generator = torch.Generator().manual_seed(config.seed)

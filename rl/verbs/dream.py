@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.envs.sim import SimEnv
 from rl.pictures import draw_dream
 from rl.policy import FlowPolicy
+from rl.progress import show
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
@@ -76,7 +76,7 @@ def run(words: list[str]) -> None:
     episode = record_episode(model, options)
     frames = replay(model, episode, options.n_denoising_steps)
     print(f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, dreamed again")
-    Console(highlight=False).print(error_table(model, episode, frames))
+    show(error_table(model, episode, frames))
     true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
     title = f"{options.task}: the same actions in the simulator and in the dream"
     draw_dream(true, dreamed, model.config.chunk_size, title, options.out)

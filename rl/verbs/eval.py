@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from rewards.errors import UserError
@@ -15,7 +14,7 @@ from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
 from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
 from rl.policy import FlowPolicy
-from rl.progress import Progress
+from rl.progress import Progress, show
 from world_model.dream_env import DreamEnv
 from world_model.model import WorldActionModel
 from world_model.store import load_model
@@ -76,7 +75,7 @@ def run(words: list[str]) -> None:
         for i, task in enumerate(tasks):
             progress.update(i, len(tasks), task=task)
             sim[task], dream[task] = evaluate_task(model, options, task)
-    Console(highlight=False).print(table(sim, dream))
+    show(table(sim, dream))
 
 
 def evaluate_task(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rewards.errors import UserError
@@ -19,7 +18,7 @@ from rl.evaluate import EpisodeResult, describe, paired_gain
 from rl.imitation import Imitation
 from rl.pictures import draw_before_after
 from rl.policy import load_policy_state, policy_state
-from rl.progress import Progress
+from rl.progress import Progress, show
 from rl.rounds import Log, Outcome, PostTraining
 from rl.run_folder import RunFolder
 from world_model.checkpoint import find_checkpoint, save_checkpoint
@@ -66,7 +65,7 @@ def run(words: list[str]) -> None:
             control = control_config(config, name)
             runs.append(_train(name, control, _prepare(control), folder, _prefixed(folder, name)))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
-        Console(highlight=False).print(_table(runs))
+        show(_table(runs))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\npicture: {folder.path / 'before_after.png'}")
         print(f"curves: tensorboard --logdir {folder.path}")
 
@@ -79,7 +78,10 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
 def _prepare(config: TrainConfig) -> PostTraining:
     """Build a run from a freshly loaded checkpoint."""
     model = load_model(config.checkpoint) if config.policy == "flow" else None
-    return PostTraining(config, model, None if model is None else _imitation(config, model), lambda step, values: None)
+    post = PostTraining(config, model, None, log=lambda step, values: None)
+    if model is not None:
+        post.imitation = _imitation(config, model)
+    return post
 
 
 def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:

@@ -24,15 +24,27 @@ def demonstrations() -> list[Episode]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, demonstrations: list[Episode]) -> Path:
-    """Folder of a model that presses the button now and then."""
+    """Folder of a model that has learned to press the button, mostly."""
     torch.manual_seed(0)
     model = WorldActionModel(CONFIG, make_spec("metaworld", TASKS))
     windows = Windows(demonstrations, TASKS, CONFIG.n_context_frames, CONFIG.chunk_size)
     fit_statistics(model, windows, n=1000)
-    config = StageConfig(n_steps=STEPS, batch_size=16, demo_batch_size=64, learning_rate=3e-3, warmup_steps=10)
+    config = StageConfig(n_steps=50, batch_size=16, demo_batch_size=64, learning_rate=3e-3, warmup_steps=10)
     train_stage("tune", model, windows, config, windows)
     folder = tmp_path_factory.mktemp("checkpoints")
     EpisodeStore(folder / "episodes").append(demonstrations, model.spec)
     shards = {shard.name: shard.read_bytes() for shard in EpisodeStore(folder / "episodes").shards}
     save_model(folder / "tiny", model, "tune", extra=shards)
     return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoint: Path) -> list[str]:
+    """Overrides that make a run of any preset a matter of seconds."""
+    return [
+        f"checkpoint={checkpoint}",
+        "env.tasks=[button-press-topdown]",
+        *"threads=1 total_timesteps=320 n_rounds=1 env.n_envs=4 env.max_steps=64 eval.n_episodes=4".split(),
+        *"dream.n_envs=8 dream.n_updates=1 dream.n_episodes=4 gate.n_episodes=4 gate.max_episodes=4".split(),
+        *"ppo.n_steps=4 ppo.batch_size=16 ppo.n_epochs=1 ppo.critic_episodes=0 ppo.bc_batch_size=8".split(),
+    ]

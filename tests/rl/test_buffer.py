@@ -10,7 +10,7 @@ from world_model.model import Context
 
 
 def test_chunk_gae_by_hand():
-    """gamma = .5, lambda = .5; a chunk of n executed steps discounts by .5 ** n.
+    """With gamma = .5 and lambda = .5; a chunk of n executed steps discounts by .5 ** n.
 
     Environment 0: chunks of 2, 1 (terminated), 2 (truncated) steps; discounts .25, .5, .25.
         i=2  delta = 2 + .25 * 6 - 4 = -.5      a time-out bootstraps; the episode ends: A = -.5

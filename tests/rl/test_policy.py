@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rl.envs.adapters import StepVecEnv, flatten_obs
-from rl.policy import FlowPolicy, GaussianPolicy, load_policy_state, policy_state
+from rl.gaussian_policy import GaussianPolicy
+from rl.policy import FlowPolicy, load_policy_state, policy_state
 from world_model import modes
 from world_model.flow import seeded_noise
 
@@ -71,6 +72,24 @@ def test_the_chain_is_never_clamped_and_the_action_is(policy, env):
     assert decoded.abs().max() > 1.5 and torch.equal(decoded.clamp(-1, 1), actions)
     again = policy.chain_log_prob(chain, policy.chain_means(context, chain))
     torch.testing.assert_close(again, log_prob, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_likelihood_of_correlated_noise_equals_a_double_reference(model, env):
+    """Each step of each action dimension is a Gaussian over the chunk with covariance std ** 2 * .8 ** lag."""
+    policy = FlowPolicy(model, env, n_denoising_steps=STEPS, noise_std=STD, noise_correlation=0.8)
+    context = policy.encode(env.observe())
+    _, chain, log_prob = policy.sample(context, seeded())
+    means = policy.chain_means(context, chain)
+    lag = (torch.arange(4)[:, None] - torch.arange(4)).abs().double()
+    # Codes (n, K, n_tokens, code_dim) hold actions (n, K, chunk_size, action_dim) in order.
+    x, mean = (codes.double().reshape(N, STEPS, 4, 2).transpose(2, 3) for codes in (chain[:, 1:], means))
+    normal = torch.distributions.MultivariateNormal(mean, STD**2 * 0.8**lag)
+    torch.testing.assert_close(log_prob.double(), normal.log_prob(x).sum((1, 2)), atol=5e-3, rtol=1e-5)
+    off = means + 0.05
+    shifted = torch.distributions.MultivariateNormal(mean + 0.05, STD**2 * 0.8**lag)
+    kl = torch.distributions.kl_divergence(shifted, normal).sum((1, 2))
+    torch.testing.assert_close(policy.reference_kl(off, means).double(), kl, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def test_codes_are_decoded_to_what_was_encoded(model, batch):
 
 
 def test_sizes_that_do_not_divide_are_refused(model):
-    with pytest.raises(UserError, match="model.frames_per_token=3 must divide model.chunk_size=8"):
+    with pytest.raises(UserError, match=r"model\.frames_per_token=3 must divide model\.chunk_size=8"):
         WorldActionModel(ModelConfig(frames_per_token=3), model.spec)
 
 

@@ -1,0 +1,172 @@
+"""Post-training on a tiny checkpoint: what a round does, what a rollback restores, what counts as a success."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import rl.rounds
+from rewards.errors import UserError
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.evaluate import EpisodeResult
+from rl.gate import Verdict
+from rl.imitation import Imitation, leads_to_success
+from rl.policy import policy_state
+from rl.rounds import Half, Outcome, PostTraining, summary
+from world_model.dream_env import StartStates
+from world_model.store import load_model
+
+Logged = list[tuple[int, dict[str, float]]]
+
+
+@pytest.fixture
+def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
+    post = build("mix", tiny, demonstrations)
+    yield post
+    post.close()
+
+
+def build(preset: str, tiny: list[str], demonstrations: list[Any], *overrides: str) -> PostTraining:
+    config = compose(preset, [*tiny, *overrides], TrainConfig)
+    model = load_model(config.checkpoint)
+    buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
+    imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, config.ppo.bc_batch_size)
+    return PostTraining(config, model, imitation, lambda step, values: None, lambda line: None)
+
+
+def judged(accepted: bool) -> Any:
+    """A gate with a mind of its own."""
+    return lambda champion, challenger, first, block, most: Verdict(accepted, 0.5, 0.5, 0, 0, most)
+
+
+def test_one_round_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.rounds, "judge", judged(True))
+    logged: Logged = []
+    ticks: list[tuple[float, int, str]] = []
+    post.log = lambda step, values: logged.append((step, values))
+    post.tick = lambda *tick: ticks.append(tick)
+    world = {name: value.clone() for name, value in post.model.named_parameters() if not name.startswith("action.")}
+    start = policy_state(post.policy)
+    outcome = post.run()
+
+    assert [half.place for half in outcome.halves] == ["dream", "sim"]
+    assert outcome.sim_steps == post.sim_steps >= 320
+    assert len(outcome.before) == len(outcome.after) == 4
+    assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
+    after = policy_state(post.policy)
+    assert all(torch.equal(after[name], value) for name, value in outcome.halves[-1].champion.items())
+    assert any(not torch.equal(after[name], start[name]) for name in start if ".action." in name)
+    for name, value in post.model.named_parameters():
+        if name in world and not name.startswith("value."):
+            assert torch.equal(value, world[name]), name
+
+    tags = {tag for _, values in logged for tag in values}
+    assert {"eval/success", "gate/accepted", "train/approx_kl", "train/ref_kl", "train/bc_loss"} <= tags
+    assert {"rollout/dream_success", "rollout/sim_reward", "reward/success", "reward/success_raw"} <= tags
+    shares = [done / total for done, total, _ in ticks]
+    assert all(0 <= share <= 1 for share in shares) and shares[-1] == 1.0
+
+
+def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.rounds, "judge", judged(False))
+    post._prepare()
+    start = {name: value.clone() for name, value in post.champion.items()}
+    post._train_dream(0)
+    trained = policy_state(post.policy)
+    assert any(not torch.equal(trained[name], start[name]) for name in start)
+    half = post._gate("dream", 0)
+    assert not half.accepted
+    restored = policy_state(post.policy)
+    assert restored.keys() == start.keys()
+    assert all(torch.equal(restored[name], start[name]) for name in start)
+
+
+def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
+    no, champion = Verdict(False, 1.0, 0.0, 0, 4, 4), post.champion
+    before = [EpisodeResult("push", 0, True, 5, 1.0)]
+    outcome = Outcome(before, [Half("dream", no, champion, 0, 0.0), Half("sim", no, champion, 9, 0.0)], 9, 0)
+    post.evaluate = lambda: pytest.fail("the champion is that of the start, and was evaluated")  # type: ignore
+    post._evaluate_champions(outcome)
+    assert outcome.after is before
+
+
+def test_dreams_begin_from_what_the_simulator_met(post: PostTraining) -> None:
+    post._prepare()
+    assert isinstance(post.starts, StartStates)
+    assert post.dream is not None and post.dream.starts is post.starts
+    assert bool((post.starts.task == 0).all()) and int(post.starts.elapsed.max()) > 0
+
+
+def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    firsts: list[int] = []
+
+    def judge(champion: Any, challenger: Any, first: int, block: int, most: int) -> Verdict:
+        firsts.append(first)
+        return Verdict(True, 0.0, 0.0, 0, 0, most)
+
+    monkeypatch.setattr(rl.rounds, "judge", judge)
+    for i in range(3):
+        post._gate("sim", i)
+    assert firsts == [1_000_000, 1_000_004, 1_000_008]
+
+
+def test_the_critic_begins_with_real_returns(tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("sim", tiny, demonstrations, "ppo.critic_episodes=4")
+    logged: Logged = []
+    post.log = lambda step, values: logged.append((step, values))
+    post._prepare()
+    post.close()
+    ((step, values),) = logged
+    assert step == post.sim_steps > 0 and "critic/heldout_explained_variance" in values
+
+
+def test_reward_terms_are_logged_raw_and_weighted(tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("sim", tiny, demonstrations, "rewards.time_cost.weight=-0.5", "rewards.action_l2.weight=0")
+    rollout = post.ppo.collect(post.sim, 3)
+    post.close()
+    assert rollout.terms["time_cost_raw"] == pytest.approx(1.0)  # a mean over executed steps alone
+    assert rollout.terms["time_cost"] == pytest.approx(-0.5)
+    assert rollout.terms["success"] == rollout.terms["success_raw"]
+    assert "action_l2" not in rollout.terms
+
+
+def test_several_tasks_share_the_seeds(tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("sim", tiny, demonstrations, "env.tasks=[button-press-topdown,push]", "env.max_steps=8")
+    results = post.evaluate()
+    post.close()
+    assert [(r.task, r.seed - 2_000_000) for r in results] == [
+        ("button-press-topdown", 0),
+        ("button-press-topdown", 2),
+        ("push", 1),
+        ("push", 3),
+    ]
+
+
+def test_sizes_that_do_not_fit_are_named(tiny: list[str], demonstrations: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"env\.id=Pendulum-v1.*observation size 21.*observation size 3"):
+        build("sim", tiny, demonstrations, "env.id=Pendulum-v1", "env.tasks=[]")
+
+
+def test_leads_to_success_by_hand() -> None:
+    # Rows are chunks, columns environments. Column 0: success at 1, then a new episode without any.
+    # Column 1: an episode that fails ends at 0, the next succeeds at 2. Column 2: never.
+    success = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]]).bool()
+    done = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).bool()
+    expected = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]).bool()
+    assert torch.equal(leads_to_success(success, done), expected)
+
+
+def test_shares_of_the_gain_add_up() -> None:
+    def rate(n: int) -> list[EpisodeResult]:
+        return [EpisodeResult("push", i, i < n, 5, 0.0) for i in range(10)]
+
+    halves = [
+        Half(place, None, {}, 0, 0.0, rate(n)) for place, n in (("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8))
+    ]
+    outcome = Outcome(rate(3), halves, 100, 50)
+    # dream: 3 -> 5 and 4 -> 7; simulator: 5 -> 4 and 7 -> 8
+    assert outcome.gain_of("dream") == pytest.approx(0.5)
+    assert outcome.gain_of("sim") == pytest.approx(0.0)
+    assert summary(outcome)["gain"] == pytest.approx(0.5)

@@ -1,0 +1,251 @@
+"""The verbs train, eval, dream and check, from the command line to what they leave behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rl import cli
+from rl.compose import compose, find_preset
+from rl.config import CONTROLS, TrainConfig
+from rl.rounds import PostTraining
+from rl.run_folder import read_rows
+from rl.verbs.train import control_config
+from world_model.episodes import EpisodeStore
+from world_model.store import load_model, load_model_and_config, save_model
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # runs/ is made where one stands
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of a command that must fail and leave nothing."""
+    code, _, err = call(capsys, *words)
+    assert code == 2 and err.count("\n") == 1, err
+    assert not Path("runs").exists()
+    return err
+
+
+def test_train_with_controls_leaves_everything(
+    tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, "train", "mix", *tiny, "controls=[anchor,filtered_bc]")
+    assert code == 0, err
+    (folder,) = Path("runs/mix").iterdir()
+    for word in ("before", "after", "gain, points", "from the dream", "from the simulator", "episodes", "minutes"):
+        assert f"│ {word}" in out
+    assert "round 1, dream: " in out and "rewards: 1 x success" in out
+    assert compose(folder, [], TrainConfig) == compose("mix", [*tiny, "controls=[anchor,filtered_bc]"], TrainConfig)
+
+    rows = read_rows(folder / "eval.jsonl")
+    assert {(r["run"], r["phase"], r["place"]) for r in rows} == {
+        (run, phase, "sim") for run in ("mix", "anchor", "filtered_bc") for phase in ("before", "after")
+    }
+    assert len(rows) == 3 * 2 * 4
+    before = [[r["reward"] for r in rows if r["run"] == run and r["phase"] == "before"] for run in ("mix", "anchor")]
+    assert before[0] == before[1]  # a control begins from the same checkpoint, not from the champion
+
+    tags = set().union(*read_rows(folder / "metrics.jsonl"))
+    assert {"train/approx_kl", "anchor/train/bc_loss", "filtered_bc/gate/accepted", "reward/success_raw"} <= tags
+    assert (folder / "before_after.png").read_bytes().startswith(PNG)
+
+    config = load_model_and_config(folder)[1]
+    assert (config["stage"], config["parent"]) == ("rl", str(checkpoint))
+    numbered = [path.name for path in (folder / "checkpoints").iterdir() if path.name != "last"]
+    assert len(numbered) == 1 and int(numbered[0]) >= 320
+    last = folder / "checkpoints" / "last"
+    assert "| before | after |" in (last / "README.md").read_text()
+    assert len(EpisodeStore(last).load()) == len(EpisodeStore(checkpoint).load()) > 0
+
+
+def test_interrupt_saves_the_champion(
+    tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(post: PostTraining, round_index: int) -> None:
+        with torch.no_grad():
+            next(post.policy.model.action.parameters()).add_(1.0)  # half an update, which no gate has seen
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PostTraining, "_train_dream", interrupt)
+    code, out, _ = call(capsys, "train", "dream", *tiny)
+    assert code == 130
+    (last,) = Path("runs/dream").glob("*/checkpoints/last")
+    assert f"saved as {last}" in out
+    saved, start = load_model(last).action.state_dict(), load_model(checkpoint).action.state_dict()
+    assert all(torch.equal(saved[name], start[name]) for name in start)
+
+
+def test_a_new_run_from_the_config_of_an_old_one(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["name=again", "gate.enabled=false", "env.max_steps=8", "total_timesteps=8"]
+    assert call(capsys, "train", "sim", *tiny, *few)[0] == 0
+    (folder,) = Path("runs/again").iterdir()
+    assert call(capsys, "train", str(folder), "seed=1")[0] == 0
+    assert len(list(Path("runs/again").iterdir())) == 2
+
+
+def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["total_timesteps=512", "env.n_envs=4", "eval.n_episodes=4", "threads=1", "env.max_steps=20"]
+    code, out, err = call(capsys, "train", "gaussian", *few)
+    assert code == 0, err
+    assert "simulator's reward" in out
+    (last,) = Path("runs/gaussian").glob("*/checkpoints/last")
+    assert json.loads((last / "config.json").read_text())["policy"] == "gaussian"
+
+
+@pytest.mark.parametrize("name", ["sim", "mix", "dream", "anchor", "filtered_bc", "gaussian", "demo"])
+def test_presets_compose(name: str) -> None:
+    config = compose(name, [], TrainConfig)
+    assert config.name == name
+    assert find_preset(name).read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", list(CONTROLS))
+def test_presets_of_controls_are_the_controls(name: str) -> None:
+    assert compose(name, ["name=mix"], TrainConfig) == control_config(compose("mix", [], TrainConfig), name)
+
+
+def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", str(checkpoint), "n_episodes=2", "n_envs=2", "max_steps=16", "place=both"]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    table = [line for line in out.splitlines() if line.startswith(("│", "┃"))]
+    assert [line.split()[1] for line in table] == ["task", "button-press-topdown", "push", "all"]
+    assert all(word in table[0] for word in ("sim, %", "dream, %", "gap, %"))
+    assert "of 4" in table[-1] and "of 2" in table[1]
+    again = call(capsys, *words)[1]
+    assert [line for line in again.splitlines() if line.startswith("│")] == table[1:]
+
+
+def test_dream_draws_and_prints(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("expert", "policy"):
+        words = ["task=button-press-topdown", "n_chunks=2", f"source={source}", f"out={source}.png"]
+        code, out, err = call(capsys, "dream", str(checkpoint), *words)
+        assert code == 0, err
+        assert f"16 steps of the {source}" in out
+        assert [line.split()[1] for line in out.splitlines() if line.startswith("│")] == ["8", "16"]
+        assert Path(f"{source}.png").read_bytes().startswith(PNG)
+
+
+def test_check_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    terms = ["rewards.time_cost.weight=-0.5", "rewards.action_l2.weight=0", "rewards.progress.weight=1"]
+    code, out, err = call(capsys, "check", "mix", *tiny, *terms)
+    assert code == 0, err
+    rows = {
+        line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]]
+        for line in out.splitlines()
+        if "│" in line
+    }
+    assert rows["time_cost"] == ["time_cost", "-0.5", "", "1 … 1", "1 … 1", "1 … 1"]
+    assert rows["action_l2"][3:] == ["off", "off", "off"]
+    assert rows["success"][-1] == "0 … 1"  # the demonstration succeeds
+    assert rows["progress"][2] == "progress"
+
+
+def test_check_of_a_term_that_the_dream_lacks(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    term = "rewards.task_reward.weight=1"
+    assert call(capsys, "check", "sim", *tiny, term)[0] == 0
+    for verb in ("check", "train"):
+        line = refused(capsys, verb, "mix", *tiny, term)
+        assert "reward term 'task_reward' requires 'task_reward', which the dream cannot provide" in line
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("t.action", r"returned shape (8, 4), expected (8,)"),
+        ("t.action[:, 0] * float('nan')", "returned nan in environment 0 at step 1"),
+        ("1.0", "returned a float, expected a tensor"),
+    ],
+)
+def test_broken_terms_are_one_line(
+    body: str, complaint: str, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.py").write_text(f"def term(t):\n    return {body}\n")
+    override = "rewards.mine={func: mine.py:term, weight: 1.0}"
+    line = refused(capsys, "check", "sim", *tiny, override)
+    assert "reward term 'mine'" in line
+    assert complaint.split("(")[0] in line
+    code, _, err = call(capsys, "train", "sim", *tiny, override)
+    assert code == 2 and err.count("\n") == 1 and "reward term 'mine'" in err
+
+
+def test_a_plug_in_outside_the_project_trains(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text("def gentle(t):\n    return t.action.square().sum(-1)\n")
+    few = ["gate.enabled=false", "env.max_steps=16", "total_timesteps=64"]
+    override = "rewards.gentle={func: mine.py:gentle, weight: -0.1}"
+    code, _, err = call(capsys, "train", "sim", *tiny, *few, override)
+    assert code == 0, err
+    (metrics,) = Path("runs/sim").glob("*/metrics.jsonl")
+    paid = [row for row in read_rows(metrics) if "reward/gentle" in row]
+    assert paid and paid[0]["reward/gentle"] == pytest.approx(-0.1 * paid[0]["reward/gentle_raw"], rel=1e-5)
+
+
+def test_missing_checkpoint(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "sim", *tiny, "checkpoint=nowhere"], ["eval", "nowhere"], ["dream", "nowhere"]):
+        assert "no checkpoint at nowhere" in refused(capsys, *words)
+    assert "needs a checkpoint" in refused(capsys, "eval", "place=sim")
+
+
+def test_altered_weights(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(checkpoint, "altered")
+    weights = load_file("altered/model.safetensors")
+    save_file({name: value + 1 if value.is_floating_point() else value for name, value in weights.items()},
+              "altered/model.safetensors")  # fmt: skip
+    for words in (["train", "sim", *tiny, "checkpoint=altered"], ["eval", "altered"]):
+        line = refused(capsys, *words)
+        assert "model.safetensors" in line and "sha256" in line
+
+
+def test_sizes_that_do_not_fit(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train", "sim", *tiny, "env.id=Pendulum-v1", "env.tasks=[]")
+    assert "observation size 21" in line and "observation size 3" in line
+
+
+def test_unknown_task(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "train", "sim", *tiny, "env.tasks=[pusch]")
+    assert "'pusch'" in line and "push" in line
+    line = refused(capsys, "eval", str(checkpoint), "tasks=[door-open]")
+    assert "'door-open'" in line and "button-press-topdown, push" in line
+
+
+def test_no_demonstrations(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model("bare", load_model(checkpoint), "tune")
+    line = refused(capsys, "train", "sim", *tiny, "checkpoint=bare")
+    assert "ppo.bc_coef=0.3: bare holds no demonstrations of button-press-topdown" in line
+
+
+def test_unknown_control(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown 'luck', expected any of anchor, filtered_bc" in refused(
+        capsys, "train", "mix", *tiny, "controls=[luck]"
+    )
+
+
+def test_nan_state_stops_before_the_update(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl.envs.metaworld import MetaWorldTask
+
+    step = MetaWorldTask.step
+
+    def broken(task: MetaWorldTask, action: object) -> tuple:
+        frame, *rest = step(task, action)
+        return frame * float("nan"), *rest
+
+    monkeypatch.setattr(MetaWorldTask, "step", broken)
+    code, _, err = call(capsys, "train", "sim", *tiny)
+    assert code == 2 and err.count("\n") == 1
+    assert "sim: environment 0 (task button-press-topdown) returned a state that is not finite at step 1" in err
+    assert not list(Path("runs").glob("*/*/checkpoints/*"))
