@@ -65,7 +65,7 @@ class TuneConfig:
     noise_std: float = 0.1  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table
     half: bool = True  # round the finished weights to half precision and store them so
-    stage: StageConfig = field(default_factory=StageConfig)
+    stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))
     refit: StageConfig = field(default_factory=lambda: StageConfig(n_steps=2000))  # n_steps 0: no refit
 
     def check(self) -> None:

@@ -62,7 +62,6 @@ class Work:
         phase: str,
         windows: Windows,
         config: StageConfig,
-        demos: Windows | None = None,
         resume: dict[str, Any] | None = None,
     ) -> None:
         """Run one phase of training, measuring and saving on the way; `resume` is the saved state to go on from."""
@@ -79,7 +78,7 @@ class Work:
             self.save({"step": self.step + step}, extra=files)
 
         with Progress(phase) as progress:
-            train_stage(phase, self.model, windows, config, demos, log, save, resume)
+            train_stage(phase, self.model, windows, config, log, save, resume)
         self.step += config.n_steps
 
     def finish(
@@ -175,7 +174,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     state = saved.state if saved else None
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
-        work.train("tune", _windows(model, episodes), stage, _windows(model, demos), state)
+        work.train("tune", _windows(model, demos), stage, state)
         state = None
         if config.half:  # from here on the policy is the one that is stored
             half_precision(model)

@@ -1,6 +1,7 @@
 """A point in the plane pushed by its action, and a tiny world-action model of it: the toy that many tests share."""
 
 import copy
+from dataclasses import replace
 from collections.abc import Callable
 
 import pytest
@@ -123,8 +124,9 @@ def _trained(windows, demos) -> WorldActionModel:
     torch.manual_seed(0)
     model = WorldActionModel(CONFIG, SPEC)
     fit_statistics(model, windows, n=2000)
-    config = StageConfig(n_steps=160, batch_size=32, demo_batch_size=32, learning_rate=3e-3, warmup_steps=10)
-    train_stage("tune", model, windows, config, demos)
+    config = StageConfig(n_steps=160, batch_size=32, learning_rate=3e-3, warmup_steps=10)
+    train_stage("pretrain", model, windows, config)
+    train_stage("tune", model, demos, replace(config, n_steps=400, batch_size=64, atoms=(0.0, 0.5, 0.0, 0.5, 0.0)))
     return model
 
 

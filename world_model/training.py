@@ -1,7 +1,8 @@
 """The two training stages before RL, and the refit of the world side: one loop, three settings.
 
-`pretrain` learns to predict from all episodes, with no imitation. `tune` adds the joint decoding of actions, from few
-demonstrations. `refit` trains the world decoder alone on newer episodes; encoder and action decoder keep every bit.
+`pretrain` learns to predict from all episodes, with no imitation. `tune` teaches the action decoder to act, from few
+demonstrations; encoder and dream keep every bit. `refit` trains the world decoder alone on newer episodes; encoder and
+action decoder keep every bit.
 """
 
 from __future__ import annotations
@@ -26,19 +27,17 @@ Save = Callable[[int, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How long and on what a stage trains. `world_atoms` and `demo_atoms` weigh `ATOMS`, in their order."""
+    """How long and on what a stage trains. `atoms` weigh the training samples of each mode, in the order of `ATOMS`."""
 
     n_steps: int = 10_000  # of the optimizer; 0: the stage is left out
-    batch_size: int = 256  # windows of all episodes, for prediction
-    demo_batch_size: int = 256  # windows of demonstrations, for imitation; used by tune only
+    batch_size: int = 256  # windows
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     success_coef: float = 1.0
     progress_coef: float = 1.0
-    world_atoms: tuple[float, ...] = (0.25, 0.0, 0.5, 0.15, 0.1)
-    demo_atoms: tuple[float, ...] = (0.2, 0.6, 0.1, 0.1, 0.0)
+    atoms: tuple[float, ...] = (0.25, 0.0, 0.5, 0.15, 0.1)
     log_every: int = 100
     save_every: int = 1000
     seed: int = 0
@@ -47,15 +46,13 @@ class StageConfig:
         """Refuse sizes and weights that mean nothing."""
         if self.n_steps < 0:
             raise UserError(f"n_steps={self.n_steps}: expected at least 0")
-        for name in ("batch_size", "demo_batch_size", "warmup_steps", "log_every", "save_every"):
+        for name in ("batch_size", "warmup_steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
         if not 0 < self.learning_rate < math.inf:  # also refuses NaN
             raise UserError(f"learning_rate={self.learning_rate}: expected a finite number above 0")
-        for name in ("world_atoms", "demo_atoms"):
-            weights = getattr(self, name)
-            if len(weights) != len(ATOMS) or min(weights) < 0 or sum(weights) <= 0:
-                raise UserError(f"{name}={weights}: expected {len(ATOMS)} weights, of {', '.join(ATOMS)}")
+        if len(self.atoms) != len(ATOMS) or min(self.atoms) < 0 or sum(self.atoms) <= 0:
+            raise UserError(f"atoms={self.atoms}: expected {len(ATOMS)} weights, of {', '.join(ATOMS)}")
 
 
 def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
@@ -70,25 +67,23 @@ def train_stage(
     model: WorldActionModel,
     windows: Windows,
     config: StageConfig,
-    demos: Windows | None = None,
     log: Log | None = None,
     save: Save | None = None,
     resume: dict[str, Any] | None = None,
 ) -> None:
     """Train `model` in place for `config.n_steps` steps of stage pretrain, tune or refit.
 
+    `windows` are those of all episodes, for tune of the demonstrations alone.
     `log` is called with the mean losses every `log_every` steps, `save` with all that `resume` needs every `save_every`
     steps and at the end; a run continued from there ends with the same weights.
 
     Raises:
-        UserError: tune without demonstrations, or a loss that is not finite (nothing of it has reached the weights).
+        UserError: a loss or gradient is not finite; nothing of it has reached the weights.
     """
     config.check()
-    if stage == "tune" and demos is None:
-        raise UserError("tune needs demonstrations: episodes of an expert for the tasks to be learned")
     had_gradients = [p.requires_grad for p in model.parameters()]
     try:
-        _train(stage, model, windows, config, demos, log, save, resume)
+        _train(stage, model, windows, config, log, save, resume)
     finally:  # a policy that shares the model goes on training its own part
         model.eval()
         for parameter, had in zip(model.parameters(), had_gradients, strict=True):
@@ -100,7 +95,6 @@ def _train(
     model: WorldActionModel,
     windows: Windows,
     config: StageConfig,
-    demos: Windows | None,
     log: Log | None,
     save: Save | None,
     resume: dict[str, Any] | None,
@@ -117,12 +111,10 @@ def _train(
     model.train()
     sums: dict[str, float] = {}
     for step in range(first, config.n_steps):
-        losses = stage_losses(model, windows.sample(config.batch_size, generator), config.world_atoms, False, generator)
+        batch = windows.sample(config.batch_size, generator)
+        losses = stage_losses(model, batch, config.atoms, imitate=stage == "tune", generator=generator)
         if stage == "tune":
-            assert demos is not None
-            batch = demos.sample(config.demo_batch_size, generator)
-            imitation = stage_losses(model, batch, config.demo_atoms, True, generator)
-            losses["imitation"] = imitation["action"]
+            losses = {"action": losses["action"]}
         rate = config.learning_rate * schedule(step, config)
         _step(optimizer, parameters, _total(losses, config), rate, config, step)
         for name, value in losses.items():
@@ -137,12 +129,13 @@ def _train(
 
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
     """Freeze what a stage must not touch and return the rest; the critic is trained by PPO alone."""
-    model.requires_grad_(stage != "refit")
-    model.value.requires_grad_(False)
-    if stage == "refit":
-        for parameter in model.world_parameters():
-            parameter.requires_grad_(True)
-    return [p for p in model.parameters() if p.requires_grad]
+    everything = (p for name, p in model.named_parameters() if not name.startswith("value."))
+    trained = {"pretrain": everything, "tune": model.action_parameters(), "refit": model.world_parameters()}
+    parameters = list(trained[stage])
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
 
 
 def schedule(step: int, config: StageConfig) -> float:

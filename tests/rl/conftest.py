@@ -1,5 +1,6 @@
 """A checkpoint of two Meta-World tasks, small enough to be made while the tests run, with its demonstrations."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, demonstrations: list[Ep
     model = WorldActionModel(CONFIG, make_spec("metaworld", TASKS))
     windows = Windows(demonstrations, TASKS, CONFIG.n_context_frames, CONFIG.chunk_size)
     fit_statistics(model, windows, n=1000)
-    config = StageConfig(n_steps=50, batch_size=16, demo_batch_size=64, learning_rate=3e-3, warmup_steps=10)
-    train_stage("tune", model, windows, config, windows)
+    config = StageConfig(n_steps=50, batch_size=16, learning_rate=3e-3, warmup_steps=10)
+    train_stage("pretrain", model, windows, config)
+    train_stage("tune", model, windows, replace(config, n_steps=100, batch_size=64, atoms=(0.0, 1.0, 0.0, 0.0, 0.0)))
     folder = tmp_path_factory.mktemp("checkpoints")
     EpisodeStore(folder / "episodes").append(demonstrations, model.spec)
     shards = {shard.name: shard.read_bytes() for shard in EpisodeStore(folder / "episodes").shards}

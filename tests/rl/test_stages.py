@@ -42,7 +42,7 @@ demos: {{{TASK}: 2}}
 n_policy: 2
 n_policy_heldout: 1
 n_eval: 2
-stage: {{n_steps: 20, batch_size: 16, demo_batch_size: 16, log_every: 5, save_every: 10}}
+stage: {{n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}}
 refit: {{n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}}
 """
 

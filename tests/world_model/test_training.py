@@ -14,7 +14,7 @@ from world_model.metrics import inverse_metrics, prediction_metrics, read_out_me
 from world_model.store import load_model, save_model
 from world_model.training import StageConfig, fit_statistics, schedule, train_stage
 
-SHORT = StageConfig(n_steps=8, batch_size=8, demo_batch_size=8, learning_rate=1e-3, warmup_steps=2, save_every=4)
+SHORT = StageConfig(n_steps=8, batch_size=8, learning_rate=1e-3, warmup_steps=2, save_every=4)
 
 
 def weights(model):
@@ -49,9 +49,9 @@ def test_the_read_out_tells_success(trained, windows):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "tune", "refit"])
-def test_an_interrupted_stage_ends_with_the_same_weights(model, windows, demos, tmp_path, stage):
+def test_an_interrupted_stage_ends_with_the_same_weights(model, windows, tmp_path, stage):
     whole, cut = model, copy.deepcopy(model)
-    train_stage(stage, whole, windows, SHORT, demos)
+    train_stage(stage, whole, windows, SHORT)
 
     def save(step, state):
         save_model(tmp_path / "m", cut, stage, extra=pack_training_state(state))
@@ -59,10 +59,10 @@ def test_an_interrupted_stage_ends_with_the_same_weights(model, windows, demos, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_stage(stage, cut, windows, SHORT, demos, save=save)
+        train_stage(stage, cut, windows, SHORT, save=save)
     resumed = load_model(tmp_path / "m")
     assert not same(weights(resumed), weights(whole))
-    train_stage(stage, resumed, windows, SHORT, demos, resume=load_training_state(tmp_path / "m"))
+    train_stage(stage, resumed, windows, SHORT, resume=load_training_state(tmp_path / "m"))
     assert same(weights(resumed), weights(whole))
 
 
@@ -95,9 +95,12 @@ def test_a_loss_that_is_not_finite_reaches_no_weight(model, windows):
     assert same(before, weights(model))
 
 
-def test_tune_needs_demonstrations(model, windows):
-    with pytest.raises(UserError, match="tune needs demonstrations"):
-        train_stage("tune", model, windows, SHORT)
+def test_tuning_changes_the_action_decoder_alone(model, demos):
+    before = weights(model)
+    train_stage("tune", model, demos, SHORT)
+    after = weights(model)
+    assert same(before, after, but=("action.",))
+    assert not same(before, after)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +110,13 @@ def test_tune_needs_demonstrations(model, windows):
         ({"warmup_steps": 0}, "warmup_steps=0: expected at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: expected a finite number above 0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan: expected a finite number above 0"),
-        ({"world_atoms": (1.0, 0.0)}, "world_atoms=.*: expected 5 weights"),
-        ({"demo_atoms": (0.0,) * 5}, "demo_atoms=.*: expected 5 weights"),
+        ({"atoms": (1.0, 0.0)}, "atoms=.*: expected 5 weights"),
+        ({"atoms": (0.0,) * 5}, "atoms=.*: expected 5 weights"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(model, windows, demos, change, message):
+def test_settings_that_mean_nothing_are_refused(model, windows, change, message):
     with pytest.raises(UserError, match=message):
-        train_stage("tune", model, windows, replace(SHORT, **change), demos)
+        train_stage("tune", model, windows, replace(SHORT, **change))
 
 
 def test_pretraining_does_not_imitate(model, windows):
