@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rl.buffer import Samples
 from rl.config import PPOConfig
 from rl.envs.sim import SimEnv
-from rl.buffer import Samples
 from rl.policy import FlowPolicy
 from rl.ppo import ChunkPPO
 from world_model.dream_env import DreamEnv, StartStates
@@ -65,7 +65,9 @@ def main() -> None:
     with torch.inference_mode():
         for n in (1, 32):
             part = {key: value[:n] for key, value in obs.items()}
-            rate = in_turn({"decode": lambda n=n, part=part: len(policy.decide(policy.encode(part), seeds[:n], seeds[:n]))})
+            rate = in_turn(
+                {"decode": lambda n=n, part=part: len(policy.decide(policy.encode(part), seeds[:n], seeds[:n]))}
+            )
             print(f"policy, {n:2d} at a time: {rate['decode']:.0f} chunks/s on one core")
     for place, env, n_steps in (("simulator", sim, 19), ("dream", dream, 2)):
         print(f"PPO round in the {place}: {100 * outside_share(ppo, env, n_steps):.1f} % outside model and simulator")
@@ -91,7 +93,12 @@ def stock_push() -> Callable[[], int]:
 
     warnings.filterwarnings("ignore")
     env = ALL_V3_ENVIRONMENTS["push-v3"]()
-    env._partially_observable, env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, False, True, True
+    env._partially_observable, env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = (
+        False,
+        False,
+        True,
+        True,
+    )
     del env.sawyer_observation_space
     env.seed(0)
     env.reset()

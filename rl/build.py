@@ -70,7 +70,7 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
         raise UserError(
             f"n_action_steps={config.n_action_steps} exceeds the chunk of {model.config.chunk_size} actions"
         )
-    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps)
+    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps, ppo.noise_correlation)
 
 
 def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:

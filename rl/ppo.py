@@ -73,7 +73,6 @@ class ChunkPPO(PPO):
             ]
         )
         policy.optimizer = self.optimizer
-        self.critic_anchor: tuple[Tensor, Tensor] | None = None  # features and Monte-Carlo returns of real rollouts
         self.rollout: Rollout | None = None
         self.rollout_buffer = None  # type: ignore[assignment] # the parent hands it to `collect_rollouts`
 
@@ -135,10 +134,11 @@ class ChunkPPO(PPO):
             self.logger.record(f"train/{name}", value)
         self._n_updates += 1
 
-    def update(self, sources: list[Samples], critic_only: bool = False) -> dict[str, float]:
+    def update(self, sources: list[Samples], real: Samples | None = None) -> dict[str, float]:
         """Run the epochs of one update over samples of one or several places; returns the means of what was seen.
 
-        Advantages are normalised within each source: a dream and a simulator differ in their scale.
+        Advantages are normalised within each source: a dream and a simulator differ in their scale. The returns of
+        `real` samples stay in the critic's loss, because dreamed branches are too short to correct it.
 
         Raises:
             UserError: a loss is not finite; nothing of it has reached the weights.
@@ -150,10 +150,10 @@ class ChunkPPO(PPO):
         for _ in range(self.n_epochs):
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
             for index in order.split(self.batch_size):
-                losses, stats = self._losses(samples[index], critic_only)
+                losses, stats = self._losses(samples[index], real)
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
-                stop = not critic_only and self.target_kl is not None and stats["approx_kl"] > 1.5 * self.target_kl
+                stop = self.target_kl is not None and stats["approx_kl"] > 1.5 * self.target_kl
                 if stop:
                     break
                 self._step(losses)
@@ -165,36 +165,29 @@ class ChunkPPO(PPO):
         return means
 
     def fit_critic(self, rollout: Rollout, n_steps: int = 400, holdout: float = 0.2) -> float:
-        """Fit the critic to Monte-Carlo returns of real rollouts; returns the held-out explained variance.
-
-        The returns stay in the critic's loss: dreamed branches are too short to correct it.
-        """
-        _, returns = rollout.advantages(self.gamma, 1.0)
-        _check_finite(returns)
-        context, target = concatenate(rollout.context), returns.flatten()
+        """Fit the critic to Monte-Carlo returns of real rollouts; returns the held-out explained variance."""
+        samples = Samples.from_rollout(rollout, self.gamma, gae_lambda=1.0)
+        _check_finite(samples.returns)
         n_chunks, n_envs = rollout.value.shape
         # Whole environments are held out, since neighbours in time tell too much; of a single one, its first chunks.
         group = torch.arange(n_envs).repeat(n_chunks) if n_envs > 1 else torch.arange(n_chunks)
         held = group < max(1, int(holdout * (group.max() + 1)))
-        train = (~held).nonzero().squeeze(1)
-        self.critic_anchor = (context.features[train], target[train])
+        train = samples[(~held).nonzero().squeeze(1)]
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
         for _ in range(n_steps):
-            loss = self._critic_anchor_loss(512)
+            loss = self._value_loss(train, 512)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            return explained_variance(self.policy.values(context[held]), target[held])
+            return explained_variance(self.policy.values(samples.context[held]), samples.returns[held])
 
-    def _losses(self, batch: Samples, critic_only: bool) -> tuple[Tensor, dict[str, float]]:
+    def _losses(self, batch: Samples, real: Samples | None) -> tuple[Tensor, dict[str, float]]:
         config, policy = self.config, self.policy
         value_loss = (policy.values(batch.context) - batch.returns).square().mean()
-        if self.critic_anchor is not None:
-            value_loss = value_loss + self._critic_anchor_loss(len(batch))
+        if real is not None:
+            value_loss = value_loss + self._value_loss(real, len(batch))
         loss, stats = config.vf_coef * value_loss, {"value_loss": float(value_loss.detach())}
-        if critic_only:
-            return loss, stats
         means = policy.chain_means(batch.context, batch.chain)
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
         ratio = log_ratio.exp()
@@ -214,11 +207,10 @@ class ChunkPPO(PPO):
         stats |= {"policy_gradient_loss": float(pg_loss.detach()), "ref_kl": float(ref_kl.detach())}
         return loss, stats
 
-    def _critic_anchor_loss(self, n: int) -> Tensor:
-        assert self.critic_anchor is not None
-        features, returns = self.critic_anchor
-        index = torch.randint(len(returns), (n,), generator=self.generator, device=returns.device)
-        return (self.policy.values_of_features(features[index]) - returns[index]).square().mean()
+    def _value_loss(self, samples: Samples, n: int) -> Tensor:
+        index = torch.randint(len(samples), (n,), generator=self.generator, device=samples.returns.device)
+        features, returns = samples.context.features[index], samples.returns[index]
+        return (self.policy.values_of_features(features) - returns).square().mean()
 
     def _step(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

@@ -97,7 +97,8 @@ class PostTraining:
         self.ppo = ChunkPPO(self.policy, self.sim, config.ppo, self._imitate, config.seed)
         self.champion = policy_state(self.policy)
         self.sim_steps = self.gate_steps = self.gate_episodes = 0
-        self.starts: StartStates | None = None
+        self.starts: StartStates | None = None  # real states of the last rollout in the simulator
+        self.real: Samples | None = None  # its Monte-Carlo returns
         self.dream: DreamEnv | None = None
         self._dream_rewards: RewardManager | None = None
         if config.env.kind != "sim" and model is not None:
@@ -204,6 +205,7 @@ class PostTraining:
         if self.imitation is not None:
             self.imitation.add_successes(rollout)
         if self.config.env.kind != "sim":
+            self.real = Samples.from_rollout(rollout, self.config.ppo.gamma, gae_lambda=1.0)
             self.starts = StartStates(
                 rollout.state.flatten(0, 1),
                 rollout.task.flatten(),
@@ -214,7 +216,8 @@ class PostTraining:
 
     def _update(self, place: str, rollout: Rollout) -> None:
         config = self.config.ppo
-        stats = self.ppo.update([Samples.from_rollout(rollout, config.gamma, config.gae_lambda)])
+        samples = Samples.from_rollout(rollout, config.gamma, config.gae_lambda)
+        stats = self.ppo.update([samples], real=self.real if place == "dream" else None)
         ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
         values = {f"train/{name}": value for name, value in stats.items()}
         values[f"rollout/{place}_success"] = float(rollout.success.sum() / ends)

@@ -1,8 +1,8 @@
 """A point in the plane pushed by its action, and a tiny world-action model of it: the toy that many tests share."""
 
 import copy
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
