@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rl.buffer import Samples
 from rl.config import PPOConfig
@@ -25,6 +26,7 @@ from rl.envs.sim import SimEnv
 from rl.policy import FlowPolicy
 from rl.ppo import ChunkPPO
 from world_model.dream_env import DreamEnv, StartStates
+from world_model.env import Obs
 from world_model.store import load_model
 
 SECONDS = 3.0
@@ -85,6 +87,11 @@ def in_turn(works: dict[str, Callable[[], int]]) -> dict[str, float]:
                 done[name] += work()
             seconds[name] += time.perf_counter() - begun
     return {name: done[name] / seconds[name] for name in works}
+
+
+def decode_chunks(policy: FlowPolicy, obs: Obs, seeds: Tensor) -> int:
+    """Decode one chunk a row."""
+    return len(policy.decide(policy.encode(obs), seeds, seeds))
 
 
 def stock_push() -> Callable[[], int]:

@@ -17,7 +17,7 @@ class EnvConfig:
     kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
     id: str = "metaworld"  # "metaworld" or a registered gymnasium id
     tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
-    n_envs: int = 16
+    n_envs: int = 64
     n_workers: int = 0  # processes that step them; 0: one for each thread
     max_steps: int = 150  # then an episode is truncated
     terminate_on_success: bool = True
@@ -50,27 +50,27 @@ class DreamConfig:
 class PPOConfig:
     """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
 
-    n_steps: int = 16  # chunks per environment and rollout
+    n_steps: int = 19  # chunks per environment and rollout
     batch_size: int = 256  # chunks
-    n_epochs: int = 4
-    learning_rate: float = 3e-5  # of the action side
+    n_epochs: int = 8
+    learning_rate: float = 1e-4  # of the action side
     critic_learning_rate: float = 1e-3
     critic_episodes: int = 128  # rollouts of the start policy that initialise the critic; 0: it starts from nothing
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
     clip_range: float = 0.2  # the ratio sums over dimensions and denoising steps
-    target_kl: float | None = 0.05  # stop the epochs of an update beyond it; null: never
+    target_kl: float | None = 0.5  # stop the epochs of an update beyond it; null: never
     max_grad_norm: float = 1.0
-    n_denoising_steps: int = 4
-    noise_std: float = 0.1  # of each denoising step, in normalised action units
-    noise_correlation: float = 0.0  # of the noise of neighbouring actions in a chunk
+    n_denoising_steps: int = 2
+    noise_std: float = 0.15  # of each denoising step, in normalised action units
+    noise_correlation: float = 0.8  # of the noise of neighbouring actions in a chunk
     pg_coef: float = 1.0  # policy gradient; 0 with bc_coef > 0 is the control "anchor alone"
     vf_coef: float = 0.5
     ent_coef: float = 0.0
-    bc_coef: float = 0.3  # flow-matching loss on the demonstrations of the checkpoint
+    bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.0  # the same on collected successes: the control "filtered BC"
     bc_batch_size: int = 256  # windows of demonstrations, and of successes
-    ref_kl_coef: float = 0.3  # distance to the frozen start policy
+    ref_kl_coef: float = 0.0  # distance to the frozen start policy
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
@@ -78,7 +78,8 @@ class PPOConfig:
         _at_least(self, 0, "critic_episodes")
         _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
         _positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
-        _within_0_1(self, "gamma", "gae_lambda")
+        _within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
+        _require(self, ("noise_correlation",), lambda value: value < 1, "less than 1: some noise must be its own")
         if self.target_kl is not None:
             _positive(self, "target_kl")
 

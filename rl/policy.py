@@ -128,10 +128,10 @@ class FlowPolicy(ChunkPolicy):
         self,
         model: WorldActionModel,
         env: BatchedEnv,
-        n_denoising_steps: int = 4,
-        noise_std: float = 0.1,
+        n_denoising_steps: int = 2,
+        noise_std: float = 0.15,
         n_action_steps: int | None = None,
-        noise_correlation: float = 0.0,
+        noise_correlation: float = 0.8,
     ) -> None:
         super().__init__(env)
         self.model = model

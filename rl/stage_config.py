@@ -61,8 +61,8 @@ class TuneConfig:
     )  # exceptions from n_demos, by task; also of tasks that are not tuned
     n_policy: int = 60  # rollouts per task of the tuned policy for the refit, half of them exploring
     n_policy_heldout: int = 10  # of them kept for measuring
-    n_denoising_steps: int = 4  # of the policy
-    noise_std: float = 0.1  # of the exploring rollouts, as in PPO
+    n_denoising_steps: int = 2  # of the policy
+    noise_std: float = 0.15  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table
     half: bool = True  # round the finished weights to half precision and store them so
     stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))

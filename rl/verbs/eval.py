@@ -30,7 +30,7 @@ class Options:
     n_episodes: int = EvalConfig().n_episodes  # of each task
     seed: int = EvalConfig().seed  # of the first episode
     place: Literal["sim", "dream", "both"] = "sim"
-    n_denoising_steps: int = 4  # of the policy
+    n_denoising_steps: int = 2  # of the policy
     n_action_steps: int = 0  # executed of a chunk; 0: all of it
     id: str = "metaworld"  # or a gymnasium id
     max_steps: int = EnvConfig().max_steps
