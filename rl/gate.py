@@ -34,12 +34,13 @@ def judge(
     first_seed: int,
     block: int,
     most: int,
-    z: float = 1.64,
+    z_clear: float = 1.64,
+    z_loss: float = 1.0,
 ) -> Verdict:
     """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
 
-    Only discordant pairs tell (McNemar 1947): the difference is clear at |won - lost| >= z * sqrt(won + lost). A tie is
-    accepted: the challenger is as good, and has seen more.
+    Only discordant pairs tell (McNemar 1947): the difference is clear at |won - lost| >= z_clear * sqrt(won + lost), and
+    a loss from z_loss on. Less than that is accepted: noise explains it, and the challenger has seen more.
     """
     won = lost = champion_hits = challenger_hits = n = 0
     while n < most:
@@ -48,6 +49,7 @@ def judge(
             champion_hits, challenger_hits = champion_hits + old.success, challenger_hits + new.success
             won, lost = won + (new.success and not old.success), lost + (old.success and not new.success)
         n += len(seeds)
-        if won != lost and abs(won - lost) >= z * math.sqrt(won + lost):
+        if won != lost and abs(won - lost) >= z_clear * math.sqrt(won + lost):
             break
-    return Verdict(won >= lost, champion_hits / n, challenger_hits / n, won, lost, n)
+    lost_it = lost > won and lost - won >= z_loss * math.sqrt(won + lost)
+    return Verdict(not lost_it, champion_hits / n, challenger_hits / n, won, lost, n)

@@ -45,10 +45,17 @@ def test_unclear_difference_takes_another_block() -> None:
 
 
 def test_stops_at_the_most_and_cuts_the_last_block() -> None:
-    # won 1, lost 2 is never clear: 1 < 1.64 * sqrt(3)
+    # won 1, lost 2 is never clear: 1 < 1.64 * sqrt(3); and noise explains the loss: 1 < sqrt(3)
     verdict, blocks = contest({0, 5}, {4}, most=6, first=0)
     assert blocks == [[0, 1, 2, 3], [4, 5]]
-    assert verdict == Verdict(False, champion=2 / 6, challenger=1 / 6, won=1, lost=2, n_episodes=6)
+    assert verdict == Verdict(True, champion=2 / 6, challenger=1 / 6, won=1, lost=2, n_episodes=6)
+
+
+def test_a_loss_beyond_noise_is_rolled_back_though_unclear() -> None:
+    # won 1, lost 4: sqrt(5) = 2.24 <= 3 < 1.64 * sqrt(5) = 3.67
+    verdict, blocks = contest({0, 1, 4, 5}, {2}, most=8)
+    assert verdict == Verdict(False, champion=4 / 8, challenger=1 / 8, won=1, lost=4, n_episodes=8)
+    assert len(blocks) == 2
 
 
 @pytest.mark.parametrize("solved", [set(), {0, 1, 2, 3, 4, 5, 6, 7}])
