@@ -59,7 +59,7 @@ class PPOConfig:
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
     clip_range: float = 0.2  # the ratio sums over dimensions and denoising steps
-    target_kl: float | None = 0.5  # stop the epochs of an update beyond it; null: never
+    target_kl: float | None = 1.0  # stop the epochs of an update beyond it; null: never
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 2
     noise_std: float = 0.15  # of each denoising step, in normalised action units

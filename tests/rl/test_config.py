@@ -18,7 +18,7 @@ from rl.config import EnvConfig, TrainConfig
 def preset(tmp_path: Path) -> Path:
     """A preset over a base."""
     base = "# Base of the tests.\nname: base\nseed: 3\nenv: {tasks: [push, drawer-open], n_envs: 8}\n"
-    base += "ppo: {learning_rate: 1e-4, batch_size: 64}\n"
+    base += "ppo: {learning_rate: 3e-4, batch_size: 64}\n"
     (tmp_path / "base.yaml").write_text(base)
     child = "base: base.yaml\nname: child\nenv: {tasks: [push]}\nrewards: {smooth: {func: a:b, weight: -1.0}}\n"
     (tmp_path / "child.yaml").write_text(child)
@@ -43,7 +43,7 @@ def test_layers_win_in_order(preset: Path) -> None:
     config = compose(preset, ["ppo.n_epochs=2", "ppo.n_epochs=7", "rewards.smooth.weight=-0.05"], TrainConfig)
     assert (config.name, config.seed, config.env.n_envs) == ("child", 3, 8)
     assert config.env.tasks == ("push",)  # lists are replaced, not joined
-    assert (config.ppo.learning_rate, config.ppo.n_epochs, config.ppo.gamma) == (1e-4, 7, 0.999)
+    assert (config.ppo.learning_rate, config.ppo.n_epochs, config.ppo.gamma) == (3e-4, 7, 0.999)
     assert config.rewards == {"success": {"weight": 1.0}, "smooth": {"func": "a:b", "weight": -0.05}}
 
 
@@ -91,7 +91,7 @@ def test_difference_from_defaults(preset: Path) -> None:
         "env.tasks": ("push",),
         "env.n_envs": 8,
         "ppo.batch_size": 64,
-        "ppo.learning_rate": 1e-4,
+        "ppo.learning_rate": 3e-4,
         "rewards": {"success": {"weight": 1.0}, "smooth": None},
     }
 
@@ -151,7 +151,7 @@ def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
         ("ppo.learning_rate=0", "ppo.learning_rate=0.0: expected more than 0"),
         ("ppo.gamma=1.1", "ppo.gamma=1.1: expected between 0 and 1"),
         ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
-        ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 128 chunks"),
+        ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 152 chunks"),
     ],
 )
 def test_wrong_values(preset: Path, override: str, expected: str) -> None:

@@ -28,7 +28,7 @@ def env(make_point):
 
 @pytest.fixture
 def policy(model, env):
-    return FlowPolicy(model, env, n_denoising_steps=STEPS, noise_std=STD)
+    return FlowPolicy(model, env, n_denoising_steps=STEPS, noise_std=STD, noise_correlation=0.0)
 
 
 @pytest.fixture(params=["flow", "gaussian"])

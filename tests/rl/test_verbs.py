@@ -224,7 +224,7 @@ def test_unknown_task(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureF
 def test_no_demonstrations(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model("bare", load_model(checkpoint), "tune")
     line = refused(capsys, "train", "sim", *tiny, "checkpoint=bare")
-    assert "ppo.bc_coef=0.3: bare holds no demonstrations of button-press-topdown" in line
+    assert "ppo.bc_coef=0.1: bare holds no demonstrations of button-press-topdown" in line
 
 
 def test_unknown_control(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
