@@ -50,7 +50,7 @@ class DreamConfig:
 class PPOConfig:
     """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
 
-    n_steps: int = 19  # chunks per environment and rollout
+    n_steps: int = 20  # chunks per environment and rollout
     batch_size: int = 256  # chunks
     n_epochs: int = 8
     learning_rate: float = 1e-4  # of the action side

@@ -153,7 +153,7 @@ class ChunkPPO(PPO):
                 losses, stats = self._losses(samples[index], real)
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
-                stop = self.target_kl is not None and stats["approx_kl"] > 1.5 * self.target_kl
+                stop = self.target_kl is not None and stats.get("approx_kl", 0.0) > 1.5 * self.target_kl
                 if stop:
                     break
                 self._step(losses)
@@ -188,24 +188,32 @@ class ChunkPPO(PPO):
         if real is not None:
             value_loss = value_loss + self._value_loss(real, len(batch))
         loss, stats = config.vf_coef * value_loss, {"value_loss": float(value_loss.detach())}
-        means = policy.chain_means(batch.context, batch.chain)
-        log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
-        ratio = log_ratio.exp()
-        clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
-        clipped = ratio.clamp(1 - clip, 1 + clip)
-        pg_loss = -torch.min(batch.advantage * ratio, batch.advantage * clipped).mean()
-        ref_kl = policy.reference_kl(means, batch.reference_means).mean()
-        loss = loss + config.pg_coef * pg_loss + config.ref_kl_coef * ref_kl - config.ent_coef * policy.entropy()
+        if config.pg_coef > 0 or config.ref_kl_coef > 0 or config.ent_coef > 0:
+            policy_loss, policy_stats = self._policy_loss(batch)
+            loss, stats = loss + policy_loss, stats | policy_stats
         bc_loss = None if self.imitation is None else self.imitation(self.generator)
         if bc_loss is not None:
             loss = loss + bc_loss
             stats["bc_loss"] = float(bc_loss.detach())
-        with torch.no_grad():
-            # Schulman's low-variance estimate, as in SB3
-            stats["approx_kl"] = float((ratio - 1 - log_ratio).mean())
-            stats["clip_fraction"] = float(((ratio - 1).abs() > clip).float().mean())
-        stats |= {"policy_gradient_loss": float(pg_loss.detach()), "ref_kl": float(ref_kl.detach())}
         return loss, stats
+
+    def _policy_loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
+        config, policy = self.config, self.policy
+        means = policy.chain_means(batch.context, batch.chain)
+        log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
+        ratio = log_ratio.exp()
+        clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
+        pg_loss = -torch.min(batch.advantage * ratio, batch.advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
+        ref_kl = policy.reference_kl(means, batch.reference_means).mean()
+        with torch.no_grad():
+            stats = {
+                # Schulman's low-variance estimate, as in SB3
+                "approx_kl": float((ratio - 1 - log_ratio).mean()),
+                "clip_fraction": float(((ratio - 1).abs() > clip).float().mean()),
+                "policy_gradient_loss": float(pg_loss),
+                "ref_kl": float(ref_kl),
+            }
+        return config.pg_coef * pg_loss + config.ref_kl_coef * ref_kl - config.ent_coef * policy.entropy(), stats
 
     def _value_loss(self, samples: Samples, n: int) -> Tensor:
         index = torch.randint(len(samples), (n,), generator=self.generator, device=samples.returns.device)

@@ -109,9 +109,9 @@ class PostTraining:
         # The parts of a run: first evaluation, preparation, training and gate of each half, last evaluation.
         self._part, self._n_parts = 0, 3 + 2 * config.n_rounds * len(self.places)
 
-    def run(self) -> Outcome:
-        """Evaluate, train, evaluate every champion on the same seeds."""
-        before = self.evaluate()
+    def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
+        """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
+        before = before or self.evaluate()
         self.log(0, {"eval/success": success_rate(before)})
         self._part += 1
         self._prepare()

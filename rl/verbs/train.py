@@ -63,7 +63,8 @@ def run(words: list[str]) -> None:
             _save(folder.path / "checkpoints" / step, config, first, _readme(config, runs[0]))
         for name in config.controls:
             control = control_config(config, name)
-            runs.append(_train(name, control, _prepare(control), folder, _prefixed(folder, name)))
+            before = runs[0].outcome.before  # the same checkpoint on the same seeds
+            runs.append(_train(name, control, _prepare(control), folder, _prefixed(folder, name), before))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         show(_table(runs))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\npicture: {folder.path / 'before_after.png'}")
@@ -100,7 +101,14 @@ def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None
     return Imitation(model, demonstrations, ppo.bc_coef, ppo.success_bc_coef, ppo.bc_batch_size)
 
 
-def _train(name: str, config: TrainConfig, post: PostTraining, folder: RunFolder, log: Log) -> Run:
+def _train(
+    name: str,
+    config: TrainConfig,
+    post: PostTraining,
+    folder: RunFolder,
+    log: Log,
+    before: list[EpisodeResult] | None = None,
+) -> Run:
     begun, shown = time.monotonic(), _Shown()
 
     def hear(step: int, values: dict[str, float]) -> None:
@@ -113,7 +121,7 @@ def _train(name: str, config: TrainConfig, post: PostTraining, folder: RunFolder
             round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.sim_steps
         )
         try:
-            outcome = post.run()
+            outcome = post.run(before)
         except KeyboardInterrupt:
             if name == config.name:
                 _save_interrupted(folder.path / "checkpoints" / "last", config, post)
