@@ -39,8 +39,8 @@ def judge(
 ) -> Verdict:
     """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
 
-    Only discordant pairs tell (McNemar 1947): a difference is clear at |won - lost| >= z_clear * sqrt(won + lost), and a
-    loss from z_loss on. Less than that is accepted: noise explains it, and the challenger has seen more.
+    Only discordant pairs tell (McNemar 1947): a difference is clear from z_clear * sqrt(won + lost) on, and a loss from
+    z_loss on. Less than that is accepted: noise explains it, and the challenger has seen more.
     """
     won = lost = champion_hits = challenger_hits = n = 0
     while n < most:
