@@ -35,7 +35,7 @@ class Imitation:
         if demo_coef > 0:
             config = model.config
             self.demonstrations = Windows(demonstrations, model.spec.tasks, config.n_context_frames, config.chunk_size)
-        self._successes: list[tuple[Tensor, Tensor, Tensor]] = []  # context frames, task, actions of whole chunks
+        self._successes: tuple[Tensor, Tensor, Tensor] | None = None  # context frames, task, actions of whole chunks
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
         """Draw the weighted loss; None when there is nothing to imitate."""
@@ -43,8 +43,8 @@ class Imitation:
         if self.demonstrations is not None:
             batch = self.demonstrations.sample(self.batch_size, generator)
             parts.append(self.demo_coef * policy_loss(self.model, batch.context, batch.task, batch.actions, generator))
-        if self.success_coef > 0 and self._successes:
-            frames, task, actions = (torch.cat(column) for column in zip(*self._successes, strict=True))
+        if self.success_coef > 0 and self._successes is not None:
+            frames, task, actions = self._successes
             index = torch.randint(len(task), (self.batch_size,), generator=generator)
             parts.append(
                 self.success_coef * policy_loss(self.model, frames[index], task[index], actions[index], generator)
@@ -56,7 +56,12 @@ class Imitation:
         if self.success_coef == 0:
             return
         kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated)
-        self._successes.append((rollout.state[kept], rollout.task[kept], rollout.actions[kept]))
+        if not kept.any():
+            return
+        new = (rollout.state[kept], rollout.task[kept], rollout.actions[kept])
+        old = self._successes or tuple(part[:0] for part in new)
+        frames, task, actions = (torch.cat(pair) for pair in zip(old, new, strict=True))
+        self._successes = frames, task, actions
 
 
 def leads_to_success(success: Tensor, done: Tensor) -> Tensor:
