@@ -69,7 +69,7 @@ class PPOConfig:
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.0  # the same on collected successes: the control "filtered BC"
-    bc_batch_size: int = 256  # windows of demonstrations, and of successes
+    bc_batch_size: int = 128  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.0  # distance to the frozen start policy
 
     def check(self) -> None:
