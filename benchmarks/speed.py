@@ -38,7 +38,7 @@ def main() -> None:
     model = load_model(sys.argv[1] if len(sys.argv) > 1 else "metaworld-tuned")
     sim = SimEnv("metaworld", 32, [TASK], task_names=model.spec.tasks)
     policy = FlowPolicy(model, sim)
-    ppo = ChunkPPO(policy, sim, PPOConfig(n_steps=19, batch_size=256))
+    ppo = ChunkPPO(policy, sim, PPOConfig(n_steps=20, batch_size=320))
     rollout = ppo.collect(sim, 19)
     starts = StartStates(
         rollout.state.flatten(0, 1),
@@ -51,7 +51,7 @@ def main() -> None:
     chunks = torch.rand(512, 8, 4) * 2 - 1
     sim.reset()
     dream.reset()
-    with torch.inference_mode():
+    with torch.no_grad():
         rates = in_turn(
             {
                 "stock push-v3": stock_push(),
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"dream / our simulator: {rates['dream'] / rates['our simulator']:.1f}")
     obs = sim.reset()
     seeds = torch.arange(32)
-    with torch.inference_mode():
+    with torch.no_grad():
         for n in (1, 32):
             part = {key: value[:n] for key, value in obs.items()}
             rate = in_turn(
