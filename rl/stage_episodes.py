@@ -41,7 +41,7 @@ def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Seque
     chosen: list[Episode] = []
     for task in tasks:
         found = [e for e in episodes if e.task == task and e.source == "expert" and e.is_success]
-        wanted = config.demos.get(task, config.n_demos)
+        wanted = config.n_demos_of(task)
         if len(found) < wanted:
             where = f"{config.episodes} has {len(found)} successful episodes of the expert"
             raise UserError(f"demos.{task}={wanted}, but {where}; ask for fewer or collect more")

@@ -138,7 +138,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
         return saved.config
     if config.threads:
         torch.set_num_threads(config.threads)
-    store = EpisodeStore(config.episodes or f"runs/episodes/{config.name}")
+    store = EpisodeStore(config.episode_folder)
     collect(config, store)
     episodes = store.load(config.tasks, SOURCES)
     if saved is None:
