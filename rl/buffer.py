@@ -16,7 +16,7 @@ class Rollout:
 
     context: list[Context]  # one a step, num_envs rows each
     chain: Tensor
-    log_prob: Tensor
+    log_prob: Tensor  # (…, chunk_size)
     value: Tensor
     reward: Tensor  # discounted sum over the executed steps of the chunk
     n_executed: Tensor  # steps executed, 1..k
@@ -52,7 +52,7 @@ class Samples:
 
     context: Context
     chain: Tensor
-    log_prob: Tensor
+    log_prob: Tensor  # (…, chunk_size)
     value: Tensor
     advantage: Tensor
     returns: Tensor
@@ -73,7 +73,7 @@ class Samples:
         return Samples(
             context=concatenate(rollout.context),
             chain=rollout.chain.flatten(0, 1),
-            log_prob=rollout.log_prob.flatten(),
+            log_prob=rollout.log_prob.flatten(0, 1),
             value=rollout.value.flatten(),
             advantage=advantage.flatten(),
             returns=returns.flatten(),

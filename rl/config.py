@@ -58,7 +58,8 @@ class PPOConfig:
     critic_episodes: int = 128  # rollouts of the start policy that initialise the critic; 0: it starts from nothing
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
-    clip_range: float = 0.2  # the ratio sums over dimensions and denoising steps
+    clip_range: float = 0.2
+    ratio: Literal["chunk", "action"] = "chunk"  # the likelihood ratio is that of the whole chunk, or of each action
     target_kl: float | None = 1.0  # stop the epochs of an update beyond it; null: never
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 2

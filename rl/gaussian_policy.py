@@ -58,7 +58,8 @@ class GaussianPolicy(ChunkPolicy):
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
         """Density of the drawn action."""
         z = (chain[:, 1] - means[:, 0]) / self.log_std.exp()
-        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        each = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return each.view(len(z), self.chunk_size, -1).sum(-1)
 
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
         """KL to the means that acted."""

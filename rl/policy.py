@@ -38,7 +38,7 @@ class ChunkPolicy(BasePolicy):
 
     @abstractmethod
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), log-likelihood of the chain (n,)."""
+        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), its log-likelihood (n, chunk_size)."""
 
     @abstractmethod
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
@@ -50,7 +50,10 @@ class ChunkPolicy(BasePolicy):
 
     @abstractmethod
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Log-likelihood of the chain (n,), summed over its steps and dimensions, in float32."""
+        """Log-likelihood of each action of the chunk (n, chunk_size) given those before it, in float32.
+
+        Summed over the steps of the chain and the dimensions of the action; the sum of a row is that of the chunk.
+        """
 
     @abstractmethod
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
@@ -184,11 +187,12 @@ class FlowPolicy(ChunkPolicy):
 
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
         """The starting noise does not depend on the weights and is left out."""
-        volume = means.shape[1] * self.spec.action_dim * self.color.diagonal().log().sum()
-        return (
-            gaussian_log_prob(self._mix(self.whiten, chain[:, 1:]), self._mix(self.whiten, means), self.noise_std)
-            - volume
-        )
+        n, steps = means.shape[:2]
+        shape = (n, steps, self.chunk_size, self.spec.action_dim)
+        white, mean = (self._mix(self.whiten, part).view(shape).transpose(1, 2) for part in (chain[:, 1:], means))
+        volume = steps * self.spec.action_dim * self.color.diagonal().log()
+        each = gaussian_log_prob(white.flatten(0, 1), mean.flatten(0, 1), self.noise_std)
+        return each.view(n, self.chunk_size) - volume
 
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
         """Sum over steps of ||mean - reference mean||^2 / (2 std^2), in whitened units."""

@@ -201,14 +201,16 @@ class ChunkPPO(PPO):
         config, policy = self.config, self.policy
         means = policy.chain_means(batch.context, batch.chain)
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
-        ratio = log_ratio.exp()
+        if config.ratio == "chunk":
+            log_ratio = log_ratio.sum(1, keepdim=True)
+        ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)
         clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
-        pg_loss = -torch.min(batch.advantage * ratio, batch.advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
+        pg_loss = -torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
         ref_kl = policy.reference_kl(means, batch.reference_means).mean()
         with torch.no_grad():
             stats = {
                 # Schulman's low-variance estimate, as in SB3
-                "approx_kl": float((ratio - 1 - log_ratio).mean()),
+                "approx_kl": float((ratio - 1 - log_ratio).sum(1).mean()),
                 "clip_fraction": float(((ratio - 1).abs() > clip).float().mean()),
                 "policy_gradient_loss": float(pg_loss),
                 "ref_kl": float(ref_kl),

@@ -32,11 +32,11 @@ class Progress:
         self.title, self.every = title, every
         self.console = console or Console(highlight=False)
         self._live: Live | None = None
-        self._begun = self._printed = 0.0
+        self._printed = 0.0
+        self._first: tuple[float, float] | None = None  # when the first `update` came, and how much was done then
         self._pending: str | None = None
 
     def __enter__(self) -> Progress:
-        self._begun = time.monotonic()
         self._printed = -float("inf")
         if self.console.is_terminal:
             # No refresh thread: environments fork worker processes, and a thread's lock would be copied with them.
@@ -55,7 +55,9 @@ class Progress:
         """Show `done` of `total` and the values `shown`, floats with three digits."""
         now = time.monotonic()
         due = now - self._printed >= (REFRESH_SECONDS if self._live is not None else self.every)
-        left = (now - self._begun) * (total - done) / done if done > 0 else None
+        self._first = self._first or (now, done)  # a run that goes on has much done already
+        begun, before = self._first
+        left = (now - begun) * (total - done) / (done - before) if done > before else None
         if self._live is not None:
             self._live.update(self._panel(done, total, left, shown), refresh=due)
         else:

@@ -22,13 +22,14 @@ def stage_losses(
     """
     n = len(batch.task)
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
-    context = model.encode(batch.context, drop_task(model, batch.task, generator))
+    task = drop_task(model, batch.task, generator)
+    context = model.encode(batch.context, task)
     clean_video = model.codec.encode_future(batch.context, batch.future)
     clean_action = model.action_codec.encode(batch.actions)
     noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
     noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
 
-    losses = read_out_losses(model, batch)
+    losses = read_out_losses(model, batch, task)
     sees_future, errors = atom != ATOMS.index("policy"), []
     for rows, with_future in ((sees_future, True), (~sees_future, False)):
         if not rows.any():
@@ -65,10 +66,10 @@ def policy_loss(
     return (estimate - clean).square().mean()
 
 
-def read_out_losses(model: WorldActionModel, batch: Batch) -> dict[str, Tensor]:
-    """Binary cross-entropy of success and squared error of progress, on the frames that followed."""
+def read_out_losses(model: WorldActionModel, batch: Batch, task: Tensor) -> dict[str, Tensor]:
+    """Binary cross-entropy of success and squared error of progress, on the frames that followed, as `task` (n,)."""
     frames = model.codec.state(batch.future.flatten(0, 1))
-    logit, progress = model.read_out(frames, batch.task.repeat_interleave(batch.future.shape[1]))
+    logit, progress = model.read_out(frames, task.repeat_interleave(batch.future.shape[1]))
     return {
         "success": F.binary_cross_entropy_with_logits(logit, batch.success.flatten()),
         "progress": (progress - batch.progress.flatten()).square().mean(),

@@ -57,7 +57,7 @@ def test_likelihood_of_a_chain_equals_a_double_reference(policy, env):
     _, chain, log_prob = policy.sample(context, seeded())
     assert chain.shape == (N, STEPS + 1, 2, 4) and log_prob.dtype == torch.float32
     expected = reference_log_prob(policy, obs, chain)
-    torch.testing.assert_close(log_prob.double(), expected, atol=2e-3, rtol=1e-5)
+    torch.testing.assert_close(log_prob.sum(1).double(), expected, atol=2e-3, rtol=1e-5)
     again = policy.chain_log_prob(chain, policy.chain_means(context, chain))
     torch.testing.assert_close(again, log_prob, atol=2e-4, rtol=1e-5)
 
@@ -85,7 +85,14 @@ def test_likelihood_of_correlated_noise_equals_a_double_reference(model, env):
     # Codes (n, K, n_tokens, code_dim) hold actions (n, K, chunk_size, action_dim) in order.
     x, mean = (codes.double().reshape(N, STEPS, 4, 2).transpose(2, 3) for codes in (chain[:, 1:], means))
     normal = torch.distributions.MultivariateNormal(mean, STD**2 * 0.8**lag)
-    torch.testing.assert_close(log_prob.double(), normal.log_prob(x).sum((1, 2)), atol=5e-3, rtol=1e-5)
+    torch.testing.assert_close(log_prob.sum(1).double(), normal.log_prob(x).sum((1, 2)), atol=5e-3, rtol=1e-5)
+    # The likelihood of the third action is what the first three have beyond the first two.
+    marginals = [
+        torch.distributions.MultivariateNormal(mean[..., :n], STD**2 * 0.8 ** lag[:n, :n]).log_prob(x[..., :n])
+        for n in (2, 3)
+    ]
+    third = (marginals[1] - marginals[0]).sum((1, 2))
+    torch.testing.assert_close(log_prob[:, 2].double(), third, atol=5e-3, rtol=1e-5)
     off = means + 0.05
     shifted = torch.distributions.MultivariateNormal(mean + 0.05, STD**2 * 0.8**lag)
     kl = torch.distributions.kl_divergence(shifted, normal).sum((1, 2))
@@ -98,7 +105,8 @@ def test_likelihood_of_a_gaussian_by_hand(env):
     context = policy.encode(env.observe())
     actions, chain, log_prob = policy.sample(context, seeded())
     normal = torch.distributions.Normal(policy.actor(context.features).double(), float(np.exp(-1.0)))
-    torch.testing.assert_close(log_prob.double(), normal.log_prob(chain[:, 1].double()).sum(1), atol=1e-5, rtol=0)
+    each = normal.log_prob(chain[:, 1].double()).view(N, 2, 2).sum(2)  # of the two actions of the chunk
+    torch.testing.assert_close(log_prob.double(), each, atol=1e-5, rtol=0)
     assert actions.shape == (N, 2, 2)
     assert torch.equal(actions.flatten(1), chain[:, 1].clamp(-1, 1))
 

@@ -58,10 +58,27 @@ def test_the_ratio_is_one_before_the_first_update(make_ppo, policy):
     batch = samples(ppo, rollout)[0]
     with torch.no_grad():
         log_prob = ppo.policy.chain_log_prob(batch.chain, ppo.policy.chain_means(batch.context, batch.chain))
-    torch.testing.assert_close(log_prob - batch.log_prob, torch.zeros(64), atol=5e-5, rtol=0)
+    torch.testing.assert_close(log_prob - batch.log_prob, torch.zeros(64, 4), atol=5e-5, rtol=0)
     stats = ppo.update([batch])
     assert stats["clip_fraction"] == 0 and abs(stats["approx_kl"]) < 1e-6 and stats["ref_kl"] == 0
     assert abs(stats["policy_gradient_loss"]) < 1e-4  # the mean of normalised advantages
+
+
+@pytest.mark.parametrize("ratio", ["action", "chunk"])
+def test_the_clipped_objective_by_hand(make_ppo, monkeypatch, ratio):
+    """Two chunks of two actions with ratios 1.1, 1.5 | .5, 1.0 and advantages 1, -1; clip .2."""
+    ppo = make_ppo(replace(CONFIG, ratio=ratio, n_steps=2, batch_size=2), num_envs=1)
+    batch = samples(ppo, ppo.collect(ppo.batched, 2))[0]
+    batch.log_prob, batch.advantage = torch.zeros(2, 2), torch.tensor([1.0, -1.0])
+    ratios = torch.tensor([[1.1, 1.5], [0.5, 1.0]])
+    monkeypatch.setattr(ppo.policy, "chain_log_prob", lambda chain, means: ratios.log())
+    _, stats = ppo._policy_loss(batch)
+    # A gain is clipped from above, a loss from below. Chunks: 1.65 and .5.
+    objective = (1.1 + 1.2 - 0.8 - 1.0) / 4 if ratio == "action" else (1.2 - 0.8) / 2
+    assert stats["policy_gradient_loss"] == pytest.approx(-objective, abs=1e-6)
+    assert stats["clip_fraction"] == (0.5 if ratio == "action" else 1.0)
+    parts = ratios if ratio == "action" else ratios.prod(1, keepdim=True)
+    assert stats["approx_kl"] == pytest.approx(float((parts - 1 - parts.log()).sum(1).mean()), abs=1e-6)
 
 
 def test_a_rollout_by_hand(make_ppo):
