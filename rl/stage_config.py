@@ -22,7 +22,7 @@ class PretrainConfig:
     n_workers: int = 0  # processes that step the simulator; 0: none beside this one
     episodes: str = ""  # folder of the episodes, completed if it has too few; empty: runs/episodes/NAME
     n_expert: int = 40  # episodes per task of the scripted expert
-    n_noisy: int = 110  # of the expert with noise on its actions
+    n_noisy: int = 60  # of the expert with noise on its actions
     n_random: int = 20  # of random motion
     n_heldout: int = 20  # never trained on: a third by the expert, the rest noisy
     half: bool = True  # round the finished weights to half precision and store them so
@@ -59,10 +59,10 @@ class TuneConfig:
     demos: dict[str, int] = field(
         default_factory=dict
     )  # exceptions from n_demos, by task; also of tasks that are not tuned
-    n_policy: int = 60  # rollouts per task of the tuned policy for the refit, half of them exploring
+    n_policy: int = 110  # rollouts per task of the tuned policy for the refit, half of them exploring
     n_policy_heldout: int = 10  # of them kept for measuring
     n_denoising_steps: int = 2  # of the policy
-    noise_std: float = 0.15  # of the exploring rollouts, as in PPO
+    noise_std: float = 0.2  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table
     half: bool = True  # round the finished weights to half precision and store them so
     stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))

@@ -69,7 +69,7 @@ def test_help_ends_with_two_examples(capsys: pytest.CaptureFixture[str], verb: s
 def test_help_lists_keys_with_default_and_comment() -> None:
     lines = cli.keys_of(PretrainConfig).splitlines()
     assert lines[0].split(None, 1) == ["name=", "folder below runs/"]
-    assert any(line.startswith("  n_noisy=110 ") and "noise on its actions" in line for line in lines)
+    assert any(line.startswith("  n_noisy=60 ") and "noise on its actions" in line for line in lines)
     assert any(line.strip().startswith("stage.atoms=[0.25, 0.0") for line in lines)
 
 
