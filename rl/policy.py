@@ -38,7 +38,7 @@ class ChunkPolicy(BasePolicy):
 
     @abstractmethod
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), its log-likelihood (n, chunk_size)."""
+        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), log-likelihood (n, chunk_size)."""
 
     @abstractmethod
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
