@@ -37,13 +37,17 @@ class DreamConfig:
     n_envs: int = 384  # branches dreamed together
     horizon: int = 2  # chunks, then truncation with bootstrap
     n_denoising_steps: int = 2  # of the future frames
+    group_size: int = 1  # branches that share a start, whose first advantages are relative to their mean
     n_updates: int = 10  # PPO updates in the dream each round
+    n_epochs: int = 8  # of an update in the dream, where fresh branches cost little
     n_episodes: int = 128  # recorded in the simulator before the first dream, to start branches from
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_episodes")
+        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "group_size", "n_epochs", "n_episodes")
         _at_least(self, 0, "n_updates")
+        if self.n_envs % self.group_size:
+            raise UserError(f"group_size={self.group_size} must divide dream.n_envs={self.n_envs}")
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,17 @@ class PPOConfig:
     n_steps: int = 20  # chunks per environment and rollout
     batch_size: int = 256  # chunks
     n_epochs: int = 8
-    learning_rate: float = 1e-4  # of the action side
+    learning_rate: float = 2e-4  # of the action side
     critic_learning_rate: float = 1e-3
     critic_episodes: int = 128  # rollouts of the start policy that initialise the critic; 0: it starts from nothing
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
     clip_range: float = 0.2
-    ratio: Literal["chunk", "action"] = "chunk"  # the likelihood ratio is that of the whole chunk, or of each action
-    target_kl: float | None = 1.0  # stop the epochs of an update beyond it; null: never
+    ratio: Literal["action", "chunk"] = "action"  # likelihood of each action of a chunk given those before, or of all
+    target_kl: float | None = 1.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 2
-    noise_std: float = 0.15  # of each denoising step, in normalised action units
+    noise_std: float = 0.2  # of each denoising step, in normalised action units
     noise_correlation: float = 0.8  # of the noise of neighbouring actions in a chunk
     pg_coef: float = 1.0  # policy gradient; 0 with bc_coef > 0 is the control "anchor alone"
     vf_coef: float = 0.5
@@ -113,7 +117,7 @@ class EvalConfig:
 
 
 CONTROLS: dict[str, dict[str, float]] = {
-    "anchor": {"pg_coef": 0.0},
+    "anchor": {"pg_coef": 0.0, "success_bc_coef": 0.0},
     "filtered_bc": {"pg_coef": 0.0, "success_bc_coef": 1.0},
 }
 """What a control changes in `ppo`: the anchor alone, and imitation of the successes that were collected."""

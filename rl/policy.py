@@ -132,7 +132,7 @@ class FlowPolicy(ChunkPolicy):
         model: WorldActionModel,
         env: BatchedEnv,
         n_denoising_steps: int = 2,
-        noise_std: float = 0.15,
+        noise_std: float = 0.2,
         n_action_steps: int | None = None,
         noise_correlation: float = 0.8,
     ) -> None:

@@ -4,6 +4,9 @@ What differs from the parent: a step is a chunk that lasts 1..k environment step
 of a denoising chain, observations stay torch tensors, a rollout may come from the simulator or from a dream, and two
 anchors can hold the policy near what it was: imitation of demonstrations (`bc_coef`) and a distance to the start policy
 (`ref_kl_coef`).
+
+The ratio is clipped for each action of a chunk, given those before it, as language models do for tokens: the ratio of a
+whole chunk is outside the clip range after a step or two, and then nothing more is learned from it (`ratio=chunk`).
 """
 
 from __future__ import annotations
@@ -134,7 +137,9 @@ class ChunkPPO(PPO):
             self.logger.record(f"train/{name}", value)
         self._n_updates += 1
 
-    def update(self, sources: list[Samples], real: Samples | None = None) -> dict[str, float]:
+    def update(
+        self, sources: list[Samples], real: Samples | None = None, n_epochs: int | None = None
+    ) -> dict[str, float]:
         """Run the epochs of one update over samples of one or several places; returns the means of what was seen.
 
         Advantages are normalised within each source: a dream and a simulator differ in their scale. The returns of
@@ -147,7 +152,7 @@ class ChunkPPO(PPO):
         _check_finite(samples.advantage, samples.returns)
         seen: dict[str, list[float]] = {}
         stop = False
-        for _ in range(self.n_epochs):
+        for _ in range(n_epochs or self.n_epochs):
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
             for index in order.split(self.batch_size):
                 losses, stats = self._losses(samples[index], real)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ class Half:
     verdict: Verdict | None
     champion: Weights
     sim_steps: int  # executed for training so far
+    gate_steps: int  # and for the gates
     seconds: float
     evaluation: list[EpisodeResult] = field(default_factory=list)  # of the champion, on seeds no gate saw
 
@@ -179,6 +179,7 @@ class PostTraining:
                 max_steps=config.env.max_steps,
                 action_delay=config.env.action_delay,
                 obs_noise=config.env.obs_noise,
+                group_size=config.dream.group_size,
                 seed=config.seed,
             )
             self.dream.rewards = self._dream_rewards
@@ -216,8 +217,12 @@ class PostTraining:
 
     def _update(self, place: str, rollout: Rollout) -> None:
         config = self.config.ppo
-        samples = Samples.from_rollout(rollout, config.gamma, config.gae_lambda)
-        stats = self.ppo.update([samples], real=self.real if place == "dream" else None)
+        if place == "dream":
+            dream = self.config.dream
+            samples = Samples.from_rollout(rollout, config.gamma, config.gae_lambda, dream.group_size)
+            stats = self.ppo.update([samples], self.real, dream.n_epochs)
+        else:
+            stats = self.ppo.update([Samples.from_rollout(rollout, config.gamma, config.gae_lambda)])
         ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
         values = {f"train/{name}": value for name, value in stats.items()}
         values[f"rollout/{place}_success"] = float(rollout.success.sum() / ends)
@@ -253,7 +258,7 @@ class PostTraining:
         if verdict is None or verdict.accepted:
             self.champion = challenger
         load_policy_state(self.policy, self.champion)
-        return Half(place, verdict, self.champion, self.sim_steps, time.monotonic() - self._begun)
+        return Half(place, verdict, self.champion, self.sim_steps, self.gate_steps, time.monotonic() - self._begun)
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
@@ -271,17 +276,3 @@ class PostTraining:
                 self._part += 1
             half.evaluation = results
             self.log(half.sim_steps, {"eval/success": success_rate(results)})
-
-
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """Return the figures of an outcome as plain numbers."""
-    rate = success_rate(outcome.before), success_rate(outcome.after)
-    return {
-        "before": rate[0],
-        "after": rate[1],
-        "gain": rate[1] - rate[0],
-        "gain_from_dream": outcome.gain_of("dream"),
-        "gain_from_sim": outcome.gain_of("sim"),
-        "sim_steps": outcome.sim_steps,
-        "gate_steps": outcome.gate_steps,
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -81,8 +82,15 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        # Bad input that shows before anything is measured leaves nothing behind.
+        if kind is not None and issubclass(kind, UserError) and not self._holds_anything():
+            shutil.rmtree(self.path)
+
+    def _holds_anything(self) -> bool:
+        metrics = (self.path / "metrics.jsonl").stat().st_size > 0
+        return metrics or any(self.checkpoints.iterdir()) or (self.path / "episodes").exists()
 
 
 def read_rows(file: str | Path) -> list[dict[str, Any]]:

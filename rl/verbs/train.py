@@ -55,7 +55,7 @@ def run(words: list[str]) -> None:
     preset = words[0] if words and "=" not in words[0] else None
     config = compose(preset, words[1:] if preset else words, TrainConfig)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    first = _prepare(config)  # what is wrong with the input shows before a folder is made
+    first = prepare(config)  # what is wrong with the input shows before a folder is made
     with RunFolder.create("runs", config.name, config.seed, to_yaml(config)) as folder:
         print(f"run folder: {folder.path}\nrewards: {_terms(first)}")
         runs = [_train(config.name, config, first, folder, folder.log)]
@@ -64,7 +64,7 @@ def run(words: list[str]) -> None:
         for name in config.controls:
             control = control_config(config, name)
             before = runs[0].outcome.before  # the same checkpoint on the same seeds
-            runs.append(_train(name, control, _prepare(control), folder, _prefixed(folder, name), before))
+            runs.append(_train(name, control, prepare(control), folder, _prefixed(folder, name), before))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         show(_table(runs))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\npicture: {folder.path / 'before_after.png'}")
@@ -76,8 +76,8 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
     return replace(config, ppo=replace(config.ppo, **CONTROLS[name]), controls=())  # type: ignore[arg-type]
 
 
-def _prepare(config: TrainConfig) -> PostTraining:
-    """Build a run from a freshly loaded checkpoint."""
+def prepare(config: TrainConfig) -> PostTraining:
+    """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet."""
     model = load_model(config.checkpoint) if config.policy == "flow" else None
     post = PostTraining(config, model, None, log=lambda step, values: None)
     if model is not None:

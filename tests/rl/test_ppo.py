@@ -186,6 +186,15 @@ def test_several_sources_are_normalised_each_by_itself(make_ppo):
     assert abs(stats["policy_gradient_loss"]) < 1e-3  # both have mean 0
 
 
+def test_first_advantages_of_a_group_are_relative_to_its_mean(make_ppo):
+    rollout = make_ppo().collect(make_ppo().batched, 3)
+    alone, grouped = (Samples.from_rollout(rollout, 0.9, 0.95, size) for size in (1, 4))
+    one, other = alone.advantage.view(3, 8), grouped.advantage.view(3, 8)
+    expected = one[0].view(2, 4) - one[0].view(2, 4).mean(1, keepdim=True)
+    torch.testing.assert_close(other[0], expected.flatten())
+    assert torch.equal(other[1:], one[1:]) and torch.equal(grouped.returns, alone.returns)
+
+
 @pytest.mark.parametrize(("policy", "n_steps"), [("flow", 100), ("gaussian", 400)])
 def test_the_critic_learns_what_can_be_predicted(make_ppo, policy, n_steps):
     """The farther the goal, the smaller the return."""

@@ -14,7 +14,7 @@ from rl.evaluate import EpisodeResult
 from rl.gate import Verdict
 from rl.imitation import Imitation, leads_to_success
 from rl.policy import policy_state
-from rl.rounds import Half, Outcome, PostTraining, summary
+from rl.rounds import Half, Outcome, PostTraining
 from world_model.dream_env import StartStates
 from world_model.store import load_model
 
@@ -86,7 +86,7 @@ def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: py
 def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
     no, champion = Verdict(False, 1.0, 0.0, 0, 4, 4), post.champion
     before = [EpisodeResult("push", 0, True, 5, 1.0)]
-    outcome = Outcome(before, [Half("dream", no, champion, 0, 0.0), Half("sim", no, champion, 9, 0.0)], 9, 0)
+    outcome = Outcome(before, [Half("dream", no, champion, 0, 0, 0.0), Half("sim", no, champion, 9, 0, 0.0)], 9, 0)
     post.evaluate = lambda: pytest.fail("the champion is that of the start, and was evaluated")  # type: ignore
     post._evaluate_champions(outcome)
     assert outcome.after is before
@@ -163,10 +163,9 @@ def test_shares_of_the_gain_add_up() -> None:
         return [EpisodeResult("push", i, i < n, 5, 0.0) for i in range(10)]
 
     halves = [
-        Half(place, None, {}, 0, 0.0, rate(n)) for place, n in (("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8))
+        Half(place, None, {}, 0, 0, 0.0, rate(n)) for place, n in (("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8))
     ]
     outcome = Outcome(rate(3), halves, 100, 50)
     # dream: 3 -> 5 and 4 -> 7; simulator: 5 -> 4 and 7 -> 8
     assert outcome.gain_of("dream") == pytest.approx(0.5)
     assert outcome.gain_of("sim") == pytest.approx(0.0)
-    assert summary(outcome)["gain"] == pytest.approx(0.5)

@@ -47,6 +47,15 @@ def test_name_must_be_one_folder(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_bad_input_leaves_a_folder_only_where_something_was_measured(tmp_path: Path, steps: int) -> None:
+    with pytest.raises(UserError), RunFolder.create(tmp_path, "demo", seed=3) as run:
+        for step in range(steps):
+            run.log(step, {"train/loss": 1.0})
+        raise UserError("checkpoint='nowhere': not found")
+    assert run.path.exists() == bool(steps)
+
+
 def test_log_writes_json_lines_and_tensorboard(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "demo", seed=0) as run:
         run.log(8, {"train/loss": torch.tensor(0.5), "rollout/success_rate": 0.25})
@@ -85,6 +94,18 @@ def test_open_refuses_another_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.open(tmp_path, step=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_time_left_counts_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going on at 1,000 of 8,000, 100 a second: 69 seconds are left after the next 100, not 6."""
+    clock = iter([0.0, 1.0])
+    monkeypatch.setattr("rl.progress.time.monotonic", lambda: next(clock))
+    out = StringIO()
+    with Progress("pretrain", every=0.0, console=Console(file=out, width=80)) as progress:
+        progress.update(1000, 8000)
+        progress.update(1100, 8000)
+    lines = out.getvalue().splitlines()
+    assert "?:??" in lines[0] and "1:09 left" in lines[1]
 
 
 def test_progress_prints_first_and_last_line_without_terminal() -> None:

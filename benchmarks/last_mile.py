@@ -1,0 +1,290 @@
+"""The last mile as a table: what PPO in the dream, in the simulator and in both buys, beside honest controls.
+
+    python benchmarks/last_mile.py                                      # every run that is missing, then the table
+    python benchmarks/last_mile.py --methods sim dream --tasks hammer --seeds 0
+    python benchmarks/last_mile.py --seeds 10 11 12 --out docs/last_mile        # final figures: seeds nobody chose by
+    python benchmarks/last_mile.py --runs 0                             # the table of what is there
+
+A run is a method on a task from a seed. Its row goes to OUT/results.jsonl as soon as it is finished, so the command can
+be stopped and called again, and parts may run side by side. OUT/table.md and OUT/curve.png are made from all rows.
+Success is that of the champion on 400 episodes which no gate saw; simulator steps count those of the gates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from rewards import RewardManager
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.envs.adapters import StepVecEnv, flatten_obs
+from rl.envs.sim import SimEnv
+from rl.evaluate import EpisodeResult, evaluate_sim
+from rl.verbs.train import prepare
+from world_model.checkpoint import find_checkpoint
+from world_model.env import Obs
+from world_model.episodes import EpisodeStore
+from world_model.spec import Spec
+from world_model.windows import Windows
+
+TASKS = ("assembly", "box-close", "hand-insert", "peg-insert-side", "hammer", "pick-place-wall")
+BUDGETS = (50_000, 100_000, 300_000, 500_000)
+"""Simulator steps at which methods are compared."""
+
+EVAL_SEED, EVAL_EPISODES = 7_000_000, 400
+ANCHOR, FILTERED_BC = "ppo.pg_coef=0 ppo.success_bc_coef=0", "ppo.pg_coef=0 ppo.success_bc_coef=1"
+SIM = "sim total_timesteps=450_000 n_rounds=9 gate.n_episodes=32 gate.max_episodes=32"
+MIX = "mix total_timesteps=240_000 n_rounds=8 gate.n_episodes=32 gate.max_episodes=32"
+METHODS = {
+    "dream": "dream",
+    "dream: anchor": f"dream {ANCHOR}",
+    "dream: filtered BC": f"dream {FILTERED_BC}",
+    "sim": SIM,
+    "sim: filtered BC": f"{SIM} {FILTERED_BC}",
+    "mix": MIX,
+    "mix: filtered BC": f"{MIX} {FILTERED_BC}",
+    "SB3": "",
+}
+"""Preset and overrides of each method; SB3 is Stable-Baselines3's own PPO, see `run_sb3`."""
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.jsonl"
+    missing = [
+        (method, task, seed)
+        for seed in args.seeds
+        for task in args.tasks
+        for method in args.methods
+        if (method, task, seed) not in {key(row) for row in read(results)}
+    ]
+    for method, task, seed in missing[: args.runs]:
+        row = run(method, task, seed)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(line(row), flush=True)
+    rows = read(results)
+    if rows:
+        (args.out / "table.md").write_text(table(rows), encoding="utf-8")
+        draw(rows, args.out / "curve.png")
+        print(table(rows))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--runs", type=int, default=10**9, help="at most so many runs, then the table")
+    parser.add_argument("--out", type=Path, default=Path("runs/last_mile"))
+    return parser.parse_args()
+
+
+def run(method: str, task: str, seed: int) -> Row:
+    """Run one method from one seed; `before` and `after` are the outcomes of the episodes, as a string of 0 and 1."""
+    first = EVAL_SEED + 10_000 * seed
+    begun = time.monotonic()
+    common = [f"env.tasks=[{task}]", f"seed={seed}", f"eval.n_episodes={EVAL_EPISODES}", f"eval.seed={first}"]
+    if method == "SB3":
+        found = run_sb3(compose("sim", common, TrainConfig), task)
+    else:
+        preset, *overrides = METHODS[method].split()
+        found = run_ours(compose(preset, [*overrides, *common], TrainConfig))
+    return {"method": method, "task": task, "seed": seed, **found, "minutes": (time.monotonic() - begun) / 60}
+
+
+def run_ours(config: TrainConfig) -> Row:
+    """Post-train as `wamtune train` does."""
+    post = prepare(config)
+    try:
+        outcome = post.run()
+    finally:
+        post.close()
+    return {
+        "before": bits(outcome.before),
+        "after": bits(outcome.after),
+        "curve": [(h.sim_steps + h.gate_steps, share(bits(h.evaluation))) for h in outcome.halves],
+        "accepted": sum(h.accepted for h in outcome.halves),
+        "sim_steps": outcome.sim_steps,
+        "gate_steps": outcome.gate_steps,
+    }
+
+
+def run_sb3(config: TrainConfig, task: str) -> Row:
+    """Stable-Baselines3's PPO with its MLP and defaults, begun by imitating the same demonstrations."""
+    rewards = RewardManager({"success": {"weight": 1.0}}, (), "sim")
+    sim, arena = (
+        SimEnv("metaworld", n, [task], n_context_frames=2, n_workers=1, seed=config.seed, rewards=terms)
+        for n, terms in ((16, rewards), (64, None))
+    )
+    env = VecNormalize(StepVecEnv(sim), norm_reward=False)
+    ppo = PPO("MlpPolicy", env, seed=config.seed, n_steps=512, batch_size=512, gamma=config.ppo.gamma, device="cpu")
+    actor = Actor(ppo, env, sim.spec)
+    actor.imitate(Windows(EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=[task]), [task], 2, 1))
+    seeds = range(config.eval.seed, config.eval.seed + config.eval.n_episodes)
+    before = bits(evaluate_sim(actor, arena, seeds))  # type: ignore[arg-type] # all it needs is there
+    curve = []
+    for budget in BUDGETS:
+        ppo.learn(budget - ppo.num_timesteps, reset_num_timesteps=False)
+        after = bits(evaluate_sim(actor, arena, seeds))  # type: ignore[arg-type]
+        curve.append((ppo.num_timesteps, share(after)))
+    arena.close()
+    env.close()
+    steps = ppo.num_timesteps
+    return {"before": before, "after": after, "curve": curve, "accepted": 0, "sim_steps": steps, "gate_steps": 0}
+
+
+class Actor:
+    """A policy of Stable-Baselines3 as `evaluate_sim` asks for one: one action at a time, the mean."""
+
+    def __init__(self, ppo: PPO, env: VecNormalize, spec: Spec) -> None:
+        self.ppo, self.env, self.spec = ppo, env, spec
+
+    def imitate(self, windows: Windows, n_steps: int = 2000) -> None:
+        """Regress the mean on the demonstrated actions."""
+        generator = torch.Generator().manual_seed(0)
+        everything = windows.sample(10_000, generator)
+        self.env.obs_rms.update(flatten_obs({"state": everything.context, "task": everything.task}, self.spec).numpy())
+        optimizer = torch.optim.Adam(self.ppo.policy.parameters(), lr=1e-3)
+        for _ in range(n_steps):
+            batch = windows.sample(256, generator)
+            obs = self.encode({"state": batch.context, "task": batch.task})
+            mean = self.ppo.policy.get_distribution(obs).distribution.mean
+            loss = (mean - batch.actions[:, 0]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def encode(self, obs: Obs) -> Tensor:
+        """Observations as the MLP was trained on (n, D)."""
+        return torch.as_tensor(self.env.normalize_obs(flatten_obs(obs, self.spec).numpy())).float()
+
+    def decide(self, context: Tensor, seed: Tensor, counter: Tensor) -> Tensor:
+        """The mean action (n, 1, action_dim)."""
+        mean: Tensor = self.ppo.policy.get_distribution(context).distribution.mean
+        return mean.unsqueeze(1).clamp(-1, 1)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line for each method, then its success at each budget of simulator steps."""
+    methods = [m for m in METHODS if any(row["method"] == m for row in rows)]
+    lines = [
+        "| method | runs | before | after | gain | worse | rounds accepted | simulator steps | minutes |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for method in methods:
+        of = [row for row in rows if row["method"] == method]
+        before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
+        accepted = sum(row["accepted"] > 0 for row in of)
+        steps = np.mean([row["sim_steps"] + row["gate_steps"] for row in of])
+        minutes = np.mean([row["minutes"] for row in of])
+        lines.append(
+            f"| {method} | {len(of)} | {100 * before:.1f} % | {100 * after:.1f} % | {100 * (after - before):+.1f} "
+            f"| {worse(of)} | {accepted} | {steps:,.0f} | {minutes:.1f} |"
+        )
+    lines += ["", "| mean success at | " + " | ".join(f"{b:,}" for b in BUDGETS) + " |"]
+    lines.append("| --- |" + " ---: |" * len(BUDGETS))
+    for method in methods:
+        of = [row for row in rows if row["method"] == method]
+        at = [f"{100 * np.mean([success_at(row, budget) for row in of]):.1f} %" for budget in BUDGETS]
+        lines.append(f"| {method} | " + " | ".join(at) + " |")
+    lines += ["", "| gain in points | " + " | ".join(TASKS) + " |", "| --- |" + " ---: |" * len(TASKS)]
+    for method in methods:
+        lines.append(f"| {method} | " + " | ".join(_gain(rows, method, task) for task in TASKS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def worse(rows: Sequence[Row], alpha: float = 0.05) -> int:
+    """Count runs that are significantly below their start: McNemar's exact test, one-sided, Holm over all runs."""
+    p = sorted(_p_worse(row["before"], row["after"]) for row in rows)
+    count = 0
+    for i, value in enumerate(p):
+        if value > alpha / (len(p) - i):
+            break
+        count += 1
+    return count
+
+
+def success_at(row: Row, budget: int) -> float:
+    """Success of the last champion that cost no more than `budget` steps, gates included."""
+    reached = [value for steps, value in row["curve"] if steps <= budget]
+    return reached[-1] if reached else share(row["before"])
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw mean success against simulator steps."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    grid = np.linspace(0, max(steps for row in rows for steps, _ in row["curve"] or [(1, 0)]), 200)
+    for method in METHODS:
+        of = [row for row in rows if row["method"] == method]
+        if of:
+            mean = [np.mean([success_at(row, steps) for row in of]) for steps in grid]
+            axes.step(grid / 1000, mean, where="post", label=method)
+    axes.set(xlabel="thousand simulator steps, gates included", ylabel="mean success", ylim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(str(path), dpi=120)
+
+
+def line(row: Row) -> str:
+    """One line for a finished run."""
+    before, after = share(row["before"]), share(row["after"])
+    steps = row["sim_steps"] + row["gate_steps"]
+    return (
+        f"{row['method']}, {row['task']}, seed {row['seed']}: {100 * before:.1f} -> {100 * after:.1f} %, "
+        f"{steps:,} simulator steps, {row['minutes']:.1f} min"
+    )
+
+
+def read(results: Path) -> list[Row]:
+    """Rows of all finished runs."""
+    return [json.loads(text) for text in results.read_text("utf-8").splitlines()] if results.is_file() else []
+
+
+def key(row: Row) -> tuple[str, str, int]:
+    """What names a run."""
+    return row["method"], row["task"], row["seed"]
+
+
+def bits(results: Iterable[EpisodeResult]) -> str:
+    """Outcomes as a string of 0 and 1, in the order of the seeds."""
+    return "".join(str(int(r.success)) for r in results)
+
+
+def share(outcomes: str) -> float:
+    """Share of successes."""
+    return outcomes.count("1") / len(outcomes)
+
+
+def _gain(rows: Sequence[Row], method: str, task: str) -> str:
+    gains = [share(r["after"]) - share(r["before"]) for r in rows if (r["method"], r["task"]) == (method, task)]
+    return f"{100 * np.mean(gains):+.1f}" if gains else ""
+
+
+def _p_worse(before: str, after: str) -> float:
+    won = sum(pair == ("0", "1") for pair in zip(before, after, strict=True))
+    lost = sum(pair == ("1", "0") for pair in zip(before, after, strict=True))
+    n = won + lost
+    return sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n
+
+
+if __name__ == "__main__":
+    main()
