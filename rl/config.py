@@ -73,7 +73,7 @@ class PPOConfig:
     vf_coef: float = 0.5
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
-    success_bc_coef: float = 0.0  # the same on collected successes: the control "filtered BC"
+    success_bc_coef: float = 0.3  # the same on collected successes; with pg_coef=0 it is the control "filtered BC"
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.0  # distance to the frozen start policy
 

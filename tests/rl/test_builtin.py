@@ -41,7 +41,7 @@ def test_few_demonstrations_made_the_tuned_one():
 def test_the_card_says_how_good_it_is():
     config = json.loads((find_checkpoint("metaworld-tuned") / "config.json").read_text())
     success = config["metrics"]["success"]
-    assert all(success[task]["rate"] < 0.75 for task in LAST_MILE)  # room for the last mile
+    assert all(0.3 <= success[task]["rate"] <= 0.7 for task in LAST_MILE)  # room for the last mile
     assert config["metrics"]["prediction"]["mean"]["error_ratio"] < 0.35
 
 
