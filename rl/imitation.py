@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl.buffer import Rollout
+from rl.buffer import Rollout, concatenate
 from world_model.episodes import Episode
 from world_model.losses import policy_loss
-from world_model.model import WorldActionModel
+from world_model.model import Context, WorldActionModel
 from world_model.windows import Windows
+
+MOST = 20_000
+"""Chunks of successes that are kept, the newest ones: 15 kB each with what the encoder made of them."""
 
 
 class Imitation:
@@ -31,37 +34,40 @@ class Imitation:
         batch_size: int,
     ) -> None:
         self.model, self.demo_coef, self.success_coef, self.batch_size = model, demo_coef, success_coef, batch_size
-        self.demonstrations = None
+        # The encoder is frozen, so every context is encoded once. Contexts, and actions of whole chunks.
+        self._demonstrations: tuple[Context, Tensor] | None = None
+        self._successes: tuple[Context, Tensor] | None = None
         if demo_coef > 0:
             config = model.config
-            self.demonstrations = Windows(demonstrations, model.spec.tasks, config.n_context_frames, config.chunk_size)
-        self._successes: tuple[Tensor, Tensor, Tensor] | None = None  # context frames, task, actions of whole chunks
+            windows = Windows(demonstrations, model.spec.tasks, config.n_context_frames, config.chunk_size)
+            batch = windows.at(torch.arange(len(windows)))
+            with torch.no_grad():
+                self._demonstrations = model.encode(batch.context, batch.task), batch.actions
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
         """Draw the weighted loss; None when there is nothing to imitate."""
-        parts = []
-        if self.demonstrations is not None:
-            batch = self.demonstrations.sample(self.batch_size, generator)
-            parts.append(self.demo_coef * policy_loss(self.model, batch.context, batch.task, batch.actions, generator))
-        if self.success_coef > 0 and self._successes is not None:
-            frames, task, actions = self._successes
-            index = torch.randint(len(task), (self.batch_size,), generator=generator)
-            parts.append(
-                self.success_coef * policy_loss(self.model, frames[index], task[index], actions[index], generator)
-            )
+        parts = [
+            coef * self._draw(*examples, generator)
+            for coef, examples in ((self.demo_coef, self._demonstrations), (self.success_coef, self._successes))
+            if coef > 0 and examples is not None
+        ]
         return torch.stack(parts).sum() if parts else None
 
     def add_successes(self, rollout: Rollout) -> None:
         """Keep the chunks of a rollout that led to a success in the same episode."""
         if self.success_coef == 0:
             return
-        kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated)
-        if not kept.any():
-            return
-        new = (rollout.state[kept], rollout.task[kept], rollout.actions[kept])
-        old = self._successes or tuple(part[:0] for part in new)
-        frames, task, actions = (torch.cat(pair) for pair in zip(old, new, strict=True))
-        self._successes = frames, task, actions
+        kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated).flatten().nonzero().squeeze(1)
+        context, actions = concatenate(rollout.context)[kept], rollout.actions.flatten(0, 1)[kept]
+        if self._successes is not None:
+            old_context, old_actions = self._successes
+            context, actions = concatenate([old_context, context]), torch.cat([old_actions, actions])
+        newest = torch.arange(max(0, len(actions) - MOST), len(actions))
+        self._successes = (context[newest], actions[newest]) if len(newest) else None
+
+    def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(actions), (self.batch_size,), generator=generator)
+        return policy_loss(self.model, context[index], actions[index], generator)
 
 
 def leads_to_success(success: Tensor, done: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from world_model.flow import ATOMS, noised, sample_noise_levels
-from world_model.model import WorldActionModel
+from world_model.model import Context, WorldActionModel
 from world_model.modes import action_noise, video_noise
 from world_model.windows import Batch
 
@@ -49,19 +49,14 @@ def stage_losses(
     return losses
 
 
-def policy_loss(
-    model: WorldActionModel, frames: Tensor, task: Tensor, actions: Tensor, generator: torch.Generator
-) -> Tensor:
+def policy_loss(model: WorldActionModel, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
     """Flow-matching loss of the policy mode alone: the imitation anchor of PPO.
 
-    Imitates `actions` (n, chunk_size, action_dim) taken after context `frames` (n, n_context_frames, state_dim) in
-    `task` (n,).
+    Imitates `actions` (n, chunk_size, action_dim) taken in an encoded `context` of n rows, whose encoder is frozen.
     """
-    n = len(task)
+    n = len(actions)
     t = (1.25 * torch.rand(n, generator=generator, device=generator.device)).clamp(max=1.0)
     clean = model.action_codec.encode(actions)
-    with torch.no_grad():
-        context = model.encode(frames, task)
     estimate = model.predict_action(context, noised(clean, action_noise(model, n, generator), t), t)
     return (estimate - clean).square().mean()
 
