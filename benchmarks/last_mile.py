@@ -33,7 +33,7 @@ from rl.config import TrainConfig
 from rl.envs.adapters import StepVecEnv, flatten_obs
 from rl.envs.sim import SimEnv
 from rl.evaluate import EpisodeResult, evaluate_sim
-from rl.verbs.train import prepare
+from rl.verbs.train import control_config, prepare
 from world_model.checkpoint import find_checkpoint
 from world_model.env import Obs
 from world_model.episodes import EpisodeStore
@@ -45,20 +45,19 @@ BUDGETS = (50_000, 100_000, 300_000, 500_000)
 """Simulator steps at which methods are compared."""
 
 EVAL_SEED, EVAL_EPISODES = 7_000_000, 400
-ANCHOR, FILTERED_BC = "ppo.pg_coef=0 ppo.success_bc_coef=0", "ppo.pg_coef=0 ppo.success_bc_coef=1"
 SIM = "sim total_timesteps=450_000 n_rounds=9 gate.n_episodes=32 gate.max_episodes=32"
 MIX = "mix total_timesteps=240_000 n_rounds=8 gate.n_episodes=32 gate.max_episodes=32"
 METHODS = {
-    "dream": "dream",
-    "dream: anchor": f"dream {ANCHOR}",
-    "dream: filtered BC": f"dream {FILTERED_BC}",
-    "sim": SIM,
-    "sim: filtered BC": f"{SIM} {FILTERED_BC}",
-    "mix": MIX,
-    "mix: filtered BC": f"{MIX} {FILTERED_BC}",
-    "SB3": "",
+    "dream": ("dream", None),
+    "dream: anchor": ("dream", "anchor"),
+    "dream: filtered BC": ("dream", "filtered_bc"),
+    "sim": (SIM, None),
+    "sim: filtered BC": (SIM, "filtered_bc"),
+    "mix": (MIX, None),
+    "mix: filtered BC": (MIX, "filtered_bc"),
+    "SB3": ("sim", None),
 }
-"""Preset and overrides of each method; SB3 is Stable-Baselines3's own PPO, see `run_sb3`."""
+"""Preset with overrides, and the control that it is run as; SB3 is Stable-Baselines3's own PPO, see `run_sb3`."""
 
 Row = dict[str, Any]
 
@@ -68,12 +67,13 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
+    done = {key(row) for row in read(results)}
     missing = [
         (method, task, seed)
         for seed in args.seeds
         for task in args.tasks
         for method in args.methods
-        if (method, task, seed) not in {key(row) for row in read(results)}
+        if (method, task, seed) not in done
     ]
     for method, task, seed in missing[: args.runs]:
         row = run(method, task, seed)
@@ -82,9 +82,10 @@ def main() -> None:
         print(line(row), flush=True)
     rows = read(results)
     if rows:
-        (args.out / "table.md").write_text(table(rows), encoding="utf-8")
+        text = table(rows)
+        (args.out / "table.md").write_text(text, encoding="utf-8")
         draw(rows, args.out / "curve.png")
-        print(table(rows))
+        print(text)
 
 
 def arguments() -> argparse.Namespace:
@@ -102,11 +103,13 @@ def run(method: str, task: str, seed: int) -> Row:
     first = EVAL_SEED + 10_000 * seed
     begun = time.monotonic()
     common = [f"env.tasks=[{task}]", f"seed={seed}", f"eval.n_episodes={EVAL_EPISODES}", f"eval.seed={first}"]
+    words, control = METHODS[method]
+    preset, *overrides = words.split()
+    config = compose(preset, [*overrides, *common], TrainConfig)
     if method == "SB3":
-        found = run_sb3(compose("sim", common, TrainConfig), task)
+        found = run_sb3(config, task)
     else:
-        preset, *overrides = METHODS[method].split()
-        found = run_ours(compose(preset, [*overrides, *common], TrainConfig))
+        found = run_ours(control_config(config, control) if control else config)
     return {"method": method, "task": task, "seed": seed, **found, "minutes": (time.monotonic() - begun) / 60}
 
 
@@ -184,13 +187,12 @@ class Actor:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each method, then its success at each budget of simulator steps."""
-    methods = [m for m in METHODS if any(row["method"] == m for row in rows)]
+    groups = by_method(rows)
     lines = [
         "| method | runs | before | after | gain | worse | rounds accepted | simulator steps | minutes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for method in methods:
-        of = [row for row in rows if row["method"] == method]
+    for method, of in groups.items():
         before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
         accepted = sum(row["accepted"] > 0 for row in of)
         steps = np.mean([row["sim_steps"] + row["gate_steps"] for row in of])
@@ -201,13 +203,12 @@ def table(rows: Sequence[Row]) -> str:
         )
     lines += ["", "| mean success at | " + " | ".join(f"{b:,}" for b in BUDGETS) + " |"]
     lines.append("| --- |" + " ---: |" * len(BUDGETS))
-    for method in methods:
-        of = [row for row in rows if row["method"] == method]
+    for method, of in groups.items():
         at = [f"{100 * np.mean([success_at(row, budget) for row in of]):.1f} %" for budget in BUDGETS]
         lines.append(f"| {method} | " + " | ".join(at) + " |")
     lines += ["", "| gain in points | " + " | ".join(TASKS) + " |", "| --- |" + " ---: |" * len(TASKS)]
-    for method in methods:
-        lines.append(f"| {method} | " + " | ".join(_gain(rows, method, task) for task in TASKS) + " |")
+    for method, of in groups.items():
+        lines.append(f"| {method} | " + " | ".join(_gain(of, task) for task in TASKS) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -233,11 +234,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     grid = np.linspace(0, max(steps for row in rows for steps, _ in row["curve"] or [(1, 0)]), 200)
-    for method in METHODS:
-        of = [row for row in rows if row["method"] == method]
-        if of:
-            mean = [np.mean([success_at(row, steps) for row in of]) for steps in grid]
-            axes.step(grid / 1000, mean, where="post", label=method)
+    for method, of in by_method(rows).items():
+        mean = [np.mean([success_at(row, steps) for row in of]) for steps in grid]
+        axes.step(grid / 1000, mean, where="post", label=method)
     axes.set(xlabel="thousand simulator steps, gates included", ylabel="mean success", ylim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
@@ -264,6 +263,12 @@ def key(row: Row) -> tuple[str, str, int]:
     return row["method"], row["task"], row["seed"]
 
 
+def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each method that has any, in the order of `METHODS`."""
+    groups = {method: [row for row in rows if row["method"] == method] for method in METHODS}
+    return {method: of for method, of in groups.items() if of}
+
+
 def bits(results: Iterable[EpisodeResult]) -> str:
     """Outcomes as a string of 0 and 1, in the order of the seeds."""
     return "".join(str(int(r.success)) for r in results)
@@ -274,8 +279,8 @@ def share(outcomes: str) -> float:
     return outcomes.count("1") / len(outcomes)
 
 
-def _gain(rows: Sequence[Row], method: str, task: str) -> str:
-    gains = [share(r["after"]) - share(r["before"]) for r in rows if (r["method"], r["task"]) == (method, task)]
+def _gain(rows: Sequence[Row], task: str) -> str:
+    gains = [share(row["after"]) - share(row["before"]) for row in rows if row["task"] == task]
     return f"{100 * np.mean(gains):+.1f}" if gains else ""
 
 

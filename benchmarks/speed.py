@@ -67,9 +67,7 @@ def main() -> None:
     with torch.no_grad():
         for n in (1, 32):
             part = {key: value[:n] for key, value in obs.items()}
-            rate = in_turn(
-                {"decode": lambda n=n, part=part: len(policy.decide(policy.encode(part), seeds[:n], seeds[:n]))}
-            )
+            rate = in_turn({"decode": lambda n=n, part=part: decode_chunks(policy, part, seeds[:n])})
             print(f"policy, {n:2d} at a time: {rate['decode']:.0f} chunks/s on one core")
     for place, env, n_steps in (("simulator", sim, 19), ("dream", dream, 2)):
         print(f"PPO round in the {place}: {100 * outside_share(ppo, env, n_steps):.1f} % outside model and simulator")

@@ -56,7 +56,7 @@ class PPOConfig:
 
     n_steps: int = 20  # chunks per environment and rollout
     batch_size: int = 256  # chunks
-    n_epochs: int = 8
+    n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is that of one in the dream
     learning_rate: float = 2e-4  # of the action side
     critic_learning_rate: float = 1e-3
     critic_episodes: int = 128  # rollouts of the start policy that initialise the critic; 0: it starts from nothing

@@ -58,12 +58,13 @@ class Imitation:
         if self.success_coef == 0:
             return
         kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated).flatten().nonzero().squeeze(1)
+        if not len(kept):
+            return
         context, actions = concatenate(rollout.context)[kept], rollout.actions.flatten(0, 1)[kept]
         if self._successes is not None:
             old_context, old_actions = self._successes
             context, actions = concatenate([old_context, context]), torch.cat([old_actions, actions])
-        newest = torch.arange(max(0, len(actions) - MOST), len(actions))
-        self._successes = (context[newest], actions[newest]) if len(newest) else None
+        self._successes = context[-MOST:], actions[-MOST:]
 
     def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(actions), (self.batch_size,), generator=generator)

@@ -152,7 +152,7 @@ class Context:
         """Cut the graph."""
         return Context(self.frames, [(k.detach(), v.detach()) for k, v in self.cache], self.features)
 
-    def __getitem__(self, index: Tensor) -> Context:
+    def __getitem__(self, index: Tensor | slice) -> Context:
         """Select rows."""
         return Context(self.frames[index], [(k[index], v[index]) for k, v in self.cache], self.features[index])
 
