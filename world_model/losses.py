@@ -15,7 +15,7 @@ from world_model.windows import Batch
 def stage_losses(
     model: WorldActionModel, batch: Batch, atom_weights: tuple[float, ...], imitate: bool, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the mean losses `video`, `action`, `success` and `progress` of a batch.
+    """Return the mean losses of a batch: with `imitate` only `action`, else also `video`, `success` and `progress`.
 
     Without `imitate` the action decoder learns only from clean futures (inverse dynamics): which action explains a
     video is physics, which action to take is not.
@@ -29,7 +29,7 @@ def stage_losses(
     noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
     noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
 
-    losses = read_out_losses(model, batch, task)
+    losses: dict[str, Tensor] = {} if imitate else read_out_losses(model, batch, task)
     sees_future, errors = atom != ATOMS.index("policy"), []
     for rows, with_future in ((sees_future, True), (~sees_future, False)):
         if not rows.any():
@@ -39,8 +39,9 @@ def stage_losses(
             estimate, future = model.predict_future(
                 context[rows], noisy_video[rows], t_video[rows], noisy_action[rows], t_action[rows]
             )
-            predicted = (estimate - clean_video[rows]).square().mean((1, 2))
-            losses["video"] = _mean_where(predicted, atom[rows] != ATOMS.index("inverse"))
+            if not imitate:
+                predicted = (estimate - clean_video[rows]).square().mean((1, 2))
+                losses["video"] = _mean_where(predicted, atom[rows] != ATOMS.index("inverse"))
         estimate = model.predict_action(context[rows], noisy_action[rows], t_action[rows], future)
         decoded = (estimate - clean_action[rows]).square().mean((1, 2))
         counts = _imitated(atom[rows]) if imitate else atom[rows] == ATOMS.index("inverse")

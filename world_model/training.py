@@ -117,8 +117,6 @@ def _train(
     for step in range(first, config.n_steps):
         batch = windows.sample(config.batch_size, generator)
         losses = stage_losses(model, batch, config.atoms, imitate=stage == "tune", generator=generator)
-        if stage == "tune":
-            losses = {"action": losses["action"]}
         share = schedule(step, config)
         _step(optimizer, _total(losses, config), share, config, step)
         for name, value in losses.items():
