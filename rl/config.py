@@ -64,16 +64,16 @@ class PPOConfig:
     gae_lambda: float = 0.95
     clip_range: float = 0.2
     ratio: Literal["action", "chunk"] = "action"  # likelihood of each action of a chunk given those before, or of all
-    target_kl: float | None = 1.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
+    target_kl: float | None = 10.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 2
     noise_std: float = 0.2  # of each denoising step, in normalised action units
     noise_correlation: float = 0.8  # of the noise of neighbouring actions in a chunk
-    pg_coef: float = 1.0  # policy gradient; 0 with bc_coef > 0 is the control "anchor alone"
+    pg_coef: float = 0.03  # policy gradient; 0 is a control: "filtered BC", or without success_bc_coef "anchor alone"
     vf_coef: float = 0.5
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
-    success_bc_coef: float = 0.3  # the same on collected successes; with pg_coef=0 it is the control "filtered BC"
+    success_bc_coef: float = 1.0  # the same on collected successes
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.0  # distance to the frozen start policy
 
