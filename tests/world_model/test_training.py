@@ -124,8 +124,9 @@ def test_pretraining_does_not_imitate(model, windows):
     batch = windows.sample(64, torch.Generator().manual_seed(0))
     never_inverse = (0.3, 0.3, 0.3, 0.0, 0.1)
     losses = stage_losses(model, batch, never_inverse, False, torch.Generator().manual_seed(1))
-    assert losses["action"] == 0
-    assert stage_losses(model, batch, never_inverse, True, torch.Generator().manual_seed(1))["action"] > 0
+    assert losses["action"] == 0 and set(losses) == {"video", "action", "success", "progress"}
+    imitating = stage_losses(model, batch, never_inverse, True, torch.Generator().manual_seed(1))
+    assert imitating["action"] > 0 and set(imitating) == {"action"}
 
 
 def test_a_tenth_of_the_tasks_is_dropped(model):
