@@ -26,13 +26,16 @@ def sample_noise_levels(
     """
     device = generator.device
     atom = torch.multinomial(torch.tensor(weights, device=device), n, replacement=True, generator=generator)
-    # A fifth of the mass lies on pure noise, where every integration starts.
-    t_video = (1.25 * torch.rand(n, generator=generator, device=device)).clamp(max=1.0)
-    t_action = (1.25 * torch.rand(n, generator=generator, device=device)).clamp(max=1.0)
+    t_video, t_action = uniform_noise_level(n, generator), uniform_noise_level(n, generator)
     t_action = torch.where(atom == ATOMS.index("dream"), 0.0, t_action)
     t_action = torch.where(atom == ATOMS.index("video"), 1.0, t_action)
     t_video = torch.where(atom == ATOMS.index("inverse"), 0.0, t_video)
     return atom, t_video, t_action
+
+
+def uniform_noise_level(n: int, generator: torch.Generator) -> Tensor:
+    """Draw noise levels (n,), a fifth of them pure noise, where every integration starts; the rest are uniform."""
+    return (1.25 * torch.rand(n, generator=generator, device=generator.device)).clamp(max=1.0)
 
 
 def noised(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:

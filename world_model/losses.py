@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from world_model.flow import ATOMS, noised, sample_noise_levels
+from world_model.flow import ATOMS, noised, sample_noise_levels, uniform_noise_level
 from world_model.model import Context, WorldActionModel
 from world_model.modes import action_noise, video_noise
 from world_model.windows import Batch
@@ -56,7 +56,7 @@ def policy_loss(model: WorldActionModel, context: Context, actions: Tensor, gene
     Imitates `actions` (n, chunk_size, action_dim) taken in an encoded `context` of n rows, whose encoder is frozen.
     """
     n = len(actions)
-    t = (1.25 * torch.rand(n, generator=generator, device=generator.device)).clamp(max=1.0)
+    t = uniform_noise_level(n, generator)
     clean = model.action_codec.encode(actions)
     estimate = model.predict_action(context, noised(clean, action_noise(model, n, generator), t), t)
     return (estimate - clean).square().mean()
