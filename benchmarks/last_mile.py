@@ -45,7 +45,7 @@ BUDGETS = (50_000, 100_000, 300_000, 500_000)
 """Simulator steps at which methods are compared."""
 
 EVAL_SEED, EVAL_EPISODES = 7_000_000, 400
-SIM = "sim total_timesteps=450_000 n_rounds=9 gate.n_episodes=32 gate.max_episodes=32"
+SIM = "sim total_timesteps=420_000 n_rounds=12 gate.n_episodes=32 gate.max_episodes=32"
 MIX = "mix total_timesteps=240_000 n_rounds=8 gate.n_episodes=32 gate.max_episodes=32"
 METHODS = {
     "dream": ("dream", None),

@@ -34,18 +34,23 @@ class EnvConfig:
 class DreamConfig:
     """Branches inside the world model, begun from states met in reality."""
 
-    n_envs: int = 384  # branches dreamed together
-    horizon: int = 2  # chunks, then truncation with bootstrap
-    n_denoising_steps: int = 2  # of the future frames
+    n_envs: int = 128  # branches dreamed together
+    horizon: int = 20  # chunks, then truncation with bootstrap; at most to the end of the episode
+    starts: Literal["first", "any"] = "first"  # states of recorded episodes that branches begin in
+    n_denoising_steps: int = 1  # of the future frames
     group_size: int = 1  # branches that share a start, whose first advantages are relative to their mean
-    n_updates: int = 10  # PPO updates in the dream each round
-    n_epochs: int = 8  # of an update in the dream, where fresh branches cost little
+    n_updates: int = 6  # PPO updates in the dream each round
+    n_epochs: int = 8  # of an update in the dream
     n_episodes: int = 128  # recorded in the simulator before the first dream, to start branches from
+    imitate: bool = True  # dreamed successes, beside real ones, while dreaming
+    refit_steps: int = 300  # of the world decoder before each dream, on all episodes recorded so far; 0: never
+    refit_learning_rate: float = 3e-4
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "group_size", "n_epochs", "n_episodes")
-        _at_least(self, 0, "n_updates")
+        _at_least(self, 0, "n_updates", "refit_steps")
+        _positive(self, "refit_learning_rate")
         if self.n_envs % self.group_size:
             raise UserError(f"group_size={self.group_size} must divide dream.n_envs={self.n_envs}")
 
@@ -56,7 +61,7 @@ class PPOConfig:
 
     n_steps: int = 20  # chunks per environment and rollout
     batch_size: int = 256  # chunks
-    n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is that of one in the dream
+    n_epochs: int = 24  # of an update in the simulator; dream.n_epochs is that of one in the dream
     learning_rate: float = 2e-4  # of the action side
     critic_learning_rate: float = 1e-3
     critic_episodes: int = 128  # rollouts of the start policy that initialise the critic; 0: it starts from nothing
@@ -116,11 +121,11 @@ class EvalConfig:
         _at_least(self, 1, "n_episodes")
 
 
-CONTROLS: dict[str, dict[str, float]] = {
-    "anchor": {"pg_coef": 0.0, "success_bc_coef": 0.0},
-    "filtered_bc": {"pg_coef": 0.0, "success_bc_coef": 1.0},
+CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
+    "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": {"imitate": False}},
+    "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": {"imitate": False}},
 }
-"""What a control changes in `ppo`: the anchor alone, and imitation of the successes that were collected."""
+"""What a control changes: the anchor alone, and imitation of the successes that the simulator gave."""
 
 
 @dataclass(frozen=True)

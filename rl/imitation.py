@@ -15,6 +15,10 @@ MOST = 20_000
 """Chunks of successes that are kept, the newest ones: 15 kB each with what the encoder made of them."""
 
 
+Examples = tuple[Context, Tensor]
+"""Contexts of n rows, and the actions taken there (n, chunk_size, action_dim)."""
+
+
 class Imitation:
     """Loss of imitating demonstrations and, where asked for, the successes of the policy itself (filtered BC).
 
@@ -34,9 +38,9 @@ class Imitation:
         batch_size: int,
     ) -> None:
         self.model, self.demo_coef, self.success_coef, self.batch_size = model, demo_coef, success_coef, batch_size
-        # The encoder is frozen, so every context is encoded once. Contexts, and actions of whole chunks.
-        self._demonstrations: tuple[Context, Tensor] | None = None
-        self._successes: tuple[Context, Tensor] | None = None
+        # The encoder is frozen, so every context is encoded once.
+        self._demonstrations: Examples | None = None
+        self.successes: Examples | None = None
         if demo_coef > 0:
             config = model.config
             windows = Windows(demonstrations, model.spec.tasks, config.n_context_frames, config.chunk_size)
@@ -48,7 +52,7 @@ class Imitation:
         """Draw the weighted loss; None when there is nothing to imitate."""
         parts = [
             coef * self._draw(*examples, generator)
-            for coef, examples in ((self.demo_coef, self._demonstrations), (self.success_coef, self._successes))
+            for coef, examples in ((self.demo_coef, self._demonstrations), (self.success_coef, self.successes))
             if coef > 0 and examples is not None
         ]
         return torch.stack(parts).sum() if parts else None
@@ -58,13 +62,29 @@ class Imitation:
         if self.success_coef == 0:
             return
         kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated).flatten().nonzero().squeeze(1)
-        if not len(kept):
+        if len(kept):
+            self._keep(concatenate(rollout.context)[kept], rollout.actions.flatten(0, 1)[kept])
+
+    def add_episodes(self, episodes: list[Episode]) -> None:
+        """Keep the chunks of recorded successes, one after the other and the last one up to the end."""
+        size = self.model.config.chunk_size
+        successes = [e for e in episodes if e.is_success and e.length >= size]
+        if self.success_coef == 0 or not successes:
             return
-        context, actions = concatenate(rollout.context)[kept], rollout.actions.flatten(0, 1)[kept]
-        if self._successes is not None:
-            old_context, old_actions = self._successes
+        windows = Windows(successes, self.model.spec.tasks, self.model.config.n_context_frames, size)
+        kept, first = [], 0
+        for last in (e.length - size for e in successes):
+            kept += [first + t for t in sorted({*range(0, last, size), last})]
+            first += last + 1
+        batch = windows.at(torch.tensor(kept))
+        with torch.no_grad():
+            self._keep(self.model.encode(batch.context, batch.task), batch.actions)
+
+    def _keep(self, context: Context, actions: Tensor) -> None:
+        if self.successes is not None:
+            old_context, old_actions = self.successes
             context, actions = concatenate([old_context, context]), torch.cat([old_actions, actions])
-        self._successes = context[-MOST:], actions[-MOST:]
+        self.successes = context[-MOST:], actions[-MOST:]
 
     def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(actions), (self.batch_size,), generator=generator)

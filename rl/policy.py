@@ -215,7 +215,7 @@ class FlowPolicy(ChunkPolicy):
         index = torch.arange(n).repeat(steps)
         x = chain[:, :-1].transpose(0, 1).flatten(0, 1)
         t = torch.tensor([noise_level(i, steps) for i in range(steps)], device=x.device).repeat_interleave(n)
-        estimate = decoder(x, t, context[index].cache).view(steps, n, *x.shape[1:])
+        estimate = decoder(x, t, context[index]).view(steps, n, *x.shape[1:])
         x = x.view_as(estimate)
         return torch.stack([step_mean(x[i], estimate[i], i, steps) for i in range(steps)], dim=1)
 

@@ -10,16 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rewards import RewardManager
 from rl.buffer import Rollout, Samples
-from rl.build import make_policy, make_rewards, make_sim, tasks_of
+from rl.build import make_policy, make_sim, tasks_of
 from rl.config import TrainConfig
+from rl.dreams import Dreams
 from rl.evaluate import EpisodeResult, evaluate_sim, success_rate
 from rl.gate import Verdict, judge
 from rl.imitation import Imitation
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
-from world_model.dream_env import DreamEnv, StartStates
 from world_model.model import WorldActionModel
 
 Log = Callable[[int, dict[str, float]], None]
@@ -97,13 +96,10 @@ class PostTraining:
         self.ppo = ChunkPPO(self.policy, self.sim, config.ppo, self._imitate, config.seed)
         self.champion = policy_state(self.policy)
         self.sim_steps = self.gate_steps = self.gate_episodes = 0
-        self.starts: StartStates | None = None  # real states of the last rollout in the simulator
-        self.real: Samples | None = None  # its Monte-Carlo returns
-        self.dream: DreamEnv | None = None
-        self._dream_rewards: RewardManager | None = None
-        if config.env.kind != "sim" and model is not None:
-            # Built now, so that a term that a dream cannot serve is refused before anything runs.
-            self._dream_rewards = make_rewards(config, model.spec, DreamEnv.place, model)
+        self.real: Samples | None = None  # Monte-Carlo returns of the last rollout in the simulator
+        # Built now, so that a term that a dream cannot serve is refused before anything runs.
+        self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
+        self.sim.record(self.dreams is not None)
         self._begun = time.monotonic()
         self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("dream", "sim")}[config.env.kind]
         # The parts of a run: first evaluation, preparation, training and gate of each half, last evaluation.
@@ -167,22 +163,6 @@ class PostTraining:
             variance = self.ppo.fit_critic(rollout)
             self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
             self.say(f"critic: held-out explained variance {variance:.2f} on {self.sim_steps} simulator steps")
-        if dreams:
-            assert self.model is not None
-            assert self.starts is not None
-            self.dream = DreamEnv(
-                self.model,
-                config.dream.n_envs,
-                self.starts,
-                config.dream.horizon,
-                config.dream.n_denoising_steps,
-                max_steps=config.env.max_steps,
-                action_delay=config.env.action_delay,
-                obs_noise=config.env.obs_noise,
-                group_size=config.dream.group_size,
-                seed=config.seed,
-            )
-            self.dream.rewards = self._dream_rewards
 
     def _train_sim(self, round_index: int) -> None:
         config = self.config
@@ -193,26 +173,31 @@ class PostTraining:
             self._update("sim", rollout)
 
     def _train_dream(self, round_index: int) -> None:
-        assert self.dream is not None
-        assert self.starts is not None
-        self.dream.starts = self.starts
-        for i in range(self.config.dream.n_updates):
-            self._tick(f"round {round_index + 1}, PPO in the dream", i / self.config.dream.n_updates)
-            self._update("dream", self.ppo.collect(self.dream, self.config.dream.horizon, fresh=True))
+        assert self.dreams is not None
+        config, imitation, doing = self.config.dream, self.imitation, f"round {round_index + 1}, PPO in the dream"
+        self._tick(f"round {round_index + 1}, refit of the dream", 0.0)
+        if (error := self.dreams.error()) is not None:
+            self.log(self.sim_steps, {"dream/error": error})
+        self.dreams.refit()
+        dream = self.dreams.env()
+        real = None if imitation is None else imitation.successes
+        for i in range(config.n_updates):
+            self._tick(doing, i / config.n_updates)
+            rollout = self.ppo.collect(dream, config.horizon, fresh=True)
+            if imitation is not None and config.imitate:
+                imitation.add_successes(rollout)
+            self._update("dream", rollout)
+        if imitation is not None:
+            imitation.successes = real  # the next dream will be another one
 
     def _collect_sim(self, n_steps: int) -> Rollout:
         rollout = self.ppo.collect(self.sim, n_steps)
         self.sim_steps += int(rollout.n_executed.sum())
         if self.imitation is not None:
             self.imitation.add_successes(rollout)
-        if self.config.env.kind != "sim":
+        if self.dreams is not None:
+            self.dreams.episodes += self.sim.record(True)
             self.real = Samples.from_rollout(rollout, self.config.ppo.gamma, gae_lambda=1.0)
-            self.starts = StartStates(
-                rollout.state.flatten(0, 1),
-                rollout.task.flatten(),
-                rollout.elapsed.flatten(),
-                rollout.action_history.flatten(0, 1),
-            )
         return rollout
 
     def _update(self, place: str, rollout: Rollout) -> None:
@@ -262,7 +247,15 @@ class PostTraining:
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
+        for arena in self.arenas:
+            arena.record(True)
         results = self._episodes(seeds, "gate")
+        # Where there are more environments than seeds, the last one was run again and again.
+        episodes = {(e.task, e.seed): e for arena in self.arenas for e in arena.record(False)}
+        if self.imitation is not None:
+            self.imitation.add_episodes([*episodes.values()])
+        if self.dreams is not None:
+            self.dreams.episodes += episodes.values()
         self.gate_steps += sum(r.n_steps for r in results)
         return results
 

@@ -29,6 +29,7 @@ CONFIG = ModelConfig(
     frames_per_token=2,
     actions_per_token=2,
     width=32,
+    world_width=48,
     action_width=32,
     n_layers=2,
     n_heads=2,

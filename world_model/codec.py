@@ -38,11 +38,11 @@ class Codec(ABC, nn.Module):
 
     @abstractmethod
     def embed_future(self, codes: Tensor) -> Tensor:
-        """Noisy codes -> tokens (batch, n_future_tokens, width)."""
+        """Noisy codes -> tokens (batch, n_future_tokens, world_width)."""
 
     @abstractmethod
     def predict_future(self, tokens: Tensor) -> Tensor:
-        """Decoded tokens (batch, n_future_tokens, width) -> estimate of the clean codes."""
+        """Decoded tokens (batch, n_future_tokens, world_width) -> estimate of the clean codes."""
 
 
 class VectorCodec(Codec):
@@ -52,7 +52,9 @@ class VectorCodec(Codec):
     as a decimetre of hand motion.
     """
 
-    def __init__(self, dim: int, n_context_frames: int, chunk_size: int, frames_per_token: int, width: int) -> None:
+    def __init__(
+        self, dim: int, n_context_frames: int, chunk_size: int, frames_per_token: int, width: int, world_width: int
+    ) -> None:
         super().__init__()
         self.n_context_tokens = 1
         self.n_future_tokens = chunk_size // frames_per_token
@@ -60,8 +62,8 @@ class VectorCodec(Codec):
         self.state = Normalizer((dim,), floor=1e-3, name="state")
         self.change = Normalizer((chunk_size, dim), floor=1e-3, name="state change")
         self.context_in = nn.Linear(n_context_frames * dim, width)
-        self.future_in = nn.Linear(self.code_dim, width)
-        self.future_out = nn.Linear(width, self.code_dim)
+        self.future_in = nn.Linear(self.code_dim, world_width)
+        self.future_out = nn.Linear(world_width, self.code_dim)
 
     def fit(self, context: Tensor, future: Tensor) -> None:
         """Set statistics from (n, n_context_frames, dim) and (n, chunk_size, dim)."""
@@ -86,7 +88,7 @@ class VectorCodec(Codec):
         return context[:, -1:] + self.change.invert(change)
 
     def embed_future(self, codes: Tensor) -> Tensor:
-        """Project codes to the width of the model."""
+        """Project codes to the width of the world decoder."""
         tokens: Tensor = self.future_in(codes)
         return tokens
 

@@ -26,16 +26,19 @@ def sample_noise_levels(
     """
     device = generator.device
     atom = torch.multinomial(torch.tensor(weights, device=device), n, replacement=True, generator=generator)
-    t_video, t_action = uniform_noise_level(n, generator), uniform_noise_level(n, generator)
+    t_video, t_action = uniform_noise_level(n, generator, pure=0.5), uniform_noise_level(n, generator)
     t_action = torch.where(atom == ATOMS.index("dream"), 0.0, t_action)
     t_action = torch.where(atom == ATOMS.index("video"), 1.0, t_action)
     t_video = torch.where(atom == ATOMS.index("inverse"), 0.0, t_video)
     return atom, t_video, t_action
 
 
-def uniform_noise_level(n: int, generator: torch.Generator) -> Tensor:
-    """Draw noise levels (n,), a fifth of them pure noise, where every integration starts; the rest are uniform."""
-    return (1.25 * torch.rand(n, generator=generator, device=generator.device)).clamp(max=1.0)
+def uniform_noise_level(n: int, generator: torch.Generator, pure: float = 0.2) -> Tensor:
+    """Draw noise levels (n,), the share `pure` of them noise alone, where integration starts; the rest are uniform.
+
+    What follows known actions is all but certain, so half of the futures are learned from noise alone.
+    """
+    return (torch.rand(n, generator=generator, device=generator.device) / (1 - pure)).clamp(max=1.0)
 
 
 def noised(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ KeysValues = list[tuple[Tensor, Tensor]]
 class Block(nn.Module):
     """Pre-norm attention and MLP; attends to its own tokens and to given keys and values."""
 
-    def __init__(self, width: int, attention_width: int, n_heads: int) -> None:
+    def __init__(self, width: int, attention_width: int, n_heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * attention_width)
         self.out = nn.Linear(attention_width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        hidden = mlp_ratio * width
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, memory: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return tokens (batch, n, width) and this layer's keys and values."""
@@ -37,9 +38,9 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """A stack of blocks with a final norm."""
 
-    def __init__(self, n_layers: int, width: int, attention_width: int, n_heads: int) -> None:
+    def __init__(self, n_layers: int, width: int, attention_width: int, n_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, attention_width, n_heads) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(Block(width, attention_width, n_heads, mlp_ratio) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, memories: tuple[KeysValues, ...] = ()) -> tuple[Tensor, KeysValues]:

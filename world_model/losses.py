@@ -13,14 +13,14 @@ from world_model.windows import Batch
 
 
 def stage_losses(
-    model: WorldActionModel, batch: Batch, atom_weights: tuple[float, ...], imitate: bool, generator: torch.Generator
+    stage: str, model: WorldActionModel, batch: Batch, atom_weights: tuple[float, ...], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the mean losses of a batch: with `imitate` only `action`, else also `video`, `success` and `progress`.
+    """Return the mean losses of a batch: `action`, `video` but in tune, `success` and `progress` in pretrain and refit.
 
-    Without `imitate` the action decoder learns only from clean futures (inverse dynamics): which action explains a
+    But in tune, the action decoder learns only from clean futures (inverse dynamics): which action explains a
     video is physics, which action to take is not.
     """
-    n = len(batch.task)
+    n, imitate = len(batch.task), stage == "tune"
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
     task = drop_task(model, batch.task, generator)
     context = model.encode(batch.context, task)
@@ -29,23 +29,28 @@ def stage_losses(
     noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
     noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
 
-    losses: dict[str, Tensor] = {} if imitate else read_out_losses(model, batch, task)
+    losses = read_out_losses(model, batch, task) if stage in ("pretrain", "refit") else {}
+    inverse = atom == ATOMS.index("inverse")
+    decodes = _imitated(atom) if imitate else inverse
+    # Which actions explain a video is for the action decoder to say: the world decoder sees the video alone.
+    t_given = torch.where(inverse, 1.0, t_action)
     sees_future, errors = atom != ATOMS.index("policy"), []
     for rows, with_future in ((sees_future, True), (~sees_future, False)):
-        if not rows.any():
-            continue
         future = None
-        if with_future:
+        if with_future and rows.any():
             estimate, future = model.predict_future(
-                context[rows], noisy_video[rows], t_video[rows], noisy_action[rows], t_action[rows]
+                context[rows], noisy_video[rows], t_video[rows], noisy_action[rows], t_given[rows]
             )
             if not imitate:
                 predicted = (estimate - clean_video[rows]).square().mean((1, 2))
-                losses["video"] = _mean_where(predicted, atom[rows] != ATOMS.index("inverse"))
-        estimate = model.predict_action(context[rows], noisy_action[rows], t_action[rows], future)
-        decoded = (estimate - clean_action[rows]).square().mean((1, 2))
-        counts = _imitated(atom[rows]) if imitate else atom[rows] == ATOMS.index("inverse")
-        errors.append((decoded * counts).sum() / n)
+                losses["video"] = _mean_where(predicted, ~inverse[rows])
+        # The action decoder runs on the rows that count: a seventh of those of pre-training.
+        chosen = rows & decodes
+        if chosen.any():
+            if future is not None:
+                future = [(k[decodes[rows]], v[decodes[rows]]) for k, v in future]
+            estimate = model.predict_action(context[chosen], noisy_action[chosen], t_action[chosen], future)
+            errors.append((estimate - clean_action[chosen]).square().mean((1, 2)).sum() / n)
     losses["action"] = sum(errors, start=clean_action.new_zeros(()))
     return losses
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.errors import UserError
@@ -30,8 +31,8 @@ SCHEMA_VERSION = 1
 class ModelConfig:
     """Size and shape of a world-action model.
 
-    `width` is that of encoder and world decoder and of the shared attention space, `action_width` that of the action
-    decoder; `chunk_size` actions are predicted at once and `chunk_size` future frames with them.
+    `width` is that of the encoder and of the shared attention space, `world_width` and `action_width` are those of the
+    two decoders; `chunk_size` actions are predicted at once and `chunk_size` future frames with them.
     """
 
     n_context_frames: int = 2
@@ -39,6 +40,7 @@ class ModelConfig:
     frames_per_token: int = 8
     actions_per_token: int = 8
     width: int = 160
+    world_width: int = 512
     action_width: int = 128
     n_layers: int = 4
     n_heads: int = 5
@@ -69,7 +71,12 @@ class WorldActionModel(nn.Module):
         config.check()
         self.config, self.spec = config, spec
         self.codec = VectorCodec(
-            spec.state_dim, config.n_context_frames, config.chunk_size, config.frames_per_token, config.width
+            spec.state_dim,
+            config.n_context_frames,
+            config.chunk_size,
+            config.frames_per_token,
+            config.width,
+            config.world_width,
         )
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
         self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
@@ -97,9 +104,8 @@ class WorldActionModel(nn.Module):
 
         Also returns the keys and values of the future tokens, which the action decoder may read.
         """
-        tokens, cache = self.world(self.codec.embed_future(codes), t_video, actions, t_action, context.cache)
-        n = self.codec.n_future_tokens
-        return self.codec.predict_future(tokens[:, :n]), [(k[:, :, :n], v[:, :, :n]) for k, v in cache]
+        tokens, cache = self.world(self.codec.embed_future(codes), t_video, actions, t_action, context)
+        return self.codec.predict_future(tokens), cache
 
     def predict_action(
         self,
@@ -112,19 +118,18 @@ class WorldActionModel(nn.Module):
 
         `future` are keys and values of future tokens, absent in policy mode.
         """
-        return self.action(actions, t_action, context.cache, future)
+        return self.action(actions, t_action, context, future)
 
     def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         """Read success probability (n,) and progress (n,) off frames (n, state_dim) of tasks (n,)."""
         logit, progress = self.read_out(self.codec.state(frames), task)
         return logit.sigmoid(), progress
 
-    def world_parameters(self) -> Iterator[nn.Parameter]:
-        """What a refit trains: world decoder and read-outs."""
+    def dynamics_parameters(self) -> Iterator[nn.Parameter]:
+        """What a refit trains beside the read-outs: the world decoder, from codes to codes."""
         yield from self.world.parameters()
         yield from self.codec.future_in.parameters()
         yield from self.codec.future_out.parameters()
-        yield from self.read_out.parameters()
 
     def action_parameters(self) -> Iterator[nn.Parameter]:
         """What PPO trains beside the critic: the action decoder."""
@@ -175,32 +180,44 @@ class ContextEncoder(nn.Module):
 
 
 class WorldDecoder(nn.Module):
-    """Future tokens and given-action tokens, reading the context."""
+    """Future tokens, reading the context; the actions are added to each of them.
+
+    What the encoder was given and made of it is added as well: through attention alone, to an encoder that is frozen
+    when a refit comes, the error of prediction was twice as large.
+    """
 
     def __init__(self, config: ModelConfig, n_future_tokens: int, action_codec: ActionCodec) -> None:
         super().__init__()
-        n_tokens = n_future_tokens + action_codec.n_tokens
-        self.action_in = nn.Linear(action_codec.code_dim, config.width)
-        self.position = nn.Parameter(0.02 * torch.randn(n_tokens, config.width))
-        self.t_video, self.t_action = NoiseLevel(config.width), NoiseLevel(config.width)
-        self.stack = Stack(config.n_layers, config.width, config.width, config.n_heads)
+        width = config.world_width
+        self.context_in = nn.Linear(2 * config.width, width)
+        self.action_in = nn.Linear(action_codec.n_tokens * action_codec.code_dim, width)
+        self.position = nn.Parameter(0.02 * torch.randn(n_future_tokens, width))
+        self.t_video, self.t_action = NoiseLevel(width), NoiseLevel(width)
+        # Few tokens: width buys more than wide MLPs.
+        self.stack = Stack(config.n_layers, width, config.width, config.n_heads, mlp_ratio=1)
 
     def forward(
-        self, future: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor, context: KeysValues
+        self, future: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor, context: Context
     ) -> tuple[Tensor, KeysValues]:
-        """Future tokens come first in what is returned; an action at `t_action` = 1 is noise and says nothing."""
-        future = future + self.t_video(t_video)
-        given = self.action_in(actions) + self.t_action(t_action)
+        """Decode future tokens (batch, n, world_width); an action at `t_action` = 1 is noise and left out."""
+        known = actions.flatten(1) * (1 - t_action).unsqueeze(1)
+        given = self.action_in(known) + self.context_in(context.features)
+        future = future + self.position + given.unsqueeze(1) + self.t_video(t_video) + self.t_action(t_action)
         tokens: Tensor
-        tokens, cache = self.stack(torch.cat([future, given], dim=1) + self.position, (context,))
+        tokens, cache = self.stack(future, (context.cache,))
         return tokens, cache
 
 
 class ActionDecoder(nn.Module):
-    """Noisy action tokens, reading the context and, where it is given, the future."""
+    """Noisy action tokens, reading the context and, where it is given, the future.
+
+    Without a future, what the encoder was given and made of it is added to each token: PPO changes how a policy sees
+    with it, while the encoder is frozen. Beside a future it would be a way not to look there.
+    """
 
     def __init__(self, config: ModelConfig, codec: ActionCodec) -> None:
         super().__init__()
+        self.context_in = nn.Parameter(torch.zeros(config.action_width, 2 * config.width))
         self.embed = nn.Linear(codec.code_dim, config.action_width)
         self.position = nn.Parameter(0.02 * torch.randn(codec.n_tokens, config.action_width))
         self.t_action = NoiseLevel(config.action_width)
@@ -211,12 +228,14 @@ class ActionDecoder(nn.Module):
         self,
         actions: Tensor,
         t_action: Tensor,
-        context: KeysValues,
+        context: Context,
         future: KeysValues | None = None,
     ) -> Tensor:
         """Estimate clean action codes (batch, n_tokens, code_dim)."""
         tokens = self.embed(actions) + self.position + self.t_action(t_action)
-        tokens, _ = self.stack(tokens, (context,) if future is None else (context, future))
+        if future is None:
+            tokens = tokens + F.linear(context.features, self.context_in).unsqueeze(1)
+        tokens, _ = self.stack(tokens, (context.cache,) if future is None else (context.cache, future))
         codes: Tensor = self.out(tokens)
         return codes
 

@@ -33,12 +33,11 @@ def video(model: WorldActionModel, context: Context, noise: Tensor, n_steps: int
 
 def inverse(model: WorldActionModel, context: Context, frames: Tensor, noise: Tensor, n_steps: int) -> Tensor:
     """Recover the actions (batch, chunk_size, action_dim) that explain `frames` (batch, chunk_size, state_dim)."""
-    codes, seen = model.codec.encode_future(context.frames, frames), noise.new_zeros(len(noise))
+    codes, clean = model.codec.encode_future(context.frames, frames), noise.new_zeros(len(noise))
+    _, future = model.predict_future(context, codes, clean, noise, 1.0 - clean)
     x = noise
     for i in range(n_steps):
-        t = _level(x, i, n_steps)
-        _, future = model.predict_future(context, codes, seen, x, t)
-        x = step_mean(x, model.predict_action(context, x, t, future), i, n_steps)
+        x = step_mean(x, model.predict_action(context, x, _level(x, i, n_steps), future), i, n_steps)
     return model.action_codec.decode(x).clamp(model.action_low, model.action_high)
 
 

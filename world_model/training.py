@@ -1,8 +1,9 @@
-"""The two training stages before RL, and the refit of the world side: one loop, three settings.
+"""The two training stages before RL, and the refit of the world side: one loop, four settings.
 
 `pretrain` learns to predict from all episodes, with no imitation. `tune` teaches the action decoder to act, from few
 demonstrations; encoder and dream keep every bit. `refit` trains the world decoder alone on newer episodes; encoder and
-action decoder keep every bit.
+action decoder keep every bit. `dynamics` is a refit that leaves the read-outs as they are: episodes of PPO end at their
+first success and say too little about what one looks like.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ class StageConfig:
     max_grad_norm: float = 1.0
     success_coef: float = 1.0
     progress_coef: float = 1.0
-    atoms: tuple[float, ...] = (0.25, 0.0, 0.5, 0.15, 0.1)
+    atoms: tuple[float, ...] = (0.15, 0.0, 0.6, 0.15, 0.1)
     log_every: int = 100
     save_every: int = 1000
     seed: int = 0
@@ -73,7 +75,7 @@ def train_stage(
     save: Save | None = None,
     resume: dict[str, Any] | None = None,
 ) -> None:
-    """Train `model` in place for `config.n_steps` steps of stage pretrain, tune or refit.
+    """Train `model` in place for `config.n_steps` steps of stage pretrain, tune, refit or dynamics.
 
     `windows` are those of all episodes, for tune of the demonstrations alone.
     `log` is called with the mean losses every `log_every` steps, `save` with all that `resume` needs every `save_every`
@@ -116,9 +118,10 @@ def _train(
     sums: dict[str, float] = {}
     for step in range(first, config.n_steps):
         batch = windows.sample(config.batch_size, generator)
-        losses = stage_losses(model, batch, config.atoms, imitate=stage == "tune", generator=generator)
+        losses = stage_losses(stage, model, batch, config.atoms, generator)
         share = schedule(step, config)
-        _step(optimizer, _total(losses, config), share, config, step)
+        if (total := _total(losses, config)).requires_grad:  # else the batch held nothing that this stage learns from
+            _step(optimizer, total, share, config, step)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
         if log is not None and (step + 1) % config.log_every == 0:
@@ -132,7 +135,12 @@ def _train(
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
     """Freeze what a stage must not touch and return the rest; the critic is trained by PPO alone."""
     everything = (p for name, p in model.named_parameters() if not name.startswith("value."))
-    trained = {"pretrain": everything, "tune": model.action_parameters(), "refit": model.world_parameters()}
+    trained = {
+        "pretrain": everything,
+        "tune": model.action_parameters(),
+        "refit": chain(model.dynamics_parameters(), model.read_out.parameters()),
+        "dynamics": model.dynamics_parameters(),
+    }
     parameters = list(trained[stage])
     model.requires_grad_(False)
     for parameter in parameters:

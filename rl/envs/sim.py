@@ -12,7 +12,9 @@ from torch import Tensor
 from rewards import RewardManager
 from rewards.errors import UserError
 from rl.envs.workers import Group, Workers
-from world_model.env import Advance, BatchedEnv, ReadOut, Start
+from rl.recorder import Recorder
+from world_model.env import Advance, BatchedEnv, ChunkStep, ReadOut, Start
+from world_model.episodes import Episode
 from world_model.spec import Feature, Spec
 
 
@@ -66,12 +68,28 @@ class SimEnv(BatchedEnv):
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env])
         # For exact resume: the actions of each environment since its episode began.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
+        self.recorder: Recorder | None = None  # see `record`
+        self._executed = torch.zeros(num_envs, 0, spec.action_dim)  # the actions of the last chunk, after any delay
         self._seeds: list[int] = []  # handed out one a restart, the last one for ever; empty: drawn
         self._envs = Workers(env_id, self.task_of_env, n_workers) if n_workers else Group(env_id, self.task_of_env)
 
     def set_episode_seeds(self, seeds: Sequence[int]) -> None:
         """Name the episodes to come: each restart takes the next seed; the last one repeats. Empty: drawn again."""
         self._seeds = [int(seed) for seed in seeds]
+
+    def record(self, on: bool) -> list[Episode]:
+        """Return the episodes that have ended since recording began; record on, or stop."""
+        episodes = self.recorder.take() if self.recorder else []
+        self.recorder = (self.recorder or Recorder(self.spec.tasks)) if on else None
+        return episodes
+
+    def step_chunk(self, actions: Tensor) -> ChunkStep:
+        """Execute a chunk, as every `BatchedEnv` does, and let the recorder have it."""
+        before = self.context[:, -1].clone(), self.elapsed.clone(), self.task.clone(), self.episode_seed.clone()
+        step = super().step_chunk(actions)
+        if self.recorder is not None:
+            self.recorder.add(*before, self._executed, step)
+        return step
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""
@@ -126,7 +144,7 @@ class SimEnv(BatchedEnv):
         return torch.tensor(seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        commands = actions.numpy()
+        self._executed, commands = actions, actions.numpy()
         steps = self._envs.advance(commands, limit.numpy(), self.terminate_on_success)
         for past, command in zip(self._past, commands, strict=True):
             past.extend(command.copy())  # those after an end do not matter: a restart empties the list

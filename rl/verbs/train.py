@@ -72,8 +72,9 @@ def run(words: list[str]) -> None:
 
 
 def control_config(config: TrainConfig, name: str) -> TrainConfig:
-    """Return the config of a control: the same run with its changes in `ppo`."""
-    return replace(config, ppo=replace(config.ppo, **CONTROLS[name]), controls=())  # type: ignore[arg-type]
+    """Return the config of a control: the same run with its changes."""
+    parts = {part: replace(getattr(config, part), **changes) for part, changes in CONTROLS[name].items()}
+    return replace(config, **parts, controls=())
 
 
 def prepare(config: TrainConfig) -> PostTraining:

@@ -1,6 +1,7 @@
 """Post-training on a tiny checkpoint: what a round does, what a rollback restores, what counts as a success."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from rl.gate import Verdict
 from rl.imitation import Imitation, leads_to_success
 from rl.policy import policy_state
 from rl.rounds import Half, Outcome, PostTraining
-from world_model.dream_env import StartStates
+from world_model.metrics import prediction_metrics
 from world_model.store import load_model
 
 Logged = list[tuple[int, dict[str, float]]]
@@ -47,7 +48,11 @@ def test_one_round_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -
     ticks: list[tuple[float, int, str]] = []
     post.log = lambda step, values: logged.append((step, values))
     post.tick = lambda *tick: ticks.append(tick)
-    world = {name: value.clone() for name, value in post.model.named_parameters() if not name.startswith("action.")}
+    assert post.model is not None
+    dynamics = {
+        name for name, p in post.model.named_parameters() if any(p is q for q in post.model.dynamics_parameters())
+    }
+    before = {name: value.clone() for name, value in post.model.named_parameters()}
     start = policy_state(post.policy)
     outcome = post.run()
 
@@ -59,8 +64,11 @@ def test_one_round_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -
     assert all(torch.equal(after[name], value) for name, value in outcome.halves[-1].champion.items())
     assert any(not torch.equal(after[name], start[name]) for name in start if ".action." in name)
     for name, value in post.model.named_parameters():
-        if name in world and not name.startswith("value."):
-            assert torch.equal(value, world[name]), name
+        trained = name in dynamics or name.startswith(("action.", "value."))
+        assert trained or torch.equal(value, before[name]), name
+    assert any(
+        not torch.equal(value, before[name]) for name, value in post.model.named_parameters() if name in dynamics
+    )
 
     tags = {tag for _, values in logged for tag in values}
     assert {"eval/success", "gate/accepted", "train/approx_kl", "train/ref_kl", "train/bc_loss"} <= tags
@@ -92,11 +100,36 @@ def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
     assert outcome.after is before
 
 
-def test_dreams_begin_from_what_the_simulator_met(post: PostTraining) -> None:
+def test_dreams_begin_where_recorded_episodes_began(post: PostTraining) -> None:
     post._prepare()
-    assert isinstance(post.starts, StartStates)
-    assert post.dream is not None and post.dream.starts is post.starts
-    assert bool((post.starts.task == 0).all()) and int(post.starts.elapsed.max()) > 0
+    assert post.dreams is not None and len(post.dreams.episodes) >= 4
+    starts = post.dreams.env().starts
+    assert len(starts) == len(post.dreams.episodes) and bool((starts.elapsed == 0).all())
+    assert torch.equal(starts.context[0, -1], post.dreams.episodes[0].state[0])
+
+
+def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: PostTraining) -> None:
+    assert post.dreams is not None
+    post.evaluate()
+    assert post.dreams.episodes == []
+    post._contest(post.champion, [1_000_000, 1_000_001])
+    assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001]
+    post.evaluate()
+    post._contest(post.champion, [1_000_002])
+    assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001, 1_000_002]
+
+
+def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
+    assert post.dreams is not None and post.imitation is not None
+    post._prepare()
+    windows = post.dreams._windows(post.dreams.episodes)
+    real = post.imitation.successes
+    before = prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"]
+    post._train_dream(0)
+    post.dreams.config = compose("mix", ["dream.refit_steps=40", "dream.refit_learning_rate=0.003"], TrainConfig)
+    post.dreams.refit()
+    assert prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"] < before
+    assert post.imitation.successes is real and post.dreams.n_refitted == len(post.dreams.episodes)
 
 
 def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +180,19 @@ def test_several_tasks_share_the_seeds(tiny: list[str], demonstrations: list[Any
 def test_sizes_that_do_not_fit_are_named(tiny: list[str], demonstrations: list[Any]) -> None:
     with pytest.raises(UserError, match=r"env\.id=Pendulum-v1.*observation size 21.*observation size 3"):
         build("sim", tiny, demonstrations, "env.id=Pendulum-v1", "env.tasks=[]")
+
+
+def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTraining, demonstrations: list[Any]) -> None:
+    assert post.imitation is not None and post.model is not None
+    success = next(e for e in demonstrations if e.is_success)
+    failure = replace(success, success=torch.zeros_like(success.success))
+    size = post.model.config.chunk_size
+    post.imitation.add_episodes([failure, success, failure])
+    assert post.imitation.successes is not None
+    context, actions = post.imitation.successes
+    starts = [*range(0, success.length - size, size), success.length - size]
+    assert torch.equal(actions, torch.stack([success.action[t : t + size] for t in starts]))
+    assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
 
 
 def test_leads_to_success_by_hand() -> None:

@@ -50,14 +50,14 @@ def test_the_dream_does_not_depend_on_the_action_side(model, batch):
 
 def test_the_policy_does_not_depend_on_the_world_side(model, batch):
     frames, actions = dream(model, batch), act(model, batch)
-    shake(model.world_parameters())
+    shake([*model.dynamics_parameters(), *model.read_out.parameters()])
     assert torch.equal(act(model, batch), actions)
     assert not torch.allclose(dream(model, batch), frames, atol=1e-3)
 
 
 def test_world_and_action_side_share_no_parameter_and_leave_out_only_the_context(model):
-    world, action = set(model.world_parameters()), set(model.action_parameters())
-    value = set(model.value.parameters())
+    world = {*model.dynamics_parameters(), *model.read_out.parameters()}
+    action, value = set(model.action_parameters()), set(model.value.parameters())
     assert not world & action and not value & (world | action)
     rest = {n.split(".")[0] for n, p in model.named_parameters() if p not in world | action | value}
     named = {n for n, p in model.named_parameters() if p not in world | action | value}

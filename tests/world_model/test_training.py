@@ -48,7 +48,7 @@ def test_the_read_out_tells_success(trained, windows):
     assert figures["success_precision"] > 0.8 and figures["progress_error"] < 0.25
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "tune", "refit"])
+@pytest.mark.parametrize("stage", ["pretrain", "tune", "refit", "dynamics"])
 def test_an_interrupted_stage_ends_with_the_same_weights(model, windows, tmp_path, stage):
     whole, cut = model, copy.deepcopy(model)
     train_stage(stage, whole, windows, SHORT)
@@ -66,7 +66,8 @@ def test_an_interrupted_stage_ends_with_the_same_weights(model, windows, tmp_pat
     assert same(weights(resumed), weights(whole))
 
 
-def test_a_refit_leaves_the_policy_bit_equal(model, windows):
+@pytest.mark.parametrize("stage", ["refit", "dynamics"])
+def test_a_refit_leaves_the_policy_bit_equal(model, windows, stage):
     batch = windows.sample(8, torch.Generator().manual_seed(0))
     noise = modes.action_noise(model, 8, torch.Generator().manual_seed(1))
 
@@ -75,10 +76,10 @@ def test_a_refit_leaves_the_policy_bit_equal(model, windows):
 
     actions, before = act(), weights(model)
     model.encoder.requires_grad_(False)  # as in a policy under PPO
-    train_stage("refit", model, windows, SHORT)
+    train_stage(stage, model, windows, SHORT)
     after = weights(model)
     assert torch.equal(act(), actions)
-    world = ("world", "read_out", "codec.future_in", "codec.future_out")
+    world = ("world", "codec.future_in", "codec.future_out", *(["read_out"] if stage == "refit" else []))
     assert same(before, after, but=world)
     assert all(not same(before, after, but=[n for n in before if not n.startswith(part)]) for part in world)
     # The action side stays trainable for the PPO that follows, and the encoder frozen.
@@ -123,10 +124,18 @@ def test_pretraining_does_not_imitate(model, windows):
     """Without imitation the action decoder hears only of clean futures."""
     batch = windows.sample(64, torch.Generator().manual_seed(0))
     never_inverse = (0.3, 0.3, 0.3, 0.0, 0.1)
-    losses = stage_losses(model, batch, never_inverse, False, torch.Generator().manual_seed(1))
+    losses = stage_losses("pretrain", model, batch, never_inverse, torch.Generator().manual_seed(1))
     assert losses["action"] == 0 and set(losses) == {"video", "action", "success", "progress"}
-    imitating = stage_losses(model, batch, never_inverse, True, torch.Generator().manual_seed(1))
+    imitating = stage_losses("tune", model, batch, never_inverse, torch.Generator().manual_seed(1))
     assert imitating["action"] > 0 and set(imitating) == {"action"}
+    refitting = stage_losses("dynamics", model, batch, never_inverse, torch.Generator().manual_seed(1))
+    assert refitting["video"] == losses["video"] and set(refitting) == {"video", "action"}
+
+
+def test_a_batch_that_holds_nothing_to_learn_changes_nothing(model, demos):
+    before = weights(model)
+    train_stage("tune", model, demos, replace(SHORT, atoms=(0.0, 0.0, 1.0, 0.0, 0.0)))
+    assert same(before, weights(model))
 
 
 def test_a_tenth_of_the_tasks_is_dropped(model):

@@ -1,0 +1,78 @@
+"""What PPO dreams in: the model as an environment, kept close to what the simulator has shown so far."""
+
+from __future__ import annotations
+
+from rl.build import make_rewards
+from rl.config import TrainConfig
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.episodes import Episode
+from world_model.metrics import prediction_metrics
+from world_model.model import WorldActionModel
+from world_model.training import StageConfig, train_stage
+from world_model.windows import Windows
+
+
+class Dreams:
+    """The episodes that were recorded, and the dream that is refitted on them and begins where they began.
+
+    Raises:
+        UserError: a reward term of `config` that a dream cannot serve, by name.
+    """
+
+    def __init__(self, config: TrainConfig, model: WorldActionModel) -> None:
+        self.config, self.model = config, model
+        self.rewards = make_rewards(config, model.spec, DreamEnv.place, model)
+        self.episodes: list[Episode] = []
+        self.n_refitted = 0  # of the episodes, in the last refit
+        self._env: DreamEnv | None = None
+
+    def env(self) -> DreamEnv:
+        """The dream, with branches that begin in recorded states.
+
+        Raises:
+            UserError: no episode was recorded.
+        """
+        config, model = self.config, self.model
+        starts = StartStates.from_episodes(
+            self.episodes, model.spec.tasks, model.config.n_context_frames, config.dream.starts == "first"
+        )
+        if self._env is None:
+            self._env = DreamEnv(
+                model,
+                config.dream.n_envs,
+                starts,
+                config.dream.horizon,
+                config.dream.n_denoising_steps,
+                max_steps=config.env.max_steps,
+                rewards=self.rewards,
+                action_delay=config.env.action_delay,
+                obs_noise=config.env.obs_noise,
+                group_size=config.dream.group_size,
+                seed=config.seed,
+            )
+        self._env.starts = starts
+        return self._env
+
+    def error(self) -> float | None:
+        """Prediction error on the episodes that no refit has seen; None where there is nothing to measure."""
+        new = [e for e in self.episodes[self.n_refitted :] if e.length >= self.model.config.chunk_size]
+        if not new or "object_pos" not in self.model.spec.slices:
+            return None
+        return prediction_metrics(self.model, self._windows(new))["mean"]["error_ratio"]
+
+    def refit(self) -> None:
+        """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit."""
+        config = self.config.dream
+        stage = StageConfig(
+            n_steps=config.refit_steps,
+            learning_rate=config.refit_learning_rate,
+            warmup_steps=config.refit_steps // 10 + 1,
+            atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
+            seed=self.config.seed + len(self.episodes),
+        )
+        train_stage("dynamics", self.model, self._windows(self.episodes), stage)
+        self.n_refitted = len(self.episodes)
+
+    def _windows(self, episodes: list[Episode]) -> Windows:
+        config = self.model.config
+        return Windows(episodes, self.model.spec.tasks, config.n_context_frames, config.chunk_size)
