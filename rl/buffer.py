@@ -67,16 +67,9 @@ class Samples:
         return Samples(context=self.context[index], **rest)
 
     @staticmethod
-    def from_rollout(rollout: Rollout, gamma: float, gae_lambda: float, group_size: int = 1) -> Samples:
-        """Flatten steps and environments, with their advantages.
-
-        Where `group_size` neighbouring environments began in the same state, the advantages of their first chunks are
-        relative to the group's mean (as in GRPO, 2402.03300), so that errors of the critic there cancel.
-        """
+    def from_rollout(rollout: Rollout, gamma: float, gae_lambda: float) -> Samples:
+        """Flatten steps and environments, with their advantages."""
         advantage, returns = rollout.advantages(gamma, gae_lambda)
-        if group_size > 1:
-            first = advantage[0].view(-1, group_size)
-            advantage[0] = (first - first.mean(1, keepdim=True)).flatten()
         return Samples(
             context=concatenate(rollout.context),
             chain=rollout.chain.flatten(0, 1),

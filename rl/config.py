@@ -34,25 +34,21 @@ class EnvConfig:
 class DreamConfig:
     """Branches inside the world model, begun from states met in reality."""
 
-    n_envs: int = 128  # branches dreamed together
+    n_envs: int = 128  # branches dreamed together, each from where a recorded episode began
     horizon: int = 20  # chunks, then truncation with bootstrap; at most to the end of the episode
-    starts: Literal["first", "any"] = "first"  # states of recorded episodes that branches begin in
     n_denoising_steps: int = 1  # of the future frames
-    group_size: int = 1  # branches that share a start, whose first advantages are relative to their mean
     n_updates: int = 6  # PPO updates in the dream each round
     n_epochs: int = 8  # of an update in the dream
     n_episodes: int = 128  # recorded in the simulator before the first dream, to start branches from
-    imitate: bool = True  # dreamed successes, beside real ones, while dreaming
+    success_bc_coef: float = 1.0  # imitation of dreamed successes, while dreaming
     refit_steps: int = 300  # of the world decoder before each dream, on all episodes recorded so far; 0: never
     refit_learning_rate: float = 3e-4
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "group_size", "n_epochs", "n_episodes")
-        _at_least(self, 0, "n_updates", "refit_steps")
+        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_episodes")
+        _at_least(self, 0, "n_updates", "refit_steps", "success_bc_coef")
         _positive(self, "refit_learning_rate")
-        if self.n_envs % self.group_size:
-            raise UserError(f"group_size={self.group_size} must divide dream.n_envs={self.n_envs}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,6 @@ class PPOConfig:
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
     clip_range: float = 0.2
-    ratio: Literal["action", "chunk"] = "action"  # likelihood of each action of a chunk given those before, or of all
     target_kl: float | None = 10.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 2
@@ -122,8 +117,8 @@ class EvalConfig:
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
-    "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": {"imitate": False}},
-    "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": {"imitate": False}},
+    "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": {"success_bc_coef": 0.0}},
+    "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": {"success_bc_coef": 0.0}},
 }
 """What a control changes: the anchor alone, and imitation of the successes that the simulator gave."""
 

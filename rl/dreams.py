@@ -9,7 +9,6 @@ from world_model.episodes import Episode
 from world_model.metrics import prediction_metrics
 from world_model.model import WorldActionModel
 from world_model.training import StageConfig, train_stage
-from world_model.windows import Windows
 
 
 class Dreams:
@@ -24,41 +23,33 @@ class Dreams:
         self.rewards = make_rewards(config, model.spec, DreamEnv.place, model)
         self.episodes: list[Episode] = []
         self.n_refitted = 0  # of the episodes, in the last refit
-        self._env: DreamEnv | None = None
 
     def env(self) -> DreamEnv:
-        """The dream, with branches that begin in recorded states.
+        """Build the dream, with branches that begin where recorded episodes began.
 
         Raises:
             UserError: no episode was recorded.
         """
-        config, model = self.config, self.model
-        starts = StartStates.from_episodes(
-            self.episodes, model.spec.tasks, model.config.n_context_frames, config.dream.starts == "first"
+        env, dream, model = self.config.env, self.config.dream, self.model
+        return DreamEnv(
+            model,
+            dream.n_envs,
+            StartStates.from_episodes(self.episodes, model.spec.tasks, model.config.n_context_frames, first_only=True),
+            dream.horizon,
+            dream.n_denoising_steps,
+            max_steps=env.max_steps,
+            rewards=self.rewards,
+            action_delay=env.action_delay,
+            obs_noise=env.obs_noise,
+            seed=self.config.seed + len(self.episodes),
         )
-        if self._env is None:
-            self._env = DreamEnv(
-                model,
-                config.dream.n_envs,
-                starts,
-                config.dream.horizon,
-                config.dream.n_denoising_steps,
-                max_steps=config.env.max_steps,
-                rewards=self.rewards,
-                action_delay=config.env.action_delay,
-                obs_noise=config.env.obs_noise,
-                group_size=config.dream.group_size,
-                seed=config.seed,
-            )
-        self._env.starts = starts
-        return self._env
 
     def error(self) -> float | None:
         """Prediction error on the episodes that no refit has seen; None where there is nothing to measure."""
         new = [e for e in self.episodes[self.n_refitted :] if e.length >= self.model.config.chunk_size]
         if not new or "object_pos" not in self.model.spec.slices:
             return None
-        return prediction_metrics(self.model, self._windows(new))["mean"]["error_ratio"]
+        return prediction_metrics(self.model, self.model.windows(new))["mean"]["error_ratio"]
 
     def refit(self) -> None:
         """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit."""
@@ -70,9 +61,5 @@ class Dreams:
             atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
             seed=self.config.seed + len(self.episodes),
         )
-        train_stage("dynamics", self.model, self._windows(self.episodes), stage)
+        train_stage("dynamics", self.model, self.model.windows(self.episodes), stage)
         self.n_refitted = len(self.episodes)
-
-    def _windows(self, episodes: list[Episode]) -> Windows:
-        config = self.model.config
-        return Windows(episodes, self.model.spec.tasks, config.n_context_frames, config.chunk_size)

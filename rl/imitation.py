@@ -1,4 +1,4 @@
-"""Imitation beside PPO: the anchor to demonstrations, and the control that imitates collected successes."""
+"""Imitation beside PPO: the anchor to demonstrations, own successes in the simulator, and those of a dream."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from world_model.losses import policy_loss
 from world_model.model import Context, WorldActionModel
 from world_model.windows import Windows
 
-MOST = 20_000
-"""Chunks of successes that are kept, the newest ones: 15 kB each with what the encoder made of them."""
+MOST = 10_000
+"""Chunks of successes that are kept of each kind, the newest ones: 15 kB each with what the encoder made of them."""
 
 
 Examples = tuple[Context, Tensor]
@@ -22,10 +22,13 @@ Examples = tuple[Context, Tensor]
 class Imitation:
     """Loss of imitating demonstrations and, where asked for, the successes of the policy itself (filtered BC).
 
+    Dreamed successes are many and not all true, so they are drawn apart from real ones, until `forget_dream`.
+
     Args:
         model: whose action decoder imitates.
         demonstrations: episodes of the tasks that are trained.
-        demo_coef, success_coef: weights of the two parts; the caller adds the sum to its own loss.
+        demo_coef, sim_coef, dream_coef: weights of demonstrations and of successes in simulator and dream; the caller
+            adds the sum to its own loss.
         batch_size: windows drawn of each.
     """
 
@@ -34,57 +37,55 @@ class Imitation:
         model: WorldActionModel,
         demonstrations: list[Episode],
         demo_coef: float,
-        success_coef: float,
+        sim_coef: float,
+        dream_coef: float,
         batch_size: int,
     ) -> None:
-        self.model, self.demo_coef, self.success_coef, self.batch_size = model, demo_coef, success_coef, batch_size
+        self.model, self.batch_size = model, batch_size
+        self.coefs = {"demonstrations": demo_coef, "sim": sim_coef, "dream": dream_coef}
         # The encoder is frozen, so every context is encoded once.
-        self._demonstrations: Examples | None = None
-        self.successes: Examples | None = None
+        self.examples: dict[str, Examples] = {}
         if demo_coef > 0:
-            config = model.config
-            windows = Windows(demonstrations, model.spec.tasks, config.n_context_frames, config.chunk_size)
-            batch = windows.at(torch.arange(len(windows)))
-            with torch.no_grad():
-                self._demonstrations = model.encode(batch.context, batch.task), batch.actions
+            windows = self.model.windows(demonstrations)
+            self._encode("demonstrations", windows, torch.arange(len(windows)))
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
         """Draw the weighted loss; None when there is nothing to imitate."""
-        parts = [
-            coef * self._draw(*examples, generator)
-            for coef, examples in ((self.demo_coef, self._demonstrations), (self.success_coef, self.successes))
-            if coef > 0 and examples is not None
-        ]
+        parts = [self.coefs[kind] * self._draw(*examples, generator) for kind, examples in self.examples.items()]
         return torch.stack(parts).sum() if parts else None
 
-    def add_successes(self, rollout: Rollout) -> None:
-        """Keep the chunks of a rollout that led to a success in the same episode."""
-        if self.success_coef == 0:
-            return
+    def add_successes(self, rollout: Rollout, place: str) -> None:
+        """Keep the chunks of a rollout in simulator or dream that led to a success in the same episode."""
         kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated).flatten().nonzero().squeeze(1)
-        if len(kept):
-            self._keep(concatenate(rollout.context)[kept], rollout.actions.flatten(0, 1)[kept])
+        if self.coefs[place] > 0 and len(kept):
+            self._keep(place, concatenate(rollout.context)[kept], rollout.actions.flatten(0, 1)[kept])
 
     def add_episodes(self, episodes: list[Episode]) -> None:
         """Keep the chunks of recorded successes, one after the other and the last one up to the end."""
         size = self.model.config.chunk_size
         successes = [e for e in episodes if e.is_success and e.length >= size]
-        if self.success_coef == 0 or not successes:
+        if self.coefs["sim"] == 0 or not successes:
             return
-        windows = Windows(successes, self.model.spec.tasks, self.model.config.n_context_frames, size)
         kept, first = [], 0
         for last in (e.length - size for e in successes):
             kept += [first + t for t in sorted({*range(0, last, size), last})]
             first += last + 1
-        batch = windows.at(torch.tensor(kept))
-        with torch.no_grad():
-            self._keep(self.model.encode(batch.context, batch.task), batch.actions)
+        self._encode("sim", self.model.windows(successes), torch.tensor(kept))
 
-    def _keep(self, context: Context, actions: Tensor) -> None:
-        if self.successes is not None:
-            old_context, old_actions = self.successes
-            context, actions = concatenate([old_context, context]), torch.cat([old_actions, actions])
-        self.successes = context[-MOST:], actions[-MOST:]
+    def forget_dream(self) -> None:
+        """Drop dreamed successes: the next dream is another one."""
+        self.examples.pop("dream", None)
+
+    def _encode(self, kind: str, windows: Windows, index: Tensor) -> None:
+        batch = windows.at(index)
+        with torch.no_grad():
+            self._keep(kind, self.model.encode(batch.context, batch.task), batch.actions)
+
+    def _keep(self, kind: str, context: Context, actions: Tensor) -> None:
+        if kind in self.examples:
+            old_context, old_actions = self.examples[kind]
+            context, actions = concatenate([old_context, context])[-MOST:], torch.cat([old_actions, actions])[-MOST:]
+        self.examples[kind] = context, actions
 
     def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(actions), (self.batch_size,), generator=generator)

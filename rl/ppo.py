@@ -6,7 +6,7 @@ Imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`)
 (`pg_coef`); a distance to the start policy (`ref_kl_coef`) can be added.
 
 The ratio is clipped for each action of a chunk, given those before it, as language models do for tokens: the ratio of a
-whole chunk is outside the clip range after a step or two, and then nothing more is learned from it (`ratio=chunk`).
+whole chunk is outside the clip range after a step or two, and then nothing more is learned from it.
 """
 
 from __future__ import annotations
@@ -206,8 +206,6 @@ class ChunkPPO(PPO):
         config, policy = self.config, self.policy
         means = policy.chain_means(batch.context, batch.chain)
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
-        if config.ratio == "chunk":
-            log_ratio = log_ratio.sum(1, keepdim=True)
         ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)
         clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
         pg_loss = -torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip)).mean()

@@ -180,34 +180,31 @@ class PostTraining:
             self.log(self.sim_steps, {"dream/error": error})
         self.dreams.refit()
         dream = self.dreams.env()
-        real = None if imitation is None else imitation.successes
         for i in range(config.n_updates):
             self._tick(doing, i / config.n_updates)
             rollout = self.ppo.collect(dream, config.horizon, fresh=True)
-            if imitation is not None and config.imitate:
-                imitation.add_successes(rollout)
+            if imitation is not None:
+                imitation.add_successes(rollout, "dream")
             self._update("dream", rollout)
         if imitation is not None:
-            imitation.successes = real  # the next dream will be another one
+            imitation.forget_dream()
 
     def _collect_sim(self, n_steps: int) -> Rollout:
         rollout = self.ppo.collect(self.sim, n_steps)
         self.sim_steps += int(rollout.n_executed.sum())
         if self.imitation is not None:
-            self.imitation.add_successes(rollout)
+            self.imitation.add_successes(rollout, "sim")
         if self.dreams is not None:
             self.dreams.episodes += self.sim.record(True)
             self.real = Samples.from_rollout(rollout, self.config.ppo.gamma, gae_lambda=1.0)
         return rollout
 
     def _update(self, place: str, rollout: Rollout) -> None:
-        config = self.config.ppo
+        samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
         if place == "dream":
-            dream = self.config.dream
-            samples = Samples.from_rollout(rollout, config.gamma, config.gae_lambda, dream.group_size)
-            stats = self.ppo.update([samples], self.real, dream.n_epochs)
+            stats = self.ppo.update([samples], self.real, self.config.dream.n_epochs)
         else:
-            stats = self.ppo.update([Samples.from_rollout(rollout, config.gamma, config.gae_lambda)])
+            stats = self.ppo.update([samples])
         ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
         values = {f"train/{name}": value for name, value in stats.items()}
         values[f"rollout/{place}_success"] = float(rollout.success.sum() / ends)
@@ -222,24 +219,13 @@ class PostTraining:
         gate, verdict = self.config.gate, None
         challenger = policy_state(self.policy)
         if gate.enabled:
-            verdict = judge(
-                lambda seeds: self._contest(self.champion, seeds),
-                lambda seeds: self._contest(challenger, seeds),
-                gate.seed + self.gate_episodes,
-                gate.n_episodes,
-                gate.max_episodes,
-            )
+            contests = partial(self._contest, self.champion), partial(self._contest, challenger)
+            verdict = judge(*contests, gate.seed + self.gate_episodes, gate.n_episodes, gate.max_episodes)
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")
-            self.log(
-                self.sim_steps,
-                {
-                    "gate/champion": verdict.champion,
-                    "gate/challenger": verdict.challenger,
-                    "gate/accepted": float(verdict.accepted),
-                    "gate/episodes": float(self.gate_episodes),
-                },
-            )
+            seen = {"champion": verdict.champion, "challenger": verdict.challenger, "accepted": verdict.accepted}
+            seen["episodes"] = self.gate_episodes
+            self.log(self.sim_steps, {f"gate/{name}": float(value) for name, value in seen.items()})
         if verdict is None or verdict.accepted:
             self.champion = challenger
         load_policy_state(self.policy, self.champion)

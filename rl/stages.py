@@ -144,12 +144,12 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if saved is None:
         torch.manual_seed(config.seed)
         model = WorldActionModel(config.model, make_spec("metaworld", config.tasks))
-        windows = _windows(model, episodes)
+        windows = model.windows(episodes)
         fit_statistics(model, windows)
     else:
         model = saved.model
-        windows = _windows(model, episodes)
-    work = Work(run, "pretrain", "", model, _windows(model, heldout_store(store).load(config.tasks)))
+        windows = model.windows(episodes)
+    work = Work(run, "pretrain", "", model, model.windows(heldout_store(store).load(config.tasks)))
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=saved.state if saved else None)
     if config.half:
         half_precision(model)
@@ -170,11 +170,11 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         raise UserError(f"episodes={config.episodes}: there are none; `wamtune pretrain PRESET` collects them")
     episodes, unseen = store.load(model.spec.tasks, SOURCES), heldout_store(store).load(model.spec.tasks)
     demos = demonstrations(config, episodes, tasks)
-    work = Work(run, "tune", config.checkpoint, model, _windows(model, unseen))
+    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen))
     state = saved.state if saved else None
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
-        work.train("tune", _windows(model, demos), stage, state)
+        work.train("tune", model.windows(demos), stage, state)
         state = None
         if config.half:  # from here on the policy is the one that is stored
             half_precision(model)
@@ -182,9 +182,9 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         work.step = config.stage.n_steps
     roll_out(config, model, tasks, own)
     episodes += own.load()
-    work.unseen = _windows(model, unseen + heldout_store(own).load())
+    work.unseen = model.windows(unseen + heldout_store(own).load())
     if config.refit.n_steps:
-        work.train("refit", _windows(model, episodes), _seeded(config.refit, config.seed), resume=state)
+        work.train("refit", model.windows(episodes), _seeded(config.refit, config.seed), resume=state)
     if config.half:
         half_precision(model)  # what the refit changed; the rest is rounded already
     results = evaluate(config, model, tasks)
@@ -199,10 +199,6 @@ def _tasks(config: TuneConfig, model: WorldActionModel) -> tuple[str, ...]:
         if task not in model.spec.tasks:
             raise UserError(f"task {task!r} is not one of the checkpoint's: {', '.join(model.spec.tasks)}")
     return tasks
-
-
-def _windows(model: WorldActionModel, episodes: list[Episode]) -> Windows:
-    return Windows(episodes, model.spec.tasks, model.config.n_context_frames, model.config.chunk_size)
 
 
 def _seeded(config: StageConfig, seed: int) -> StageConfig:

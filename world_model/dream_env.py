@@ -74,7 +74,6 @@ class DreamEnv(BatchedEnv):
         horizon: chunks before a branch is truncated.
         n_denoising_steps: integration steps of a chunk.
         in_order: begin branch i of every reset from start i; for paired evaluation.
-        group_size: neighbouring branches that begin from the same start when all begin together.
         max_steps, rewards, action_delay, obs_noise, seed, device: see `BatchedEnv`.
     """
 
@@ -89,7 +88,6 @@ class DreamEnv(BatchedEnv):
         n_denoising_steps: int = 2,
         max_steps: int = 150,
         in_order: bool = False,
-        group_size: int = 1,
         rewards: RewardManager | None = None,
         action_delay: int = 0,
         obs_noise: float = 0.0,
@@ -109,7 +107,7 @@ class DreamEnv(BatchedEnv):
             device=device,
         )
         self.model, self.starts, self.horizon, self.n_denoising_steps = model, starts, horizon, n_denoising_steps
-        self.chunk_size, self.in_order, self.group_size = model.config.chunk_size, in_order, group_size
+        self.chunk_size, self.in_order = model.config.chunk_size, in_order
         self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # dreamed since the branch began
         self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # was the last frame read as a success
         self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # actions of an open chunk
@@ -130,9 +128,7 @@ class DreamEnv(BatchedEnv):
 
     def _restart(self, mask: Tensor) -> Start:
         m = int(mask.sum())
-        group = self.group_size if m == self.num_envs else 1
-        index = torch.randint(len(self.starts), (m // group,), generator=self.generator, device=self.device)
-        index = index.repeat_interleave(group)
+        index = torch.randint(len(self.starts), (m,), generator=self.generator, device=self.device)
         if self.in_order:
             index = mask.nonzero().squeeze(1) % len(self.starts)
         self.chunks[mask], self._sure[mask] = 0, False

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,10 @@ from rewards.errors import UserError
 from world_model.codec import ActionCodec, VectorCodec
 from world_model.layers import KeysValues, NoiseLevel, Stack
 from world_model.spec import Spec
+from world_model.windows import Windows
+
+if TYPE_CHECKING:
+    from world_model.episodes import Episode
 
 SCHEMA_VERSION = 1
 
@@ -134,6 +138,10 @@ class WorldActionModel(nn.Module):
     def action_parameters(self) -> Iterator[nn.Parameter]:
         """What PPO trains beside the critic: the action decoder."""
         yield from self.action.parameters()
+
+    def windows(self, episodes: list[Episode]) -> Windows:
+        """Cut episodes into what this model reads and predicts."""
+        return Windows(episodes, self.spec.tasks, self.config.n_context_frames, self.config.chunk_size)
 
     def to_config(self) -> dict[str, Any]:
         """Return the part of `config.json` from which the same architecture is rebuilt."""

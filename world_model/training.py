@@ -38,8 +38,6 @@ class StageConfig:
     warmup_steps: int = 200
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    success_coef: float = 1.0
-    progress_coef: float = 1.0
     atoms: tuple[float, ...] = (0.15, 0.0, 0.6, 0.15, 0.1)
     log_every: int = 100
     save_every: int = 1000
@@ -120,7 +118,9 @@ def _train(
         batch = windows.sample(config.batch_size, generator)
         losses = stage_losses(stage, model, batch, config.atoms, generator)
         share = schedule(step, config)
-        if (total := _total(losses, config)).requires_grad:  # else the batch held nothing that this stage learns from
+        if (
+            total := torch.stack([*losses.values()]).sum()
+        ).requires_grad:  # else the batch held nothing that this stage learns from
             _step(optimizer, total, share, config, step)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
@@ -162,11 +162,6 @@ def _groups(model: WorldActionModel, parameters: list[nn.Parameter], config: Sta
         {"params": [p for p in parameters if id(p) in apart], "peak": config.read_out_learning_rate},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _total(losses: dict[str, Tensor], config: StageConfig) -> Tensor:
-    weights = {"success": config.success_coef, "progress": config.progress_coef}
-    return torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, share: float, config: StageConfig, step: int) -> None:

@@ -88,7 +88,7 @@ def prepare(config: TrainConfig) -> PostTraining:
 
 def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:
     ppo = config.ppo
-    if ppo.bc_coef == 0 and ppo.success_bc_coef == 0:
+    if not any((ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef)):
         return None
     demonstrations = []
     if ppo.bc_coef > 0:
@@ -99,7 +99,8 @@ def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None
                 f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "
                 f"set ppo.bc_coef=0 or tune a checkpoint on some"
             )
-    return Imitation(model, demonstrations, ppo.bc_coef, ppo.success_bc_coef, ppo.bc_batch_size)
+    coefs = ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef
+    return Imitation(model, demonstrations, *coefs, ppo.bc_batch_size)
 
 
 def _train(

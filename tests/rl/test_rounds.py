@@ -33,7 +33,7 @@ def build(preset: str, tiny: list[str], demonstrations: list[Any], *overrides: s
     config = compose(preset, [*tiny, *overrides], TrainConfig)
     model = load_model(config.checkpoint)
     buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
-    imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, config.ppo.bc_batch_size)
+    imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, 1.0, config.ppo.bc_batch_size)
     return PostTraining(config, model, imitation, lambda step, values: None, lambda line: None)
 
 
@@ -122,14 +122,15 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: P
 def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
     assert post.dreams is not None and post.imitation is not None
     post._prepare()
-    windows = post.dreams._windows(post.dreams.episodes)
-    real = post.imitation.successes
+    windows = post.dreams.model.windows(post.dreams.episodes)
+    real = post.imitation.examples.get("sim")
     before = prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"]
     post._train_dream(0)
     post.dreams.config = compose("mix", ["dream.refit_steps=40", "dream.refit_learning_rate=0.003"], TrainConfig)
     post.dreams.refit()
     assert prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"] < before
-    assert post.imitation.successes is real and post.dreams.n_refitted == len(post.dreams.episodes)
+    assert post.imitation.examples.get("sim") is real and "dream" not in post.imitation.examples
+    assert post.dreams.n_refitted == len(post.dreams.episodes)
 
 
 def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +189,7 @@ def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTrain
     failure = replace(success, success=torch.zeros_like(success.success))
     size = post.model.config.chunk_size
     post.imitation.add_episodes([failure, success, failure])
-    assert post.imitation.successes is not None
-    context, actions = post.imitation.successes
+    context, actions = post.imitation.examples["sim"]
     starts = [*range(0, success.length - size, size), success.length - size]
     assert torch.equal(actions, torch.stack([success.action[t : t + size] for t in starts]))
     assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])

@@ -200,14 +200,6 @@ def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts)
     assert torch.equal(env.action_history, starts.action_history[:3])
 
 
-def test_a_group_begins_from_one_start_with_noise_of_its_own(make_dream, never_solved):
-    dream = make_dream(num_envs=12, group_size=4)
-    dream.reset()
-    groups = dream.context.view(3, 4, -1)
-    assert torch.equal(groups, groups[:, :1].expand_as(groups)) and not torch.equal(groups[0, 0], groups[1, 0])
-    assert len(dream.episode_seed.unique()) == 12
-
-
 # --- single steps ---
 
 
