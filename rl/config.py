@@ -117,8 +117,11 @@ class EvalConfig:
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
-    "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": {"success_bc_coef": 0.0}},
-    "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": {"success_bc_coef": 0.0}},
+    "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": {"success_bc_coef": 0.0, "refit_steps": 0}},
+    "filtered_bc": {
+        "ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0},
+        "dream": {"success_bc_coef": 0.0, "refit_steps": 0},
+    },
 }
 """What a control changes: the anchor alone, and imitation of the successes that the simulator gave."""
 
