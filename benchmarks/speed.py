@@ -132,7 +132,7 @@ def outside_share(ppo: ChunkPPO, env: Any, n_steps: int) -> float:
     with clock.around(patched):
         begun = time.perf_counter()
         for _ in range(3):
-            ppo.update([Samples.from_rollout(ppo.collect(env, n_steps), ppo.gamma, ppo.gae_lambda)])
+            ppo.update(Samples.from_rollout(ppo.collect(env, n_steps), ppo.gamma, ppo.gae_lambda))
         total = time.perf_counter() - begun
     return 1 - clock.inside / total
 

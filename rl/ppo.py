@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from rl.buffer import Rollout, Samples, concatenate, discounted, explained_variance
+from rl.buffer import Rollout, Samples, discounted, explained_variance
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv
 from rl.policy import ChunkPolicy
@@ -133,22 +133,19 @@ class ChunkPPO(PPO):
     def train(self) -> None:
         """Update from the rollout that `learn` collected last."""
         assert self.rollout is not None
-        for name, value in self.update([Samples.from_rollout(self.rollout, self.gamma, self.gae_lambda)]).items():
+        for name, value in self.update(Samples.from_rollout(self.rollout, self.gamma, self.gae_lambda)).items():
             self.logger.record(f"train/{name}", value)
         self._n_updates += 1
 
-    def update(
-        self, sources: list[Samples], real: Samples | None = None, n_epochs: int | None = None
-    ) -> dict[str, float]:
-        """Run the epochs of one update over samples of one or several places; returns the means of what was seen.
+    def update(self, samples: Samples, real: Samples | None = None, n_epochs: int | None = None) -> dict[str, float]:
+        """Run the epochs of one update over the samples of a rollout; returns the means of what was seen.
 
-        Advantages are normalised within each source: a dream and a simulator differ in their scale. The returns of
-        `real` samples stay in the critic's loss, because dreamed branches are too short to correct it.
+        The returns of `real` samples stay in the critic's loss: a dream may be wrong about what it is worth.
 
         Raises:
             UserError: a loss is not finite; nothing of it has reached the weights.
         """
-        samples = _join([_normalised(s) for s in sources])
+        samples = _normalised(samples)
         _check_finite(samples.advantage, samples.returns)
         seen: dict[str, list[float]] = {}
         stop = False
@@ -247,10 +244,3 @@ def _normalised(samples: Samples) -> Samples:
     advantage = samples.advantage
     scale = advantage.std().clamp(min=ADVANTAGE_FLOOR)
     return Samples(**{**vars(samples), "advantage": (advantage - advantage.mean()) / scale})
-
-
-def _join(sources: list[Samples]) -> Samples:
-    if len(sources) == 1:
-        return sources[0]
-    rest = {k: torch.cat([vars(s)[k] for s in sources]) for k in vars(sources[0]) if k != "context"}
-    return Samples(context=concatenate([s.context for s in sources]), **rest)

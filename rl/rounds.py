@@ -201,10 +201,8 @@ class PostTraining:
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
-        if place == "dream":
-            stats = self.ppo.update([samples], self.real, self.config.dream.n_epochs)
-        else:
-            stats = self.ppo.update([samples])
+        elsewhere = (self.real, self.config.dream.n_epochs) if place == "dream" else ()
+        stats = self.ppo.update(samples, *elsewhere)
         ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
         values = {f"train/{name}": value for name, value in stats.items()}
         values[f"rollout/{place}_success"] = float(rollout.success.sum() / ends)

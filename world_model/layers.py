@@ -59,7 +59,7 @@ class NoiseLevel(nn.Module):
         super().__init__()
         self.frequencies: Tensor
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.linspace(-1, 5, n_frequencies), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * n_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(2 * n_frequencies, 64), nn.SiLU(), nn.Linear(64, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed `t` (batch,)."""

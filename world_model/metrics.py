@@ -20,7 +20,7 @@ def prediction_metrics(
     model: WorldActionModel,
     windows: Windows,
     part: str = "object_pos",
-    n_steps: int = 2,
+    n_steps: int = 1,
     per_task: int = 512,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:

@@ -44,7 +44,7 @@ class ModelConfig:
     frames_per_token: int = 8
     actions_per_token: int = 8
     width: int = 160
-    world_width: int = 512
+    world_width: int = 384
     action_width: int = 128
     n_layers: int = 4
     n_heads: int = 5
@@ -108,7 +108,8 @@ class WorldActionModel(nn.Module):
 
         Also returns the keys and values of the future tokens, which the action decoder may read.
         """
-        tokens, cache = self.world(self.codec.embed_future(codes), t_video, actions, t_action, context)
+        known = codes * (1 - t_video).view(-1, 1, 1)  # noise alone says nothing, and is left out
+        tokens, cache = self.world(self.codec.embed_future(known), t_video, actions, t_action, context)
         return self.codec.predict_future(tokens), cache
 
     def predict_action(

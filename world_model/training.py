@@ -38,7 +38,7 @@ class StageConfig:
     warmup_steps: int = 200
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    atoms: tuple[float, ...] = (0.15, 0.0, 0.6, 0.15, 0.1)
+    atoms: tuple[float, ...] = (0.1, 0.0, 0.65, 0.15, 0.1)
     log_every: int = 100
     save_every: int = 1000
     seed: int = 0

@@ -15,7 +15,7 @@ from world_model.training import StageConfig, fit_statistics, train_stage
 from world_model.windows import Windows
 
 TASKS = ("button-press-topdown", "push")
-CONFIG = ModelConfig(width=32, action_width=32, n_layers=2, n_heads=2)
+CONFIG = ModelConfig(width=32, world_width=48, action_width=32, n_layers=2, n_heads=2)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ SPEC = Spec({"state": Feature((3,), "m", {"object_pos": (0, 3)})}, (-1.0,), (1.0
 
 
 def make_model() -> WorldActionModel:
-    model = WorldActionModel(ModelConfig(width=8, action_width=8, n_layers=1, n_heads=1), SPEC)
+    model = WorldActionModel(ModelConfig(width=8, world_width=8, action_width=8, n_layers=1, n_heads=1), SPEC)
     model.codec.fit(torch.randn(16, 2, 3), torch.randn(16, 8, 3))
     model.action_codec.action.fit(torch.randn(16, 1))
     return model
@@ -70,7 +70,7 @@ def test_help_lists_keys_with_default_and_comment() -> None:
     lines = cli.keys_of(PretrainConfig).splitlines()
     assert lines[0].split(None, 1) == ["name=", "folder below runs/"]
     assert any(line.startswith("  n_noisy=60 ") and "noise on its actions" in line for line in lines)
-    assert any(line.strip().startswith("stage.atoms=[0.25, 0.0") for line in lines)
+    assert any(line.strip().startswith("stage.atoms=[0.1, 0.0") for line in lines)
 
 
 @pytest.mark.parametrize(

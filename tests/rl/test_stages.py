@@ -30,7 +30,7 @@ n_expert: 3
 n_noisy: 2
 n_random: 1
 n_heldout: 3
-model: {{width: 32, action_width: 32, n_layers: 1, n_heads: 2}}
+model: {{width: 32, world_width: 48, action_width: 32, n_layers: 1, n_heads: 2}}
 stage: {{n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}}
 """
 TUNE = f"""# Tiny.
