@@ -54,6 +54,8 @@ class Dreams:
     def refit(self) -> None:
         """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit."""
         config = self.config.dream
+        if config.refit_steps == 0:
+            return
         stage = StageConfig(
             n_steps=config.refit_steps,
             learning_rate=config.refit_learning_rate,

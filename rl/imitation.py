@@ -14,7 +14,6 @@ from world_model.windows import Windows
 MOST = 10_000
 """Chunks of successes that are kept of each kind, the newest ones: 15 kB each with what the encoder made of them."""
 
-
 Examples = tuple[Context, Tensor]
 """Contexts of n rows, and the actions taken there (n, chunk_size, action_dim)."""
 
@@ -46,7 +45,7 @@ class Imitation:
         # The encoder is frozen, so every context is encoded once.
         self.examples: dict[str, Examples] = {}
         if demo_coef > 0:
-            windows = self.model.windows(demonstrations)
+            windows = model.windows(demonstrations)
             self._encode("demonstrations", windows, torch.arange(len(windows)))
 
     def loss(self, generator: torch.Generator) -> Tensor | None:

@@ -66,6 +66,7 @@ class TuneConfig:
     n_eval: int = 100  # episodes per task of the success table
     half: bool = True  # round the finished weights to half precision and store them so
     stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))
+    # n_steps 0: no refit
     refit: StageConfig = field(default_factory=lambda: StageConfig(n_steps=2000, atoms=(0.05, 0.0, 0.8, 0.1, 0.05)))
 
     def check(self) -> None:

@@ -72,7 +72,7 @@ class DreamEnv(BatchedEnv):
         num_envs: branches dreamed together.
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
-        n_denoising_steps: integration steps of a chunk.
+        n_denoising_steps: integration steps of a chunk; models are trained for one, in which noise has no say.
         in_order: begin branch i of every reset from start i; for paired evaluation.
         max_steps, rewards, action_delay, obs_noise, seed, device: see `BatchedEnv`.
     """
@@ -85,7 +85,7 @@ class DreamEnv(BatchedEnv):
         num_envs: int,
         starts: StartStates,
         horizon: int = 2,
-        n_denoising_steps: int = 2,
+        n_denoising_steps: int = 1,
         max_steps: int = 150,
         in_order: bool = False,
         rewards: RewardManager | None = None,

@@ -191,8 +191,8 @@ class ContextEncoder(nn.Module):
 class WorldDecoder(nn.Module):
     """Future tokens, reading the context; the actions are added to each of them.
 
-    What the encoder was given and made of it is added as well: through attention alone, to an encoder that is frozen
-    when a refit comes, the error of prediction was twice as large.
+    What the encoder was given and made of it is added as well, so that not everything has to come through attention to
+    an encoder that is frozen when a refit comes.
     """
 
     def __init__(self, config: ModelConfig, n_future_tokens: int, action_codec: ActionCodec) -> None:

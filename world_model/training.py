@@ -118,9 +118,8 @@ def _train(
         batch = windows.sample(config.batch_size, generator)
         losses = stage_losses(stage, model, batch, config.atoms, generator)
         share = schedule(step, config)
-        if (
-            total := torch.stack([*losses.values()]).sum()
-        ).requires_grad:  # else the batch held nothing that this stage learns from
+        total = torch.stack([*losses.values()]).sum()
+        if total.requires_grad:  # else the batch held nothing that this stage learns from
             _step(optimizer, total, share, config, step)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every

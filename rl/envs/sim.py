@@ -85,10 +85,11 @@ class SimEnv(BatchedEnv):
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
         """Execute a chunk, as every `BatchedEnv` does, and let the recorder have it."""
+        if self.recorder is None:
+            return super().step_chunk(actions)
         before = self.context[:, -1].clone(), self.elapsed.clone(), self.task.clone(), self.episode_seed.clone()
         step = super().step_chunk(actions)
-        if self.recorder is not None:
-            self.recorder.add(*before, self._executed, step)
+        self.recorder.add(*before, self._executed, step)
         return step
 
     def expert_actions(self) -> Tensor:

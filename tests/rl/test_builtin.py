@@ -11,7 +11,6 @@ from world_model.checkpoint import builtin_checkpoints, find_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.metrics import inverse_metrics, prediction_metrics
 from world_model.store import load_model
-from world_model.windows import Windows
 
 TASKS = ("push", "pick-place")
 LAST_MILE = ("assembly", "box-close", "hand-insert", "peg-insert-side", "hammer", "pick-place-wall")
@@ -48,12 +47,12 @@ def test_the_card_says_how_good_it_is():
 @pytest.mark.parametrize("name", ["metaworld-pretrained", "metaworld-tuned"])
 def test_it_predicts_objects_and_explains_actions(name, episodes):
     model = load_model(name)
-    windows = Windows(episodes, model.spec.tasks, model.config.n_context_frames, model.config.chunk_size)
+    windows = model.windows(episodes)
     figures = prediction_metrics(model, windows)
     for task in TASKS:
         assert figures[task]["n"] > 50
         assert figures[task]["error_ratio"] < 0.5 and figures[task]["shuffle_ratio"] > 1.5
-    expert = Windows(episodes[:6], model.spec.tasks, model.config.n_context_frames, model.config.chunk_size)
+    expert = model.windows(episodes[:6])
     assert inverse_metrics(model, expert, n=256)["inverse_error"] < 0.5  # 1 is what the mean action gives
 
 
