@@ -34,19 +34,19 @@ class EnvConfig:
 class DreamConfig:
     """Branches inside the world model, begun from states met in reality."""
 
-    n_envs: int = 128  # branches dreamed together, each from where a recorded episode began
+    n_envs: int = 256  # branches dreamed together, each from where an episode could begin
     horizon: int = 20  # chunks, then truncation with bootstrap; at most to the end of the episode
     n_denoising_steps: int = 1  # of the future frames
-    n_updates: int = 6  # PPO updates in the dream each round
-    n_epochs: int = 8  # of an update in the dream
-    n_episodes: int = 128  # recorded in the simulator before the first dream, to start branches from
-    success_bc_coef: float = 1.0  # imitation of dreamed successes, while dreaming
-    refit_steps: int = 300  # of the world decoder before each dream, on all episodes recorded so far; 0: never
-    refit_learning_rate: float = 3e-4
+    n_updates: int = 5  # PPO updates in the dream each round
+    n_epochs: int = 10  # of an update in the dream
+    n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
+    success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
+    refit_steps: int = 400  # of the world decoder before each dream, on all episodes recorded so far; 0: never
+    refit_learning_rate: float = 1e-3
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_episodes")
+        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
         _at_least(self, 0, "n_updates", "refit_steps", "success_bc_coef")
         _positive(self, "refit_learning_rate")
 
@@ -55,12 +55,12 @@ class DreamConfig:
 class PPOConfig:
     """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
 
-    n_steps: int = 20  # chunks per environment and rollout
-    batch_size: int = 256  # chunks
-    n_epochs: int = 24  # of an update in the simulator; dream.n_epochs is that of one in the dream
+    n_steps: int = 40  # chunks per environment and rollout
+    batch_size: int = 512  # chunks
+    n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is that of one in the dream
     learning_rate: float = 2e-4  # of the action side
     critic_learning_rate: float = 1e-3
-    critic_episodes: int = 128  # rollouts of the start policy that initialise the critic; 0: it starts from nothing
+    critic_warmup_steps: int = 400  # of the optimizer, on a first rollout that teaches nothing else; 0: no such rollout
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
     clip_range: float = 0.2
@@ -69,18 +69,18 @@ class PPOConfig:
     n_denoising_steps: int = 2
     noise_std: float = 0.2  # of each denoising step, in normalised action units
     noise_correlation: float = 0.8  # of the noise of neighbouring actions in a chunk
-    pg_coef: float = 0.03  # policy gradient; 0 is a control: "filtered BC", or without success_bc_coef "anchor alone"
+    pg_coef: float = 1.0  # policy gradient; 0 is a control: "filtered BC", or without success_bc_coef "anchor alone"
     vf_coef: float = 0.5
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
-    success_bc_coef: float = 1.0  # the same on collected successes
+    success_bc_coef: float = 0.1  # the same on collected successes
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.0  # distance to the frozen start policy
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
         _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps")
-        _at_least(self, 0, "critic_episodes")
+        _at_least(self, 0, "critic_warmup_steps")
         _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
         _positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
         _within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
@@ -144,6 +144,12 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     # name: {func, weight, params}, or null to switch a term off
     rewards: dict[str, Any] = field(default_factory=lambda: {"success": {"weight": 1.0}})
+
+    @property
+    def learns_from_dreams(self) -> bool:
+        """Whether a dream teaches anything; in a control it does not, and need not be dreamed."""
+        ppo = self.ppo
+        return any((ppo.pg_coef, ppo.ref_kl_coef, ppo.ent_coef, self.dream.success_bc_coef))
 
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""

@@ -12,7 +12,7 @@ from world_model.training import StageConfig, train_stage
 
 
 class Dreams:
-    """The episodes that were recorded, and the dream that is refitted on them and begins where they began.
+    """The episodes that were recorded, and the dream that is refitted on them.
 
     Raises:
         UserError: a reward term of `config` that a dream cannot serve, by name.
@@ -24,17 +24,13 @@ class Dreams:
         self.episodes: list[Episode] = []
         self.n_refitted = 0  # of the episodes, in the last refit
 
-    def env(self) -> DreamEnv:
-        """Build the dream, with branches that begin where recorded episodes began.
-
-        Raises:
-            UserError: no episode was recorded.
-        """
+    def env(self, starts: StartStates) -> DreamEnv:
+        """Build the dream, with branches that begin in `starts`."""
         env, dream, model = self.config.env, self.config.dream, self.model
         return DreamEnv(
             model,
             dream.n_envs,
-            StartStates.from_episodes(self.episodes, model.spec.tasks, model.config.n_context_frames, first_only=True),
+            starts,
             dream.horizon,
             dream.n_denoising_steps,
             max_steps=env.max_steps,
@@ -54,7 +50,7 @@ class Dreams:
     def refit(self) -> None:
         """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit."""
         config = self.config.dream
-        if config.refit_steps == 0:
+        if config.refit_steps == 0 or not self.episodes:
             return
         stage = StageConfig(
             n_steps=config.refit_steps,

@@ -166,8 +166,16 @@ class ChunkPPO(PPO):
         means["explained_variance"] = explained_variance(samples.value, samples.returns)
         return means
 
+    def imitate(self, n_steps: int) -> None:
+        """Take `n_steps` optimizer steps of imitation alone: what is left of updates that learn from no rollout."""
+        for _ in range(n_steps):
+            loss = None if self.imitation is None else self.imitation(self.generator)
+            if loss is None:
+                return
+            self._step(loss)
+
     def fit_critic(self, rollout: Rollout, n_steps: int = 400, holdout: float = 0.2) -> float:
-        """Fit the critic to Monte-Carlo returns of real rollouts; returns the held-out explained variance."""
+        """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""
         samples = Samples.from_rollout(rollout, self.gamma, gae_lambda=1.0)
         _check_finite(samples.returns)
         n_chunks, n_envs = rollout.value.shape

@@ -14,12 +14,16 @@ from rl.buffer import Rollout, Samples
 from rl.build import make_policy, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.dreams import Dreams
-from rl.evaluate import EpisodeResult, evaluate_sim, success_rate
+from rl.evaluate import EpisodeResult, evaluate_sim, first_states, success_rate
 from rl.gate import Verdict, judge
 from rl.imitation import Imitation
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
+from world_model.dream_env import StartStates
 from world_model.model import WorldActionModel
+
+START_SEED = 100_000_000
+"""First seed of the resets that dreams begin from; training draws its own, gates and evaluations are far below."""
 
 Log = Callable[[int, dict[str, float]], None]
 Weights = dict[str, Tensor]
@@ -100,17 +104,16 @@ class PostTraining:
         # Built now, so that a term that a dream cannot serve is refused before anything runs.
         self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
         self.sim.record(self.dreams is not None)
+        self._critic_is_new = config.ppo.critic_warmup_steps > 0
         self._begun = time.monotonic()
         self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("dream", "sim")}[config.env.kind]
-        # The parts of a run: first evaluation, preparation, training and gate of each half, last evaluation.
-        self._part, self._n_parts = 0, 3 + 2 * config.n_rounds * len(self.places)
+        # The parts of a run: first evaluation, training and gate of each half, last evaluation.
+        self._part, self._n_parts = 0, 2 + 2 * config.n_rounds * len(self.places)
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
         before = before or self.evaluate()
         self.log(0, {"eval/success": success_rate(before)})
-        self._part += 1
-        self._prepare()
         self._part += 1
         halves = []
         for round_index in range(self.config.n_rounds):
@@ -149,45 +152,40 @@ class PostTraining:
     def _tick(self, doing: str, share: float) -> None:
         self.tick(self._part + min(share, 1.0), self._n_parts, doing)
 
-    def _prepare(self) -> None:
-        """Meet reality first: states to dream from, and returns to begin the critic with."""
-        config = self.config
-        dreams = config.env.kind != "sim"
-        n_episodes = max(config.ppo.critic_episodes, config.dream.n_episodes if dreams else 0)
-        if n_episodes == 0:
-            return
-        chunks = -(-config.env.max_steps // self.policy.n_action_steps)
-        self._tick("collecting episodes of the start policy", 0.0)
-        rollout = self._collect_sim(max(1, -(-n_episodes * chunks // config.env.n_envs)))
-        if config.ppo.critic_episodes:
-            variance = self.ppo.fit_critic(rollout)
-            self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
-            self.say(f"critic: held-out explained variance {variance:.2f} on {self.sim_steps} simulator steps")
-
     def _train_sim(self, round_index: int) -> None:
         config = self.config
         begun, goal = self.sim_steps, config.total_timesteps * (round_index + 1) / config.n_rounds
         while self.sim_steps < goal:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
-            rollout = self._collect_sim(config.ppo.n_steps)
-            self._update("sim", rollout)
+            self._learn("sim", self._collect_sim(config.ppo.n_steps))
 
     def _train_dream(self, round_index: int) -> None:
         assert self.dreams is not None
-        config, imitation, doing = self.config.dream, self.imitation, f"round {round_index + 1}, PPO in the dream"
+        config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
+        if not self.config.learns_from_dreams:
+            n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
+            self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
+            return
         self._tick(f"round {round_index + 1}, refit of the dream", 0.0)
         if (error := self.dreams.error()) is not None:
             self.log(self.sim_steps, {"dream/error": error})
         self.dreams.refit()
-        dream = self.dreams.env()
-        for i in range(config.n_updates):
-            self._tick(doing, i / config.n_updates)
+        dream = self.dreams.env(self._starts(round_index))
+        for i in range(config.n_updates + self._critic_is_new):
+            self._tick(doing, i / (config.n_updates + 1))
             rollout = self.ppo.collect(dream, config.horizon, fresh=True)
-            if imitation is not None:
-                imitation.add_successes(rollout, "dream")
-            self._update("dream", rollout)
-        if imitation is not None:
-            imitation.forget_dream()
+            if self.imitation is not None:
+                self.imitation.add_successes(rollout, "dream")
+            self._learn("dream", rollout)
+        if self.imitation is not None:
+            self.imitation.forget_dream()
+
+    def _starts(self, round_index: int) -> StartStates:
+        """Reset the simulator to see where episodes begin."""
+        n = self.config.dream.n_starts
+        first = START_SEED + (1000 * self.config.seed + round_index) * n
+        shares = [range(first, first + n)[j :: len(self.arenas)] for j in range(len(self.arenas))]
+        return StartStates.join([first_states(a, seeds) for a, seeds in zip(self.arenas, shares, strict=True) if seeds])
 
     def _collect_sim(self, n_steps: int) -> Rollout:
         rollout = self.ppo.collect(self.sim, n_steps)
@@ -198,6 +196,16 @@ class PostTraining:
             self.dreams.episodes += self.sim.record(True)
             self.real = Samples.from_rollout(rollout, self.config.ppo.gamma, gae_lambda=1.0)
         return rollout
+
+    def _learn(self, place: str, rollout: Rollout) -> None:
+        """Update from a rollout; the very first one of a run only shows the critic what there is to expect."""
+        if not self._critic_is_new:
+            self._update(place, rollout)
+            return
+        variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
+        self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
+        self.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
+        self._critic_is_new = False
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)

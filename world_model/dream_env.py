@@ -18,7 +18,7 @@ from world_model.model import WorldActionModel
 if TYPE_CHECKING:
     from world_model.episodes import Episode
 
-SURE = 0.9
+SURE = 0.5
 """A dreamed frame counts as a success when its read-out and that of the frame before reach this probability."""
 
 _STATE = ("chunks", "_sure", "_waiting")
@@ -55,6 +55,12 @@ class StartStates:
             raise UserError("a dream needs at least one recorded episode to start from; collect episodes first")
         context, task, elapsed, history = zip(*rows, strict=True)
         return StartStates(torch.stack(context), torch.tensor(task), torch.tensor(elapsed), torch.stack(history))
+
+    @staticmethod
+    def join(parts: list[StartStates]) -> StartStates:
+        """Put several sets of states together."""
+        names = ("context", "task", "elapsed", "action_history")
+        return StartStates(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     def __len__(self) -> int:
         return len(self.task)

@@ -151,7 +151,7 @@ def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
         ("ppo.learning_rate=0", "ppo.learning_rate=0.0: expected more than 0"),
         ("ppo.gamma=1.1", "ppo.gamma=1.1: expected between 0 and 1"),
         ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
-        ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 160 chunks"),
+        ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 320 chunks"),
     ],
 )
 def test_wrong_values(preset: Path, override: str, expected: str) -> None:

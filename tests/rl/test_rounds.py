@@ -24,7 +24,7 @@ Logged = list[tuple[int, dict[str, float]]]
 
 @pytest.fixture
 def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
-    post = build("mix", tiny, demonstrations)
+    post = build("mix", tiny, demonstrations, "n_rounds=2")  # the first dream has nothing to be refitted on
     yield post
     post.close()
 
@@ -42,7 +42,7 @@ def judged(accepted: bool) -> Any:
     return lambda champion, challenger, first, block, most: Verdict(accepted, 0.5, 0.5, 0, 0, most)
 
 
-def test_one_round_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl.rounds, "judge", judged(True))
     logged: Logged = []
     ticks: list[tuple[float, int, str]] = []
@@ -56,7 +56,7 @@ def test_one_round_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -
     start = policy_state(post.policy)
     outcome = post.run()
 
-    assert [half.place for half in outcome.halves] == ["dream", "sim"]
+    assert [half.place for half in outcome.halves] == ["dream", "sim"] * 2
     assert outcome.sim_steps == post.sim_steps >= 320
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
@@ -79,7 +79,6 @@ def test_one_round_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -
 
 def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl.rounds, "judge", judged(False))
-    post._prepare()
     start = {name: value.clone() for name, value in post.champion.items()}
     post._train_dream(0)
     trained = policy_state(post.policy)
@@ -100,12 +99,35 @@ def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
     assert outcome.after is before
 
 
-def test_dreams_begin_where_recorded_episodes_began(post: PostTraining) -> None:
-    post._prepare()
-    assert post.dreams is not None and len(post.dreams.episodes) >= 4
-    starts = post.dreams.env().starts
-    assert len(starts) == len(post.dreams.episodes) and bool((starts.elapsed == 0).all())
-    assert torch.equal(starts.context[0, -1], post.dreams.episodes[0].state[0])
+def test_dreams_begin_where_episodes_begin_and_that_costs_no_step(post: PostTraining) -> None:
+    starts = post._starts(0)
+    assert len(starts) == 4 and bool((starts.elapsed == 0).all())
+    assert post.sim_steps == post.gate_steps == 0
+    assert torch.equal(starts.context, post._starts(0).context)
+    assert not torch.isin(starts.context[:, -1], post._starts(1).context[:, -1]).all(1).any()
+
+
+def test_dreams_of_several_tasks_begin_in_each(tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("dream", tiny, demonstrations, "env.tasks=[button-press-topdown,push]", "dream.n_starts=5")
+    starts = post._starts(0)
+    post.close()
+    assert post.model is not None
+    names = [post.model.spec.tasks[i] for i in starts.task.tolist()]
+    assert names == ["button-press-topdown"] * 3 + ["push"] * 2
+
+
+def test_a_control_that_learns_nothing_from_dreams_does_not_dream(tiny: list[str], demonstrations: list[Any]) -> None:
+    nothing = ("ppo.pg_coef=0", "ppo.success_bc_coef=0", "dream.success_bc_coef=0", "dream.refit_steps=0")
+    post = build("dream", tiny, demonstrations, *nothing)
+    post.ppo.collect = lambda *args, **kwargs: pytest.fail("it dreamed")  # type: ignore
+    steps: list[int] = []
+    imitate, post.ppo._step = post.ppo._step, lambda loss: (steps.append(1), imitate(loss))[1]  # type: ignore
+    before = policy_state(post.policy)
+    post._train_dream(0)
+    post.close()
+    assert len(steps) == 10  # as many as PPO would take: 10 epochs of 8 * 2 chunks in batches of 16
+    after = policy_state(post.policy)
+    assert any(not torch.equal(after[name], before[name]) for name in before if ".action." in name)
 
 
 def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: PostTraining) -> None:
@@ -121,7 +143,7 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: P
 
 def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
     assert post.dreams is not None and post.imitation is not None
-    post._prepare()
+    post._collect_sim(20)
     windows = post.dreams.model.windows(post.dreams.episodes)
     real = post.imitation.examples.get("sim")
     before = prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"]
@@ -146,14 +168,18 @@ def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPat
     assert firsts == [1_000_000, 1_000_004, 1_000_008]
 
 
-def test_the_critic_begins_with_real_returns(tiny: list[str], demonstrations: list[Any]) -> None:
-    post = build("sim", tiny, demonstrations, "ppo.critic_episodes=4")
+@pytest.mark.parametrize("place", ["sim", "dream"])
+def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build(place, tiny, demonstrations, "ppo.critic_warmup_steps=3", "total_timesteps=1", "dream.n_updates=0")
     logged: Logged = []
     post.log = lambda step, values: logged.append((step, values))
-    post._prepare()
+    before = policy_state(post.policy)
+    getattr(post, f"_train_{place}")(0)
     post.close()
     ((step, values),) = logged
-    assert step == post.sim_steps > 0 and "critic/heldout_explained_variance" in values
+    assert step == post.sim_steps and "critic/heldout_explained_variance" in values
+    changed = {name for name, value in policy_state(post.policy).items() if not torch.equal(value, before[name])}
+    assert changed and all(".value." in name for name in changed)
 
 
 def test_reward_terms_are_logged_raw_and_weighted(tiny: list[str], demonstrations: list[Any]) -> None:

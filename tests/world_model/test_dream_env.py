@@ -65,10 +65,10 @@ def test_success_takes_two_sure_frames_in_a_row(make_dream, model, monkeypatch):
     monkeypatch.setattr(model, "read_frames", lambda frames, task: (p["now"].flatten(), frames[:, 0]))
     env = make_dream(num_envs=2, horizon=9)
     env.reset(seed=0)
-    p["now"] = torch.tensor([[0.95, 0.5, 0.95, 0.89], [0.95, 0.1, 0.1, 0.95]])
+    p["now"] = torch.tensor([[0.55, 0.45, 0.55, 0.49], [0.55, 0.1, 0.1, 0.55]])
     step = env.step_chunk(actions(2))
     assert not step.is_success.any() and not step.terminated.any()
-    p["now"] = torch.tensor([[0.95, 0.1, 0.95, 0.95], [0.95, 0.1, 0.1, 0.1]])
+    p["now"] = torch.tensor([[0.55, 0.1, 0.55, 0.55], [0.55, 0.1, 0.1, 0.1]])
     step = env.step_chunk(actions(2))
     # The first is sure of frames 3 and 4; the second of the last frame before and the first one now.
     assert step.is_success.all() and step.terminated.all() and not step.truncated.any()
@@ -76,7 +76,7 @@ def test_success_takes_two_sure_frames_in_a_row(make_dream, model, monkeypatch):
     assert step.success.tolist() == [[False, False, False, True], [True, False, False, False]]
     assert step.reward.tolist() == [[0, 0, 0, 1], [1, 0, 0, 0]]
     # A new branch does not remember the sureness of the one before.
-    p["now"] = torch.tensor([[0.95, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]])
+    p["now"] = torch.tensor([[0.55, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]])
     assert not env.step_chunk(actions(2)).is_success.any()
 
 
