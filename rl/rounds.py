@@ -104,7 +104,8 @@ class PostTraining:
         # Built now, so that a term that a dream cannot serve is refused before anything runs.
         self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
         self.sim.record(self.dreams is not None)
-        self._critic_is_new = config.ppo.critic_warmup_steps > 0
+        # A control has no use for a critic, and its first rollout teaches as every other.
+        self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
         self._begun = time.monotonic()
         self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("dream", "sim")}[config.env.kind]
         # The parts of a run: first evaluation, training and gate of each half, last evaluation.
