@@ -39,13 +39,9 @@ def main() -> None:
     sim = SimEnv("metaworld", 32, [TASK], task_names=model.spec.tasks)
     policy = FlowPolicy(model, sim)
     ppo = ChunkPPO(policy, sim, PPOConfig(n_steps=20, batch_size=320))
+    sim.record(True)
     rollout = ppo.collect(sim, 19)
-    starts = StartStates(
-        rollout.state.flatten(0, 1),
-        rollout.task.flatten(),
-        rollout.elapsed.flatten(),
-        rollout.action_history.flatten(0, 1),
-    )
+    starts = StartStates.from_episodes(sim.record(False), model.spec.tasks, model.config.n_context_frames)
     dream = DreamEnv(model, 512, starts, horizon=2)
     chunk = torch.rand(32, 8, 4) * 2 - 1
     chunks = torch.rand(512, 8, 4) * 2 - 1

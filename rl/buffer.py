@@ -25,10 +25,6 @@ class Rollout:
     next_value: Tensor  # value of the state after the chunk, before any restart
     reference_means: Tensor
     success: Tensor  # bool, success was seen in the chunk
-    state: Tensor  # newest frames the decision was taken on (…, n_context_frames, state_dim)
-    task: Tensor
-    elapsed: Tensor
-    action_history: Tensor
     actions: Tensor  # as executed (…, k, action_dim)
     terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term a step
 

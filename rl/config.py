@@ -148,8 +148,7 @@ class TrainConfig:
     @property
     def learns_from_dreams(self) -> bool:
         """Whether a dream teaches anything; in a control it does not, and need not be dreamed."""
-        ppo = self.ppo
-        return any((ppo.pg_coef, ppo.ref_kl_coef, ppo.ent_coef, self.dream.success_bc_coef))
+        return any((self.ppo.pg_coef, self.ppo.ref_kl_coef, self.ppo.ent_coef, self.dream.success_bc_coef))
 
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""

@@ -100,9 +100,7 @@ class ChunkPPO(PPO):
         for _ in range(n_steps):
             context = policy.encode(obs)
             actions, chain, log_prob = policy.sample(context, self.generator)
-            before = {"elapsed": env.elapsed.clone(), "action_history": env.action_history.clone()}
             step = env.step_chunk(actions)
-            next_value = policy.values(policy.encode(step.final_obs))
             contexts.append(context)
             steps.append(
                 {
@@ -113,13 +111,10 @@ class ChunkPPO(PPO):
                     "n_executed": step.executed.sum(1),
                     "terminated": step.terminated,
                     "truncated": step.truncated,
-                    "next_value": next_value,
+                    "next_value": policy.values(policy.encode(step.final_obs)),
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
-                    "state": obs["state"],
-                    "task": obs["task"],
                     "actions": actions,
-                    **before,
                 }
             )
             for name in step.raw:
@@ -168,11 +163,9 @@ class ChunkPPO(PPO):
 
     def imitate(self, n_steps: int) -> None:
         """Take `n_steps` optimizer steps of imitation alone: what is left of updates that learn from no rollout."""
-        for _ in range(n_steps):
-            loss = None if self.imitation is None else self.imitation(self.generator)
-            if loss is None:
-                return
-            self._step(loss)
+        for _ in range(n_steps if self.imitation else 0):
+            if (loss := self.imitation(self.generator)) is not None:  # type: ignore[misc]
+                self._step(loss)
 
     def fit_critic(self, rollout: Rollout, n_steps: int = 400, holdout: float = 0.2) -> float:
         """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""

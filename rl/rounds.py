@@ -164,8 +164,9 @@ class PostTraining:
         assert self.dreams is not None
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
         if not self.config.learns_from_dreams:
-            n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
-            self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
+            self.ppo.imitate(
+                config.n_updates * config.n_epochs * -(-config.n_envs * config.horizon // self.ppo.batch_size)
+            )
             return
         self._tick(f"round {round_index + 1}, refit of the dream", 0.0)
         if (error := self.dreams.error()) is not None:
