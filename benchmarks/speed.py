@@ -40,7 +40,7 @@ def main() -> None:
     policy = FlowPolicy(model, sim)
     ppo = ChunkPPO(policy, sim, PPOConfig(n_steps=20, batch_size=320))
     sim.record(True)
-    rollout = ppo.collect(sim, 19)
+    ppo.collect(sim, 19)
     starts = StartStates.from_episodes(sim.record(False), model.spec.tasks, model.config.n_context_frames)
     dream = DreamEnv(model, 512, starts, horizon=2)
     chunk = torch.rand(32, 8, 4) * 2 - 1

@@ -164,9 +164,8 @@ class PostTraining:
         assert self.dreams is not None
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
         if not self.config.learns_from_dreams:
-            self.ppo.imitate(
-                config.n_updates * config.n_epochs * -(-config.n_envs * config.horizon // self.ppo.batch_size)
-            )
+            n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
+            self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
             return
         self._tick(f"round {round_index + 1}, refit of the dream", 0.0)
         if (error := self.dreams.error()) is not None:
@@ -205,9 +204,8 @@ class PostTraining:
             self._update(place, rollout)
             return
         variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
-        self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
-        self.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
         self._critic_is_new = False
+        self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)

@@ -91,8 +91,8 @@ def test_a_rollout_by_hand(make_ppo):
     torch.testing.assert_close(rollout.next_value[0], rollout.value[1])
     assert not torch.allclose(rollout.next_value[1], rollout.value[2])
     more = ppo.collect(ppo.batched, 1)
-    assert more.elapsed[0].tolist() == [4] * 8  # going on
-    assert ppo.collect(ppo.batched, 1, fresh=True).elapsed[0].tolist() == [0] * 8
+    assert more.n_executed[0].tolist() == [2] * 8  # going on, up to the end of the episode
+    assert ppo.collect(ppo.batched, 1, fresh=True).n_executed[0].tolist() == [4] * 8
 
 
 def test_the_dream_is_bit_equal_before_and_after_an_update(make_ppo, windows):
