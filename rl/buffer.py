@@ -30,15 +30,9 @@ class Rollout:
 
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
         """Generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""
+        done = self.terminated | self.truncated
         return chunk_gae(
-            self.reward,
-            self.value,
-            self.next_value,
-            self.n_executed,
-            self.terminated,
-            self.terminated | self.truncated,
-            gamma,
-            gae_lambda,
+            self.reward, self.value, self.next_value, self.n_executed, self.terminated, done, gamma, gae_lambda
         )
 
 

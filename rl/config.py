@@ -116,10 +116,9 @@ class EvalConfig:
         _at_least(self, 1, "n_episodes")
 
 
-_NOTHING_DREAMED = {"success_bc_coef": 0.0, "refit_steps": 0}
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
-    "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": _NOTHING_DREAMED},
-    "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": _NOTHING_DREAMED},
+    "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": {"success_bc_coef": 0.0}},
+    "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": {"success_bc_coef": 0.0}},
 }
 """What a control changes: the anchor alone, and imitation of the successes that the simulator gave."""
 

@@ -163,11 +163,11 @@ class ChunkPPO(PPO):
 
     def imitate(self, n_steps: int) -> None:
         """Take `n_steps` optimizer steps of imitation alone: what is left of updates that learn from no rollout."""
-        for _ in range(n_steps if self.imitation else 0):
-            if (loss := self.imitation(self.generator)) is not None:  # type: ignore[misc]
+        for _ in range(n_steps):
+            if (loss := self._bc_loss()) is not None:
                 self._step(loss)
 
-    def fit_critic(self, rollout: Rollout, n_steps: int = 400, holdout: float = 0.2) -> float:
+    def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
         """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""
         samples = Samples.from_rollout(rollout, self.gamma, gae_lambda=1.0)
         _check_finite(samples.returns)
@@ -194,11 +194,13 @@ class ChunkPPO(PPO):
         if config.pg_coef > 0 or config.ref_kl_coef > 0 or config.ent_coef > 0:
             policy_loss, policy_stats = self._policy_loss(batch)
             loss, stats = loss + policy_loss, stats | policy_stats
-        bc_loss = None if self.imitation is None else self.imitation(self.generator)
-        if bc_loss is not None:
+        if (bc_loss := self._bc_loss()) is not None:
             loss = loss + bc_loss
             stats["bc_loss"] = float(bc_loss.detach())
         return loss, stats
+
+    def _bc_loss(self) -> Tensor | None:
+        return None if self.imitation is None else self.imitation(self.generator)
 
     def _policy_loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
         config, policy = self.config, self.policy

@@ -14,6 +14,7 @@ from rl.buffer import Rollout, Samples
 from rl.build import make_policy, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.dreams import Dreams
+from rl.envs.sim import SimEnv
 from rl.evaluate import EpisodeResult, evaluate_sim, first_states, success_rate
 from rl.gate import Verdict, judge
 from rl.imitation import Imitation
@@ -141,11 +142,15 @@ class PostTraining:
     def _episodes(self, seeds: Sequence[int], doing: str) -> list[EpisodeResult]:
         """Run the episodes of `seeds`, dealt out to the tasks in turn."""
         results: list[EpisodeResult] = []
-        for j, arena in enumerate(self.arenas):
-            if share := seeds[j :: len(self.arenas)]:
-                tick = partial(self._tick_episodes, doing, len(results), len(seeds))
-                results += evaluate_sim(self.policy, arena, share, tick)
+        for arena, share in self._dealt(seeds):
+            tick = partial(self._tick_episodes, doing, len(results), len(seeds))
+            results += evaluate_sim(self.policy, arena, share, tick)
         return results
+
+    def _dealt(self, seeds: Sequence[int]) -> list[tuple[SimEnv, Sequence[int]]]:
+        """Deal seeds out to the tasks in turn; a task that gets none is left out."""
+        n = len(self.arenas)
+        return [(arena, seeds[j::n]) for j, arena in enumerate(self.arenas[: len(seeds)])]
 
     def _tick_episodes(self, doing: str, before: int, total: int, n: int, _: int) -> None:
         self._tick(doing, (before + n) / total)
@@ -185,8 +190,7 @@ class PostTraining:
         """Reset the simulator to see where episodes begin."""
         n = self.config.dream.n_starts
         first = START_SEED + (1000 * self.config.seed + round_index) * n
-        shares = [range(first, first + n)[j :: len(self.arenas)] for j in range(len(self.arenas))]
-        return StartStates.join([first_states(a, seeds) for a, seeds in zip(self.arenas, shares, strict=True) if seeds])
+        return StartStates.join([first_states(arena, seeds) for arena, seeds in self._dealt(range(first, first + n))])
 
     def _collect_sim(self, n_steps: int) -> Rollout:
         rollout = self.ppo.collect(self.sim, n_steps)
@@ -206,6 +210,7 @@ class PostTraining:
         variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
         self._critic_is_new = False
         self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
+        self.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)

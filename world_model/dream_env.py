@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,8 +59,7 @@ class StartStates:
     @staticmethod
     def join(parts: list[StartStates]) -> StartStates:
         """Put several sets of states together."""
-        names = ("context", "task", "elapsed", "action_history")
-        return StartStates(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        return StartStates(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StartStates)))
 
     def __len__(self) -> int:
         return len(self.task)

@@ -87,6 +87,7 @@ def test_a_rollout_by_hand(make_ppo):
     assert rollout.truncated.tolist() == [[False] * 8, [True] * 8, [False] * 8] and not rollout.terminated.any()
     paid = torch.tensor([-(1 + 0.9 + 0.81 + 0.729), -(1 + 0.9), -(1 + 0.9 + 0.81 + 0.729)])
     torch.testing.assert_close(rollout.reward, paid[:, None].expand(3, 8))
+    assert ppo.batched.elapsed.tolist() == [4] * 8  # 4 and 2 to the end, then 4 of the next episode
     # The state after a chunk is valued before any restart, the next decision is taken after it.
     torch.testing.assert_close(rollout.next_value[0], rollout.value[1])
     assert not torch.allclose(rollout.next_value[1], rollout.value[2])
@@ -131,7 +132,7 @@ def test_a_reward_that_is_not_finite_reaches_no_weight(make_ppo, bad):
     with pytest.raises(UserError, match="a reward or value of the rollout is not finite"):
         ppo.update(samples(ppo, rollout))
     with pytest.raises(UserError, match="not finite"):
-        ppo.fit_critic(rollout)
+        ppo.fit_critic(rollout, n_steps=400)
     assert same(weights(ppo.policy), before)
 
 
