@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -37,32 +39,51 @@ class Codec(ABC, nn.Module):
         """Undo `encode_future`."""
 
     @abstractmethod
-    def embed_future(self, codes: Tensor) -> Tensor:
-        """Noisy codes -> tokens (batch, n_future_tokens, world_width)."""
+    def embed_future(self, context: Tensor, codes: Tensor) -> Tensor:
+        """Context frames and noisy codes of what follows -> tokens (batch, n_future_tokens, world_width)."""
 
     @abstractmethod
     def predict_future(self, tokens: Tensor) -> Tensor:
         """Decoded tokens (batch, n_future_tokens, world_width) -> estimate of the clean codes."""
 
 
+NEAR = (0.02, 0.1)
+"""Metres within which one thing is near another: the scales on which relative positions are given."""
+
+
 class VectorCodec(Codec):
     """State vectors: `frames_per_token` frames make a token; the future is coded as the change since the newest.
 
     Coding changes, each scaled by its usual size after so many steps, lets a millimetre of object motion weigh as much
-    as a decimetre of hand motion.
+    as a decimetre of hand motion. Where two things are to each other decides what moves next, on the scale of a
+    contact; as the difference of two places in a room it drowns, so it is given beside the noisy codes.
+
+    Args:
+        dim: size of a state vector.
+        positions: where in it a position stands, in metres.
+        n_context_frames, chunk_size, frames_per_token, width, world_width: see `ModelConfig`.
     """
 
     def __init__(
-        self, dim: int, n_context_frames: int, chunk_size: int, frames_per_token: int, width: int, world_width: int
+        self,
+        dim: int,
+        positions: Sequence[slice],
+        n_context_frames: int,
+        chunk_size: int,
+        frames_per_token: int,
+        width: int,
+        world_width: int,
     ) -> None:
         super().__init__()
+        self.pairs = [(a, b) for a, b in combinations(positions, 2) if a.stop - a.start == b.stop - b.start]
+        n_near = len(NEAR) * sum(a.stop - a.start for a, _ in self.pairs)
         self.n_context_tokens = 1
         self.n_future_tokens = chunk_size // frames_per_token
         self.code_dim = frames_per_token * dim
         self.state = Normalizer((dim,), floor=1e-3, name="state")
         self.change = Normalizer((chunk_size, dim), floor=1e-3, name="state change")
         self.context_in = nn.Linear(n_context_frames * dim, width)
-        self.future_in = nn.Linear(self.code_dim, world_width)
+        self.future_in = nn.Linear(self.code_dim + n_near, world_width)
         self.future_out = nn.Linear(world_width, self.code_dim)
 
     def fit(self, context: Tensor, future: Tensor) -> None:
@@ -87,9 +108,11 @@ class VectorCodec(Codec):
         change = codes.reshape(len(codes), *self.change.mean.shape)
         return context[:, -1:] + self.change.invert(change)
 
-    def embed_future(self, codes: Tensor) -> Tensor:
-        """Project codes to the width of the world decoder."""
-        tokens: Tensor = self.future_in(codes)
+    def embed_future(self, context: Tensor, codes: Tensor) -> Tensor:
+        """Project codes, each beside the newest relative positions, to the width of the world decoder."""
+        newest = context[:, -1:].expand(-1, self.n_future_tokens, -1)
+        near = [torch.tanh((newest[..., a] - newest[..., b]) / scale) for a, b in self.pairs for scale in NEAR]
+        tokens: Tensor = self.future_in(torch.cat([codes, *near], dim=-1))
         return tokens
 
     def predict_future(self, tokens: Tensor) -> Tensor:

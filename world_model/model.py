@@ -76,6 +76,7 @@ class WorldActionModel(nn.Module):
         self.config, self.spec = config, spec
         self.codec = VectorCodec(
             spec.state_dim,
+            [part for name, part in spec.slices.items() if name.endswith("_pos")],
             config.n_context_frames,
             config.chunk_size,
             config.frames_per_token,
@@ -109,7 +110,7 @@ class WorldActionModel(nn.Module):
         Also returns the keys and values of the future tokens, which the action decoder may read.
         """
         known = codes * (1 - t_video).view(-1, 1, 1)  # noise alone says nothing, and is left out
-        tokens, cache = self.world(self.codec.embed_future(known), t_video, actions, t_action, context)
+        tokens, cache = self.world(self.codec.embed_future(context.frames, known), t_video, actions, t_action, context)
         return self.codec.predict_future(tokens), cache
 
     def predict_action(
