@@ -74,13 +74,14 @@ class PPOConfig:
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.1  # the same on collected successes
+    imitation_steps: int = 200  # of the optimizer, of nothing but imitation, before each half once something succeeded
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.0  # distance to the frozen start policy
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
         _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps")
-        _at_least(self, 0, "critic_warmup_steps")
+        _at_least(self, 0, "critic_warmup_steps", "imitation_steps")
         _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
         _positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
         _within_0_1(self, "gamma", "gae_lambda", "noise_correlation")

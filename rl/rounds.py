@@ -158,8 +158,14 @@ class PostTraining:
     def _tick(self, doing: str, share: float) -> None:
         self.tick(self._part + min(share, 1.0), self._n_parts, doing)
 
+    def _imitate_first(self) -> None:
+        """Take over what has succeeded so far, which is quickly learned; the policy gradient goes on from there."""
+        if self.imitation is not None and "sim" in self.imitation.examples:
+            self.ppo.imitate(self.config.ppo.imitation_steps)
+
     def _train_sim(self, round_index: int) -> None:
         config = self.config
+        self._imitate_first()
         begun, goal = self.sim_steps, config.total_timesteps * (round_index + 1) / config.n_rounds
         while self.sim_steps < goal:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
@@ -168,6 +174,7 @@ class PostTraining:
     def _train_dream(self, round_index: int) -> None:
         assert self.dreams is not None
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
+        self._imitate_first()
         if not self.config.learns_from_dreams:
             n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
             self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewards.errors import UserError
-from rl.collect import SEEDS, SOURCES, collect_policy, collect_scripted
 from rl.envs.sim import SimEnv, make_spec
 from rl.evaluate import EpisodeResult, evaluate_sim
 from rl.policy import FlowPolicy
 from rl.progress import Progress
+from rl.stage_collect import SEEDS, SOURCES, collect_policy, collect_scripted
 from rl.stage_config import PretrainConfig, TuneConfig
 from world_model.episodes import Episode, EpisodeStore
 from world_model.model import WorldActionModel

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import torch
 
 from rewards.errors import UserError
-from rl.collect import SOURCES
 from rl.compose import compose, to_yaml
 from rl.envs.sim import make_spec
 from rl.model_card import finite, model_card, success_metrics, world_metrics
 from rl.progress import Progress
 from rl.run_folder import RunFolder
+from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.stage_episodes import collect, demonstrations, evaluate, heldout_store, roll_out
 from world_model.checkpoint import load_training_state, pack_training_state

@@ -13,13 +13,13 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.build import make_sim
 from rl.cli import keys_of
-from rl.collect import record
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.envs.sim import SimEnv
 from rl.pictures import draw_dream
 from rl.policy import FlowPolicy
 from rl.progress import show
+from rl.stage_collect import record
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel

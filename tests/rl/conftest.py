@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.collect import collect_scripted
 from rl.envs.sim import make_spec
+from rl.stage_collect import collect_scripted
 from world_model.episodes import Episode, EpisodeStore
 from world_model.model import ModelConfig, WorldActionModel
 from world_model.store import save_model

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from rl.collect import collect_scripted
+from rl.stage_collect import collect_scripted
 from world_model.checkpoint import builtin_checkpoints, find_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.metrics import inverse_metrics, prediction_metrics

@@ -183,6 +183,20 @@ def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str],
     assert changed and all(".value." in name for name in changed)
 
 
+@pytest.mark.parametrize("place", ["sim", "dream"])
+def test_a_half_begins_by_imitating_what_has_succeeded(place: str, tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("mix", tiny, demonstrations, "ppo.imitation_steps=7")
+    taken: list[int] = []
+    post.ppo.imitate = taken.append  # type: ignore
+    train = getattr(post, f"_train_{place}")
+    train(0)
+    assert post.imitation is not None and taken == []  # nothing has succeeded yet
+    post.imitation.add_episodes([next(e for e in demonstrations if e.is_success)])
+    train(0)
+    post.close()
+    assert taken == [7]
+
+
 def test_reward_terms_are_logged_raw_and_weighted(tiny: list[str], demonstrations: list[Any]) -> None:
     post = build("sim", tiny, demonstrations, "rewards.time_cost.weight=-0.5", "rewards.action_l2.weight=0")
     rollout = post.ppo.collect(post.sim, 3)
