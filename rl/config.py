@@ -41,13 +41,14 @@ class DreamConfig:
     n_epochs: int = 10  # of an update in the dream
     n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
+    ref_kl_coef: float = 0.02  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
     refit_steps: int = 400  # of the world decoder before each dream, on all episodes recorded so far; 0: never
     refit_learning_rate: float = 1e-3
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
-        _at_least(self, 0, "n_updates", "refit_steps", "success_bc_coef")
+        _at_least(self, 0, "n_updates", "refit_steps", "success_bc_coef", "ref_kl_coef")
         _positive(self, "refit_learning_rate")
 
 
@@ -76,7 +77,7 @@ class PPOConfig:
     success_bc_coef: float = 0.1  # the same on collected successes
     imitation_steps: int = 200  # of the optimizer, of nothing but imitation, before each half once something succeeded
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
-    ref_kl_coef: float = 0.0  # distance to the frozen start policy
+    ref_kl_coef: float = 0.0  # distance to the policy that a half began with
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""

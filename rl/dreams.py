@@ -54,6 +54,7 @@ class Dreams:
             return
         stage = StageConfig(
             n_steps=config.refit_steps,
+            batch_size=128,  # more steps buy more than larger batches
             learning_rate=config.refit_learning_rate,
             warmup_steps=config.refit_steps // 10 + 1,
             atoms=(0.0, 0.0, 1.0, 0.0, 0.0),

@@ -69,7 +69,10 @@ class ChunkPolicy(BasePolicy):
 
     @abstractmethod
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """`chain_means` of the frozen start policy."""
+        """`chain_means` of the policy at the last `set_reference`, or at the start."""
+
+    def set_reference(self) -> None:
+        """Make the policy of now the one that distances are measured from."""
 
     @abstractmethod
     def actor_parameters(self) -> list[nn.Parameter]:
@@ -181,9 +184,13 @@ class FlowPolicy(ChunkPolicy):
         return self._means(self.model.action, context, chain)
 
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """The same under the weights that post-training started from."""
+        """The same under the weights of the reference."""
         with torch.no_grad():
             return self._means(self.reference, context, chain)
+
+    def set_reference(self) -> None:
+        """Copy the action decoder."""
+        self.reference.load_state_dict(self.model.action.state_dict())
 
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
         """The starting noise does not depend on the weights and is left out."""

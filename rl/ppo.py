@@ -3,7 +3,7 @@
 What differs from the parent: a step is a chunk that lasts 1..k environment steps (`chunk_gae`), the likelihood is that
 of a denoising chain, observations stay torch tensors, and a rollout may come from the simulator or from a dream.
 Imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`) runs beside a small policy gradient
-(`pg_coef`); a distance to the start policy (`ref_kl_coef`) can be added.
+(`pg_coef`); a distance to a reference policy (`ref_kl_coef`) can be added.
 
 The ratio is clipped for each action of a chunk, given those before it, as language models do for tokens: the ratio of a
 whole chunk is outside the clip range after a step or two, and then nothing more is learned from it.
@@ -132,10 +132,17 @@ class ChunkPPO(PPO):
             self.logger.record(f"train/{name}", value)
         self._n_updates += 1
 
-    def update(self, samples: Samples, real: Samples | None = None, n_epochs: int | None = None) -> dict[str, float]:
+    def update(
+        self,
+        samples: Samples,
+        real: Samples | None = None,
+        n_epochs: int | None = None,
+        ref_kl_coef: float | None = None,
+    ) -> dict[str, float]:
         """Run the epochs of one update over the samples of a rollout; returns the means of what was seen.
 
-        The returns of `real` samples stay in the critic's loss: a dream may be wrong about what it is worth.
+        The returns of `real` samples stay in the critic's loss: a dream may be wrong about what it is worth. `n_epochs`
+        and `ref_kl_coef` are those of the config unless given.
 
         Raises:
             UserError: a loss is not finite; nothing of it has reached the weights.
@@ -147,7 +154,7 @@ class ChunkPPO(PPO):
         for _ in range(n_epochs or self.n_epochs):
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
             for index in order.split(self.batch_size):
-                losses, stats = self._losses(samples[index], real)
+                losses, stats = self._losses(samples[index], real, ref_kl_coef)
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
                 stop = self.target_kl is not None and stats.get("approx_kl", 0.0) > 1.5 * self.target_kl
@@ -185,14 +192,17 @@ class ChunkPPO(PPO):
         with torch.no_grad():
             return explained_variance(self.policy.values(samples.context[held]), samples.returns[held])
 
-    def _losses(self, batch: Samples, real: Samples | None) -> tuple[Tensor, dict[str, float]]:
+    def _losses(
+        self, batch: Samples, real: Samples | None, ref_kl_coef: float | None
+    ) -> tuple[Tensor, dict[str, float]]:
         config, policy = self.config, self.policy
+        ref_kl_coef = config.ref_kl_coef if ref_kl_coef is None else ref_kl_coef
         value_loss = (policy.values(batch.context) - batch.returns).square().mean()
         if real is not None:
             value_loss = value_loss + self._value_loss(real, len(batch))
         loss, stats = config.vf_coef * value_loss, {"value_loss": float(value_loss.detach())}
-        if config.pg_coef > 0 or config.ref_kl_coef > 0 or config.ent_coef > 0:
-            policy_loss, policy_stats = self._policy_loss(batch)
+        if config.pg_coef > 0 or ref_kl_coef > 0 or config.ent_coef > 0:
+            policy_loss, policy_stats = self._policy_loss(batch, ref_kl_coef)
             loss, stats = loss + policy_loss, stats | policy_stats
         if (bc_loss := self._bc_loss()) is not None:
             loss = loss + bc_loss
@@ -202,7 +212,7 @@ class ChunkPPO(PPO):
     def _bc_loss(self) -> Tensor | None:
         return None if self.imitation is None else self.imitation(self.generator)
 
-    def _policy_loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
+    def _policy_loss(self, batch: Samples, ref_kl_coef: float) -> tuple[Tensor, dict[str, float]]:
         config, policy = self.config, self.policy
         means = policy.chain_means(batch.context, batch.chain)
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
@@ -218,7 +228,7 @@ class ChunkPPO(PPO):
                 "policy_gradient_loss": float(pg_loss),
                 "ref_kl": float(ref_kl),
             }
-        return config.pg_coef * pg_loss + config.ref_kl_coef * ref_kl - config.ent_coef * policy.entropy(), stats
+        return config.pg_coef * pg_loss + ref_kl_coef * ref_kl - config.ent_coef * policy.entropy(), stats
 
     def _value_loss(self, samples: Samples, n: int) -> Tensor:
         index = torch.randint(len(samples), (n,), generator=self.generator, device=samples.returns.device)

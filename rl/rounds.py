@@ -158,14 +158,15 @@ class PostTraining:
     def _tick(self, doing: str, share: float) -> None:
         self.tick(self._part + min(share, 1.0), self._n_parts, doing)
 
-    def _imitate_first(self) -> None:
-        """Take over what has succeeded so far, which is quickly learned; the policy gradient goes on from there."""
+    def _begin_half(self) -> None:
+        """Take over what has succeeded so far, which is quickly learned; what follows is measured from there."""
         if self.imitation is not None and "sim" in self.imitation.examples:
             self.ppo.imitate(self.config.ppo.imitation_steps)
+        self.policy.set_reference()
 
     def _train_sim(self, round_index: int) -> None:
         config = self.config
-        self._imitate_first()
+        self._begin_half()
         begun, goal = self.sim_steps, config.total_timesteps * (round_index + 1) / config.n_rounds
         while self.sim_steps < goal:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
@@ -174,7 +175,7 @@ class PostTraining:
     def _train_dream(self, round_index: int) -> None:
         assert self.dreams is not None
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
-        self._imitate_first()
+        self._begin_half()
         if not self.config.learns_from_dreams:
             n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
             self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
@@ -221,7 +222,8 @@ class PostTraining:
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
-        elsewhere = (self.real, self.config.dream.n_epochs) if place == "dream" else ()
+        dream = self.config.dream
+        elsewhere = (self.real, dream.n_epochs, dream.ref_kl_coef) if place == "dream" else ()
         stats = self.ppo.update(samples, *elsewhere)
         ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
         values = {f"train/{name}": value for name, value in stats.items()}

@@ -71,7 +71,7 @@ def test_the_clipped_objective_by_hand(make_ppo, monkeypatch):
     batch.log_prob, batch.advantage = torch.zeros(2, 2), torch.tensor([1.0, -1.0])
     ratios = torch.tensor([[1.1, 1.5], [0.5, 1.0]])
     monkeypatch.setattr(ppo.policy, "chain_log_prob", lambda chain, means: ratios.log())
-    _, stats = ppo._policy_loss(batch)
+    _, stats = ppo._policy_loss(batch, 0.0)
     # A gain is clipped from above, a loss from below.
     assert stats["policy_gradient_loss"] == pytest.approx(-(1.1 + 1.2 - 0.8 - 1.0) / 4, abs=1e-6)
     assert stats["clip_fraction"] == 0.5
