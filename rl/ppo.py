@@ -28,6 +28,9 @@ from world_model.env import BatchedEnv
 ADVANTAGE_FLOOR = 0.02
 """Smallest deviation that advantages are divided by: without success in a rollout they are noise, and stay small."""
 
+WARMUP_STEPS = 50
+"""Optimizer steps until the learning rate is reached."""
+
 PARENTS = (
     *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range"),
     *("ent_coef", "vf_coef", "max_grad_norm", "target_kl"),
@@ -69,15 +72,24 @@ class ChunkPPO(PPO):
         self.policy = policy
         self._setup_lr_schedule()
         self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.begin()
+        self.rollout: Rollout | None = None
+        self.rollout_buffer = None  # type: ignore[assignment] # the parent hands it to `collect_rollouts`
+
+    def begin(self) -> None:
+        """Forget the gradients seen so far: those of another place, or of another loss, are of another size.
+
+        Adam's first steps are of full length whatever the gradient says, so the learning rate warms up.
+        """
+        config, policy = self.config, self.policy
         self.optimizer = torch.optim.Adam(
             [
                 {"params": policy.actor_parameters(), "lr": config.learning_rate},
                 {"params": policy.critic_parameters(), "lr": config.critic_learning_rate},
             ]
         )
+        self.warmup = torch.optim.lr_scheduler.LinearLR(self.optimizer, 0.02, total_iters=WARMUP_STEPS)
         policy.optimizer = self.optimizer
-        self.rollout: Rollout | None = None
-        self.rollout_buffer = None  # type: ignore[assignment] # the parent hands it to `collect_rollouts`
 
     def collect_rollouts(  # type: ignore[override]
         self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
@@ -246,6 +258,7 @@ class ChunkPPO(PPO):
         if not torch.isfinite(torch.stack(norms)).all():
             raise UserError("a gradient is not finite; nothing of it was learned; lower ppo.learning_rate")
         self.optimizer.step()
+        self.warmup.step()
 
 
 def _check_finite(*values: Tensor) -> None:
