@@ -28,7 +28,7 @@ from world_model.env import BatchedEnv
 ADVANTAGE_FLOOR = 0.02
 """Smallest deviation that advantages are divided by: without success in a rollout they are noise, and stay small."""
 
-WARMUP_STEPS = 50
+WARMUP_STEPS = 20
 """Optimizer steps until the learning rate is reached."""
 
 PARENTS = (
