@@ -37,12 +37,12 @@ class DreamConfig:
     n_envs: int = 256  # branches dreamed together, each from where an episode could begin
     horizon: int = 20  # chunks, then truncation with bootstrap; at most to the end of the episode
     n_denoising_steps: int = 1  # of the future frames
-    n_updates: int = 5  # PPO updates in the dream each round
-    n_epochs: int = 10  # of an update in the dream
+    n_updates: int = 10  # PPO updates in the dream each round
+    n_epochs: int = 5  # of an update in the dream
     n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
-    ref_kl_coef: float = 0.02  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
-    refit_steps: int = 400  # of the world decoder before each dream, on all episodes recorded so far; 0: never
+    ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
+    refit_steps: int = 800  # of the world decoder before each dream, on all episodes recorded so far; 0: never
     refit_learning_rate: float = 1e-3
 
     def check(self) -> None:

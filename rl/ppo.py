@@ -72,24 +72,9 @@ class ChunkPPO(PPO):
         self.policy = policy
         self._setup_lr_schedule()
         self.generator = torch.Generator(env.device).manual_seed(seed)
-        self.begin()
+        self.optimizer = policy.optimizer = self._fresh_optimizer()
         self.rollout: Rollout | None = None
         self.rollout_buffer = None  # type: ignore[assignment] # the parent hands it to `collect_rollouts`
-
-    def begin(self) -> None:
-        """Forget the gradients seen so far: those of another place, or of another loss, are of another size.
-
-        Adam's first steps are of full length whatever the gradient says, so the learning rate warms up.
-        """
-        config, policy = self.config, self.policy
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": policy.actor_parameters(), "lr": config.learning_rate},
-                {"params": policy.critic_parameters(), "lr": config.critic_learning_rate},
-            ]
-        )
-        self.warmup = torch.optim.lr_scheduler.LinearLR(self.optimizer, 0.02, total_iters=WARMUP_STEPS)
-        policy.optimizer = self.optimizer
 
     def collect_rollouts(  # type: ignore[override]
         self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
@@ -172,7 +157,7 @@ class ChunkPPO(PPO):
                 stop = self.target_kl is not None and stats.get("approx_kl", 0.0) > 1.5 * self.target_kl
                 if stop:
                     break
-                self._step(losses)
+                self._step(losses, self.optimizer)
             if stop:
                 break
         means = {name: sum(values) / len(values) for name, values in seen.items()}
@@ -181,10 +166,15 @@ class ChunkPPO(PPO):
         return means
 
     def imitate(self, n_steps: int) -> None:
-        """Take `n_steps` optimizer steps of imitation alone: what is left of updates that learn from no rollout."""
+        """Take `n_steps` optimizer steps of imitation alone, as before PPO or in place of it.
+
+        The optimizer is one of its own: gradients of imitation are small, and those of PPO, divided by what Adam
+        remembers of them, would be steps ten times too long.
+        """
+        optimizer = self._fresh_optimizer()
         for _ in range(n_steps):
             if (loss := self._bc_loss()) is not None:
-                self._step(loss)
+                self._step(loss, optimizer)
 
     def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
         """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""
@@ -247,18 +237,28 @@ class ChunkPPO(PPO):
         features, returns = samples.context.features[index], samples.returns[index]
         return (self.policy.values_of_features(features) - returns).square().mean()
 
-    def _step(self, loss: Tensor) -> None:
+    def _fresh_optimizer(self) -> torch.optim.Adam:
+        """Adam's first steps are of full length whatever the gradient says, so the learning rate warms up."""
+        actor, critic = self.policy.actor_parameters(), self.policy.critic_parameters()
+        rates = self.config.learning_rate, self.config.critic_learning_rate
+        optimizer = torch.optim.Adam(
+            [{"params": p, "lr": rate} for p, rate in zip((actor, critic), rates, strict=True)]
+        )
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP_STEPS, total_iters=WARMUP_STEPS)
+        optimizer.register_step_post_hook(lambda *_: warmup.step())
+        return optimizer
+
+    def _step(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss became {float(loss.detach())}; nothing of it was learned; lower ppo.learning_rate"
             )
-        self.optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in self.optimizer.param_groups]
+        norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in optimizer.param_groups]
         if not torch.isfinite(torch.stack(norms)).all():
             raise UserError("a gradient is not finite; nothing of it was learned; lower ppo.learning_rate")
-        self.optimizer.step()
-        self.warmup.step()
+        optimizer.step()
 
 
 def _check_finite(*values: Tensor) -> None:

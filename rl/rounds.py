@@ -161,9 +161,7 @@ class PostTraining:
     def _begin_half(self) -> None:
         """Take over what has succeeded so far, which is quickly learned; what follows is measured from there."""
         if self.imitation is not None and "sim" in self.imitation.examples:
-            self.ppo.begin()
             self.ppo.imitate(self.config.ppo.imitation_steps)
-        self.ppo.begin()
         self.policy.set_reference()
 
     def _train_sim(self, round_index: int) -> None:
