@@ -79,6 +79,7 @@ def first_states(env: SimEnv, seeds: Sequence[int]) -> StartStates:
         task=torch.cat(tasks)[:n],
         elapsed=torch.zeros(n, dtype=torch.long),
         action_history=torch.zeros(n, ACTION_HISTORY - 1, env.spec.action_dim),
+        seed=torch.tensor(seeds),
     )
 
 

@@ -33,6 +33,7 @@ class StartStates:
     task: Tensor  # (n,)
     elapsed: Tensor  # (n,)
     action_history: Tensor  # (n, ACTION_HISTORY - 1, action_dim)
+    seed: Tensor  # (n,) of the episode; what is drawn in a dream that runs in order depends on it as in the simulator
 
     @staticmethod
     def from_episodes(
@@ -42,7 +43,7 @@ class StartStates:
 
         Failed episodes count with all of their states: states near a failure are where there is most to learn.
         """
-        rows: list[tuple[Tensor, int, int, Tensor]] = []
+        rows: list[tuple[Tensor, int, int, Tensor, int]] = []
         for episode in episodes:
             hits = episode.success.nonzero()
             last = int(hits[0]) if len(hits) else episode.length - 1
@@ -50,11 +51,12 @@ class StartStates:
                 frames = (torch.arange(t - n_context_frames + 1, t + 1)).clamp(min=0)
                 # Before the first action the history is that action itself: beginning is not charged as a jerk.
                 past = torch.arange(t - ACTION_HISTORY + 1, t).clamp(min=0)
-                rows.append((episode.state[frames], tasks.index(episode.task), t, episode.action[past]))
+                rows.append((episode.state[frames], tasks.index(episode.task), t, episode.action[past], episode.seed))
         if not rows:
             raise UserError("a dream needs at least one recorded episode to start from; collect episodes first")
-        context, task, elapsed, history = zip(*rows, strict=True)
-        return StartStates(torch.stack(context), torch.tensor(task), torch.tensor(elapsed), torch.stack(history))
+        context, task, elapsed, history, seed = zip(*rows, strict=True)
+        numbers = torch.tensor(task), torch.tensor(elapsed)
+        return StartStates(torch.stack(context), *numbers, torch.stack(history), torch.tensor(seed))
 
     @staticmethod
     def join(parts: list[StartStates]) -> StartStates:
@@ -78,7 +80,7 @@ class DreamEnv(BatchedEnv):
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
         n_denoising_steps: integration steps of a chunk; models are trained for one, in which noise has no say.
-        in_order: begin branch i of every reset from start i; for paired evaluation.
+        in_order: begin branch i of every reset from start i, with the seed of its episode; for paired evaluation.
         max_steps, rewards, action_delay, obs_noise, seed, device: see `BatchedEnv`.
     """
 
@@ -134,14 +136,16 @@ class DreamEnv(BatchedEnv):
     def _restart(self, mask: Tensor) -> Start:
         m = int(mask.sum())
         index = torch.randint(len(self.starts), (m,), generator=self.generator, device=self.device)
+        seed = torch.randint(2**31, (m,), generator=self.generator, device=self.device)
         if self.in_order:
             index = mask.nonzero().squeeze(1) % len(self.starts)
+            seed = self.starts.seed[index]
         self.chunks[mask], self._sure[mask] = 0, False
         return Start(
             context=self.starts.context[index],
             task=self.starts.task[index],
             elapsed=self.starts.elapsed[index],
-            seed=torch.randint(2**31, (m,), generator=self.generator, device=self.device),
+            seed=seed,
             action_history=self.starts.action_history[index],
         )
 

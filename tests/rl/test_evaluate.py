@@ -97,6 +97,8 @@ def test_dream_begins_from_those_starts_and_repeats(tiny_model: WorldActionModel
     first = dreamed()
     assert len(first) == len(SEEDS) and all(0 < r.n_steps <= 64 for r in first)
     assert {r.task for r in first} == {"button-press-topdown"}
+    assert [r.seed for r in first] == SEEDS  # so that a decision is drawn as in the simulator
+    assert dreamed() == first
 
 
 def test_wilson_against_known_numbers() -> None:

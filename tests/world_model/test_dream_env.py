@@ -52,7 +52,9 @@ def test_a_branch_is_truncated_after_its_horizon(make_dream, never_solved):
 
 def test_the_step_limit_counts_from_where_the_state_was_met(make_dream, never_solved, starts):
     env = make_dream(num_envs=2, horizon=9, max_steps=12, in_order=True)
-    env.starts = StartStates(starts.context[:2], starts.task[:2], torch.tensor([5, 10]), starts.action_history[:2])
+    env.starts = StartStates(
+        starts.context[:2], starts.task[:2], torch.tensor([5, 10]), starts.action_history[:2], starts.seed[:2]
+    )
     env.reset()
     assert env.elapsed.tolist() == [5, 10]
     step = env.step_chunk(actions(2))
@@ -144,7 +146,9 @@ class Replay(BatchedEnv):
 def test_a_term_pays_the_same_for_the_same_transition_in_sim_and_dream(make_dream, model, starts, elapsed):
     names = ("success", "action_jerk", "action_rate", "progress", "time_cost")
     env = make_dream(num_envs=3, horizon=9, max_steps=10, rewards=terms(*names))
-    env.starts = StartStates(starts.context, starts.task, torch.full_like(starts.task, elapsed), starts.action_history)
+    env.starts = StartStates(
+        starts.context, starts.task, torch.full_like(starts.task, elapsed), starts.action_history, starts.seed
+    )
     env.reset(seed=0)
     begun = env.state_dict()
     sim = Replay(model.spec, 3, 2, max_steps=10, rewards=terms(*names, place="sim"), read_out=model.read_frames)
@@ -198,6 +202,7 @@ def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts)
     for obs in (env.reset(), env.step_chunk(actions(3)).obs):
         assert torch.equal(obs["state"], starts.context[:3])
     assert torch.equal(env.action_history, starts.action_history[:3])
+    assert torch.equal(env.episode_seed, starts.seed[:3])
 
 
 # --- single steps ---
