@@ -26,6 +26,7 @@ VERBS = {
     "train": ("rl.verbs.train", "post-train with PPO, in the simulator and in the dream"),
     "eval": ("rl.verbs.eval", "measure success, with intervals"),
     "dream": ("rl.verbs.dream", "draw what the model dreams beside what the simulator does"),
+    "report": ("rl.verbs.report", "write the report of a run as one HTML file"),
     "check": ("rl.verbs.check", "check a preset, reward terms or a checkpoint without training"),
     "doctor": ("rl.verbs.doctor", "look at this installation and say what is missing"),
 }

@@ -111,11 +111,13 @@ class EvalConfig:
     """The evaluation before and after, on seeds that no gate and no selection ever saw."""
 
     n_episodes: int = 200
+    n_paired: int = 100  # of them, dreamed as well for the report; 0: none
     seed: int = 2_000_000
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
+        _at_least(self, 0, "n_paired")
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {

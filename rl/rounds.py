@@ -244,6 +244,7 @@ class PostTraining:
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")
             seen = {"champion": verdict.champion, "challenger": verdict.challenger, "accepted": verdict.accepted}
+            seen |= {"won": verdict.won, "lost": verdict.lost, "in_dream": place == "dream"}
             seen["episodes"] = self.gate_episodes
             self.log(self.sim_steps, {f"gate/{name}": float(value) for name, value in seen.items()})
         if verdict is None or verdict.accepted:

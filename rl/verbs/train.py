@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from rl.imitation import Imitation
 from rl.pictures import draw_before_after
 from rl.policy import load_policy_state, policy_state
 from rl.progress import Progress, show
+from rl.report import PAIRS, write_report
+from rl.report_pairs import champion_pairs
 from rl.rounds import Log, Outcome, PostTraining
 from rl.run_folder import RunFolder
 from world_model.checkpoint import find_checkpoint, save_checkpoint
@@ -65,10 +68,14 @@ def run(words: list[str]) -> None:
             control = control_config(config, name)
             before = runs[0].outcome.before  # the same checkpoint on the same seeds
             runs.append(_train(name, control, prepare(control), folder, _prefixed(folder, name), before))
+        if first.model is not None and config.eval.n_paired > 0:
+            pairs = champion_pairs(config, first.policy, first.model)
+            (folder.path / PAIRS).write_text(json.dumps(pairs), encoding="utf-8")
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
+        report = write_report(folder.path)
         show(_table(runs))
-        print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\npicture: {folder.path / 'before_after.png'}")
-        print(f"curves: tensorboard --logdir {folder.path}")
+        print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
+        print(f"picture: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
 
 
 def control_config(config: TrainConfig, name: str) -> TrainConfig:

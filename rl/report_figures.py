@@ -1,0 +1,134 @@
+"""Figures of a report: matplotlib drawings as SVG text that takes its ink from the page, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"
+"""Stands for the colour of the page's text; no other colour is drawn with it."""
+
+SIM, DREAM, ACCEPTED, LOST = "#2f7ed8", "#e4572e", "#3a9d5d", "#b04a8b"
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it is read, searched and scaled with the page
+    "svg.hashsalt": "wamtune",  # the same figure is the same text
+    "font.family": "sans-serif",
+    **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
+    **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor", "titlecolor")},
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+Curve = tuple[Sequence[float], Sequence[float | None]]
+
+
+def curves(
+    of: Mapping[str, Curve], xlabel: str, ylabel: str, share: bool = False, colors: Mapping[str, str] | None = None
+) -> str:
+    """Draw lines with a dot at each point; a value that is None is left out. With `share`, y runs from 0 to 1."""
+
+    def draw(axes: Axes) -> None:
+        for name, (x, y) in of.items():
+            points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
+            axes.plot(*zip(*points, strict=True), marker=".", label=name, color=(colors or {}).get(name))
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.02, 1.02) if share else None)
+        if len(of) > 1:
+            axes.legend(fontsize="small")
+
+    return _figure(draw) if any(v is not None for _, y in of.values() for v in y) else ""
+
+
+def gates(rows: Sequence[tuple[str, float, float, bool]]) -> str:
+    """Draw champion and challenger of each gate as an arrow. Rows: (label, champion, challenger, accepted)."""
+
+    def draw(axes: Axes) -> None:
+        for i, (_, champion, challenger, accepted) in enumerate(rows):
+            arrow = {"arrowstyle": "->", "color": ACCEPTED if accepted else LOST, "linewidth": 2}
+            axes.plot([i], [champion], "o", color=INK, markersize=4)
+            axes.plot([i], [challenger], ".", color="none")  # so that the axes know of it
+            axes.annotate("", (i, challenger), (i, champion), arrowprops=arrow)
+        axes.set_xticks(range(len(rows)), [row[0] for row in rows], rotation=30, ha="right", fontsize="small")
+        axes.set(ylabel="success in the gate", ylim=(-0.02, 1.02), xlim=(-0.5, len(rows) - 0.5))
+
+    return _figure(draw) if rows else ""
+
+
+def stacked(names: Sequence[str], x: Sequence[float], values: Mapping[str, Sequence[float]], ylabel: str) -> str:
+    """Draw reward terms over each other, what pays above zero and what costs below."""
+
+    def draw(axes: Axes) -> None:
+        floors = {True: [0.0] * len(x), False: [0.0] * len(x)}
+        for name in names:
+            up = sum(values[name]) >= 0
+            top = [f + v for f, v in zip(floors[up], values[name], strict=True)]
+            axes.fill_between(x, floors[up], top, alpha=0.6, label=name, step="mid")
+            floors[up] = top
+        axes.axhline(0, color=INK, linewidth=0.6)
+        axes.set(xlabel="update", ylabel=ylabel)
+        axes.legend(fontsize="small")
+
+    return _figure(draw) if names and x else ""
+
+
+def scatter(
+    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, logarithmic: bool = False
+) -> str:
+    """Draw points of several groups."""
+
+    def draw(axes: Axes) -> None:
+        for (name, (x, y)), color in zip(groups.items(), (ACCEPTED, LOST, SIM, DREAM), strict=False):
+            axes.plot(x, y, "o", markersize=3, alpha=0.6, label=name, color=color)
+        if logarithmic:
+            axes.set(xscale="log", yscale="log")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(fontsize="small")
+
+    return _figure(draw) if any(x for x, _ in groups.values()) else ""
+
+
+def trajectory(parts: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], size: int) -> str:
+    """Draw a row for each part of the state and a column for each axis; `parts`: part -> who -> values (T, 3)."""
+    styles = {"simulator": (INK, "-"), "dream of its actions": (DREAM, "--"), "dream of the policy": (SIM, ":")}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 2.1 * len(parts)), layout="constrained")
+        panels = figure.subplots(len(parts), 3, squeeze=False, sharex=True)
+        for row, (part, by) in zip(panels, parts.items(), strict=True):
+            for axis, axes in enumerate(row):
+                for who, values in by.items():
+                    color, line = styles[who]
+                    axes.plot([100 * v[axis] for v in values], line, color=color, label=who, linewidth=1.3)
+                for step in range(0, max(len(v) for v in by.values()), size):
+                    axes.axvline(step, color="#888888", linewidth=0.3)
+                axes.set_title(f"{part} {'xyz'[axis]}, cm", loc="left", fontsize="small")
+        panels[0][0].legend(fontsize="x-small")
+        return _svg(figure)
+
+
+def _figure(draw: Callable[[Axes], None]) -> str:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        draw(figure.add_subplot())
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    """The drawing alone, without what only a file of its own needs, in the ink of the page."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Names of clip paths are the same in every drawing of a page that holds several.
+    prefix = f"f{zlib.crc32(text.encode())}-"
+    text = re.sub(r'(id="|xlink:href="#|url\(#)', lambda m: m.group(1) + prefix, text)
+    return text.replace(INK, "currentColor")

@@ -1,0 +1,253 @@
+"""Paired evaluation: the same starts and the same policy noise in simulator and dream, and where the two part."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap, spearmanr
+from torch import Tensor
+
+from rl.build import make_sim, tasks_of
+from rl.config import TrainConfig
+from rl.envs.sim import SimEnv
+from rl.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
+from rl.policy import ChunkPolicy
+from world_model import modes
+from world_model.dream_env import SURE, DreamEnv, StartStates
+from world_model.flow import seeded_noise
+from world_model.model import WorldActionModel
+
+HORIZON = 4
+"""Chunks after which episodes are compared: errors of longer ones have had more time to grow."""
+
+
+@dataclass
+class Pair:
+    """One episode, lived three times: frames are (n_steps + 1, state_dim), the first one is where it begins."""
+
+    task: str
+    seed: int
+    sim: bool  # success in the simulator
+    dream: bool  # success in the dream, the policy acting in it
+    real: Tensor  # what the simulator showed
+    dreamed: Tensor  # what the dream showed instead
+    retold: Tensor  # the dream of the actions that the simulator executed, whole chunks of them
+    retold_success: bool  # was a success read off that
+
+
+def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
+    """Pair the first `config.eval.n_paired` episodes of the evaluation; returns what `report.html` shows of them."""
+    pairs: list[Pair] = []
+    tasks = tasks_of(config, model)
+    alone: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
+    seeds = range(config.eval.seed, config.eval.seed + min(config.eval.n_paired, config.eval.n_episodes))
+    for i, task in enumerate(alone[: len(seeds)]):
+        sim = make_sim(config, model, task, min(config.env.n_envs, len(seeds)), rewards=False)
+        try:
+            share = seeds[i :: len(alone)]
+            pairs += run_pairs(policy, model, sim, share, config.dream.n_denoising_steps, config.env.max_steps)
+        finally:
+            sim.close()
+    return {
+        "summary": summarise(model, pairs),
+        "gap": gap(pairs),
+        "points": [_point(model, pair) for pair in pairs],
+        "examples": _examples(model, pairs),
+    }
+
+
+def run_pairs(
+    policy: ChunkPolicy,
+    model: WorldActionModel,
+    sim: SimEnv,
+    seeds: Sequence[int],
+    n_denoising_steps: int = 1,
+    max_steps: int = 150,
+) -> list[Pair]:
+    """Run the episodes named by `seeds` in `sim` (which runs one task), in the dream, and in the dream once more."""
+    starts = first_states(sim, seeds)
+    sim.record(True)
+    results = evaluate_sim(policy, sim, seeds)
+    episodes = {e.seed: e for e in sim.record(False)}
+    dreamed, dream_success = _live(policy, model, starts, n_denoising_steps, max_steps)
+    retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
+    return [
+        Pair(
+            r.task,
+            r.seed,
+            r.success,
+            dream_success[i],
+            episodes[r.seed].state,
+            dreamed[i],
+            retold[i],
+            retold_success[i],
+        )
+        for i, r in enumerate(results)
+    ]
+
+
+def prediction_error(model: WorldActionModel, pair: Pair) -> Tensor:
+    """Error of the retold episode, step by step (n,): metres of the object, or normalised units of the state."""
+    n, part = len(pair.retold), model.spec.slices.get("object_pos")
+    true, told = (f[1:n] if part is not None else model.codec.state(f[1:n]) for f in (pair.real, pair.retold))
+    return (true - told)[:, part if part is not None else slice(None)].norm(dim=-1)
+
+
+def movement(model: WorldActionModel, pair: Pair) -> float:
+    """How far the retold episode moves within the horizon, in the units of `prediction_error`: the baseline."""
+    part = model.spec.slices.get("object_pos", slice(None))
+    frames = pair.retold[: HORIZON * model.config.chunk_size + 1, part]
+    return float((frames[1:] - frames[:1]).norm(dim=-1).mean())
+
+
+def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Success in both places, how often they agree, how the error grows, and whether it tells of success."""
+    sim, dream = (torch.tensor([getattr(p, place) for p in pairs]) for place in ("sim", "dream"))
+    retold = torch.tensor([p.retold_success for p in pairs])
+    steps = HORIZON * model.config.chunk_size
+    long = [p for p in pairs if len(p.retold) > steps]
+    errors = torch.tensor([float(prediction_error(model, p)[:steps].mean()) for p in long])
+    outcome = torch.tensor([float(p.sim) for p in long])
+    return {
+        "n": len(pairs),
+        "sim": float(sim.float().mean()),
+        "dream": float(dream.float().mean()),
+        "both": int((sim & dream).sum()),
+        "sim_only": int((sim & ~dream).sum()),
+        "dream_only": int((~sim & dream).sum()),
+        "neither": int((~sim & ~dream).sum()),
+        "retold_recall": share(retold, sim),
+        "retold_false_success": share(retold, ~sim),
+        "error_by_step": error_by_step(model, pairs),
+        "error_and_success": correlation(errors, outcome),
+        "movement_and_success": correlation(torch.tensor([movement(model, p) for p in long]), outcome),
+        "n_compared": len(long),
+    }
+
+
+def error_by_step(model: WorldActionModel, pairs: Sequence[Pair], most: int = 150) -> list[float]:
+    """Mean error after 1, 2, ... steps over the episodes that last so long, at least a tenth of them."""
+    errors = [prediction_error(model, p) for p in pairs]
+    lengths = torch.tensor([len(e) for e in errors])
+    enough = [t for t in range(min(most, int(lengths.max()))) if (lengths > t).float().mean() >= 0.1]
+    return [float(torch.stack([e[t] for e in errors if len(e) > t]).mean()) for t in enough]
+
+
+def correlation(a: Tensor, b: Tensor) -> dict[str, float]:
+    """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap."""
+    if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:  # of a constant there is nothing to rank
+        return {"rho": math.nan, "low": math.nan, "high": math.nan}
+    samples = a.numpy(), b.numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resample may be constant
+        found = bootstrap(
+            samples, _spearman, paired=True, vectorized=False, n_resamples=1000, method="percentile", rng=0
+        )
+    low, high = found.confidence_interval
+    return {"rho": _spearman(*samples), "low": float(low), "high": float(high)}
+
+
+def share(event: Tensor, among: Tensor) -> float | None:
+    """Share of `among` (n,) bool with the event; None where there are none."""
+    return float(event[among].float().mean()) if among.any() else None
+
+
+def worst_lie(model: WorldActionModel, pairs: Sequence[Pair]) -> Pair | None:
+    """Of the successes that only the dream saw, the one whose retelling is furthest from what happened."""
+    lies = [p for p in pairs if p.dream and not p.sim and len(p.retold) > 1]
+    return max(lies, key=lambda p: float(prediction_error(model, p).mean()), default=None)
+
+
+def gap(pairs: Sequence[Pair]) -> tuple[float, float, float]:
+    """Dream minus simulator in success, with its 95 % interval."""
+    places = [[EpisodeResult(p.task, p.seed, getattr(p, place), 0, 0.0) for p in pairs] for place in ("sim", "dream")]
+    return paired_gain(*places)
+
+
+def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
+    """One episode in figures: outcomes, and error and movement within the horizon."""
+    error = float(prediction_error(model, pair)[: HORIZON * model.config.chunk_size].mean())
+    outcomes = {name: getattr(pair, name) for name in ("task", "seed", "sim", "dream", "retold_success")}
+    return {**outcomes, "error": error, "movement": movement(model, pair)}
+
+
+def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """A success, a failure and the worst lie, as positions in the simulator and in both dreams."""
+    lie = worst_lie(model, pairs)
+    chosen = {
+        "A success": next((p for p in pairs if p.sim), None),
+        "A failure": next((p for p in pairs if not p.sim and p is not lie), None),
+        "The worst lie: the dream succeeds, the simulator does not": lie,
+    }
+    slices = {name: part for name, part in model.spec.slices.items() if name in ("hand_pos", "object_pos")}
+    return [
+        {
+            "title": title,
+            "seed": pair.seed,
+            "chunk_size": model.config.chunk_size,
+            "parts": {
+                name: {
+                    "simulator": pair.real[:, part].tolist(),
+                    "dream of its actions": pair.retold[:, part].tolist(),
+                    "dream of the policy": pair.dreamed[:, part].tolist(),
+                }
+                for name, part in slices.items()
+            },
+        }
+        for title, pair in chosen.items()
+        if pair is not None and slices
+    ]
+
+
+def _live(
+    policy: ChunkPolicy, model: WorldActionModel, starts: StartStates, n_denoising_steps: int, max_steps: int
+) -> tuple[list[Tensor], list[bool]]:
+    """Let the policy act in the dream from each start, until success or the step limit."""
+    n, size = len(starts), policy.n_action_steps
+    env = DreamEnv(model, n, starts, -(-max_steps // size), n_denoising_steps, max_steps=max_steps, in_order=True)
+    obs = env.reset()
+    frames = [[env.context[i, -1:].clone()] for i in range(n)]
+    alive, success = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    while alive.any():
+        with torch.no_grad():
+            step = env.step_chunk(policy.decide(policy.encode(obs), env.episode_seed, env.elapsed))
+        for i in alive.nonzero().squeeze(1).tolist():
+            frames[i].append(step.frames[i, step.executed[i]].clone())
+        success |= alive & step.is_success
+        alive &= ~(step.terminated | step.truncated)
+        obs = step.obs
+    return [torch.cat(f) for f in frames], success.tolist()
+
+
+@torch.no_grad()
+def _retell(
+    model: WorldActionModel, starts: StartStates, actions: Sequence[Tensor], n_denoising_steps: int
+) -> tuple[list[Tensor], list[bool]]:
+    """Dream the whole chunks of each row of `actions` (n_steps, action_dim) from its start."""
+    size, codec, n = model.config.chunk_size, model.codec, len(actions)
+    n_chunks = [len(a) // size for a in actions]
+    padded = torch.zeros(n, max([*n_chunks, 1]) * size, model.spec.action_dim)
+    for i, a in enumerate(actions):
+        padded[i, : n_chunks[i] * size] = a[: n_chunks[i] * size]
+    context, frames = starts.context.clone(), [starts.context[:, -1:]]
+    for c, chunk in enumerate(padded.split(size, dim=1)):
+        noise = seeded_noise(starts.seed, torch.full((n,), c), (codec.n_future_tokens, codec.code_dim))
+        future = modes.dream(model, model.encode(context, starts.task), chunk, noise, n_denoising_steps)
+        frames.append(future)
+        context = torch.cat([context, future], dim=1)[:, -model.config.n_context_frames :]
+    told = torch.cat(frames, dim=1)
+    rows = [told[i, : n_chunks[i] * size + 1].clone() for i in range(n)]
+    sure = [
+        model.read_frames(row[1:], starts.task[i : i + 1].expand(len(row) - 1))[0] >= SURE for i, row in enumerate(rows)
+    ]
+    return rows, [bool((s[1:] & s[:-1]).any()) for s in sure]
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(spearmanr(a, b).statistic)
