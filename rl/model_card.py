@@ -49,11 +49,16 @@ def figures(metrics: dict[str, Any]) -> str:
     """Return the figures of `metrics` as Markdown, which is also readable on a terminal."""
     success, prediction = metrics.get("success", {}), metrics.get("prediction", {})
     columns = (["success", "95 % interval", "episodes"] if success else []) + ["error", "shuffle", "windows"]
+    trust = metrics.get("trust", {})
+    columns += ["trust", "movement"] if trust else []
     rows = [["task", *columns], ["---", *["---:"] * len(columns)]]
     for task in sorted({*success, *prediction}, key=lambda task: (task == "mean", task)):
         cells = _success_cells(success.get(task)) if success else []
         row = prediction.get(task)
         cells += [f"{row['error_ratio']:.2f}", f"{row['shuffle_ratio']:.2f}", f"{row['n']:.0f}"] if row else [""] * 3
+        if trust:
+            ranks = trust.get("median" if task == "mean" else task)
+            cells += [f"{ranks['rho']:.2f}", f"{ranks['movement']:.2f}"] if ranks else [""] * 2
         rows.append([task, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
@@ -79,7 +84,9 @@ World-action model of wamtune, stage `{stage}`{origin}.
 
 On episodes that were never trained on. `error` is that of the object's position after one chunk where it moves more
 than 1 cm, in units of the error of repeating the last frame; `shuffle` is the error with shuffled actions in units of
-that with the true ones (1 would mean that actions are ignored). `success` is in the simulator, on unseen seeds.
+that with the true ones (1 would mean that actions are ignored). `success` is in the simulator, on unseen seeds. `trust`
+is the rank correlation of expected with true error over dreams of 4 chunks, on episodes outside its calibration, and
+`movement` that of the amount of movement dreamed; in the last row both are medians.
 
 {figures(about["metrics"])}
 """

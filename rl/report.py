@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,7 @@ def write_report(folder: str | Path) -> Path:
         ("Dream and simulator", lambda: _places(own)),
         ("The same episodes in both", lambda: _agreement(pairs)),
         ("Does prediction tell of success?", lambda: _correlation(pairs)),
+        ("Trust", lambda: _trust(pairs)),
         ("Three episodes", lambda: _examples(pairs)),
         ("PPO", lambda: _ppo(own)),
         ("Rewards", lambda: _rewards(own)),
@@ -185,6 +187,17 @@ def _correlation(pairs: Row | None) -> str:
         groups[word] = [p["movement"] for p in of], [p["error"] for p in of]
     drawn = figures.scatter(groups, "amount of movement predicted, m", "prediction error, m", logarithmic=True)
     return note + _table(("", "rho"), found) + drawn
+
+
+def _trust(pairs: Row | None) -> str:
+    """Expected against true error of dreams of the same length."""
+    if pairs is None or math.isnan(rho := pairs["summary"]["trust_and_error"]["rho"]):
+        return ""
+    points = [p for p in pairs["points"] if not math.isnan(p["expected"])]
+    groups = {"one dream": ([p["expected"] for p in points], [p["error"] for p in points])}
+    note = f"Expected error, as calibrated before this run, and true error: rank correlation {rho:+.2f}."
+    drawn = figures.scatter(groups, "expected error, m", "prediction error, m", logarithmic=True)
+    return f"<p class=quiet>{note}</p>{drawn}"
 
 
 def _examples(pairs: Row | None) -> str:

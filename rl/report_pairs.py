@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,7 @@ from world_model import modes
 from world_model.dream_env import SURE, DreamEnv, StartStates
 from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
-
-HORIZON = 4
-"""Chunks after which episodes are compared: errors of longer ones have had more time to grow."""
+from world_model.trust import HORIZON, expected_error, position_error
 
 
 @dataclass
@@ -39,6 +37,7 @@ class Pair:
     dreamed: Tensor  # what the dream showed instead
     retold: Tensor  # the dream of the actions that the simulator executed, whole chunks of them
     retold_success: bool  # was a success read off that
+    expected: list[float] = field(default_factory=list)  # error of each of its chunks, as `trust` expects it
 
 
 def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
@@ -76,34 +75,20 @@ def run_pairs(
     results = evaluate_sim(policy, sim, seeds)
     episodes = {e.seed: e for e in sim.record(False)}
     dreamed, dream_success = _live(policy, model, starts, n_denoising_steps, max_steps)
-    retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
-    return [
-        Pair(
-            r.task,
-            r.seed,
-            r.success,
-            dream_success[i],
-            episodes[r.seed].state,
-            dreamed[i],
-            retold[i],
-            retold_success[i],
-        )
-        for i, r in enumerate(results)
-    ]
+    retold, retold_success, expected = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
+    told = zip(results, dreamed, dream_success, retold, retold_success, expected, strict=True)
+    return [Pair(r.task, r.seed, r.success, d, episodes[r.seed].state, x, y, s, e) for r, x, d, y, s, e in told]
 
 
 def prediction_error(model: WorldActionModel, pair: Pair) -> Tensor:
-    """Error of the retold episode, step by step (n,): metres of the object, or normalised units of the state."""
-    n, part = len(pair.retold), model.spec.slices.get("object_pos")
-    true, told = (f[1:n] if part is not None else model.codec.state(f[1:n]) for f in (pair.real, pair.retold))
-    return (true - told)[:, part if part is not None else slice(None)].norm(dim=-1)
+    """Error of the retold episode, step by step (n,), in the units of `position_error`."""
+    return position_error(model, pair.real[1 : len(pair.retold)], pair.retold[1:])
 
 
 def movement(model: WorldActionModel, pair: Pair) -> float:
-    """How far the retold episode moves within the horizon, in the units of `prediction_error`: the baseline."""
-    part = model.spec.slices.get("object_pos", slice(None))
-    frames = pair.retold[: HORIZON * model.config.chunk_size + 1, part]
-    return float((frames[1:] - frames[:1]).norm(dim=-1).mean())
+    """How far the retold episode moves within the horizon, in the same units: the baseline."""
+    frames = pair.retold[: HORIZON * model.config.chunk_size + 1]
+    return float(position_error(model, frames[1:], frames[:1]).mean())
 
 
 def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -127,6 +112,7 @@ def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
         "error_by_step": error_by_step(model, pairs),
         "error_and_success": correlation(errors, outcome),
         "movement_and_success": correlation(torch.tensor([movement(model, p) for p in long]), outcome),
+        "trust_and_error": correlation(torch.tensor([_mean(p.expected[:HORIZON]) for p in long]), errors),
         "n_compared": len(long),
     }
 
@@ -174,7 +160,8 @@ def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
     """One episode in figures: outcomes, and error and movement within the horizon."""
     error = float(prediction_error(model, pair)[: HORIZON * model.config.chunk_size].mean())
     outcomes = {name: getattr(pair, name) for name in ("task", "seed", "sim", "dream", "retold_success")}
-    return {**outcomes, "error": error, "movement": movement(model, pair)}
+    expected = _mean(pair.expected[:HORIZON])
+    return {**outcomes, "error": error, "movement": movement(model, pair), "expected": expected}
 
 
 def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -228,25 +215,35 @@ def _live(
 @torch.no_grad()
 def _retell(
     model: WorldActionModel, starts: StartStates, actions: Sequence[Tensor], n_denoising_steps: int
-) -> tuple[list[Tensor], list[bool]]:
-    """Dream the whole chunks of each row of `actions` (n_steps, action_dim) from its start."""
+) -> tuple[list[Tensor], list[bool], list[list[float]]]:
+    """Dream the whole chunks of each row of `actions` (n_steps, action_dim) from its start; what trust says of each."""
     size, codec, n = model.config.chunk_size, model.codec, len(actions)
     n_chunks = [len(a) // size for a in actions]
     padded = torch.zeros(n, max([*n_chunks, 1]) * size, model.spec.action_dim)
     for i, a in enumerate(actions):
         padded[i, : n_chunks[i] * size] = a[: n_chunks[i] * size]
     context, frames = starts.context.clone(), [starts.context[:, -1:]]
+    expected: list[Tensor] = []  # (n,) of each chunk
     for c, chunk in enumerate(padded.split(size, dim=1)):
         noise = seeded_noise(starts.seed, torch.full((n,), c), (codec.n_future_tokens, codec.code_dim))
-        future = modes.dream(model, model.encode(context, starts.task), chunk, noise, n_denoising_steps)
+        encoded = model.encode(context, starts.task)
+        future = modes.dream(model, encoded, chunk, noise, n_denoising_steps)
         frames.append(future)
+        if model.trust.given.fitted:
+            expected.append(expected_error(model, encoded, chunk, future)[0])
         context = torch.cat([context, future], dim=1)[:, -model.config.n_context_frames :]
     told = torch.cat(frames, dim=1)
     rows = [told[i, : n_chunks[i] * size + 1].clone() for i in range(n)]
     sure = [
         model.read_frames(row[1:], starts.task[i : i + 1].expand(len(row) - 1))[0] >= SURE for i, row in enumerate(rows)
     ]
-    return rows, [bool((s[1:] & s[:-1]).any()) for s in sure]
+    said = torch.stack(expected, 1).tolist() if expected else [[]] * n
+    by_row = [e[:k] for e, k in zip(said, n_chunks, strict=True)]
+    return rows, [bool((s[1:] & s[:-1]).any()) for s in sure], by_row
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

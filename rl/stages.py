@@ -23,6 +23,7 @@ from rl.run_folder import RunFolder
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.stage_episodes import collect, demonstrations, evaluate, heldout_store, roll_out
+from rl.stage_trust import calibrate_trust
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.files import existing_folder
@@ -149,11 +150,13 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     else:
         model = saved.model
         windows = model.windows(episodes)
-    work = Work(run, "pretrain", "", model, model.windows(heldout_store(store).load(config.tasks)))
+    heldout = heldout_store(store).load(config.tasks)
+    work = Work(run, "pretrain", "", model, model.windows(heldout))
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=saved.state if saved else None)
     if config.half:
         half_precision(model)
-    return work.finish(world_metrics(model, work.unseen), episodes, [], config.half)
+    metrics = world_metrics(model, work.unseen) | _trust(model, heldout, config.half)
+    return work.finish(metrics, episodes, [], config.half)
 
 
 def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
@@ -182,7 +185,8 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         work.step = config.stage.n_steps
     roll_out(config, model, tasks, own)
     episodes += own.load()
-    work.unseen = model.windows(unseen + heldout_store(own).load())
+    unseen += heldout_store(own).load()
+    work.unseen = model.windows(unseen)
     if config.refit.n_steps:
         work.train("refit", model.windows(episodes), _seeded(config.refit, config.seed), resume=state)
     if config.half:
@@ -190,7 +194,15 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     results = evaluate(config, model, tasks)
     for result in results:
         run.eval_row({"step": work.step, **result.to_row()})
-    return work.finish(world_metrics(model, work.unseen) | success_metrics(results), episodes, demos, config.half)
+    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _trust(model, unseen, config.half)
+    return work.finish(metrics, episodes, demos, config.half)
+
+
+def _trust(model: WorldActionModel, unseen: list[Episode], half: bool) -> dict[str, Any]:
+    rows = calibrate_trust(model, unseen)
+    if half:
+        half_precision(model)  # what calibration fitted; the rest is rounded already
+    return {"trust": rows} if rows else {}
 
 
 def _tasks(config: TuneConfig, model: WorldActionModel) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from rewards.errors import UserError
 from world_model.codec import ActionCodec, VectorCodec
 from world_model.layers import KeysValues, NoiseLevel, Stack
 from world_model.spec import Spec
+from world_model.trust import Trust
 from world_model.windows import Windows
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class WorldActionModel(nn.Module):
         self.read_out = ReadOut(spec.state_dim, len(spec.tasks))
         self.action = ActionDecoder(config, self.action_codec)
         self.value = Value(2 * config.width)
+        self.trust = Trust(2 * config.width + config.chunk_size * spec.action_dim + 1)
         self.register_buffer("action_low", torch.tensor(spec.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
         self.action_low: Tensor

@@ -5,11 +5,15 @@ Each takes starting noise, so that a call can be repeated; `n_steps` is the numb
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from world_model.flow import noise_level, step_mean
-from world_model.model import Context, WorldActionModel
+
+if TYPE_CHECKING:
+    from world_model.model import Context, WorldActionModel
 
 
 def policy(model: WorldActionModel, context: Context, noise: Tensor, n_steps: int) -> Tensor:

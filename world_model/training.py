@@ -132,8 +132,8 @@ def _train(
 
 
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
-    """Freeze what a stage must not touch and return the rest; the critic is trained by PPO alone."""
-    everything = (p for name, p in model.named_parameters() if not name.startswith("value."))
+    """Freeze what a stage must not touch and return the rest; critic and trust are none of a stage's business."""
+    everything = (p for name, p in model.named_parameters() if not name.startswith(("value.", "trust.")))
     trained = {
         "pretrain": everything,
         "tune": model.action_parameters(),

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rl.deploy.lerobot import export_lerobot, import_lerobot
 from world_model.episodes import Episode
-from world_model.lerobot import export_lerobot, import_lerobot
 from world_model.spec import Feature, Spec
 
 SPEC = Spec({"state": Feature((5,), "m", {"object_pos": (2, 5)})}, (-1.0,) * 2, (1.0,) * 2, ("pick", "push"), 80.0)

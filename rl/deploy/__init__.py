@@ -1,0 +1,1 @@
+"""What connects wamtune to robots and to the data that they record."""

@@ -1,0 +1,54 @@
+"""Calibration of trust at the end of a stage, and how well it ranks dreams by their true error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rl.report_pairs import correlation
+from world_model.episodes import Episode
+from world_model.model import WorldActionModel
+from world_model.trust import HORIZON, calibrate, dream_of_real_actions
+
+FOLDS = 3
+"""Parts of the held-out episodes: trust is measured on each after calibration on the others."""
+
+
+def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Calibrate `model.trust` on held-out `episodes`; returns by task how well it ranks dreams of `HORIZON` chunks.
+
+    Rank correlation with the true error of the expected one (`rho`) and of the amount of movement that is dreamed
+    (`movement`, the baseline), and the number of dreams (`n`), each measured on episodes outside the calibration.
+    Nothing is done where no episode is long enough.
+    """
+    long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
+    if len(long) < 2 * FOLDS:
+        return {}
+    parts = [dream_of_real_actions(model, list(long[i::FOLDS])) for i in range(FOLDS)]
+    found = []
+    for i, (given, errors, task) in enumerate(parts):
+        rest = [part for j, part in enumerate(parts) if j != i]
+        _calibrate(model, rest)
+        found.append((_said(model, given), given[..., -1].exp().mean(1), errors.mean(1), task))
+    _calibrate(model, parts)
+    said, moved, true, task = (torch.cat(column) for column in zip(*found, strict=True))
+    rows = {}
+    for index in task.unique().tolist():
+        of = task == index
+        rho, movement = (correlation(x[of], true[of])["rho"] for x in (said, moved))
+        rows[model.spec.tasks[index]] = {"rho": rho, "movement": movement, "n": float(of.sum())}
+    medians = {k: float(torch.tensor([row[k] for row in rows.values()]).nanmedian()) for k in ("rho", "movement")}
+    return {**rows, "median": {**medians, "n": float(len(task))}}
+
+
+@torch.no_grad()
+def _said(model: WorldActionModel, given: Tensor) -> Tensor:
+    """Expected error of whole dreams (n,)."""
+    return model.trust(given.flatten(0, 1)).mean(0).exp().view(given.shape[:2]).mean(1)
+
+
+def _calibrate(model: WorldActionModel, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    given, errors = (torch.cat([part[k].flatten(0, 1) for part in parts]) for k in (0, 1))
+    calibrate(model, given, errors)

@@ -1,0 +1,117 @@
+"""How far a dream is to be believed: the expected error of each dreamed chunk, learned where the truth was seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from world_model import modes
+from world_model.flow import seeded_noise
+from world_model.normalizer import Normalizer
+from world_model.windows import Windows
+
+if TYPE_CHECKING:
+    from world_model.episodes import Episode
+    from world_model.model import Context, WorldActionModel
+
+HORIZON = 4
+"""Chunks of a dream that errors are learned from: the first begins in a real state, each other where the last ended."""
+
+SMALLEST = 1e-4
+"""Errors and movements below this, in metres or normalised units, are all the same."""
+
+
+class Trust(nn.Module):
+    """Small heads that read what a chunk is dreamed from and how far it moves, and say the logarithm of its error.
+
+    They begin from different weights: what they agree on was seen often, and their spread is what they do not know.
+
+    Args:
+        dim: what is read of a chunk, see `read`.
+        n_heads: heads, `width` the size of their first layer.
+    """
+
+    def __init__(self, dim: int, n_heads: int = 3, width: int = 128) -> None:
+        super().__init__()
+        self.given = Normalizer((dim,), floor=1e-3, name="what is read of a dreamed chunk")
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                *(nn.Linear(dim, width), nn.SiLU(), nn.Dropout(0.2)),
+                *(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 1)),
+            )
+            for _ in range(n_heads)
+        )
+
+    def forward(self, given: Tensor) -> Tensor:
+        """What `read` returned (n, dim) -> log error by each head (n_heads, n)."""
+        normalised = self.given(given)
+        return torch.stack([head(normalised).squeeze(-1) for head in self.heads])
+
+
+def expected_error(model: WorldActionModel, context: Context, actions: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected error (n,) of dreamed `frames` in the units of `position_error`, and the spread of its logarithm (n,).
+
+    `actions` and `frames` (n, chunk_size, ...) are the chunk and what the dream made of it in an encoded `context`.
+    """
+    logs = model.trust(read(model, context, actions, frames))
+    return logs.mean(0).exp(), logs.std(0)
+
+
+def position_error(model: WorldActionModel, true: Tensor, dreamed: Tensor) -> Tensor:
+    """Distance of frames (..., state_dim): metres of the object, or of normalised states where there is none. (...)."""
+    part = model.spec.slices.get("object_pos")
+    if part is None:
+        return (model.codec.state(true) - model.codec.state(dreamed)).norm(dim=-1)
+    return (true - dreamed)[..., part].norm(dim=-1)
+
+
+def read(model: WorldActionModel, context: Context, actions: Tensor, frames: Tensor) -> Tensor:
+    """What trust is judged by (n, dim): features of the context, actions, logarithm of the movement that is dreamed."""
+    moved = position_error(model, context.frames[:, -1:], frames).mean(1, keepdim=True).clamp(min=SMALLEST).log()
+    return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
+
+
+@torch.no_grad()
+def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> tuple[Tensor, Tensor, Tensor]:
+    """Dream the executed actions from every `chunk_size`-th real state, `HORIZON` chunks far.
+
+    Returns what is read of each chunk (n, HORIZON, dim), its error (n, HORIZON) and the task (n,).
+
+    Raises:
+        UserError: no episode is as long as that.
+    """
+    size, codec = model.config.chunk_size, model.codec
+    windows = Windows(episodes, model.spec.tasks, model.config.n_context_frames, HORIZON * size)
+    batch = windows.at(torch.arange(0, len(windows), size))
+    context, given, errors = batch.context, [], []
+    rows = torch.arange(len(context))
+    for c in range(HORIZON):
+        chunk = slice(c * size, (c + 1) * size)
+        noise = seeded_noise(rows, torch.full_like(rows, c), (codec.n_future_tokens, codec.code_dim))
+        encoded = model.encode(context, batch.task)
+        frames = modes.dream(model, encoded, batch.actions[:, chunk], noise, 1)
+        given.append(read(model, encoded, batch.actions[:, chunk], frames))
+        errors.append(position_error(model, batch.future[:, chunk], frames).mean(1))
+        context = torch.cat([context, frames], dim=1)[:, -model.config.n_context_frames :]
+    return torch.stack(given, 1), torch.stack(errors, 1), batch.task
+
+
+def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 1500, seed: int = 0) -> None:
+    """Fit the heads in place to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
+    trust, generator = model.trust, torch.Generator().manual_seed(seed)
+    trust.given.fit(given)
+    normalised, target = trust.given(given), errors.clamp(min=SMALLEST).log()
+    optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
+    trust.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of the dropout
+        for _ in range(n_steps):
+            index = torch.randint(len(given), (len(trust.heads), 256), generator=generator)  # each head its own batch
+            said = torch.stack([head(normalised[i]).squeeze(-1) for head, i in zip(trust.heads, index, strict=True)])
+            loss = (said - target[index]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    trust.eval().requires_grad_(False)
