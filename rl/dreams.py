@@ -9,6 +9,7 @@ from world_model.episodes import Episode
 from world_model.metrics import prediction_metrics
 from world_model.model import WorldActionModel
 from world_model.training import StageConfig, train_stage
+from world_model.trust import HORIZON, calibrate, dream_of_real_actions
 
 
 class Dreams:
@@ -38,20 +39,28 @@ class Dreams:
             action_delay=env.action_delay,
             obs_noise=env.obs_noise,
             seed=self.config.seed + len(self.episodes),
+            max_expected_error=dream.max_expected_error,
+            pessimism=dream.pessimism,
         )
 
     def error(self) -> float | None:
         """Prediction error on the episodes that no refit has seen; None where there is nothing to measure."""
-        new = [e for e in self.episodes[self.n_refitted :] if e.length >= self.model.config.chunk_size]
+        new = self._unseen(self.model.config.chunk_size)
         if not new or "object_pos" not in self.model.spec.slices:
             return None
         return prediction_metrics(self.model, self.model.windows(new))["mean"]["error_ratio"]
 
     def refit(self) -> None:
-        """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit."""
+        """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit.
+
+        Before that, trust is calibrated on those that the world decoder has not seen yet.
+        """
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:
             return
+        if config.max_expected_error is not None and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
+            given, errors, _ = dream_of_real_actions(self.model, new)
+            calibrate(self.model, given.flatten(0, 1), errors.flatten())
         stage = StageConfig(
             n_steps=config.refit_steps,
             batch_size=128,  # more steps buy more than larger batches
@@ -62,3 +71,7 @@ class Dreams:
         )
         train_stage("dynamics", self.model, self.model.windows(self.episodes), stage)
         self.n_refitted = len(self.episodes)
+
+    def _unseen(self, n_steps: int) -> list[Episode]:
+        """Episodes of at least so many steps that no refit has seen."""
+        return [e for e in self.episodes[self.n_refitted :] if e.length >= n_steps]

@@ -108,7 +108,7 @@ class ChunkPPO(PPO):
                     "n_executed": step.executed.sum(1),
                     "terminated": step.terminated,
                     "truncated": step.truncated,
-                    "next_value": policy.values(policy.encode(step.final_obs)),
+                    "next_value": policy.values(policy.encode(step.final_obs)) - env.doubt,
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
                     "actions": actions,

@@ -14,6 +14,7 @@ from world_model import modes
 from world_model.env import ACTION_HISTORY, Advance, BatchedEnv, ChunkStep, Obs, Start
 from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
+from world_model.trust import expected_error
 
 if TYPE_CHECKING:
     from world_model.episodes import Episode
@@ -80,6 +81,9 @@ class DreamEnv(BatchedEnv):
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
         n_denoising_steps: integration steps of a chunk; models are trained for one, in which noise has no say.
+        max_expected_error: a branch is truncated where the trust of the model expects more, in the units of
+            `position_error`; None: nowhere. `doubt` is then `pessimism` for such a branch, to be taken from the value
+            that its end is bootstrapped with, or a policy would learn to run into the fog.
         in_order: begin branch i of every reset from start i, with the seed of its episode; for paired evaluation.
         max_steps, rewards, action_delay, obs_noise, seed, device: see `BatchedEnv`.
     """
@@ -100,6 +104,8 @@ class DreamEnv(BatchedEnv):
         obs_noise: float = 0.0,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        max_expected_error: float | None = None,
+        pessimism: float = 0.0,
     ) -> None:
         super().__init__(
             model.spec,
@@ -115,6 +121,8 @@ class DreamEnv(BatchedEnv):
         )
         self.model, self.starts, self.horizon, self.n_denoising_steps = model, starts, horizon, n_denoising_steps
         self.chunk_size, self.in_order = model.config.chunk_size, in_order
+        self.max_expected_error, self.pessimism = max_expected_error, pessimism
+        self.doubt = torch.zeros(num_envs, device=self.device)
         self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # dreamed since the branch began
         self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # was the last frame read as a success
         self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # actions of an open chunk
@@ -155,13 +163,15 @@ class DreamEnv(BatchedEnv):
             raise UserError(
                 f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on"
             )
-        frames = self._dream(_complete(actions, self.chunk_size))[:, :k]
+        frames, distrusted = self._dream(_complete(actions, self.chunk_size))
+        frames = frames[:, :k]
         p, _ = self.model.read_frames(frames.flatten(0, 1), self.task.repeat_interleave(k))
         sure = p.view(-1, k) >= SURE
         success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
         truncated = torch.zeros_like(sure)
-        truncated[:, -1] = self.chunks >= self.horizon
+        truncated[:, -1] = (self.chunks >= self.horizon) | distrusted
+        self.doubt = self.pessimism * distrusted
         return Advance(frames, success, terminated=torch.zeros_like(sure), truncated=truncated)
 
     def _unchanged(self) -> ChunkStep:
@@ -182,11 +192,15 @@ class DreamEnv(BatchedEnv):
             weighted={name: steps.clone() for name in terms},
         )
 
-    def _dream(self, actions: Tensor) -> Tensor:
+    def _dream(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Dream a whole chunk: its frames, and in which branches it is not to be believed."""
         codec = self.model.codec
         noise = seeded_noise(self.episode_seed, self.chunks, (codec.n_future_tokens, codec.code_dim))
         context = self.model.encode(self.context, self.task)
-        return modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
+        frames = modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
+        if self.max_expected_error is None:
+            return frames, torch.zeros_like(self._sure)
+        return frames, expected_error(self.model, context, actions, frames)[0] > self.max_expected_error
 
     def state_dict(self) -> dict[str, Any]:
         """Add the state of the branches and the open chunk."""

@@ -91,6 +91,7 @@ class BatchedEnv(ABC):
     place: str
     autoreset_mode = "same_step"
     begun = False  # there is a state to go on from
+    doubt: Tensor | float = 0.0  # (num_envs,) to be taken from the value that a truncation is bootstrapped with
 
     def __init__(
         self,

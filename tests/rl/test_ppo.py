@@ -96,6 +96,34 @@ def test_a_rollout_by_hand(make_ppo):
     assert ppo.collect(ppo.batched, 1, fresh=True).n_executed[0].tolist() == [4] * 8
 
 
+def test_doubt_is_taken_from_what_a_truncation_is_worth(make_ppo):
+    sure, doubting = make_ppo(), make_ppo()
+    doubting.batched.doubt = torch.linspace(0, 0.7, 8)
+    one, other = sure.collect(sure.batched, 3), doubting.collect(doubting.batched, 3)
+    torch.testing.assert_close(other.next_value, one.next_value - torch.linspace(0, 0.7, 8))
+    assert torch.equal(one.value, other.value)
+
+
+def test_imitation_leaves_the_optimizer_of_ppo_alone(make_ppo):
+    ppo = make_ppo()
+    ppo.imitation = lambda generator: ppo.policy.model.action.out.weight.square().sum()
+    before = weights(ppo.policy.model.action)
+    ppo.imitate(2)
+    assert not ppo.optimizer.state and not same(weights(ppo.policy.model.action), before)
+
+
+def test_the_learning_rate_warms_up(make_ppo):
+    ppo = make_ppo()
+    rates = []
+    for _ in range(25):
+        rates.append(ppo.optimizer.param_groups[0]["lr"])
+        ppo._step(ppo.policy.model.action.out.weight.square().sum(), ppo.optimizer)
+    assert rates[0] == pytest.approx(CONFIG.learning_rate / 20) and rates[10] == pytest.approx(
+        CONFIG.learning_rate * 0.525
+    )
+    assert rates[20] == rates[24] == pytest.approx(CONFIG.learning_rate)
+
+
 def test_the_dream_is_bit_equal_before_and_after_an_update(make_ppo, windows):
     ppo = make_ppo()
     model = ppo.policy.model

@@ -5,6 +5,7 @@ import torch
 
 from rewards import RewardManager
 from rewards.errors import UserError
+from world_model import dream_env
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.episodes import Episode
@@ -203,6 +204,19 @@ def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts)
         assert torch.equal(obs["state"], starts.context[:3])
     assert torch.equal(env.action_history, starts.action_history[:3])
     assert torch.equal(env.episode_seed, starts.seed[:3])
+
+
+def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
+    expected = torch.tensor([0.01, 0.05, 0.02])
+    monkeypatch.setattr(dream_env, "expected_error", lambda *given: (expected, torch.zeros(3)))
+    env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03, pessimism=0.2)
+    env.reset()
+    step = env.step_chunk(actions(3))
+    assert step.truncated.tolist() == [False, True, False] and not step.terminated.any()
+    assert env.doubt.tolist() == pytest.approx([0.0, 0.2, 0.0])
+    blind = make_dream(num_envs=3, horizon=9, max_steps=99)
+    blind.reset()
+    assert not blind.step_chunk(actions(3)).truncated.any() and not blind.doubt.any()
 
 
 # --- single steps ---
