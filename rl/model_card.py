@@ -51,6 +51,8 @@ def figures(metrics: dict[str, Any]) -> str:
     columns = (["success", "95 % interval", "episodes"] if success else []) + ["error", "shuffle", "windows"]
     trust = metrics.get("trust", {})
     columns += ["trust", "movement"] if trust else []
+    told = metrics.get("error_and_success", {})
+    columns += ["error and success"] if told else []
     rows = [["task", *columns], ["---", *["---:"] * len(columns)]]
     for task in sorted({*success, *prediction}, key=lambda task: (task == "mean", task)):
         cells = _success_cells(success.get(task)) if success else []
@@ -59,6 +61,8 @@ def figures(metrics: dict[str, Any]) -> str:
         if trust:
             ranks = trust.get("median" if task == "mean" else task)
             cells += [f"{ranks['rho']:.2f}", f"{ranks['movement']:.2f}"] if ranks else [""] * 2
+        if told:
+            cells.append(_correlation(told.get(task)))
         rows.append([task, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
@@ -86,10 +90,19 @@ On episodes that were never trained on. `error` is that of the object's position
 than 1 cm, in units of the error of repeating the last frame; `shuffle` is the error with shuffled actions in units of
 that with the true ones (1 would mean that actions are ignored). `success` is in the simulator, on unseen seeds. `trust`
 is the rank correlation of expected with true error over dreams of 4 chunks, on episodes outside its calibration, and
-`movement` that of the amount of movement dreamed; in the last row both are medians.
+`movement` that of the amount of movement dreamed; in the last row both are medians. `error and success` is the rank
+correlation, with its 95 % interval, of success and error: of the evaluated episodes, and of the first 4 chunks of their
+actions, dreamed. Where it is below zero, the better predicted episodes are those that succeed.
 
 {figures(about["metrics"])}
 """
+
+
+def _correlation(row: dict[str, float] | None) -> str:
+    """Empty where all episodes ended the same way."""
+    if row is None or row["rho"] is None or not math.isfinite(row["rho"]):
+        return ""
+    return f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def _success_cells(row: dict[str, float] | None) -> list[str]:

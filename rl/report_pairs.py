@@ -50,7 +50,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
         sim = make_sim(config, model, task, min(config.env.n_envs, len(seeds)), rewards=False)
         try:
             share = seeds[i :: len(alone)]
-            pairs += run_pairs(policy, model, sim, share, config.dream.n_denoising_steps, config.env.max_steps)
+            pairs += run_pairs(policy, model, sim, share, config.dream.n_denoising_steps, config.env.max_steps)[1]
         finally:
             sim.close()
     return {
@@ -68,8 +68,11 @@ def run_pairs(
     seeds: Sequence[int],
     n_denoising_steps: int = 1,
     max_steps: int = 150,
-) -> list[Pair]:
-    """Run the episodes named by `seeds` in `sim` (which runs one task), in the dream, and in the dream once more."""
+) -> tuple[list[EpisodeResult], list[Pair]]:
+    """Run the episodes named by `seeds` in `sim` (which runs one task), in the dream, and in the dream once more.
+
+    Returns what `evaluate_sim` does, and the pairs.
+    """
     starts = first_states(sim, seeds)
     sim.record(True)
     results = evaluate_sim(policy, sim, seeds)
@@ -77,7 +80,8 @@ def run_pairs(
     dreamed, dream_success = _live(policy, model, starts, n_denoising_steps, max_steps)
     retold, retold_success, expected = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
     told = zip(results, dreamed, dream_success, retold, retold_success, expected, strict=True)
-    return [Pair(r.task, r.seed, r.success, d, episodes[r.seed].state, x, y, s, e) for r, x, d, y, s, e in told]
+    pairs = [Pair(r.task, r.seed, r.success, d, episodes[r.seed].state, x, y, s, e) for r, x, d, y, s, e in told]
+    return results, pairs
 
 
 def prediction_error(model: WorldActionModel, pair: Pair) -> Tensor:

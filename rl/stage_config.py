@@ -25,13 +25,14 @@ class PretrainConfig:
     n_noisy: int = 60  # of the expert with noise on its actions
     n_random: int = 20  # of random motion
     n_heldout: int = 20  # never trained on: a third by the expert, the rest noisy
+    trust_steps: int = 1500  # of the calibration of trust on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     model: ModelConfig = field(default_factory=ModelConfig)
     stage: StageConfig = field(default_factory=StageConfig)
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 0, "seed", "threads", "n_workers", "n_expert", "n_noisy", "n_random")
+        _at_least(self, 0, "seed", "threads", "n_workers", "n_expert", "n_noisy", "n_random", "trust_steps")
         _at_least(self, 1, "n_heldout")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"tasks={list(self.tasks)}: expected at least one task, none of them twice")
@@ -64,6 +65,7 @@ class TuneConfig:
     n_denoising_steps: int = 2  # of the policy
     noise_std: float = 0.2  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table
+    trust_steps: int = 1500  # of the calibration of trust on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))
     # n_steps 0: no refit
@@ -71,7 +73,7 @@ class TuneConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 0, "seed", "threads", "n_workers", "n_policy", "n_policy_heldout", "n_eval")
+        _at_least(self, 0, "seed", "threads", "n_workers", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
         _at_least(self, 1, "n_demos", "n_denoising_steps")
         if self.noise_std <= 0:
             raise UserError(f"noise_std={self.noise_std}: expected more than 0")

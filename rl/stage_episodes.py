@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from rewards.errors import UserError
 from rl.envs.sim import SimEnv, make_spec
-from rl.evaluate import EpisodeResult, evaluate_sim
+from rl.evaluate import EpisodeResult
 from rl.policy import FlowPolicy
 from rl.progress import Progress
+from rl.report_pairs import run_pairs, summarise
 from rl.stage_collect import SEEDS, SOURCES, collect_policy, collect_scripted
 from rl.stage_config import PretrainConfig, TuneConfig
 from world_model.episodes import Episode, EpisodeStore
@@ -64,18 +65,26 @@ def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], 
                         part.append(episodes, model.spec)
 
 
-def evaluate(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]) -> list[EpisodeResult]:
-    """Run `config.n_eval` episodes of each task without exploring."""
+def evaluate(
+    config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]
+) -> tuple[list[EpisodeResult], dict[str, dict[str, float]]]:
+    """Run `config.n_eval` episodes of each task without exploring, and dream them as well.
+
+    Returns the results in the simulator, and for each task the rank correlation of prediction error with success.
+    """
     results: list[EpisodeResult] = []
+    correlations: dict[str, dict[str, float]] = {}
     if config.n_eval == 0:
-        return results
+        return results, correlations
     with Progress("evaluate") as progress:
         for task in tasks:
             env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True)
-            results += evaluate_sim(policy, env, range(EVAL_SEED, EVAL_SEED + config.n_eval))
+            of_task, pairs = run_pairs(policy, model, env, range(EVAL_SEED, EVAL_SEED + config.n_eval))
             env.close()
+            results += of_task
+            correlations[task] = summarise(model, pairs)["error_and_success"]
             progress.update(len(results), len(tasks) * config.n_eval, task=task)
-    return results
+    return results, correlations
 
 
 def _complete(store: EpisodeStore, source: str, tasks: Sequence[str], n: int, first: int, n_workers: int) -> None:

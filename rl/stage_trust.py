@@ -16,23 +16,25 @@ FOLDS = 3
 """Parts of the held-out episodes: trust is measured on each after calibration on the others."""
 
 
-def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+def calibrate_trust(
+    model: WorldActionModel, episodes: Sequence[Episode], n_steps: int = 1500
+) -> dict[str, dict[str, float]]:
     """Calibrate `model.trust` on held-out `episodes`; returns by task how well it ranks dreams of `HORIZON` chunks.
 
     Rank correlation with the true error of the expected one (`rho`) and of the amount of movement that is dreamed
     (`movement`, the baseline), and the number of dreams (`n`), each measured on episodes outside the calibration.
-    Nothing is done where no episode is long enough.
+    Nothing is done where too few episodes are long enough.
     """
     long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
-    if len(long) < 2 * FOLDS:
+    if n_steps == 0 or len(long) < 2 * FOLDS:
         return {}
     parts = [dream_of_real_actions(model, list(long[i::FOLDS])) for i in range(FOLDS)]
     found = []
     for i, (given, errors, task) in enumerate(parts):
         rest = [part for j, part in enumerate(parts) if j != i]
-        _calibrate(model, rest)
+        _calibrate(model, rest, n_steps)
         found.append((_said(model, given), given[..., -1].exp().mean(1), errors.mean(1), task))
-    _calibrate(model, parts)
+    _calibrate(model, parts, n_steps)
     said, moved, true, task = (torch.cat(column) for column in zip(*found, strict=True))
     rows = {}
     for index in task.unique().tolist():
@@ -49,6 +51,6 @@ def _said(model: WorldActionModel, given: Tensor) -> Tensor:
     return model.trust(given.flatten(0, 1)).mean(0).exp().view(given.shape[:2]).mean(1)
 
 
-def _calibrate(model: WorldActionModel, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+def _calibrate(model: WorldActionModel, parts: Sequence[tuple[Tensor, Tensor, Tensor]], n_steps: int) -> None:
     given, errors = (torch.cat([part[k].flatten(0, 1) for part in parts]) for k in (0, 1))
-    calibrate(model, given, errors)
+    calibrate(model, given, errors, n_steps)

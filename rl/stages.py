@@ -155,7 +155,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=saved.state if saved else None)
     if config.half:
         half_precision(model)
-    metrics = world_metrics(model, work.unseen) | _trust(model, heldout, config.half)
+    metrics = world_metrics(model, work.unseen) | _trust(model, heldout, config)
     return work.finish(metrics, episodes, [], config.half)
 
 
@@ -191,16 +191,16 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         work.train("refit", model.windows(episodes), _seeded(config.refit, config.seed), resume=state)
     if config.half:
         half_precision(model)  # what the refit changed; the rest is rounded already
-    results = evaluate(config, model, tasks)
+    results, correlations = evaluate(config, model, tasks)
     for result in results:
         run.eval_row({"step": work.step, **result.to_row()})
-    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _trust(model, unseen, config.half)
-    return work.finish(metrics, episodes, demos, config.half)
+    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _trust(model, unseen, config)
+    return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
 
 
-def _trust(model: WorldActionModel, unseen: list[Episode], half: bool) -> dict[str, Any]:
-    rows = calibrate_trust(model, unseen)
-    if half:
+def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:
+    rows = calibrate_trust(model, unseen, config.trust_steps)
+    if config.half:
         half_precision(model)  # what calibration fitted; the rest is rounded already
     return {"trust": rows} if rows else {}
 

@@ -29,7 +29,8 @@ episodes: episodes
 n_expert: 3
 n_noisy: 2
 n_random: 1
-n_heldout: 3
+n_heldout: 6
+trust_steps: 20
 model: {{width: 32, world_width: 48, action_width: 32, n_layers: 1, n_heads: 2}}
 stage: {{n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}}
 """
@@ -42,6 +43,7 @@ demos: {{{TASK}: 2}}
 n_policy: 2
 n_policy_heldout: 1
 n_eval: 2
+trust_steps: 20
 stage: {{n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}}
 refit: {{n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}}
 """
@@ -99,7 +101,11 @@ def test_pretrained_checkpoint_tells_what_it_is(place: Path) -> None:
     model, config = load_model_and_config("pretrained")
     assert (config["stage"], config["step"], config["command"]) == ("pretrain", 20, "wamtune pretrain pretrain.yaml")
     assert config["episodes"] == {"expert": 3, "noisy": 2, "random": 1}
-    assert set(config["metrics"]) >= {"prediction", "inverse_error", "progress_error"}
+    assert set(config["metrics"]) >= {"prediction", "inverse_error", "progress_error", "trust"}
+    ranks = config["metrics"]["trust"]
+    assert set(ranks) == {TASK, "median"} and ranks[TASK]["n"] > 6  # dreams, several of each held-out episode
+    assert -1 <= ranks[TASK]["rho"] <= 1 and ranks["median"]["rho"] == pytest.approx(ranks[TASK]["rho"])
+    assert model.trust.given.fitted
     card = last(Path("pretrained"), "README.md").decode()
     assert "stage `pretrain`" in card and f"| {TASK} " in card and "made by `wamtune pretrain pretrain.yaml`" in card
     assert model.spec.tasks == (TASK,)
@@ -123,7 +129,7 @@ def test_metrics_are_logged_and_held_out_is_measured_on_the_way() -> None:
 def test_held_out_episodes_are_apart() -> None:
     store = EpisodeStore("episodes")
     heldout = stage_episodes.heldout_store(store).load()
-    assert [e.source for e in heldout] == ["expert", "noisy", "noisy"]
+    assert [e.source for e in heldout] == ["expert"] * 2 + ["noisy"] * 4
     assert not {e.seed for e in heldout} & {e.seed for e in store.load()}
 
 
@@ -161,7 +167,7 @@ def test_tuning_keeps_its_promises_however_often_it_is_stopped(monkeypatch: pyte
     config = load_model_and_config(run)[1]
     assert (config["stage"], config["parent"], config["step"]) == ("tune", "pretrained", 40)
     assert config["demonstrations"] == {TASK: 2} and config["episodes"]["policy"] == 2
-    assert config["metrics"]["success"][TASK]["n"] == 2
+    assert config["metrics"]["success"][TASK]["n"] == 2 and set(config["metrics"]["error_and_success"]) == {TASK}
     demos = EpisodeStore(run / "checkpoints" / "last").load(tasks=[TASK])
     assert [(e.source, e.is_success) for e in demos] == [("expert", True)] * 2
     assert len(stage_episodes.heldout_store(EpisodeStore(run / "episodes")).load()) == 1
@@ -201,9 +207,13 @@ def test_no_refit_is_possible() -> None:
 
 def test_figures() -> None:
     results = [EpisodeResult("push", seed, seed < 3, 10, 0.0) for seed in range(4)]
-    metrics = finite({**success_metrics(results), "prediction": {}, "success_precision": float("nan")})
+    ranks = {"push": {"rho": 0.8, "movement": 0.6, "n": 9.0}, "median": {"rho": 0.75, "movement": 0.5, "n": 9.0}}
+    told = {"push": {"rho": -0.5, "low": -0.7, "high": -0.2}, "reach": {"rho": float("nan"), "low": 0.0, "high": 0.0}}
+    more = {"prediction": {}, "success_precision": float("nan"), "trust": ranks, "error_and_success": told}
+    metrics = finite({**success_metrics(results), **more})
     assert metrics["success_precision"] is None
     assert metrics["success"]["push"]["rate"] == metrics["success"]["mean"]["rate"] == 0.75
     table = figures(metrics)
     assert "30 to 95 %" in table and "nan" not in table
+    assert "0.80 |     0.60 | -0.50 [-0.70, -0.20] |" in table and "0.75 |     0.50 |" in table
     assert len({len(line) for line in table.splitlines() if line.startswith("|")}) == 1
