@@ -127,8 +127,13 @@ class EvalConfig:
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
     "anchor": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 0.0}, "dream": {"success_bc_coef": 0.0}},
     "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": {"success_bc_coef": 0.0}},
+    "unsafe_dream": {
+        "ppo": {"bc_coef": 0.0, "success_bc_coef": 0.0, "target_kl": None},
+        "dream": {"success_bc_coef": 0.0, "ref_kl_coef": 0.0, "refit_steps": 0, "max_expected_error": None},
+        "gate": {"enabled": False},
+    },
 }
-"""What a control changes: the anchor alone, and imitation of the successes that the simulator gave."""
+"""What a control changes: the anchor alone, imitation of the simulator's successes, and RL without any guard."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class TrainConfig:
     total_timesteps: int = 100_000  # executed simulator steps, evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, then the gate
     n_action_steps: int = 8  # executed of the actions of a chunk
-    controls: tuple[str, ...] = ()  # the same run again without RL, for comparison: anchor, filtered_bc
+    controls: tuple[str, ...] = ()  # the same run again, for comparison: anchor, filtered_bc, unsafe_dream
     env: EnvConfig = field(default_factory=EnvConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

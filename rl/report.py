@@ -58,6 +58,7 @@ def write_report(folder: str | Path) -> Path:
     pairs = json.loads((folder / PAIRS).read_text("utf-8")) if (folder / PAIRS).is_file() else None
     sections: list[tuple[str, Callable[[], str]]] = [
         ("Before and after", lambda: _before_after(config, episodes)),
+        ("Round by round", lambda: _rounds(config, rows)),
         ("Gates", lambda: _gates(own)),
         ("Dream and simulator", lambda: _places(own)),
         ("The same episodes in both", lambda: _agreement(pairs)),
@@ -98,6 +99,17 @@ def _before_after(config: TrainConfig, episodes: Sequence[Row]) -> str:
         return "<p>Not evaluated yet.</p>"
     note = f"Success in the simulator, seeds from {config.eval.seed} on, which no gate and no training saw."
     return f"<p class=quiet>{note}</p>" + _table(("", "before", "after", "gain, points"), lines)
+
+
+def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
+    """Success of the champion after each half of a round, of the run and of its controls, on the seeds of the end."""
+    curves: dict[str, tuple[list[float], list[float | None]]] = {}
+    for name in (config.name, *config.controls):
+        tag = "eval/success" if name == config.name else f"{name}/eval/success"
+        values: list[float | None] = [row[tag] for row in rows if tag in row]
+        if len(values) > 1:
+            curves[name] = list(range(len(values))), values
+    return figures.curves(curves, "halves of a round", "success in the simulator", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:

@@ -35,7 +35,7 @@ class Pair:
     dream: bool  # success in the dream, the policy acting in it
     real: Tensor  # what the simulator showed
     dreamed: Tensor  # what the dream showed instead
-    retold: Tensor  # the dream of the actions that the simulator executed, whole chunks of them
+    retold: Tensor  # the dream of the actions that the simulator executed
     retold_success: bool  # was a success read off that
     expected: list[float] = field(default_factory=list)  # error of each of its chunks, as `trust` expects it
 
@@ -135,11 +135,11 @@ def correlation(a: Tensor, b: Tensor) -> dict[str, float]:
         return {"rho": math.nan, "low": math.nan, "high": math.nan}
     samples = a.numpy(), b.numpy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resample may be constant
+        warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
         found = bootstrap(
-            samples, _spearman, paired=True, vectorized=False, n_resamples=1000, method="percentile", rng=0
+            samples, _spearman, paired=True, vectorized=False, n_resamples=1000, rng=0, method="percentile"
         )
-    low, high = found.confidence_interval
+        low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
     return {"rho": _spearman(*samples), "low": float(low), "high": float(high)}
 
 
@@ -220,12 +220,13 @@ def _live(
 def _retell(
     model: WorldActionModel, starts: StartStates, actions: Sequence[Tensor], n_denoising_steps: int
 ) -> tuple[list[Tensor], list[bool], list[list[float]]]:
-    """Dream the whole chunks of each row of `actions` (n_steps, action_dim) from its start; what trust says of each."""
+    """Dream each row of `actions` (n_steps, action_dim) from its start: frames, success, and what trust says.
+
+    The last chunk is completed with its last action; frames beyond the row serve the verdict alone, which takes two.
+    """
     size, codec, n = model.config.chunk_size, model.codec, len(actions)
-    n_chunks = [len(a) // size for a in actions]
-    padded = torch.zeros(n, max([*n_chunks, 1]) * size, model.spec.action_dim)
-    for i, a in enumerate(actions):
-        padded[i, : n_chunks[i] * size] = a[: n_chunks[i] * size]
+    n_chunks = [-(-len(a) // size) for a in actions]
+    padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
     context, frames = starts.context.clone(), [starts.context[:, -1:]]
     expected: list[Tensor] = []  # (n,) of each chunk
     for c, chunk in enumerate(padded.split(size, dim=1)):
@@ -237,13 +238,14 @@ def _retell(
             expected.append(expected_error(model, encoded, chunk, future)[0])
         context = torch.cat([context, future], dim=1)[:, -model.config.n_context_frames :]
     told = torch.cat(frames, dim=1)
-    rows = [told[i, : n_chunks[i] * size + 1].clone() for i in range(n)]
-    sure = [
-        model.read_frames(row[1:], starts.task[i : i + 1].expand(len(row) - 1))[0] >= SURE for i, row in enumerate(rows)
-    ]
+    whole = [told[i, 1 : n_chunks[i] * size + 1] for i in range(n)]
+    sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]
     said = torch.stack(expected, 1).tolist() if expected else [[]] * n
-    by_row = [e[:k] for e, k in zip(said, n_chunks, strict=True)]
-    return rows, [bool((s[1:] & s[:-1]).any()) for s in sure], by_row
+    return (
+        [told[i, : len(a) + 1].clone() for i, a in enumerate(actions)],
+        [bool((s[1:] & s[:-1]).any()) for s in sure],
+        [row[:k] for row, k in zip(said, n_chunks, strict=True)],
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

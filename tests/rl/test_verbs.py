@@ -105,7 +105,7 @@ def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -
     assert json.loads((last / "config.json").read_text())["policy"] == "gaussian"
 
 
-@pytest.mark.parametrize("name", ["sim", "mix", "dream", "anchor", "filtered_bc", "gaussian", "demo"])
+@pytest.mark.parametrize("name", ["sim", "mix", "dream", "anchor", "filtered_bc", "unsafe_dream", "gaussian", "demo"])
 def test_presets_compose(name: str) -> None:
     config = compose(name, [], TrainConfig)
     assert config.name == name
@@ -114,7 +114,8 @@ def test_presets_compose(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(CONTROLS))
 def test_presets_of_controls_are_the_controls(name: str) -> None:
-    assert compose(name, ["name=mix"], TrainConfig) == control_config(compose("mix", [], TrainConfig), name)
+    base = "dream" if name == "unsafe_dream" else "mix"
+    assert compose(name, [f"name={base}"], TrainConfig) == control_config(compose(base, [], TrainConfig), name)
 
 
 def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
