@@ -77,14 +77,17 @@ def read(model: WorldActionModel, context: Context, actions: Tensor, frames: Ten
 def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> tuple[Tensor, Tensor, Tensor]:
     """Dream the executed actions from every `chunk_size`-th real state, `HORIZON` chunks far.
 
-    Returns what is read of each chunk (n, HORIZON, dim), its error (n, HORIZON) and the task (n,).
+    Returns what is read of each chunk (n, HORIZON, dim), its error (n, HORIZON) and the task (n,), the null task for
+    one that the model does not know.
 
     Raises:
         UserError: no episode is as long as that.
     """
     size, codec = model.config.chunk_size, model.codec
-    windows = Windows(episodes, model.spec.tasks, model.config.n_context_frames, HORIZON * size)
+    tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
+    windows = Windows(episodes, tasks, model.config.n_context_frames, HORIZON * size)
     batch = windows.at(torch.arange(0, len(windows), size))
+    batch.task = batch.task.clamp(max=model.encoder.null_task)
     context, given, errors = batch.context, [], []
     rows = torch.arange(len(context))
     for c in range(HORIZON):

@@ -144,7 +144,7 @@ def _train(
 
 
 class _Shown:
-    """The figures of the live panel."""
+    """The figures of the live panel: success so far in simulator (champion) and dream (exploring), and the gap."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -153,9 +153,13 @@ class _Shown:
         """Pick what people watch out of what is logged."""
         if "eval/success" in logged:
             self.values.setdefault("before", logged["eval/success"])
-            self.values["now"] = logged["eval/success"]
+            self.values["sim"] = logged["eval/success"]
         elif "gate/accepted" in logged:
-            self.values["now"] = logged["gate/challenger" if logged["gate/accepted"] else "gate/champion"]
+            self.values["sim"] = logged["gate/challenger" if logged["gate/accepted"] else "gate/champion"]
+        if "rollout/dream_success" in logged:
+            self.values["dream"] = logged["rollout/dream_success"]
+        if {"sim", "dream"} <= self.values.keys():
+            self.values["gap"] = self.values["dream"] - self.values["sim"]
         if "train/approx_kl" in logged:
             self.values["KL"] = logged["train/approx_kl"]
 

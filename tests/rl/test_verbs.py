@@ -13,7 +13,7 @@ from rl.compose import compose, find_preset
 from rl.config import CONTROLS, TrainConfig
 from rl.rounds import PostTraining
 from rl.run_folder import read_rows
-from rl.verbs.train import control_config
+from rl.verbs.train import _Shown, control_config
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, load_model_and_config, save_model
 
@@ -69,6 +69,18 @@ def test_train_with_controls_leaves_everything(
     last = folder / "checkpoints" / "last"
     assert "| before | after |" in (last / "README.md").read_text()
     assert len(EpisodeStore(last).load()) == len(EpisodeStore(checkpoint).load()) > 0
+
+
+def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
+    shown = _Shown()
+    shown.hear({"eval/success": 0.5})
+    assert shown.values == {"before": 0.5, "sim": 0.5}
+    shown.hear({"rollout/dream_success": 0.75, "train/approx_kl": 0.1})
+    assert shown.values == {"before": 0.5, "sim": 0.5, "dream": 0.75, "gap": 0.25, "KL": 0.1}
+    shown.hear({"gate/accepted": 1.0, "gate/champion": 0.5, "gate/challenger": 0.625})
+    assert (shown.values["sim"], shown.values["gap"]) == (0.625, 0.125)
+    shown.hear({"gate/accepted": 0.0, "gate/champion": 0.5, "gate/challenger": 0.25})
+    assert (shown.values["before"], shown.values["sim"]) == (0.5, 0.5)
 
 
 def test_interrupt_saves_the_champion(
