@@ -3,8 +3,8 @@
     python benchmarks/trust.py [CHECKPOINT] [TASK ...]
 
 Prints, over dreams of 4 chunks, the rank correlation of the expected with the true error, and that of the amount of
-movement with it, each with its 95 % interval; and the time of a dream that asks for trust in units of one that does not,
-taken in turn. Tasks that the model knows stand in its card, measured on episodes outside the calibration.
+movement with it, each with its 95 % interval; and the time of a dream that asks for trust in units of one that does
+not, taken in turn. Tasks that the model knows stand in its card, measured on episodes outside the calibration.
 """
 
 from __future__ import annotations

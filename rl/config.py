@@ -42,6 +42,7 @@ class DreamConfig:
     n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
+    rollback_factor: float = 4.0  # ref_kl_coef grows by it with every half in the dream that was rolled back
     max_expected_error: float | None = None  # a branch ends where trust expects more, of the object in metres
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
     refit_steps: int = 800  # of the world decoder before each dream, on all episodes recorded so far; 0: never
@@ -51,6 +52,7 @@ class DreamConfig:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
         _at_least(self, 0, "n_updates", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
+        _at_least(self, 1, "rollback_factor")
         _positive(self, "refit_learning_rate")
         if self.max_expected_error is not None:
             _positive(self, "max_expected_error")

@@ -105,6 +105,7 @@ class PostTraining:
         # Built now, so that a term that a dream cannot serve is refused before anything runs.
         self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
         self.sim.record(self.dreams is not None)
+        self.ref_kl_coef = config.dream.ref_kl_coef  # as strict as the gates have taught
         # A control has no use for a critic, and its first rollout teaches as every other.
         self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
         self._begun = time.monotonic()
@@ -223,7 +224,7 @@ class PostTraining:
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
         dream = self.config.dream
-        elsewhere = (self.real, dream.n_epochs, dream.ref_kl_coef) if place == "dream" else ()
+        elsewhere = (self.real, dream.n_epochs, self.ref_kl_coef) if place == "dream" else ()
         stats = self.ppo.update(samples, *elsewhere)
         ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
         values = {f"train/{name}": value for name, value in stats.items()}
@@ -249,6 +250,8 @@ class PostTraining:
             self.log(self.sim_steps, {f"gate/{name}": float(value) for name, value in seen.items()})
         if verdict is None or verdict.accepted:
             self.champion = challenger
+        elif place == "dream":
+            self.ref_kl_coef *= self.config.dream.rollback_factor
         load_policy_state(self.policy, self.champion)
         return Half(place, verdict, self.champion, self.sim_steps, self.gate_steps, time.monotonic() - self._begun)
 

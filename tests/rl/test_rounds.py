@@ -168,6 +168,18 @@ def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPat
     assert firsts == [1_000_000, 1_000_004, 1_000_008]
 
 
+def test_a_dream_that_was_rolled_back_makes_the_next_one_stay_nearer(
+    post: PostTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter([True, False, False, False])
+    monkeypatch.setattr(rl.rounds, "judge", lambda *_: Verdict(next(verdicts), 0.5, 0.4, 0, 1, 4))
+    strict = []
+    for i, place in enumerate(["dream", "sim", "dream", "dream"]):
+        post._gate(place, i)
+        strict.append(post.ref_kl_coef / post.config.dream.ref_kl_coef)
+    assert strict == [1, 1, 4, 16]
+
+
 @pytest.mark.parametrize("place", ["sim", "dream"])
 def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str], demonstrations: list[Any]) -> None:
     post = build(place, tiny, demonstrations, "ppo.critic_warmup_steps=3", "total_timesteps=1", "dream.n_updates=0")
