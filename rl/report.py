@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -197,18 +196,20 @@ def _correlation(pairs: Row | None) -> str:
     for word, hit in (("success", True), ("failure", False)):
         of = [p for p in pairs["points"] if p["sim"] == hit]
         groups[word] = [p["movement"] for p in of], [p["error"] for p in of]
-    drawn = figures.scatter(groups, "amount of movement predicted, m", "prediction error, m", logarithmic=True)
+    drawn = figures.scatter(groups, "amount of movement predicted, m", "prediction error, m")
     return note + _table(("", "rho"), found) + drawn
 
 
 def _trust(pairs: Row | None) -> str:
-    """Expected against true error of dreams of the same length."""
-    if pairs is None or math.isnan(rho := pairs["summary"]["trust_and_error"]["rho"]):
+    """Expected against true error of dreams begun all along the episodes."""
+    if pairs is None or pairs["trust"] is None:
         return ""
-    points = [p for p in pairs["points"] if not math.isnan(p["expected"])]
-    groups = {"one dream": ([p["expected"] for p in points], [p["error"] for p in points])}
-    note = f"Expected error, as calibrated before this run, and true error: rank correlation {rho:+.2f}."
-    drawn = figures.scatter(groups, "expected error, m", "prediction error, m", logarithmic=True)
+    t = pairs["trust"]
+    note = (
+        f"Expected and true error of {t['n']} dreams of the actions that were executed, begun all along the episodes: "
+        f"rank correlation {t['rho']:+.2f} [{t['low']:+.2f}, {t['high']:+.2f}]."
+    )
+    drawn = figures.scatter({"one dream": (t["expected"], t["error"])}, "expected error, m", "prediction error, m")
     return f"<p class=quiet>{note}</p>{drawn}"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 INK = "#010203"
 """Stands for the colour of the page's text; no other colour is drawn with it."""
@@ -43,6 +44,7 @@ def curves(
             points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
             axes.plot(*zip(*points, strict=True), marker=".", label=name, color=(colors or {}).get(name))
         axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.02, 1.02) if share else None)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # updates, steps and halves are counted
         if len(of) > 1:
             axes.legend(fontsize="small")
 
@@ -81,17 +83,14 @@ def stacked(names: Sequence[str], x: Sequence[float], values: Mapping[str, Seque
     return _figure(draw) if names and x else ""
 
 
-def scatter(
-    groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, logarithmic: bool = False
-) -> str:
+def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> str:
     """Draw points of several groups."""
 
     def draw(axes: Axes) -> None:
         for (name, (x, y)), color in zip(groups.items(), (ACCEPTED, LOST, SIM, DREAM), strict=False):
             axes.plot(x, y, "o", markersize=3, alpha=0.6, label=name, color=color)
-        if logarithmic:
-            axes.set(xscale="log", yscale="log")
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale=_scale(x for x, _ in groups.values()))
+        axes.set(yscale=_scale(y for _, y in groups.values()))
         axes.legend(fontsize="small")
 
     return _figure(draw) if any(x for x, _ in groups.values()) else ""
@@ -113,6 +112,12 @@ def trajectory(parts: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], siz
                 axes.set_title(f"{part} {'xyz'[axis]}, cm", loc="left", fontsize="small")
         panels[0][0].legend(fontsize="x-small")
         return _svg(figure)
+
+
+def _scale(values: Iterable[Sequence[float]]) -> str:
+    """Logarithmic where values span more than a decade."""
+    flat = [v for part in values for v in part]
+    return "log" if 0 < 10 * min(flat) < max(flat) else "linear"
 
 
 def _figure(draw: Callable[[Axes], None]) -> str:

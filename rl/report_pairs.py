@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from rl.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
 from rl.policy import ChunkPolicy
 from world_model import modes
 from world_model.dream_env import SURE, DreamEnv, StartStates
+from world_model.episodes import Episode
 from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
-from world_model.trust import HORIZON, expected_error, position_error
+from world_model.trust import HORIZON, dream_of_real_actions, position_error
 
 
 @dataclass
@@ -33,11 +34,15 @@ class Pair:
     seed: int
     sim: bool  # success in the simulator
     dream: bool  # success in the dream, the policy acting in it
-    real: Tensor  # what the simulator showed
+    episode: Episode  # what the simulator showed
     dreamed: Tensor  # what the dream showed instead
     retold: Tensor  # the dream of the actions that the simulator executed
     retold_success: bool  # was a success read off that
-    expected: list[float] = field(default_factory=list)  # error of each of its chunks, as `trust` expects it
+
+    @property
+    def real(self) -> Tensor:
+        """Frames of the simulator."""
+        return self.episode.state
 
 
 def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
@@ -57,6 +62,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
         "summary": summarise(model, pairs),
         "gap": gap(pairs),
         "points": [_point(model, pair) for pair in pairs],
+        "trust": _trust(model, pairs),
         "examples": _examples(model, pairs),
     }
 
@@ -78,10 +84,9 @@ def run_pairs(
     results = evaluate_sim(policy, sim, seeds)
     episodes = {e.seed: e for e in sim.record(False)}
     dreamed, dream_success = _live(policy, model, starts, n_denoising_steps, max_steps)
-    retold, retold_success, expected = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
-    told = zip(results, dreamed, dream_success, retold, retold_success, expected, strict=True)
-    pairs = [Pair(r.task, r.seed, r.success, d, episodes[r.seed].state, x, y, s, e) for r, x, d, y, s, e in told]
-    return results, pairs
+    retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
+    told = zip(results, dreamed, dream_success, retold, retold_success, strict=True)
+    return results, [Pair(r.task, r.seed, r.success, d, episodes[r.seed], x, y, s) for r, x, d, y, s in told]
 
 
 def prediction_error(model: WorldActionModel, pair: Pair) -> Tensor:
@@ -116,7 +121,6 @@ def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
         "error_by_step": error_by_step(model, pairs),
         "error_and_success": correlation(errors, outcome),
         "movement_and_success": correlation(torch.tensor([movement(model, p) for p in long]), outcome),
-        "trust_and_error": correlation(torch.tensor([_mean(p.expected[:HORIZON]) for p in long]), errors),
         "n_compared": len(long),
     }
 
@@ -164,8 +168,21 @@ def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
     """One episode in figures: outcomes, and error and movement within the horizon."""
     error = float(prediction_error(model, pair)[: HORIZON * model.config.chunk_size].mean())
     outcomes = {name: getattr(pair, name) for name in ("task", "seed", "sim", "dream", "retold_success")}
-    expected = _mean(pair.expected[:HORIZON])
-    return {**outcomes, "error": error, "movement": movement(model, pair), "expected": expected}
+    return {**outcomes, "error": error, "movement": movement(model, pair)}
+
+
+@torch.no_grad()
+def _trust(model: WorldActionModel, pairs: Sequence[Pair], most: int = 300) -> dict[str, Any] | None:
+    """Expected and true error of dreams begun all along the episodes; None where trust was never calibrated."""
+    long = [p.episode for p in pairs if p.episode.length >= HORIZON * model.config.chunk_size]
+    if not long or not model.trust.given.fitted:
+        return None
+    given, errors, _ = dream_of_real_actions(model, long)
+    expected = model.trust(given.flatten(0, 1)).mean(0).exp().view(errors.shape).mean(1)
+    true = errors.mean(1)
+    shown = torch.linspace(0, len(true) - 1, min(most, len(true))).long()
+    found = correlation(expected, true)
+    return {**found, "n": len(true), "expected": expected[shown].tolist(), "error": true[shown].tolist()}
 
 
 def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -219,8 +236,8 @@ def _live(
 @torch.no_grad()
 def _retell(
     model: WorldActionModel, starts: StartStates, actions: Sequence[Tensor], n_denoising_steps: int
-) -> tuple[list[Tensor], list[bool], list[list[float]]]:
-    """Dream each row of `actions` (n_steps, action_dim) from its start: frames, success, and what trust says.
+) -> tuple[list[Tensor], list[bool]]:
+    """Dream each row of `actions` (n_steps, action_dim) from its start: frames and success.
 
     The last chunk is completed with its last action; frames beyond the row serve the verdict alone, which takes two.
     """
@@ -228,28 +245,16 @@ def _retell(
     n_chunks = [-(-len(a) // size) for a in actions]
     padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
     context, frames = starts.context.clone(), [starts.context[:, -1:]]
-    expected: list[Tensor] = []  # (n,) of each chunk
     for c, chunk in enumerate(padded.split(size, dim=1)):
         noise = seeded_noise(starts.seed, torch.full((n,), c), (codec.n_future_tokens, codec.code_dim))
-        encoded = model.encode(context, starts.task)
-        future = modes.dream(model, encoded, chunk, noise, n_denoising_steps)
+        future = modes.dream(model, model.encode(context, starts.task), chunk, noise, n_denoising_steps)
         frames.append(future)
-        if model.trust.given.fitted:
-            expected.append(expected_error(model, encoded, chunk, future)[0])
         context = torch.cat([context, future], dim=1)[:, -model.config.n_context_frames :]
     told = torch.cat(frames, dim=1)
     whole = [told[i, 1 : n_chunks[i] * size + 1] for i in range(n)]
     sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]
-    said = torch.stack(expected, 1).tolist() if expected else [[]] * n
-    return (
-        [told[i, : len(a) + 1].clone() for i, a in enumerate(actions)],
-        [bool((s[1:] & s[:-1]).any()) for s in sure],
-        [row[:k] for row, k in zip(said, n_chunks, strict=True)],
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+    success = [bool((s[1:] & s[:-1]).any()) for s in sure]
+    return [told[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from rl.evaluate import evaluate_sim
 from rl.policy import FlowPolicy
 from rl.report import PAIRS, write_report
 from rl.report_pairs import Pair, correlation, error_by_step, gap, prediction_error, run_pairs, summarise, worst_lie
+from world_model.episodes import Episode
 from world_model.model import WorldActionModel
 from world_model.store import load_model
 
@@ -37,7 +40,9 @@ def pair(model: WorldActionModel, seed: int, sim: bool, dream: bool, off: list[f
     real = torch.zeros(len(off) + 1, model.spec.state_dim)
     told = real.clone()
     told[1:, model.spec.slices["object_pos"].start] = torch.tensor(off)
-    return Pair("push", seed, sim, dream, real, told.clone(), told, retold)
+    nothing = torch.zeros(len(off), model.spec.action_dim)
+    episode = Episode(real, nothing, torch.zeros(len(off), dtype=torch.bool), "push", "policy", seed)
+    return Pair("push", seed, sim, dream, episode, told.clone(), told, retold)
 
 
 def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
@@ -127,6 +132,30 @@ def checked(path: Path) -> str:
     return text
 
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=2000 --dump-dom"
+).split()
+
+
+def in_browser(path: Path, profile: Path) -> str:
+    """What a real browser makes of the page; anything that it complains about fails."""
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", path.resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_a_browser_that_complains_is_heard(tmp_path: Path) -> None:
+    if BROWSER is None:
+        pytest.skip("no Chromium here")
+    broken = tmp_path / "broken.html"
+    broken.write_text("<!doctype html><script>nowhere()</script>")
+    with pytest.raises(AssertionError, match="nowhere is not defined"):
+        in_browser(broken, tmp_path / "profile")
+
+
 def test_a_training_ends_with_its_report(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +171,9 @@ def test_a_training_ends_with_its_report(
     assert "<td>anchor</td>" in text and f"wamtune train {folder / 'config.yaml'}" in text
     assert "total_timesteps: 320" in text and "clip_range" not in text  # what differs from the defaults, and that alone
     assert json.loads((folder / PAIRS).read_text())["summary"]["n"] == 4
+    if BROWSER is not None:
+        seen = in_browser(folder / "report.html", tmp_path / "profile")
+        assert seen.count("<svg") == text.count("<svg") and "<h2>To repeat it</h2>" in seen
     (folder / "report.html").unlink()
     assert cli.main(["report", str(folder)]) == 0
     assert (folder / "report.html").read_text(encoding="utf-8") == text
