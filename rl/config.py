@@ -45,7 +45,7 @@ class DreamConfig:
     rollback_factor: float = 4.0  # ref_kl_coef grows by it with every half in the dream that was rolled back
     max_expected_error: float | None = None  # a branch ends where trust expects more, of the object in metres
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
-    refit_steps: int = 800  # of the world decoder before each dream, on all episodes recorded so far; 0: never
+    refit_steps: int = 2000  # of the world decoder before each dream, on all episodes recorded so far; 0: never
     refit_learning_rate: float = 1e-3
 
     def check(self) -> None:
