@@ -55,7 +55,7 @@ def test_the_policy_does_not_depend_on_the_world_side(model, batch):
     assert not torch.allclose(dream(model, batch), frames, atol=1e-3)
 
 
-def test_world_and_action_side_share_no_parameter_and_leave_out_only_the_context(model):
+def test_world_and_action_side_share_no_parameter_and_leave_out_context_and_trust(model):
     world = {*model.dynamics_parameters(), *model.read_out.parameters()}
     action, value = set(model.action_parameters()), set(model.value.parameters())
     assert not world & action and not value & (world | action)
