@@ -61,7 +61,7 @@ def test_world_and_action_side_share_no_parameter_and_leave_out_context_and_trus
     assert not world & action and not value & (world | action)
     rest = {n.split(".")[0] for n, p in model.named_parameters() if p not in world | action | value}
     named = {n for n, p in model.named_parameters() if p not in world | action | value}
-    assert rest == {"encoder", "codec"} and {n for n in named if n.startswith("codec")} == {
+    assert rest == {"encoder", "codec", "trust"} and {n for n in named if n.startswith("codec")} == {
         "codec.context_in.weight",
         "codec.context_in.bias",
     }
