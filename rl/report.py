@@ -151,9 +151,9 @@ def _places(rows: Sequence[Row]) -> str:
                 x.append(update)
                 y.append(row[tag])
     colors = dict(tags.values())
-    error = {name: curves.pop(name) for name in ["error of the dream"] if name in curves}
+    error = {name: c for name in ["error of the dream"] if (c := curves.pop(name, None)) and len(c[0]) > 1}
     drawn = figures.curves(curves, "update", "success", share=True, colors=colors)
-    return drawn + figures.curves(error, "update", 'object error, in units of "repeat the last frame"', colors=colors)
+    return drawn + figures.curves(error, "update", 'error in units of "repeat"', colors=colors)
 
 
 def _agreement(pairs: Row | None) -> str:
