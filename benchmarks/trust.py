@@ -20,7 +20,7 @@ from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
 from world_model.store import load_model
-from world_model.trust import dream_of_real_actions
+from world_model.trust import dream_of_real_actions, dreamed_movement, expected_error
 
 UNSEEN = ("push-wall", "coffee-push")
 N_EPISODES = 20  # of the expert, and as many noisy ones
@@ -36,8 +36,8 @@ def main() -> None:
         episodes = [e for s in ("expert", "noisy") for e in collect_scripted(s, [task], N_EPISODES, seed=SEED)]
         given, errors, _ = dream_of_real_actions(model, [e for e in episodes if e.length >= 32])
         with torch.no_grad():
-            expected = model.trust(given.flatten(0, 1)).mean(0).exp().view(errors.shape).mean(1)
-        for name, score in (("expected error", expected), ("movement", given[..., -1].exp().mean(1))):
+            expected = expected_error(model, given).mean(1)
+        for name, score in (("expected error", expected), ("movement", dreamed_movement(given).mean(1))):
             found = correlation(score, errors.mean(1))
             interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
             print(f"{task} ({known}), {len(errors)} dreams, {name}: {found['rho']:+.2f} {interval}")

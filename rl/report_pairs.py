@@ -21,9 +21,8 @@ from rl.policy import ChunkPolicy
 from world_model import modes
 from world_model.dream_env import SURE, DreamEnv, StartStates
 from world_model.episodes import Episode
-from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
-from world_model.trust import HORIZON, dream_of_real_actions, position_error
+from world_model.trust import HORIZON, dream_of_real_actions, expected_error, position_error
 
 
 @dataclass
@@ -178,8 +177,7 @@ def _trust(model: WorldActionModel, pairs: Sequence[Pair], most: int = 300) -> d
     if not long or not model.trust.given.fitted:
         return None
     given, errors, _ = dream_of_real_actions(model, long)
-    expected = model.trust(given.flatten(0, 1)).mean(0).exp().view(errors.shape).mean(1)
-    true = errors.mean(1)
+    expected, true = expected_error(model, given).mean(1), errors.mean(1)
     shown = torch.linspace(0, len(true) - 1, min(most, len(true))).long()
     found = correlation(expected, true)
     return {**found, "n": len(true), "expected": expected[shown].tolist(), "error": true[shown].tolist()}
@@ -241,17 +239,12 @@ def _retell(
 
     The last chunk is completed with its last action; frames beyond the row serve the verdict alone, which takes two.
     """
-    size, codec, n = model.config.chunk_size, model.codec, len(actions)
+    size = model.config.chunk_size
     n_chunks = [-(-len(a) // size) for a in actions]
     padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
-    context, frames = starts.context.clone(), [starts.context[:, -1:]]
-    for c, chunk in enumerate(padded.split(size, dim=1)):
-        noise = seeded_noise(starts.seed, torch.full((n,), c), (codec.n_future_tokens, codec.code_dim))
-        future = modes.dream(model, model.encode(context, starts.task), chunk, noise, n_denoising_steps)
-        frames.append(future)
-        context = torch.cat([context, future], dim=1)[:, -model.config.n_context_frames :]
-    told = torch.cat(frames, dim=1)
-    whole = [told[i, 1 : n_chunks[i] * size + 1] for i in range(n)]
+    dreams = modes.dream_on(model, starts.context, starts.task, padded, starts.seed, n_denoising_steps)
+    told = torch.cat([starts.context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
+    whole = [told[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
     sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]
     success = [bool((s[1:] & s[:-1]).any()) for s in sure]
     return [told[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success

@@ -10,7 +10,7 @@ from torch import Tensor
 from rl.report_pairs import correlation
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
-from world_model.trust import HORIZON, calibrate, dream_of_real_actions
+from world_model.trust import HORIZON, calibrate, dream_of_real_actions, dreamed_movement, expected_error
 
 FOLDS = 3
 """Parts of the held-out episodes: trust is measured on each after calibration on the others."""
@@ -33,7 +33,9 @@ def calibrate_trust(
     for i, (given, errors, task) in enumerate(parts):
         rest = [part for j, part in enumerate(parts) if j != i]
         _calibrate(model, rest, n_steps)
-        found.append((_said(model, given), given[..., -1].exp().mean(1), errors.mean(1), task))
+        with torch.no_grad():
+            said = expected_error(model, given).mean(1)
+        found.append((said, dreamed_movement(given).mean(1), errors.mean(1), task))
     _calibrate(model, parts, n_steps)
     said, moved, true, task = (torch.cat(column) for column in zip(*found, strict=True))
     rows = {}
@@ -43,12 +45,6 @@ def calibrate_trust(
         rows[model.spec.tasks[index]] = {"rho": rho, "movement": movement, "n": float(of.sum())}
     medians = {k: float(torch.tensor([row[k] for row in rows.values()]).nanmedian()) for k in ("rho", "movement")}
     return {**rows, "median": {**medians, "n": float(len(task))}}
-
-
-@torch.no_grad()
-def _said(model: WorldActionModel, given: Tensor) -> Tensor:
-    """Expected error of whole dreams (n,)."""
-    return model.trust(given.flatten(0, 1)).mean(0).exp().view(given.shape[:2]).mean(1)
 
 
 def _calibrate(model: WorldActionModel, parts: Sequence[tuple[Tensor, Tensor, Tensor]], n_steps: int) -> None:

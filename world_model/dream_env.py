@@ -14,7 +14,7 @@ from world_model import modes
 from world_model.env import ACTION_HISTORY, Advance, BatchedEnv, ChunkStep, Obs, Start
 from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
-from world_model.trust import expected_error
+from world_model.trust import expected_error, read
 
 if TYPE_CHECKING:
     from world_model.episodes import Episode
@@ -200,7 +200,8 @@ class DreamEnv(BatchedEnv):
         frames = modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
         if self.max_expected_error is None:
             return frames, torch.zeros_like(self._sure)
-        return frames, expected_error(self.model, context, actions, frames)[0] > self.max_expected_error
+        given = read(self.model, context, actions, frames)
+        return frames, expected_error(self.model, given) > self.max_expected_error
 
     def state_dict(self) -> dict[str, Any]:
         """Add the state of the branches and the open chunk."""

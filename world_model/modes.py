@@ -5,12 +5,13 @@ Each takes starting noise, so that a call can be repeated; `n_steps` is the numb
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from world_model.flow import noise_level, step_mean
+from world_model.flow import noise_level, seeded_noise, step_mean
 
 if TYPE_CHECKING:
     from world_model.model import Context, WorldActionModel
@@ -27,6 +28,22 @@ def policy(model: WorldActionModel, context: Context, noise: Tensor, n_steps: in
 def dream(model: WorldActionModel, context: Context, actions: Tensor, noise: Tensor, n_steps: int) -> Tensor:
     """Predict frames (batch, chunk_size, state_dim) that follow given `actions` (batch, chunk_size, action_dim)."""
     return _predict_frames(model, context, model.action_codec.encode(actions), 0.0, noise, n_steps)
+
+
+def dream_on(
+    model: WorldActionModel, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, n_steps: int
+) -> Iterator[tuple[Context, Tensor, Tensor]]:
+    """Dream whole chunks of `actions` (batch, n * chunk_size, action_dim) one after the other, on its own frames.
+
+    Begins after frames `context` (batch, n_context_frames, state_dim) of `task` (batch,), with noise by `seed` (batch,)
+    and the number of the chunk; yields for each the encoded context, its actions and the frames that follow.
+    """
+    shape = model.codec.n_future_tokens, model.codec.code_dim
+    for i, chunk in enumerate(actions.split(model.config.chunk_size, dim=1)):
+        encoded = model.encode(context, task)
+        frames = dream(model, encoded, chunk, seeded_noise(seed, torch.full_like(seed, i), shape), n_steps)
+        yield encoded, chunk, frames
+        context = torch.cat([context, frames], dim=1)[:, -model.config.n_context_frames :]
 
 
 def video(model: WorldActionModel, context: Context, noise: Tensor, n_steps: int) -> Tensor:

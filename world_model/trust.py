@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from world_model import modes
-from world_model.flow import seeded_noise
 from world_model.normalizer import Normalizer
 from world_model.windows import Windows
 
@@ -26,7 +25,7 @@ SMALLEST = 1e-4
 class Trust(nn.Module):
     """Small heads that read what a chunk is dreamed from and how far it moves, and say the logarithm of its error.
 
-    They begin from different weights: what they agree on was seen often, and their spread is what they do not know.
+    They begin from different weights and learn from different batches; the mean of what they say counts.
 
     Args:
         dim: what is read of a chunk, see `read`.
@@ -50,13 +49,14 @@ class Trust(nn.Module):
         return torch.stack([head(normalised).squeeze(-1) for head in self.heads])
 
 
-def expected_error(model: WorldActionModel, context: Context, actions: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Expected error (n,) of dreamed `frames` in the units of `position_error`, and the spread of its logarithm (n,).
+def expected_error(model: WorldActionModel, given: Tensor) -> Tensor:
+    """Expected error (...) of chunks of which `read` made `given` (..., dim), in the units of `position_error`."""
+    return model.trust(given.flatten(0, -2)).mean(0).exp().view(given.shape[:-1])
 
-    `actions` and `frames` (n, chunk_size, ...) are the chunk and what the dream made of it in an encoded `context`.
-    """
-    logs = model.trust(read(model, context, actions, frames))
-    return logs.mean(0).exp(), logs.std(0)
+
+def dreamed_movement(given: Tensor) -> Tensor:
+    """How far chunks of which `read` made `given` (..., dim) move, in the same units: what trust has to beat. (...)."""
+    return given[..., -1].exp()
 
 
 def position_error(model: WorldActionModel, true: Tensor, dreamed: Tensor) -> Tensor:
@@ -83,21 +83,17 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> t
     Raises:
         UserError: no episode is as long as that.
     """
-    size, codec = model.config.chunk_size, model.codec
+    size = model.config.chunk_size
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = Windows(episodes, tasks, model.config.n_context_frames, HORIZON * size)
     batch = windows.at(torch.arange(0, len(windows), size))
     batch.task = batch.task.clamp(max=model.encoder.null_task)
-    context, given, errors = batch.context, [], []
-    rows = torch.arange(len(context))
-    for c in range(HORIZON):
-        chunk = slice(c * size, (c + 1) * size)
-        noise = seeded_noise(rows, torch.full_like(rows, c), (codec.n_future_tokens, codec.code_dim))
-        encoded = model.encode(context, batch.task)
-        frames = modes.dream(model, encoded, batch.actions[:, chunk], noise, 1)
-        given.append(read(model, encoded, batch.actions[:, chunk], frames))
-        errors.append(position_error(model, batch.future[:, chunk], frames).mean(1))
-        context = torch.cat([context, frames], dim=1)[:, -model.config.n_context_frames :]
+    given, errors = [], []
+    rows = torch.arange(len(batch.task))
+    dreams = modes.dream_on(model, batch.context, batch.task, batch.actions, rows, 1)
+    for (encoded, chunk, frames), true in zip(dreams, batch.future.split(size, dim=1), strict=True):
+        given.append(read(model, encoded, chunk, frames))
+        errors.append(position_error(model, true, frames).mean(1))
     return torch.stack(given, 1), torch.stack(errors, 1), batch.task
 
 

@@ -208,7 +208,7 @@ def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts)
 
 def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
     expected = torch.tensor([0.01, 0.05, 0.02])
-    monkeypatch.setattr(dream_env, "expected_error", lambda *given: (expected, torch.zeros(3)))
+    monkeypatch.setattr(dream_env, "expected_error", lambda model, given: expected)
     env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03, pessimism=0.2)
     env.reset()
     step = env.step_chunk(actions(3))

@@ -52,7 +52,7 @@ def test_it_learns_which_chunks_go_wrong_and_changes_nothing_else(model):
 def test_an_uncalibrated_trust_says_so(model, context):
     encoded, batch = context
     with pytest.raises(UserError, match=r"what is read of a dreamed chunk.*has no statistics"):
-        expected_error(model, encoded, batch.actions, batch.future)
+        expected_error(model, read(model, encoded, batch.actions, batch.future))
 
 
 def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
