@@ -169,7 +169,9 @@ class PostTraining:
         config = self.config
         self._begin_half()
         begun, goal = self.sim_steps, config.total_timesteps * (round_index + 1) / config.n_rounds
-        while self.sim_steps < goal:
+        rollout_size = config.env.n_envs * config.ppo.n_steps * config.n_action_steps
+        # To the nearest rollout: short episodes leave each a little under its size, which is no reason for one more.
+        while goal - self.sim_steps > min(rollout_size, config.total_timesteps) / 2:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
             self._learn("sim", self._collect_sim(config.ppo.n_steps))
 

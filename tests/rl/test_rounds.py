@@ -24,7 +24,8 @@ Logged = list[tuple[int, dict[str, float]]]
 
 @pytest.fixture
 def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
-    post = build("mix", tiny, demonstrations, "n_rounds=2")  # the first dream has nothing to be refitted on
+    # Long enough that an episode ends, for the second dream to be refitted on.
+    post = build("mix", tiny, demonstrations, "n_rounds=2", "total_timesteps=640")
     yield post
     post.close()
 
@@ -57,7 +58,7 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     outcome = post.run()
 
     assert [half.place for half in outcome.halves] == ["dream", "sim"] * 2
-    assert outcome.sim_steps == post.sim_steps >= 320
+    assert outcome.sim_steps == post.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
     after = policy_state(post.policy)
@@ -178,6 +179,28 @@ def test_a_dream_that_was_rolled_back_makes_the_next_one_stay_nearer(
         post._gate(place, i)
         strict.append(post.ref_kl_coef / post.config.dream.ref_kl_coef)
     assert strict == [1, 1, 4, 16]
+
+
+@pytest.mark.parametrize(("total", "n_rollouts"), [(1, [0, 1]), (128, [0, 1]), (500, [2, 2]), (580, [2, 3])])
+def test_rounds_end_at_the_nearest_rollout(
+    total: int, n_rollouts: list[int], tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = build("sim", tiny, demonstrations, "n_rounds=2", f"total_timesteps={total}")
+    begun: list[int] = []
+
+    def collect(n_steps: int) -> None:
+        post.sim_steps += post.config.env.n_envs * n_steps * post.config.n_action_steps - 1  # an episode ended early
+        begun.append(post.sim_steps)
+
+    monkeypatch.setattr(post, "_collect_sim", collect)
+    monkeypatch.setattr(post, "_learn", lambda place, rollout: None)
+    seen = []
+    for i in range(2):
+        begun.clear()
+        post._train_sim(i)
+        seen.append(len(begun))
+    post.close()
+    assert seen == n_rollouts
 
 
 @pytest.mark.parametrize("place", ["sim", "dream"])
