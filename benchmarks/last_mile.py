@@ -144,11 +144,11 @@ def run_sb3(config: TrainConfig, task: str) -> Row:
     actor = Actor(ppo, env, sim.spec)
     actor.imitate(Windows(EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=[task]), [task], 2, 1))
     seeds = range(config.eval.seed, config.eval.seed + config.eval.n_episodes)
-    before = bits(evaluate_sim(actor, arena, seeds))  # type: ignore[arg-type] # all it needs is there
+    before = bits(evaluate_sim(actor, arena, seeds))
     curve = []
     for budget in BUDGETS:
         ppo.learn(budget - ppo.num_timesteps, reset_num_timesteps=False)
-        after = bits(evaluate_sim(actor, arena, seeds))  # type: ignore[arg-type]
+        after = bits(evaluate_sim(actor, arena, seeds))
         curve.append((ppo.num_timesteps, share(after)))
     arena.close()
     env.close()

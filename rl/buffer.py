@@ -26,6 +26,9 @@ class Rollout:
     reference_means: Tensor
     success: Tensor  # bool, success was seen in the chunk
     actions: Tensor  # as executed (…, k, action_dim)
+    task: Tensor
+    expected_error: Tensor  # of the chunk, by trust; 0 in the simulator
+    weight: Tensor  # how much the chunk counts in an update
     terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term a step
 
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
@@ -47,6 +50,7 @@ class Samples:
     advantage: Tensor
     returns: Tensor
     reference_means: Tensor
+    weight: Tensor
 
     def __len__(self) -> int:
         return len(self.log_prob)
@@ -68,6 +72,7 @@ class Samples:
             advantage=advantage.flatten(),
             returns=returns.flatten(),
             reference_means=rollout.reference_means.flatten(0, 1),
+            weight=rollout.weight.flatten(),
         )
 
 

@@ -43,17 +43,28 @@ class DreamConfig:
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
     rollback_factor: float = 4.0  # ref_kl_coef grows by it with every half in the dream that was rolled back
+    max_widenings: int | None = 2  # dreams in a row with a wider gap to the gate, then no more of them; null: never
     max_expected_error: float | None = None  # a branch ends where trust expects more, of the object in metres
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
+    weigh_by_trust: bool = False  # a chunk counts half in an update where its expected error is the median one
+    redream: bool = False  # dream each success again with new noise; one that flips counts nothing
+    n_episodes: int = 0  # collected in the simulator, exploring, before each dream; their steps count as training
     refit_steps: int = 2000  # of the world decoder before each dream, on all episodes recorded so far; 0: never
     refit_learning_rate: float = 1e-3
+
+    @property
+    def reads_trust(self) -> bool:
+        """Whether trust decides on anything."""
+        return self.max_expected_error is not None or self.weigh_by_trust
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
-        _at_least(self, 0, "n_updates", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
+        _at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
         _at_least(self, 1, "rollback_factor")
         _positive(self, "refit_learning_rate")
+        if self.max_widenings is not None:
+            _at_least(self, 1, "max_widenings")
         if self.max_expected_error is not None:
             _positive(self, "max_expected_error")
 
@@ -102,14 +113,17 @@ class GateConfig:
     """The paired test after each half of a round: champion and challenger on a fresh block of seeds."""
 
     enabled: bool = True
+    sim: bool = True  # also after PPO in the simulator; else what was learned there is accepted unseen
     n_episodes: int = 64  # of one block
-    max_episodes: int = 128  # blocks are added until the verdict is clear, up to here
+    max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
+    alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
     seed: int = 1_000_000  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
         _at_least(self, self.n_episodes, "max_episodes")
+        _require(self, ("alpha",), lambda value: 0 < value < 1, "between 0 and 1")
 
 
 @dataclass(frozen=True)

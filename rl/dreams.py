@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from rl.belief import flipped, trust_weights
+from rl.buffer import Rollout
 from rl.build import make_rewards
 from rl.config import TrainConfig
 from world_model.dream_env import DreamEnv, StartStates
@@ -24,6 +28,9 @@ class Dreams:
         self.rewards = make_rewards(config, model.spec, DreamEnv.place, model)
         self.episodes: list[Episode] = []
         self.n_refitted = 0  # of the episodes, in the last refit
+        self.success = math.nan  # dreamed, in the last rollout
+        self.gap = math.inf  # what the last dream promised more than the gate saw
+        self.n_widenings = 0  # dreams in a row whose gap was wider than that of the one before
 
     def env(self, starts: StartStates) -> DreamEnv:
         """Build the dream, with branches that begin in `starts`."""
@@ -43,6 +50,31 @@ class Dreams:
             pessimism=dream.pessimism,
         )
 
+    def weigh(self, rollout: Rollout, seed: int) -> dict[str, float]:
+        """Set what each chunk of a dreamed rollout counts, and take back successes that flip; returns what was seen."""
+        config, seen = self.config.dream, {"expected_error": float(rollout.expected_error.mean())}
+        if config.weigh_by_trust:
+            rollout.weight = trust_weights(rollout.expected_error)
+        if config.redream:
+            marks = flipped(self.model, rollout, config.n_denoising_steps, seed)
+            n_successes = int(rollout.success.sum())
+            rollout.weight, rollout.success = rollout.weight * ~marks, rollout.success & ~marks
+            seen["flipped"] = 1 - int(rollout.success.sum()) / max(n_successes, 1)
+        return seen
+
+    @property
+    def end(self) -> bool:
+        """Whether dreams have promised ever more than they kept, and are not to be believed any longer."""
+        most = self.config.dream.max_widenings
+        return most is not None and self.n_widenings >= most
+
+    def judge(self, success: float) -> None:
+        """Hear the `success` that a gate saw after the last dream."""
+        gap = self.success - success
+        # A dream that promises less than it keeps does no harm; of a NaN nothing is wider.
+        self.n_widenings = self.n_widenings + 1 if gap > max(self.gap, 0.0) else 0
+        self.gap = gap
+
     def error(self) -> float | None:
         """Prediction error on the episodes that no refit has seen; None where there is nothing to measure."""
         new = self._unseen(self.model.config.chunk_size)
@@ -58,7 +90,7 @@ class Dreams:
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:
             return
-        if config.max_expected_error is not None and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
+        if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
             given, errors, _ = dream_of_real_actions(self.model, new)
             calibrate(self.model, given.flatten(0, 1), errors.flatten())
         stage = StageConfig(

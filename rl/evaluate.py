@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from rl.envs.sim import SimEnv
 from rl.policy import ChunkPolicy
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.env import ACTION_HISTORY, BatchedEnv
+from world_model.env import ACTION_HISTORY, BatchedEnv, Obs
+from world_model.model import Context
 
 Z95 = 1.959964
 
@@ -32,8 +34,29 @@ class EpisodeResult:
         return asdict(self)
 
 
+class Acts(Protocol):
+    """What an evaluation needs of a policy: to read observations, and to decide by (seed, counter) of an episode."""
+
+    def encode(self, obs: Obs) -> Any:
+        """Whatever `decide` reads."""
+
+    def decide(self, context: Any, seed: Tensor, counter: Tensor) -> Tensor:
+        """Actions (n, n_action_steps, action_dim)."""
+
+
+class Exploring:
+    """A policy that goes on exploring where it is evaluated, with noise from `generator`."""
+
+    def __init__(self, policy: ChunkPolicy, generator: torch.Generator) -> None:
+        self.encode, self.policy, self.generator = policy.encode, policy, generator
+
+    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
+        """Explore; seed and counter have no say."""
+        return self.policy.sample(context, self.generator)[0]
+
+
 def evaluate_sim(
-    policy: ChunkPolicy, env: SimEnv, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
+    policy: Acts, env: SimEnv, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
 ) -> list[EpisodeResult]:
     """Run the episodes named by `seeds` without exploring; results in the order of `seeds`.
 
@@ -54,7 +77,7 @@ def evaluate_sim(
     return [results[seed] for seed in seeds]
 
 
-def evaluate_dream(policy: ChunkPolicy, env: DreamEnv) -> list[EpisodeResult]:
+def evaluate_dream(policy: Acts, env: DreamEnv) -> list[EpisodeResult]:
     """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`)."""
     results: dict[int, EpisodeResult] = {}
     for result, index in _episodes_with_index(policy, env):
@@ -116,12 +139,12 @@ def describe(results: Sequence[EpisodeResult]) -> str:
     return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
 
 
-def _episodes(policy: ChunkPolicy, env: BatchedEnv) -> Iterable[EpisodeResult]:
+def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[EpisodeResult]:
     for result, _ in _episodes_with_index(policy, env):
         yield result
 
 
-def _episodes_with_index(policy: ChunkPolicy, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
+def _episodes_with_index(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
     """Step for ever, yielding each episode as it ends, with the environment that ran it."""
     obs = env.reset()
     reward = torch.zeros(env.num_envs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from rl.evaluate import EpisodeResult
 
@@ -34,14 +35,17 @@ def judge(
     first_seed: int,
     block: int,
     most: int,
-    z_clear: float = 1.64,
+    alpha: float,
     z_loss: float = 1.0,
 ) -> Verdict:
     """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
 
-    Only discordant pairs tell (McNemar 1947): a difference is clear from z_clear * sqrt(won + lost) on, and a loss from
-    z_loss on. Less than that is accepted: noise explains it, and the challenger has seen more.
+    Only discordant pairs tell (McNemar 1947). A difference is clear from z * sqrt(won + lost) on, where z is such that
+    luck alone makes one clear with probability `alpha`, whichever way and however many blocks there are (Bonferroni);
+    when `most` are used, a loss from z_loss on is rolled back. Less is accepted: noise explains it, and the challenger
+    has seen more.
     """
+    z_clear = NormalDist().inv_cdf(1 - alpha / 2 / math.ceil(most / block))
     won = lost = champion_hits = challenger_hits = n = 0
     while n < most:
         seeds = list(range(first_seed + n, first_seed + n + min(block, most - n)))

@@ -112,6 +112,9 @@ class ChunkPPO(PPO):
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
                     "actions": actions,
+                    "task": obs["task"],
+                    "expected_error": torch.zeros(env.num_envs) + env.expected_error,
+                    "weight": torch.ones(env.num_envs),
                 }
             )
             for name in step.raw:
@@ -199,7 +202,7 @@ class ChunkPPO(PPO):
     ) -> tuple[Tensor, dict[str, float]]:
         config, policy = self.config, self.policy
         ref_kl_coef = config.ref_kl_coef if ref_kl_coef is None else ref_kl_coef
-        value_loss = (policy.values(batch.context) - batch.returns).square().mean()
+        value_loss = (batch.weight * (policy.values(batch.context) - batch.returns).square()).mean()
         if real is not None:
             value_loss = value_loss + self._value_loss(real, len(batch))
         loss, stats = config.vf_coef * value_loss, {"value_loss": float(value_loss.detach())}
@@ -220,7 +223,8 @@ class ChunkPPO(PPO):
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
         ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)
         clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
-        pg_loss = -torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
+        gain = torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
+        pg_loss = -(batch.weight.unsqueeze(1) * gain).mean()
         ref_kl = policy.reference_kl(means, batch.reference_means).mean()
         with torch.no_grad():
             stats = {
@@ -267,6 +271,7 @@ def _check_finite(*values: Tensor) -> None:
 
 
 def _normalised(samples: Samples) -> Samples:
-    advantage = samples.advantage
-    scale = advantage.std().clamp(min=ADVANTAGE_FLOOR)
-    return Samples(**{**vars(samples), "advantage": (advantage - advantage.mean()) / scale})
+    share = samples.weight / samples.weight.sum()
+    advantage = samples.advantage - (share * samples.advantage).sum()
+    scale = (share * advantage.square()).sum().sqrt().clamp(min=ADVANTAGE_FLOOR)
+    return Samples(**{**vars(samples), "advantage": advantage / scale})

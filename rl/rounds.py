@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,9 +14,10 @@ from rl.build import make_policy, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.dreams import Dreams
 from rl.envs.sim import SimEnv
-from rl.evaluate import EpisodeResult, evaluate_sim, first_states, success_rate
-from rl.gate import Verdict, judge
+from rl.evaluate import Acts, EpisodeResult, Exploring, evaluate_sim, first_states, success_rate
+from rl.gate import judge
 from rl.imitation import Imitation
+from rl.outcome import Half, Outcome, Weights
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
 from world_model.dream_env import StartStates
@@ -26,46 +26,10 @@ from world_model.model import WorldActionModel
 START_SEED = 100_000_000
 """First seed of the resets that dreams begin from; training draws its own, gates and evaluations are far below."""
 
+EXPLORE_SEED = 50_000_000
+"""First seed of the episodes that are collected for a refit."""
+
 Log = Callable[[int, dict[str, float]], None]
-Weights = dict[str, Tensor]
-
-
-@dataclass
-class Half:
-    """One half of a round: where PPO ran, what the gate said, and the champion after it."""
-
-    place: str  # "sim" or "dream"
-    verdict: Verdict | None
-    champion: Weights
-    sim_steps: int  # executed for training so far
-    gate_steps: int  # and for the gates
-    seconds: float
-    evaluation: list[EpisodeResult] = field(default_factory=list)  # of the champion, on seeds no gate saw
-
-    @property
-    def accepted(self) -> bool:
-        """The half has a champion of its own; without a gate it always does."""
-        return self.verdict is None or self.verdict.accepted
-
-
-@dataclass
-class Outcome:
-    """What post-training gave. Every evaluation is on the same fresh seeds."""
-
-    before: list[EpisodeResult]
-    halves: list[Half]
-    sim_steps: int
-    gate_steps: int
-
-    @property
-    def after(self) -> list[EpisodeResult]:
-        """Evaluation of the last champion."""
-        return self.halves[-1].evaluation if self.halves else self.before
-
-    def gain_of(self, place: str) -> float:
-        """Sum of the changes in success over the halves that ran in `place`."""
-        rates = [success_rate(self.before), *(success_rate(h.evaluation) for h in self.halves)]
-        return sum(new - old for h, old, new in zip(self.halves, rates, rates[1:], strict=False) if h.place == place)
 
 
 class PostTraining:
@@ -100,7 +64,7 @@ class PostTraining:
         self.policy = make_policy(config, model, self.sim)
         self.ppo = ChunkPPO(self.policy, self.sim, config.ppo, self._imitate, config.seed)
         self.champion = policy_state(self.policy)
-        self.sim_steps = self.gate_steps = self.gate_episodes = 0
+        self.sim_steps = self.gate_steps = self.gate_episodes = self.explored = 0
         self.real: Samples | None = None  # Monte-Carlo returns of the last rollout in the simulator
         # Built now, so that a term that a dream cannot serve is refused before anything runs.
         self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
@@ -109,7 +73,7 @@ class PostTraining:
         # A control has no use for a critic, and its first rollout teaches as every other.
         self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
         self._begun = time.monotonic()
-        self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("dream", "sim")}[config.env.kind]
+        self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("sim", "dream")}[config.env.kind]
         # The parts of a run: first evaluation, training and gate of each half, last evaluation.
         self._part, self._n_parts = 0, 2 + 2 * config.n_rounds * len(self.places)
 
@@ -121,6 +85,10 @@ class PostTraining:
         halves = []
         for round_index in range(self.config.n_rounds):
             for place in self.places:
+                if place == "dream" and self.dreams is not None and self.dreams.end:
+                    self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
+                    self._part += 2
+                    continue
                 self._train_dream(round_index) if place == "dream" else self._train_sim(round_index)
                 self._part += 1
                 halves.append(self._gate(place, round_index))
@@ -140,12 +108,12 @@ class PostTraining:
         for env in (self.sim, *self.arenas):
             env.close()
 
-    def _episodes(self, seeds: Sequence[int], doing: str) -> list[EpisodeResult]:
+    def _episodes(self, seeds: Sequence[int], doing: str, policy: Acts | None = None) -> list[EpisodeResult]:
         """Run the episodes of `seeds`, dealt out to the tasks in turn."""
         results: list[EpisodeResult] = []
         for arena, share in self._dealt(seeds):
             tick = partial(self._tick_episodes, doing, len(results), len(seeds))
-            results += evaluate_sim(self.policy, arena, share, tick)
+            results += evaluate_sim(policy or self.policy, arena, share, tick)
         return results
 
     def _dealt(self, seeds: Sequence[int]) -> list[tuple[SimEnv, Sequence[int]]]:
@@ -178,6 +146,8 @@ class PostTraining:
     def _train_dream(self, round_index: int) -> None:
         assert self.dreams is not None
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
+        if config.n_episodes > 0:
+            self._explore(config.n_episodes)
         self._begin_half()
         if not self.config.learns_from_dreams:
             n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
@@ -191,11 +161,20 @@ class PostTraining:
         for i in range(config.n_updates + self._critic_is_new):
             self._tick(doing, i / (config.n_updates + 1))
             rollout = self.ppo.collect(dream, config.horizon, fresh=True)
+            seen = self.dreams.weigh(rollout, i)
+            self.log(self.sim_steps, {f"dream/{name}": value for name, value in seen.items()})
             if self.imitation is not None:
                 self.imitation.add_successes(rollout, "dream")
             self._learn("dream", rollout)
         if self.imitation is not None:
             self.imitation.forget_dream()
+
+    def _explore(self, n: int) -> None:
+        """Collect `n` episodes with the present policy, exploring, for the dream to be refitted on."""
+        first = EXPLORE_SEED + self.explored
+        results = self._recorded(range(first, first + n), "exploring", Exploring(self.policy, self.ppo.generator))
+        self.explored += n
+        self.sim_steps += sum(r.n_steps for r in results)
 
     def _starts(self, round_index: int) -> StartStates:
         """Reset the simulator to see where episodes begin."""
@@ -230,7 +209,9 @@ class PostTraining:
         stats = self.ppo.update(samples, *elsewhere)
         ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
         values = {f"train/{name}": value for name, value in stats.items()}
-        values[f"rollout/{place}_success"] = float(rollout.success.sum() / ends)
+        values[f"rollout/{place}_success"] = success = float(rollout.success.sum() / ends)
+        if place == "dream" and self.dreams is not None:
+            self.dreams.success = success
         values[f"rollout/{place}_reward"] = float(rollout.reward.mean())
         values |= {f"reward/{name}": value for name, value in rollout.terms.items()}
         self.log(self.sim_steps, values)
@@ -241,15 +222,18 @@ class PostTraining:
     def _gate(self, place: str, round_index: int) -> Half:
         gate, verdict = self.config.gate, None
         challenger = policy_state(self.policy)
-        if gate.enabled:
+        if gate.enabled and (place == "dream" or gate.sim):
             contests = partial(self._contest, self.champion), partial(self._contest, challenger)
-            verdict = judge(*contests, gate.seed + self.gate_episodes, gate.n_episodes, gate.max_episodes)
+            alpha = gate.alpha / (self.config.n_rounds * len(self.places))
+            verdict = judge(*contests, gate.seed + self.gate_episodes, gate.n_episodes, gate.max_episodes, alpha)
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")
             seen = {"champion": verdict.champion, "challenger": verdict.challenger, "accepted": verdict.accepted}
             seen |= {"won": verdict.won, "lost": verdict.lost, "in_dream": place == "dream"}
             seen["episodes"] = self.gate_episodes
             self.log(self.sim_steps, {f"gate/{name}": float(value) for name, value in seen.items()})
+            if place == "dream" and self.dreams is not None:
+                self.dreams.judge(verdict.challenger)
         if verdict is None or verdict.accepted:
             self.champion = challenger
         elif place == "dream":
@@ -259,16 +243,21 @@ class PostTraining:
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
+        results = self._recorded(seeds, "gate", self.policy)
+        self.gate_steps += sum(r.n_steps for r in results)
+        return results
+
+    def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts) -> list[EpisodeResult]:
+        """Run episodes that imitation and dream may learn from."""
         for arena in self.arenas:
             arena.record(True)
-        results = self._episodes(seeds, "gate")
-        # Where there are more environments than seeds, the last one was run again and again.
-        episodes = {(e.task, e.seed): e for arena in self.arenas for e in arena.record(False)}
+        results = self._episodes(seeds, doing, policy)
+        # Where there are more environments than seeds, the last one was run again and again: the first time counts.
+        episodes = {(e.task, e.seed): e for arena in self.arenas for e in reversed(arena.record(False))}
         if self.imitation is not None:
             self.imitation.add_episodes([*episodes.values()])
         if self.dreams is not None:
             self.dreams.episodes += episodes.values()
-        self.gate_steps += sum(r.n_steps for r in results)
         return results
 
     def _evaluate_champions(self, outcome: Outcome) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,7 @@ class DreamEnv(BatchedEnv):
         self.chunk_size, self.in_order = model.config.chunk_size, in_order
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
         self.doubt = torch.zeros(num_envs, device=self.device)
+        self.expected_error = torch.zeros(num_envs, device=self.device)
         self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # dreamed since the branch began
         self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # was the last frame read as a success
         self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # actions of an open chunk
@@ -163,12 +165,12 @@ class DreamEnv(BatchedEnv):
             raise UserError(
                 f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on"
             )
-        frames, distrusted = self._dream(_complete(actions, self.chunk_size))
-        frames = frames[:, :k]
+        frames = self._dream(_complete(actions, self.chunk_size))[:, :k]
         p, _ = self.model.read_frames(frames.flatten(0, 1), self.task.repeat_interleave(k))
         sure = p.view(-1, k) >= SURE
         success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
+        distrusted = self.expected_error > (self.max_expected_error or math.inf)
         truncated = torch.zeros_like(sure)
         truncated[:, -1] = (self.chunks >= self.horizon) | distrusted
         self.doubt = self.pessimism * distrusted
@@ -192,16 +194,15 @@ class DreamEnv(BatchedEnv):
             weighted={name: steps.clone() for name in terms},
         )
 
-    def _dream(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Dream a whole chunk: its frames, and in which branches it is not to be believed."""
+    def _dream(self, actions: Tensor) -> Tensor:
+        """Dream the frames of a whole chunk, and say how wrong they may be where trust was calibrated."""
         codec = self.model.codec
         noise = seeded_noise(self.episode_seed, self.chunks, (codec.n_future_tokens, codec.code_dim))
         context = self.model.encode(self.context, self.task)
         frames = modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
-        if self.max_expected_error is None:
-            return frames, torch.zeros_like(self._sure)
-        given = read(self.model, context, actions, frames)
-        return frames, expected_error(self.model, given) > self.max_expected_error
+        if self.model.trust.given.fitted:
+            self.expected_error = expected_error(self.model, read(self.model, context, actions, frames))
+        return frames
 
     def state_dict(self) -> dict[str, Any]:
         """Add the state of the branches and the open chunk."""

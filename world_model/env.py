@@ -92,6 +92,7 @@ class BatchedEnv(ABC):
     autoreset_mode = "same_step"
     begun = False  # there is a state to go on from
     doubt: Tensor | float = 0.0  # (num_envs,) to be taken from the value that a truncation is bootstrapped with
+    expected_error: Tensor | float = 0.0  # (num_envs,) of the last chunk, where it was dreamed
 
     def __init__(
         self,

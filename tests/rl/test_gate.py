@@ -17,8 +17,9 @@ def player(solved: set[int], seen: list[list[int]]):
 
 
 def contest(champion: set[int], challenger: set[int], block: int = 4, most: int = 8, first: int = 0):
+    """Compare at z = 1.64 a block, one-sided: alpha is 10 % for each."""
     old, new = [], []
-    verdict = judge(player(champion, old), player(challenger, new), first, block, most)
+    verdict = judge(player(champion, old), player(challenger, new), first, block, most, 0.1 * -(-most // block))
     assert old == new  # paired: the same episodes
     return verdict, new
 
@@ -39,7 +40,7 @@ def test_clear_loss_is_rolled_back_after_one_block() -> None:
 
 def test_unclear_difference_takes_another_block() -> None:
     # first block won 2, lost 0: 2 < 1.64 * sqrt(2) = 2.32; then won 3, lost 0: 3 >= 1.64 * sqrt(3) = 2.84
-    verdict, blocks = contest({3}, {0, 1, 3, 4}, most=100)
+    verdict, blocks = contest({3}, {0, 1, 3, 4}, most=32)
     assert blocks == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert verdict == Verdict(True, champion=1 / 8, challenger=4 / 8, won=3, lost=0, n_episodes=8)
 
@@ -68,6 +69,14 @@ def test_tie_is_accepted_at_the_most(solved: set[int]) -> None:
 def test_equal_wins_and_losses_are_a_tie() -> None:
     verdict, _ = contest({0, 1}, {2, 3})
     assert verdict.accepted and (verdict.won, verdict.lost) == (2, 2)
+
+
+def test_alpha_is_split_over_the_blocks() -> None:
+    # won 3, lost 0: clear at 10 % two-sided (1.64 * sqrt(3) = 2.85), not when that is for two blocks (1.96: 3.39)
+    runs = player(set(), []), player({0, 1, 2}, [])
+    assert judge(*runs, first_seed=0, block=4, most=4, alpha=0.1).n_episodes == 4
+    assert judge(*runs, first_seed=0, block=4, most=8, alpha=0.2).n_episodes == 4
+    assert judge(*runs, first_seed=0, block=4, most=8, alpha=0.1).n_episodes == 8
 
 
 def test_seeds_begin_where_told() -> None:

@@ -76,6 +76,9 @@ def test_the_clipped_objective_by_hand(make_ppo, monkeypatch):
     assert stats["policy_gradient_loss"] == pytest.approx(-(1.1 + 1.2 - 0.8 - 1.0) / 4, abs=1e-6)
     assert stats["clip_fraction"] == 0.5
     assert stats["approx_kl"] == pytest.approx(float((ratios - 1 - ratios.log()).sum(1).mean()), abs=1e-6)
+    batch.weight = torch.tensor([0.5, 0.0])
+    _, stats = ppo._policy_loss(batch, 0.0)
+    assert stats["policy_gradient_loss"] == pytest.approx(-0.5 * (1.1 + 1.2) / 4, abs=1e-6)
 
 
 def test_a_rollout_by_hand(make_ppo):

@@ -14,8 +14,9 @@ from rl.config import TrainConfig
 from rl.evaluate import EpisodeResult
 from rl.gate import Verdict
 from rl.imitation import Imitation, leads_to_success
+from rl.outcome import Half, Outcome
 from rl.policy import policy_state
-from rl.rounds import Half, Outcome, PostTraining
+from rl.rounds import PostTraining
 from world_model.metrics import prediction_metrics
 from world_model.store import load_model
 
@@ -24,7 +25,7 @@ Logged = list[tuple[int, dict[str, float]]]
 
 @pytest.fixture
 def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
-    # Long enough that an episode ends, for the second dream to be refitted on.
+    # Long enough that an episode ends, for a dream to be refitted on.
     post = build("mix", tiny, demonstrations, "n_rounds=2", "total_timesteps=640")
     yield post
     post.close()
@@ -40,7 +41,7 @@ def build(preset: str, tiny: list[str], demonstrations: list[Any], *overrides: s
 
 def judged(accepted: bool) -> Any:
     """A gate with a mind of its own."""
-    return lambda champion, challenger, first, block, most: Verdict(accepted, 0.5, 0.5, 0, 0, most)
+    return lambda champion, challenger, first, block, most, alpha: Verdict(accepted, 0.5, 0.5, 0, 0, most)
 
 
 def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +58,7 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     start = policy_state(post.policy)
     outcome = post.run()
 
-    assert [half.place for half in outcome.halves] == ["dream", "sim"] * 2
+    assert [half.place for half in outcome.halves] == ["sim", "dream"] * 2
     assert outcome.sim_steps == post.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
@@ -142,6 +143,23 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: P
     assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001, 1_000_002]
 
 
+@pytest.mark.parametrize("pg_coef", [1, 0])
+def test_a_dream_may_begin_with_episodes_that_explore(
+    pg_coef: int, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = [f"ppo.pg_coef={pg_coef}", "dream.success_bc_coef=0", "dream.ref_kl_coef=0"]
+    post = build("dream", tiny, demonstrations, "dream.n_episodes=3", *control)
+    assert post.dreams is not None
+    decided: list[int] = []
+    monkeypatch.setattr(post.policy, "decide", lambda *_: decided.append(1))
+    post._train_dream(0)
+    post._train_dream(1)
+    post.close()
+    assert sorted(e.seed for e in post.dreams.episodes) == [50_000_000 + i for i in range(6)]
+    assert post.sim_steps == sum(e.length for e in post.dreams.episodes) and post.gate_steps == 0
+    assert decided == []  # it explored
+
+
 def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
     assert post.dreams is not None and post.imitation is not None
     post._collect_sim(20)
@@ -159,13 +177,14 @@ def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: 
 def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     firsts: list[int] = []
 
-    def judge(champion: Any, challenger: Any, first: int, block: int, most: int) -> Verdict:
+    def judge(champion: Any, challenger: Any, first: int, block: int, most: int, alpha: float) -> Verdict:
         firsts.append(first)
         return Verdict(True, 0.0, 0.0, 0, 0, most)
 
     monkeypatch.setattr(rl.rounds, "judge", judge)
     for i in range(3):
-        post._gate("sim", i)
+        post._gate("dream", i)
+        post._gate("sim", i)  # in `mix`, what was learned in the simulator is not judged
     assert firsts == [1_000_000, 1_000_004, 1_000_008]
 
 
@@ -211,11 +230,31 @@ def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str],
     before = policy_state(post.policy)
     getattr(post, f"_train_{place}")(0)
     post.close()
-    ((step, values),) = logged
+    ((step, values),) = [entry for entry in logged if "dream/expected_error" not in entry[1]]
     assert (step > 0) == (place == "sim")
     assert step == post.sim_steps and "critic/heldout_explained_variance" in values
     changed = {name for name, value in policy_state(post.policy).items() if not torch.equal(value, before[name])}
     assert changed and all(".value." in name for name in changed)
+
+
+def test_dreams_that_promise_ever_more_than_they_keep_come_to_an_end(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = build("mix", tiny, demonstrations, "n_rounds=6")
+    assert post.dreams is not None
+    monkeypatch.setattr(post, "_train_sim", lambda i: None)
+    promised = iter([0.1, 0.3, 0.7, 0.9, 0.9])
+    kept = iter([0.3, 0.4, 0.6, 0.5])  # gaps of -.2, -.1, .1, .4: the last two are wider, and promise too much
+    monkeypatch.setattr(post, "_train_dream", lambda i: setattr(post.dreams, "success", next(promised)))
+    monkeypatch.setattr(rl.rounds, "judge", lambda *_: Verdict(False, 0.5, next(kept), 0, 1, 4))
+    said: list[str] = []
+    post.say = said.append
+    halves = post.run(post.evaluate()).halves
+    post.close()
+    assert [half.place for half in halves] == ["sim", "dream"] * 4 + ["sim"] * 2
+    assert [line for line in said if "no more dreams" in line] == [
+        f"round {n}: the gap widens, there are no more dreams in this run" for n in (5, 6)
+    ]
 
 
 @pytest.mark.parametrize("place", ["sim", "dream"])

@@ -211,9 +211,13 @@ def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
     monkeypatch.setattr(dream_env, "expected_error", lambda model, given: expected)
     env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03, pessimism=0.2)
     env.reset()
+    assert not env.step_chunk(actions(3)).truncated.any()  # trust was never calibrated: there is nothing to go by
+    env.model.trust.given.fit(torch.randn(9, *env.model.trust.given.mean.shape))
+    env.reset()
     step = env.step_chunk(actions(3))
     assert step.truncated.tolist() == [False, True, False] and not step.terminated.any()
     assert env.doubt.tolist() == pytest.approx([0.0, 0.2, 0.0])
+    assert torch.equal(env.expected_error, expected)
     blind = make_dream(num_envs=3, horizon=9, max_steps=99)
     blind.reset()
     assert not blind.step_chunk(actions(3)).truncated.any() and not blind.doubt.any()

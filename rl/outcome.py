@@ -1,0 +1,50 @@
+"""What post-training gave: the halves of its rounds, and success before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from rl.evaluate import EpisodeResult, success_rate
+from rl.gate import Verdict
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Half:
+    """One half of a round: where PPO ran, what the gate said, and the champion after it."""
+
+    place: str  # "sim" or "dream"
+    verdict: Verdict | None
+    champion: Weights
+    sim_steps: int  # executed for training so far
+    gate_steps: int  # and for the gates
+    seconds: float
+    evaluation: list[EpisodeResult] = field(default_factory=list)  # of the champion, on seeds no gate saw
+
+    @property
+    def accepted(self) -> bool:
+        """The half has a champion of its own; without a gate it always does."""
+        return self.verdict is None or self.verdict.accepted
+
+
+@dataclass
+class Outcome:
+    """What post-training gave. Every evaluation is on the same fresh seeds."""
+
+    before: list[EpisodeResult]
+    halves: list[Half]
+    sim_steps: int
+    gate_steps: int
+
+    @property
+    def after(self) -> list[EpisodeResult]:
+        """Evaluation of the last champion."""
+        return self.halves[-1].evaluation if self.halves else self.before
+
+    def gain_of(self, place: str) -> float:
+        """Sum of the changes in success over the halves that ran in `place`."""
+        rates = [success_rate(self.before), *(success_rate(h.evaluation) for h in self.halves)]
+        return sum(new - old for h, old, new in zip(self.halves, rates, rates[1:], strict=False) if h.place == place)
