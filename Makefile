@@ -1,6 +1,7 @@
 # Everything runs in .venv, which makes itself: with uv if it is there, else with `python3 -m venv`.
 #   make demo            post-train the built-in model, before -> after in the simulator
 #   make test            lint, types and the fast tests
+#   make test-isaac      the tests of Isaac Lab, in an environment of their own, .venv-isaac
 #   make PYTHON=python3.12 PIP_FLAGS="..." ...   another interpreter, other flags for the installation
 
 PYTHON ?= python3
@@ -12,13 +13,15 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ISAAC := .venv-isaac
+ISAAC_STAMP := $(ISAAC)/.installed
 CODE := rl world_model rewards tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types clean
+.PHONY: help demo test test-slow isaac test-isaac lint format types clean
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 demo: $(STAMP)
 	$(BIN)/wamtune train demo
@@ -28,6 +31,13 @@ test: lint types
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+isaac: $(ISAAC_STAMP)
+
+# Kernels are compiled once and kept. One process: Isaac Lab holds one environment.
+test-isaac: $(ISAAC_STAMP)
+	OMP_NUM_THREADS=1 WARP_CACHE_PATH=$(ISAAC)/kernels ISAACSIM_ASSET_ROOT=$(CURDIR)/$(ISAAC)/assets \
+		$(ISAAC)/bin/python -m pytest -q tests/isaac
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
@@ -54,6 +64,16 @@ $(STAMP): pyproject.toml
 	fi
 	@touch $@
 
+# Isaac Lab without what needs Omniverse Kit. omegaconf comes last: hydra asks for an older one than it runs with.
+$(ISAAC_STAMP): tests/isaac/requirements.txt pyproject.toml
+	@$(PYTHON) -m venv $(ISAAC)
+	@$(ISAAC)/bin/python -m pip install --quiet --upgrade pip
+	@$(ISAAC)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps --ignore-requires-python isaaclab==3.0.0
+	@$(ISAAC)/bin/python -m pip install --quiet $(PIP_FLAGS) -r tests/isaac/requirements.txt
+	@$(ISAAC)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps 'omegaconf>=2.4,<3' -e .
+	@$(ISAAC)/bin/python -m rl.envs.isaac_assets $(ISAAC)/assets
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ISAAC) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rl world_model rewards tests -name __pycache__ -type d -prune -exec rm -rf {} +

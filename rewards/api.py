@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from torch import Tensor
@@ -34,6 +34,7 @@ class Transition:
     progress: Tensor | None = None  # (N,), the model's estimate in state; filled for `requires=("progress",)`
     next_progress: Tensor | None = None  # (N,), the same in next_state
     task_reward: Tensor | None = None  # (N,), the simulator's own reward; a dream has none
+    own_rewards: dict[str, Tensor] = field(default_factory=dict)  # (N,), what the simulator computed for each such term
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the named slice of `next_state`. Shape: (N, d)."""

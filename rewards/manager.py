@@ -40,6 +40,27 @@ class _Term:
     reset: Callable[[Tensor], None] | None
 
 
+ISAAC = "isaac"
+"""What a place provides that can compute reward functions of Isaac Lab."""
+
+
+def isaac_terms(terms: Mapping[str, Mapping[str, Any] | None]) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Return the active terms that are functions of Isaac Lab, with their params: its environment computes them."""
+    found = {}
+    for name, term in terms.items():
+        if term is not None and _weight(name, term) != 0.0:
+            func = load_term(name, term.get("func") or name)
+            if is_isaac_term(func):
+                found[name] = func, dict(term.get("params") or {})
+    return found
+
+
+def is_isaac_term(func: Callable[..., Any]) -> bool:
+    """Whether a reward function is one of Isaac Lab: it takes the environment, where ours take a transition."""
+    parameters = [*inspect.signature(func).parameters] if inspect.isfunction(func) else []
+    return parameters[:1] == ["env"]
+
+
 class RewardManager:
     """The active reward terms of one place.
 
@@ -118,6 +139,8 @@ def _build(name: str, term: Mapping[str, Any]) -> _Term:
             f"reward term {name!r}: params are {params!r}, expected names and values; write {{name: value}}"
         )
     found = load_term(name, func)
+    if is_isaac_term(found):
+        return _Term(name, func, _weight(name, term), (ISAAC,), lambda t: t.own_rewards[name], None)
     is_class = inspect.isclass(found)
     _check_params(name, func, found, params, is_class)
     if is_class:
@@ -182,6 +205,7 @@ def _rows(t: Transition, rows: slice) -> Transition:
         return t
     values = ((f.name, getattr(t, f.name)) for f in fields(t))
     chosen: dict[str, Any] = {name: value[rows] for name, value in values if isinstance(value, Tensor)}
+    chosen["own_rewards"] = {name: value[rows] for name, value in t.own_rewards.items()}
     return replace(t, **chosen)
 
 

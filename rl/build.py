@@ -8,8 +8,10 @@ import torch
 
 from rewards import RewardManager
 from rewards.errors import UserError
+from rewards.manager import ISAAC, isaac_terms
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv, make_spec
+from rl.envs.simulator import Simulator
 from rl.gaussian_policy import GaussianPolicy
 from rl.policy import ChunkPolicy, FlowPolicy
 from world_model.env import BatchedEnv
@@ -19,13 +21,15 @@ from world_model.spec import Spec
 
 def make_sim(
     config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], n_envs: int, rewards: bool
-) -> SimEnv:
+) -> Simulator:
     """Build the simulator of the config for `tasks`; `rewards` says whether its terms are paid.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
     """
     env = config.env
+    if env.id.startswith("Isaac-"):
+        return _make_isaac(config, model, n_envs, rewards)
     if model is not None:
         model.spec.check_fits(make_spec(env.id, tasks), f"env.id={env.id}")
     sim = SimEnv(
@@ -44,6 +48,34 @@ def make_sim(
     )
     if rewards:
         sim.rewards = make_rewards(config, sim.spec, sim.place, model)
+    return sim
+
+
+def _make_isaac(config: TrainConfig, model: WorldActionModel | None, n_envs: int, rewards: bool) -> Simulator:
+    from rl.envs.isaac import IsaacEnv
+
+    env = config.env
+    sim = IsaacEnv(
+        env.id,
+        n_envs,
+        n_context_frames=1 if model is None else model.config.n_context_frames,
+        max_steps=env.max_steps,
+        terminate_on_success=env.terminate_on_success,
+        seed=config.seed,
+        read_out=None if model is None else model.read_frames,
+        action_delay=env.action_delay,
+        obs_noise=env.obs_noise,
+        own_rewards=isaac_terms(config.rewards) if rewards else None,
+        **vars(env.isaac),
+    )
+    try:
+        if model is not None:
+            model.spec.check_fits(sim.spec, f"env.id={env.id}")
+        if rewards:
+            sim.rewards = make_rewards(config, sim.spec, sim.place, model)
+    except BaseException:
+        sim.close()
+        raise
     return sim
 
 
@@ -80,4 +112,6 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
         provides.add("progress")
     if place == "sim":
         provides.add("task_reward")
+        if config.env.id.startswith("Isaac-"):
+            provides.add(ISAAC)
     return RewardManager(config.rewards, provides, place)

@@ -28,6 +28,7 @@ VERBS = {
     "dream": ("rl.verbs.dream", "draw what the model dreams beside what the simulator does"),
     "report": ("rl.verbs.report", "write the report of a run as one HTML file"),
     "check": ("rl.verbs.check", "check a preset, reward terms or a checkpoint without training"),
+    "deploy": ("rl.verbs.deploy", "export a policy as ONNX with a contract, for a robot"),
     "doctor": ("rl.verbs.doctor", "look at this installation and say what is missing"),
 }
 

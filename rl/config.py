@@ -11,11 +11,26 @@ from rewards.errors import UserError
 
 
 @dataclass(frozen=True)
+class IsaacConfig:
+    """What only an environment of Isaac Lab has."""
+
+    groups: tuple[str, ...] = ("policy",)  # observation groups that make up the state
+    success: str | None = "success"  # the termination term that counts as success; null: there is none
+    action_bound: float = 1.0  # Isaac Lab declares no bounds
+    overrides: tuple[str, ...] = ()  # of the task's own config, such as physics=newton_mjwarp
+    device: str = "auto"  # cpu, cuda:0, ...; auto: the GPU if there is one
+
+    def check(self) -> None:
+        """Refuse a bound that means nothing."""
+        _positive(self, "action_bound")
+
+
+@dataclass(frozen=True)
 class EnvConfig:
     """The simulator, and which part of the experience comes from it."""
 
     kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
-    id: str = "metaworld"  # "metaworld" or a registered gymnasium id
+    id: str = "metaworld"  # "metaworld", a task of Isaac Lab (Isaac-...) or a registered gymnasium id
     tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
     n_envs: int = 64
     n_workers: int = 0  # processes that step them; 0: one for each thread
@@ -23,6 +38,7 @@ class EnvConfig:
     terminate_on_success: bool = True
     action_delay: int = 0  # steps between a command and its execution
     obs_noise: float = 0.0  # standard deviation added to observations, in units of the state
+    isaac: IsaacConfig = field(default_factory=IsaacConfig)
 
     def check(self) -> None:
         """Refuse counts and deviations that mean nothing."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator
 from rl.policy import ChunkPolicy
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import ACTION_HISTORY, BatchedEnv, Obs
@@ -56,24 +56,28 @@ class Exploring:
 
 
 def evaluate_sim(
-    policy: Acts, env: SimEnv, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
+    policy: Acts, env: Simulator, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
 ) -> list[EpisodeResult]:
     """Run the episodes named by `seeds` without exploring; results in the order of `seeds`.
 
     The noise of each decision depends on (episode seed, step), so a result can be repeated alone. `tick` hears
     (finished, total). All environments of `env` must run the same task.
     """
-    env.set_episode_seeds(seeds)
-    wanted = set(seeds)
     results: dict[int, EpisodeResult] = {}
-    for result in _episodes(policy, env):
-        # The last seed repeats until everyone is done; the same episode then ends the same way.
-        results.setdefault(result.seed, result)
-        if tick is not None:
-            tick(len(results), len(wanted))
-        if len(results) == len(wanted):
-            break
+    size = env.wave or len(seeds) or 1
+    for first in range(0, len(seeds), size):
+        wave = seeds[first : first + size]
+        env.set_episode_seeds(wave)
+        for result in _episodes(policy, env):
+            # The last seed repeats until everyone is done; the same episode then ends the same way.
+            if result.seed in wave:
+                results.setdefault(result.seed, result)
+            if tick is not None:
+                tick(len(results), len(set(seeds)))
+            if all(seed in results for seed in wave):
+                break
     env.set_episode_seeds([])
+    env.begun = False  # what is under way belongs to nobody
     return [results[seed] for seed in seeds]
 
 
@@ -87,7 +91,7 @@ def evaluate_dream(policy: Acts, env: DreamEnv) -> list[EpisodeResult]:
     return [results[i] for i in range(env.num_envs)]
 
 
-def first_states(env: SimEnv, seeds: Sequence[int]) -> StartStates:
+def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
     """Return the states in which the episodes named by `seeds` begin, to dream the very same ones."""
     env.set_episode_seeds(seeds)
     frames, tasks = [], []

@@ -113,8 +113,8 @@ class ChunkPPO(PPO):
                     "success": step.is_success,
                     "actions": actions,
                     "task": obs["task"],
-                    "expected_error": torch.zeros(env.num_envs) + env.expected_error,
-                    "weight": torch.ones(env.num_envs),
+                    "expected_error": torch.zeros(env.num_envs, device=env.device) + env.expected_error,
+                    "weight": torch.ones(env.num_envs, device=env.device),
                 }
             )
             for name in step.raw:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rl.build import make_sim, tasks_of
 from rl.config import TrainConfig
-from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator
 from rl.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
 from rl.policy import ChunkPolicy
 from world_model import modes
@@ -69,7 +69,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
 def run_pairs(
     policy: ChunkPolicy,
     model: WorldActionModel,
-    sim: SimEnv,
+    sim: Simulator,
     seeds: Sequence[int],
     n_denoising_steps: int = 1,
     max_steps: int = 150,

@@ -13,7 +13,7 @@ from rl.buffer import Rollout, Samples
 from rl.build import make_policy, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.dreams import Dreams
-from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator
 from rl.evaluate import Acts, EpisodeResult, Exploring, evaluate_sim, first_states, success_rate
 from rl.gate import judge
 from rl.imitation import Imitation
@@ -60,7 +60,10 @@ class PostTraining:
         # One for each task, so that a seed names one episode.
         alone = [[task] for task in tasks] or [[]]
         n_each = -(-config.env.n_envs // len(alone))
-        self.arenas = [make_sim(config, model, task, n_each, rewards=False) for task in alone]
+        # Where there can be no second simulator, who trains and who is judged share it, and both begin afresh.
+        self.arenas = (
+            [self.sim] if self.sim.alone else [make_sim(config, model, task, n_each, rewards=False) for task in alone]
+        )
         self.policy = make_policy(config, model, self.sim)
         self.ppo = ChunkPPO(self.policy, self.sim, config.ppo, self._imitate, config.seed)
         self.champion = policy_state(self.policy)
@@ -105,7 +108,7 @@ class PostTraining:
 
     def close(self) -> None:
         """End the simulator's processes."""
-        for env in (self.sim, *self.arenas):
+        for env in {self.sim, *self.arenas}:
             env.close()
 
     def _episodes(self, seeds: Sequence[int], doing: str, policy: Acts | None = None) -> list[EpisodeResult]:
@@ -116,7 +119,7 @@ class PostTraining:
             results += evaluate_sim(policy or self.policy, arena, share, tick)
         return results
 
-    def _dealt(self, seeds: Sequence[int]) -> list[tuple[SimEnv, Sequence[int]]]:
+    def _dealt(self, seeds: Sequence[int]) -> list[tuple[Simulator, Sequence[int]]]:
         """Deal seeds out to the tasks in turn; a task that gets none is left out."""
         n = len(self.arenas)
         return [(arena, seeds[j::n]) for j, arena in enumerate(self.arenas[: len(seeds)])]
@@ -253,7 +256,10 @@ class PostTraining:
             arena.record(True)
         results = self._episodes(seeds, doing, policy)
         # Where there are more environments than seeds, the last one was run again and again: the first time counts.
-        episodes = {(e.task, e.seed): e for arena in self.arenas for e in reversed(arena.record(False))}
+        recorded = [
+            e for arena in self.arenas for e in reversed(arena.record(arena is self.sim and self.dreams is not None))
+        ]
+        episodes = {(e.task, e.seed): e for e in recorded if e.seed in set(seeds)}
         if self.imitation is not None:
             self.imitation.add_episodes([*episodes.values()])
         if self.dreams is not None:

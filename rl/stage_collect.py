@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator
 from rl.policy import ChunkPolicy
 from world_model.env import Obs
 from world_model.episodes import Episode
@@ -24,27 +26,31 @@ Act = Callable[[Obs], Tensor]
 """Observation -> actions (num_envs, k, action_dim)."""
 
 
-def collect_scripted(
-    source: str, tasks: Sequence[str], n_episodes: int, n_workers: int = 0, seed: int | None = None
-) -> list[Episode]:
-    """Record `n_episodes` of each Meta-World task with the scripted expert, with noise on it, or with random motion.
+def collect_scripted(source: str, tasks: Sequence[str], n_episodes: int, seed: int | None = None) -> list[Episode]:
+    """Record `n_episodes` of each Meta-World task, see `collect_from`."""
+    with contextlib.closing(SimEnv("metaworld", len(tasks), tasks, terminate_on_success=False)) as env:
+        return collect_from(env, len(tasks), source, n_episodes, seed)
+
+
+def collect_from(env: Simulator, n_tasks: int, source: str, n_episodes: int, seed: int | None = None) -> list[Episode]:
+    """Record `n_episodes` of each task of `env` with the scripted expert, with noise on it, or with random motion.
 
     Noise is white plus slowly drifting, of a strength drawn for each episode, so that errors of all sizes and their
-    repair are seen. `seed` is the first episode seed.
+    repair are seen. `seed` is the first episode seed. The environments are dealt out to the tasks in turn, and do not
+    end an episode at its first success.
     """
     first = SEEDS[source] if seed is None else seed
-    env = SimEnv("metaworld", len(tasks), tasks, n_workers=n_workers, terminate_on_success=False)
     generator = torch.Generator().manual_seed(first)
     episodes: list[Episode] = []
-    for i in range(n_episodes):
-        env.set_episode_seeds([first + i] * len(tasks))
+    at_once = env.num_envs // n_tasks
+    for i in range(0, n_episodes, at_once):
+        env.set_episode_seeds([first + i + j // n_tasks for j in range(env.num_envs)])
         episodes += record(env, _scripted(source, env, generator), source)
-    env.close()
     return episodes
 
 
 def collect_policy(
-    policy: ChunkPolicy, env: SimEnv, n_episodes: int, explore: bool = True, seed: int | None = None
+    policy: ChunkPolicy, env: Simulator, n_episodes: int, explore: bool = True, seed: int | None = None
 ) -> list[Episode]:
     """Record at least `n_episodes` of a policy in all environments of `env`, built with terminate_on_success=False."""
     first = SEEDS["policy"] if seed is None else seed
@@ -65,7 +71,7 @@ def collect_policy(
     return episodes
 
 
-def record(env: SimEnv, act: Act, source: str) -> list[Episode]:
+def record(env: Simulator, act: Act, source: str) -> list[Episode]:
     """Run one episode in each environment and cut it `AFTER_SUCCESS` steps after its first success."""
     obs = env.reset()
     seeds, tasks = env.episode_seed.tolist(), env.task.tolist()
@@ -101,7 +107,7 @@ def record(env: SimEnv, act: Act, source: str) -> list[Episode]:
     ]
 
 
-def _scripted(source: str, env: SimEnv, generator: torch.Generator) -> Act:
+def _scripted(source: str, env: Simulator, generator: torch.Generator) -> Act:
     """Return what acts in one episode; the strength of its noise is drawn here."""
     shape = (env.num_envs, env.spec.action_dim)
     strength = 0.1 + 0.7 * torch.rand(env.num_envs, 1, generator=generator)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from rewards.errors import UserError
+from rl.config import IsaacConfig
 from world_model.model import ModelConfig
 from world_model.training import StageConfig
 
@@ -16,7 +17,9 @@ class PretrainConfig:
     """Collect episodes of all kinds and learn to predict the world from them."""
 
     name: str = MISSING  # folder below runs/
-    tasks: tuple[str, ...] = MISSING  # of Meta-World, in the order of the model's task embedding
+    id: str = "metaworld"  # or a task of Isaac Lab, which is then the only one of `tasks`
+    isaac: IsaacConfig = field(default_factory=IsaacConfig)
+    tasks: tuple[str, ...] = MISSING  # in the order of the model's task embedding
     seed: int = 0  # of the first weights; added to stage.seed for the batches
     threads: int = 0  # of torch; 0: all cores
     n_workers: int = 0  # processes that step the simulator; 0: none beside this one
@@ -51,6 +54,8 @@ class TuneConfig:
 
     name: str = MISSING  # folder below runs/
     checkpoint: str = "metaworld-pretrained"  # what is tuned: a built-in name, a folder or a run folder
+    id: str = "metaworld"  # or a task of Isaac Lab
+    isaac: IsaacConfig = field(default_factory=IsaacConfig)
     episodes: str = MISSING  # folder of the episodes that `wamtune pretrain` collected
     tasks: tuple[str, ...] = ()  # to act in; empty: all the checkpoint knows
     seed: int = 0  # added to stage.seed and refit.seed

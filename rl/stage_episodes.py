@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from rewards.errors import UserError
-from rl.envs.sim import SimEnv, make_spec
+from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator
 from rl.evaluate import EpisodeResult
 from rl.policy import FlowPolicy
-from rl.progress import Progress
 from rl.report_pairs import run_pairs, summarise
-from rl.stage_collect import SEEDS, SOURCES, collect_policy, collect_scripted
+from rl.stage_collect import SEEDS, SOURCES, collect_from, collect_policy
 from rl.stage_config import PretrainConfig, TuneConfig
+from rl.verbs.progress import Progress
 from world_model.episodes import Episode, EpisodeStore
 from world_model.model import WorldActionModel
 
@@ -31,10 +34,10 @@ def heldout_store(store: EpisodeStore) -> EpisodeStore:
 def collect(config: PretrainConfig, store: EpisodeStore) -> None:
     """Complete `store` and its held-out part to what `config` asks for."""
     for source in SOURCES:
-        _complete(store, source, config.tasks, getattr(config, f"n_{source}"), SEEDS[source], config.n_workers)
+        _complete(config, store, source, getattr(config, f"n_{source}"), SEEDS[source])
     third, first = config.n_heldout // 3, SEEDS["heldout"]
-    _complete(heldout_store(store), "expert", config.tasks, third, first, config.n_workers)
-    _complete(heldout_store(store), "noisy", config.tasks, config.n_heldout - third, first + third, config.n_workers)
+    _complete(config, heldout_store(store), "expert", third, first)
+    _complete(config, heldout_store(store), "noisy", config.n_heldout - third, first + third)
 
 
 def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Sequence[str]) -> list[Episode]:
@@ -87,31 +90,43 @@ def evaluate(
     return results, correlations
 
 
-def _complete(store: EpisodeStore, source: str, tasks: Sequence[str], n: int, first: int, n_workers: int) -> None:
-    have = {(e.task, e.seed) for e in store.load(tasks, [source])}
-    spec = make_spec("metaworld", tasks)
+def _complete(config: PretrainConfig, store: EpisodeStore, source: str, n: int, first: int) -> None:
+    have = {(e.task, e.seed) for e in store.load(config.tasks, [source])}
+    # Isaac Lab lives from many environments at once, and takes its time to make them.
+    batch = n if config.id.startswith("Isaac-") else BATCH
     with Progress(f"collect {source}") as progress:
-        for begin in range(first, first + n, BATCH):
-            seeds = range(begin, min(begin + BATCH, first + n))
-            lacking = [task for task in tasks if any((task, seed) not in have for seed in seeds)]
+        for begin in range(first, first + n, max(batch, 1)):
+            seeds = range(begin, min(begin + batch, first + n))
+            lacking = [task for task in config.tasks if any((task, seed) not in have for seed in seeds)]
             if lacking:
-                episodes = collect_scripted(source, lacking, len(seeds), n_workers, begin)
-                store.append([e for e in episodes if (e.task, e.seed) not in have], spec)
+                n_envs = len(seeds) if config.id.startswith("Isaac-") else len(lacking)
+                with contextlib.closing(_env(config, lacking, config.tasks, n_envs)) as env:
+                    episodes = collect_from(env, len(lacking), source, len(seeds), begin)
+                    store.append([e for e in episodes if (e.task, e.seed) not in have], env.spec)
             progress.update(seeds.stop - first, n)
+
+
+def _env(
+    config: PretrainConfig | TuneConfig,
+    tasks: Sequence[str],
+    known: Sequence[str],
+    n_envs: int,
+    n_context_frames: int = 2,
+    terminate_on_success: bool = False,
+) -> Simulator:
+    options: dict[str, Any] = {"n_context_frames": n_context_frames, "terminate_on_success": terminate_on_success}
+    if config.id.startswith("Isaac-"):
+        from rl.envs.isaac import IsaacEnv
+
+        return IsaacEnv(config.id, n_envs, **options, **vars(config.isaac))
+    return SimEnv(config.id, n_envs, tasks, n_workers=config.n_workers, task_names=known, **options)
 
 
 def _policy(
     config: TuneConfig, model: WorldActionModel, task: str, n_episodes: int, terminate_on_success: bool
-) -> tuple[SimEnv, FlowPolicy]:
-    env = SimEnv(
-        "metaworld",
-        min(n_episodes, MAX_ENVS),
-        [task],
-        n_context_frames=model.config.n_context_frames,
-        n_workers=config.n_workers,
-        terminate_on_success=terminate_on_success,
-        task_names=model.spec.tasks,
-    )
+) -> tuple[Simulator, FlowPolicy]:
+    n_envs = n_episodes if config.id.startswith("Isaac-") else min(n_episodes, MAX_ENVS)
+    env = _env(config, [task], model.spec.tasks, n_envs, model.config.n_context_frames, terminate_on_success)
     return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
 
 

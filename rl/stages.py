@@ -16,14 +16,13 @@ import torch
 
 from rewards.errors import UserError
 from rl.compose import compose, to_yaml
-from rl.envs.sim import make_spec
 from rl.model_card import finite, model_card, success_metrics, world_metrics
-from rl.progress import Progress
 from rl.run_folder import RunFolder
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.stage_episodes import collect, demonstrations, evaluate, heldout_store, roll_out
 from rl.stage_trust import calibrate_trust
+from rl.verbs.progress import Progress
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.files import existing_folder
@@ -144,7 +143,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     episodes = store.load(config.tasks, SOURCES)
     if saved is None:
         torch.manual_seed(config.seed)
-        model = WorldActionModel(config.model, make_spec("metaworld", config.tasks))
+        model = WorldActionModel(config.model, replace(store.spec, tasks=config.tasks))
         windows = model.windows(episodes)
         fit_statistics(model, windows)
     else:

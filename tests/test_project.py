@@ -33,6 +33,9 @@ NOT_CORE = ("cli", "verbs", "stage", "model_card", "pictures", "report", "isaac"
 The command line with the pipelines behind its verbs, reports and their pictures, Isaac Lab and deployment.
 """
 
+LOADED_BY_ISAAC_LAB = ("rl/envs/isaac_push/task.py", "rl/envs/isaac_rewards.py")
+"""Where a class of Isaac Lab is extended, which cannot be done inside a function; nothing else imports them."""
+
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 LINES_OF_CORE, LINES_OF_FILE, LINES_OF_FUNCTION = 4500, 300, 40
@@ -93,6 +96,7 @@ def test_optional_packages_are_imported_inside_functions() -> None:
         for path in sources(package)
         for name, line in imports(ast.parse(path.read_text()), package, at_top=True)
         if name not in OURS[package] | AT_TOP.get(package, core_dependencies()) | sys.stdlib_module_names
+        and name_of(path) not in LOADED_BY_ISAAC_LAB
     ]
     assert not wrong, "\n".join(wrong)
 

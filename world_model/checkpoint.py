@@ -98,9 +98,13 @@ def load_training_state(name_or_path: str | Path) -> dict[Any, Any]:
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
-    """Return the folder of a checkpoint: a path to it, a run folder (its `checkpoints/last`) or a built-in name."""
+    """Return the folder of a checkpoint: a path to it, a run folder (its `checkpoints/last`) or a built-in name.
+
+    A folder of runs, such as `runs/demo`, stands for the newest of them that has a checkpoint.
+    """
     path = Path(name_or_path)
-    candidates = [path, path / "checkpoints" / "last"]
+    runs = sorted(path.glob("[0-9]*/checkpoints"), reverse=True)  # their names begin with the time
+    candidates = [path, path / "checkpoints" / "last", *(run / "last" for run in runs)]
     if len(path.parts) == 1:
         candidates.append(BUILTIN / path)
     for folder in map(existing_folder, candidates):

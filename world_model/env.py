@@ -45,6 +45,7 @@ class Advance:
     terminated: Tensor  # (num_envs, k) bool, the place's own ends, success not included
     truncated: Tensor  # (num_envs, k) bool, the place's own limits
     task_reward: Tensor | None = None  # (num_envs, k), the simulator's own reward
+    own_rewards: dict[str, Tensor] = field(default_factory=dict)  # (num_envs, k), of terms that only it can compute
 
 
 @dataclass
@@ -273,6 +274,7 @@ class BatchedEnv(ABC):
                 progress=None if progress is None else progress[:, :-1].flatten(),
                 next_progress=None if progress is None else progress[:, 1:].flatten(),
                 task_reward=None if advance.task_reward is None else advance.task_reward.flatten(),
+                own_rewards={name: value.flatten() for name, value in advance.own_rewards.items()},
             ),
             executed.flatten(),
             n_steps=k,

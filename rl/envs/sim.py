@@ -11,14 +11,13 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError
+from rl.envs.simulator import Simulator
 from rl.envs.workers import Group, Workers
-from rl.recorder import Recorder
-from world_model.env import Advance, BatchedEnv, ChunkStep, ReadOut, Start
-from world_model.episodes import Episode
+from world_model.env import Advance, ReadOut, Start
 from world_model.spec import Feature, Spec
 
 
-class SimEnv(BatchedEnv):
+class SimEnv(Simulator):
     """`num_envs` simulated environments; environment `j` runs `tasks[j % len(tasks)]`.
 
     Args:
@@ -30,8 +29,6 @@ class SimEnv(BatchedEnv):
 
     The other arguments are those of `BatchedEnv`. An episode is named by its seed: it fixes goal and objects.
     """
-
-    place = "sim"
 
     def __init__(
         self,
@@ -68,29 +65,9 @@ class SimEnv(BatchedEnv):
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env])
         # For exact resume: the actions of each environment since its episode began.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
-        self.recorder: Recorder | None = None  # see `record`
-        self._executed = torch.zeros(num_envs, 0, spec.action_dim)  # the actions of the last chunk, after any delay
-        self._seeds: list[int] = []  # handed out one a restart, the last one for ever; empty: drawn
+        self._executed = torch.zeros(num_envs, 0, spec.action_dim)
+        self._seeds = []
         self._envs = Workers(env_id, self.task_of_env, n_workers) if n_workers else Group(env_id, self.task_of_env)
-
-    def set_episode_seeds(self, seeds: Sequence[int]) -> None:
-        """Name the episodes to come: each restart takes the next seed; the last one repeats. Empty: drawn again."""
-        self._seeds = [int(seed) for seed in seeds]
-
-    def record(self, on: bool) -> list[Episode]:
-        """Return the episodes that have ended since recording began; record on, or stop."""
-        episodes = self.recorder.take() if self.recorder else []
-        self.recorder = (self.recorder or Recorder(self.spec.tasks)) if on else None
-        return episodes
-
-    def step_chunk(self, actions: Tensor) -> ChunkStep:
-        """Execute a chunk, as every `BatchedEnv` does, and let the recorder have it."""
-        if self.recorder is None:
-            return super().step_chunk(actions)
-        before = self.context[:, -1].clone(), self.elapsed.clone(), self.task.clone(), self.episode_seed.clone()
-        step = super().step_chunk(actions)
-        self.recorder.add(*before, self._executed, step)
-        return step
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""
@@ -136,13 +113,6 @@ class SimEnv(BatchedEnv):
             elapsed=torch.zeros(len(which), dtype=torch.long),
             seed=seeds,
         )
-
-    def _next_seeds(self, n: int) -> Tensor:
-        if not self._seeds:
-            return torch.randint(2**31, (n,), generator=self.generator)
-        seeds = (self._seeds + self._seeds[-1:] * n)[:n]
-        self._seeds = self._seeds[n:] or self._seeds[-1:]
-        return torch.tensor(seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         self._executed, commands = actions, actions.numpy()

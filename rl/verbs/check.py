@@ -18,7 +18,7 @@ from rl.cli import keys_of
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.evaluate import first_states
-from rl.progress import show
+from rl.verbs.progress import show
 from world_model.checkpoint import find_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.env import ACTION_HISTORY, BatchedEnv

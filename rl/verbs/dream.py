@@ -15,11 +15,11 @@ from rl.build import make_sim
 from rl.cli import keys_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator
 from rl.pictures import draw_dream
 from rl.policy import FlowPolicy
-from rl.progress import show
 from rl.stage_collect import record
+from rl.verbs.progress import show
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
@@ -124,7 +124,7 @@ def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Ta
     return table
 
 
-def _actor(model: WorldActionModel, env: SimEnv, source: str) -> Callable[[dict[str, Tensor]], Tensor]:
+def _actor(model: WorldActionModel, env: Simulator, source: str) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return what maps an observation to actions (1, k, action_dim)."""
     if source == "expert":
         return lambda obs: env.expert_actions().unsqueeze(1)

@@ -14,7 +14,7 @@ from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
 from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
 from rl.policy import FlowPolicy
-from rl.progress import Progress, show
+from rl.verbs.progress import Progress, show
 from world_model.dream_env import DreamEnv
 from world_model.model import WorldActionModel
 from world_model.store import load_model

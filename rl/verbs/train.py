@@ -20,11 +20,11 @@ from rl.imitation import Imitation
 from rl.outcome import Outcome
 from rl.pictures import draw_before_after
 from rl.policy import load_policy_state, policy_state
-from rl.progress import Progress, show
 from rl.report import PAIRS, write_report
 from rl.report_pairs import champion_pairs
 from rl.rounds import Log, PostTraining
 from rl.run_folder import RunFolder
+from rl.verbs.progress import Progress, show
 from world_model.checkpoint import find_checkpoint, save_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel

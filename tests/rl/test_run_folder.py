@@ -12,8 +12,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rewards.errors import UserError
-from rl.progress import Progress
 from rl.run_folder import RunFolder, read_rows
+from rl.verbs.progress import Progress
 
 
 def scalars(path: Path, tag: str) -> list[tuple[int, float]]:
@@ -99,7 +99,7 @@ def test_open_refuses_another_folder(tmp_path: Path) -> None:
 def test_time_left_counts_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
     """Going on at 1,000 of 8,000, 100 a second: 69 seconds are left after the next 100, not 6."""
     clock = iter([0.0, 1.0])
-    monkeypatch.setattr("rl.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("rl.verbs.progress.time.monotonic", lambda: next(clock))
     out = StringIO()
     with Progress("pretrain", every=0.0, console=Console(file=out, width=80)) as progress:
         progress.update(1000, 8000)

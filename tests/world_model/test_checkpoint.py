@@ -203,6 +203,10 @@ def test_find_by_path_run_folder_and_builtin_name(tmp_path, monkeypatch) -> None
     assert load_checkpoint("metaworld-tuned")[0]["value"] == 3.0
     assert load_checkpoint(tmp_path / "runs" / "r")[0]["value"] == 4.0
     assert find_checkpoint(str(tmp_path / "builtin" / "metaworld-tuned")) == tmp_path / "builtin" / "metaworld-tuned"
+    for time, value in (("20260101-000000-s0", 5.0), ("20260102-000000-s0", 6.0)):
+        save(tmp_path / "runs" / "push" / time / "checkpoints" / "last", value)
+    (tmp_path / "runs" / "push" / "20260103-000000-s0" / "checkpoints").mkdir(parents=True)  # nothing saved yet
+    assert load_checkpoint(tmp_path / "runs" / "push")[0]["value"] == 6.0
     missing = tmp_path / "nowhere" / "metaworld-tuned"
     expected = f"no checkpoint at {missing}; known built-in checkpoints: metaworld-tuned; try `wamtune ls`"
     assert line(load_checkpoint, missing) == line(find_checkpoint, missing) == expected

@@ -1,0 +1,210 @@
+"""The contract of an exported policy: what goes into `policy.onnx`, what comes out, how often, and whose it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rewards.errors import UserError
+from world_model.checkpoint import MODEL, find_checkpoint
+from world_model.files import existing_folder, sha256
+
+if TYPE_CHECKING:
+    from rl.deploy.export import Exportable
+
+SCHEMA_VERSION = 1
+ONNX, CONTRACT = "policy.onnx", "contract.json"
+
+STATE = "one frame each control step; before an episode has so many, its first frame stands for those before it"
+NOISE = (
+    "where the sampler starts; the same noise gives the same actions. Evaluation draws it standard normal, anew for "
+    "each chunk: measured success is that. Zeros are valid too, and make the policy a function of state and task"
+)
+
+Check = tuple[str, Callable[[Any], bool]]
+"""What is expected of a value, in words and as a test."""
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 0  # a bool is no number
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+TEXT: Check = ("text", lambda v: isinstance(v, str))
+SHA256: Check = ("64 hexadecimal digits", lambda v: isinstance(v, str) and len(v) == 64)
+COUNT: Check = ("a whole number of at least 1", lambda v: _is_whole(v) and v >= 1)
+WHOLE: Check = ("a whole number of at least 0", _is_whole)
+POSITIVE: Check = ("a number above 0", lambda v: _is_number(v) and v > 0)
+PORTS: Check = ("a list of objects", lambda v: _is_list_of(v, dict) and len(v) > 0)
+INDICES: Check = (
+    "an object of names and indices",
+    lambda v: isinstance(v, dict) and len(v) > 0 and all(map(_is_whole, v.values())),
+)
+BOUNDS: Check = (
+    "null, a number or a list of numbers",
+    lambda v: v is None or _is_number(v) or (isinstance(v, list) and all(map(_is_number, v))),
+)
+
+FIELDS: dict[str, Check] = {
+    "schema_version": COUNT,
+    "checkpoint": TEXT,  # its name or folder, as it was given
+    "stage": TEXT,
+    "policy": ("'flow' or 'gaussian'", lambda v: v in ("flow", "gaussian")),
+    "inputs": PORTS,  # in the order of the graph
+    "outputs": PORTS,
+    "tasks": INDICES,
+    "unknown_task": ("null or a whole number", lambda v: v is None or _is_whole(v)),  # index of any other task
+    "control_hz": POSITIVE,  # actions a second
+    "chunk_size": COUNT,  # actions predicted
+    "n_action_steps": COUNT,  # of them to execute before the next call
+    "latency_budget_s": POSITIVE,  # n_action_steps / control_hz: when the next chunk must be there
+    "n_context_frames": COUNT,
+    "n_denoising_steps": WHOLE,  # 0: nothing is denoised
+    "largest_difference": ("a number", _is_number),  # of an action, between onnxruntime and torch, when written
+    "onnx_sha256": SHA256,
+    "checkpoint_sha256": SHA256,  # of its model.safetensors
+    "command": TEXT,
+    "wamtune_version": TEXT,
+    "torch_version": TEXT,
+}
+"""Every field of a contract, in its order."""
+
+PORT_FIELDS: dict[str, Check] = {
+    "name": TEXT,
+    "dtype": TEXT,
+    "shape": ("a list of 'batch' and numbers", lambda v: isinstance(v, list) and v[:1] == ["batch"]),
+    "axes": ("a list of texts", lambda v: _is_list_of(v, str)),  # what each axis of the shape counts
+    "unit": TEXT,
+    "low": BOUNDS,  # of every number, or of each entry of the last axis; null: none
+    "high": BOUNDS,
+}
+"""Every field of an input or output; the state also has `slices`, and what needs words has `about`."""
+
+
+def make_contract(policy: Exportable, onnx: bytes, difference: float, command: str) -> dict[str, Any]:
+    """Describe `policy`, exported as the file `onnx` by `command`; `difference` is its largest from torch."""
+    spec, flow = policy.spec, policy.noise_shape is not None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": policy.checkpoint,
+        "stage": policy.stage,
+        "policy": "flow" if flow else "gaussian",
+        "inputs": _inputs(policy),
+        "outputs": [_actions(policy)],
+        "tasks": {task: i for i, task in enumerate(spec.tasks)},
+        "unknown_task": len(spec.tasks) if flow else None,
+        "control_hz": spec.control_hz,
+        "chunk_size": policy.chunk_size,
+        "n_action_steps": policy.n_action_steps,
+        "latency_budget_s": policy.n_action_steps / spec.control_hz,
+        "n_context_frames": policy.n_context_frames,
+        "n_denoising_steps": policy.n_denoising_steps,
+        "largest_difference": difference,
+        "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
+        "checkpoint_sha256": sha256(find_checkpoint(policy.checkpoint) / MODEL),
+        "command": command,
+        "wamtune_version": _version(),
+        "torch_version": str(torch.__version__),
+    }
+
+
+def load_contract(folder: str | Path) -> dict[str, Any]:
+    """Return what `contract.json` says, once every field is there, of its type, and `policy.onnx` is the one it means.
+
+    Raises:
+        UserError: names the file, the field and what is wrong with it.
+    """
+    folder = existing_folder(Path(folder))
+    path = folder / CONTRACT
+    contract = _read(path)
+    newer = contract.get("schema_version")
+    if type(newer) is int and newer > SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version={newer}, known up to {SCHEMA_VERSION}; upgrade wamtune")
+    _check(path, "", contract, FIELDS)
+    for side in ("inputs", "outputs"):
+        for i, port in enumerate(contract[side]):
+            _check(path, f"{side}[{i}].", port, PORT_FIELDS)
+    _check_onnx(folder / ONNX, contract["onnx_sha256"])
+    return contract
+
+
+def _inputs(policy: Exportable) -> list[dict[str, Any]]:
+    spec, n_tasks = policy.spec, len(policy.spec.tasks)
+    shape = policy.n_context_frames, spec.state_dim
+    state = _port("state", "float32", shape, ("frame, oldest first", "feature"), spec.features["state"].unit)
+    state["slices"] = [{"name": name, "start": s.start, "stop": s.stop} for name, s in spec.slices.items()]
+    state["about"] = STATE
+    ports = [state, _port("task", "int64", (), (), "index of tasks", 0, n_tasks - (policy.noise_shape is None))]
+    if policy.noise_shape is not None:
+        noise = _port("noise", "float32", policy.noise_shape, ("token", "code"), "standard deviations")
+        ports.append(noise | {"about": NOISE})
+    return ports
+
+
+def _actions(policy: Exportable) -> dict[str, Any]:
+    spec = policy.spec
+    shape, axes = (policy.n_action_steps, spec.action_dim), ("step, first to execute first", "dimension of the action")
+    low, high = list(spec.action_low), list(spec.action_high)
+    return _port("actions", "float32", shape, axes, "of the environment's actions", low, high)
+
+
+def _port(
+    name: str, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], unit: str, low: Any = None, high: Any = None
+) -> dict[str, Any]:
+    shapes = {"shape": ["batch", *shape], "axes": ["batch", *axes]}
+    return {"name": name, "dtype": dtype, **shapes, "unit": unit, "low": low, "high": high}
+
+
+def _version() -> str:
+    try:
+        return version("wamtune")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "unknown"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        contract = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the file is missing; name the folder that `wamtune deploy` wrote") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror or error}); check its permissions") from error
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{path}: it is not valid JSON; export the policy again") from error
+    if not isinstance(contract, dict):
+        raise UserError(f"{path}: it does not hold a JSON object; export the policy again")
+    return contract
+
+
+def _check(path: Path, prefix: str, values: Mapping[str, Any], fields: Mapping[str, Check]) -> None:
+    for name, (expected, holds) in fields.items():
+        if name not in values:
+            raise UserError(f"{path}: {prefix}{name} is missing, expected {expected}; export the policy again")
+        if not holds(values[name]):
+            found = f"{prefix}{name}={values[name]!r}"
+            raise UserError(f"{path}: {found}, expected {expected}; export the policy again")
+
+
+def _check_onnx(path: Path, expected: str) -> None:
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror or error}); export the policy again") from error
+    if found != expected:
+        raise UserError(
+            f"{path}: its sha256 is not the onnx_sha256 of {CONTRACT}; the file is altered, export the policy again"
+        )

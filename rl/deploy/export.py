@@ -1,0 +1,286 @@
+"""A policy as `policy.onnx`, which needs no torch, beside the contract that says how to use it.
+
+Everything between an observation and an action in its bounds is inside the graph: normaliser, encoder, every step of
+the sampler, clipping, the cut to the actions that are executed. Needs the extra `export`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rewards.errors import UserError
+from rl.deploy.contract import CONTRACT, ONNX, load_contract, make_contract
+from world_model import modes
+from world_model.checkpoint import load_checkpoint
+from world_model.env import Advance, BatchedEnv, Start
+from world_model.files import write_folder
+from world_model.model import WorldActionModel
+from world_model.spec import Spec
+from world_model.store import load_model
+
+if TYPE_CHECKING:
+    from rl.gaussian_policy import GaussianPolicy
+
+N_PARITY, MAX_DIFFERENCE = 64, 1e-4
+"""Random inputs on which onnxruntime must give the actions of torch, and how far one may be off, in its unit."""
+
+
+class FlowGraph(nn.Module):
+    """What is exported of a world-action model: state, task and noise to actions, as `modes.policy` computes them."""
+
+    def __init__(self, model: WorldActionModel, n_denoising_steps: int, n_action_steps: int) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.n_denoising_steps, self.n_action_steps = n_denoising_steps, n_action_steps
+        for statistics in (self.model.codec.state, self.model.codec.change, self.model.action_codec.action):
+            statistics.check_fitted()
+            # A graph cannot branch on a tensor, so this was asked for the last time.
+            statistics.check_fitted = lambda: None  # type: ignore[method-assign]
+
+    def forward(self, state: Tensor, task: Tensor, noise: Tensor) -> Tensor:
+        """(n, n_context_frames, state_dim), (n,), (n, n_tokens, code_dim) -> (n, n_action_steps, action_dim)."""
+        context = self.model.encode(state, task)
+        return modes.policy(self.model, context, noise, self.n_denoising_steps)[:, : self.n_action_steps]
+
+    def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs as they may come: states like those of the training, moving as fast, and normal noise."""
+        codec, config, spec = self.model.codec, self.model.config, self.model.spec
+        moved = codec.change.std[0] * torch.randn(n, config.n_context_frames, spec.state_dim, generator=generator)
+        moved[:, 0] = codec.state.invert(torch.randn(n, spec.state_dim, generator=generator))
+        task = torch.randint(len(spec.tasks), (n,), generator=generator)
+        return moved.cumsum(1), task, modes.action_noise(self.model, n, generator)
+
+
+class GaussianGraph(nn.Module):
+    """What is exported of a Gaussian policy: state and task to the mean actions, which is how it is evaluated."""
+
+    def __init__(self, policy: GaussianPolicy, n_action_steps: int) -> None:
+        super().__init__()
+        self.policy, self.n_action_steps = policy, n_action_steps
+
+    def forward(self, state: Tensor, task: Tensor) -> Tensor:
+        """(n, n_context_frames, state_dim), (n,) -> (n, n_action_steps, action_dim)."""
+        context = self.policy.encode({"state": state, "task": task})
+        return self.policy.decide(context, task, task)[:, : self.n_action_steps]
+
+    def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs: normal states, for there are no statistics of better ones."""
+        shape = (n, self.policy.n_context_frames, self.policy.spec.state_dim)
+        task = torch.randint(len(self.policy.spec.tasks), (n,), generator=generator)
+        return torch.randn(shape, generator=generator), task
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """The policy of a checkpoint, ready to be exported, and what its contract says."""
+
+    checkpoint: str  # name or folder, as it was given
+    stage: str
+    spec: Spec
+    graph: FlowGraph | GaussianGraph
+    n_context_frames: int
+    chunk_size: int
+    n_action_steps: int
+    n_denoising_steps: int = 0  # nothing is denoised
+    noise_shape: tuple[int, int] | None = None  # (n_tokens, code_dim); None: the policy takes no noise
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the graph's inputs, in order."""
+        return ("state", "task") if self.noise_shape is None else ("state", "task", "noise")
+
+
+def export_policy(
+    checkpoint: str | Path,
+    folder: str | Path,
+    n_denoising_steps: int = 0,
+    n_action_steps: int = 0,
+    command: str = "",
+) -> dict[str, Any]:
+    """Write the policy of a checkpoint into `folder`, whole or not at all, and return its contract.
+
+    Args:
+        checkpoint: a built-in name, a checkpoint folder or a run folder.
+        folder: where; an earlier export there is replaced.
+        n_denoising_steps: of the sampler; 0: as in the run that trained it, else 2.
+        n_action_steps: executed of a chunk; 0: as in the run that trained it, else all of it.
+        command: what the contract names as its origin.
+
+    Raises:
+        UserError: a package or the checkpoint is missing, a count means nothing, `folder` holds something else, or
+            onnxruntime and torch disagree by more than MAX_DIFFERENCE. Nothing is written then.
+    """
+    final = Path(folder)
+    _check_replaceable(final)
+    _check_packages()
+    policy = load_exportable(checkpoint, n_denoising_steps, n_action_steps)
+    onnx = to_onnx(policy)
+    difference = largest_difference(policy, onnx)
+    if not difference <= MAX_DIFFERENCE:  # nan is no agreement
+        raise UserError(
+            f"{checkpoint}: actions of onnxruntime and torch differ by {difference:.1e}, expected at most "
+            f"{MAX_DIFFERENCE:.0e}; nothing was written, try other versions of onnxscript and onnxruntime"
+        )
+    contract = make_contract(policy, onnx, difference, command)
+    text = json.dumps(contract, indent=2, allow_nan=False) + "\n"
+    # Resolved, since beside a name such as `.` there is no place for a temporary folder.
+    write_folder(final.resolve(), {ONNX: onnx, CONTRACT: text.encode()})
+    return load_contract(final)
+
+
+def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action_steps: int = 0) -> Exportable:
+    """Load the policy of a checkpoint; arguments and errors are those of `export_policy`."""
+    config, tensors = load_checkpoint(checkpoint)
+    about = str(checkpoint), str(config.get("stage", ""))
+    if config.get("policy") == "gaussian":
+        if n_denoising_steps:
+            raise UserError(f"n_denoising_steps={n_denoising_steps}: policy=gaussian denoises nothing; leave it out")
+        gaussian = _load_gaussian(checkpoint, config, tensors)
+        size = gaussian.chunk_size
+        executed = _count("n_action_steps", n_action_steps or size, size)
+        graph = GaussianGraph(gaussian, executed).eval()
+        return Exportable(*about, gaussian.spec, graph, gaussian.n_context_frames, size, executed)
+    return _flow(about, load_model(checkpoint), n_denoising_steps, n_action_steps, config)
+
+
+def to_onnx(policy: Exportable) -> bytes:
+    """Return the graph as an ONNX file with its weights, for any batch size."""
+    inputs = policy.graph.random_inputs(3, torch.Generator().manual_seed(0))
+    batch = torch.export.Dim("batch")
+    # By torch.export and not as TorchScript: loading an archive of that unpickles, so it can run anything.
+    with torch.no_grad(), _quiet():
+        # Only a strict program keeps `len(tensor)` as the size of the batch; otherwise it becomes 3.
+        program = torch.export.export(policy.graph, inputs, dynamic_shapes=[{0: batch}] * len(inputs), strict=True)
+        onnx = torch.onnx.export(
+            program,
+            input_names=policy.input_names,
+            output_names=["actions"],
+            dynamic_shapes=[{0: "batch"}] * len(inputs),  # here it is given its name
+            external_data=False,
+            verbose=False,
+        )
+    assert onnx is not None
+    parts: list[Any] = [onnx.model, onnx.model.graph, *onnx.model.graph.all_nodes()]
+    for part in parts:
+        part.metadata_props.clear()  # folders and source lines of this machine
+    data: bytes = onnx.model_proto.SerializeToString(deterministic=True)
+    return data
+
+
+def largest_difference(policy: Exportable, onnx: bytes) -> float:
+    """Return the largest difference of any action between onnxruntime and torch, on N_PARITY random inputs."""
+    ort = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    inputs = policy.graph.random_inputs(N_PARITY, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = policy.graph(*inputs)
+    feed = {name: value.numpy() for name, value in zip(policy.input_names, inputs, strict=True)}
+    (found,) = session.run(["actions"], feed)
+    return float((torch.from_numpy(found) - expected).abs().max())
+
+
+def _check_replaceable(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = names - {ONNX, CONTRACT}
+    if folder.is_file() or foreign or names == {ONNX}:
+        what = f"it holds {min(foreign)}, which is not of an export" if foreign else "it exists and is not an export"
+        raise UserError(f"{folder}: {what}; nothing was replaced, choose another folder with out=...")
+
+
+def _check_packages() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(f"export needs {package}; install it with pip install 'wamtune[export]'") from error
+
+
+def _flow(
+    about: tuple[str, str], model: WorldActionModel, n_denoising_steps: int, n_action_steps: int, config: dict[str, Any]
+) -> Exportable:
+    trained_steps, trained_executed = _as_trained(about[0], config)
+    size, codec = model.config.chunk_size, model.action_codec
+    steps = _count("n_denoising_steps", n_denoising_steps or trained_steps)
+    executed = _count("n_action_steps", n_action_steps or trained_executed or size, size)
+    graph = FlowGraph(model, steps, executed).eval()
+    frames, noise_shape = model.config.n_context_frames, (codec.n_tokens, codec.code_dim)
+    return Exportable(*about, model.spec, graph, frames, size, executed, steps, noise_shape)
+
+
+def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
+    """Return n_denoising_steps and n_action_steps (0: not said) of the run whose config `wamtune train` kept."""
+    import yaml
+
+    from rl.config import PPOConfig
+
+    try:
+        run = yaml.safe_load(config.get("config", "{}"))
+        steps = run.get("ppo", {}).get("n_denoising_steps", PPOConfig().n_denoising_steps)
+        return int(steps), int(run.get("n_action_steps", 0))
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint}: the config in its config.json is not that of a run: {error!r}") from error
+
+
+def _count(name: str, value: int, most: int | None = None) -> int:
+    if value < 1 or (most is not None and value > most):
+        expected = "at least 1" if most is None else f"1 to {most}, the actions of a chunk"
+        raise UserError(f"{name}={value}: expected {expected}")
+    return value
+
+
+def _load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:
+    """Build the policy that the sizes of its weights describe; `wamtune train` keeps weights and spec, no more."""
+    # Late: the policy is one of Stable-Baselines3, which the flow does without.
+    from rl.gaussian_policy import GaussianPolicy
+
+    try:
+        spec = Spec.from_dict(config["spec"])
+        width, n_inputs = tensors["actor.0.weight"].shape
+        frames = (n_inputs - len(spec.tasks)) // spec.state_dim
+        policy = GaussianPolicy(_Nowhere(spec, 1, frames, 1), len(tensors["log_std"]) // spec.action_dim, width)
+        missing, unexpected = policy.load_state_dict(dict(tensors), strict=False)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{checkpoint}: its config and weights do not describe a Gaussian policy: {error!r}") from error
+    if wrong := [*unexpected, *(set(missing) - {"middle", "reach"})]:  # those two follow from the spec
+        raise UserError(f"{checkpoint}: tensor {min(wrong)!r} is missing or unexpected in a Gaussian policy")
+    return policy
+
+
+class _Nowhere(BatchedEnv):
+    """An environment that is nothing but its sizes."""
+
+    place = "nowhere"
+
+    def _restart(self, mask: Tensor) -> Start:
+        raise NotImplementedError
+
+    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
+        raise NotImplementedError
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says of itself; its errors are raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

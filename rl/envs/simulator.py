@@ -1,0 +1,65 @@
+"""What every simulator offers beside the batched contract: episodes that have names, and a record of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.recorder import Recorder
+from world_model.env import BatchedEnv, ChunkStep
+from world_model.episodes import Episode
+
+
+class Simulator(BatchedEnv):
+    """A place where things really happen, as far as a computer can tell.
+
+    A subclass sets `_executed` to the actions of the last chunk, after any delay, and begins episodes with the seeds
+    that `_next_seeds` hands out.
+    """
+
+    place = "sim"
+    wave: int | None = None
+    """Episodes that can be named at once: those that a `reset` begins. None: any number, one after the other."""
+    alone = False
+    """There can be only one at a time in a process: who trains and who is judged share it."""
+
+    _executed: Tensor  # (num_envs, k, action_dim)
+    _seeds: list[int]  # handed out one a restart, the last one for ever; empty: drawn
+    recorder: Recorder | None = None  # see `record`
+
+    def expert_actions(self) -> Tensor:
+        """Return what a scripted expert does in the present state (num_envs, action_dim).
+
+        Raises:
+            UserError: there is none.
+        """
+        raise UserError("sim: there is no scripted expert here; only Meta-World tasks have one")
+
+    def set_episode_seeds(self, seeds: Sequence[int]) -> None:
+        """Name the episodes to come: each restart takes the next seed; the last one repeats. Empty: drawn again."""
+        self._seeds = [int(seed) for seed in seeds]
+
+    def record(self, on: bool) -> list[Episode]:
+        """Return the episodes that have ended since recording began; record on, or stop."""
+        episodes = self.recorder.take() if self.recorder else []
+        self.recorder = (self.recorder or Recorder(self.spec.tasks)) if on else None
+        return episodes
+
+    def step_chunk(self, actions: Tensor) -> ChunkStep:
+        """Execute a chunk, as every `BatchedEnv` does, and let the recorder have it."""
+        if self.recorder is None:
+            return super().step_chunk(actions)
+        before = self.context[:, -1].clone(), self.elapsed.clone(), self.task.clone(), self.episode_seed.clone()
+        step = super().step_chunk(actions)
+        self.recorder.add(*before, self._executed, step)
+        return step
+
+    def _next_seeds(self, n: int) -> Tensor:
+        if not self._seeds:
+            return torch.randint(2**31, (n,), generator=self.generator, device=self.device)
+        seeds = (self._seeds + self._seeds[-1:] * n)[:n]
+        self._seeds = self._seeds[n:] or self._seeds[-1:]
+        return torch.tensor(seeds, device=self.device)

@@ -1,0 +1,77 @@
+"""`wamtune deploy`: a policy as files that a robot can run."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewards.errors import UserError
+from rl.cli import keys_of
+from rl.compose import compose
+from rl.deploy.contract import CONTRACT, ONNX
+from rl.deploy.export import MAX_DIFFERENCE, N_PARITY, export_policy
+
+ACTIONS = ("export",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `wamtune deploy ... export`."""
+
+    out: str = ""  # the folder; empty: exported/ in the run folder, or here for a checkpoint
+    n_denoising_steps: int = 0  # of the policy; 0: as in the run that trained it, else 2
+    n_action_steps: int = 0  # executed of a chunk; 0: as in the run that trained it, else all of it
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        for name in ("n_denoising_steps", "n_action_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
+
+
+HELP = f"""wamtune deploy CHECKPOINT | RUN_FOLDER export [key=value ...]
+
+Write the policy of a checkpoint as {ONNX}, with everything between a state and bounded actions inside, beside
+{CONTRACT}: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what it is.
+Before anything is written, onnxruntime must give the actions of torch on {N_PARITY} random inputs; prints the largest
+difference. Needs the extra `export`: pip install 'wamtune[export]'.
+
+Keys:
+{keys_of(Options)}
+
+Examples:
+  wamtune deploy metaworld-tuned export out=robot/policy
+  wamtune deploy runs/demo/20250101-120000-s0 export
+"""
+
+
+def run(words: list[str]) -> None:
+    """Export and print what was written."""
+    if not words or "=" in words[0] or words[0] in ACTIONS:
+        raise UserError("deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export")
+    name, action = words[0], words[1] if len(words) > 1 else ""
+    if action not in ACTIONS:
+        raise UserError(f"deploy {name} {action!r}: expected export, as in wamtune deploy {name} export")
+    options = compose(None, words[2:], Options)
+    folder = Path(options.out) if options.out else default_folder(name)
+    command = shlex.join(["wamtune", "deploy", *words])
+    contract = export_policy(name, folder, options.n_denoising_steps, options.n_action_steps, command)
+    print(f"policy: {folder / ONNX}, {(folder / ONNX).stat().st_size / 1e6:.1f} MB")
+    print(f"contract: {folder / CONTRACT}, {_pace(contract)}")
+    print(
+        f"parity: onnxruntime and torch differ by at most {contract['largest_difference']:.1e} in an action on "
+        f"{N_PARITY} random inputs; {MAX_DIFFERENCE:.0e} is allowed"
+    )
+
+
+def default_folder(name: str) -> Path:
+    """Return `exported/` in the run folder `name`, or in the current folder for any other checkpoint."""
+    run = Path(name)
+    return (run if (run / "config.yaml").is_file() else Path()) / "exported"
+
+
+def _pace(contract: dict[str, Any]) -> str:
+    executed, hz, budget = (contract[key] for key in ("n_action_steps", "control_hz", "latency_budget_s"))
+    return f"{executed} actions a call at {hz:g} Hz: a call may take {budget:g} s"

@@ -1,0 +1,41 @@
+"""What cannot be is one line, before and while an environment is there."""
+
+import pytest
+import torch
+
+from rewards.errors import UserError
+from rl.envs.isaac import IsaacEnv
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "message"),
+    [
+        ("Isaac-Cartpol", {}, "env.id=Isaac-Cartpol is no task of Isaac Lab"),
+        (
+            "Isaac-Cartpole",
+            {"device": "cuda:0"},
+            "env.isaac.device=cuda:0: there is no GPU that torch can use here; set ",
+        ),
+    ],
+)
+def test_what_cannot_be_made(env_id, options, message) -> None:
+    if options and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError) as caught:
+        IsaacEnv(env_id, 16, **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_asset_that_is_not_there_names_the_folder() -> None:
+    nowhere = ["env.scene.robot.spawn.usd_path=/nowhere/cartpole.usd"]
+    with pytest.raises(UserError, match=r"/nowhere/cartpole\.usd; assets come from NVIDIA's store or"):
+        IsaacEnv("Isaac-Cartpole", 16, success="time_out", overrides=nowhere)
+
+
+def test_a_termination_term_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UserError) as caught:
+        IsaacEnv("Isaac-Cartpole", 16)
+    assert str(caught.value) == (
+        "env.isaac.success=success: Isaac-Cartpole has no such termination term; expected one of time_out, "
+        "cart_out_of_bounds, or null where there is no success"
+    )
