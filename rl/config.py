@@ -108,7 +108,7 @@ class PPOConfig:
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.1  # the same on collected successes
-    imitation_steps: int = 200  # of the optimizer, of nothing but imitation, before each half once something succeeded
+    imitation_steps: int = 500  # of the optimizer, of nothing but imitation, in each round; 0: no such part
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.0  # distance to the policy that a half began with
 
@@ -129,7 +129,7 @@ class GateConfig:
     """The paired test after each half of a round: champion and challenger on a fresh block of seeds."""
 
     enabled: bool = True
-    sim: bool = True  # also after PPO in the simulator; else what was learned there is accepted unseen
+    places: tuple[str, ...] = ("imitation", "sim", "dream")  # what was learned elsewhere is accepted unseen
     n_episodes: int = 64  # of one block
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
@@ -140,6 +140,8 @@ class GateConfig:
         _at_least(self, 1, "n_episodes")
         _at_least(self, self.n_episodes, "max_episodes")
         _require(self, ("alpha",), lambda value: 0 < value < 1, "between 0 and 1")
+        if unknown := set(self.places) - {"imitation", "sim", "dream"}:
+            raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
 
 
 @dataclass(frozen=True)

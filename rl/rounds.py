@@ -76,23 +76,34 @@ class PostTraining:
         # A control has no use for a critic, and its first rollout teaches as every other.
         self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
         self._begun = time.monotonic()
-        self.places = {"sim": ("sim",), "dream": ("dream",), "mix": ("sim", "dream")}[config.env.kind]
-        # The parts of a run: first evaluation, training and gate of each half, last evaluation.
-        self._part, self._n_parts = 0, 2 + 2 * config.n_rounds * len(self.places)
+        self._part = self._n_parts = 0
+
+    @property
+    def places(self) -> list[str]:
+        """What a round consists of, in order."""
+        places = {"sim": ("imitation", "sim"), "dream": ("imitation", "dream"), "mix": ("sim", "imitation", "dream")}
+        imitates = self.imitation is not None and self.config.ppo.imitation_steps > 0
+        return [place for place in places[self.config.env.kind] if place != "imitation" or imitates]
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
+        # The parts of a run: first evaluation, training and gate of each half, last evaluation.
+        self._part, self._n_parts = 0, 2 + 2 * self.config.n_rounds * len(self.places)
         before = before or self.evaluate()
         self.log(0, {"eval/success": success_rate(before)})
         self._part += 1
         halves = []
+        train = {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}
         for round_index in range(self.config.n_rounds):
+            if self.dreams is not None and self.config.dream.n_episodes > 0:
+                self._explore(self.config.dream.n_episodes)
             for place in self.places:
                 if place == "dream" and self.dreams is not None and self.dreams.end:
                     self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                     self._part += 2
                     continue
-                self._train_dream(round_index) if place == "dream" else self._train_sim(round_index)
+                self.policy.set_reference()
+                train[place](round_index)
                 self._part += 1
                 halves.append(self._gate(place, round_index))
                 self._part += 1
@@ -130,15 +141,13 @@ class PostTraining:
     def _tick(self, doing: str, share: float) -> None:
         self.tick(self._part + min(share, 1.0), self._n_parts, doing)
 
-    def _begin_half(self) -> None:
-        """Take over what has succeeded so far, which is quickly learned; what follows is measured from there."""
-        if self.imitation is not None and "sim" in self.imitation.examples:
-            self.ppo.imitate(self.config.ppo.imitation_steps)
-        self.policy.set_reference()
+    def _train_imitation(self, round_index: int) -> None:
+        """Take over what is quickly learned: the demonstrations of these tasks alone, and what has succeeded so far."""
+        self._tick(f"round {round_index + 1}, imitation", 0.0)
+        self.ppo.imitate(self.config.ppo.imitation_steps)
 
     def _train_sim(self, round_index: int) -> None:
         config = self.config
-        self._begin_half()
         begun, goal = self.sim_steps, config.total_timesteps * (round_index + 1) / config.n_rounds
         rollout_size = config.env.n_envs * config.ppo.n_steps * config.n_action_steps
         # To the nearest rollout: short episodes leave each a little under its size, which is no reason for one more.
@@ -149,9 +158,6 @@ class PostTraining:
     def _train_dream(self, round_index: int) -> None:
         assert self.dreams is not None
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
-        if config.n_episodes > 0:
-            self._explore(config.n_episodes)
-        self._begin_half()
         if not self.config.learns_from_dreams:
             n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
             self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
@@ -225,9 +231,9 @@ class PostTraining:
     def _gate(self, place: str, round_index: int) -> Half:
         gate, verdict = self.config.gate, None
         challenger = policy_state(self.policy)
-        if gate.enabled and (place == "dream" or gate.sim):
+        if gate.enabled and place in gate.places:
             contests = partial(self._contest, self.champion), partial(self._contest, challenger)
-            alpha = gate.alpha / (self.config.n_rounds * len(self.places))
+            alpha = gate.alpha / (self.config.n_rounds * len(set(gate.places) & {*self.places}))
             verdict = judge(*contests, gate.seed + self.gate_episodes, gate.n_episodes, gate.max_episodes, alpha)
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")

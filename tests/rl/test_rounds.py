@@ -58,7 +58,7 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     start = policy_state(post.policy)
     outcome = post.run()
 
-    assert [half.place for half in outcome.halves] == ["sim", "dream"] * 2
+    assert [half.place for half in outcome.halves] == ["sim", "imitation", "dream"] * 2
     assert outcome.sim_steps == post.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
@@ -144,20 +144,23 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: P
 
 
 @pytest.mark.parametrize("pg_coef", [1, 0])
-def test_a_dream_may_begin_with_episodes_that_explore(
+def test_a_round_may_begin_with_episodes_that_explore(
     pg_coef: int, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    control = [f"ppo.pg_coef={pg_coef}", "dream.success_bc_coef=0", "dream.ref_kl_coef=0"]
-    post = build("dream", tiny, demonstrations, "dream.n_episodes=3", *control)
+    control = [f"ppo.pg_coef={pg_coef}", "dream.success_bc_coef=0", "dream.ref_kl_coef=0", "gate.enabled=false"]
+    post = build("dream", tiny, demonstrations, "n_rounds=2", "dream.n_episodes=3", *control)
     assert post.dreams is not None
-    decided: list[int] = []
-    monkeypatch.setattr(post.policy, "decide", lambda *_: decided.append(1))
-    post._train_dream(0)
-    post._train_dream(1)
+    explored: list[int] = []
+    sample = post.policy.sample
+    monkeypatch.setattr(post.policy, "sample", lambda *given: (explored.append(1), sample(*given))[1])
+    post._explore(3)
+    assert explored
+    post.dreams.episodes.clear()
+    post.sim_steps = post.explored = 0
+    post.run()
     post.close()
     assert sorted(e.seed for e in post.dreams.episodes) == [50_000_000 + i for i in range(6)]
     assert post.sim_steps == sum(e.length for e in post.dreams.episodes) and post.gate_steps == 0
-    assert decided == []  # it explored
 
 
 def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
@@ -240,7 +243,7 @@ def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str],
 def test_dreams_that_promise_ever_more_than_they_keep_come_to_an_end(
     tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    post = build("mix", tiny, demonstrations, "n_rounds=6")
+    post = build("mix", tiny, demonstrations, "n_rounds=6", "ppo.imitation_steps=0")
     assert post.dreams is not None
     monkeypatch.setattr(post, "_train_sim", lambda i: None)
     promised = iter([0.1, 0.3, 0.7, 0.9, 0.9])
@@ -257,18 +260,24 @@ def test_dreams_that_promise_ever_more_than_they_keep_come_to_an_end(
     ]
 
 
-@pytest.mark.parametrize("place", ["sim", "dream"])
-def test_a_half_begins_by_imitating_what_has_succeeded(place: str, tiny: list[str], demonstrations: list[Any]) -> None:
-    post = build("mix", tiny, demonstrations, "ppo.imitation_steps=7")
+@pytest.mark.parametrize("preset", ["sim", "dream", "mix"])
+def test_imitation_is_a_part_of_each_round_and_judged_where_the_config_says(
+    preset: str, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = build(preset, tiny, demonstrations, "ppo.imitation_steps=7", "n_rounds=2")
     taken: list[int] = []
     post.ppo.imitate = taken.append  # type: ignore
-    train = getattr(post, f"_train_{place}")
-    train(0)
-    assert post.imitation is not None and taken == []  # nothing has succeeded yet
-    post.imitation.add_episodes([next(e for e in demonstrations if e.is_success)])
-    train(0)
+    monkeypatch.setattr(post, "_train_sim", lambda i: None)
+    monkeypatch.setattr(post, "_train_dream", lambda i: None)
+    monkeypatch.setattr(rl.rounds, "judge", judged(False))
+    halves = post.run().halves
     post.close()
-    assert taken == [7]
+    assert taken == [7, 7]
+    places = {"sim": ["imitation", "sim"], "dream": ["imitation", "dream"], "mix": ["sim", "imitation", "dream"]}
+    assert [half.place for half in halves] == places[preset] * 2
+    judged_ones = {"sim": {"sim"}, "dream": {"imitation", "dream"}, "mix": {"dream"}}
+    assert {half.place for half in halves if half.verdict is not None} == judged_ones[preset]
+    assert build(preset, tiny, demonstrations, "ppo.imitation_steps=0").places == places[preset][preset != "mix" :: 2]
 
 
 def test_reward_terms_are_logged_raw_and_weighted(tiny: list[str], demonstrations: list[Any]) -> None:

@@ -92,7 +92,7 @@ def test_interrupt_saves_the_champion(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PostTraining, "_train_dream", interrupt)
-    code, out, _ = call(capsys, "train", "dream", *tiny)
+    code, out, _ = call(capsys, "train", "dream", *tiny, "ppo.imitation_steps=0")
     assert code == 130
     (last,) = Path("runs/dream").glob("*/checkpoints/last")
     assert f"saved as {last}" in out
