@@ -108,7 +108,7 @@ class PPOConfig:
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.1  # the same on collected successes
-    imitation_steps: int = 500  # of the optimizer, of nothing but imitation, in each round; 0: no such part
+    imitation_steps: int = 500  # of the optimizer, of nothing but imitation, in the first round; 0: no such part
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
     ref_kl_coef: float = 0.0  # distance to the policy that a half began with
 

@@ -78,26 +78,26 @@ class PostTraining:
         self._begun = time.monotonic()
         self._part = self._n_parts = 0
 
-    @property
-    def places(self) -> list[str]:
-        """What a round consists of, in order."""
+    def places(self, round_index: int) -> list[str]:
+        """What a round consists of, in order; imitation is a part of the first one alone."""
         places = {"sim": ("imitation", "sim"), "dream": ("imitation", "dream"), "mix": ("sim", "imitation", "dream")}
-        imitates = self.imitation is not None and self.config.ppo.imitation_steps > 0
+        imitates = self.imitation is not None and self.config.ppo.imitation_steps > 0 and round_index == 0
         return [place for place in places[self.config.env.kind] if place != "imitation" or imitates]
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
         # The parts of a run: first evaluation, training and gate of each half, last evaluation.
-        self._part, self._n_parts = 0, 2 + 2 * self.config.n_rounds * len(self.places)
+        rounds = [self.places(i) for i in range(self.config.n_rounds)]
+        self._part, self._n_parts = 0, 2 + 2 * sum(map(len, rounds))
         before = before or self.evaluate()
         self.log(0, {"eval/success": success_rate(before)})
         self._part += 1
         halves = []
         train = {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}
-        for round_index in range(self.config.n_rounds):
+        for round_index, places in enumerate(rounds):
             if self.dreams is not None and self.config.dream.n_episodes > 0:
                 self._explore(self.config.dream.n_episodes)
-            for place in self.places:
+            for place in places:
                 if place == "dream" and self.dreams is not None and self.dreams.end:
                     self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                     self._part += 2
@@ -233,7 +233,8 @@ class PostTraining:
         challenger = policy_state(self.policy)
         if gate.enabled and place in gate.places:
             contests = partial(self._contest, self.champion), partial(self._contest, challenger)
-            alpha = gate.alpha / (self.config.n_rounds * len(set(gate.places) & {*self.places}))
+            n_gates = sum(p in gate.places for i in range(self.config.n_rounds) for p in self.places(i))
+            alpha = gate.alpha / n_gates
             verdict = judge(*contests, gate.seed + self.gate_episodes, gate.n_episodes, gate.max_episodes, alpha)
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")

@@ -1,0 +1,130 @@
+"""Isaac-Cartpole with our PPO, Stable-Baselines3's and rsl_rl's, in one process: what is learned, and how fast.
+
+    make isaac && .venv-isaac/bin/python -m pip install --no-deps rsl-rl-lib==5.5.1 tensordict
+    ISAACSIM_ASSET_ROOT=.venv-isaac/assets .venv-isaac/bin/python benchmarks/isaac.py [N_ENVS]
+
+The same simulator, network (two layers of 64, tanh), batch, epochs, learning rate and number of steps for all three,
+taken in turn, `ROUNDS` times; each begins from new weights. Success is not to leave the track for 5 seconds, the return
+is Isaac Lab's, both of the mean action in 256 episodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards import RewardManager
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.envs.isaac import IsaacEnv
+from rl.evaluate import Acts, evaluate_sim, success_rate
+from rl.gaussian_policy import GaussianPolicy
+from rl.ppo import ChunkPPO
+
+STEPS, PER_ROLLOUT, ROUNDS = 245_760, 16, 2
+EPOCHS, BATCHES, RATE, GAMMA = 5, 4, 1e-3, 0.99
+
+Learner = Callable[[IsaacEnv, int], Acts]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    n_envs = int(sys.argv[1]) if len(sys.argv) > 1 else 256
+    rewards = RewardManager({"task_reward": {"weight": 1.0}}, ("task_reward",), "sim")
+    env = IsaacEnv("Isaac-Cartpole", n_envs, success="time_out", terminate_on_success=False, rewards=rewards)
+    seconds: dict[str, list[float]] = {name: [] for name in LEARNERS}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in LEARNERS}
+    for seed in range(ROUNDS):
+        for name, learn in LEARNERS.items():
+            env.begun = False
+            env._env.reset(seed=seed)
+            begun = time.perf_counter()
+            policy = learn(env, seed)
+            seconds[name].append(time.perf_counter() - begun)
+            results = evaluate_sim(policy, env, range(1000, 1000 + 256))
+            found[name].append((success_rate(results), float(np.mean([r.reward for r in results]))))
+    env.close()
+    ours = np.median(seconds["wamtune"])
+    print("| | success | return | steps/s | time, ours = 1 |\n| --- | ---: | ---: | ---: | ---: |")
+    for name, taken in seconds.items():
+        success, paid = np.mean(found[name], axis=0)
+        took = np.median(taken)
+        print(f"| {name} | {100 * success:.1f} % | {paid:.2f} | {STEPS / took:,.0f} | {took / ours:.2f} |")
+
+
+def learn_ours(env: IsaacEnv, seed: int) -> Acts:
+    batch = env.num_envs * PER_ROLLOUT // BATCHES
+    words = f"seed={seed} ppo.n_steps={PER_ROLLOUT} ppo.n_epochs={EPOCHS} ppo.batch_size={batch} ppo.gamma={GAMMA}"
+    rates = f"ppo.learning_rate={RATE} ppo.critic_learning_rate={RATE}"
+    config = compose("isaac", [*words.split(), *rates.split()], TrainConfig)
+    torch.manual_seed(seed)
+    ppo = ChunkPPO(GaussianPolicy(env), env, config.ppo, seed=seed)
+    ppo.learn(STEPS)
+    return ppo.policy
+
+
+def learn_sb3(env: IsaacEnv, seed: int) -> Acts:
+    from isaaclab_rl.sb3 import Sb3VecEnvWrapper
+    from stable_baselines3 import PPO
+
+    batch = env.num_envs * PER_ROLLOUT // BATCHES
+    wrapped = Sb3VecEnvWrapper(env._env, fast_variant=True)
+    network = {"net_arch": [64, 64], "activation_fn": torch.nn.Tanh, "log_std_init": -0.5}
+    options: dict[str, Any] = {"n_steps": PER_ROLLOUT, "batch_size": batch, "n_epochs": EPOCHS, "gamma": GAMMA}
+    ppo = PPO("MlpPolicy", wrapped, RATE, seed=seed, device="cpu", max_grad_norm=1.0, policy_kwargs=network, **options)
+    ppo.learn(STEPS)
+    return Mean(lambda state: ppo.policy.get_distribution(state).distribution.mean)
+
+
+def learn_rsl_rl(env: IsaacEnv, seed: int) -> Acts:
+    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper, handle_deprecated_rsl_rl_cfg
+    from isaaclab_rl.rsl_rl.utils import create_rsl_rl_runner
+    from isaaclab_tasks.core.cartpole.agents.rsl_rl_ppo_cfg import CartpolePPORunnerCfg
+    from tensordict import TensorDict
+
+    torch.manual_seed(seed)
+    config = CartpolePPORunnerCfg()
+    config.num_steps_per_env, config.save_interval = PER_ROLLOUT, 10**9
+    config.actor.hidden_dims = config.critic.hidden_dims = [64, 64]
+    config.actor.activation = config.critic.activation = "tanh"
+    config.actor.distribution_cfg.init_std = float(np.exp(-0.5))
+    config.algorithm.num_learning_epochs, config.algorithm.num_mini_batches = EPOCHS, BATCHES
+    config.algorithm.learning_rate, config.algorithm.schedule, config.algorithm.gamma = RATE, "fixed", GAMMA
+    config.algorithm.entropy_coef, config.device = 0.0, "cpu"
+    config = handle_deprecated_rsl_rl_cfg(config, version("rsl-rl-lib"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        runner = create_rsl_rl_runner(RslRlVecEnvWrapper(env._env), config)
+        runner.learn(STEPS // (env.num_envs * PER_ROLLOUT))
+    policy = runner.get_inference_policy("cpu")
+    return Mean(lambda state: policy(TensorDict({"policy": state}, batch_size=[len(state)])))
+
+
+class Mean:
+    """A policy of another library as `evaluate_sim` asks for one: its mean action."""
+
+    def __init__(self, mean: Callable[[Tensor], Tensor]) -> None:
+        self.mean = mean
+
+    def encode(self, obs: dict[str, Tensor]) -> Tensor:
+        """The newest frame."""
+        return obs["state"][:, -1]
+
+    def decide(self, context: Tensor, seed: Tensor, counter: Tensor) -> Tensor:
+        """One action, not clipped here: the environment does that."""
+        return self.mean(context).unsqueeze(1)
+
+
+LEARNERS: dict[str, Learner] = {"wamtune": learn_ours, "SB3": learn_sb3, "rsl_rl": learn_rsl_rl}
+
+
+if __name__ == "__main__":
+    main()
