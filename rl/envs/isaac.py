@@ -128,7 +128,7 @@ class IsaacEnv(Simulator):
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
         everyone = torch.arange(self.num_envs, device=self.device, dtype=torch.int32)
-        self._env._reset_idx(everyone)
+        # Not by a reset of the environment, whose events would draw masses and gains anew.
         self._env.scene.reset_to(_cloned(state["scene"]), everyone, is_relative=True)
         # `reset_to` asks each joint to stay as it is, which is not what it was asked for.
         for name, parts in self._targets().items():

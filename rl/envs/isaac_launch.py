@@ -40,7 +40,7 @@ def launch(
         import rl.envs.isaac_push  # noqa: F401 - and this ours
     except ImportError as error:
         raise UserError(
-            f"env.id={env_id} needs Isaac Lab ({error}): pip install 'wamtune[isaac]', on Python 3.12"
+            f"env.id={env_id} needs Isaac Lab ({error}); see docs/isaac_lab.md, or make isaac for one without a GPU"
         ) from error
     try:
         gymnasium.spec(env_id)
