@@ -46,9 +46,11 @@ BUDGETS = (50_000, 100_000, 300_000)
 """Simulator steps at which methods are compared."""
 
 EVAL_SEED = 7_000_000
-DREAM = "dream n_rounds=4 gate.n_episodes=64 gate.max_episodes=64 eval.n_episodes=400"
+DREAM = "dream n_rounds=4 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=400"
 SIM = "sim total_timesteps=240_000 n_rounds=6 gate.n_episodes=32 gate.max_episodes=32 eval.n_episodes=200"
-MIX = "mix total_timesteps=160_000 n_rounds=8 gate.n_episodes=32 gate.max_episodes=32 eval.n_episodes=200"
+MIX = "mix total_timesteps=48_000 n_rounds=5 gate.n_episodes=32 gate.max_episodes=32 eval.n_episodes=200"
+FEW = "dream n_rounds=3 dream.n_episodes=50 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=200"
+FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.n_episodes=48 gate.max_episodes=48"
 METHODS = {
     "dream": (DREAM, None),
     "dream: anchor": (DREAM, "anchor"),
@@ -58,8 +60,15 @@ METHODS = {
     "mix": (MIX, None),
     "mix: filtered BC": (MIX, "filtered_bc"),
     "SB3": ("sim eval.n_episodes=200", None),
+    "150 episodes: dream": (FEW, None),
+    "150 episodes: frozen dream": (f"{FEW} dream.refit_steps=0", None),
+    "150 episodes: filtered BC": (FEW, "filtered_bc"),
+    "150 episodes: sim": (FEW_SIM, None),
 }
-"""Preset with overrides, and the control that it is run as; SB3 is Stable-Baselines3's own PPO, see `run_sb3`."""
+"""Preset with overrides, and the control that it is run as; SB3 is Stable-Baselines3's own PPO, see `run_sb3`.
+
+The last four are given 150 episodes for training, 50 a round; those of the gates come on top for all of them.
+"""
 
 Row = dict[str, Any]
 
@@ -125,8 +134,8 @@ def run_ours(config: TrainConfig) -> Row:
     return {
         "before": bits(outcome.before),
         "after": bits(outcome.after),
-        "curve": [(h.sim_steps + h.gate_steps, share(bits(h.evaluation))) for h in outcome.halves],
-        "accepted": sum(h.accepted for h in outcome.halves),
+        "curve": [(h.sim_steps + h.gate_steps, share(bits(h.evaluation))) for h in outcome.parts],
+        "accepted": sum(h.verdict is not None and h.accepted and h.place != "imitation" for h in outcome.parts),
         "sim_steps": outcome.sim_steps,
         "gate_steps": outcome.gate_steps,
     }

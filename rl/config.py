@@ -58,7 +58,7 @@ class DreamConfig:
     n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
-    rollback_factor: float = 4.0  # ref_kl_coef grows by it with every half in the dream that was rolled back
+    rollback_factor: float = 4.0  # ref_kl_coef grows by it with every dream that was rolled back
     max_widenings: int | None = 2  # dreams in a row with a wider gap to the gate, then no more of them; null: never
     max_expected_error: float | None = None  # a branch ends where trust expects more, of the object in metres
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
@@ -110,7 +110,7 @@ class PPOConfig:
     success_bc_coef: float = 0.1  # the same on collected successes
     imitation_steps: int = 500  # of the optimizer, of nothing but imitation, in the first round; 0: no such part
     bc_batch_size: int = 128  # windows of demonstrations, and of successes
-    ref_kl_coef: float = 0.0  # distance to the policy that a half began with
+    ref_kl_coef: float = 0.0  # distance to the policy that a part of a round began with
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
@@ -126,7 +126,7 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The paired test after each half of a round: champion and challenger on a fresh block of seeds."""
+    """The paired test after the parts of a round: champion and challenger on a fresh block of seeds."""
 
     enabled: bool = True
     places: tuple[str, ...] = ("imitation", "sim", "dream")  # what was learned elsewhere is accepted unseen

@@ -1,4 +1,4 @@
-"""What post-training gave: the halves of its rounds, and success before and after."""
+"""What post-training gave: the parts of its rounds, and success before and after."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Weights = dict[str, Tensor]
 
 
 @dataclass
-class Half:
-    """One half of a round: where PPO ran, what the gate said, and the champion after it."""
+class Part:
+    """One part of a round: where PPO ran, what the gate said, and the champion after it."""
 
     place: str  # "sim" or "dream"
     verdict: Verdict | None
@@ -26,7 +26,7 @@ class Half:
 
     @property
     def accepted(self) -> bool:
-        """The half has a champion of its own; without a gate it always does."""
+        """The part has a champion of its own; without a gate it always does."""
         return self.verdict is None or self.verdict.accepted
 
 
@@ -35,16 +35,16 @@ class Outcome:
     """What post-training gave. Every evaluation is on the same fresh seeds."""
 
     before: list[EpisodeResult]
-    halves: list[Half]
+    parts: list[Part]
     sim_steps: int
     gate_steps: int
 
     @property
     def after(self) -> list[EpisodeResult]:
         """Evaluation of the last champion."""
-        return self.halves[-1].evaluation if self.halves else self.before
+        return self.parts[-1].evaluation if self.parts else self.before
 
     def gain_of(self, place: str) -> float:
-        """Sum of the changes in success over the halves that ran in `place`."""
-        rates = [success_rate(self.before), *(success_rate(h.evaluation) for h in self.halves)]
-        return sum(new - old for h, old, new in zip(self.halves, rates, rates[1:], strict=False) if h.place == place)
+        """Sum of the changes in success over the parts that ran in `place`."""
+        rates = [success_rate(self.before), *(success_rate(h.evaluation) for h in self.parts)]
+        return sum(new - old for h, old, new in zip(self.parts, rates, rates[1:], strict=False) if h.place == place)

@@ -101,14 +101,14 @@ def _before_after(config: TrainConfig, episodes: Sequence[Row]) -> str:
 
 
 def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
-    """Success of the champion after each half of a round, of the run and of its controls, on the seeds of the end."""
+    """Success of the champion after each part of a round, of the run and of its controls, on the seeds of the end."""
     curves: dict[str, tuple[list[float], list[float | None]]] = {}
     for name in (config.name, *config.controls):
         tag = "eval/success" if name == config.name else f"{name}/eval/success"
         values: list[float | None] = [row[tag] for row in rows if tag in row]
         if len(values) > 1:
             curves[name] = list(range(len(values))), values
-    return figures.curves(curves, "halves of a round", "success in the simulator", share=True)
+    return figures.curves(curves, "parts of the rounds", "success in the simulator", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:
@@ -129,7 +129,7 @@ def _gates(rows: Sequence[Row]) -> str:
         )
         for (label, champion, challenger, accepted), row in zip(drawn, seen, strict=True)
     ]
-    head = ("half", "champion", "challenger", "won / lost", "verdict")
+    head = ("part", "champion", "challenger", "won / lost", "verdict")
     return figures.gates(drawn) + _table(head, lines) if lines else ""
 
 
@@ -224,7 +224,7 @@ def _examples(pairs: Row | None) -> str:
 
 
 def _ppo(rows: Sequence[Row]) -> str:
-    """Distance to the policy that a half began with, KL of an update, and the critic."""
+    """Distance to the policy that a part began with, KL of an update, and the critic."""
     updates = [row for row in rows if "train/value_loss" in row]
     x = list(range(1, len(updates) + 1))
     one = {tag: (x, [row.get(f"train/{tag}") for row in updates]) for tag in ("ref_kl", "approx_kl")}

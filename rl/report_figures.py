@@ -44,7 +44,7 @@ def curves(
             points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
             axes.plot(*zip(*points, strict=True), marker=".", label=name, color=(colors or {}).get(name))
         axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.02, 1.02) if share else None)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # updates, steps and halves are counted
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # updates, steps and parts are counted
         if len(of) > 1:
             axes.legend(fontsize="small")
 

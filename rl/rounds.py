@@ -17,7 +17,7 @@ from rl.envs.simulator import Simulator
 from rl.evaluate import Acts, EpisodeResult, Exploring, evaluate_sim, first_states, success_rate
 from rl.gate import judge
 from rl.imitation import Imitation
-from rl.outcome import Half, Outcome, Weights
+from rl.outcome import Outcome, Part, Weights
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
 from world_model.dream_env import StartStates
@@ -76,7 +76,7 @@ class PostTraining:
         # A control has no use for a critic, and its first rollout teaches as every other.
         self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
         self._begun = time.monotonic()
-        self._part = self._n_parts = 0
+        self._n_done = self._n_in_all = 0
 
     def places(self, round_index: int) -> list[str]:
         """What a round consists of, in order; imitation is a part of the first one alone."""
@@ -86,13 +86,13 @@ class PostTraining:
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
-        # The parts of a run: first evaluation, training and gate of each half, last evaluation.
+        # What there is to do: first evaluation, training and gate of each part of a round, last evaluation.
         rounds = [self.places(i) for i in range(self.config.n_rounds)]
-        self._part, self._n_parts = 0, 2 + 2 * sum(map(len, rounds))
+        self._n_done, self._n_in_all = 0, 2 + 2 * sum(map(len, rounds))
         before = before or self.evaluate()
         self.log(0, {"eval/success": success_rate(before)})
-        self._part += 1
-        halves = []
+        self._n_done += 1
+        parts = []
         train = {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}
         for round_index, places in enumerate(rounds):
             if self.dreams is not None and self.config.dream.n_episodes > 0:
@@ -100,14 +100,14 @@ class PostTraining:
             for place in places:
                 if place == "dream" and self.dreams is not None and self.dreams.end:
                     self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
-                    self._part += 2
+                    self._n_done += 2
                     continue
                 self.policy.set_reference()
                 train[place](round_index)
-                self._part += 1
-                halves.append(self._gate(place, round_index))
-                self._part += 1
-        outcome = Outcome(before, halves, self.sim_steps, self.gate_steps)
+                self._n_done += 1
+                parts.append(self._gate(place, round_index))
+                self._n_done += 1
+        outcome = Outcome(before, parts, self.sim_steps, self.gate_steps)
         self._evaluate_champions(outcome)
         load_policy_state(self.policy, self.champion)
         return outcome
@@ -139,7 +139,7 @@ class PostTraining:
         self._tick(doing, (before + n) / total)
 
     def _tick(self, doing: str, share: float) -> None:
-        self.tick(self._part + min(share, 1.0), self._n_parts, doing)
+        self.tick(self._n_done + min(share, 1.0), self._n_in_all, doing)
 
     def _train_imitation(self, round_index: int) -> None:
         """Take over what is quickly learned: the demonstrations of these tasks alone, and what has succeeded so far."""
@@ -228,7 +228,7 @@ class PostTraining:
     def _imitate(self, generator: torch.Generator) -> Tensor | None:
         return None if self.imitation is None else self.imitation.loss(generator)
 
-    def _gate(self, place: str, round_index: int) -> Half:
+    def _gate(self, place: str, round_index: int) -> Part:
         gate, verdict = self.config.gate, None
         challenger = policy_state(self.policy)
         if gate.enabled and place in gate.places:
@@ -249,7 +249,7 @@ class PostTraining:
         elif place == "dream":
             self.ref_kl_coef *= self.config.dream.rollback_factor
         load_policy_state(self.policy, self.champion)
-        return Half(place, verdict, self.champion, self.sim_steps, self.gate_steps, time.monotonic() - self._begun)
+        return Part(place, verdict, self.champion, self.sim_steps, self.gate_steps, time.monotonic() - self._begun)
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
@@ -275,11 +275,11 @@ class PostTraining:
 
     def _evaluate_champions(self, outcome: Outcome) -> None:
         results = outcome.before
-        self._n_parts = self._part + sum(half.accepted for half in outcome.halves)
-        for half in outcome.halves:
-            if half.accepted:
-                load_policy_state(self.policy, half.champion)
+        self._n_in_all = self._n_done + sum(part.accepted for part in outcome.parts)
+        for part in outcome.parts:
+            if part.accepted:
+                load_policy_state(self.policy, part.champion)
                 results = self.evaluate()
-                self._part += 1
-            half.evaluation = results
-            self.log(half.sim_steps, {"eval/success": success_rate(results)})
+                self._n_done += 1
+            part.evaluation = results
+            self.log(part.sim_steps, {"eval/success": success_rate(results)})

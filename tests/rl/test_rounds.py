@@ -14,7 +14,7 @@ from rl.config import TrainConfig
 from rl.evaluate import EpisodeResult
 from rl.gate import Verdict
 from rl.imitation import Imitation, leads_to_success
-from rl.outcome import Half, Outcome
+from rl.outcome import Outcome, Part
 from rl.policy import policy_state
 from rl.rounds import PostTraining
 from world_model.metrics import prediction_metrics
@@ -58,12 +58,12 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     start = policy_state(post.policy)
     outcome = post.run()
 
-    assert [half.place for half in outcome.halves] == ["sim", "imitation", "dream", "sim", "dream"]
+    assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream", "sim", "dream"]
     assert outcome.sim_steps == post.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
     after = policy_state(post.policy)
-    assert all(torch.equal(after[name], value) for name, value in outcome.halves[-1].champion.items())
+    assert all(torch.equal(after[name], value) for name, value in outcome.parts[-1].champion.items())
     assert any(not torch.equal(after[name], start[name]) for name in start if ".action." in name)
     for name, value in post.model.named_parameters():
         trained = name in dynamics or name.startswith(("action.", "value."))
@@ -85,8 +85,8 @@ def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: py
     post._train_dream(0)
     trained = policy_state(post.policy)
     assert any(not torch.equal(trained[name], start[name]) for name in start)
-    half = post._gate("dream", 0)
-    assert not half.accepted
+    part = post._gate("dream", 0)
+    assert not part.accepted
     restored = policy_state(post.policy)
     assert restored.keys() == start.keys()
     assert all(torch.equal(restored[name], start[name]) for name in start)
@@ -95,7 +95,7 @@ def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: py
 def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
     no, champion = Verdict(False, 1.0, 0.0, 0, 4, 4), post.champion
     before = [EpisodeResult("push", 0, True, 5, 1.0)]
-    outcome = Outcome(before, [Half("dream", no, champion, 0, 0, 0.0), Half("sim", no, champion, 9, 0, 0.0)], 9, 0)
+    outcome = Outcome(before, [Part("dream", no, champion, 0, 0, 0.0), Part("sim", no, champion, 9, 0, 0.0)], 9, 0)
     post.evaluate = lambda: pytest.fail("the champion is that of the start, and was evaluated")  # type: ignore
     post._evaluate_champions(outcome)
     assert outcome.after is before
@@ -252,9 +252,9 @@ def test_dreams_that_promise_ever_more_than_they_keep_come_to_an_end(
     monkeypatch.setattr(rl.rounds, "judge", lambda *_: Verdict(False, 0.5, next(kept), 0, 1, 4))
     said: list[str] = []
     post.say = said.append
-    halves = post.run(post.evaluate()).halves
+    parts = post.run(post.evaluate()).parts
     post.close()
-    assert [half.place for half in halves] == ["sim", "dream"] * 4 + ["sim"] * 2
+    assert [part.place for part in parts] == ["sim", "dream"] * 4 + ["sim"] * 2
     assert [line for line in said if "no more dreams" in line] == [
         f"round {n}: the gap widens, there are no more dreams in this run" for n in (5, 6)
     ]
@@ -270,14 +270,14 @@ def test_imitation_is_a_part_of_the_first_round_and_judged_where_the_config_says
     monkeypatch.setattr(post, "_train_sim", lambda i: None)
     monkeypatch.setattr(post, "_train_dream", lambda i: None)
     monkeypatch.setattr(rl.rounds, "judge", judged(False))
-    halves = post.run().halves
+    parts = post.run().parts
     post.close()
     assert taken == [7]
     places = {"sim": ["imitation", "sim"], "dream": ["imitation", "dream"], "mix": ["sim", "imitation", "dream"]}
     later = [place for place in places[preset] if place != "imitation"]
-    assert [half.place for half in halves] == places[preset] + later
+    assert [part.place for part in parts] == places[preset] + later
     judged_ones = {"sim": {"sim"}, "dream": {"imitation", "dream"}, "mix": {"dream"}}
-    assert {half.place for half in halves if half.verdict is not None} == judged_ones[preset]
+    assert {part.place for part in parts if part.verdict is not None} == judged_ones[preset]
     assert build(preset, tiny, demonstrations, "ppo.imitation_steps=0").places(0) == later
 
 
@@ -333,10 +333,10 @@ def test_shares_of_the_gain_add_up() -> None:
     def rate(n: int) -> list[EpisodeResult]:
         return [EpisodeResult("push", i, i < n, 5, 0.0) for i in range(10)]
 
-    halves = [
-        Half(place, None, {}, 0, 0, 0.0, rate(n)) for place, n in (("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8))
+    parts = [
+        Part(place, None, {}, 0, 0, 0.0, rate(n)) for place, n in (("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8))
     ]
-    outcome = Outcome(rate(3), halves, 100, 50)
+    outcome = Outcome(rate(3), parts, 100, 50)
     # dream: 3 -> 5 and 4 -> 7; simulator: 5 -> 4 and 7 -> 8
     assert outcome.gain_of("dream") == pytest.approx(0.5)
     assert outcome.gain_of("sim") == pytest.approx(0.0)
