@@ -14,7 +14,7 @@ from rl import report_figures as figures
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.evaluate import EpisodeResult, describe, paired_gain
-from rl.run_folder import read_rows
+from rl.verbs.run_folder import read_rows
 
 PAIRS = "pairs.json"
 """File of a run folder with the paired evaluation of its champion, see `rl.report_pairs`."""

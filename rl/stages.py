@@ -17,12 +17,12 @@ import torch
 from rewards.errors import UserError
 from rl.compose import compose, to_yaml
 from rl.model_card import finite, model_card, success_metrics, world_metrics
-from rl.run_folder import RunFolder
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.stage_episodes import collect, demonstrations, evaluate, heldout_store, roll_out
 from rl.stage_trust import calibrate_trust
 from rl.verbs.progress import Progress
+from rl.verbs.run_folder import RunFolder
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.files import existing_folder

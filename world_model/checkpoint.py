@@ -64,7 +64,7 @@ def load_checkpoint(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str,
     files = _read_verified(folder, (CONFIG, MODEL))
     config = _from_json(folder / CONFIG, files[CONFIG])
     version = config.pop("schema_version", None)
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise UserError(f"{folder / CONFIG}: schema_version is missing or not a number; copy the checkpoint again")
     if version > SCHEMA_VERSION:
         raise UserError(f"{folder / CONFIG}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
@@ -134,10 +134,14 @@ def _to_json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _from_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(data)
-    except ValueError as error:  # UnicodeDecodeError is one
+        content = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise UserError(f"{path}: it is not valid JSON; copy the checkpoint again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: it does not hold a JSON object; copy the checkpoint again")

@@ -29,7 +29,8 @@ from world_model.windows import Windows
 if TYPE_CHECKING:
     from world_model.episodes import Episode
 
-SCHEMA_VERSION = 1
+LARGEST = 8192
+"""What a size in a config may be at most: 20 times what the built-in models have."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class ModelConfig:
     n_heads: int = 5
 
     def check(self) -> None:
-        """Raise `UserError` for sizes that do not divide."""
+        """Raise `UserError` for sizes that no model has, before memory is taken for them, and that do not divide."""
+        for name, size in asdict(self).items():
+            if type(size) is not int or not 1 <= size <= LARGEST:
+                raise UserError(f"model.{name}={size!r}: expected a whole number from 1 to {LARGEST}")
         for small, large in (
             ("frames_per_token", "chunk_size"),
             ("actions_per_token", "chunk_size"),

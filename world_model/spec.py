@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,7 +56,8 @@ class Spec:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Spec:
-        """Rebuild what `to_dict` gave."""
+        """Rebuild what `to_dict` gave; a `UserError` names what cannot be of any environment."""
+        _check(data)
         features = {
             key: Feature(tuple(f["shape"]), f["unit"], {k: (v[0], v[1]) for k, v in f["slices"].items()})
             for key, f in data["features"].items()
@@ -84,3 +86,30 @@ class Spec:
             raise UserError(
                 f"{where}: task {unknown[0]!r} is unknown to the checkpoint; it knows {', '.join(self.tasks)}"
             )
+
+
+def _check(data: dict[str, Any]) -> None:
+    """Refuse sizes, bounds and rates that no robot could live with, wherever they come from."""
+    low, high, hz, tasks = (data[name] for name in ("action_low", "action_high", "control_hz", "tasks"))
+    bounds = len(low) == len(high) > 0 and all(
+        _number(a) and _number(b) and a < b for a, b in zip(low, high, strict=True)
+    )
+    for name, holds, expected in (
+        ("action_low, action_high", bounds, "as many finite numbers in both, each low below its high"),
+        ("control_hz", _number(hz) and hz > 0, "a finite number above 0"),
+        ("tasks", len(tasks) > 0 and all(isinstance(task, str) for task in tasks), "names"),
+        ("features", all(map(_is_feature, data["features"].values())), "a shape of 1 to 100,000, slices within it"),
+    ):
+        if not holds:
+            raise UserError(f"spec.{name}: {str(data.get(name, (low, high)))[:80]}, expected {expected}")
+
+
+def _is_feature(feature: dict[str, Any]) -> bool:
+    shape, slices = feature["shape"], feature["slices"]
+    sizes = len(shape) > 0 and all(type(size) is int and 0 < size <= 100_000 for size in shape)
+    inside = sizes and len(slices) <= 1000 and all(0 <= a < b <= shape[0] for a, b in slices.values())
+    return inside and isinstance(feature["unit"], str)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

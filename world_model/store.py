@@ -45,11 +45,14 @@ def load_model(name_or_path: str | Path) -> WorldActionModel:
 def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, dict[str, Any]]:
     """`load_model`, and the whole of its `config.json`."""
     config, tensors = load_checkpoint(name_or_path)
+    for name in ("stage", "parent"):
+        if not isinstance(config.get(name, ""), str):
+            raise UserError(f"{name_or_path}/config.json: {name} is {str(config[name])[:40]}, expected a word")
     try:
-        model = WorldActionModel.from_config(config)
-    except (KeyError, TypeError, AttributeError) as error:
+        with torch.device("meta"):  # its sizes alone: no memory is taken for what the weights do not confirm
+            expected = WorldActionModel.from_config(config).state_dict()
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name_or_path}/config.json does not describe a world-action model: {error!r}") from error
-    expected = model.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
         where = "missing from" if name in expected else "unexpected in"
         raise UserError(
@@ -59,6 +62,9 @@ def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, d
         shape, expected_shape = tuple(value.shape), tuple(expected[name].shape)
         if shape != expected_shape:
             raise UserError(f"{name_or_path}: tensor {name!r} has shape {shape}, config.json says {expected_shape}")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name_or_path}: tensor {name!r} holds a value that is not finite; nothing was loaded")
+    model = WorldActionModel.from_config(config)
     # Weights may be stored in half precision to save space; they are always used in single precision.
     model.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in tensors.items()})
     return model.eval(), config

@@ -23,8 +23,8 @@ from rl.policy import load_policy_state, policy_state
 from rl.report import PAIRS, write_report
 from rl.report_pairs import champion_pairs
 from rl.rounds import Log, PostTraining
-from rl.run_folder import RunFolder
 from rl.verbs.progress import Progress, show
+from rl.verbs.run_folder import RunFolder
 from world_model.checkpoint import find_checkpoint, save_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel

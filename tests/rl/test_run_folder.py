@@ -12,8 +12,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rewards.errors import UserError
-from rl.run_folder import RunFolder, read_rows
 from rl.verbs.progress import Progress
+from rl.verbs.run_folder import RunFolder, read_rows
 
 
 def scalars(path: Path, tag: str) -> list[tuple[int, float]]:

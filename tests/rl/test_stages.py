@@ -13,8 +13,8 @@ from rl import cli, stage_episodes, stages
 from rl.compose import compose
 from rl.evaluate import EpisodeResult
 from rl.model_card import figures, finite, success_metrics
-from rl.run_folder import read_rows
 from rl.stage_config import PretrainConfig, TuneConfig
+from rl.verbs.run_folder import read_rows
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, load_model_and_config, save_model
 

@@ -12,7 +12,7 @@ from rl import cli
 from rl.compose import compose, find_preset
 from rl.config import CONTROLS, TrainConfig
 from rl.rounds import PostTraining
-from rl.run_folder import read_rows
+from rl.verbs.run_folder import read_rows
 from rl.verbs.train import _Shown, control_config
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, load_model_and_config, save_model

@@ -179,6 +179,10 @@ def test_a_missing_file_is_named(tmp_path, name: str) -> None:
     [
         (b"{nonsense", "it is not valid JSON; copy the checkpoint again"),
         (b"\xff\xfe", "it is not valid JSON; copy the checkpoint again"),
+        (b"[" * 3000 + b"]" * 3000, "it is not valid JSON; copy the checkpoint again"),
+        (b'{"schema_version": 1, "step": NaN}', "it is not valid JSON; copy the checkpoint again"),
+        (b'{"schema_version": true}', "schema_version is missing or not a number; copy the checkpoint again"),
+        (b'{"schema_version": 0}', "schema_version is missing or not a number; copy the checkpoint again"),
         (b"[1]", "it does not hold a JSON object; copy the checkpoint again"),
         (b"{}", "schema_version is missing or not a number; copy the checkpoint again"),
         (b'{"schema_version": 2}', "schema_version 2, known up to 1; upgrade wamtune"),
