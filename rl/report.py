@@ -114,7 +114,8 @@ def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
 def _gates(rows: Sequence[Row]) -> str:
     """What every gate saw and decided."""
     seen = [row for row in rows if "gate/accepted" in row]
-    labels = [f"{i + 1}: {'dream' if row.get('gate/in_dream') else 'sim'}" for i, row in enumerate(seen)]
+    places = [next((p for p in ("dream", "imitation") if row.get(f"gate/in_{p}")), "sim") for row in seen]
+    labels = [f"{i + 1}: {place}" for i, place in enumerate(places)]
     drawn = [
         (label, row["gate/champion"], row["gate/challenger"], bool(row["gate/accepted"]))
         for label, row in zip(labels, seen, strict=True)

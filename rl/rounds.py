@@ -239,7 +239,8 @@ class PostTraining:
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")
             seen = {"champion": verdict.champion, "challenger": verdict.challenger, "accepted": verdict.accepted}
-            seen |= {"won": verdict.won, "lost": verdict.lost, "in_dream": place == "dream"}
+            seen |= {"won": verdict.won, "lost": verdict.lost}
+            seen |= {f"in_{name}": place == name for name in ("imitation", "dream")}
             seen["episodes"] = self.gate_episodes
             self.log(self.sim_steps, {f"gate/{name}": float(value) for name, value in seen.items()})
             if place == "dream" and self.dreams is not None:

@@ -221,6 +221,7 @@ def _figures(run: Run) -> dict[str, str]:
         "before": _share(outcome.before),
         "after": _share(outcome.after),
         "gain, points": f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]",
+        "from imitation": f"{100 * outcome.gain_of('imitation'):+.1f}",
         "from the dream": f"{100 * outcome.gain_of('dream'):+.1f}",
         "from the simulator": f"{100 * outcome.gain_of('sim'):+.1f}",
         "episodes": str(len(outcome.after)),

@@ -45,7 +45,7 @@ def test_train_with_controls_leaves_everything(
     code, out, err = call(capsys, "train", "mix", *tiny, "controls=[anchor,filtered_bc]")
     assert code == 0, err
     (folder,) = Path("runs/mix").iterdir()
-    for word in ("before", "after", "gain, points", "from the dream", "from the simulator", "episodes", "minutes"):
+    for word in ("before", "after", "gain, points", "from imitation", "from the dream", "episodes", "minutes"):
         assert f"│ {word}" in out
     assert "round 1, dream: " in out and "rewards: 1 x success" in out
     assert compose(folder, [], TrainConfig) == compose("mix", [*tiny, "controls=[anchor,filtered_bc]"], TrainConfig)
