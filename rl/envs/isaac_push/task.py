@@ -37,7 +37,7 @@ class SceneCfg(InteractiveSceneCfg):
         init_state=AssetBaseCfg.InitialStateCfg(pos=(0.0, 0.0, -0.05)),
         spawn=sim_utils.CuboidCfg(
             size=(0.8, 0.8, 0.1),
-            collision_props=sim_utils.CollisionPropertiesCfg(),
+            collision_props=[sim_utils.UsdPhysicsCollisionCfg(collision_enabled=True)],
             visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.5, 0.5, 0.5)),
         ),
     )
@@ -56,9 +56,9 @@ class SceneCfg(InteractiveSceneCfg):
         init_state=RigidObjectCfg.InitialStateCfg(pos=(0.0, 0.0, PUCK["height"] / 2)),
         spawn=sim_utils.CylinderCfg(
             **PUCK,
-            rigid_props=sim_utils.RigidBodyPropertiesCfg(),
-            mass_props=sim_utils.MassPropertiesCfg(mass=0.1),
-            collision_props=sim_utils.CollisionPropertiesCfg(),
+            rigid_props=[sim_utils.UsdPhysicsRigidBodyCfg(rigid_body_enabled=True)],
+            mass_props=[sim_utils.MassCfg(mass=0.1)],
+            collision_props=[sim_utils.UsdPhysicsCollisionCfg(collision_enabled=True)],
             visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.8, 0.1, 0.1)),
         ),
     )
@@ -68,8 +68,8 @@ class SceneCfg(InteractiveSceneCfg):
         spawn=sim_utils.CylinderCfg(
             radius=0.05,
             height=0.002,
-            rigid_props=sim_utils.RigidBodyPropertiesCfg(kinematic_enabled=True),
-            mass_props=sim_utils.MassPropertiesCfg(mass=1.0),
+            rigid_props=[sim_utils.UsdPhysicsRigidBodyCfg(rigid_body_enabled=True, kinematic_enabled=True)],
+            mass_props=[sim_utils.MassCfg(mass=1.0)],
             visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.1, 0.7, 0.2)),
         ),
     )
