@@ -11,7 +11,7 @@ from rewards.errors import UserError
 from rewards.manager import ISAAC, isaac_terms
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv, make_spec
-from rl.envs.simulator import Simulator
+from rl.envs.simulator import Simulator, is_isaac
 from rl.gaussian_policy import GaussianPolicy
 from rl.policy import ChunkPolicy, FlowPolicy
 from world_model.env import BatchedEnv
@@ -28,7 +28,7 @@ def make_sim(
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
     """
     env = config.env
-    if env.id.startswith("Isaac-"):
+    if is_isaac(env.id):
         return _make_isaac(config, model, n_envs, rewards)
     if model is not None:
         model.spec.check_fits(make_spec(env.id, tasks), f"env.id={env.id}")
@@ -112,6 +112,6 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
         provides.add("progress")
     if place == "sim":
         provides.add("task_reward")
-        if config.env.id.startswith("Isaac-"):
+        if is_isaac(config.env.id):
             provides.add(ISAAC)
     return RewardManager(config.rewards, provides, place)

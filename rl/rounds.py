@@ -21,6 +21,7 @@ from rl.outcome import Outcome, Part, Weights
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
 from world_model.dream_env import StartStates
+from world_model.episodes import Episode
 from world_model.model import WorldActionModel
 
 START_SEED = 100_000_000
@@ -254,20 +255,20 @@ class PostTraining:
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
-        results = self._recorded(seeds, "gate", self.policy)
+        results = self._recorded(seeds, "gate")
         self.gate_steps += sum(r.n_steps for r in results)
         return results
 
-    def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts) -> list[EpisodeResult]:
+    def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts | None = None) -> list[EpisodeResult]:
         """Run episodes that imitation and dream may learn from."""
         for arena in self.arenas:
             arena.record(True)
         results = self._episodes(seeds, doing, policy)
         # Where there are more environments than seeds, the last one was run again and again: the first time counts.
-        recorded = [
-            e for arena in self.arenas for e in reversed(arena.record(arena is self.sim and self.dreams is not None))
-        ]
-        episodes = {(e.task, e.seed): e for e in recorded if e.seed in set(seeds)}
+        episodes: dict[tuple[str, int], Episode] = {}
+        for arena in self.arenas:
+            recorded = arena.record(arena is self.sim and self.dreams is not None)
+            episodes |= {(e.task, e.seed): e for e in reversed(recorded) if e.seed in seeds}
         if self.imitation is not None:
             self.imitation.add_episodes([*episodes.values()])
         if self.dreams is not None:

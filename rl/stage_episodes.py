@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.envs.sim import SimEnv
-from rl.envs.simulator import Simulator
+from rl.envs.simulator import Simulator, is_isaac
 from rl.evaluate import EpisodeResult
 from rl.policy import FlowPolicy
 from rl.report_pairs import run_pairs, summarise
@@ -93,13 +93,13 @@ def evaluate(
 def _complete(config: PretrainConfig, store: EpisodeStore, source: str, n: int, first: int) -> None:
     have = {(e.task, e.seed) for e in store.load(config.tasks, [source])}
     # Isaac Lab lives from many environments at once, and takes its time to make them.
-    batch = n if config.id.startswith("Isaac-") else BATCH
+    batch = n if is_isaac(config.id) else BATCH
     with Progress(f"collect {source}") as progress:
         for begin in range(first, first + n, max(batch, 1)):
             seeds = range(begin, min(begin + batch, first + n))
             lacking = [task for task in config.tasks if any((task, seed) not in have for seed in seeds)]
             if lacking:
-                n_envs = len(seeds) if config.id.startswith("Isaac-") else len(lacking)
+                n_envs = len(seeds) if is_isaac(config.id) else len(lacking)
                 with contextlib.closing(_env(config, lacking, config.tasks, n_envs)) as env:
                     episodes = collect_from(env, len(lacking), source, len(seeds), begin)
                     store.append([e for e in episodes if (e.task, e.seed) not in have], env.spec)
@@ -115,7 +115,7 @@ def _env(
     terminate_on_success: bool = False,
 ) -> Simulator:
     options: dict[str, Any] = {"n_context_frames": n_context_frames, "terminate_on_success": terminate_on_success}
-    if config.id.startswith("Isaac-"):
+    if is_isaac(config.id):
         from rl.envs.isaac import IsaacEnv
 
         return IsaacEnv(config.id, n_envs, **options, **vars(config.isaac))
@@ -125,7 +125,7 @@ def _env(
 def _policy(
     config: TuneConfig, model: WorldActionModel, task: str, n_episodes: int, terminate_on_success: bool
 ) -> tuple[Simulator, FlowPolicy]:
-    n_envs = n_episodes if config.id.startswith("Isaac-") else min(n_episodes, MAX_ENVS)
+    n_envs = n_episodes if is_isaac(config.id) else min(n_episodes, MAX_ENVS)
     env = _env(config, [task], model.spec.tasks, n_envs, model.config.n_context_frames, terminate_on_success)
     return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
 

@@ -191,8 +191,8 @@ class IsaacEnv(Simulator):
             )
             if self._image is not None and last_image is not None:
                 self._image = torch.where(alive[:, None, None, None], last_image, self._image)
-            self._newest, self._begun_anew = newest, ended.clone()
-            alive &= ~ended & ~(success if self.terminate_on_success else torch.zeros_like(success))
+            self._newest, self._begun_anew = newest, ended
+            alive &= ~(ended | success) if self.terminate_on_success else ~ended
         frames, success, terminated, truncated, reward, own = (
             torch.stack(parts, 1) for parts in zip(*steps, strict=True)
         )

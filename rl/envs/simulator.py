@@ -13,6 +13,11 @@ from world_model.env import BatchedEnv, ChunkStep
 from world_model.episodes import Episode
 
 
+def is_isaac(env_id: str) -> bool:
+    """Whether an environment is one of Isaac Lab, whose ids begin alike."""
+    return env_id.startswith("Isaac-")
+
+
 class Simulator(BatchedEnv):
     """A place where things really happen, as far as a computer can tell.
 
