@@ -37,7 +37,7 @@ class _Term:
     weight: float
     requires: tuple[str, ...]
     call: Callable[[Transition], Tensor]
-    reset: Callable[[Tensor], None] | None
+    keeper: Any  # the object with `reset(mask)` of a term that keeps state, else None
 
 
 ISAAC = "isaac"
@@ -84,6 +84,7 @@ class RewardManager:
             _check_provided(term, ALWAYS_PROVIDED | set(provides), place)
         self.names = [term.name for term in self._terms]
         self.weights = {term.name: term.weight for term in self._terms}
+        self._keepers = {term.name: term.keeper for term in self._terms if term.keeper is not None}
         self.requires = frozenset(name for term in self._terms for name in term.requires)
 
     @torch.no_grad()
@@ -97,7 +98,7 @@ class RewardManager:
         """
         raw = t.next_state.new_zeros(len(self._terms), t.next_state.shape[0])
         for row, term in zip(raw, self._terms, strict=True):
-            calls = n_steps if term.reset else 1  # a term that keeps state must see the steps one by one
+            calls = n_steps if term.keeper else 1  # a term that keeps state must see the steps one by one
             for step in range(calls):
                 row[step::calls].copy_(_call(term, _rows(t, slice(step, None, calls))))
         if executed is not None:
@@ -112,9 +113,19 @@ class RewardManager:
 
     def reset(self, mask: Tensor) -> None:
         """Tell the terms that keep state which episodes begin. `mask`: (num_envs,) bool."""
-        for term in self._terms:
-            if term.reset is not None:
-                term.reset(mask)
+        for keeper in self._keepers.values():
+            keeper.reset(mask)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return what the terms that keep state remember: those of their attributes that are tensors or numbers."""
+        attributes = {name: vars(keeper).items() for name, keeper in self._keepers.items()}
+        kept = Tensor | float | int
+        return {name: {k: copy.deepcopy(v) for k, v in of if isinstance(v, kept)} for name, of in attributes.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, keeper in self._keepers.items():
+            vars(keeper).update(state[name])
 
     def describe(self) -> list[tuple[str, str, float, tuple[str, ...]]]:
         """Return (name, func, weight, requires) of each active term, in order."""
@@ -155,7 +166,7 @@ def _build(name: str, term: Mapping[str, Any]) -> _Term:
         target = copy.deepcopy(found)  # an instance must not share its state between sim and dream
         call = partial(target, **params) if params else target
     requires = _requires(name, getattr(target, "requires", ()))
-    return _Term(name, func, _weight(name, term), requires, call, getattr(target, "reset", None))
+    return _Term(name, func, _weight(name, term), requires, call, target if hasattr(target, "reset") else None)
 
 
 def _weight(name: str, term: Mapping[str, Any]) -> float:

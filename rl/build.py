@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -28,46 +29,23 @@ def make_sim(
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
     """
     env = config.env
+    options: dict[str, Any] = {
+        "n_context_frames": 1 if model is None else model.config.n_context_frames,
+        "read_out": None if model is None else model.read_frames,
+        "seed": config.seed,
+        **{name: getattr(env, name) for name in ("max_steps", "terminate_on_success", "action_delay", "obs_noise")},
+    }
+    sim: Simulator
     if is_isaac(env.id):
-        return _make_isaac(config, model, n_envs, rewards)
-    if model is not None:
-        model.spec.check_fits(make_spec(env.id, tasks), f"env.id={env.id}")
-    sim = SimEnv(
-        env.id,
-        n_envs,
-        tasks or None,
-        n_context_frames=1 if model is None else model.config.n_context_frames,
-        max_steps=env.max_steps,
-        n_workers=env.n_workers or default_workers(),
-        terminate_on_success=env.terminate_on_success,
-        seed=config.seed,
-        read_out=None if model is None else model.read_frames,
-        action_delay=env.action_delay,
-        obs_noise=env.obs_noise,
-        task_names=None if model is None else model.spec.tasks,
-    )
-    if rewards:
-        sim.rewards = make_rewards(config, sim.spec, sim.place, model)
-    return sim
+        from rl.envs.isaac import IsaacEnv
 
-
-def _make_isaac(config: TrainConfig, model: WorldActionModel | None, n_envs: int, rewards: bool) -> Simulator:
-    from rl.envs.isaac import IsaacEnv
-
-    env = config.env
-    sim = IsaacEnv(
-        env.id,
-        n_envs,
-        n_context_frames=1 if model is None else model.config.n_context_frames,
-        max_steps=env.max_steps,
-        terminate_on_success=env.terminate_on_success,
-        seed=config.seed,
-        read_out=None if model is None else model.read_frames,
-        action_delay=env.action_delay,
-        obs_noise=env.obs_noise,
-        own_rewards=isaac_terms(config.rewards) if rewards else None,
-        **vars(env.isaac),
-    )
+        own_rewards = isaac_terms(config.rewards) if rewards else None
+        sim = IsaacEnv(env.id, n_envs, own_rewards=own_rewards, **vars(env.isaac), **options)
+    else:
+        if model is not None:  # before a task that it does not know is refused for its name alone
+            model.spec.check_fits(make_spec(env.id, tasks), f"env.id={env.id}")
+        names, n_workers = None if model is None else model.spec.tasks, env.n_workers or default_workers()
+        sim = SimEnv(env.id, n_envs, tasks or None, n_workers=n_workers, task_names=names, **options)
     try:
         if model is not None:
             model.spec.check_fits(sim.spec, f"env.id={env.id}")

@@ -10,13 +10,15 @@ import dataclasses
 import importlib
 import inspect
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-from rl.shadow import foreign_package
+from rl.verbs.shadow import foreign_package
 
 VERBS = {
     "ls": ("rl.verbs.ls", "list checkpoints, presets, reward terms and tasks"),
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(hidden, 2)
     from rewards.errors import UserError
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # whoever ends it, it ends alike
     try:
         _dispatch([word for word in words if word != "--debug"])
     except UserError as error:

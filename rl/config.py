@@ -59,7 +59,7 @@ class DreamConfig:
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
     rollback_factor: float = 4.0  # ref_kl_coef grows by it with every dream that was rolled back
-    max_widenings: int | None = 2  # dreams in a row with a wider gap to the gate, then no more of them; null: never
+    max_widenings: int | None = 2  # dreams in a row that win nothing with a wider gap, then no more; null: never
     max_expected_error: float | None = None  # a branch ends where trust expects more, of the object in metres
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
     weigh_by_trust: bool = False  # a chunk counts half in an update where its expected error is the median one
@@ -163,7 +163,8 @@ CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
     "filtered_bc": {"ppo": {"pg_coef": 0.0, "success_bc_coef": 1.0}, "dream": {"success_bc_coef": 0.0}},
     "unsafe_dream": {
         "ppo": {"bc_coef": 0.0, "success_bc_coef": 0.0, "target_kl": None},
-        "dream": {"success_bc_coef": 0.0, "ref_kl_coef": 0.0, "refit_steps": 0, "max_expected_error": None},
+        "dream": {"success_bc_coef": 0.0, "ref_kl_coef": 0.0, "refit_steps": 0, "max_expected_error": None}
+        | {"weigh_by_trust": False, "redream": False},
         "gate": {"enabled": False},
     },
 }
@@ -182,6 +183,7 @@ class TrainConfig:
     total_timesteps: int = 100_000  # executed simulator steps, evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, then the gate
     n_action_steps: int = 8  # executed of the actions of a chunk
+    save_minutes: float = 5.0  # between saved states within a part of a round; the end of a part is always saved
     controls: tuple[str, ...] = ()  # the same run again, for comparison: anchor, filtered_bc, unsafe_dream
     env: EnvConfig = field(default_factory=EnvConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
@@ -198,7 +200,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""
-        _at_least(self, 0, "seed", "threads")
+        _at_least(self, 0, "seed", "threads", "save_minutes")
         _at_least(self, 1, "total_timesteps", "n_rounds")
         if self.policy == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")

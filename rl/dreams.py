@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rl.belief import flipped, trust_weights
 from rl.buffer import Rollout
 from rl.build import make_rewards
 from rl.config import TrainConfig
+from rl.gate import Verdict
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
 from world_model.metrics import prediction_metrics
 from world_model.model import WorldActionModel
 from world_model.training import StageConfig, train_stage
 from world_model.trust import HORIZON, calibrate, dream_of_real_actions
+
+_STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings")
+"""Attributes of `Dreams` that change from round to round; the weights are the model's."""
 
 
 class Dreams:
@@ -30,7 +35,16 @@ class Dreams:
         self.n_refitted = 0  # of the episodes, in the last refit
         self.success = math.nan  # dreamed, in the last rollout
         self.gap = math.inf  # what the last dream promised more than the gate saw
-        self.n_widenings = 0  # dreams in a row whose gap was wider than that of the one before
+        self.n_widenings = 0  # dreams in a row that won nothing and promised ever more
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next dream depends on, but the model."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def env(self, starts: StartStates) -> DreamEnv:
         """Build the dream, with branches that begin in `starts`."""
@@ -68,12 +82,12 @@ class Dreams:
         most = self.config.dream.max_widenings
         return most is not None and self.n_widenings >= most
 
-    def judge(self, success: float) -> None:
-        """Hear the `success` that a gate saw after the last dream."""
-        gap = self.success - success
-        # A dream that promises less than it keeps does no harm; of a NaN nothing is wider.
-        self.n_widenings = self.n_widenings + 1 if gap > max(self.gap, 0.0) else 0
-        self.gap = gap
+    def judge(self, verdict: Verdict) -> None:
+        """Hear what a gate said of the last dream."""
+        gap = self.success - verdict.challenger
+        # A dream that promises less than it keeps does no harm, nor does one that won; of a NaN nothing is wider.
+        harmless = verdict.won > verdict.lost or not gap > max(self.gap, 0.0)
+        self.n_widenings, self.gap = 0 if harmless else self.n_widenings + 1, gap
 
     def error(self) -> float | None:
         """Prediction error on the episodes that no refit has seen; None where there is nothing to measure."""

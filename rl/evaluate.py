@@ -68,7 +68,7 @@ def evaluate_sim(
     for first in range(0, len(seeds), size):
         wave = seeds[first : first + size]
         env.set_episode_seeds(wave)
-        for result in _episodes(policy, env):
+        for result, _ in _episodes(policy, env):
             # The last seed repeats until everyone is done; the same episode then ends the same way.
             if result.seed in wave:
                 results.setdefault(result.seed, result)
@@ -84,7 +84,7 @@ def evaluate_sim(
 def evaluate_dream(policy: Acts, env: DreamEnv) -> list[EpisodeResult]:
     """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`)."""
     results: dict[int, EpisodeResult] = {}
-    for result, index in _episodes_with_index(policy, env):
+    for result, index in _episodes(policy, env):
         results.setdefault(index, result)
         if len(results) == env.num_envs:
             break
@@ -143,12 +143,7 @@ def describe(results: Sequence[EpisodeResult]) -> str:
     return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
 
 
-def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[EpisodeResult]:
-    for result, _ in _episodes_with_index(policy, env):
-        yield result
-
-
-def _episodes_with_index(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
+def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
     """Step for ever, yielding each episode as it ends, with the environment that ran it."""
     obs = env.reset()
     reward = torch.zeros(env.num_envs)

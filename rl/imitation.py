@@ -71,6 +71,10 @@ class Imitation:
             first += last + 1
         self._encode("sim", self.model.windows(successes), torch.tensor(kept))
 
+    def collected(self) -> dict[str, Examples]:
+        """All examples but those of the demonstrations, which are there from the start."""
+        return {kind: examples for kind, examples in self.examples.items() if kind != "demonstrations"}
+
     def forget_dream(self) -> None:
         """Drop dreamed successes: the next dream is another one."""
         self.examples.pop("dream", None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rl.evaluate import EpisodeResult, success_rate
+from rl.evaluate import EpisodeResult
 from rl.gate import Verdict
 
 Weights = dict[str, Tensor]
@@ -43,8 +43,3 @@ class Outcome:
     def after(self) -> list[EpisodeResult]:
         """Evaluation of the last champion."""
         return self.parts[-1].evaluation if self.parts else self.before
-
-    def gain_of(self, place: str) -> float:
-        """Sum of the changes in success over the parts that ran in `place`."""
-        rates = [success_rate(self.before), *(success_rate(h.evaluation) for h in self.parts)]
-        return sum(new - old for h, old, new in zip(self.parts, rates, rates[1:], strict=False) if h.place == place)

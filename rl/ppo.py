@@ -245,12 +245,9 @@ class ChunkPPO(PPO):
         """Adam's first steps are of full length whatever the gradient says, so the learning rate warms up."""
         actor, critic = self.policy.actor_parameters(), self.policy.critic_parameters()
         rates = self.config.learning_rate, self.config.critic_learning_rate
-        optimizer = torch.optim.Adam(
-            [{"params": p, "lr": rate} for p, rate in zip((actor, critic), rates, strict=True)]
+        return torch.optim.Adam(
+            [{"params": p, "peak": rate, "n_steps": 0} for p, rate in zip((actor, critic), rates, strict=True)]
         )
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP_STEPS, total_iters=WARMUP_STEPS)
-        optimizer.register_step_post_hook(lambda *_: warmup.step())
-        return optimizer
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
         if not torch.isfinite(loss):
@@ -262,6 +259,11 @@ class ChunkPPO(PPO):
         norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in optimizer.param_groups]
         if not torch.isfinite(torch.stack(norms)).all():
             raise UserError("a gradient is not finite; nothing of it was learned; lower ppo.learning_rate")
+        for group in optimizer.param_groups:  # kept in the group, its counter is part of the optimizer's state
+            group["lr"] = (
+                group["peak"] * (1 + (WARMUP_STEPS - 1) * min(1, group["n_steps"] / WARMUP_STEPS)) / WARMUP_STEPS
+            )
+            group["n_steps"] += 1
         optimizer.step()
 
 

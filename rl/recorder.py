@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,14 @@ class Recorder:
                 state, action, success = (torch.cat(parts) for parts in zip(*self._open.pop(j), strict=True))
                 name = self.tasks[int(task[j])]
                 self.episodes.append(Episode(state, action, success, name, "policy", int(seed[j])))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return finished and open episodes."""
+        return {"episodes": [*self.episodes], "open": {j: [*chunks] for j, chunks in self._open.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.episodes, self._open = state["episodes"], state["open"]
 
     def take(self) -> list[Episode]:
         """Hand over the finished episodes and forget them."""

@@ -5,23 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from rl.arenas import Arenas
 from rl.buffer import Rollout, Samples
 from rl.build import make_policy, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.dreams import Dreams
-from rl.envs.simulator import Simulator
-from rl.evaluate import Acts, EpisodeResult, Exploring, evaluate_sim, first_states, success_rate
+from rl.evaluate import Acts, EpisodeResult, Exploring, success_rate
 from rl.gate import judge
 from rl.imitation import Imitation
 from rl.outcome import Outcome, Part, Weights
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
-from world_model.dream_env import StartStates
-from world_model.episodes import Episode
 from world_model.model import WorldActionModel
 
 START_SEED = 100_000_000
@@ -30,11 +26,19 @@ START_SEED = 100_000_000
 EXPLORE_SEED = 50_000_000
 """First seed of the episodes that are collected for a refit."""
 
+_STATE = (
+    *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
+    *("before", "parts", "champion", "real", "_critic_is_new"),
+)
+"""Attributes of a run that its state holds as they are."""
+
 Log = Callable[[int, dict[str, float]], None]
 
 
 class PostTraining:
     """One run of `wamtune train`, from a start policy to an evaluated champion.
+
+    A run whose state was taken at a safe point goes on from there bit for bit, in this process or another.
 
     Args:
         config: everything there is to choose.
@@ -43,6 +47,7 @@ class PostTraining:
         log: hears (executed simulator steps, values).
         say: hears a line for people.
         tick: hears how far it is: parts done, parts in all, and what is being done.
+        safe: hears that here `state_dict` holds all there is; True: a part has ended, False: a rollout within one.
     """
 
     def __init__(
@@ -53,22 +58,22 @@ class PostTraining:
         log: Log,
         say: Callable[[str], None] = print,
         tick: Callable[[float, int, str], None] = lambda done, total, doing: None,
+        safe: Callable[[bool], None] = lambda ended: None,
     ) -> None:
         self.config, self.model, self.imitation = config, model, imitation
-        self.log, self.say, self.tick = log, say, tick
+        self.log, self.say, self.tick, self.safe = log, say, tick, safe
         tasks = tasks_of(config, model)
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
-        # One for each task, so that a seed names one episode.
-        alone = [[task] for task in tasks] or [[]]
-        n_each = -(-config.env.n_envs // len(alone))
-        # Where there can be no second simulator, who trains and who is judged share it, and both begin afresh.
-        self.arenas = (
-            [self.sim] if self.sim.alone else [make_sim(config, model, task, n_each, rewards=False) for task in alone]
-        )
+        self.arenas = Arenas(config, model, tasks, self.sim)
         self.policy = make_policy(config, model, self.sim)
-        self.ppo = ChunkPPO(self.policy, self.sim, config.ppo, self._imitate, config.seed)
+        self.ppo = ChunkPPO(
+            self.policy, self.sim, config.ppo, lambda g: self.imitation.loss(g) if self.imitation else None, config.seed
+        )
         self.champion = policy_state(self.policy)
         self.sim_steps = self.gate_steps = self.gate_episodes = self.explored = 0
+        self.before: list[EpisodeResult] = []
+        self.parts: list[Part] = []
+        self.n_places, self.under_way = 0, False  # how many places of the rounds are done, and has the next one begun
         self.real: Samples | None = None  # Monte-Carlo returns of the last rollout in the simulator
         # Built now, so that a term that a dream cannot serve is refused before anything runs.
         self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
@@ -88,56 +93,79 @@ class PostTraining:
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
         # What there is to do: first evaluation, training and gate of each part of a round, last evaluation.
-        rounds = [self.places(i) for i in range(self.config.n_rounds)]
-        self._n_done, self._n_in_all = 0, 2 + 2 * sum(map(len, rounds))
-        before = before or self.evaluate()
-        self.log(0, {"eval/success": success_rate(before)})
-        self._n_done += 1
-        parts = []
-        train = {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}
-        for round_index, places in enumerate(rounds):
-            if self.dreams is not None and self.config.dream.n_episodes > 0:
-                self._explore(self.config.dream.n_episodes)
-            for place in places:
-                if place == "dream" and self.dreams is not None and self.dreams.end:
-                    self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
-                    self._n_done += 2
-                    continue
-                self.policy.set_reference()
-                train[place](round_index)
-                self._n_done += 1
-                parts.append(self._gate(place, round_index))
-                self._n_done += 1
-        outcome = Outcome(before, parts, self.sim_steps, self.gate_steps)
+        todo = [(place, i) for i in range(self.config.n_rounds) for place in self.places(i)]
+        self._n_done, self._n_in_all = 0, 2 + 2 * len(todo)
+        if not self.before:
+            self.before = before or self.evaluate()
+            self.log(0, {"eval/success": success_rate(self.before)})
+            self.safe(True)
+        while self.n_places < len(todo):
+            self._n_done = 1 + 2 * self.n_places
+            self._run_part(*todo[self.n_places])
+            self.n_places, self.under_way = self.n_places + 1, False
+            self.safe(True)
+        self._n_done = self._n_in_all - 1
+        outcome = Outcome(self.before, self.parts, self.sim_steps, self.gate_steps)
         self._evaluate_champions(outcome)
         load_policy_state(self.policy, self.champion)
         return outcome
 
+    def _run_part(self, place: str, round_index: int) -> None:
+        """Train in `place` and hear the gate, or go on with what was under way."""
+        if not self.under_way:
+            is_first = place == self.places(round_index)[0]
+            if self.dreams is not None and self.config.dream.n_episodes > 0 and is_first:
+                self._explore(self.config.dream.n_episodes)
+            if place == "dream" and self.dreams is not None and self.dreams.end:
+                self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
+                return
+            self.policy.set_reference()
+            self.under_way = True
+        {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}[place](round_index)
+        self._n_done += 1
+        self.parts.append(self._gate(place, round_index))
+
     def evaluate(self) -> list[EpisodeResult]:
         """Success of the present policy on the seeds of `config.eval`."""
         first = self.config.eval.seed
-        return self._episodes(range(first, first + self.config.eval.n_episodes), "evaluation")
+        seeds = range(first, first + self.config.eval.n_episodes)
+        return self.arenas.run(self.policy, seeds, partial(self._tick, "evaluation"))
 
     def close(self) -> None:
         """End the simulator's processes."""
-        for env in {self.sim, *self.arenas}:
-            env.close()
+        self.sim.close()
+        self.arenas.close()
 
-    def _episodes(self, seeds: Sequence[int], doing: str, policy: Acts | None = None) -> list[EpisodeResult]:
-        """Run the episodes of `seeds`, dealt out to the tasks in turn."""
-        results: list[EpisodeResult] = []
-        for arena, share in self._dealt(seeds):
-            tick = partial(self._tick_episodes, doing, len(results), len(seeds))
-            results += evaluate_sim(policy or self.policy, arena, share, tick)
-        return results
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that what is still to come depends on, where `safe` is heard."""
+        return {
+            "run": {name: getattr(self, name) for name in _STATE},
+            "seconds": time.monotonic() - self._begun,
+            "weights": dict(self.policy.state_dict()),
+            "optimizer": self.ppo.optimizer.state_dict(),
+            "generator": self.ppo.generator.get_state(),
+            "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
+            "arenas": [env.generator.get_state() for env in self.arenas.envs],
+            "imitation": None if self.imitation is None else self.imitation.collected(),
+            "dreams": None if self.dreams is None else self.dreams.state_dict(),
+        }
 
-    def _dealt(self, seeds: Sequence[int]) -> list[tuple[Simulator, Sequence[int]]]:
-        """Deal seeds out to the tasks in turn; a task that gets none is left out."""
-        n = len(self.arenas)
-        return [(arena, seeds[j::n]) for j, arena in enumerate(self.arenas[: len(seeds)])]
-
-    def _tick_episodes(self, doing: str, before: int, total: int, n: int, _: int) -> None:
-        self._tick(doing, (before + n) / total)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; an environment of Isaac Lab begins its episodes anew."""
+        for name, value in state["run"].items():
+            setattr(self, name, value)
+        self._begun = time.monotonic() - state["seconds"]
+        self.policy.load_state_dict(state["weights"])
+        self.ppo.optimizer.load_state_dict(state["optimizer"])
+        self.ppo.generator.set_state(state["generator"])
+        if state["sim"] is not None:
+            self.sim.load_state_dict(state["sim"])
+        for env, generator in zip(self.arenas.envs, state["arenas"], strict=True):
+            env.generator.set_state(generator)
+        if self.imitation is not None:
+            self.imitation.examples |= state["imitation"]
+        if self.dreams is not None:
+            self.dreams.load_state_dict(state["dreams"])
 
     def _tick(self, doing: str, share: float) -> None:
         self.tick(self._n_done + min(share, 1.0), self._n_in_all, doing)
@@ -155,6 +183,7 @@ class PostTraining:
         while goal - self.sim_steps > min(rollout_size, config.total_timesteps) / 2:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
             self._learn("sim", self._collect_sim(config.ppo.n_steps))
+            self.safe(False)
 
     def _train_dream(self, round_index: int) -> None:
         assert self.dreams is not None
@@ -167,7 +196,8 @@ class PostTraining:
         if (error := self.dreams.error()) is not None:
             self.log(self.sim_steps, {"dream/error": error})
         self.dreams.refit()
-        dream = self.dreams.env(self._starts(round_index))
+        first = START_SEED + (1000 * self.config.seed + round_index) * config.n_starts
+        dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
         for i in range(config.n_updates + self._critic_is_new):
             self._tick(doing, i / (config.n_updates + 1))
             rollout = self.ppo.collect(dream, config.horizon, fresh=True)
@@ -185,12 +215,6 @@ class PostTraining:
         results = self._recorded(range(first, first + n), "exploring", Exploring(self.policy, self.ppo.generator))
         self.explored += n
         self.sim_steps += sum(r.n_steps for r in results)
-
-    def _starts(self, round_index: int) -> StartStates:
-        """Reset the simulator to see where episodes begin."""
-        n = self.config.dream.n_starts
-        first = START_SEED + (1000 * self.config.seed + round_index) * n
-        return StartStates.join([first_states(arena, seeds) for arena, seeds in self._dealt(range(first, first + n))])
 
     def _collect_sim(self, n_steps: int) -> Rollout:
         rollout = self.ppo.collect(self.sim, n_steps)
@@ -226,9 +250,6 @@ class PostTraining:
         values |= {f"reward/{name}": value for name, value in rollout.terms.items()}
         self.log(self.sim_steps, values)
 
-    def _imitate(self, generator: torch.Generator) -> Tensor | None:
-        return None if self.imitation is None else self.imitation.loss(generator)
-
     def _gate(self, place: str, round_index: int) -> Part:
         gate, verdict = self.config.gate, None
         challenger = policy_state(self.policy)
@@ -239,13 +260,11 @@ class PostTraining:
             verdict = judge(*contests, gate.seed + self.gate_episodes, gate.n_episodes, gate.max_episodes, alpha)
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")
-            seen = {"champion": verdict.champion, "challenger": verdict.challenger, "accepted": verdict.accepted}
-            seen |= {"won": verdict.won, "lost": verdict.lost}
-            seen |= {f"in_{name}": place == name for name in ("imitation", "dream")}
-            seen["episodes"] = self.gate_episodes
+            where = {f"in_{name}": place == name for name in ("imitation", "dream")}
+            seen = vars(verdict) | where | {"episodes": self.gate_episodes}
             self.log(self.sim_steps, {f"gate/{name}": float(value) for name, value in seen.items()})
             if place == "dream" and self.dreams is not None:
-                self.dreams.judge(verdict.challenger)
+                self.dreams.judge(verdict)
         if verdict is None or verdict.accepted:
             self.champion = challenger
         elif place == "dream":
@@ -261,18 +280,11 @@ class PostTraining:
 
     def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts | None = None) -> list[EpisodeResult]:
         """Run episodes that imitation and dream may learn from."""
-        for arena in self.arenas:
-            arena.record(True)
-        results = self._episodes(seeds, doing, policy)
-        # Where there are more environments than seeds, the last one was run again and again: the first time counts.
-        episodes: dict[tuple[str, int], Episode] = {}
-        for arena in self.arenas:
-            recorded = arena.record(arena is self.sim and self.dreams is not None)
-            episodes |= {(e.task, e.seed): e for e in reversed(recorded) if e.seed in seeds}
+        results, episodes = self.arenas.record(policy or self.policy, seeds, partial(self._tick, doing))
         if self.imitation is not None:
-            self.imitation.add_episodes([*episodes.values()])
+            self.imitation.add_episodes(episodes)
         if self.dreams is not None:
-            self.dreams.episodes += episodes.values()
+            self.dreams.episodes += episodes
         return results
 
     def _evaluate_champions(self, outcome: Outcome) -> None:

@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from rewards.errors import UserError
-from rl.compose import compose, to_yaml
 from rl.model_card import finite, model_card, success_metrics, world_metrics
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
@@ -30,8 +29,6 @@ from world_model.model import WorldActionModel
 from world_model.store import half_precision, load_model, load_model_and_config, save_model
 from world_model.training import StageConfig, fit_statistics, train_stage
 from world_model.windows import Windows
-
-C = TypeVar("C", PretrainConfig, TuneConfig)
 
 DEMONSTRATIONS = "episodes-000000.safetensors"
 """File of a checkpoint folder; `EpisodeStore` reads the folder."""
@@ -74,7 +71,7 @@ class Work:
             self.model.eval()
             self.run.log(self.step + step, _flat(world_metrics(self.model, self.unseen)))
             self.model.train()
-            files = pack_training_state({"phase": phase, **state})
+            files = pack_training_state({"phase": phase, "mark": self.run.mark(), **state})
             self.save({"step": self.step + step}, extra=files)
 
         with Progress(phase) as progress:
@@ -107,21 +104,6 @@ class Work:
         save_model(last, self.model, self.stage, self.parent, about, card, extra, half)
 
 
-def begin(verb: str, words: Sequence[str], schema: type[C]) -> tuple[C, RunFolder]:
-    """Make a run folder for `words` (preset, then overrides), or open the one that the first word names."""
-    if not words or "=" in words[0]:
-        raise UserError(f"{verb} needs a preset or a run folder as its first word; `wamtune ls presets` shows them")
-    folder = Path(words[0])
-    if (folder / "config.yaml").is_file():
-        if words[1:]:
-            raise UserError(f"{words[1]!r}: a run goes on with its own config; leave it out, or begin a new run")
-        saved = load_saved(folder)
-        return compose(folder, [], schema), RunFolder.open(folder, saved.config["step"] if saved else 0)
-    config = compose(words[0], words[1:], schema)
-    text = f"# wamtune {verb} {' '.join(words)}\n{to_yaml(config)}"
-    return config, RunFolder.create("runs", config.name, config.seed, text)
-
-
 def load_saved(folder: Path) -> Saved | None:
     """Return the last checkpoint of a run folder, None if the run had not come to one."""
     last = folder / "checkpoints" / "last"
@@ -129,6 +111,12 @@ def load_saved(folder: Path) -> Saved | None:
         return None
     model, config = load_model_and_config(last)
     return Saved(model, config, {} if "metrics" in config else load_training_state(last))
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the state of training in a run folder, None where there is none yet; that of a finished run is empty."""
+    saved = load_saved(folder)
+    return None if saved is None else saved.state
 
 
 def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from rl import shadow
 from rl.config import TrainConfig
+from rl.verbs import shadow
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rewards", "world_model", "rl")
@@ -216,6 +216,6 @@ def test_shadow_guard_names_a_foreign_module(tmp_path: Path) -> None:
 
 def test_shadow_guard_needs_nothing_of_ours() -> None:
     """It must load when a foreign `rewards` breaks everything else; `rl` itself is loaded before it."""
-    for name in ("shadow.py", "__init__.py"):
+    for name in ("verbs/shadow.py", "verbs/__init__.py", "__init__.py"):
         used = {package for package, _ in imports(ast.parse((ROOT / "rl" / name).read_text()), "rl", at_top=True)}
         assert used <= set(sys.stdlib_module_names), name

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,28 +73,33 @@ def load_checkpoint(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str,
 
 
 def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
-    """Turn nested dicts, lists and tuples of tensors, numbers, strings, bools and None into files for `extra`.
+    """Turn nested dicts, lists, tuples and dataclasses of tensors, numbers, strings and None into files for `extra`.
 
-    Optimizer and generator states, counters: every value comes back exactly, dict keys that are ints included.
+    Optimizer and generator states, counters: every value comes back exactly, dict keys that are ints included. A tensor
+    that occurs twice is stored once.
     """
-    tensors: list[Tensor] = []
+    tensors: dict[int, tuple[int, Tensor]] = {}
     tree = _pack(state, tensors, "state")
-    named = {str(i): _plain(tensor) for i, tensor in enumerate(tensors)}
+    named = {str(number): _plain(tensor) for number, tensor in tensors.values()}
     return {STATE_TREE: _to_json(tree), STATE_TENSORS: save(named)}
 
 
-def load_training_state(name_or_path: str | Path) -> dict[Any, Any]:
-    """Return what `pack_training_state` was given, tensors on the CPU.
+def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) -> dict[Any, Any]:
+    """Return what `pack_training_state` was given, tensors on the CPU; its dataclasses are any of `types`.
 
     Raises:
-        UserError: as for `load_checkpoint`, or the checkpoint holds no training state.
+        UserError: as for `load_checkpoint`, or the checkpoint holds no training state, or that of another version.
     """
     folder = find_checkpoint(name_or_path)
     if STATE_TREE not in _manifest(folder):
         raise UserError(f"{folder}: no training state in it; to continue, name the folder of a run that saved one")
     files = _read_verified(folder, (STATE_TREE, STATE_TENSORS))
     tensors = _load_tensors(folder / STATE_TENSORS, files[STATE_TENSORS])
-    state: dict[Any, Any] = _unpack(_from_json(folder / STATE_TREE, files[STATE_TREE]), tensors)
+    tree = _from_json(folder / STATE_TREE, files[STATE_TREE])
+    try:
+        state: dict[Any, Any] = _unpack(tree, tensors, {of.__name__: of for of in types})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: its training state is not one of this version ({error!r}); begin anew") from error
     return state
 
 
@@ -200,15 +206,17 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read it ({error.strerror or error}); check its permissions") from error
 
 
-def _pack(value: Any, tensors: list[Tensor], where: str) -> Any:
-    """Return `value` as JSON; what JSON lacks becomes a dict of one tag. Tensors go to the end of `tensors`."""
+def _pack(value: Any, tensors: dict[int, tuple[int, Tensor]], where: str) -> Any:
+    """Return `value` as JSON; what JSON lacks becomes a dict of one tag. Tensors are numbered, by their `id`."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):  # JSON has no nan and inf; repr keeps every bit of the rest
         return float(value) if math.isfinite(value) else {"float": repr(float(value))}
     if isinstance(value, Tensor):
-        tensors.append(value)
-        return {"tensor": str(len(tensors) - 1)}
+        number, _ = tensors.setdefault(id(value), (len(tensors), value))
+        return {"tensor": str(number)}
+    if is_dataclass(value):
+        return {"object": [type(value).__name__, _pack(vars(value), tensors, where)]}
     if isinstance(value, list | tuple):
         items = [_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
@@ -218,9 +226,9 @@ def _pack(value: Any, tensors: list[Tensor], where: str) -> Any:
     raise TypeError(f"{where}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, lists, dicts")
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: dict[str, Tensor], types: Mapping[str, type]) -> Any:
     if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
+        return [_unpack(item, tensors, types) for item in value]
     if not isinstance(value, dict):
         return value
     ((tag, content),) = value.items()
@@ -229,5 +237,8 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if tag == "tensor":
         return tensors[content]
     if tag == "tuple":
-        return tuple(_unpack(item, tensors) for item in content)
-    return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
+        return tuple(_unpack(item, tensors, types) for item in content)
+    if tag == "object":
+        name, attributes = content
+        return types[name](**_unpack(attributes, tensors, types))
+    return {_unpack(k, tensors, types): _unpack(v, tensors, types) for k, v in content}

@@ -164,7 +164,8 @@ class BatchedEnv(ABC):
         steps = self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1, device=self.device)
         terminated = advance.terminated | (advance.success if self.terminate_on_success else False)
         truncated = (advance.truncated | (steps >= self.max_steps)) & ~terminated
-        executed = _not_after_end(terminated | truncated)
+        ended = (terminated | truncated).long()
+        executed = ended.cumsum(1) - ended == 0  # up to and including the first end
         self._check_frames(advance.frames, executed)
         reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
         n_executed = executed.sum(1)
@@ -194,7 +195,9 @@ class BatchedEnv(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on; a place adds its own part."""
-        return {name: getattr(self, name).clone() for name in _STATE} | {"generator": self.generator.get_state()}
+        state: dict[str, Any] = {name: getattr(self, name).clone() for name in _STATE}
+        rewards = {} if self.rewards is None else self.rewards.state_dict()
+        return state | {"generator": self.generator.get_state(), "rewards": rewards}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
@@ -202,6 +205,8 @@ class BatchedEnv(ABC):
             setattr(self, name, state[name].clone())
         self.begun = True
         self.generator.set_state(state["generator"])
+        if self.rewards is not None:
+            self.rewards.load_state_dict(state["rewards"])
 
     def close(self) -> None:  # noqa: B027 - most places hold nothing to release
         """Release processes and windows."""
@@ -287,11 +292,6 @@ class BatchedEnv(ABC):
         assert self.read_out is not None, "a RewardManager that requires progress was built without a read-out"
         _, progress = self.read_out(frames.flatten(0, 1), self.task.repeat_interleave(frames.shape[1]))
         return progress.view(frames.shape[:2])
-
-
-def _not_after_end(ended: Tensor) -> Tensor:
-    """True up to and including the first end of each row (num_envs, k)."""
-    return ended.long().cumsum(1) - ended.long() == 0
 
 
 def _window(history: Tensor, shift: Tensor, length: int) -> Tensor:

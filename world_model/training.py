@@ -108,12 +108,12 @@ def _train(
         fused=True,
     )
     generator, first = torch.Generator().manual_seed(config.seed), 0
+    sums: dict[str, float] = {}
     if resume is not None:
         optimizer.load_state_dict(resume["optimizer"])
         generator.set_state(resume["generator"])
-        first = resume["step"]
+        first, sums = resume["step"], dict(resume["sums"])
     model.train()
-    sums: dict[str, float] = {}
     for step in range(first, config.n_steps):
         batch = windows.sample(config.batch_size, generator)
         losses = stage_losses(stage, model, batch, config.atoms, generator)
@@ -127,8 +127,8 @@ def _train(
             log(step + 1, {**sums, "learning_rate": config.learning_rate * share})
             sums = {}
         if save is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.n_steps):
-            state = {"optimizer": optimizer.state_dict(), "generator": generator.get_state(), "step": step + 1}
-            save(step + 1, state)
+            state = {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+            save(step + 1, state | {"step": step + 1, "sums": dict(sums)})
 
 
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:

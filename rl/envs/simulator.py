@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,17 @@ class Simulator(BatchedEnv):
         episodes = self.recorder.take() if self.recorder else []
         self.recorder = (self.recorder or Recorder(self.spec.tasks)) if on else None
         return episodes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add what the recorder holds."""
+        return super().state_dict() | {"recorder": None if self.recorder is None else self.recorder.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.record(state["recorder"] is not None)
+        if self.recorder is not None:
+            self.recorder.load_state_dict(state["recorder"])
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
         """Execute a chunk, as every `BatchedEnv` does, and let the recorder have it."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from rewards.errors import UserError
-from rl.shadow import foreign_package
+from rl.verbs.shadow import foreign_package
 
 HELP = """wamtune doctor
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rl.cli import keys_of
 from rl.model_card import figures
 from rl.stage_config import PretrainConfig
-from rl.stages import begin, pretrain
+from rl.stages import load_state, pretrain
+from rl.verbs.begin import begin
 
 HELP = f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
@@ -23,7 +24,7 @@ Examples:
 
 def run(words: list[str]) -> None:
     """Begin or continue a run and print what was measured."""
-    config, folder = begin("pretrain", words, PretrainConfig)
+    config, folder, _ = begin("pretrain", words, PretrainConfig, load_state)
     print(f"pretrain {config.name}; to go on after an interruption: wamtune pretrain {folder.path}", flush=True)
     with folder:
         about = pretrain(config, folder)

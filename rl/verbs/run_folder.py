@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,21 +17,24 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
 
+METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
+
 
 class RunFolder:
     """Write metrics twice, as JSON lines and as TensorBoard events, so that both can be read while the run goes on.
 
-    Use `create` or `open`; it is a context manager that closes its files.
+    Use `create` or `open`; it is a context manager that closes its files. No other process can open it meanwhile.
     """
 
-    def __init__(self, path: Path, purge_step: int | None = None) -> None:
+    def __init__(self, path: Path, lock: TextIO | None = None) -> None:
         self.path = path
+        self._lock = lock or _locked(path)
         self.checkpoints, self.videos = path / "checkpoints", path / "videos"
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
-        self._eval = (path / "eval.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(path), purge_step=purge_step)
+        self._metrics = (path / METRICS).open("a", encoding="utf-8")
+        self._eval = (path / EVAL).open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(path))
 
     @classmethod
     def create(cls, root: str | Path, name: str, seed: int, config_yaml: str = "") -> RunFolder:
@@ -51,32 +56,45 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: str | Path, step: int) -> RunFolder:
-        """Continue a run from `step`: lines after it, and lines cut short by a crash, are dropped."""
+    def open(cls, path: str | Path, mark: Mapping[str, int] | None = None) -> RunFolder:
+        """Go on with a run from what it had written at `mark`, from its end by default.
+
+        Later lines, and one that a crash cut short, are dropped; TensorBoard's events are written anew from the rest.
+        """
         path = Path(path)
         if not (path / "config.yaml").is_file():
             raise UserError(f"{str(path)!r} is not a run folder: it has no config.yaml; expected runs/NAME/TIME-s0")
-        for file in (path / "metrics.jsonl", path / "eval.jsonl"):
-            kept = [row for row in read_rows(file) if row.get("step", 0) <= step]
-            _write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
-        return cls(path, purge_step=step + 1)
+        lock = _locked(path)
+        for name in LINES:
+            if (file := path / name).is_file():
+                written = file.read_bytes()
+                end = len(written) if mark is None else mark.get(name, 0)
+                _write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1].decode())
+        for events in path.glob("events.out.tfevents.*"):
+            events.unlink()
+        run = cls(path, lock)
+        for row in read_rows(path / METRICS):
+            run._draw(row.pop("step", 0), row)
+        return run
+
+    def mark(self) -> dict[str, int]:
+        """Say how much has been written, for `open` to go on from here."""
+        return {name: (self.path / name).stat().st_size for name in LINES}
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write scalars at `step` (executed simulator steps). What is not finite becomes null, not a crash."""
         numbers = {key: _finite(value) for key, value in values.items()}
         _write_row(self._metrics, {"step": step, **numbers})
-        for key, number in numbers.items():
-            if number is not None:
-                self._writer.add_scalar(key, number, step)
+        self._draw(step, numbers)
         self._writer.flush()
 
     def eval_row(self, row: Mapping[str, Any]) -> None:
-        """Write one evaluated episode; a `step` in it is where `open` cuts."""
+        """Write one evaluated episode."""
         _write_row(self._eval, {key: _finite(v) if isinstance(v, float) else v for key, v in row.items()})
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._metrics, self._eval, self._writer):
+        for file in (self._metrics, self._eval, self._writer, self._lock):
             file.close()
 
     def __enter__(self) -> RunFolder:
@@ -87,9 +105,17 @@ class RunFolder:
         # Bad input that shows before anything is measured leaves nothing behind.
         if kind is not None and issubclass(kind, UserError) and not self._holds_anything():
             shutil.rmtree(self.path)
+            with suppress(OSError):  # other runs are in it
+                self.path.parent.rmdir()
+                self.path.parent.parent.rmdir()
+
+    def _draw(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        for key, number in numbers.items():
+            if number is not None:
+                self._writer.add_scalar(key, number, step)
 
     def _holds_anything(self) -> bool:
-        metrics = (self.path / "metrics.jsonl").stat().st_size > 0
+        metrics = (self.path / METRICS).stat().st_size > 0
         return metrics or any(self.checkpoints.iterdir()) or (self.path / "episodes").exists()
 
 
@@ -108,6 +134,17 @@ def read_rows(file: str | Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def _locked(path: Path) -> TextIO:
+    """Hold the lock of a run folder until the file is closed or the process ends, however it ends."""
+    file = (path / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{path}: another process is writing to this run; wait for it, or end it first") from None
+    return file
 
 
 def _finite(value: Any) -> float | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -13,18 +14,20 @@ from rich.table import Table
 from rewards.errors import UserError
 from rl.build import tasks_of
 from rl.cli import keys_of
-from rl.compose import compose, to_yaml
+from rl.compose import to_yaml
 from rl.config import CONTROLS, TrainConfig
-from rl.evaluate import EpisodeResult, describe, paired_gain
+from rl.evaluate import EpisodeResult, describe, paired_gain, success_rate
 from rl.imitation import Imitation
 from rl.outcome import Outcome
 from rl.pictures import draw_before_after
-from rl.policy import load_policy_state, policy_state
+from rl.policy import policy_state
 from rl.report import PAIRS, write_report
 from rl.report_pairs import champion_pairs
-from rl.rounds import Log, PostTraining
+from rl.rounds import PostTraining
+from rl.verbs.begin import begin
 from rl.verbs.progress import Progress, show
 from rl.verbs.run_folder import RunFolder
+from rl.verbs.run_state import Run, load_state, save_state
 from world_model.checkpoint import find_checkpoint, save_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel
@@ -34,7 +37,8 @@ HELP = f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
 
 Improve a checkpoint by PPO in the simulator, in its own dream, or in both by turns. A gate after each part of a round
 compares the new policy with the best so far on fresh episodes and rolls a loss back. At the end stands success before
-and after, on seeds that no gate saw; with `controls=[anchor,filtered_bc]` beside the same run without RL.
+and after, on seeds that no gate saw; with `controls=[anchor,filtered_bc]` beside the same run without RL. Given a run
+folder, go on where that run stopped, to the same end.
 
 Keys:
 {keys_of(TrainConfig)}
@@ -45,30 +49,25 @@ Examples:
 """
 
 
-@dataclass
-class Run:
-    """One run, of RL or of a control, and what it gave."""
-
-    name: str
-    outcome: Outcome
-    minutes: float
-
-
 def run(words: list[str]) -> None:
     """Train, evaluate, save the champion, and print the table of before and after."""
-    preset = words[0] if words and "=" not in words[0] else None
-    config = compose(preset, words[1:] if preset else words, TrainConfig)
+    config, folder, state = begin("train", words, TrainConfig, load_state)
+    state = state or {"runs": []}
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    first = prepare(config)  # what is wrong with the input shows before a folder is made
-    with RunFolder.create("runs", config.name, config.seed, to_yaml(config)) as folder:
-        print(f"run folder: {folder.path}\nrewards: {_terms(first)}")
-        runs = [_train(config.name, config, first, folder, folder.log)]
-        for step in ("last", str(runs[0].outcome.sim_steps)):
-            _save(folder.path / "checkpoints" / step, config, first, _readme(config, runs[0]))
-        for name in config.controls:
-            control = control_config(config, name)
-            before = runs[0].outcome.before  # the same checkpoint on the same seeds
-            runs.append(_train(name, control, prepare(control), folder, _prefixed(folder, name), before))
+    runs: list[Run] = state["runs"]
+    with folder:
+        first = prepare(config)
+        print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
+        if runs:  # only controls are left to do
+            first.close()
+            _load_champion(first, folder.path / "checkpoints" / "last")
+        for name in (config.name, *config.controls)[len(runs) :]:
+            post = prepare(control_config(config, name)) if runs else first
+            runs.append(_train(name, post, folder, runs, state.pop("post", None)))
+            if post is first:
+                for step in ("last", str(runs[0].outcome.sim_steps)):
+                    _save(folder.path / "checkpoints" / step, first, _readme(config, runs[0]))
+            save_state(folder.path, {"runs": runs, "mark": folder.mark()})
         if first.model is not None and config.eval.n_paired > 0:
             pairs = champion_pairs(config, first.policy, first.model)
             (folder.path / PAIRS).write_text(json.dumps(pairs), encoding="utf-8")
@@ -111,18 +110,15 @@ def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None
     return Imitation(model, demonstrations, *coefs, ppo.bc_batch_size)
 
 
-def _train(
-    name: str,
-    config: TrainConfig,
-    post: PostTraining,
-    folder: RunFolder,
-    log: Log,
-    before: list[EpisodeResult] | None = None,
-) -> Run:
-    begun, shown = time.monotonic(), _Shown()
+def _train(name: str, post: PostTraining, folder: RunFolder, runs: list[Run], state: dict[str, Any] | None) -> Run:
+    """Do one run, or the rest of one whose `state` was saved; `runs` are those before it, none for the first."""
+    shown, prefix = _Shown(), f"{name}/" if runs else ""
+    post.safe = saver = _Saver(post, folder, runs, state["minutes"] if state else 0.0)
+    if state is not None:
+        post.load_state_dict(state)
 
     def hear(step: int, values: dict[str, float]) -> None:
-        log(step, values)
+        folder.log(step, {prefix + tag: value for tag, value in values.items()})
         shown.hear(values)
 
     with Progress(f"train {name}") as progress:
@@ -131,17 +127,41 @@ def _train(
             round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.sim_steps
         )
         try:
-            outcome = post.run(before)
+            outcome = post.run(runs[0].outcome.before if runs else None)  # the same checkpoint on the same seeds
         except KeyboardInterrupt:
-            if name == config.name:
-                _save_interrupted(folder.path / "checkpoints" / "last", config, post)
+            progress.note(f"interrupted; to go on: wamtune train {folder.path}")
             raise
         finally:
             post.close()
     for phase, step, results in (("before", 0, outcome.before), ("after", outcome.sim_steps, outcome.after)):
         for result in results:
             folder.eval_row({"step": step, "run": name, "phase": phase, "place": "sim", **result.to_row()})
-    return Run(name, outcome, (time.monotonic() - begun) / 60)
+    return Run(name, outcome, saver.minutes)
+
+
+class _Saver:
+    """Save a run where it is safe: at the end of each part of a round, and within one every `save_minutes`."""
+
+    def __init__(self, post: PostTraining, folder: RunFolder, runs: list[Run], minutes: float) -> None:
+        self.post, self.folder, self.runs = post, folder, runs
+        self._begun, self._saved = time.monotonic() - 60 * minutes, time.monotonic()
+
+    @property
+    def minutes(self) -> float:
+        """Minutes that this run took so far, before an interruption as well."""
+        return (time.monotonic() - self._begun) / 60
+
+    def __call__(self, ended: bool) -> None:
+        """Hear of a safe point; True: a part has ended."""
+        post, path = self.post, self.folder.path
+        if not ended and time.monotonic() - self._saved < 60 * post.config.save_minutes:
+            return
+        if ended and not self.runs:
+            readme = f"# {post.config.name}\n\nThe best after {post.sim_steps:,} simulator steps; not evaluated yet.\n"
+            _save(path / "checkpoints" / "last", post, readme)
+        state = {"minutes": self.minutes, **post.state_dict()}
+        save_state(path, {"runs": self.runs, "mark": self.folder.mark(), "post": state})
+        self._saved = time.monotonic()
 
 
 class _Shown:
@@ -165,7 +185,8 @@ class _Shown:
             self.values["KL"] = logged["train/approx_kl"]
 
 
-def _save(path: Path, config: TrainConfig, post: PostTraining, readme: str) -> None:
+def _save(path: Path, post: PostTraining, readme: str) -> None:
+    config = post.config
     about = {"config": to_yaml(config)}
     if post.model is None:
         spec = {"spec": post.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
@@ -177,12 +198,10 @@ def _save(path: Path, config: TrainConfig, post: PostTraining, readme: str) -> N
     save_model(path, post.model, "rl", config.checkpoint, about, readme, demonstrations)
 
 
-def _save_interrupted(path: Path, config: TrainConfig, post: PostTraining) -> None:
-    load_policy_state(post.policy, post.champion)
-    _save(
-        path, config, post, f"# {config.name}\n\nInterrupted after {post.sim_steps:,} simulator steps; not evaluated.\n"
-    )
-    print(f"interrupted: the best policy so far is saved as {path}")
+def _load_champion(post: PostTraining, path: Path) -> None:
+    """Put back what `_save` wrote, for a report on it; a Gaussian policy is not asked for one."""
+    if post.model is not None:
+        post.model.load_state_dict(load_model(path).state_dict())
 
 
 def _terms(post: PostTraining) -> str:
@@ -221,9 +240,9 @@ def _figures(run: Run) -> dict[str, str]:
         "before": _share(outcome.before),
         "after": _share(outcome.after),
         "gain, points": f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]",
-        "from imitation": f"{100 * outcome.gain_of('imitation'):+.1f}",
-        "from the dream": f"{100 * outcome.gain_of('dream'):+.1f}",
-        "from the simulator": f"{100 * outcome.gain_of('sim'):+.1f}",
+        "from imitation": f"{100 * _gain_of(outcome, 'imitation'):+.1f}",
+        "from the dream": f"{100 * _gain_of(outcome, 'dream'):+.1f}",
+        "from the simulator": f"{100 * _gain_of(outcome, 'sim'):+.1f}",
         "episodes": str(len(outcome.after)),
         "simulator's reward": f"{paid[0]:.4g} → {paid[1]:.4g}",
         "simulator steps": f"{outcome.sim_steps:,}",
@@ -232,9 +251,12 @@ def _figures(run: Run) -> dict[str, str]:
     }
 
 
+def _gain_of(outcome: Outcome, place: str) -> float:
+    """Sum of the changes in success over the parts that ran in `place`."""
+    rates = [success_rate(outcome.before), *(success_rate(part.evaluation) for part in outcome.parts)]
+    changes = zip(outcome.parts, rates, rates[1:], strict=False)
+    return sum(new - old for part, old, new in changes if part.place == place)
+
+
 def _share(results: list[EpisodeResult]) -> str:
     return describe(results).partition(" of ")[0]
-
-
-def _prefixed(folder: RunFolder, name: str) -> Log:
-    return lambda step, values: folder.log(step, {f"{name}/{tag}": value for tag, value in values.items()})

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rl.cli import keys_of
 from rl.model_card import figures
 from rl.stage_config import TuneConfig
-from rl.stages import begin, tune
+from rl.stages import load_state, tune
+from rl.verbs.begin import begin
 
 HELP = f"""wamtune tune PRESET | RUN_FOLDER [key=value ...]
 
@@ -23,7 +24,7 @@ Examples:
 
 def run(words: list[str]) -> None:
     """Begin or continue a run and print what was measured."""
-    config, folder = begin("tune", words, TuneConfig)
+    config, folder, _ = begin("tune", words, TuneConfig, load_state)
     print(f"tune {config.name}; to go on after an interruption: wamtune tune {folder.path}", flush=True)
     with folder:
         about = tune(config, folder)

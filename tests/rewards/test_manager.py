@@ -226,6 +226,14 @@ def test_stateful_term_is_reset_by_mask(t: Transition, monkeypatch: pytest.Monke
     assert manager.compute(t).total.tolist() == [13.0, 11.0, 13.0]
 
 
+def test_state_of_a_term_goes_on_in_another_manager(t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (managed(monkeypatch, Visits, params={"start": 10.0}) for _ in range(2))
+    first.reset(torch.ones(3, dtype=torch.bool))
+    first.compute(t)
+    second.load_state_dict(first.state_dict())
+    assert second.compute(t).total.tolist() == first.compute(t).total.tolist() == [12.0, 12.0, 12.0]
+
+
 @pytest.mark.parametrize("term", [Visits, Visits()])
 def test_two_managers_do_not_share_state(term: Any, t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
     sim, dream = managed(monkeypatch, term), managed(monkeypatch, term)

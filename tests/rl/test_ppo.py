@@ -119,8 +119,8 @@ def test_the_learning_rate_warms_up(make_ppo):
     ppo = make_ppo()
     rates = []
     for _ in range(25):
-        rates.append(ppo.optimizer.param_groups[0]["lr"])
         ppo._step(ppo.policy.model.action.out.weight.square().sum(), ppo.optimizer)
+        rates.append(ppo.optimizer.param_groups[0]["lr"])
     assert rates[0] == pytest.approx(CONFIG.learning_rate / 20) and rates[10] == pytest.approx(
         CONFIG.learning_rate * 0.525
     )

@@ -28,7 +28,7 @@ def test_layout(tmp_path: Path) -> None:
         assert run.path.parent == tmp_path / "demo"
         assert run.path.name.endswith("-s3") and len(run.path.name) == len("20250101-000000-s3")
         names = {p.name for p in run.path.iterdir() if not p.name.startswith("events")}
-        assert names == {"config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "videos"}
+        assert names == {"config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "videos", ".lock"}
         assert (run.path / "config.yaml").read_text() == "name: demo\n"
 
 
@@ -76,13 +76,15 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
 
 
 def test_open_continues_without_double_lines(tmp_path: Path) -> None:
+    marks = []
     with RunFolder.create(tmp_path, "demo", seed=0) as run:
-        for step in (8, 16, 24):
+        for step in (8, 16, 16, 16):  # several rows of one step, of which the mark keeps two
             run.log(step, {"x": step / 8})
             run.eval_row({"step": step, "episode": 0})
+            marks.append(run.mark())
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 32, "x"')  # the crash came here
-    with RunFolder.open(run.path, step=16) as again:
+    with RunFolder.open(run.path, marks[1]) as again:
         again.log(24, {"x": -3.0})
     rows = read_rows(run.path / "metrics.jsonl")
     assert [(row["step"], row["x"]) for row in rows] == [(8, 1.0), (16, 2.0), (24, -3.0)]
@@ -92,8 +94,30 @@ def test_open_continues_without_double_lines(tmp_path: Path) -> None:
 
 def test_open_refuses_another_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
-        RunFolder.open(tmp_path, step=0)
+        RunFolder.open(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_open_at_the_end_keeps_every_whole_line(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "demo", seed=0) as run:
+        run.log(8, {"x": 1.0})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 32, "x"')
+    with RunFolder.open(run.path):
+        pass
+    assert read_rows(run.path / "metrics.jsonl") == [{"step": 8, "x": 1.0}]
+    assert scalars(run.path, "x") == [(8, 1.0)]
+
+
+def test_a_second_writer_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "demo", seed=0) as run:
+        run.log(8, {"x": 1.0})
+        with pytest.raises(UserError, match="another process is writing to this run; wait for it"):
+            RunFolder.open(run.path, {})
+        run.log(16, {"x": 2.0})
+    with RunFolder.open(run.path):  # closed, it is free again
+        pass
+    assert scalars(run.path, "x") == [(8, 1.0), (16, 2.0)]
 
 
 def test_time_left_counts_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:

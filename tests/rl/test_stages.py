@@ -14,6 +14,7 @@ from rl.compose import compose
 from rl.evaluate import EpisodeResult
 from rl.model_card import figures, finite, success_metrics
 from rl.stage_config import PretrainConfig, TuneConfig
+from rl.verbs.begin import begin
 from rl.verbs.run_folder import read_rows
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, load_model_and_config, save_model
@@ -182,7 +183,7 @@ def test_tuning_keeps_its_promises_however_often_it_is_stopped(monkeypatch: pyte
 def test_tune_refuses_what_it_cannot_do() -> None:
     def refuse(*overrides: str) -> str:
         with pytest.raises(UserError) as error:
-            config, folder = stages.begin("tune", ["tune.yaml", "name=refused", *overrides], TuneConfig)
+            config, folder, _ = begin("tune", ["tune.yaml", "name=refused", *overrides], TuneConfig, stages.load_state)
             with folder:
                 stages.tune(config, folder)
         return str(error.value)

@@ -64,7 +64,7 @@ def test_train_with_controls_leaves_everything(
 
     config = load_model_and_config(folder)[1]
     assert (config["stage"], config["parent"]) == ("rl", str(checkpoint))
-    numbered = [path.name for path in (folder / "checkpoints").iterdir() if path.name != "last"]
+    numbered = [path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
     assert len(numbered) == 1 and int(numbered[0]) >= 256
     last = folder / "checkpoints" / "last"
     assert "| before | after |" in (last / "README.md").read_text()
@@ -83,7 +83,7 @@ def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
     assert (shown.values["before"], shown.values["sim"]) == (0.5, 0.5)
 
 
-def test_interrupt_saves_the_champion(
+def test_an_interrupted_run_leaves_its_champion(
     tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(post: PostTraining, round_index: int) -> None:
@@ -95,7 +95,7 @@ def test_interrupt_saves_the_champion(
     code, out, _ = call(capsys, "train", "dream", *tiny, "ppo.imitation_steps=0")
     assert code == 130
     (last,) = Path("runs/dream").glob("*/checkpoints/last")
-    assert f"saved as {last}" in out
+    assert f"to go on: wamtune train {last.parents[1]}" in out and "not evaluated" in (last / "README.md").read_text()
     saved, start = load_model(last).action.state_dict(), load_model(checkpoint).action.state_dict()
     assert all(torch.equal(saved[name], start[name]) for name in start)
 
@@ -104,7 +104,7 @@ def test_a_new_run_from_the_config_of_an_old_one(tiny: list[str], capsys: pytest
     few = ["name=again", "gate.enabled=false", "env.max_steps=8", "total_timesteps=8"]
     assert call(capsys, "train", "sim", *tiny, *few)[0] == 0
     (folder,) = Path("runs/again").iterdir()
-    assert call(capsys, "train", str(folder), "seed=1")[0] == 0
+    assert call(capsys, "train", str(folder / "config.yaml"), "seed=1")[0] == 0
     assert len(list(Path("runs/again").iterdir())) == 2
 
 

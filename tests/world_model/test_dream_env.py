@@ -91,7 +91,10 @@ def test_noise_belongs_to_a_branch_whatever_its_place_in_the_batch(make_dream, n
     env.reset(seed=1)
     order = torch.tensor([2, 0, 3, 1])
     state = env.state_dict()
-    permuted = {name: value if name == "generator" else value[order] for name, value in state.items()}
+    permuted = {
+        name: value[order] if isinstance(value, torch.Tensor) and name != "generator" else value
+        for name, value in state.items()
+    }
     twin.load_state_dict(permuted)
     frames = env.step_chunk(actions(4)).frames
     torch.testing.assert_close(twin.step_chunk(actions(4)[order]).frames, frames[order], atol=1e-6, rtol=0)

@@ -18,7 +18,7 @@ def foreign_package(path: Sequence[str] | None = None) -> str | None:
 
     Call it first in the command line, before anything of `rewards` is imported.
     """
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parents[2]
     for name in PACKAGES:
         spec = PathFinder.find_spec(name, list(sys.path if path is None else path))
         if spec is None:
