@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards.api import ALWAYS_PROVIDED, Transition
-from rewards.errors import UserError
+from rewards.errors import BadNumbers, UserError
 from rewards.loading import did_you_mean, load_term
 
 MAX_MAGNITUDE = 1e6
@@ -135,7 +135,7 @@ class RewardManager:
         bad = ~(raw.abs() <= MAX_MAGNITUDE)  # also true for NaN
         if bad.any():
             i, row = bad.nonzero()[0].tolist()
-            raise UserError(
+            raise BadNumbers(
                 f"{self.place}: reward term {self.names[i]!r} returned {raw[i, row].item():g} in environment "
                 f"{row // n_steps} at step {int(t.elapsed[row])}; expected a finite value within ±{MAX_MAGNITUDE:g}"
             )

@@ -183,6 +183,7 @@ class TrainConfig:
     total_timesteps: int = 100_000  # executed simulator steps, evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, then the gate
     n_action_steps: int = 8  # executed of the actions of a chunk
+    on_bad_numbers: Literal["stop", "go_back"] = "stop"  # to the last saved state, with other random numbers
     save_minutes: float = 5.0  # between saved states within a part of a round; the end of a part is always saved
     controls: tuple[str, ...] = ()  # the same run again, for comparison: anchor, filtered_bc, unsafe_dream
     env: EnvConfig = field(default_factory=EnvConfig)

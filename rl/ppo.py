@@ -11,6 +11,7 @@ whole chunk is outside the clip range after a step or two, and then nothing more
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,15 +19,21 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
-from rewards.errors import UserError
+from rewards.errors import BadNumbers
 from rl.buffer import Rollout, Samples, discounted, explained_variance
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv
-from rl.policy import ChunkPolicy
+from rl.policy import ChunkPolicy, load_policy_state, policy_state
 from world_model.env import BatchedEnv
+from world_model.guards import check_gradients, check_loss
 
 ADVANTAGE_FLOOR = 0.02
 """Smallest deviation that advantages are divided by: without success in a rollout they are noise, and stay small."""
+
+EXPLODED = 10.0
+"""An update that gets beyond so many times `target_kl` is taken back as a whole."""
+
+REMEDY = "lower ppo.learning_rate"
 
 WARMUP_STEPS = 20
 """Optimizer steps until the learning rate is reached."""
@@ -148,23 +155,26 @@ class ChunkPPO(PPO):
             UserError: a loss is not finite; nothing of it has reached the weights.
         """
         samples = _normalised(samples)
-        _check_finite(samples.advantage, samples.returns)
+        _check_finite(samples)
+        before, target_kl = policy_state(self.policy), self.target_kl or math.inf
         seen: dict[str, list[float]] = {}
-        stop = False
+        stop = exploded = False
         for _ in range(n_epochs or self.n_epochs):
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
             for index in order.split(self.batch_size):
                 losses, stats = self._losses(samples[index], real, ref_kl_coef)
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
-                stop = self.target_kl is not None and stats.get("approx_kl", 0.0) > 1.5 * self.target_kl
+                stop, exploded = (stats.get("approx_kl", 0.0) > f * target_kl for f in (1.5, EXPLODED))
                 if stop:
                     break
                 self._step(losses, self.optimizer)
             if stop:
                 break
         means = {name: sum(values) / len(values) for name, values in seen.items()}
-        means["early_stop"] = float(stop)
+        if exploded:
+            load_policy_state(self.policy, before)
+        means |= {"early_stop": float(stop), "taken_back": float(exploded)}
         means["explained_variance"] = explained_variance(samples.value, samples.returns)
         return means
 
@@ -182,7 +192,7 @@ class ChunkPPO(PPO):
     def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
         """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""
         samples = Samples.from_rollout(rollout, self.gamma, gae_lambda=1.0)
-        _check_finite(samples.returns)
+        _check_finite(samples)
         n_chunks, n_envs = rollout.value.shape
         # Whole environments are held out, since neighbours in time tell too much; of a single one, its first chunks.
         group = torch.arange(n_envs).repeat(n_chunks) if n_envs > 1 else torch.arange(n_chunks)
@@ -215,7 +225,10 @@ class ChunkPPO(PPO):
         return loss, stats
 
     def _bc_loss(self) -> Tensor | None:
-        return None if self.imitation is None else self.imitation(self.generator)
+        loss = None if self.imitation is None else self.imitation(self.generator)
+        if loss is not None:
+            check_loss(loss, REMEDY)
+        return loss
 
     def _policy_loss(self, batch: Samples, ref_kl_coef: float) -> tuple[Tensor, dict[str, float]]:
         config, policy = self.config, self.policy
@@ -250,15 +263,11 @@ class ChunkPPO(PPO):
         )
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss became {float(loss.detach())}; nothing of it was learned; lower ppo.learning_rate"
-            )
+        check_loss(loss, REMEDY)
         optimizer.zero_grad()
         loss.backward()
         norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in optimizer.param_groups]
-        if not torch.isfinite(torch.stack(norms)).all():
-            raise UserError("a gradient is not finite; nothing of it was learned; lower ppo.learning_rate")
+        check_gradients(norms, REMEDY)
         for group in optimizer.param_groups:  # kept in the group, its counter is part of the optimizer's state
             group["lr"] = (
                 group["peak"] * (1 + (WARMUP_STEPS - 1) * min(1, group["n_steps"] / WARMUP_STEPS)) / WARMUP_STEPS
@@ -267,9 +276,11 @@ class ChunkPPO(PPO):
         optimizer.step()
 
 
-def _check_finite(*values: Tensor) -> None:
-    if not all(torch.isfinite(v).all() for v in values):
-        raise UserError("a reward or value of the rollout is not finite; nothing of it was learned; check the rewards")
+def _check_finite(samples: Samples) -> None:
+    found = {"returns": samples.returns, "advantage": samples.advantage, "value": samples.value}
+    if not all(torch.isfinite(v).all() for v in found.values()):
+        problem = "a reward or value of the rollout is not finite; nothing of it was learned; check the rewards"
+        raise BadNumbers(problem, frames=samples.context.frames, chain=samples.chain, **found)
 
 
 def _normalised(samples: Samples) -> Samples:

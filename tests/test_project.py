@@ -27,10 +27,14 @@ OURS = {"rewards": {"rewards"}, "world_model": {"world_model", "rewards"}, "rl":
 AT_TOP = {"rewards": {"torch"}, "world_model": {"torch", "numpy", "safetensors"}}
 """package -> what of others' it may import when it is loaded: acting with a checkpoint on a robot needs no more."""
 
-NOT_CORE = ("cli", "verbs", "stage", "model_card", "pictures", "report", "isaac", "deploy")
+NOT_CORE = (
+    *("cli", "verbs", "stage", "model_card", "pictures", "report", "deploy"),
+    *("isaac", "metaworld", "fast_sawyer", "gym_env"),
+)
 """Files and folders of `rl` by the beginning of their name that the line count of the core leaves out.
 
-The command line with the pipelines behind its verbs, reports and their pictures, Isaac Lab and deployment.
+The command line with the pipelines behind its verbs, reports and their pictures, deployment, and what adapts to one
+simulator: Isaac Lab, Meta-World and gymnasium are alike in that.
 """
 
 LOADED_BY_ISAAC_LAB = ("rl/envs/isaac_push/task.py", "rl/envs/isaac_rewards.py")

@@ -14,6 +14,7 @@ from rewards.errors import UserError
 from world_model import modes
 from world_model.env import ACTION_HISTORY, Advance, BatchedEnv, ChunkStep, Obs, Start
 from world_model.flow import seeded_noise
+from world_model.guards import checked_actions
 from world_model.model import WorldActionModel
 from world_model.trust import expected_error, read
 
@@ -136,7 +137,7 @@ class DreamEnv(BatchedEnv):
 
     def step(self, action: Tensor) -> ChunkStep:
         """Add one action (num_envs, action_dim) to the open chunk; the last one of a chunk dreams it."""
-        actions = torch.cat([self._waiting, self._checked(action.unsqueeze(1))], dim=1)
+        actions = torch.cat([self._waiting, checked_actions(self, action.unsqueeze(1))], dim=1)
         if actions.shape[1] < self.chunk_size:
             self._waiting = actions
             return self._unchanged()

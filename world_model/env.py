@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rewards import RewardManager, Transition
-from rewards.errors import UserError
+from rewards.errors import BadNumbers
+from world_model.guards import check_advance, checked_actions
 from world_model.spec import Spec
 
 Obs = dict[str, Tensor]
@@ -157,17 +158,22 @@ class BatchedEnv(ABC):
         """Execute up to `k` actions (num_envs, k, action_dim), clamped to their bounds.
 
         Raises:
-            UserError: an action or a returned frame is not finite; environment and step are named.
+            UserError: an action, returned frame or reward is not finite or absurd; environment and step are named.
         """
-        actions = self._checked(actions)
+        actions = checked_actions(self, actions)
         advance = self._advance(self._delay(actions), self.max_steps - self.elapsed)
         steps = self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1, device=self.device)
         terminated = advance.terminated | (advance.success if self.terminate_on_success else False)
         truncated = (advance.truncated | (steps >= self.max_steps)) & ~terminated
         ended = (terminated | truncated).long()
         executed = ended.cumsum(1) - ended == 0  # up to and including the first end
-        self._check_frames(advance.frames, executed)
-        reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
+        try:
+            check_advance(self, advance, executed)
+            reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
+        except BadNumbers as error:
+            error.tensors |= {"context": self.context, "actions": actions, "frames": advance.frames}
+            error.tensors |= {"task": self.task, "elapsed": self.elapsed, "seed": self.episode_seed}
+            raise
         n_executed = executed.sum(1)
         self.context = _window(torch.cat([self.context, advance.frames], dim=1), n_executed, self.n_context_frames)
         self.elapsed = self.elapsed + n_executed
@@ -220,25 +226,6 @@ class BatchedEnv(ABC):
         self.action_history[mask] = 0.0 if start.action_history is None else start.action_history
         if self.rewards is not None:
             self.rewards.reset(mask)
-
-    def _checked(self, actions: Tensor) -> Tensor:
-        if actions.dim() != 3 or actions.shape[0] != self.num_envs or actions.shape[2] != self.spec.action_dim:
-            expected = f"({self.num_envs}, k, {self.spec.action_dim})"
-            raise UserError(f"{self.place}: actions have shape {tuple(actions.shape)}, expected {expected}")
-        if not torch.isfinite(actions).all():
-            env, step = (~torch.isfinite(actions).all(-1)).nonzero()[0].tolist()
-            raise UserError(f"{self.place}: the action for environment {env}, step {step} of the chunk is not finite")
-        return actions.clamp(self.action_low, self.action_high)
-
-    def _check_frames(self, frames: Tensor, executed: Tensor) -> None:
-        bad = ~torch.isfinite(frames).all(-1) & executed
-        if bad.any():
-            env, j = bad.nonzero()[0].tolist()
-            step = int(self.elapsed[env]) + j + 1
-            raise UserError(
-                f"{self.place}: environment {env} (task {self.spec.tasks[int(self.task[env])]}) returned a state that "
-                f"is not finite at step {step}; nothing was learned from it"
-            )
 
     def _delay(self, actions: Tensor) -> Tensor:
         if self.action_delay == 0:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rewards.errors import UserError
 from world_model.flow import ATOMS
+from world_model.guards import check_gradients, check_loss
 from world_model.losses import stage_losses
 from world_model.model import WorldActionModel
 from world_model.windows import Windows
@@ -164,14 +165,13 @@ def _groups(model: WorldActionModel, parameters: list[nn.Parameter], config: Sta
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, share: float, config: StageConfig, step: int) -> None:
-    if not torch.isfinite(loss):
-        raise UserError(f"the loss became {float(loss.detach())} at step {step}; lower learning_rate")
+    remedy = f"lower learning_rate (step {step})"
+    check_loss(loss, remedy)
     optimizer.zero_grad()
     loss.backward()
     norms = []
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
         norms.append(nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
-    if not torch.isfinite(torch.stack(norms)).all():
-        raise UserError(f"a gradient is not finite at step {step}; lower learning_rate")
+    check_gradients(norms, remedy)
     optimizer.step()

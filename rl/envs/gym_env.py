@@ -30,6 +30,7 @@ class GymTask:
         assert isinstance(action, gymnasium.spaces.Box)
         if not action.is_bounded() or len(action.shape) != 1:
             raise user_error(f"environment {env_id!r}: its action space is {action}, expected a bounded one-axis Box")
+        self._n_steps = 0
         self.state_dim = int(np.prod(observation.shape or (1,)))
         self.action_low, self.action_high = action.low.tolist(), action.high.tolist()
         self.control_hz = float(self._env.metadata.get("render_fps") or 1.0)  # the rate that gymnasium lets it declare
@@ -37,13 +38,36 @@ class GymTask:
     def reset(self, seed: int) -> Array:
         """Begin the episode that `seed` names; return its first frame (state_dim,)."""
         obs, _ = self._env.reset(seed=seed)
-        return _frame(obs)
+        self._n_steps = 0
+        return self._numbers(obs, "observation", self.state_dim)
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action` (action_dim,); return frame (state_dim,), reward, success, terminated, truncated."""
         obs, reward, terminated, truncated, info = self._env.step(action)
-        success = bool(info.get("is_success", info.get("success", False)))
-        return _frame(obs), float(reward), success, bool(terminated), bool(truncated)
+        self._n_steps += 1
+        frame, paid = self._numbers(obs, "observation", self.state_dim), self._numbers(reward, "reward", 1)
+        success = info.get("is_success", info.get("success", False))
+        ends = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
+        return frame, float(paid[0]), self._flag(success, "success in its info"), *ends
+
+    def _numbers(self, value: Any, what: str, size: int) -> Array:
+        """Return `value` as float32 (size,) after a look at its kind and size; how large it is, is looked at later."""
+        array = _array(value)
+        if array.size != size:
+            raise self._bad(value, what, f"{size} number{'s' * (size > 1)}")
+        with np.errstate(over="ignore"):  # infinity is found where the sizes of all environments are looked at
+            return array.astype(np.float32).reshape(-1)
+
+    def _flag(self, value: Any, what: str) -> bool:
+        array = _array(value)
+        if array.size != 1 or array.item() not in (0, 1):
+            raise self._bad(value, what, "true or false")
+        return bool(array.item())
+
+    def _bad(self, value: Any, what: str, expected: str) -> ValueError:
+        got = " ".join(repr(value).split())[:60]
+        where = f"{self._env.spec.id if self._env.spec else self._env} returned {got} as {what} at step {self._n_steps}"
+        return user_error(f"{where}; expected {expected}; nothing was learned from it")
 
     def close(self) -> None:
         """Release what the environment holds."""
@@ -69,5 +93,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
-def _frame(obs: Any) -> Array:
-    return np.asarray(obs, dtype=np.float32).reshape(-1)
+def _array(value: Any) -> Array:
+    """Return real numbers or truth values as they are, and anything else as no number at all."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different length
+        return np.zeros(0)
+    return array if array.dtype.kind in "biuf" else np.zeros(0)

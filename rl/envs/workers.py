@@ -45,7 +45,8 @@ class Steps(NamedTuple):
 class Group:
     """A fixed list of environments, stepped one after the other."""
 
-    def __init__(self, env_id: str, tasks: Sequence[str]) -> None:
+    def __init__(self, env_id: str, tasks: Sequence[str], first: int = 0) -> None:
+        self.first = first  # number of the first one among those of all workers
         self.envs = [make_task(env_id, task) for task in tasks]
         self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
 
@@ -64,7 +65,10 @@ class Group:
             over = False
             for j in range(k):
                 if not over and j < limit[i]:
-                    self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
+                    try:
+                        self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
+                    except ValueError as error:
+                        raise bad_numbers(f"sim: environment {self.first + i}: {error}") from error
                     flags[:, i, j] = success, terminated, truncated
                     over = terminated or truncated or (success and stop_on_success)
                 frames[i, j] = self.last[i]
@@ -89,7 +93,7 @@ class Workers:
     def __init__(self, env_id: str, tasks: Sequence[str], n_workers: int) -> None:
         self.parts = [part.tolist() for part in np.array_split(np.arange(len(tasks)), min(n_workers, len(tasks)))]
         self.processes = [_start() for _ in self.parts]
-        self._all("__init__", [(env_id, [tasks[i] for i in part]) for part in self.parts])
+        self._all("__init__", [(env_id, [tasks[i] for i in part], part[0]) for part in self.parts])
 
     def reset(self, seeds: dict[int, int]) -> Array:
         """See `Group.reset`."""
@@ -134,6 +138,13 @@ def user_error(message: str) -> ValueError:
     from rewards.errors import UserError
 
     return UserError(message)
+
+
+def bad_numbers(message: str) -> ValueError:
+    """Return a `BadNumbers`; imported late as well."""
+    from rewards.errors import BadNumbers
+
+    return BadNumbers(message)
 
 
 def make_task(env_id: str, task: str) -> Task:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
+from world_model.files import write_atomically
 
 METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
 
@@ -28,7 +28,7 @@ class RunFolder:
 
     def __init__(self, path: Path, lock: TextIO | None = None) -> None:
         self.path = path
-        self._lock = lock or _locked(path)
+        self._lock, self._kept = lock or _locked(path), False
         self.checkpoints, self.videos = path / "checkpoints", path / "videos"
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class RunFolder:
                 attempt += 1
             except OSError as error:
                 raise UserError(f"cannot create the run folder {path}: {error.strerror}") from None
-        _write_atomically(path / "config.yaml", config_yaml)
+        write_atomically(path / "config.yaml", config_yaml.encode())
         return cls(path)
 
     @classmethod
@@ -69,7 +69,7 @@ class RunFolder:
             if (file := path / name).is_file():
                 written = file.read_bytes()
                 end = len(written) if mark is None else mark.get(name, 0)
-                _write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1].decode())
+                write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1])
         for events in path.glob("events.out.tfevents.*"):
             events.unlink()
         run = cls(path, lock)
@@ -91,6 +91,11 @@ class RunFolder:
     def eval_row(self, row: Mapping[str, Any]) -> None:
         """Write one evaluated episode."""
         _write_row(self._eval, {key: _finite(v) if isinstance(v, float) else v for key, v in row.items()})
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Write a file into the folder, whole or not at all; from then on the folder stays, whatever happens."""
+        write_atomically(self.path / name, data)
+        self._kept = True
 
     def close(self) -> None:
         """Close the files."""
@@ -116,7 +121,7 @@ class RunFolder:
 
     def _holds_anything(self) -> bool:
         metrics = (self.path / METRICS).stat().st_size > 0
-        return metrics or any(self.checkpoints.iterdir()) or (self.path / "episodes").exists()
+        return metrics or self._kept or any(self.checkpoints.iterdir()) or (self.path / "episodes").exists()
 
 
 def read_rows(file: str | Path) -> list[dict[str, Any]]:
@@ -155,9 +160,3 @@ def _finite(value: Any) -> float | None:
 def _write_row(file: TextIO, row: Mapping[str, Any]) -> None:
     file.write(json.dumps(row) + "\n")
     file.flush()
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from safetensors.torch import save
 
-from rewards.errors import UserError
+from rewards.errors import BadNumbers, UserError
 from rl.build import tasks_of
 from rl.cli import keys_of
 from rl.compose import to_yaml
@@ -47,6 +49,12 @@ Examples:
   wamtune train mix env.tasks=[peg-insert-side] controls=[anchor,filtered_bc]
   wamtune train sim env.tasks=[push] total_timesteps=50_000 rewards.action_jerk.weight=-0.01
 """
+
+BAD_NUMBERS = "bad_numbers.safetensors"
+"""File of a run folder: the tensors that came with the last bad numbers."""
+
+MOST_BACK = 3
+"""Times that a run goes back from bad numbers before it stops after all."""
 
 
 def run(words: list[str]) -> None:
@@ -127,7 +135,7 @@ def _train(name: str, post: PostTraining, folder: RunFolder, runs: list[Run], st
             round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.sim_steps
         )
         try:
-            outcome = post.run(runs[0].outcome.before if runs else None)  # the same checkpoint on the same seeds
+            outcome = _run(post, folder, runs[0].outcome.before if runs else None)
         except KeyboardInterrupt:
             progress.note(f"interrupted; to go on: wamtune train {folder.path}")
             raise
@@ -137,6 +145,27 @@ def _train(name: str, post: PostTraining, folder: RunFolder, runs: list[Run], st
         for result in results:
             folder.eval_row({"step": step, "run": name, "phase": phase, "place": "sim", **result.to_row()})
     return Run(name, outcome, saver.minutes)
+
+
+def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | None) -> Outcome:
+    """Run to the end; where bad numbers turn up, keep what led to them, and go back if the config says so.
+
+    `before` is given to a control: the same checkpoint was evaluated on the same seeds.
+    """
+    for n_back in itertools.count(1):
+        try:
+            return post.run(before)
+        except BadNumbers as error:
+            folder.keep(BAD_NUMBERS, save({name: value.contiguous() for name, value in error.tensors.items()}))
+            state = load_state(folder.path)
+            if post.config.on_bad_numbers == "stop" or state is None or n_back > MOST_BACK:
+                raise BadNumbers(f"{error}; what led to it is in {folder.path / BAD_NUMBERS}") from error
+            post.say(f"{error}; going back to the last saved state, for the {n_back}. time of {MOST_BACK}")
+            post.load_state_dict(state["post"])
+            post.sim.begun = False
+            for generator in (post.ppo.generator, post.sim.generator):
+                generator.manual_seed(post.config.seed + 1_000 * n_back)
+    raise AssertionError
 
 
 class _Saver:

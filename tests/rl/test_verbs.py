@@ -1,8 +1,11 @@
 """The verbs train, eval, dream and check, from the command line to what they leave behind."""
 
+import itertools
 import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from rl import cli
 from rl.compose import compose, find_preset
 from rl.config import CONTROLS, TrainConfig
+from rl.envs.metaworld import MetaWorldTask
 from rl.rounds import PostTraining
 from rl.verbs.run_folder import read_rows
 from rl.verbs.train import _Shown, control_config
@@ -246,19 +250,41 @@ def test_unknown_control(tiny: list[str], capsys: pytest.CaptureFixture[str]) ->
     )
 
 
-def test_nan_state_stops_before_the_update(
-    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rl.envs.metaworld import MetaWorldTask
+def break_steps(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
+    """Let these steps of Meta-World return no numbers, counted over all environments."""
+    step, n = MetaWorldTask.step, itertools.count()
 
-    step = MetaWorldTask.step
-
-    def broken(task: MetaWorldTask, action: object) -> tuple:
+    def broken(task: MetaWorldTask, action: Any) -> Any:
         frame, *rest = step(task, action)
-        return frame * float("nan"), *rest
+        return frame * (math.nan if next(n) in bad else 1.0), *rest
 
     monkeypatch.setattr(MetaWorldTask, "step", broken)
+
+
+def test_bad_numbers_stop_a_run_before_the_update_and_are_kept(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, 0)
     code, _, err = call(capsys, "train", "sim", *tiny)
     assert code == 2 and err.count("\n") == 1
-    assert "sim: environment 0 (task button-press-topdown) returned a state that is not finite at step 1" in err
+    (kept,) = Path("runs/sim").glob("*/bad_numbers.safetensors")
+    line = (
+        "sim: environment 0 (task button-press-topdown) returned a state that is not finite or beyond ±1e+09 at step 1"
+    )
+    assert line in err and err.endswith(f"what led to it is in {kept}\n")
+    assert torch.isnan(load_file(kept)["frames"][0, 0]).all()
     assert not list(Path("runs").glob("*/*/checkpoints/*"))
+
+
+def test_a_run_goes_back_from_bad_numbers_if_it_is_told_to(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_evaluated = 4 * 64  # steps of the first evaluation at most; there is a state to go back to after it
+    break_steps(monkeypatch, n_evaluated + 10)
+    code, out, err = call(capsys, "train", "sim", *tiny, "on_bad_numbers=go_back", "ppo.imitation_steps=0")
+    assert code == 0, err
+    assert "returned a state that is not finite" in out and "going back to the last saved state, for the 1. time" in out
+    assert list(Path("runs/sim").glob("*/report.html"))
+    break_steps(monkeypatch, *range(n_evaluated + 10, 10_000))
+    code, out, err = call(capsys, "train", "sim", *tiny, "on_bad_numbers=go_back", "name=hopeless")
+    assert code == 2 and out.count("going back") == 3
