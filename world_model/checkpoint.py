@@ -103,12 +103,26 @@ def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) 
     return state
 
 
+def checkpoint_files(name_or_path: str | Path) -> dict[str, bytes]:
+    """Return every file of a checkpoint by its name in the folder, as its maker wrote them; whatever else is there stays.
+
+    Raises:
+        UserError: as for `load_checkpoint`.
+    """
+    folder = find_checkpoint(name_or_path)
+    return _read_verified(folder, _manifest(folder)) | {MANIFEST: _read(folder / MANIFEST)}
+
+
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """Return the folder of a checkpoint: a path to it, a run folder (its `checkpoints/last`) or a built-in name.
 
     A folder of runs, such as `runs/demo`, stands for the newest of them that has a checkpoint.
     """
     path = Path(name_or_path)
+    if path.is_file():
+        raise UserError(
+            f"{path} is a file; a checkpoint is a folder with {MANIFEST} (pickled .pt or .zip are not loaded)"
+        )
     runs = sorted(path.glob("[0-9]*/checkpoints"), reverse=True)  # their names begin with the time
     candidates = [path, path / "checkpoints" / "last", *(run / "last" for run in runs)]
     if len(path.parts) == 1:
@@ -170,6 +184,9 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     files = _from_json(path, _read(path)).get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise UserError(f"{path}: it does not list files with size and sha256; copy the checkpoint again")
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path}: it lists {name!r}, which is outside the checkpoint; nothing was read")
     return files
 
 

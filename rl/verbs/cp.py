@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import find_preset, list_presets
-from world_model.checkpoint import builtin_checkpoints, find_checkpoint, load_checkpoint
+from world_model.checkpoint import builtin_checkpoints, checkpoint_files, load_checkpoint
 from world_model.files import write_atomically, write_folder
 
 HELP = """wamtune cp NAME DEST
@@ -36,9 +36,6 @@ def run(words: list[str]) -> None:
     if as_preset:
         write_atomically(final, find_preset(name).read_bytes())
     else:
-        folder = find_checkpoint(name)
-        load_checkpoint(folder)  # a damaged one is refused, not spread
-        write_folder(
-            final, {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-        )
+        load_checkpoint(name)  # a damaged one is refused, not spread
+        write_folder(final, checkpoint_files(name))
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")
