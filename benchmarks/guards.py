@@ -1,0 +1,109 @@
+"""What it costs that bad numbers are looked for and that a run can be continued: shares of the time of a round.
+
+    python benchmarks/guards.py [key=value ...]
+
+Post-trains the built-in checkpoint (`mix` on box-close by default) as `wamtune train` does, with a clock around every
+guard and around every save. A share is that of one round; the table has the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rl.ppo
+import world_model.env
+import world_model.training
+from rewards import RewardManager
+from rl.compose import compose, to_yaml
+from rl.config import TrainConfig
+from rl.rounds import PostTraining
+from rl.verbs.run_folder import RunFolder
+from rl.verbs.train import _Saver, prepare
+
+GUARDS: list[tuple[Any, str]] = [
+    (world_model.env, "checked_actions"),
+    (world_model.env, "check_advance"),
+    (RewardManager, "_check_values"),
+    (rl.ppo, "_check_finite"),
+    (rl.ppo, "check_loss"),
+    (rl.ppo, "check_gradients"),
+    (rl.ppo, "policy_state"),  # kept for an update that may explode
+    (world_model.training, "check_loss"),
+    (world_model.training, "check_gradients"),
+]
+
+
+class Clock:
+    """Seconds spent in what it is put around."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `call`, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        return timed
+
+
+def main() -> None:
+    config = compose("mix", ["env.tasks=[box-close]", "n_rounds=4", "eval.n_episodes=32", *sys.argv[1:]], TrainConfig)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    guards, saves = Clock(), Clock()
+    for owner, name in GUARDS:
+        setattr(owner, name, guards.around(getattr(owner, name)))
+    rounds: list[tuple[float, float, float]] = []
+    with tempfile.TemporaryDirectory() as root, RunFolder.create(root, "guards", 0, to_yaml(config)) as folder:
+        post = prepare(config)
+        post.safe = saves.around(_Saver(post, folder, [], 0.0))
+        measure(post, guards, saves, rounds)
+        post.run()
+        post.close()
+        size = sum(file.stat().st_size for file in Path(folder.path, "checkpoints/state").iterdir()) / 1e6
+    seconds, checked, saved = (statistics.median(column) for column in zip(*rounds, strict=True))
+    shares = [statistics.median(row[k] / row[0] for row in rounds) for k in (1, 2)]
+    print("| a round | guards | share | saves | share | size of a state |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        f"| {seconds:.1f} s | {checked:.2f} s | {100 * shares[0]:.2f} % | {saved:.2f} s | {100 * shares[1]:.2f} % "
+        f"| {size:.0f} MB |"
+    )
+
+
+def measure(post: PostTraining, guards: Clock, saves: Clock, rounds: list[tuple[float, float, float]]) -> None:
+    """Add (seconds, of them in guards, of them in saves) of each round of `post` to `rounds` when it ends."""
+    run_part, safe = post._run_part, post.safe
+    begun = [0.0, 0.0, 0.0]
+
+    def part(place: str, round_index: int) -> None:
+        if place == post.places(round_index)[0]:
+            begun[:] = time.perf_counter(), guards.seconds, saves.seconds
+        run_part(place, round_index)
+
+    def ended(is_end: bool) -> None:
+        safe(is_end)
+        n_rounds = 0
+        for i in range(post.config.n_rounds):
+            n_rounds += len(post.places(i))
+            if is_end and post.n_places == n_rounds:
+                now = time.perf_counter(), guards.seconds, saves.seconds
+                rounds.append(tuple(b - a for a, b in zip(begun, now, strict=True)))  # type: ignore[arg-type]
+
+    post._run_part, post.safe = part, ended  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
