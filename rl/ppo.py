@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
-from rewards.errors import BadNumbers
+from rewards.errors import BadNumbers, UserError
 from rl.buffer import Rollout, Samples, discounted, explained_variance
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv
@@ -131,6 +132,15 @@ class ChunkPPO(PPO):
         stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0]}
         n_executed = int(stacked["n_executed"].sum())
         return Rollout(context=contexts, terms={k: total / n_executed for k, total in terms.items()}, **stacked)
+
+    @classmethod
+    def load(cls, *_: object, **__: object) -> NoReturn:
+        """Refuse: Stable-Baselines3's zip is unpickled, so it can run anything. `load_model` reads a checkpoint."""
+        raise UserError("a zip of Stable-Baselines3 is pickled and can run code; load a checkpoint folder instead")
+
+    def save(self, *_: object, **__: object) -> NoReturn:
+        """Refuse to write what `load` would refuse to read; `save_model` writes a checkpoint."""
+        raise UserError("a zip of Stable-Baselines3 is pickled; save the model with world_model.store.save_model")
 
     def train(self) -> None:
         """Update from the rollout that `learn` collected last."""

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from rewards.errors import UserError
 from rl import cli
+from rl.ppo import ChunkPPO
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL, load_training_state, save_checkpoint
 
 MARK = "attacked"
@@ -170,6 +172,12 @@ def test_a_config_inside_a_checkpoint_names_no_code(checkpoint: Path, capsys: py
     manifest["files"][CONFIG] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     assert cli.main(["eval", str(folder), "n_episodes=1", "n_envs=1", "max_steps=8", "tasks=[push]"]) == 0
+    assert not Path(MARK).exists()
+
+
+def test_an_algorithm_is_not_loaded_from_a_zip() -> None:
+    with pytest.raises(UserError, match="pickled and can run code"):
+        ChunkPPO.load(sb3_zip())
     assert not Path(MARK).exists()
 
 
