@@ -104,7 +104,7 @@ def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) 
 
 
 def checkpoint_files(name_or_path: str | Path) -> dict[str, bytes]:
-    """Return every file of a checkpoint by its name in the folder, as its maker wrote them; whatever else is there stays.
+    """Return every file that a checkpoint lists, by its name in the folder; whatever else is there stays.
 
     Raises:
         UserError: as for `load_checkpoint`.

@@ -1,0 +1,163 @@
+"""The control loop: a command at a fixed rate, from plans made beside it, through the guard and the one gate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rl.deploy.planner import Planner
+from rl.deploy.robots import Interface
+from rl.deploy.safety import Gate, Guard, Stop
+from world_model import modes
+from world_model.episodes import Episode
+from world_model.flow import seeded_noise
+from world_model.model import WorldActionModel
+
+Array = np.ndarray
+
+SPIN_S = 0.001
+"""The last of a period is waited for without sleeping, which is not that exact."""
+
+PERIODS = 2
+"""Periods without a command after which the watchdog stops the robot."""
+
+
+@dataclass
+class Lived:
+    """What happened in one episode on a robot."""
+
+    frames: list[Array] = field(default_factory=list)  # (state_dim,), the first one and one after each command
+    sent: list[Array] = field(default_factory=list)  # (action_dim,), as it left the guard
+    success: list[bool] = field(default_factory=list)
+    periods: list[float] = field(default_factory=list)  # seconds from one command to the next
+    n_late: int = 0  # commands for which there was no plan in time
+    reason: str = ""  # why it ended
+
+    def to_episode(self, task: str, source: str, seed: int) -> Episode | None:
+        """As an episode of a store; None where nothing was executed."""
+        if not self.sent or len(self.frames) != len(self.sent) + 1:
+            return None
+        state, action = (torch.tensor(np.stack(rows), dtype=torch.float32) for rows in (self.frames, self.sent))
+        return Episode(state, action, torch.tensor(self.success), task, source, seed)
+
+
+class Decider:
+    """A world-action model as the planner asks for one: a chunk from frames, whose first actions may be held.
+
+    Args:
+        model: of a checkpoint.
+        task: what to do.
+        n_denoising_steps: of a chunk.
+        seed: of the noise, which is drawn anew for each chunk, as in evaluation.
+    """
+
+    def __init__(self, model: WorldActionModel, task: str, n_denoising_steps: int, seed: int) -> None:
+        self.model, self.n_denoising_steps, self.seed, self.n_chunks = model, n_denoising_steps, seed, 0
+        self.task = torch.tensor([model.spec.tasks.index(task)])
+
+    @torch.inference_mode()
+    def __call__(self, frames: Array, held: Array) -> Array:
+        """(n_context_frames, state_dim), (n, action_dim) -> (chunk_size, action_dim)."""
+        model = self.model
+        shape = model.action_codec.n_tokens, model.action_codec.code_dim
+        noise = seeded_noise(torch.tensor([self.seed]), torch.tensor([self.n_chunks]), shape)
+        self.n_chunks += 1
+        context = model.encode(torch.tensor(frames, dtype=torch.float32).unsqueeze(0), self.task)
+        given = torch.tensor(held, dtype=torch.float32).unsqueeze(0) if len(held) else None
+        chunk: Array = modes.policy(model, context, noise, self.n_denoising_steps, given)[0].numpy()
+        return chunk
+
+
+def run_episode(
+    interface: Interface,
+    guard: Guard,
+    decide: Callable[[Array, Array], Array],
+    n_context_frames: int,
+    n_action_steps: int,
+    hz: float,
+    max_steps: int,
+    watch: Callable[[], str | None] = lambda: None,
+    max_late: int = 5,
+    send: Callable[[Array], None] | None = None,
+) -> Lived:
+    """Run one episode; it ends at `max_steps`, at a success that the robot reports, or by a stop, whose reason it has.
+
+    Args:
+        interface: the robot, as the policy sees it.
+        guard: what a command must keep.
+        decide: computes a chunk; called beside the loop.
+        n_context_frames: of the policy.
+        n_action_steps: of a chunk, after which the next one is begun.
+        hz: commands a second.
+        max_steps: commands.
+        watch: asked many times a second for a reason to stop: a key, a file, a signal.
+        max_late: commands in a row without a plan, for which the robot is made to stand still, before the stop.
+        send: takes the commands in place of the robot, for a dry run.
+    """
+    lived, period = Lived(), 1 / hz
+    with ThreadPoolExecutor(1) as executor:
+        planner = Planner(decide, n_action_steps, period, executor)
+        try:
+            frame = _observe(interface, guard, lived)[0]
+            context = np.repeat(frame[None], n_context_frames, axis=0)
+            planner.begin(context)
+            with Gate(send or interface.send, guard.still, PERIODS * period, watch) as gate:
+                _run(lived, interface, guard, planner, gate, context, period, max_steps, max_late)
+                gate.shut(lived.reason)
+        except Stop as stop:
+            lived.reason = str(stop)
+    return lived
+
+
+def _run(
+    lived: Lived,
+    interface: Interface,
+    guard: Guard,
+    planner: Planner,
+    gate: Gate,
+    context: Array,
+    period: float,
+    max_steps: int,
+    max_late: int,
+) -> None:
+    late, due, before = 0, time.monotonic(), None
+    for k in range(max_steps):
+        action = planner.step(k, context)
+        late = 0 if action is not None else late + 1
+        lived.n_late += action is None
+        if late > max_late:
+            raise Stop(f"there was no plan for {late} commands in a row")
+        command = guard.command(guard.hold(context[-1]) if action is None else action, context[-1])
+        gate.send(command)
+        now = time.monotonic()
+        if before is not None:
+            lived.periods.append(now - before)
+        before, due = now, due + period
+        _wait(due)
+        frame, success = _observe(interface, guard, lived)
+        lived.sent.append(command)
+        lived.success.append(success)
+        context = np.concatenate([context[1:], frame[None]])
+        if success:
+            lived.reason = "success"
+            return
+    lived.reason = f"{max_steps} steps"
+
+
+def _observe(interface: Interface, guard: Guard, lived: Lived) -> tuple[Array, bool]:
+    values, stamp, observation = interface.observe()
+    frame = guard.observe(values, stamp, time.monotonic())
+    lived.frames.append(frame)
+    return frame, bool(observation.get("success", False))
+
+
+def _wait(due: float) -> None:
+    if (left := due - time.monotonic() - SPIN_S) > 0:
+        time.sleep(left)
+    while time.monotonic() < due:
+        pass

@@ -1,0 +1,202 @@
+"""A Meta-World arm as a robot: in a process of its own, in real time, and not quite as the simulator that taught.
+
+It has other masses, friction, damping and gains, a delay that varies, and noisy sensors, all of them fixed before. The
+process keeps the time: a command that comes late is late, and where none comes for two periods the arm stands still.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import subprocess
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from rl.deploy.robots import names_of
+
+Array = np.ndarray
+
+PERTURBATION = {
+    "mass": 1.0,
+    "friction": 1.0,
+    "damping": 1.0,
+    "gain": 1.0,
+    "delay_s": 0.0,
+    "jitter_s": 0.0,
+    "noise": 0.0,
+}
+"""What can differ from the simulator: factors, seconds, and the standard deviation of the noise on the state."""
+
+
+class SimRobot:
+    """A robot with the members of LeRobot's, which lives in another process.
+
+    Args:
+        task: of Meta-World.
+        seed: of its first episode and of its noise; `reset` takes the next ones.
+        hz: of its control; None: that of Meta-World, 80.
+        paced: in real time; else it steps once for every command, as fast as it can.
+        perturbation: see `PERTURBATION`.
+    """
+
+    def __init__(
+        self, task: str, seed: int = 0, hz: float | None = None, paced: bool = True, **perturbation: float
+    ) -> None:
+        from rl.envs.sim import make_spec
+
+        if unknown := sorted(set(perturbation) - set(PERTURBATION)):
+            raise TypeError(f"unknown {unknown[0]!r}; known: task, seed, hz, paced, {', '.join(PERTURBATION)}")
+        self.spec = make_spec("metaworld", [task])
+        self.control_hz = hz or self.spec.control_hz
+        self.state, self.action = names_of(self.spec)
+        self._arguments = task, seed, self.control_hz, paced, {**PERTURBATION, **perturbation}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.seed = seed
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """The state of Meta-World, a number each."""
+        return dict.fromkeys(self.state, float)
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        """The action of Meta-World."""
+        return dict.fromkeys(self.action, float)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def connect(self) -> None:
+        """Start its process, at the beginning of an episode."""
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", "from rl.deploy.sim_robot import serve; serve()"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        self._ask("begin", *self._arguments)
+
+    def calibrate(self) -> None:
+        """A simulator knows where it is."""
+
+    def configure(self) -> None:
+        """Its gains are what they are."""
+
+    def reset(self) -> None:
+        """Begin the next episode."""
+        self.seed += 1
+        self._ask("reset", self.seed)
+
+    def get_observation(self) -> dict[str, Any]:
+        """Return the newest frame, when it was taken, and whether the task is solved."""
+        frame, stamp, success = self._ask("observe")
+        return {**dict(zip(self.state, frame.tolist(), strict=True)), "timestamp": stamp, "success": success}
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        """Command it."""
+        self._ask("act", np.array([action[name] for name in self.action], np.float32))
+        return action
+
+    def disconnect(self) -> None:
+        """End its process."""
+        if self._process is not None:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+
+    def _ask(self, *message: Any) -> Any:
+        process = self._process
+        if process is None or process.poll() is not None:
+            raise ConnectionError("the simulated robot is not connected")
+        assert process.stdin is not None and process.stdout is not None
+        pickle.dump(message, process.stdin)
+        process.stdin.flush()
+        return pickle.load(process.stdout)
+
+
+class Arm:
+    """The arm inside the process."""
+
+    def __init__(self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float]) -> None:
+        from rl.envs.metaworld import MetaWorldTask
+
+        self.task, self.period, self.paced, self.differs = MetaWorldTask(task), 1 / hz, paced, perturbation
+        self.random = np.random.default_rng(seed)
+        self._perturb(self.task._env.model)
+        self.coming: deque[tuple[float, Array]] = deque()  # commands, and when each takes effect
+        self.command, self.heard = np.zeros(4, np.float32), -np.inf
+        self.due = time.monotonic()
+        self.newest: tuple[Array, float, bool] = (np.zeros(0), 0.0, False)
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode, standing still."""
+        self._see(self.task.reset(seed), False)
+        self.coming.clear()
+        self.command, self.due = np.zeros(4, np.float32), time.monotonic() + self.period
+
+    def observe(self) -> tuple[Array, float, bool]:
+        """Frame, time, success."""
+        return self.newest
+
+    def act(self, command: Array) -> None:
+        """Take a command, which has its effect later."""
+        now = time.monotonic()
+        self.heard = now
+        self.coming.append((now + self.differs["delay_s"] + self.differs["jitter_s"] * self.random.random(), command))
+        if not self.paced:
+            self.step(np.inf)
+
+    def step(self, now: float) -> None:
+        """Do a step with the command that is in effect at `now`."""
+        while self.coming and self.coming[0][0] <= now:
+            self.command = self.coming.popleft()[1]
+        if self.paced and now - self.heard > 2 * self.period + self.differs["delay_s"] + self.differs["jitter_s"]:
+            self.command = np.zeros(4, np.float32)
+        moved = np.append(self.differs["gain"] * self.command[:3], self.command[3])
+        frame, _, success, *_ = self.task.step(np.clip(moved, -1, 1).astype(np.float32))
+        self._see(frame, success)
+
+    def _see(self, frame: Array, success: bool) -> None:
+        noise = self.differs["noise"] * self.random.standard_normal(len(frame))
+        self.newest = (frame + noise).astype(np.float32), time.monotonic(), success
+
+    def _perturb(self, model: Any) -> None:
+        """Change what bodies that can move freely weigh, and how things rub and are damped."""
+        free = {int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == 0}
+        for body in range(model.nbody):
+            if int(model.body_rootid[body]) in free:
+                model.body_mass[body] *= self.differs["mass"]
+                model.body_inertia[body] *= self.differs["mass"]
+        model.geom_friction[:] *= self.differs["friction"]
+        model.dof_damping[:] *= self.differs["damping"]
+
+
+def serve() -> None:
+    """Answer messages and keep the time, until the pipe closes."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    arm: Arm | None = None
+    while True:
+        left = arm.due - time.monotonic() if arm is not None and arm.paced else None
+        if select.select([requests], [], [], None if left is None else max(left, 0.0))[0]:
+            try:
+                name, *arguments = pickle.load(requests)
+            except EOFError:
+                return
+            if name == "begin":
+                arm, answer = Arm(*arguments), None
+            else:
+                answer = getattr(arm, name)(*arguments)
+            pickle.dump(answer, answers)
+            answers.flush()
+        if arm is not None and arm.paced and time.monotonic() >= arm.due:
+            arm.step(time.monotonic())
+            arm.due += arm.period
