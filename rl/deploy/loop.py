@@ -37,6 +37,7 @@ class Lived:
     periods: list[float] = field(default_factory=list)  # seconds from one command to the next
     n_late: int = 0  # commands for which there was no plan in time
     reason: str = ""  # why it ended
+    stopped: bool = False  # by a stop, and not by itself
 
     def to_episode(self, task: str, source: str, seed: int) -> Episode | None:
         """As an episode of a store; None where nothing was executed."""
@@ -110,7 +111,7 @@ def run_episode(
                 _run(lived, interface, guard, planner, gate, context, period, max_steps, max_late)
                 gate.shut(lived.reason)
         except Stop as stop:
-            lived.reason = str(stop)
+            lived.reason, lived.stopped = str(stop), True
     return lived
 
 

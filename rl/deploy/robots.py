@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -81,21 +81,18 @@ class Interface:
         robot: connected.
         spec: of the policy.
         mapping: names, scales and offsets.
-        hz: the rate that the loop will run at; None: that of the policy.
+        hz: the rate that the loop will run at.
 
     Raises:
-        UserError: a table of everything in which robot and policy differ.
+        UserError: robot and policy differ, see `differences`.
     """
 
-    def __init__(self, robot: Robot, spec: Spec, mapping: RobotMap, hz: float | None = None) -> None:
+    def __init__(self, robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> None:
         self.robot, self.spec = robot, spec
-        state, action = names_of(spec)
-        self.state_names, self.action_names = mapping.state or state, mapping.action or action
-        self.differences = self._compare(mapping, hz or spec.control_hz)
-        if self.differences:
-            rows = "\n".join(f"  {name:<24} {policy:<24} {robot_has}" for name, policy, robot_has in self.differences)
-            head = f"  {'':<24} {'the policy expects':<24} the robot offers"
-            raise UserError(f"the robot is not what the policy expects; nothing was sent\n{head}\n{rows}")
+        if found := differences(robot, spec, mapping, hz):
+            rows = "; ".join(f"{name}: expected {policy}, found {theirs}" for name, policy, theirs in found)
+            raise UserError(f"the robot is not what the policy expects, nothing was sent: {rows}")
+        self.state_names, self.action_names = _names(spec, mapping)
         self._scale, self._offset = (
             {name: values.get(name, default) for name in (*self.state_names, *self.action_names)}
             for values, default in ((mapping.scale, 1.0), (mapping.offset, 0.0))
@@ -118,29 +115,36 @@ class Interface:
         except (TypeError, ValueError):
             return value  # the guard says what is wrong with it
 
-    def _compare(self, mapping: RobotMap, hz: float) -> list[tuple[str, str, str]]:
-        found, robot = [], self.robot
-        for what, names, size, features in (
-            ("state", self.state_names, self.spec.state_dim, robot.observation_features),
-            ("action", self.action_names, self.spec.action_dim, robot.action_features),
-        ):
-            if len(names) != size:
-                found.append((f"{what}, size", str(size), f"{len(names)} names are mapped"))
-            if len(set(names)) < len(names):
-                found.append((f"{what}, names", "each once", f"{_twice(names)} twice"))
-            for name in names:
-                if features.get(name) is not float:
-                    found.append((name, "a number", _offer(name, features)))
-        for name in sorted(set(robot.action_features) - set(self.action_names)):
-            found.append((name, "nothing: it commands no such", "an action that has to be sent"))
-        theirs = getattr(robot, "control_hz", hz)
-        if not np.isclose(theirs, hz):
-            found.append(("rate", f"{hz:g} Hz", f"{theirs:g} Hz"))
-        for name in sorted({*mapping.scale, *mapping.offset} - {*self.state_names, *self.action_names}):
-            found.append((name, "no such name", "is scaled or offset in the mapping"))
-        if zero := [name for name, value in mapping.scale.items() if not np.isfinite(value) or value == 0]:
-            found.append((zero[0], "a scale that can be undone", str(mapping.scale[zero[0]])))
-        return found
+
+def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[tuple[str, str, str]]:
+    """Return everything in which a robot is not what a policy of `spec` expects: what, expected, found."""
+    found = []
+    for what, names, size, features in zip(
+        ("state", "action"),
+        _names(spec, mapping),
+        (spec.state_dim, spec.action_dim),
+        (robot.observation_features, robot.action_features),
+        strict=True,
+    ):
+        if len(names) != size:
+            found.append((f"{what}, size", str(size), f"{len(names)} names in the map"))
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            found.append((f"{what}, names", "each once", f"{twice[0]} twice in the map"))
+        found += [(name, "a number", _offer(name, features)) for name in names if features.get(name) is not float]
+    state, action = _names(spec, mapping)
+    found += [
+        (name, "no such action", "one that has to be sent") for name in robot.action_features if name not in action
+    ]
+    theirs = getattr(robot, "control_hz", hz)
+    if not np.isclose(theirs, hz):
+        found.append(("rate", f"{hz:g} Hz", f"{theirs:g} Hz"))
+    for name in sorted({*mapping.scale, *mapping.offset}):
+        scale, offset = mapping.scale.get(name, 1.0), mapping.offset.get(name, 0.0)
+        if name not in (*state, *action):
+            found.append((name, "no such name", "a scale or offset in the map"))
+        elif scale == 0 or not np.isfinite([scale, offset]).all():
+            found.append((name, "a scale that can be undone", f"{scale:g}, offset {offset:g}"))
+    return found
 
 
 def make_robot(name: str, params: Mapping[str, Any]) -> Robot:
@@ -174,8 +178,9 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
     return robot
 
 
-def _twice(names: Sequence[str]) -> str:
-    return next(name for name in names if list(names).count(name) > 1)
+def _names(spec: Spec, mapping: RobotMap) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    state, action = names_of(spec)
+    return mapping.state or state, mapping.action or action
 
 
 def _offer(name: str, features: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ class Limits:
         float, ...
     ] = ()  # the command that makes it stand still; empty: the last one, where actions are positions
     start: str = ""  # the slice of the state that commands go on from, where actions are positions
-    boxes: Mapping[str, Box] = field(default_factory=dict)  # by the name of a slice of the state
+    boxes: dict[str, Box] = field(default_factory=dict)  # by the name of a slice of the state
     max_age_s: float = 0.1  # an older observation is not acted on
 
     def check_fits(self, action_dim: int, slices: Mapping[str, slice]) -> None:
@@ -91,7 +91,11 @@ class Guard:
         self.low, self.high, self.max_change = (
             np.array(v, np.float64) for v in (limits.low, limits.high, limits.max_change)
         )
-        self.last: Array | None = np.array(limits.still, np.float64) if limits.still else None
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last episode: commands go on from standing still."""
+        self.last: Array | None = np.array(self.limits.still, np.float64) if self.limits.still else None
         self.stamp = -np.inf
 
     def still(self) -> Array | None:
@@ -141,7 +145,8 @@ class Guard:
         for name, box in self.limits.boxes.items():
             ends = np.array([box.low, box.high])
             if box.per_action != 0.0:
-                ends = (ends - frame[self.slices[name]]) / box.per_action
+                with np.errstate(over="ignore"):  # far outside, no command is left
+                    ends = (ends - frame[self.slices[name]]) / box.per_action
             index = list(box.actions)
             low[index], high[index] = np.maximum(low[index], ends.min(0)), np.minimum(high[index], ends.max(0))
         if (low > high).any():

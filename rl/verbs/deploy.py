@@ -1,19 +1,26 @@
-"""`wamtune deploy`: a policy as files that a robot can run."""
+"""`wamtune deploy`: a policy as files that a robot can run, and a robot that it runs."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rewards.errors import UserError
 from rl.cli import keys_of
 from rl.compose import compose
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, N_PARITY, export_policy
+from rl.deploy.robot_config import RobotConfig
+from rl.deploy.session import run_session
+from rl.deploy.stops import KEYS
+from world_model.store import load_model
 
-ACTIONS = ("export",)
+ACTIONS = ("export", "run")
 
 
 @dataclass(frozen=True)
@@ -32,28 +39,54 @@ class Options:
 
 
 HELP = f"""wamtune deploy CHECKPOINT | RUN_FOLDER export [key=value ...]
+wamtune deploy CHECKPOINT | RUN_FOLDER run PRESET [key=value ...]
 
-Write the policy of a checkpoint as {ONNX}, with everything between a state and bounded actions inside, beside
+`export` writes the policy of a checkpoint as {ONNX}, with everything between a state and bounded actions inside, beside
 {CONTRACT}: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what it is.
 Before anything is written, onnxruntime must give the actions of torch on {N_PARITY} random inputs; prints the largest
 difference. Needs the extra `export`: pip install 'wamtune[export]'.
 
-Keys:
+`run` runs the policy on a robot: anything with the members of LeRobot's Robot, or the simulated one of the preset
+robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. {KEYS}, a file, Ctrl-C or a
+signal stop it. Each episode that ends is recorded.
+
+Keys of export:
 {keys_of(Options)}
+
+Keys of run:
+{keys_of(RobotConfig)}
 
 Examples:
   wamtune deploy metaworld-tuned export out=robot/policy
-  wamtune deploy runs/demo/20250101-120000-s0 export
+  wamtune deploy metaworld-tuned run robot-sim dry_run=true
 """
 
 
 def run(words: list[str]) -> None:
-    """Export and print what was written."""
+    """Export and print what was written, or run a robot and print what happened."""
     if not words or "=" in words[0] or words[0] in ACTIONS:
         raise UserError("deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export")
     name, action = words[0], words[1] if len(words) > 1 else ""
     if action not in ACTIONS:
-        raise UserError(f"deploy {name} {action!r}: expected export, as in wamtune deploy {name} export")
+        raise UserError(f"deploy {name} {action!r}: expected export or run, as in wamtune deploy {name} export")
+    {"export": _export, "run": _run}[action](name, words)
+
+
+def _run(name: str, words: list[str]) -> None:
+    if len(words) < 3 or "=" in words[2]:
+        raise UserError(f"deploy {name} run needs a preset that names a robot and its limits, such as robot-sim")
+    config = compose(words[2], words[3:], RobotConfig)
+    torch.set_num_threads(1)  # more would only wait for each other beside the loop
+    lived = run_session(load_model(name), config, keys=sys.stdin.isatty())
+    periods = sorted(p for one in lived for p in one.periods)
+    solved = sum(any(one.success) for one in lived)
+    print(f"{solved} of {len(lived)} episodes reported success")
+    if periods:
+        middle, most = periods[len(periods) // 2], periods[int(0.99 * (len(periods) - 1))]
+        print(f"period: median {1000 * middle:.1f} ms, 99 % below {1000 * most:.1f} ms")
+
+
+def _export(name: str, words: list[str]) -> None:
     options = compose(None, words[2:], Options)
     folder = Path(options.out) if options.out else default_folder(name)
     command = shlex.join(["wamtune", "deploy", *words])

@@ -1,0 +1,42 @@
+"""The schema of `wamtune deploy CHECKPOINT run`: which robot, what may be sent to it, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.errors import UserError
+from rl.deploy.robots import RobotMap
+from rl.deploy.safety import Limits
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """One session on a robot."""
+
+    robot: str = ""  # fake, sim, or the name of a robot of LeRobot
+    params: dict[str, Any] = field(default_factory=dict)  # of that robot
+    task: str = ""  # empty: the only one that the checkpoint knows
+    hz: float = 0.0  # commands a second; 0: as the checkpoint was trained
+    n_episodes: int = 1
+    max_steps: int = 150  # commands of an episode
+    n_action_steps: int = 4  # of a chunk, after which the next one is begun
+    n_denoising_steps: int = 2
+    seed: int = 0  # of the noise that decides with the policy
+    max_late: int = 5  # commands in a row for which there is no plan, then a stop
+    dry_run: bool = False  # print the commands, send none
+    stop_file: str = "STOP"  # the robot stops as soon as there is such a file
+    episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT
+    limits: Limits = field(default_factory=Limits)
+    map: RobotMap = field(default_factory=RobotMap)
+
+    def check(self) -> None:
+        """Refuse a robot without a name, and counts that mean nothing."""
+        if not self.robot:
+            raise UserError("robot=: expected fake, sim, or the name of a robot of LeRobot")
+        for name, low in (("n_episodes", 1), ("max_steps", 1), ("n_action_steps", 1), ("n_denoising_steps", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least {low}")
+        for name in ("hz", "seed", "max_late"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")

@@ -1,0 +1,85 @@
+"""A session on a robot: connect, compare, run episodes, record each that ends, stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rewards.errors import UserError
+from rl.deploy.loop import Decider, Lived, run_episode
+from rl.deploy.robot_config import RobotConfig
+from rl.deploy.robots import Interface, differences, make_robot
+from rl.deploy.safety import Guard
+from rl.deploy.stops import Stops
+from world_model.episodes import EpisodeStore
+from world_model.model import WorldActionModel
+
+
+def run_session(
+    model: WorldActionModel, config: RobotConfig, say: Callable[[str], None] = print, keys: bool = False
+) -> list[Lived]:
+    """Run the episodes of `config`; every one that ends is on disk before the next begins.
+
+    Args:
+        model: the policy.
+        config: robot, limits and counts.
+        say: hears a line for people.
+        keys: whether a line on standard input stops the robot.
+
+    Returns:
+        What happened in each. A stop ends the session.
+
+    Raises:
+        UserError: there is no such robot or task, limits are missing, or the robot is not what the policy expects.
+    """
+    task, hz, spec = _task(model, config), config.hz or model.spec.control_hz, model.spec
+    stops = Stops(Path(config.stop_file), keys)
+    if (reason := stops()) is not None:
+        raise UserError(f"no start: {reason}; delete it first")
+    guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
+    store = EpisodeStore(config.episodes or f"runs/robot/{config.robot}")
+    robot = make_robot(config.robot, config.params)
+    robot.connect()
+    lived: list[Lived] = []
+    try:
+        robot.calibrate()
+        robot.configure()
+        for what, expected, found in differences(robot, spec, config.map, hz):
+            say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
+        interface = Interface(robot, spec, config.map, hz)
+        with stops.signals():
+            for i in range(config.n_episodes):
+                if i > 0 and hasattr(robot, "reset"):
+                    robot.reset()
+                guard.begin()
+                decide = Decider(model, task, config.n_denoising_steps, config.seed + i)
+                send = (lambda command: say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
+                counts = model.config.n_context_frames, config.n_action_steps, hz, config.max_steps
+                one = run_episode(interface, guard, decide, *counts, stops, config.max_late, send)
+                lived.append(one)
+                say(f"episode {i + 1}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time")
+                if not config.dry_run:
+                    _record(store, model, one, task, config.seed + i)
+                if one.stopped:
+                    break
+    finally:
+        robot.disconnect()
+    return lived
+
+
+def _record(store: EpisodeStore, model: WorldActionModel, lived: Lived, task: str, seed: int) -> None:
+    """Keep an episode that came to its own end; one that was stopped says nothing about the policy."""
+    if lived.stopped:
+        return
+    episode = lived.to_episode(task, "robot", seed)
+    if episode is not None:
+        store.append([episode], model.spec)
+
+
+def _task(model: WorldActionModel, config: RobotConfig) -> str:
+    known = model.spec.tasks
+    if config.task in known or (not config.task and len(known) == 1):
+        return config.task or known[0]
+    raise UserError(f"task={config.task or '(none)'}: expected one of {', '.join(known)}")

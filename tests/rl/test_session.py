@@ -1,0 +1,206 @@
+"""A policy on a robot that is none: what is sent, what is recorded, and what makes it stop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rewards.errors import UserError
+from rl.deploy import session
+from rl.deploy.fake import FakeRobot
+from rl.deploy.robot_config import RobotConfig
+from rl.deploy.robots import Interface, RobotMap, differences
+from rl.deploy.safety import Limits
+from rl.deploy.session import run_session
+from world_model.episodes import EpisodeStore
+from world_model.model import WorldActionModel
+
+LIMITS = Limits(low=(-1.0,) * 2, high=(1.0,) * 2, max_change=(0.5,) * 2, still=(0.0,) * 2)
+HZ = 100.0
+
+
+@pytest.fixture
+def robot(trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRobot:
+    monkeypatch.chdir(tmp_path)
+    robot = FakeRobot(trained.spec)
+    monkeypatch.setattr(session, "make_robot", lambda name, params: robot)
+    return robot
+
+
+def config(**changes: Any) -> RobotConfig:
+    fields = {"robot": "fake", "task": "reach", "hz": HZ, "max_steps": 12, "n_action_steps": 2, "limits": LIMITS}
+    return RobotConfig(**{**fields, **changes})
+
+
+def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: FakeRobot) -> None:
+    lived = run_session(trained, config(n_episodes=2), say=lambda line: None)
+    assert [(len(one.sent), one.reason, one.stopped) for one in lived] == [(12, "12 steps", False)] * 2
+    episodes = EpisodeStore("runs/robot/fake").load()
+    assert [(e.length, e.task, e.source) for e in episodes] == [(12, "reach", "robot")] * 2
+    sent = np.array([[*action.values()] for action in robot.sent])
+    assert len(sent) == 2 * 13 and (sent[[12, 25]] == 0).all()  # each episode ends standing still
+    for episode, commands in zip(episodes, (sent[:12], sent[13:25]), strict=True):
+        assert episode.action.numpy() == pytest.approx(commands, abs=1e-6)
+        moved = np.diff(episode.state.numpy(), axis=0)
+        assert moved[:, :2] == pytest.approx(0.01 * commands, abs=1e-6)
+    assert not robot.is_connected
+
+
+def test_a_dry_run_sends_nothing(trained: WorldActionModel, robot: FakeRobot) -> None:
+    said: list[str] = []
+    run_session(trained, config(dry_run=True), say=said.append)
+    assert robot.sent == [] and sum(line.startswith("would send [") for line in said) == 13
+    assert not Path("runs").exists()
+
+
+def after(n: int, change: Any) -> Any:
+    """Misbehave from the `n`-th observation on."""
+    seen = []
+
+    def misbehave(observation: dict[str, Any]) -> dict[str, Any]:
+        seen.append(1)
+        return change(observation) if len(seen) > n else observation
+
+    return misbehave
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda o: {**o, "goal.1": float("nan")}, "entry 3 of the observation is not finite"),
+        (lambda o: {**o, "goal.1": None}, "entry 3 of the observation is not finite"),
+        (lambda o: {**o, "goal.1": "far"}, "the observation is no list of numbers"),
+        (lambda o: {k: v for k, v in o.items() if k != "point.0"}, "entry 0 of the observation is not finite"),
+        (lambda o: {**o, "timestamp": o["timestamp"] - 5}, "the observation is 5.0"),
+        (lambda o: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_bad_observation_stops_the_robot(
+    change: Any, reason: str, trained: WorldActionModel, robot: FakeRobot
+) -> None:
+    robot.misbehave = after(5, change)
+    if reason == "ZeroDivisionError":
+        with pytest.raises(ZeroDivisionError):
+            run_session(trained, config(n_episodes=3), say=lambda line: None)
+    else:
+        (lived,) = run_session(trained, config(n_episodes=3), say=lambda line: None)
+        assert lived.stopped and reason in lived.reason
+    assert len(robot.sent) == 6 and [*robot.sent[-1].values()] == [0.0, 0.0]
+    assert not robot.is_connected and not Path("runs").exists()  # what was stopped says nothing about the policy
+
+
+def test_a_file_stops_it_and_keeps_it_from_starting(trained: WorldActionModel, robot: FakeRobot) -> None:
+    timer = threading.Timer(0.3, Path("STOP").touch)
+    timer.start()
+    (lived,) = run_session(trained, config(max_steps=1000, n_episodes=3), say=lambda line: None)
+    assert lived.reason == "the file STOP is there" and 0 < len(lived.sent) < 500
+    assert [*robot.sent[-1].values()] == [0.0, 0.0]
+    n = len(robot.sent)
+    with pytest.raises(UserError, match="no start: the file STOP is there; delete it first"):
+        run_session(trained, config(), say=lambda line: None)
+    assert len(robot.sent) == n
+
+
+def test_a_slow_robot_is_stopped_by_the_watchdog(trained: WorldActionModel, robot: FakeRobot) -> None:
+    robot.misbehave = after(5, lambda o: (time.sleep(0.3), {**o, "timestamp": time.monotonic()})[1])
+    (lived,) = run_session(trained, config(), say=lambda line: None)
+    assert lived.reason == "no command for 0.02 s: the loop hangs" and [*robot.sent[-1].values()] == [0.0, 0.0]
+
+
+def test_a_policy_that_is_late_stops_it(
+    trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, n = session.Decider.__call__, []
+
+    def slow(self: Any, frames: Any, held: Any) -> Any:
+        n.append(1)
+        time.sleep(0.5 if len(n) > 2 else 0.0)
+        return call(self, frames, held)
+
+    monkeypatch.setattr(session.Decider, "__call__", slow)
+    (lived,) = run_session(trained, config(max_steps=50, max_late=3), say=lambda line: None)
+    assert lived.reason == "there was no plan for 4 commands in a row" and lived.n_late == 4
+    held = [[*action.values()] for action in robot.sent[-4:]]
+    assert held[-1] == [0.0, 0.0] and np.abs(held).max() < 1  # it ramps to a stand within its limits
+
+
+def test_names_order_and_units_are_mapped(trained: WorldActionModel) -> None:
+    robot = FakeRobot(state=("gx", "gy", "x", "y", "spare"), action=("vy", "vx"))
+    mapping = RobotMap(
+        state=("x", "y", "gx", "gy"), action=("vx", "vy"), scale={"x": 0.001, "vx": -1.0}, offset={"x": 0.5}
+    )
+    interface = Interface(robot, trained.spec, mapping, 10.0)
+    robot.values |= {"x": 100.0, "y": 2.0, "gx": 3.0, "gy": 4.0}
+    frame, _, _ = interface.observe()
+    assert frame == pytest.approx([0.6, 2.0, 3.0, 4.0])
+    interface.send(np.array([0.25, -0.75]))
+    assert robot.sent == [{"vx": -0.25, "vy": -0.75}]
+
+
+@pytest.mark.parametrize(
+    ("state", "action", "mapping", "expected"),
+    [
+        ("point.0 point.1 goal.0", "action.0 action.1", RobotMap(), ("goal.1", "a number", "no such")),
+        ("point.0 point.1 goal.0 goal.1", "action.0", RobotMap(), ("action.1", "a number", "no such")),
+        ("point.0 point.1 goal.0 goal.1", "action.0 action.1 grip", RobotMap(), ("grip", "no such action", "one that")),
+        ("a b c d", "action.0 action.1", RobotMap(state=("a", "b", "c")), ("state, size", "4", "3 names")),
+        (
+            "a b c d",
+            "action.0 action.1",
+            RobotMap(state=("a", "b", "c", "c")),
+            ("state, names", "each once", "c twice"),
+        ),
+        (
+            "point.0 point.1 goal.0 goal.1",
+            "action.0 action.1",
+            RobotMap(scale={"point.0": 0.0}),
+            ("point.0", "a scale that can be undone", "0, offset 0"),
+        ),
+    ],
+)
+def test_a_robot_that_differs_is_refused_by_name(
+    state: str, action: str, mapping: RobotMap, expected: tuple[str, str, str], trained: WorldActionModel
+) -> None:
+    robot = FakeRobot(state=state.split(), action=action.split())
+    (row,) = differences(robot, trained.spec, mapping, 10.0)
+    assert row[:2] == expected[:2] and row[2].startswith(expected[2])
+    with pytest.raises(UserError, match=f"nothing was sent: {row[0]}: expected {row[1]}"):
+        Interface(robot, trained.spec, mapping, 10.0)
+
+
+def test_another_rate_is_refused_and_shown(trained: WorldActionModel, robot: FakeRobot) -> None:
+    robot.control_hz = 50.0  # type: ignore[attr-defined]
+    said: list[str] = []
+    with pytest.raises(UserError, match="rate: expected 100 Hz, found 50 Hz"):
+        run_session(trained, config(), say=said.append)
+    assert len(said) == 1 and "rate" in said[0] and robot.sent == [] and not robot.is_connected
+
+
+def test_a_robot_needs_no_more_than_torch_and_the_world_model() -> None:
+    """Neither Stable-Baselines3 nor a simulator, a plotter or a config library is loaded to run a robot."""
+    code = (
+        "import sys; before = set(sys.modules); import rl.deploy.session, rl.deploy.fake, world_model.store; "
+        "import importlib.metadata as m; tops = {n.partition('.')[0] for n in set(sys.modules) - before}; "
+        "of = m.packages_distributions(); print(*sorted({d for t in tops for d in of.get(t, [])}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"torch", "numpy", "safetensors", "wamtune"} <= set(found)
+    heavy = {
+        "stable_baselines3",
+        "gymnasium",
+        "mujoco",
+        "metaworld",
+        "matplotlib",
+        "omegaconf",
+        "pandas",
+        "tensorboard",
+        "rich",
+    }
+    assert not heavy & {name.lower().replace("-", "_") for name in found}
