@@ -191,16 +191,5 @@ def test_a_robot_needs_no_more_than_torch_and_the_world_model() -> None:
         "of = m.packages_distributions(); print(*sorted({d for t in tops for d in of.get(t, [])}))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {"torch", "numpy", "safetensors", "wamtune"} <= set(found)
-    heavy = {
-        "stable_baselines3",
-        "gymnasium",
-        "mujoco",
-        "metaworld",
-        "matplotlib",
-        "omegaconf",
-        "pandas",
-        "tensorboard",
-        "rich",
-    }
-    assert not heavy & {name.lower().replace("-", "_") for name in found}
+    needed = {"torch", "numpy", "safetensors"}
+    assert needed <= set(found) <= needed | {"typing_extensions", "wamtune"}
