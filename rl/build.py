@@ -45,7 +45,7 @@ def make_sim(
         if model is not None:  # before a task that it does not know is refused for its name alone
             model.spec.check_fits(make_spec(env.id, tasks), f"env.id={env.id}")
         names, n_workers = None if model is None else model.spec.tasks, env.n_workers or default_workers()
-        sim = SimEnv(env.id, n_envs, tasks or None, n_workers=n_workers, task_names=names, **options)
+        sim = SimEnv(env.id, n_envs, tasks or None, n_workers=n_workers, task_names=names, events=env.events, **options)
     try:
         if model is not None:
             model.spec.check_fits(sim.spec, f"env.id={env.id}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from rewards.errors import UserError
+from rl.envs.events import Event
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,16 @@ class EnvConfig:
     action_delay: int = 0  # steps between a command and its execution
     obs_noise: float = 0.0  # standard deviation added to observations, in units of the state
     isaac: IsaacConfig = field(default_factory=IsaacConfig)
+    # domain randomisation, name: {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}
+    events: dict[str, Event] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse counts and deviations that mean nothing."""
+        for name, event in self.events.items():
+            try:
+                event.check()
+            except UserError as error:
+                raise UserError(f"events.{name}.{error}") from None
         _at_least(self, 1, "n_envs", "max_steps")
         _at_least(self, 0, "n_workers", "action_delay", "obs_noise")
 
@@ -176,6 +184,7 @@ class TrainConfig:
     """One run of post-training."""
 
     name: str = MISSING  # folder below runs/
+    episodes: str = ""  # folder of recorded episodes, such as those of a robot, to refit the dream on and to imitate
     checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; not read by policy=gaussian
     policy: Literal["flow", "gaussian"] = "flow"  # the checkpoint's action side, or a Gaussian MLP from nothing
     seed: int = 0

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rl.deploy.robots import names_of
+from rl.envs.events import NOTHING, Event, Perturbed
 
 Array = np.ndarray
 
@@ -127,9 +128,10 @@ class Arm:
     def __init__(self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float]) -> None:
         from rl.envs.metaworld import MetaWorldTask
 
-        self.task, self.period, self.paced, self.differs = MetaWorldTask(task), 1 / hz, paced, perturbation
+        events = {q: Event(q, "startup", v, v) for q, v in perturbation.items() if q in NOTHING}  # type: ignore[arg-type]
+        self.task = Perturbed(MetaWorldTask(task), events)
+        self.period, self.paced, self.differs = 1 / hz, paced, perturbation
         self.random = np.random.default_rng(seed)
-        self._perturb(self.task._env.model)
         self.coming: deque[tuple[float, Array]] = deque()  # commands, and when each takes effect
         self.command, self.heard = np.zeros(4, np.float32), -np.inf
         self.due = time.monotonic()
@@ -160,23 +162,11 @@ class Arm:
             self.command = self.coming.popleft()[1]
         if self.paced and now - self.heard > 2 * self.period + self.differs["delay_s"] + self.differs["jitter_s"]:
             self.command = np.zeros(4, np.float32)
-        moved = np.append(self.differs["gain"] * self.command[:3], self.command[3])
-        frame, _, success, *_ = self.task.step(np.clip(moved, -1, 1).astype(np.float32))
+        frame, _, success, *_ = self.task.step(self.command)
         self._see(frame, success)
 
     def _see(self, frame: Array, success: bool) -> None:
-        noise = self.differs["noise"] * self.random.standard_normal(len(frame))
-        self.newest = (frame + noise).astype(np.float32), time.monotonic(), success
-
-    def _perturb(self, model: Any) -> None:
-        """Change what bodies that can move freely weigh, and how things rub and are damped."""
-        free = {int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == 0}
-        for body in range(model.nbody):
-            if int(model.body_rootid[body]) in free:
-                model.body_mass[body] *= self.differs["mass"]
-                model.body_inertia[body] *= self.differs["mass"]
-        model.geom_friction[:] *= self.differs["friction"]
-        model.dof_damping[:] *= self.differs["damping"]
+        self.newest = frame, time.monotonic(), success
 
 
 def serve() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from metaworld.env_dict import ENV_CLS_MAP
@@ -45,6 +46,11 @@ class MetaWorldTask:
         check_task(task)
         self._env = fast_class(f"{task}-v3")()
 
+    @property
+    def model(self) -> Any:
+        """The MuJoCo model, whose masses and frictions events change."""
+        return self._env.model
+
     def reset(self, seed: int) -> Array:
         """Begin the episode that stock begins after `env.seed(seed); env.reset()`; return its first frame (21,)."""
         return _frame(self._env.restart(seed))
@@ -55,7 +61,8 @@ class MetaWorldTask:
         return _frame(obs), reward, success, False, False
 
     def close(self) -> None:
-        """Hold nothing to release: pictures are not drawn here."""
+        """Let go of the physics, 25 MB: an environment refers to itself, and would stay until it is collected."""
+        vars(self._env).clear()
 
 
 def scripted_expert(task: str) -> Expert:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError
+from rl.envs.events import Event
 from rl.envs.simulator import Simulator
 from rl.envs.workers import Group, Workers
 from world_model.env import Advance, ReadOut, Start
@@ -26,6 +27,7 @@ class SimEnv(Simulator):
         tasks: Meta-World task names without version, such as "push"; a gymnasium id is its own task.
         n_workers: processes to spread the environments over, 0 for none; results do not depend on it.
         task_names: the tasks that `obs["task"]` indexes, when a model knows more than these.
+        events: domain randomisation, of Meta-World tasks alone.
 
     The other arguments are those of `BatchedEnv`. An episode is named by its seed: it fixes goal and objects.
     """
@@ -45,6 +47,7 @@ class SimEnv(Simulator):
         action_delay: int = 0,
         obs_noise: float = 0.0,
         task_names: Sequence[str] | None = None,
+        events: Mapping[str, Event] | None = None,
     ) -> None:
         spec = make_spec(env_id, tasks, task_names)
         super().__init__(
@@ -67,7 +70,10 @@ class SimEnv(Simulator):
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         self._executed = torch.zeros(num_envs, 0, spec.action_dim)
         self._seeds = []
-        self._envs = Workers(env_id, self.task_of_env, n_workers) if n_workers else Group(env_id, self.task_of_env)
+        if events and env_id != "metaworld":
+            raise UserError(f"env.events: {env_id!r} has no events of ours; only Meta-World tasks have")
+        names_and_events = env_id, self.task_of_env, events or {}
+        self._envs = Workers(*names_and_events, n_workers) if n_workers else Group(*names_and_events)
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""

@@ -11,12 +11,16 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from rl.envs.events import Event
+
 Array = np.ndarray
+Events: TypeAlias = "Mapping[str, Event]"
 
 
 class Task(Protocol):
@@ -45,9 +49,9 @@ class Steps(NamedTuple):
 class Group:
     """A fixed list of environments, stepped one after the other."""
 
-    def __init__(self, env_id: str, tasks: Sequence[str], first: int = 0) -> None:
+    def __init__(self, env_id: str, tasks: Sequence[str], events: Events, first: int = 0) -> None:
         self.first = first  # number of the first one among those of all workers
-        self.envs = [make_task(env_id, task) for task in tasks]
+        self.envs = [make_task(env_id, task, events, first + i) for i, task in enumerate(tasks)]
         self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
 
     def reset(self, seeds: dict[int, int]) -> Array:
@@ -90,10 +94,10 @@ class Group:
 class Workers:
     """The same as `Group`, spread over processes; results do not depend on their number."""
 
-    def __init__(self, env_id: str, tasks: Sequence[str], n_workers: int) -> None:
+    def __init__(self, env_id: str, tasks: Sequence[str], events: Events, n_workers: int) -> None:
         self.parts = [part.tolist() for part in np.array_split(np.arange(len(tasks)), min(n_workers, len(tasks)))]
         self.processes = [_start() for _ in self.parts]
-        self._all("__init__", [(env_id, [tasks[i] for i in part], part[0]) for part in self.parts])
+        self._all("__init__", [(env_id, [tasks[i] for i in part], dict(events), part[0]) for part in self.parts])
 
     def reset(self, seeds: dict[int, int]) -> Array:
         """See `Group.reset`."""
@@ -147,12 +151,13 @@ def bad_numbers(message: str) -> ValueError:
     return BadNumbers(message)
 
 
-def make_task(env_id: str, task: str) -> Task:
-    """Make one environment: a Meta-World task, or a gymnasium id."""
+def make_task(env_id: str, task: str, events: Events, number: int) -> Task:
+    """Make environment `number`: a Meta-World task, changed by `events` if there are any, or a gymnasium id."""
     if env_id == "metaworld":
+        from rl.envs.events import Perturbed
         from rl.envs.metaworld import MetaWorldTask
 
-        return MetaWorldTask(task)
+        return Perturbed(MetaWorldTask(task), events, number) if events else MetaWorldTask(task)
     from rl.envs.gym_env import GymTask
 
     return GymTask(env_id)

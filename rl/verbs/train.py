@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import time
@@ -94,11 +95,33 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
 
 def prepare(config: TrainConfig) -> PostTraining:
     """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet."""
+    gc.collect()  # a run before this one refers to itself, and holds gigabytes
     model = load_model(config.checkpoint) if config.policy == "flow" else None
     post = PostTraining(config, model, None, log=lambda step, values: None)
     if model is not None:
         post.imitation = _imitation(config, model)
+    if config.episodes:
+        _hear_of_episodes(post, config)
     return post
+
+
+def _hear_of_episodes(post: PostTraining, config: TrainConfig) -> None:
+    """Let dream and imitation have what was recorded before, as if it were collected now."""
+    if post.dreams is None or post.model is None:
+        raise UserError(
+            f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; set env.kind=dream"
+        )
+    tasks = tasks_of(config, post.model)
+    episodes = EpisodeStore(config.episodes).load(tasks=tasks)
+    if not episodes:
+        raise UserError(
+            f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
+        )
+    for i, episode in enumerate(episodes):
+        episode.check_fits(post.model.spec, f"{config.episodes}: episode {i}")
+    post.dreams.episodes += episodes
+    if post.imitation is not None:
+        post.imitation.add_episodes(episodes)
 
 
 def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:

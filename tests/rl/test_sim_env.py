@@ -231,3 +231,12 @@ def test_missing_package_names_the_extra(monkeypatch):
 def test_no_expert_outside_metaworld():
     with pytest.raises(UserError, match="no scripted expert"):
         SimEnv("Pendulum-v1", 1).expert_actions()
+
+
+def test_a_closed_simulator_lets_go_of_its_physics() -> None:
+    """A model is 25 MB, and environments refer to themselves: runs one after the other would fill the memory."""
+    env = SimEnv("metaworld", 2, ["push"])
+    tasks = env._envs.envs
+    env.reset()
+    env.close()
+    assert all(vars(task._env) == {} for task in tasks)

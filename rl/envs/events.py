@@ -1,0 +1,119 @@
+"""Domain randomisation in Isaac Lab's words: events that change a simulator at startup, at resets or at intervals.
+
+An event draws one number and applies it. What it draws depends on the seed of the episode (at startup: on the number of
+the environment) alone, so an episode can be repeated, and a run continued, exactly.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from rl.envs.workers import user_error
+
+Array = np.ndarray
+
+QUANTITIES = ("mass", "friction", "damping", "gain", "delay", "noise")
+"""Factors on the masses of free bodies, on friction, on joint damping and on the motion that is commanded; steps until
+a command has its effect; standard deviation of the noise on observations, in units of the state."""
+
+NOTHING: dict[str, float] = {"mass": 1.0, "friction": 1.0, "damping": 1.0, "gain": 1.0, "delay": 0.0, "noise": 0.0}
+"""The simulator as it is."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event, named as in Isaac Lab; `low` and `high` bound what is drawn, evenly."""
+
+    func: Literal["mass", "friction", "damping", "gain", "delay", "noise"] = "mass"
+    mode: Literal["startup", "reset", "interval"] = "reset"
+    low: float = 1.0
+    high: float = 1.0
+    every: int = 50  # steps, of an interval
+
+    def check(self) -> None:
+        """Refuse a range that means nothing."""
+        least = 0.0 if self.func in ("delay", "noise") else 1e-3
+        if not least <= self.low <= self.high <= 1e3:
+            raise user_error(f"low={self.low}, high={self.high}: expected {least:g} <= low <= high <= 1000")
+        if self.every < 1:
+            raise user_error(f"every={self.every}: expected at least 1 step")
+
+    def draw(self, *seed: int) -> float:
+        """Draw what `seed` determines."""
+        value = float(np.random.default_rng(seed).uniform(self.low, self.high))
+        return float(round(value)) if self.func == "delay" else value
+
+
+class Perturbed:
+    """A Meta-World task whose physics, commands and sensors are changed by events.
+
+    Args:
+        task: the task as it is.
+        events: by name; two of the same quantity and time are applied in order, the last one counts.
+        number: of the environment, which startup events draw by.
+    """
+
+    def __init__(self, task: Any, events: Mapping[str, Event], number: int = 0) -> None:
+        self.task, self.events = task, list(enumerate(events.values()))
+        model = task.model
+        self._model, self._base = model, {n: getattr(model, n).copy() for n in _ARRAYS}
+        free = {int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == 0}
+        self._free = np.array([int(root) in free for root in model.body_rootid])
+        self.startup: dict[str, float] = {e.func: e.draw(number, i) for i, e in self.events if e.mode == "startup"}
+        self.now = {**NOTHING, **self.startup}
+        self._seed = self._n_steps = 0
+        self._commands: deque[Array] = deque()
+
+    def reset(self, seed: int) -> Array:
+        """Begin the episode that `seed` names."""
+        self._seed, self._n_steps = seed, 0
+        drawn: dict[str, float] = {e.func: e.draw(seed, i) for i, e in self.events if e.mode != "startup"}
+        self.set({**NOTHING, **self.startup, **drawn})
+        self._random = np.random.default_rng((seed, len(self.events)))
+        self._commands.clear()
+        return self._seen(self.task.reset(seed))
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
+        """Execute `action`, as the events leave it."""
+        self._n_steps += 1
+        for i, event in self.events:
+            if event.mode == "interval" and self._n_steps % event.every == 0:
+                self.set({**self.now, event.func: event.draw(self._seed, i, self._n_steps)})
+        frame, *rest = self.task.step(self._command(action))
+        return self._seen(frame), *rest
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Apply a value for each of `QUANTITIES`."""
+        self.now = dict(values)
+        model, base = self._model, self._base
+        for name in ("body_mass", "body_inertia"):
+            getattr(model, name)[self._free] = self.now["mass"] * base[name][self._free]
+        model.geom_friction[:] = self.now["friction"] * base["geom_friction"]
+        model.dof_damping[:] = self.now["damping"] * base["dof_damping"]
+
+    def close(self) -> None:
+        """Close the task."""
+        self.task.close()
+
+    def _command(self, action: Array) -> Array:
+        self._commands.append(action)
+        delay = int(self.now["delay"])
+        while len(self._commands) > delay + 1:
+            self._commands.popleft()
+        command = self._commands[0].copy() if len(self._commands) > delay else np.zeros_like(action)
+        command[:3] = np.clip(self.now["gain"] * command[:3], -1.0, 1.0)  # the gripper closes as hard as ever
+        return command
+
+    def _seen(self, frame: Array) -> Array:
+        if self.now["noise"] == 0.0:
+            return frame
+        return (frame + self.now["noise"] * self._random.standard_normal(len(frame))).astype(np.float32)
+
+
+_ARRAYS = ("body_mass", "body_inertia", "geom_friction", "dof_damping")
+"""Arrays of a MuJoCo model that events scale."""
