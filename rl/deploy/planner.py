@@ -18,6 +18,9 @@ Decide = Callable[[Array, Array], Array]
 WINDOW = 20
 """Latest plans whose longest latency is the one that the next plan is prepared for."""
 
+BLEND = 2
+"""Steps at least over which a new plan takes over; where the old one is at its end, its last action stands for it."""
+
 
 @dataclass
 class Plan:
@@ -99,10 +102,9 @@ class Planner:
         actions, latency = future.result()
         self.latencies.append(latency)
         old, new, self._next = self.plan, Plan(start, actions.copy()), None
-        left = old.end - k
-        for i in range(left):
-            share = (left - i) / (left + 1)  # of the old plan, down to nothing where it ends
-            at = k + i - start
-            if at < len(new.actions):
-                new.actions[at] = share * old.actions[k + i - old.start] + (1 - share) * new.actions[at]
+        left = max(old.end - k, BLEND)
+        for i in range(min(left, new.end - k)):
+            share = (left - i) / (left + 1)  # of the old plan, down to nothing
+            before = old.actions[min(k + i - old.start, len(old.actions) - 1)]
+            new.actions[k + i - start] = share * before + (1 - share) * new.actions[k + i - start]
         self.plan = new

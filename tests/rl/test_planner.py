@@ -65,7 +65,7 @@ def ramp(frames: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("latency", [0.4, 1.0, 2.6, 3.0])
 def test_every_step_has_the_action_that_was_meant_for_it(latency: float) -> None:
-    actions, planner = run(ramp, latency, n_action_steps=5, n=40)
+    actions, planner = run(ramp, latency, n_action_steps=2, n=40)
     assert [float(a[0]) for a in actions] == pytest.approx(list(range(40)))
     assert planner.n_held == int(np.ceil(latency))
 
@@ -92,6 +92,18 @@ def test_two_plans_that_disagree_are_blended_where_they_overlap() -> None:
     actions, _ = run(decide, latency=1.0, n_action_steps=4, n=12)
     # A plan of step 4 is there at step 5, where the old one has 3 steps left: shares of 3/4, 2/4, 1/4.
     assert [float(a[0]) for a in actions[:10]] == [0, 0, 0, 0, 0, 1.75, 3.5, 5.25, 7, 7]
+
+
+def test_the_last_action_of_a_plan_that_is_at_its_end_stands_for_it() -> None:
+    values = iter([0.0, 0.0, 8.0, 8.0, 8.0])
+
+    def decide(frames: np.ndarray, held: np.ndarray) -> np.ndarray:
+        return np.full((CHUNK, 1), next(values))
+
+    actions, _ = run(decide, latency=4.0, n_action_steps=4, n=11)
+    assert [float(a[0]) for a in actions[7:]] == pytest.approx(
+        [0, 8 / 3, 16 / 3, 8]
+    )  # there at step 8, where the old one ends
 
 
 def test_a_plan_that_is_late_is_noticed_and_the_next_one_comes_in_time() -> None:

@@ -1,0 +1,100 @@
+"""The loop on a robot: does it keep its period, and is there a seam where one chunk goes over into the next?
+
+    python benchmarks/robot_loop.py [MINUTES]
+
+Runs the built-in checkpoint on the simulated robot at 20 Hz for so many minutes (1 by default), first with plans as
+fast as they come and then with 150 ms of latency added to each. A seam is the change from one command to the next where
+a plan is entered, in units of the change everywhere else; beside it stands that of plans which are neither held nor
+blended. Start a training beside it to see what that does to the period.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl.deploy.loop import Decider, Lived, run_episode
+from rl.deploy.planner import Planner
+from rl.deploy.robots import Interface, RobotMap
+from rl.deploy.safety import Guard, Limits
+from rl.deploy.sim_robot import SimRobot
+from world_model.store import load_model
+
+HZ, TASK, STEPS = 20.0, "push", 150
+
+
+def main() -> None:
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    torch.set_num_threads(1)
+    model = load_model("metaworld-tuned")
+    limits = Limits(low=(-1.0,) * 4, high=(1.0,) * 4, max_change=(2.0,) * 4, still=(0.0,) * 4, max_age_s=0.5)
+    robot = SimRobot(TASK, hz=HZ)
+    robot.connect()
+    interface = Interface(robot, model.spec, RobotMap(), HZ)
+    print("| latency added | commands | late | period, median | 99 % off by | missed | seam | plans as they come |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for latency in (0.0, 0.15):
+        lived, seam = live(model, interface, robot, limits, latency, minutes, smooth=True)
+        _, rough = live(model, interface, robot, limits, latency, minutes / 4, smooth=False)
+        periods = np.array([p for one in lived for p in one.periods])
+        off = np.abs(periods - 1 / HZ)
+        n, late = sum(len(one.sent) for one in lived), sum(one.n_late for one in lived)
+        print(
+            f"| {1000 * latency:.0f} ms | {n} | {late} | {1000 * np.median(periods):.2f} ms "
+            f"| {1000 * np.quantile(off, 0.99):.2f} ms | {int((periods > 1.5 / HZ).sum())} | {seam:.2f} | {rough:.2f} |"
+        )
+    robot.disconnect()
+
+
+def live(
+    model: Any, interface: Interface, robot: SimRobot, limits: Limits, latency: float, minutes: float, smooth: bool
+) -> tuple[list[Lived], float]:
+    """Run episodes for so many minutes; returns them, and the change at seams in units of the change elsewhere."""
+    entered: list[int] = []
+    splice, lived = Planner._splice, []
+    at_seams: list[float] = []
+    elsewhere: list[float] = []
+
+    def watched(planner: Planner, k: int) -> None:
+        assert planner._next is not None
+        as_it_is = planner._next[1].result()[0]
+        splice(planner, k)
+        if not smooth:  # as if a plan were simply taken as it is
+            planner.plan.actions[:] = as_it_is
+        entered.append(k)
+
+    Planner._splice = watched  # type: ignore[method-assign]
+    end = time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        robot.reset()
+        entered.clear()
+        decide = Slow(Decider(model, TASK, 2, robot.seed), latency, smooth)
+        guard = Guard(limits, model.spec.action_dim, model.spec.state_dim, model.spec.slices)
+        one = run_episode(interface, guard, decide, model.config.n_context_frames, 4, HZ, STEPS, max_late=20)
+        lived.append(one)
+        changes = np.abs(np.diff(np.array(one.sent)[:, :3], axis=0)).mean(1)
+        seams = {k - 1 for k in entered if 0 < k <= len(changes)}
+        at_seams += [float(c) for i, c in enumerate(changes) if i in seams]
+        elsewhere += [float(c) for i, c in enumerate(changes) if i not in seams]
+    Planner._splice = splice  # type: ignore[method-assign]
+    return lived, float(np.mean(at_seams) / np.mean(elsewhere))
+
+
+class Slow:
+    """A policy that takes longer."""
+
+    def __init__(self, decide: Decider, latency: float, smooth: bool) -> None:
+        self.decide, self.latency, self.smooth = decide, latency, smooth
+
+    def __call__(self, frames: np.ndarray, held: np.ndarray) -> np.ndarray:
+        """See `Decider`."""
+        time.sleep(self.latency)
+        return self.decide(frames, held if self.smooth else held[:0])
+
+
+if __name__ == "__main__":
+    main()
