@@ -108,9 +108,7 @@ def prepare(config: TrainConfig) -> PostTraining:
 def _hear_of_episodes(post: PostTraining, config: TrainConfig) -> None:
     """Let dream and imitation have what was recorded before, as if it were collected now."""
     if post.dreams is None or post.model is None:
-        raise UserError(
-            f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; set env.kind=dream"
-        )
+        raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
     tasks = tasks_of(config, post.model)
     episodes = EpisodeStore(config.episodes).load(tasks=tasks)
     if not episodes:

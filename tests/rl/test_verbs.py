@@ -17,7 +17,7 @@ from rl.config import CONTROLS, TrainConfig
 from rl.envs.metaworld import MetaWorldTask
 from rl.rounds import PostTraining
 from rl.verbs.run_folder import read_rows
-from rl.verbs.train import _Shown, control_config
+from rl.verbs.train import _Shown, control_config, prepare
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, load_model_and_config, save_model
 
@@ -288,3 +288,24 @@ def test_a_run_goes_back_from_bad_numbers_if_it_is_told_to(
     break_steps(monkeypatch, *range(n_evaluated + 10, 10_000))
     code, out, err = call(capsys, "train", "sim", *tiny, "on_bad_numbers=go_back", "name=hopeless")
     assert code == 2 and out.count("going back") == 3
+
+
+def test_recorded_episodes_are_learned_from_as_if_they_were_collected_now(
+    tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint.parent / "episodes"
+    few = ["gate.enabled=false", "ppo.imitation_steps=0", "ppo.success_bc_coef=1", f"episodes={folder}"]
+    post = prepare(compose("dream", [*tiny, *few], TrainConfig))
+    recorded = EpisodeStore(folder).load(tasks=["button-press-topdown"])
+    assert post.dreams is not None and post.imitation is not None
+    assert [e.seed for e in post.dreams.episodes] == [e.seed for e in recorded] and len(recorded) > 0
+    assert "sim" in post.imitation.examples  # the successes among them
+    post.close()
+    code, _, err = call(capsys, "train", "dream", *tiny, *few)
+    assert code == 0, err
+    rows = read_rows(next(Path("runs/dream").glob("*/metrics.jsonl")))
+    assert any("dream/error" in row for row in rows)  # measured on them, before the refit
+    shutil.rmtree("runs")
+    assert "env.kind=sim has none; use dream or mix" in refused(capsys, "train", "sim", *tiny, f"episodes={folder}")
+    Path("empty").mkdir()
+    assert "there are none of button-press-topdown" in refused(capsys, "train", "dream", *tiny, "episodes=empty")
