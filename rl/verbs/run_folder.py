@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
-from world_model.files import write_atomically
+from world_model.files import cannot_write, write_atomically
 
 METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
 
@@ -158,5 +158,8 @@ def _finite(value: Any) -> float | None:
 
 
 def _write_row(file: TextIO, row: Mapping[str, Any]) -> None:
-    file.write(json.dumps(row) + "\n")
-    file.flush()
+    try:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+    except OSError as error:
+        raise cannot_write(Path(file.name), error) from error

@@ -120,6 +120,16 @@ def test_a_second_writer_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     assert scalars(run.path, "x") == [(8, 1.0), (16, 2.0)]
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "demo", seed=0) as run:
+        run.log(8, {"x": 1.0})
+        run._metrics = Path("/dev/full").open("w")
+        with pytest.raises(UserError, match=r"cannot write it \(No space left on device\); free the disk"):
+            run.log(16, {"x": 2.0})
+        run._metrics = (run.path / "metrics.jsonl").open("a")
+    assert read_rows(run.path / "metrics.jsonl") == [{"step": 8, "x": 1.0}]
+
+
 def test_time_left_counts_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
     """Going on at 1,000 of 8,000, 100 a second: 69 seconds are left after the next 100, not 6."""
     clock = iter([0.0, 1.0])
