@@ -25,8 +25,9 @@ from rewards import RewardManager
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.rounds import PostTraining
+from rl.verbs.prepare import prepare
 from rl.verbs.run_folder import RunFolder
-from rl.verbs.train import _Saver, prepare
+from rl.verbs.train import _Saver
 
 GUARDS: list[tuple[Any, str]] = [
     (world_model.env, "checked_actions"),

@@ -34,7 +34,7 @@ from rl.config import TrainConfig
 from rl.envs.adapters import StepVecEnv, flatten_obs
 from rl.envs.sim import SimEnv
 from rl.evaluate import EpisodeResult, evaluate_sim
-from rl.verbs.train import control_config, prepare
+from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint
 from world_model.env import Obs
 from world_model.episodes import EpisodeStore

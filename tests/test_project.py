@@ -173,7 +173,7 @@ def test_functions_are_short() -> None:
 def config_words(schema: Any) -> Iterator[str]:
     for field in dataclasses.fields(schema):
         yield field.name
-        if dataclasses.is_dataclass(getattr(schema, field.name, None)) or isinstance(field.default_factory, type):
+        if dataclasses.is_dataclass(field.default_factory):
             yield from config_words(field.default_factory)
 
 

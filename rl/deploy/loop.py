@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
 
 Array = np.ndarray
+
+Judge = Callable[[Array, dict[str, Any]], bool]
+"""(frame (state_dim,), the whole observation) -> whether the task is solved."""
 
 SPIN_S = 0.001
 """The last of a period is waited for without sleeping, which is not that exact."""
@@ -85,8 +89,9 @@ def run_episode(
     watch: Callable[[], str | None] = lambda: None,
     max_late: int = 5,
     send: Callable[[Array], None] | None = None,
+    judge: Judge = lambda frame, observation: bool(observation.get("success", False)),
 ) -> Lived:
-    """Run one episode; it ends at `max_steps`, at a success that the robot reports, or by a stop, whose reason it has.
+    """Run one episode; it ends at `max_steps`, at a success, or by a stop, whose reason it has.
 
     Args:
         interface: the robot, as the policy sees it.
@@ -99,16 +104,17 @@ def run_episode(
         watch: asked many times a second for a reason to stop: a key, a file, a signal.
         max_late: commands in a row without a plan, for which the robot is made to stand still, before the stop.
         send: takes the commands in place of the robot, for a dry run.
+        judge: says whether a frame is a success; by default the robot does.
     """
     lived, period = Lived(), 1 / hz
     with ThreadPoolExecutor(1) as executor:
         planner = Planner(decide, n_action_steps, period, executor)
         try:
-            frame = _observe(interface, guard, lived)[0]
+            frame = _observe(interface, guard, lived, judge)[0]
             context = np.repeat(frame[None], n_context_frames, axis=0)
             planner.begin(context)
             with Gate(send or interface.send, guard.still, PERIODS * period, watch) as gate:
-                _run(lived, interface, guard, planner, gate, context, period, max_steps, max_late)
+                _run(lived, interface, guard, planner, gate, context, period, max_steps, max_late, judge)
                 gate.shut(lived.reason)
         except Stop as stop:
             lived.reason, lived.stopped = str(stop), True
@@ -125,6 +131,7 @@ def _run(
     period: float,
     max_steps: int,
     max_late: int,
+    judge: Judge,
 ) -> None:
     late, due, before = 0, time.monotonic(), None
     for k in range(max_steps):
@@ -140,7 +147,7 @@ def _run(
             lived.periods.append(now - before)
         before, due = now, due + period
         _wait(due)
-        frame, success = _observe(interface, guard, lived)
+        frame, success = _observe(interface, guard, lived, judge)
         lived.sent.append(command)
         lived.success.append(success)
         context = np.concatenate([context[1:], frame[None]])
@@ -150,11 +157,11 @@ def _run(
     lived.reason = f"{max_steps} steps"
 
 
-def _observe(interface: Interface, guard: Guard, lived: Lived) -> tuple[Array, bool]:
+def _observe(interface: Interface, guard: Guard, lived: Lived, judge: Judge) -> tuple[Array, bool]:
     values, stamp, observation = interface.observe()
     frame = guard.observe(values, stamp, time.monotonic())
     lived.frames.append(frame)
-    return frame, bool(observation.get("success", False))
+    return frame, judge(frame, observation)
 
 
 def _wait(due: float) -> None:

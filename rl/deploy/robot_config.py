@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rewards.errors import UserError
 from rl.deploy.robots import RobotMap
@@ -24,6 +24,7 @@ class RobotConfig:
     n_denoising_steps: int = 2
     seed: int = 0  # of the noise that decides with the policy
     max_late: int = 5  # commands in a row for which there is no plan, then a stop
+    success: Literal["robot", "key", "read_out"] = "robot"  # its observation, a typed s, or the model
     dry_run: bool = False  # print the commands, send none
     stop_file: str = "STOP"  # the robot stops as soon as there is such a file
     episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT

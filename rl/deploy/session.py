@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from rewards.errors import UserError
-from rl.deploy.loop import Decider, Lived, run_episode
+from rl.deploy.loop import Decider, Judge, Lived, run_episode
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, differences, make_robot
 from rl.deploy.safety import Guard
 from rl.deploy.stops import Stops
+from world_model.dream_env import SURE
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel
 
@@ -57,11 +60,12 @@ def run_session(
                 decide = Decider(model, task, config.n_denoising_steps, config.seed + i)
                 send = (lambda command: say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
                 counts = model.config.n_context_frames, config.n_action_steps, hz, config.max_steps
-                one = run_episode(interface, guard, decide, *counts, stops, config.max_late, send)
+                judge = make_judge(config.success, model, task, stops)
+                one = run_episode(interface, guard, decide, *counts, stops, config.max_late, send, judge)
                 lived.append(one)
                 say(f"episode {i + 1}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time")
                 if not config.dry_run:
-                    _record(store, model, one, task, config.seed + i)
+                    _record(store, model, one, task, f"robot, success by {config.success}", config.seed + i)
                 if one.stopped:
                     break
     finally:
@@ -69,11 +73,30 @@ def run_session(
     return lived
 
 
-def _record(store: EpisodeStore, model: WorldActionModel, lived: Lived, task: str, seed: int) -> None:
+def make_judge(who: str, model: WorldActionModel, task: str, stops: Stops) -> Judge:
+    """Return who says of one episode whether the task is solved: `robot`, `key` or `read_out`, see `RobotConfig`."""
+    if who == "key":
+        stops.solved = False
+        return lambda frame, observation: stops.solved
+    if who == "robot":
+        return lambda frame, observation: bool(observation.get("success", False))
+    index, before = torch.tensor([model.spec.tasks.index(task)]), [False]
+
+    @torch.inference_mode()
+    def read_out(frame: np.ndarray, observation: dict[str, Any]) -> bool:
+        p, _ = model.read_frames(torch.tensor(frame, dtype=torch.float32).unsqueeze(0), index)
+        sure, was_sure = bool(p >= SURE), before[0]
+        before[0] = sure
+        return sure and was_sure  # as in a dream: two frames in a row
+
+    return read_out
+
+
+def _record(store: EpisodeStore, model: WorldActionModel, lived: Lived, task: str, source: str, seed: int) -> None:
     """Keep an episode that came to its own end; one that was stopped says nothing about the policy."""
     if lived.stopped:
         return
-    episode = lived.to_episode(task, "robot", seed)
+    episode = lived.to_episode(task, source, seed)
     if episode is not None:
         store.append([episode], model.spec)
 

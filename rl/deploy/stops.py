@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-KEYS = "q or space, then enter"
+KEYS = "q, or anything but s, and enter"
 
 
 class Stops:
@@ -25,13 +25,16 @@ class Stops:
     def __init__(self, file: Path, keys: bool) -> None:
         self.file, self.keys = file, keys
         self.reason: str | None = None
+        self.solved = False  # somebody typed s: the task is solved
 
     def __call__(self) -> str | None:
         """Return the reason to stop, the first one for ever."""
         if self.reason is None and self.file.exists():
             self.reason = f"the file {self.file} is there"
-        if self.reason is None and self.keys and select.select([sys.stdin], [], [], 0)[0] and sys.stdin.readline():
-            self.reason = "a key"
+        if self.reason is None and self.keys and select.select([sys.stdin], [], [], 0)[0]:
+            typed = sys.stdin.readline()
+            self.solved = self.solved or typed.strip() == "s"
+            self.reason = "a key" if typed and typed.strip() != "s" else None
         return self.reason
 
     @contextmanager

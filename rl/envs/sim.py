@@ -50,18 +50,8 @@ class SimEnv(Simulator):
         events: Mapping[str, Event] | None = None,
     ) -> None:
         spec = make_spec(env_id, tasks, task_names)
-        super().__init__(
-            spec,
-            num_envs,
-            n_context_frames,
-            max_steps,
-            rewards,
-            read_out,
-            terminate_on_success,
-            action_delay,
-            obs_noise,
-            seed,
-        )
+        rest = max_steps, rewards, read_out, terminate_on_success, action_delay, obs_noise, seed
+        super().__init__(spec, num_envs, n_context_frames, *rest)
         names = tuple(tasks or (env_id,))
         self.env_id = env_id
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,11 @@ import torch
 from rich.table import Table
 from safetensors.torch import save
 
-from rewards.errors import BadNumbers, UserError
-from rl.build import tasks_of
+from rewards.errors import BadNumbers
 from rl.cli import keys_of
 from rl.compose import to_yaml
-from rl.config import CONTROLS, TrainConfig
+from rl.config import TrainConfig
 from rl.evaluate import EpisodeResult, describe, paired_gain, success_rate
-from rl.imitation import Imitation
 from rl.outcome import Outcome
 from rl.pictures import draw_before_after
 from rl.policy import policy_state
@@ -28,12 +24,12 @@ from rl.report import PAIRS, write_report
 from rl.report_pairs import champion_pairs
 from rl.rounds import PostTraining
 from rl.verbs.begin import begin
+from rl.verbs.prepare import control_config, prepare
 from rl.verbs.progress import Progress, show
 from rl.verbs.run_folder import RunFolder
 from rl.verbs.run_state import Run, load_state, save_state
 from world_model.checkpoint import find_checkpoint, save_checkpoint
 from world_model.episodes import EpisodeStore
-from world_model.model import WorldActionModel
 from world_model.store import load_model, save_model
 
 HELP = f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
@@ -85,58 +81,6 @@ def run(words: list[str]) -> None:
         show(_table(runs))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
         print(f"picture: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
-
-
-def control_config(config: TrainConfig, name: str) -> TrainConfig:
-    """Return the config of a control: the same run with its changes."""
-    parts = {part: replace(getattr(config, part), **changes) for part, changes in CONTROLS[name].items()}
-    return replace(config, **parts, controls=())
-
-
-def prepare(config: TrainConfig) -> PostTraining:
-    """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet."""
-    gc.collect()  # a run before this one refers to itself, and holds gigabytes
-    model = load_model(config.checkpoint) if config.policy == "flow" else None
-    post = PostTraining(config, model, None, log=lambda step, values: None)
-    if model is not None:
-        post.imitation = _imitation(config, model)
-    if config.episodes:
-        _hear_of_episodes(post, config)
-    return post
-
-
-def _hear_of_episodes(post: PostTraining, config: TrainConfig) -> None:
-    """Let dream and imitation have what was recorded before, as if it were collected now."""
-    if post.dreams is None or post.model is None:
-        raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
-    tasks = tasks_of(config, post.model)
-    episodes = EpisodeStore(config.episodes).load(tasks=tasks)
-    if not episodes:
-        raise UserError(
-            f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
-        )
-    for i, episode in enumerate(episodes):
-        episode.check_fits(post.model.spec, f"{config.episodes}: episode {i}")
-    post.dreams.episodes += episodes
-    if post.imitation is not None:
-        post.imitation.add_episodes(episodes)
-
-
-def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:
-    ppo = config.ppo
-    if not any((ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef)):
-        return None
-    demonstrations = []
-    if ppo.bc_coef > 0:
-        tasks = tasks_of(config, model) or model.spec.tasks
-        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=tasks)
-        if not demonstrations:
-            raise UserError(
-                f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "
-                f"set ppo.bc_coef=0 or tune a checkpoint on some"
-            )
-    coefs = ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef
-    return Imitation(model, demonstrations, *coefs, ppo.bc_batch_size)
 
 
 def _train(name: str, post: PostTraining, folder: RunFolder, runs: list[Run], state: dict[str, Any] | None) -> Run:

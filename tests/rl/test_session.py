@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rewards.errors import UserError
 from rl.deploy import session
@@ -19,6 +21,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, RobotMap, differences
 from rl.deploy.safety import Limits
 from rl.deploy.session import run_session
+from rl.deploy.stops import Stops
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel
 
@@ -43,7 +46,7 @@ def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: Fak
     lived = run_session(trained, config(n_episodes=2), say=lambda line: None)
     assert [(len(one.sent), one.reason, one.stopped) for one in lived] == [(12, "12 steps", False)] * 2
     episodes = EpisodeStore("runs/robot/fake").load()
-    assert [(e.length, e.task, e.source) for e in episodes] == [(12, "reach", "robot")] * 2
+    assert [(e.length, e.task, e.source) for e in episodes] == [(12, "reach", "robot, success by robot")] * 2
     sent = np.array([[*action.values()] for action in robot.sent])
     assert len(sent) == 2 * 13 and (sent[[12, 25]] == 0).all()  # each episode ends standing still
     for episode, commands in zip(episodes, (sent[:12], sent[13:25]), strict=True):
@@ -51,6 +54,33 @@ def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: Fak
         moved = np.diff(episode.state.numpy(), axis=0)
         assert moved[:, :2] == pytest.approx(0.01 * commands, abs=1e-6)
     assert not robot.is_connected
+
+
+def test_who_says_that_a_task_is_solved(
+    trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot.misbehave = after(4, lambda o: {**o, "success": True})
+    (lived,) = run_session(trained, config(), say=lambda line: None)
+    assert lived.reason == "success" and lived.success == [False] * 3 + [True]
+    (lived,) = run_session(trained, config(success="key"), say=lambda line: None)
+    assert lived.reason == "12 steps" and not any(lived.success)
+    answers = iter([0.1, 0.9, 0.1, 0.9, 0.9, 0.9])  # of the read-out, frame by frame: sure of two in a row comes fifth
+    monkeypatch.setattr(trained, "read_frames", lambda frames, task: (torch.tensor([next(answers)]), None))
+    (lived,) = run_session(trained, config(success="read_out"), say=lambda line: None)
+    assert lived.reason == "success" and lived.success == [False] * 3 + [True]
+    assert EpisodeStore("runs/robot/fake").load()[-1].source == "robot, success by read_out"
+
+
+def test_keys_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(read))
+    stops = Stops(tmp_path / "STOP", keys=True)
+    assert stops() is None and not stops.solved
+    os.write(write, b"s\n")
+    assert stops() is None and stops.solved
+    os.write(write, b"q\n")
+    assert stops() == "a key"
+    os.close(write)
 
 
 def test_a_dry_run_sends_nothing(trained: WorldActionModel, robot: FakeRobot) -> None:

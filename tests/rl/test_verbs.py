@@ -16,8 +16,9 @@ from rl.compose import compose, find_preset
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.metaworld import MetaWorldTask
 from rl.rounds import PostTraining
+from rl.verbs.prepare import control_config, prepare
 from rl.verbs.run_folder import read_rows
-from rl.verbs.train import _Shown, control_config, prepare
+from rl.verbs.train import _Shown
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, load_model_and_config, save_model
 

@@ -1,0 +1,68 @@
+"""From a config of `wamtune train` to a run that is ready to begin, and to those of its controls."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+from rewards.errors import UserError
+from rl.build import tasks_of
+from rl.config import CONTROLS, TrainConfig
+from rl.imitation import Imitation
+from rl.rounds import PostTraining
+from world_model.checkpoint import find_checkpoint
+from world_model.episodes import EpisodeStore
+from world_model.model import WorldActionModel
+from world_model.store import load_model
+
+
+def control_config(config: TrainConfig, name: str) -> TrainConfig:
+    """Return the config of a control: the same run with its changes."""
+    parts = {part: replace(getattr(config, part), **changes) for part, changes in CONTROLS[name].items()}
+    return replace(config, **parts, controls=())
+
+
+def prepare(config: TrainConfig) -> PostTraining:
+    """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet."""
+    gc.collect()  # a run before this one refers to itself, and holds gigabytes
+    model = load_model(config.checkpoint) if config.policy == "flow" else None
+    post = PostTraining(config, model, None, log=lambda step, values: None)
+    if model is not None:
+        post.imitation = _imitation(config, model)
+    if config.episodes:
+        _hear_of_episodes(post, config)
+    return post
+
+
+def _hear_of_episodes(post: PostTraining, config: TrainConfig) -> None:
+    """Let dream and imitation have what was recorded before, as if it were collected now."""
+    if post.dreams is None or post.model is None:
+        raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
+    tasks = tasks_of(config, post.model)
+    episodes = EpisodeStore(config.episodes).load(tasks=tasks)
+    if not episodes:
+        raise UserError(
+            f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
+        )
+    for i, episode in enumerate(episodes):
+        episode.check_fits(post.model.spec, f"{config.episodes}: episode {i}")
+    post.dreams.episodes += episodes
+    if post.imitation is not None:
+        post.imitation.add_episodes(episodes)
+
+
+def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:
+    ppo = config.ppo
+    if not any((ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef)):
+        return None
+    demonstrations = []
+    if ppo.bc_coef > 0:
+        tasks = tasks_of(config, model) or model.spec.tasks
+        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=tasks)
+        if not demonstrations:
+            raise UserError(
+                f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "
+                f"set ppo.bc_coef=0 or tune a checkpoint on some"
+            )
+    coefs = ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef
+    return Imitation(model, demonstrations, *coefs, ppo.bc_batch_size)
