@@ -153,24 +153,23 @@ def test_an_exception_shuts_the_gate() -> None:
 
 def test_the_watchdog_stops_a_loop_that_hangs() -> None:
     door = Door()
-    with Gate(door, lambda: np.zeros(1), patience_s=0.1) as gate:
+    with Gate(door, lambda: np.zeros(1), patience_s=0.5) as gate:
         gate.send(np.ones(1))
-        time.sleep(0.4)
+        time.sleep(1.5)
         assert door.sent == [[1.0], [0.0]]
         with pytest.raises(Stop, match="the loop hangs"):
             gate.send(np.ones(1))
 
 
 def test_a_stop_goes_past_a_robot_that_hangs_in_a_command() -> None:
-    door = Door(hang_s=0.5)
+    door = Door(hang_s=2.0)
     gate = Gate(door, lambda: np.zeros(1), patience_s=0.05)
     sender = threading.Thread(target=gate.send, args=(np.ones(1),))
     sender.start()
     time.sleep(0.02)
-    begun = time.monotonic()
     door.hang_s = 0.0
     gate.shut("the watchdog")
-    assert time.monotonic() - begun < 0.4 and door.sent[0] == [0.0]
+    assert door.sent == [[0.0]]  # the command that hangs has not come through yet
     sender.join()
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from rl.deploy import session
+from rl.deploy import loop, session
 from rl.deploy.fake import FakeRobot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, RobotMap, differences
@@ -25,21 +25,24 @@ from rl.deploy.stops import Stops
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel
 
-LIMITS = Limits(low=(-1.0,) * 2, high=(1.0,) * 2, max_change=(0.5,) * 2, still=(0.0,) * 2)
+LIMITS = Limits(low=(-1.0,) * 2, high=(1.0,) * 2, max_change=(0.5,) * 2, still=(0.0,) * 2, max_age_s=4.0)
 HZ = 100.0
+PATIENT = 1000
+"""Periods, or late commands: a busy machine is no reason to stop, where that is not what is tested."""
 
 
 @pytest.fixture
 def robot(trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRobot:
     monkeypatch.chdir(tmp_path)
     robot = FakeRobot(trained.spec)
+    monkeypatch.setattr(loop, "PERIODS", PATIENT)
     monkeypatch.setattr(session, "make_robot", lambda name, params: robot)
     return robot
 
 
 def config(**changes: Any) -> RobotConfig:
     fields = {"robot": "fake", "task": "reach", "hz": HZ, "max_steps": 12, "n_action_steps": 2, "limits": LIMITS}
-    return RobotConfig(**{**fields, **changes})
+    return RobotConfig(**{**fields, "max_late": PATIENT, **changes})
 
 
 def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: FakeRobot) -> None:
@@ -138,7 +141,10 @@ def test_a_file_stops_it_and_keeps_it_from_starting(trained: WorldActionModel, r
     assert len(robot.sent) == n
 
 
-def test_a_slow_robot_is_stopped_by_the_watchdog(trained: WorldActionModel, robot: FakeRobot) -> None:
+def test_a_slow_robot_is_stopped_by_the_watchdog(
+    trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PERIODS", 2)
     robot.misbehave = after(5, lambda o: (time.sleep(0.3), {**o, "timestamp": time.monotonic()})[1])
     (lived,) = run_session(trained, config(), say=lambda line: None)
     assert lived.reason == "no command for 0.02 s: the loop hangs" and [*robot.sent[-1].values()] == [0.0, 0.0]
@@ -156,7 +162,7 @@ def test_a_policy_that_is_late_stops_it(
 
     monkeypatch.setattr(session.Decider, "__call__", slow)
     (lived,) = run_session(trained, config(max_steps=50, max_late=3), say=lambda line: None)
-    assert lived.reason == "there was no plan for 4 commands in a row" and lived.n_late == 4
+    assert lived.reason == "there was no plan for 4 commands in a row" and lived.n_late >= 4
     held = [[*action.values()] for action in robot.sent[-4:]]
     assert held[-1] == [0.0, 0.0] and np.abs(held).max() < 1  # it ramps to a stand within its limits
 
