@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl.deploy.loop import Decider, Lived, run_episode
+from rl.deploy.loop import Decider, Lived, Loop
 from rl.deploy.planner import Planner
 from rl.deploy.robots import Interface, RobotMap
 from rl.deploy.safety import Guard, Limits
@@ -74,7 +74,7 @@ def live(
         entered.clear()
         decide = Slow(Decider(model, TASK, 2, robot.seed), latency, smooth)
         guard = Guard(limits, model.spec.action_dim, model.spec.state_dim, model.spec.slices)
-        one = run_episode(interface, guard, decide, model.config.n_context_frames, 4, HZ, STEPS, max_late=20)
+        one = Loop(interface, guard, decide, model.config.n_context_frames, 4, HZ, STEPS, max_late=20).run()
         lived.append(one)
         changes = np.abs(np.diff(np.array(one.sent)[:, :3], axis=0)).mean(1)
         seams = {k - 1 for k in entered if 0 < k <= len(changes)}

@@ -78,90 +78,67 @@ class Decider:
         return chunk
 
 
-def run_episode(
-    interface: Interface,
-    guard: Guard,
-    decide: Callable[[Array, Array], Array],
-    n_context_frames: int,
-    n_action_steps: int,
-    hz: float,
-    max_steps: int,
-    watch: Callable[[], str | None] = lambda: None,
-    max_late: int = 5,
-    send: Callable[[Array], None] | None = None,
-    judge: Judge = lambda frame, observation: bool(observation.get("success", False)),
-) -> Lived:
-    """Run one episode; it ends at `max_steps`, at a success, or by a stop, whose reason it has.
+@dataclass
+class Loop:
+    """The loop of one episode, which ends at `max_steps`, at a success, or by a stop, whose reason it has."""
 
-    Args:
-        interface: the robot, as the policy sees it.
-        guard: what a command must keep.
-        decide: computes a chunk; called beside the loop.
-        n_context_frames: of the policy.
-        n_action_steps: of a chunk, after which the next one is begun.
-        hz: commands a second.
-        max_steps: commands.
-        watch: asked many times a second for a reason to stop: a key, a file, a signal.
-        max_late: commands in a row without a plan, for which the robot is made to stand still, before the stop.
-        send: takes the commands in place of the robot, for a dry run.
-        judge: says whether a frame is a success; by default the robot does.
-    """
-    lived, period = Lived(), 1 / hz
-    with ThreadPoolExecutor(1) as executor:
-        planner = Planner(decide, n_action_steps, period, executor)
-        try:
-            frame = _observe(interface, guard, lived, judge)[0]
-            context = np.repeat(frame[None], n_context_frames, axis=0)
-            planner.begin(context)
-            with Gate(send or interface.send, guard.still, PERIODS * period, watch) as gate:
-                _run(lived, interface, guard, planner, gate, context, period, max_steps, max_late, judge)
-                gate.shut(lived.reason)
-        except Stop as stop:
-            lived.reason, lived.stopped = str(stop), True
-    return lived
+    interface: Interface  # the robot, as the policy sees it
+    guard: Guard  # what a command must keep
+    decide: Callable[[Array, Array], Array]  # computes a chunk; called beside the loop
+    n_context_frames: int  # of the policy
+    n_action_steps: int  # of a chunk, after which the next one is begun
+    hz: float  # commands a second
+    max_steps: int  # commands
+    watch: Callable[[], str | None] = lambda: None  # asked many times a second for a reason to stop
+    max_late: int = 5  # commands in a row without a plan, for which the robot is made to stand still, before the stop
+    send: Callable[[Array], None] | None = None  # takes the commands in place of the robot, for a dry run
+    judge: Judge = lambda frame, observation: bool(observation.get("success", False))  # says what is a success
 
+    def run(self) -> Lived:
+        """Run the episode."""
+        lived = Lived()
+        with ThreadPoolExecutor(1) as executor:
+            planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor)
+            try:
+                frame, _ = self._observe(lived)
+                context = np.repeat(frame[None], self.n_context_frames, axis=0)
+                planner.begin(context)
+                with Gate(self.send or self.interface.send, self.guard.still, PERIODS / self.hz, self.watch) as gate:
+                    self._live(lived, planner, gate, context)
+                    gate.shut(lived.reason)
+            except Stop as stop:
+                lived.reason, lived.stopped = str(stop), True
+        return lived
 
-def _run(
-    lived: Lived,
-    interface: Interface,
-    guard: Guard,
-    planner: Planner,
-    gate: Gate,
-    context: Array,
-    period: float,
-    max_steps: int,
-    max_late: int,
-    judge: Judge,
-) -> None:
-    late, due, before = 0, time.monotonic(), None
-    for k in range(max_steps):
-        action = planner.step(k, context)
-        late = 0 if action is not None else late + 1
-        lived.n_late += action is None
-        if late > max_late:
-            raise Stop(f"there was no plan for {late} commands in a row")
-        command = guard.command(guard.hold(context[-1]) if action is None else action, context[-1])
-        gate.send(command)
-        now = time.monotonic()
-        if before is not None:
-            lived.periods.append(now - before)
-        before, due = now, due + period
-        _wait(due)
-        frame, success = _observe(interface, guard, lived, judge)
-        lived.sent.append(command)
-        lived.success.append(success)
-        context = np.concatenate([context[1:], frame[None]])
-        if success:
-            lived.reason = "success"
-            return
-    lived.reason = f"{max_steps} steps"
+    def _live(self, lived: Lived, planner: Planner, gate: Gate, context: Array) -> None:
+        late, due, before = 0, time.monotonic(), None
+        for k in range(self.max_steps):
+            action = planner.step(k, context)
+            late = 0 if action is not None else late + 1
+            lived.n_late += action is None
+            if late > self.max_late:
+                raise Stop(f"there was no plan for {late} commands in a row")
+            command = self.guard.command(self.guard.hold(context[-1]) if action is None else action, context[-1])
+            gate.send(command)
+            now = time.monotonic()
+            if before is not None:
+                lived.periods.append(now - before)
+            before, due = now, due + 1 / self.hz
+            _wait(due)
+            frame, success = self._observe(lived)
+            lived.sent.append(command)
+            lived.success.append(success)
+            context = np.concatenate([context[1:], frame[None]])
+            if success:
+                lived.reason = "success"
+                return
+        lived.reason = f"{self.max_steps} steps"
 
-
-def _observe(interface: Interface, guard: Guard, lived: Lived, judge: Judge) -> tuple[Array, bool]:
-    values, stamp, observation = interface.observe()
-    frame = guard.observe(values, stamp, time.monotonic())
-    lived.frames.append(frame)
-    return frame, judge(frame, observation)
+    def _observe(self, lived: Lived) -> tuple[Array, bool]:
+        values, stamp, observation = self.interface.observe()
+        frame = self.guard.observe(values, stamp, time.monotonic())
+        lived.frames.append(frame)
+        return frame, self.judge(frame, observation)
 
 
 def _wait(due: float) -> None:

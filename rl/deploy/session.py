@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
-from rl.deploy.loop import Decider, Judge, Lived, run_episode
+from rl.deploy.loop import Decider, Judge, Lived, Loop
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, differences, make_robot
 from rl.deploy.safety import Guard
@@ -61,7 +61,7 @@ def run_session(
                 send = (lambda command: say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
                 counts = model.config.n_context_frames, config.n_action_steps, hz, config.max_steps
                 judge = make_judge(config.success, model, task, stops)
-                one = run_episode(interface, guard, decide, *counts, stops, config.max_late, send, judge)
+                one = Loop(interface, guard, decide, *counts, stops, config.max_late, send, judge).run()
                 lived.append(one)
                 say(f"episode {i + 1}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time")
                 if not config.dry_run:
