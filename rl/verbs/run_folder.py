@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
-from world_model.files import cannot_write, write_atomically
+from world_model.files import cannot_write, remove, write_atomically
 
 METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
 
@@ -70,8 +70,9 @@ class RunFolder:
                 written = file.read_bytes()
                 end = len(written) if mark is None else mark.get(name, 0)
                 write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1])
-        for events in path.glob("events.out.tfevents.*"):
-            events.unlink()
+        # What is written anew, and what a crash left of a checkpoint that was being written.
+        for leftover in (*path.glob("events.out.tfevents.*"), *path.glob("checkpoints/.*.tmp")):
+            remove(leftover)
         run = cls(path, lock)
         for row in read_rows(path / METRICS):
             run._draw(row.pop("step", 0), row)
