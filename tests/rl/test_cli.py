@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -185,3 +188,14 @@ def test_doctor_says_what_is_missing_and_looks_at_the_rest(
     assert code == 2 and "missing: meta-world, checkpoints" in err
     assert "missing  meta-world: division by zero; pip install" in out
     assert f"optional software OpenGL: neither EGL nor OSMesa; for pictures of the simulator: {doctor.OPENGL}" in out
+
+
+def test_a_termination_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever ends it, it ends alike: with the last saved state, and a line that says so."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_dispatch", lambda words: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
+    try:
+        assert cli.main(["ls"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "wamtune: interrupted\n"
