@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl.deploy.robots import names_of
+from rl.deploy.robots import NumberRobot, names_of
 from world_model.spec import Spec
 
 
-class FakeRobot:
+class FakeRobot(NumberRobot):
     """Its state follows the commands: each entry of the state is moved by the action of the same place, if any.
 
     Args:
@@ -34,25 +34,9 @@ class FakeRobot:
         self.sent: list[dict[str, float]] = []
         self.is_connected = False
 
-    @property
-    def observation_features(self) -> dict[str, Any]:
-        """Numbers alone."""
-        return dict.fromkeys(self.state, float)
-
-    @property
-    def action_features(self) -> dict[str, Any]:
-        """Numbers alone."""
-        return dict.fromkeys(self.action, float)
-
     def connect(self) -> None:
         """Be there."""
         self.is_connected = True
-
-    def calibrate(self) -> None:
-        """Be as it is."""
-
-    def configure(self) -> None:
-        """Be as it is."""
 
     def get_observation(self) -> dict[str, Any]:
         """Return the state of now."""

@@ -78,6 +78,11 @@ class Decider:
         return chunk
 
 
+def robot_says(frame: Array, observation: dict[str, Any]) -> bool:
+    """Whether the robot itself reports a success; one that knows nothing of it never does."""
+    return bool(observation.get("success", False))
+
+
 @dataclass
 class Loop:
     """The loop of one episode, which ends at `max_steps`, at a success, or by a stop, whose reason it has."""
@@ -92,7 +97,7 @@ class Loop:
     watch: Callable[[], str | None] = lambda: None  # asked many times a second for a reason to stop
     max_late: int = 5  # commands in a row without a plan, for which the robot is made to stand still, before the stop
     send: Callable[[Array], None] | None = None  # takes the commands in place of the robot, for a dry run
-    judge: Judge = lambda frame, observation: bool(observation.get("success", False))  # says what is a success
+    judge: Judge = robot_says  # whether a frame is a success
 
     def run(self) -> Lived:
         """Run the episode."""

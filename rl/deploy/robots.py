@@ -55,6 +55,29 @@ class Robot(Protocol):
         """Let go of it, standing still."""
 
 
+class NumberRobot:
+    """What robots share that have numbers alone, by the names in `state` and `action`, and nothing to calibrate."""
+
+    state: tuple[str, ...]
+    action: tuple[str, ...]
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """A number for each entry of the state."""
+        return dict.fromkeys(self.state, float)
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        """A number for each entry of an action."""
+        return dict.fromkeys(self.action, float)
+
+    def calibrate(self) -> None:
+        """It knows where it is."""
+
+    def configure(self) -> None:
+        """It is as it is."""
+
+
 @dataclass(frozen=True)
 class RobotMap:
     """Which numbers of a robot are those of the policy, in order, and how they are scaled."""

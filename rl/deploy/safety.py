@@ -39,9 +39,7 @@ class Limits:
     low: tuple[float, ...] = ()  # of each entry of an action
     high: tuple[float, ...] = ()
     max_change: tuple[float, ...] = ()  # from one command to the next
-    still: tuple[
-        float, ...
-    ] = ()  # the command that makes it stand still; empty: the last one, where actions are positions
+    still: tuple[float, ...] = ()  # the command to stand still; empty: the last one, where actions are positions
     start: str = ""  # the slice of the state that commands go on from, where actions are positions
     boxes: dict[str, Box] = field(default_factory=dict)  # by the name of a slice of the state
     max_age_s: float = 0.1  # an older observation is not acted on

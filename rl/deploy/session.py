@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
-from rl.deploy.loop import Decider, Judge, Lived, Loop
+from rl.deploy.loop import Decider, Judge, Lived, Loop, robot_says
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, differences, make_robot
 from rl.deploy.safety import Guard
@@ -79,7 +79,7 @@ def make_judge(who: str, model: WorldActionModel, task: str, stops: Stops) -> Ju
         stops.solved = False
         return lambda frame, observation: stops.solved
     if who == "robot":
-        return lambda frame, observation: bool(observation.get("success", False))
+        return robot_says
     index, before = torch.tensor([model.spec.tasks.index(task)]), [False]
 
     @torch.inference_mode()

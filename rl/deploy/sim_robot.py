@@ -17,24 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from rl.deploy.robots import names_of
+from rl.deploy.robots import NumberRobot, names_of
 from rl.envs.events import NOTHING, Event, Perturbed
+from rl.envs.workers import end, start
 
 Array = np.ndarray
 
-PERTURBATION = {
-    "mass": 1.0,
-    "friction": 1.0,
-    "damping": 1.0,
-    "gain": 1.0,
-    "delay_s": 0.0,
-    "jitter_s": 0.0,
-    "noise": 0.0,
-}
-"""What can differ from the simulator: factors, seconds, and the standard deviation of the noise on the state."""
+PERTURBATION = {"delay_s": 0.0, "jitter_s": 0.0} | {name: v for name, v in NOTHING.items() if name != "delay"}
+"""What can differ from the simulator: as in `NOTHING`, but a delay and its jitter in seconds."""
 
 
-class SimRobot:
+class SimRobot(NumberRobot):
     """A robot with the members of LeRobot's, which lives in another process.
 
     Args:
@@ -60,33 +53,14 @@ class SimRobot:
         self.seed = seed
 
     @property
-    def observation_features(self) -> dict[str, Any]:
-        """The state of Meta-World, a number each."""
-        return dict.fromkeys(self.state, float)
-
-    @property
-    def action_features(self) -> dict[str, Any]:
-        """The action of Meta-World."""
-        return dict.fromkeys(self.action, float)
-
-    @property
     def is_connected(self) -> bool:
         """Whether its process is there."""
         return self._process is not None and self._process.poll() is None
 
     def connect(self) -> None:
         """Start its process, at the beginning of an episode."""
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "from rl.deploy.sim_robot import serve; serve()"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        self._process = start("rl.deploy.sim_robot")
         self._ask("begin", *self._arguments)
-
-    def calibrate(self) -> None:
-        """A simulator knows where it is."""
-
-    def configure(self) -> None:
-        """Its gains are what they are."""
 
     def reset(self) -> None:
         """Begin the next episode."""
@@ -106,10 +80,7 @@ class SimRobot:
     def disconnect(self) -> None:
         """End its process."""
         if self._process is not None:
-            assert self._process.stdin is not None and self._process.stdout is not None
-            self._process.stdin.close()
-            self._process.wait()
-            self._process.stdout.close()
+            end(self._process)
             self._process = None
 
     def _ask(self, *message: Any) -> Any:

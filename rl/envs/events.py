@@ -17,12 +17,12 @@ from rl.envs.workers import user_error
 
 Array = np.ndarray
 
-QUANTITIES = ("mass", "friction", "damping", "gain", "delay", "noise")
-"""Factors on the masses of free bodies, on friction, on joint damping and on the motion that is commanded; steps until
-a command has its effect; standard deviation of the noise on observations, in units of the state."""
-
 NOTHING: dict[str, float] = {"mass": 1.0, "friction": 1.0, "damping": 1.0, "gain": 1.0, "delay": 0.0, "noise": 0.0}
-"""The simulator as it is."""
+"""The simulator as it is.
+
+Factors on the masses of free bodies, on friction, on joint damping and on the motion that is commanded; steps until a
+command has its effect; standard deviation of the noise on observations, in units of the state.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Perturbed:
         return self._seen(frame), *rest
 
     def set(self, values: Mapping[str, float]) -> None:
-        """Apply a value for each of `QUANTITIES`."""
+        """Apply a value for each quantity of `NOTHING`."""
         self.now = dict(values)
         model, base = self._model, self._base
         for name in ("body_mass", "body_inertia"):

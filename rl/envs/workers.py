@@ -96,7 +96,7 @@ class Workers:
 
     def __init__(self, env_id: str, tasks: Sequence[str], events: Events, n_workers: int) -> None:
         self.parts = [part.tolist() for part in np.array_split(np.arange(len(tasks)), min(n_workers, len(tasks)))]
-        self.processes = [_start() for _ in self.parts]
+        self.processes = [start("rl.envs.workers") for _ in self.parts]
         self._all("__init__", [(env_id, [tasks[i] for i in part], dict(events), part[0]) for part in self.parts])
 
     def reset(self, seeds: dict[int, int]) -> Array:
@@ -117,10 +117,7 @@ class Workers:
     def close(self) -> None:
         """End the processes."""
         for process in self.processes:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.close()
-            process.wait()
-            process.stdout.close()
+            end(process)
         self.processes = []
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> list[Any]:
@@ -163,12 +160,20 @@ def make_task(env_id: str, task: str, events: Events, number: int) -> Task:
     return GymTask(env_id)
 
 
-def _start() -> subprocess.Popen[bytes]:
-    """Start a worker that finds modules where this process does, with one thread."""
+def start(module: str) -> subprocess.Popen[bytes]:
+    """Start a process, with one thread and pipes to it, that runs `serve` of a module found where this one finds it."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from rl.envs.workers import serve; serve()"]
+    command = [sys.executable, "-c", f"from {module} import serve; serve()"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Close the pipes of a process that `start` made, which ends it, and wait for that."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
 
 
 def _answer(process: subprocess.Popen[bytes]) -> Any:
