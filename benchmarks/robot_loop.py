@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl.deploy.loop import Decider, Lived, Loop
+from rl.deploy.loop import Lived, Loop
+from rl.deploy.pilots import Decider, ModelPilot
 from rl.deploy.planner import Planner
 from rl.deploy.robots import Interface, RobotMap
 from rl.deploy.safety import Guard, Limits
@@ -72,7 +73,7 @@ def live(
     while time.monotonic() < end:
         robot.reset()
         entered.clear()
-        decide = Slow(Decider(model, TASK, 2, robot.seed), latency, smooth)
+        decide = Slow(Decider(ModelPilot(model, 2), TASK, robot.seed), latency, smooth)
         guard = Guard(limits, model.spec.action_dim, model.spec.state_dim, model.spec.slices)
         one = Loop(interface, guard, decide, model.config.n_context_frames, 4, HZ, STEPS, max_late=20).run()
         lived.append(one)

@@ -18,28 +18,31 @@ if TYPE_CHECKING:
 
 
 def policy(
-    model: WorldActionModel, context: Context, noise: Tensor, n_steps: int, held: Tensor | None = None
+    model: WorldActionModel,
+    context: Context,
+    noise: Tensor,
+    n_steps: int,
+    held: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Decode an action chunk (batch, chunk_size, action_dim), within bounds. Future tokens are absent.
 
-    The first actions of it can be given, `held` (batch, n, action_dim): those that will have been executed before this
-    chunk is there. They come back as they are and the rest is denoised to go on from them (inpainting, as in real-time
-    chunking, Black et al., 2506.07339).
+    The first actions of it can be given: those that will have been executed before this chunk is there. `held` is a
+    chunk (batch, chunk_size, action_dim), and how many of its actions count (batch,). They come back as they are, and
+    the rest is denoised to go on from them (inpainting, as in real-time chunking, Black et al., 2506.07339).
     """
     x, codec = noise, model.action_codec
-    n_held = 0 if held is None else held.shape[1]
     if held is not None:
-        rest = held.new_zeros(len(held), model.config.chunk_size - n_held, held.shape[2])
-        given = codec.encode(torch.cat([held, rest], dim=1))
-        is_given = (torch.arange(model.config.chunk_size, device=held.device) < n_held).repeat_interleave(held.shape[2])
-        is_given = is_given.view(codec.n_tokens, codec.code_dim)
+        actions_held, n_held = held
+        is_held = torch.arange(model.config.chunk_size, device=x.device) < n_held.unsqueeze(1)
+        codes_held, is_held_code = codec.encode(actions_held), is_held.repeat_interleave(actions_held.shape[2], dim=1)
+        is_held_code = is_held_code.view_as(x)
     for i in range(n_steps):
         t = _level(x, i, n_steps)
         if held is not None:
-            x = torch.where(is_given, noised(given, noise, t), x)
+            x = torch.where(is_held_code, noised(codes_held, noise, t), x)
         x = step_mean(x, model.predict_action(context, x, t), i, n_steps)
     actions = codec.decode(x).clamp(model.action_low, model.action_high)
-    return actions if held is None else torch.cat([held, actions[:, n_held:]], dim=1)
+    return actions if held is None else torch.where(is_held.unsqueeze(2), actions_held, actions)
 
 
 def dream(model: WorldActionModel, context: Context, actions: Tensor, noise: Tensor, n_steps: int) -> Tensor:

@@ -19,13 +19,18 @@ from world_model.files import existing_folder, sha256
 if TYPE_CHECKING:
     from rl.deploy.export import Exportable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ONNX, CONTRACT = "policy.onnx", "contract.json"
 
 STATE = "one frame each control step; before an episode has so many, its first frame stands for those before it"
 NOISE = (
     "where the sampler starts; the same noise gives the same actions. Evaluation draws it standard normal, anew for "
     "each chunk: measured success is that. Zeros are valid too, and make the policy a function of state and task"
+)
+
+HELD = (
+    "a chunk whose first actions are those that will have been executed before the new chunk is there; they come back, "
+    "and the rest goes on from them. How many they are is n_held; 0 for a chunk that stands alone"
 )
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -66,6 +71,7 @@ FIELDS: dict[str, Check] = {
     "policy": ("'flow' or 'gaussian'", lambda v: v in ("flow", "gaussian")),
     "inputs": PORTS,  # in the order of the graph
     "outputs": PORTS,
+    "spec": ("an object", lambda v: isinstance(v, dict)),  # features, bounds, tasks and rate, as in a checkpoint
     "tasks": INDICES,
     "unknown_task": ("null or a whole number", lambda v: v is None or _is_whole(v)),  # index of any other task
     "control_hz": POSITIVE,  # actions a second
@@ -75,6 +81,7 @@ FIELDS: dict[str, Check] = {
     "n_context_frames": COUNT,
     "n_denoising_steps": WHOLE,  # 0: nothing is denoised
     "largest_difference": ("a number", _is_number),  # of an action, between onnxruntime and torch, when written
+    "compared_on": TEXT,
     "onnx_sha256": SHA256,
     "checkpoint_sha256": SHA256,  # of its model.safetensors
     "command": TEXT,
@@ -95,16 +102,20 @@ PORT_FIELDS: dict[str, Check] = {
 """Every field of an input or output; the state also has `slices`, and what needs words has `about`."""
 
 
-def make_contract(policy: Exportable, onnx: bytes, difference: float, command: str) -> dict[str, Any]:
-    """Describe `policy`, exported as the file `onnx` by `command`; `difference` is its largest from torch."""
-    spec, flow = policy.spec, policy.noise_shape is not None
+def make_contract(policy: Exportable, onnx: bytes, difference: float, compared_on: str, command: str) -> dict[str, Any]:
+    """Describe `policy`, exported as the file `onnx` by `command`.
+
+    `difference` is the largest of an action from torch, on the inputs that `compared_on` names.
+    """
+    spec, flow = policy.spec, policy.is_flow
     return {
         "schema_version": SCHEMA_VERSION,
         "checkpoint": policy.checkpoint,
         "stage": policy.stage,
         "policy": "flow" if flow else "gaussian",
         "inputs": _inputs(policy),
-        "outputs": [_actions(policy)],
+        "outputs": [_actions("actions", policy)],
+        "spec": spec.to_dict(),
         "tasks": {task: i for i, task in enumerate(spec.tasks)},
         "unknown_task": len(spec.tasks) if flow else None,
         "control_hz": spec.control_hz,
@@ -114,6 +125,7 @@ def make_contract(policy: Exportable, onnx: bytes, difference: float, command: s
         "n_context_frames": policy.n_context_frames,
         "n_denoising_steps": policy.n_denoising_steps,
         "largest_difference": difference,
+        "compared_on": compared_on,
         "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
         "checkpoint_sha256": sha256(find_checkpoint(policy.checkpoint) / MODEL),
         "command": command,
@@ -131,9 +143,10 @@ def load_contract(folder: str | Path) -> dict[str, Any]:
     folder = existing_folder(Path(folder))
     path = folder / CONTRACT
     contract = _read(path)
-    newer = contract.get("schema_version")
-    if type(newer) is int and newer > SCHEMA_VERSION:
-        raise UserError(f"{path}: schema_version={newer}, known up to {SCHEMA_VERSION}; upgrade wamtune")
+    found = contract.get("schema_version")
+    if type(found) is int and found != SCHEMA_VERSION:
+        remedy = "upgrade wamtune" if found > SCHEMA_VERSION else "export the policy again"
+        raise UserError(f"{path}: schema_version={found}, expected {SCHEMA_VERSION}; {remedy}")
     _check(path, "", contract, FIELDS)
     for side in ("inputs", "outputs"):
         for i, port in enumerate(contract[side]):
@@ -148,18 +161,19 @@ def _inputs(policy: Exportable) -> list[dict[str, Any]]:
     state = _port("state", "float32", shape, ("frame, oldest first", "feature"), spec.features["state"].unit)
     state["slices"] = [{"name": name, "start": s.start, "stop": s.stop} for name, s in spec.slices.items()]
     state["about"] = STATE
-    ports = [state, _port("task", "int64", (), (), "index of tasks", 0, n_tasks - (policy.noise_shape is None))]
+    ports = [state, _port("task", "int64", (), (), "index of tasks", 0, n_tasks - (not policy.is_flow))]
     if policy.noise_shape is not None:
         noise = _port("noise", "float32", policy.noise_shape, ("token", "code"), "standard deviations")
-        ports.append(noise | {"about": NOISE})
+        n_held = _port("n_held", "int64", (), (), "actions", 0, policy.chunk_size)
+        ports += [noise | {"about": NOISE}, _actions("held", policy) | {"about": HELD}, n_held]
     return ports
 
 
-def _actions(policy: Exportable) -> dict[str, Any]:
+def _actions(name: str, policy: Exportable) -> dict[str, Any]:
     spec = policy.spec
-    shape, axes = (policy.n_action_steps, spec.action_dim), ("step, first to execute first", "dimension of the action")
+    shape, axes = (policy.chunk_size, spec.action_dim), ("step, first to execute first", "dimension of the action")
     low, high = list(spec.action_low), list(spec.action_high)
-    return _port("actions", "float32", shape, axes, "of the environment's actions", low, high)
+    return _port(name, "float32", shape, axes, "of the environment's actions", low, high)
 
 
 def _port(

@@ -1,7 +1,7 @@
 """A policy as `policy.onnx`, which needs no torch, beside the contract that says how to use it.
 
-Everything between an observation and an action in its bounds is inside the graph: normaliser, encoder, every step of
-the sampler, clipping, the cut to the actions that are executed. Needs the extra `export`.
+Everything between an observation and a chunk of actions in its bounds is inside the graph: normaliser, encoder, every
+step of the sampler, actions that are held because they will have been executed, clipping. Needs the extra `export`.
 """
 
 from __future__ import annotations
@@ -23,36 +23,46 @@ from torch import Tensor, nn
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract, make_contract
 from world_model import modes
-from world_model.checkpoint import load_checkpoint
+from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.env import Advance, BatchedEnv, Start
+from world_model.episodes import Episode, EpisodeStore
 from world_model.files import write_folder
 from world_model.model import WorldActionModel
 from world_model.spec import Spec
 from world_model.store import load_model
+from world_model.windows import Windows
 
 if TYPE_CHECKING:
     from rl.gaussian_policy import GaussianPolicy
 
-N_PARITY, MAX_DIFFERENCE = 64, 1e-4
-"""Random inputs on which onnxruntime must give the actions of torch, and how far one may be off, in its unit."""
+N_PARITY, MAX_DIFFERENCE = 1000, 1e-4
+"""Inputs on which onnxruntime must give the actions of torch, and how far one may be off, in its unit."""
 
 
 class FlowGraph(nn.Module):
-    """What is exported of a world-action model: state, task and noise to actions, as `modes.policy` computes them."""
+    """What is exported of a world-action model: all that a chunk depends on, to the chunk of `modes.policy`."""
 
-    def __init__(self, model: WorldActionModel, n_denoising_steps: int, n_action_steps: int) -> None:
+    def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.n_denoising_steps, self.n_action_steps = n_denoising_steps, n_action_steps
+        self.n_denoising_steps = n_denoising_steps
         for statistics in (self.model.codec.state, self.model.codec.change, self.model.action_codec.action):
             statistics.check_fitted()
             # A graph cannot branch on a tensor, so this was asked for the last time.
             statistics.check_fitted = lambda: None  # type: ignore[method-assign]
 
-    def forward(self, state: Tensor, task: Tensor, noise: Tensor) -> Tensor:
-        """(n, n_context_frames, state_dim), (n,), (n, n_tokens, code_dim) -> (n, n_action_steps, action_dim)."""
+    def forward(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+        """Decode chunks (n, chunk_size, action_dim).
+
+        Args:
+            state: (n, n_context_frames, state_dim).
+            task: (n,).
+            noise: (n, n_tokens, code_dim).
+            held: (n, chunk_size, action_dim), of which only the first `n_held` count.
+            n_held: (n,).
+        """
         context = self.model.encode(state, task)
-        return modes.policy(self.model, context, noise, self.n_denoising_steps)[:, : self.n_action_steps]
+        return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
 
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw `n` inputs as they may come: states like those of the training, moving as fast, and normal noise."""
@@ -60,26 +70,43 @@ class FlowGraph(nn.Module):
         moved = codec.change.std[0] * torch.randn(n, config.n_context_frames, spec.state_dim, generator=generator)
         moved[:, 0] = codec.state.invert(torch.randn(n, spec.state_dim, generator=generator))
         task = torch.randint(len(spec.tasks), (n,), generator=generator)
-        return moved.cumsum(1), task, modes.action_noise(self.model, n, generator)
+        actions = 2 * torch.rand(n, config.chunk_size, spec.action_dim, generator=generator) - 1
+        held = ((1 - actions) * self.model.action_low + (1 + actions) * self.model.action_high) / 2
+        return moved.cumsum(1), task, *self._drawn(held, generator)
+
+    def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs from recorded episodes, with normal noise; what is held are actions as executed."""
+        batch = self.model.windows(episodes).sample(n, generator)
+        return batch.context, batch.task, *self._drawn(batch.actions, generator)
+
+    def _drawn(self, held: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        n_held = torch.randint(self.model.config.chunk_size + 1, (len(held),), generator=generator)
+        return modes.action_noise(self.model, len(held), generator), held, n_held
 
 
 class GaussianGraph(nn.Module):
     """What is exported of a Gaussian policy: state and task to the mean actions, which is how it is evaluated."""
 
-    def __init__(self, policy: GaussianPolicy, n_action_steps: int) -> None:
+    def __init__(self, policy: GaussianPolicy) -> None:
         super().__init__()
-        self.policy, self.n_action_steps = policy, n_action_steps
+        self.policy = policy
 
     def forward(self, state: Tensor, task: Tensor) -> Tensor:
-        """(n, n_context_frames, state_dim), (n,) -> (n, n_action_steps, action_dim)."""
+        """(n, n_context_frames, state_dim), (n,) -> (n, chunk_size, action_dim)."""
         context = self.policy.encode({"state": state, "task": task})
-        return self.policy.decide(context, task, task)[:, : self.n_action_steps]
+        return self.policy.decide(context, task, task)
 
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw `n` inputs: normal states, for there are no statistics of better ones."""
         shape = (n, self.policy.n_context_frames, self.policy.spec.state_dim)
         task = torch.randint(len(self.policy.spec.tasks), (n,), generator=generator)
         return torch.randn(shape, generator=generator), task
+
+    def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs from recorded episodes."""
+        tasks, size = self.policy.spec.tasks, self.policy.chunk_size
+        batch = Windows(episodes, tasks, self.policy.n_context_frames, size).sample(n, generator)
+        return batch.context, batch.task
 
 
 @dataclass(frozen=True)
@@ -99,7 +126,12 @@ class Exportable:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the graph's inputs, in order."""
-        return ("state", "task") if self.noise_shape is None else ("state", "task", "noise")
+        return ("state", "task") if self.noise_shape is None else ("state", "task", "noise", "held", "n_held")
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it takes noise, and actions to go on from."""
+        return self.noise_shape is not None
 
 
 def export_policy(
@@ -108,6 +140,7 @@ def export_policy(
     n_denoising_steps: int = 0,
     n_action_steps: int = 0,
     command: str = "",
+    episodes: str = "",
 ) -> dict[str, Any]:
     """Write the policy of a checkpoint into `folder`, whole or not at all, and return its contract.
 
@@ -117,23 +150,25 @@ def export_policy(
         n_denoising_steps: of the sampler; 0: as in the run that trained it, else 2.
         n_action_steps: executed of a chunk; 0: as in the run that trained it, else all of it.
         command: what the contract names as its origin.
+        episodes: folder of recorded episodes to compare on; empty: those beside the checkpoint, else random states.
 
     Raises:
-        UserError: a package or the checkpoint is missing, a count means nothing, `folder` holds something else, or
-            onnxruntime and torch disagree by more than MAX_DIFFERENCE. Nothing is written then.
+        UserError: a package, the checkpoint or an episode is missing, a count means nothing, `folder` holds something
+            else, or onnxruntime and torch disagree by more than MAX_DIFFERENCE. Nothing is written then.
     """
     final = Path(folder)
     _check_replaceable(final)
     _check_packages()
     policy = load_exportable(checkpoint, n_denoising_steps, n_action_steps)
     onnx = to_onnx(policy)
-    difference = largest_difference(policy, onnx)
+    inputs, compared_on = parity_inputs(policy, episodes)
+    difference = largest_difference(policy, onnx, inputs)
     if not difference <= MAX_DIFFERENCE:  # nan is no agreement
         raise UserError(
             f"{checkpoint}: actions of onnxruntime and torch differ by {difference:.1e}, expected at most "
             f"{MAX_DIFFERENCE:.0e}; nothing was written, try other versions of onnxscript and onnxruntime"
         )
-    contract = make_contract(policy, onnx, difference, command)
+    contract = make_contract(policy, onnx, difference, compared_on, command)
     text = json.dumps(contract, indent=2, allow_nan=False) + "\n"
     # Resolved, since beside a name such as `.` there is no place for a temporary folder.
     write_folder(final.resolve(), {ONNX: onnx, CONTRACT: text.encode()})
@@ -150,7 +185,7 @@ def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action
         gaussian = _load_gaussian(checkpoint, config, tensors)
         size = gaussian.chunk_size
         executed = _count("n_action_steps", n_action_steps or size, size)
-        graph = GaussianGraph(gaussian, executed).eval()
+        graph = GaussianGraph(gaussian).eval()
         return Exportable(*about, gaussian.spec, graph, gaussian.n_context_frames, size, executed)
     return _flow(about, load_model(checkpoint), n_denoising_steps, n_action_steps, config)
 
@@ -179,13 +214,24 @@ def to_onnx(policy: Exportable) -> bytes:
     return data
 
 
-def largest_difference(policy: Exportable, onnx: bytes) -> float:
-    """Return the largest difference of any action between onnxruntime and torch, on N_PARITY random inputs."""
+def parity_inputs(policy: Exportable, episodes: str) -> tuple[tuple[Tensor, ...], str]:
+    """Return N_PARITY inputs of the graph, and what they are, for the contract."""
+    folder, generator = Path(episodes or find_checkpoint(policy.checkpoint)), torch.Generator().manual_seed(1)
+    recorded = [e for e in EpisodeStore(folder).load(tasks=policy.spec.tasks) if e.length >= policy.chunk_size]
+    if recorded:
+        recorded[0].check_fits(policy.spec, str(folder))
+        return policy.graph.recorded_inputs(recorded, N_PARITY, generator), f"{N_PARITY} recorded observations"
+    if episodes:
+        raise UserError(f"{episodes}: no episodes of {', '.join(policy.spec.tasks)} here; name others or leave it out")
+    return policy.graph.random_inputs(N_PARITY, generator), f"{N_PARITY} random observations"
+
+
+def largest_difference(policy: Exportable, onnx: bytes, inputs: tuple[Tensor, ...]) -> float:
+    """Return the largest difference of any action between onnxruntime and torch, on `inputs` of the graph."""
     ort = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    inputs = policy.graph.random_inputs(N_PARITY, torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = policy.graph(*inputs)
     feed = {name: value.numpy() for name, value in zip(policy.input_names, inputs, strict=True)}
@@ -216,7 +262,7 @@ def _flow(
     size, codec = model.config.chunk_size, model.action_codec
     steps = _count("n_denoising_steps", n_denoising_steps or trained_steps)
     executed = _count("n_action_steps", n_action_steps or trained_executed or size, size)
-    graph = FlowGraph(model, steps, executed).eval()
+    graph = FlowGraph(model, steps).eval()
     frames, noise_shape = model.config.n_context_frames, (codec.n_tokens, codec.code_dim)
     return Exportable(*about, model.spec, graph, frames, size, executed, steps, noise_shape)
 

@@ -14,10 +14,7 @@ import torch
 from rl.deploy.planner import Planner
 from rl.deploy.robots import Interface
 from rl.deploy.safety import Gate, Guard, Stop
-from world_model import modes
 from world_model.episodes import Episode
-from world_model.flow import seeded_noise
-from world_model.model import WorldActionModel
 
 Array = np.ndarray
 
@@ -49,33 +46,6 @@ class Lived:
             return None
         state, action = (torch.tensor(np.stack(rows), dtype=torch.float32) for rows in (self.frames, self.sent))
         return Episode(state, action, torch.tensor(self.success), task, source, seed)
-
-
-class Decider:
-    """A world-action model as the planner asks for one: a chunk from frames, whose first actions may be held.
-
-    Args:
-        model: of a checkpoint.
-        task: what to do.
-        n_denoising_steps: of a chunk.
-        seed: of the noise, which is drawn anew for each chunk, as in evaluation.
-    """
-
-    def __init__(self, model: WorldActionModel, task: str, n_denoising_steps: int, seed: int) -> None:
-        self.model, self.n_denoising_steps, self.seed, self.n_chunks = model, n_denoising_steps, seed, 0
-        self.task = torch.tensor([model.spec.tasks.index(task)])
-
-    @torch.inference_mode()
-    def __call__(self, frames: Array, held: Array) -> Array:
-        """(n_context_frames, state_dim), (n, action_dim) -> (chunk_size, action_dim)."""
-        model = self.model
-        shape = model.action_codec.n_tokens, model.action_codec.code_dim
-        noise = seeded_noise(torch.tensor([self.seed]), torch.tensor([self.n_chunks]), shape)
-        self.n_chunks += 1
-        context = model.encode(torch.tensor(frames, dtype=torch.float32).unsqueeze(0), self.task)
-        given = torch.tensor(held, dtype=torch.float32).unsqueeze(0) if len(held) else None
-        chunk: Array = modes.policy(model, context, noise, self.n_denoising_steps, given)[0].numpy()
-        return chunk
 
 
 def robot_says(frame: Array, observation: dict[str, Any]) -> bool:

@@ -15,10 +15,10 @@ from rl.cli import keys_of
 from rl.compose import compose
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, N_PARITY, export_policy
+from rl.deploy.pilots import load_pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.deploy.stops import KEYS
-from world_model.store import load_model
 
 ACTIONS = ("export", "run")
 
@@ -30,6 +30,7 @@ class Options:
     out: str = ""  # the folder; empty: exported/ in the run folder, or here for a checkpoint
     n_denoising_steps: int = 0  # of the policy; 0: as in the run that trained it, else 2
     n_action_steps: int = 0  # executed of a chunk; 0: as in the run that trained it, else all of it
+    episodes: str = ""  # recorded ones to compare on; empty: those beside the checkpoint, else random states
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
@@ -43,8 +44,8 @@ wamtune deploy CHECKPOINT | RUN_FOLDER run PRESET [key=value ...]
 
 `export` writes the policy of a checkpoint as {ONNX}, with everything between a state and bounded actions inside, beside
 {CONTRACT}: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what it is.
-Before anything is written, onnxruntime must give the actions of torch on {N_PARITY} random inputs; prints the largest
-difference. Needs the extra `export`: pip install 'wamtune[export]'.
+Before anything is written, onnxruntime must give the actions of torch on {N_PARITY} observations; prints the largest
+difference. Needs the extra `export`: pip install 'wamtune[export]'. `run` takes the folder of an export as well.
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot, or the simulated one of the preset
 robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. {KEYS}, a file, Ctrl-C or a
@@ -77,7 +78,7 @@ def _run(name: str, words: list[str]) -> None:
         raise UserError(f"deploy {name} run needs a preset that names a robot and its limits, such as robot-sim")
     config = compose(words[2], words[3:], RobotConfig)
     torch.set_num_threads(1)  # more would only wait for each other beside the loop
-    lived = run_session(load_model(name), config, keys=sys.stdin.isatty())
+    lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=sys.stdin.isatty())
     periods = sorted(p for one in lived for p in one.periods)
     solved = sum(any(one.success) for one in lived)
     print(f"{solved} of {len(lived)} episodes reported success")
@@ -90,12 +91,12 @@ def _export(name: str, words: list[str]) -> None:
     options = compose(None, words[2:], Options)
     folder = Path(options.out) if options.out else default_folder(name)
     command = shlex.join(["wamtune", "deploy", *words])
-    contract = export_policy(name, folder, options.n_denoising_steps, options.n_action_steps, command)
+    contract = export_policy(name, folder, options.n_denoising_steps, options.n_action_steps, command, options.episodes)
     print(f"policy: {folder / ONNX}, {(folder / ONNX).stat().st_size / 1e6:.1f} MB")
     print(f"contract: {folder / CONTRACT}, {_pace(contract)}")
     print(
         f"parity: onnxruntime and torch differ by at most {contract['largest_difference']:.1e} in an action on "
-        f"{N_PARITY} random inputs; {MAX_DIFFERENCE:.0e} is allowed"
+        f"{contract['compared_on']}; {MAX_DIFFERENCE:.0e} is allowed"
     )
 
 

@@ -62,6 +62,11 @@ def act(folder: Path, *inputs: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(actions)
 
 
+def none_held(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`held` and `n_held` where nothing is."""
+    return torch.zeros(n, 4, 2), torch.zeros(n, dtype=torch.int64)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -73,9 +78,12 @@ def test_onnxruntime_computes_what_torch_does(point: Path, exported: Path, n: in
     with torch.no_grad():
         expected = policy.graph(*inputs)
     actions = act(exported, *inputs)
-    assert actions.shape == (n, 3, 2)
+    assert actions.shape == (n, 4, 2)
     assert (actions - expected).abs().max() <= TOLERANCE
     assert n == 1 or actions.std() > 0.1
+    *_, held, n_held = inputs
+    is_held = torch.arange(4) < n_held.unsqueeze(1)
+    assert torch.equal(actions[is_held], held[is_held])  # they come back to the bit
 
 
 @torch.no_grad()
@@ -87,7 +95,7 @@ def test_actions_are_those_that_the_policy_decides(point: Path, exported: Path, 
     for _ in range(3):
         noise = seeded_noise(env.episode_seed, env.elapsed, (2, 4))
         expected = policy.decide(policy.encode(obs), env.episode_seed, env.elapsed)
-        actions = act(exported, obs["state"], obs["task"], noise)
+        actions = act(exported, obs["state"], obs["task"], noise, *none_held(5))[:, :3]
         assert (actions - expected).abs().max() <= TOLERANCE
         obs = env.step_chunk(actions).obs
 
@@ -102,20 +110,20 @@ def test_rows_do_not_see_each_other(point: Path, exported: Path) -> None:
 def test_actions_stay_within_their_bounds_and_an_unknown_task_acts(exported: Path) -> None:
     unknown = load_contract(exported)["unknown_task"]
     state, task = 100 * torch.randn(64, 2, 4, generator=seeded()), torch.full((64,), unknown)
-    actions = act(exported, state, task, 100 * torch.randn(64, 2, 4, generator=seeded(1)))
+    actions = act(exported, state, task, 100 * torch.randn(64, 2, 4, generator=seeded(1)), *none_held(64))
     assert (actions == 1).any() and (actions == -1).any() and actions.abs().max() == 1
 
 
 def test_the_same_noise_repeats_and_another_does_not(point: Path, exported: Path) -> None:
-    state, task, noise = load_exportable(point).graph.random_inputs(5, seeded())
-    zeros = torch.zeros_like(noise)
-    assert torch.equal(act(exported, state, task, zeros), act(exported, state, task, zeros))
-    assert (act(exported, state, task, zeros) - act(exported, state, task, noise)).abs().max() > 1e-3
+    state, task, noise, *_ = load_exportable(point).graph.random_inputs(5, seeded())
+    zeros, held = torch.zeros_like(noise), none_held(5)
+    assert torch.equal(act(exported, state, task, zeros, *held), act(exported, state, task, zeros, *held))
+    assert (act(exported, state, task, zeros, *held) - act(exported, state, task, noise, *held)).abs().max() > 1e-3
 
 
 def test_the_contract_by_value(point: Path, exported: Path) -> None:
     contract = load_contract(exported)
-    state, task, noise = contract.pop("inputs")
+    state, task, noise, held, n_held = contract.pop("inputs")
     assert "first frame" in state.pop("about") and "Zeros are valid" in noise.pop("about")
     assert state == {
         "name": "state",
@@ -130,11 +138,15 @@ def test_the_contract_by_value(point: Path, exported: Path) -> None:
     assert (task["name"], task["dtype"], task["shape"], task["low"], task["high"]) == ("task", "int64", ["batch"], 0, 2)
     assert (noise["name"], noise["dtype"], noise["shape"]) == ("noise", "float32", ["batch", 2, 4])
     (actions,) = contract.pop("outputs")
-    assert (actions["name"], actions["shape"]) == ("actions", ["batch", 3, 2])
+    assert "n_held" in held.pop("about") and held == actions | {"name": "held"}
+    assert (n_held["name"], n_held["dtype"], n_held["low"], n_held["high"]) == ("n_held", "int64", 0, 4)
+    assert (actions["name"], actions["shape"]) == ("actions", ["batch", 4, 2])
     assert (actions["low"], actions["high"]) == ([-1.0, -1.0], [1.0, 1.0])
     assert 0 <= contract.pop("largest_difference") <= TOLERANCE
     assert contract == {
-        "schema_version": 1,
+        "schema_version": 2,
+        "spec": json.loads(json.dumps(load_model(point).spec.to_dict())),
+        "compared_on": "1000 random observations",
         "checkpoint": str(point),
         "stage": "tune",
         "policy": "flow",
@@ -212,14 +224,14 @@ def test_a_missing_or_mistyped_field_is_named(mine: Path, keys: tuple, value: An
 
 def test_a_contract_that_cannot_be_read(mine: Path) -> None:
     path = mine / CONTRACT
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2}))
+    contract = json.loads(path.read_text())
     for text, complaint in (
-        (None, "schema_version=2, known up to 1; upgrade wamtune"),
+        (json.dumps(contract | {"schema_version": 3}), "schema_version=3, expected 2; upgrade wamtune"),
+        (json.dumps(contract | {"schema_version": 1}), "schema_version=1, expected 2; export the policy again"),
         ("{", "it is not valid JSON; export the policy again"),
         ("[]", "it does not hold a JSON object; export the policy again"),
     ):
-        if text is not None:
-            path.write_text(text)
+        path.write_text(text)
         with pytest.raises(UserError) as error:
             load_contract(mine)
         assert str(error.value) == f"{path}: {complaint}"
@@ -244,7 +256,7 @@ def test_what_computes_something_else_is_refused_and_leaves_the_old_export(
 ) -> None:
     right, other = (mine / ONNX).read_bytes(), load_exportable(point, n_denoising_steps=1, n_action_steps=3)
     monkeypatch.setattr(export, "to_onnx", lambda policy: right)
-    assert export.largest_difference(other, right) > 1e-4
+    assert export.largest_difference(other, right, other.graph.random_inputs(8, seeded())) > 1e-4
     for folder in (mine, mine.with_name("new")):
         with pytest.raises(UserError, match=r"differ by .*, expected at most 1e-04; nothing was written"):
             export_policy(point, folder, n_denoising_steps=1, n_action_steps=3)
@@ -311,8 +323,8 @@ def test_a_gaussian_policy_takes_no_noise(tmp_path: Path, make_point) -> None:
     contract = export_policy(tmp_path / "mlp", tmp_path / "exported", n_action_steps=3)
     for n in (1, 5):
         actions = act(tmp_path / "exported", obs["state"][:n], obs["task"][:n])
-        expected = policy.decide(policy.encode(obs), env.episode_seed, env.elapsed)[:n, :3]
-        assert actions.shape == (n, 3, 2) and (actions - expected).abs().max() <= TOLERANCE
+        expected = policy.decide(policy.encode(obs), env.episode_seed, env.elapsed)[:n]
+        assert actions.shape == (n, 4, 2) and (actions - expected).abs().max() <= TOLERANCE
     assert (actions.abs() == 1).any() and (actions.abs() < 0.9).any()
     assert [port["name"] for port in contract["inputs"]] == ["state", "task"]
     assert (contract["policy"], contract["n_denoising_steps"], contract["unknown_task"]) == ("gaussian", 0, None)
@@ -365,7 +377,8 @@ def test_the_command_writes_below_the_run_folder_or_where_out_says(
         assert lines[0].startswith(f"policy: {folder}/policy.onnx, 0.") and lines[0].endswith(" MB")
         assert lines[1] == f"contract: {folder}/contract.json, 3 actions a call at 10 Hz: a call may take 0.3 s"
         assert (
-            lines[2].startswith("parity: onnxruntime and torch differ by at most ") and "64 random inputs" in lines[2]
+            lines[2].startswith("parity: onnxruntime and torch differ by at most ")
+            and "1000 random observations" in lines[2]
         )
         contract = load_contract(folder)
         assert (contract["n_action_steps"], contract["stage"]) == (3, "rl")
@@ -379,7 +392,7 @@ def test_counts_are_those_of_the_run_unless_given(point: Path, trained: WorldAct
                                         (tmp_path / "run", (3, 2), (3, 2))):  # fmt: skip
         policy = load_exportable(checkpoint, *given)
         assert (policy.n_denoising_steps, policy.n_action_steps) == expected
-        assert policy.graph(*policy.graph.random_inputs(1, seeded())).shape == (1, expected[1], 2)
+        assert policy.graph(*policy.graph.random_inputs(1, seeded())).shape == (1, 4, 2)
     save_model(tmp_path / "odd", trained, "rl", "point", {"config": "ppo: 3"})
     with pytest.raises(UserError, match=r"odd: the config in its config.json is not that of a run"):
         load_exportable(tmp_path / "odd")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.deploy.loop import Decider
+from rl.deploy.pilots import Decider, ModelPilot
 from rl.deploy.planner import Planner
 from world_model import modes
 from world_model.model import WorldActionModel
@@ -115,7 +115,7 @@ def test_a_plan_that_is_late_is_noticed_and_the_next_one_comes_in_time() -> None
 
 def test_held_actions_come_back_and_the_rest_goes_on_from_them(trained: WorldActionModel, windows: Any) -> None:
     frames = windows.sample(1, torch.Generator().manual_seed(0)).context[0].numpy()
-    decide = Decider(trained, "reach", n_denoising_steps=4, seed=0)
+    decide = Decider(ModelPilot(trained, n_denoising_steps=4), "reach", seed=0)
     size = trained.config.chunk_size
     first = decide(frames, np.zeros((0, 0)))
     assert first.shape == (size, 2)
@@ -125,5 +125,5 @@ def test_held_actions_come_back_and_the_rest_goes_on_from_them(trained: WorldAct
     context = trained.encode(torch.tensor(frames)[None], torch.tensor([0]))
     noise = modes.action_noise(trained, 1, torch.Generator().manual_seed(1))
     free = modes.policy(trained, context, noise, 2)
-    everything = modes.policy(trained, context, noise, 2, held=free)
+    everything = modes.policy(trained, context, noise, 2, held=(free, torch.tensor([size])))
     torch.testing.assert_close(everything, free)

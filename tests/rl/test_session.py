@@ -17,6 +17,7 @@ import torch
 from rewards.errors import UserError
 from rl.deploy import loop, session
 from rl.deploy.fake import FakeRobot
+from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, RobotMap, differences
 from rl.deploy.safety import Limits
@@ -46,7 +47,7 @@ def config(**changes: Any) -> RobotConfig:
 
 
 def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: FakeRobot) -> None:
-    lived = run_session(trained, config(n_episodes=2), say=lambda line: None)
+    lived = run_session(ModelPilot(trained, 2), config(n_episodes=2), say=lambda line: None)
     assert [(len(one.sent), one.reason, one.stopped) for one in lived] == [(12, "12 steps", False)] * 2
     episodes = EpisodeStore("runs/robot/fake").load()
     assert [(e.length, e.task, e.source) for e in episodes] == [(12, "reach", "robot, success by robot")] * 2
@@ -63,13 +64,13 @@ def test_who_says_that_a_task_is_solved(
     trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     robot.misbehave = after(4, lambda o: {**o, "success": True})
-    (lived,) = run_session(trained, config(), say=lambda line: None)
+    (lived,) = run_session(ModelPilot(trained, 2), config(), say=lambda line: None)
     assert lived.reason == "success" and lived.success == [False] * 3 + [True]
-    (lived,) = run_session(trained, config(success="key"), say=lambda line: None)
+    (lived,) = run_session(ModelPilot(trained, 2), config(success="key"), say=lambda line: None)
     assert lived.reason == "12 steps" and not any(lived.success)
     answers = iter([0.1, 0.9, 0.1, 0.9, 0.9, 0.9])  # of the read-out, frame by frame: sure of two in a row comes fifth
     monkeypatch.setattr(trained, "read_frames", lambda frames, task: (torch.tensor([next(answers)]), None))
-    (lived,) = run_session(trained, config(success="read_out"), say=lambda line: None)
+    (lived,) = run_session(ModelPilot(trained, 2), config(success="read_out"), say=lambda line: None)
     assert lived.reason == "success" and lived.success == [False] * 3 + [True]
     assert EpisodeStore("runs/robot/fake").load()[-1].source == "robot, success by read_out"
 
@@ -88,7 +89,7 @@ def test_keys_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_a_dry_run_sends_nothing(trained: WorldActionModel, robot: FakeRobot) -> None:
     said: list[str] = []
-    run_session(trained, config(dry_run=True), say=said.append)
+    run_session(ModelPilot(trained, 2), config(dry_run=True), say=said.append)
     assert robot.sent == [] and sum(line.startswith("would send [") for line in said) == 13
     assert not Path("runs").exists()
 
@@ -121,9 +122,9 @@ def test_a_bad_observation_stops_the_robot(
     robot.misbehave = after(5, change)
     if reason == "ZeroDivisionError":
         with pytest.raises(ZeroDivisionError):
-            run_session(trained, config(n_episodes=3), say=lambda line: None)
+            run_session(ModelPilot(trained, 2), config(n_episodes=3), say=lambda line: None)
     else:
-        (lived,) = run_session(trained, config(n_episodes=3), say=lambda line: None)
+        (lived,) = run_session(ModelPilot(trained, 2), config(n_episodes=3), say=lambda line: None)
         assert lived.stopped and reason in lived.reason
     assert len(robot.sent) == 6 and [*robot.sent[-1].values()] == [0.0, 0.0]
     assert not robot.is_connected and not Path("runs").exists()  # what was stopped says nothing about the policy
@@ -132,12 +133,12 @@ def test_a_bad_observation_stops_the_robot(
 def test_a_file_stops_it_and_keeps_it_from_starting(trained: WorldActionModel, robot: FakeRobot) -> None:
     timer = threading.Timer(0.3, Path("STOP").touch)
     timer.start()
-    (lived,) = run_session(trained, config(max_steps=1000, n_episodes=3), say=lambda line: None)
+    (lived,) = run_session(ModelPilot(trained, 2), config(max_steps=1000, n_episodes=3), say=lambda line: None)
     assert lived.reason == "the file STOP is there" and 0 < len(lived.sent) < 500
     assert [*robot.sent[-1].values()] == [0.0, 0.0]
     n = len(robot.sent)
     with pytest.raises(UserError, match="no start: the file STOP is there; delete it first"):
-        run_session(trained, config(), say=lambda line: None)
+        run_session(ModelPilot(trained, 2), config(), say=lambda line: None)
     assert len(robot.sent) == n
 
 
@@ -146,7 +147,7 @@ def test_a_slow_robot_is_stopped_by_the_watchdog(
 ) -> None:
     monkeypatch.setattr(loop, "PERIODS", 2)
     robot.misbehave = after(5, lambda o: (time.sleep(0.3), {**o, "timestamp": time.monotonic()})[1])
-    (lived,) = run_session(trained, config(), say=lambda line: None)
+    (lived,) = run_session(ModelPilot(trained, 2), config(), say=lambda line: None)
     assert lived.reason == "no command for 0.02 s: the loop hangs" and [*robot.sent[-1].values()] == [0.0, 0.0]
 
 
@@ -161,7 +162,7 @@ def test_a_policy_that_is_late_stops_it(
         return call(self, frames, held)
 
     monkeypatch.setattr(session.Decider, "__call__", slow)
-    (lived,) = run_session(trained, config(max_steps=50, max_late=3), say=lambda line: None)
+    (lived,) = run_session(ModelPilot(trained, 2), config(max_steps=50, max_late=3), say=lambda line: None)
     assert lived.reason == "there was no plan for 4 commands in a row" and lived.n_late >= 4
     held = [[*action.values()] for action in robot.sent[-4:]]
     assert held[-1] == [0.0, 0.0] and np.abs(held).max() < 1  # it ramps to a stand within its limits
@@ -215,7 +216,7 @@ def test_another_rate_is_refused_and_shown(trained: WorldActionModel, robot: Fak
     robot.control_hz = 50.0  # type: ignore[attr-defined]
     said: list[str] = []
     with pytest.raises(UserError, match="rate: expected 100 Hz, found 50 Hz"):
-        run_session(trained, config(), say=said.append)
+        run_session(ModelPilot(trained, 2), config(), say=said.append)
     assert len(said) == 1 and "rate" in said[0] and robot.sent == [] and not robot.is_connected
 
 

@@ -1,0 +1,118 @@
+"""What flies a robot: a world-action model in torch, or its export in onnxruntime, behind one call."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.deploy.contract import CONTRACT, ONNX, load_contract
+from world_model import modes
+from world_model.flow import seeded_noise
+from world_model.model import WorldActionModel
+from world_model.spec import Spec
+from world_model.store import load_model
+
+Array = np.ndarray
+
+
+class Pilot(Protocol):
+    """A policy, and what has to be known to fly with it."""
+
+    spec: Spec
+    n_context_frames: int
+    chunk_size: int
+    noise_shape: tuple[int, ...]
+
+    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+        """Return chunks (n, chunk_size, action_dim); the arguments are the inputs of `FlowGraph.forward`."""
+
+
+class ModelPilot:
+    """A world-action model in torch.
+
+    Args:
+        model: of a checkpoint.
+        n_denoising_steps: of a chunk.
+    """
+
+    def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
+        self.model, self.n_denoising_steps, self.spec = model, n_denoising_steps, model.spec
+        self.n_context_frames, self.chunk_size = model.config.n_context_frames, model.config.chunk_size
+        self.noise_shape: tuple[int, ...] = (model.action_codec.n_tokens, model.action_codec.code_dim)
+
+    @torch.inference_mode()
+    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+        """See `Pilot.act`."""
+        context = self.model.encode(state, task)
+        return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
+
+
+class OnnxPilot:
+    """What `wamtune deploy ... export` wrote, run by onnxruntime.
+
+    Args:
+        folder: of the export.
+
+    Raises:
+        UserError: it is damaged, of a policy that cannot go on from held actions, or onnxruntime is missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        contract = load_contract(folder)
+        shapes = {port["name"]: tuple(port["shape"][1:]) for port in contract["inputs"]}
+        if "held" not in shapes:
+            raise UserError(f"{folder}: policy={contract['policy']} plans no chunk beside another; run a flow policy")
+        try:
+            ort = importlib.import_module("onnxruntime")
+        except ImportError as error:
+            raise UserError("an export needs onnxruntime to run; pip install 'wamtune[export]'") from error
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # more would only wait for each other beside the loop
+        self._session = ort.InferenceSession(Path(folder) / ONNX, options, providers=["CPUExecutionProvider"])
+        self.spec, self.n_context_frames = Spec.from_dict(contract["spec"]), contract["n_context_frames"]
+        self.chunk_size, self.noise_shape = contract["chunk_size"], shapes["noise"]
+
+    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+        """See `Pilot.act`."""
+        given = {"state": state, "task": task, "noise": noise, "held": held, "n_held": n_held}
+        (actions,) = self._session.run(["actions"], {name: value.numpy() for name, value in given.items()})
+        return torch.from_numpy(actions)
+
+
+def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:
+    """Return the pilot of an export, if that is what the folder holds, else of a checkpoint or a run folder."""
+    if (Path(name_or_folder) / CONTRACT).is_file():
+        return OnnxPilot(name_or_folder)
+    return ModelPilot(load_model(name_or_folder), n_denoising_steps)
+
+
+class Decider:
+    """A pilot as the planner asks for one: a chunk from frames, whose first actions may be held.
+
+    Args:
+        pilot: who decides.
+        task: what to do.
+        seed: of the noise, which is drawn anew for each chunk, as in evaluation.
+    """
+
+    def __init__(self, pilot: Pilot, task: str, seed: int) -> None:
+        self.pilot, self.seed, self.n_chunks = pilot, seed, 0
+        self.task = torch.tensor([pilot.spec.tasks.index(task)])
+
+    def __call__(self, frames: Array, held: Array) -> Array:
+        """(n_context_frames, state_dim), (n, action_dim) -> (chunk_size, action_dim)."""
+        pilot, n_held = self.pilot, torch.tensor([len(held)])
+        noise = seeded_noise(torch.tensor([self.seed]), torch.tensor([self.n_chunks]), pilot.noise_shape)
+        self.n_chunks += 1
+        chunk = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim)
+        if len(held):
+            chunk[0, : len(held)] = torch.tensor(held)
+        state = torch.tensor(frames, dtype=torch.float32).unsqueeze(0)
+        actions: Array = pilot.act(state, self.task, noise, chunk, n_held)[0].numpy()
+        return actions
