@@ -71,9 +71,9 @@ def live(
     Planner._splice = watched  # type: ignore[method-assign]
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
-        robot.reset()
+        robot.reset(len(lived))
         entered.clear()
-        decide = Slow(Decider(ModelPilot(model, 2), TASK, robot.seed), latency, smooth)
+        decide = Slow(Decider(ModelPilot(model, 2), TASK, len(lived)), latency, smooth)
         guard = Guard(limits, model.spec.action_dim, model.spec.state_dim, model.spec.slices)
         one = Loop(interface, guard, decide, model.config.n_context_frames, 4, HZ, STEPS, max_late=20).run()
         lived.append(one)

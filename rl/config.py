@@ -61,6 +61,7 @@ class DreamConfig:
     n_envs: int = 256  # branches dreamed together, each from where an episode could begin
     horizon: int = 20  # chunks, then truncation with bootstrap; at most to the end of the episode
     n_denoising_steps: int = 1  # of the future frames
+    n_rounds: int | None = None  # of env.kind=mix that dream, before those in the simulator; null: by turns in each
     n_updates: int = 10  # PPO updates in the dream each round
     n_epochs: int = 5  # of an update in the dream
     n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
@@ -87,8 +88,9 @@ class DreamConfig:
         _at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
         _at_least(self, 1, "rollback_factor")
         _positive(self, "refit_learning_rate")
-        if self.max_widenings is not None:
-            _at_least(self, 1, "max_widenings")
+        for name in ("max_widenings", "n_rounds"):
+            if getattr(self, name) is not None:
+                _at_least(self, 1, name)
         if self.max_expected_error is not None:
             _positive(self, "max_expected_error")
 

@@ -86,9 +86,12 @@ class PostTraining:
 
     def places(self, round_index: int) -> list[str]:
         """What a round consists of, in order; imitation is a part of the first one alone."""
+        kind, n_dreaming = self.config.env.kind, self.config.dream.n_rounds
+        if kind == "mix" and n_dreaming is not None:
+            kind = "dream" if round_index < n_dreaming else "sim"
         places = {"sim": ("imitation", "sim"), "dream": ("imitation", "dream"), "mix": ("sim", "imitation", "dream")}
         imitates = self.imitation is not None and self.config.ppo.imitation_steps > 0 and round_index == 0
-        return [place for place in places[self.config.env.kind] if place != "imitation" or imitates]
+        return [place for place in places[kind] if place != "imitation" or imitates]
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
@@ -177,7 +180,8 @@ class PostTraining:
 
     def _train_sim(self, round_index: int) -> None:
         config = self.config
-        begun, goal = self.sim_steps, config.total_timesteps * (round_index + 1) / config.n_rounds
+        rounds = [i for i in range(config.n_rounds) if "sim" in self.places(i)]
+        begun, goal = self.sim_steps, config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
         rollout_size = config.env.n_envs * config.ppo.n_steps * config.n_action_steps
         # To the nearest rollout: short episodes leave each a little under its size, which is no reason for one more.
         while goal - self.sim_steps > min(rollout_size, config.total_timesteps) / 2:

@@ -18,7 +18,8 @@ class RobotConfig:
     params: dict[str, Any] = field(default_factory=dict)  # of that robot
     task: str = ""  # empty: the only one that the checkpoint knows
     hz: float = 0.0  # commands a second; 0: as the checkpoint was trained
-    n_episodes: int = 1
+    n_episodes: int = 1  # of each policy at most, where two are compared
+    alpha: float = 0.1  # chance that luck alone makes a comparison clear
     max_steps: int = 150  # commands of an episode
     n_action_steps: int = 4  # of a chunk, after which the next one is begun
     n_denoising_steps: int = 2
@@ -38,6 +39,8 @@ class RobotConfig:
         for name, low in (("n_episodes", 1), ("max_steps", 1), ("n_action_steps", 1), ("n_denoising_steps", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least {low}")
+        if not 0 < self.alpha < 1:
+            raise UserError(f"alpha={self.alpha}: expected between 0 and 1")
         for name in ("hz", "seed", "max_late"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 0")

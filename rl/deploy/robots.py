@@ -19,9 +19,9 @@ Array = np.ndarray
 class Robot(Protocol):
     """The members of LeRobot's `Robot` that are used. An observation and an action are dicts of numbers by name.
 
-    A robot may also have `control_hz`, which is then compared with that of the policy, and `reset()`, which makes it
-    ready for an episode. An observation may hold `timestamp`, seconds of `time.monotonic` at which it was taken, and
-    `success`.
+    A robot may also have `control_hz`, which is then compared with that of the policy, and `reset(scene)`, which makes
+    it ready for an episode; the same number is the same place to begin, where it can do that. An observation may hold
+    `timestamp`, seconds of `time.monotonic` at which it was taken, and `success`.
     """
 
     @property

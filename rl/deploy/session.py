@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,52 +27,85 @@ def run_session(
 ) -> list[Lived]:
     """Run the episodes of `config`; every one that ends is on disk before the next begins.
 
-    Args:
-        pilot: the policy.
-        config: robot, limits and counts.
-        say: hears a line for people.
-        keys: whether a line on standard input stops the robot.
-
     Returns:
         What happened in each. A stop ends the session.
 
     Raises:
+        UserError: see `Session`.
+    """
+    lived: list[Lived] = []
+    with Session(pilot.spec, config, say, keys) as session:
+        for i in range(config.n_episodes):
+            lived.append(session.run(pilot, i, f"episode {i + 1}"))
+            if lived[-1].stopped:
+                break
+    return lived
+
+
+class Session:
+    """A robot that is connected, compared with what the policy expects, and let go of at the end.
+
+    Args:
+        spec: of the policy.
+        config: robot, limits and counts.
+        say: hears a line for people.
+        keys: whether a line on standard input stops the robot.
+
+    Raises:
         UserError: there is no such robot or task, limits are missing, or the robot is not what the policy expects.
     """
-    task, hz, spec = _task(pilot.spec, config), config.hz or pilot.spec.control_hz, pilot.spec
-    stops = Stops(Path(config.stop_file), keys)
-    if (reason := stops()) is not None:
-        raise UserError(f"no start: {reason}; delete it first")
-    guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
-    store = EpisodeStore(config.episodes or f"runs/robot/{config.robot}")
-    robot = make_robot(config.robot, config.params)
-    robot.connect()
-    lived: list[Lived] = []
-    try:
-        robot.calibrate()
-        robot.configure()
-        for what, expected, found in differences(robot, spec, config.map, hz):
-            say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
-        interface = Interface(robot, spec, config.map, hz)
-        with stops.signals():
-            for i in range(config.n_episodes):
-                if i > 0 and hasattr(robot, "reset"):
-                    robot.reset()
-                guard.begin()
-                decide = Decider(pilot, task, config.seed + i)
-                send = (lambda command: say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
-                counts = pilot.n_context_frames, config.n_action_steps, hz, config.max_steps
-                judge = make_judge(config.success, pilot, task, stops)
-                one = Loop(interface, guard, decide, *counts, stops, config.max_late, send, judge).run()
-                lived.append(one)
-                say(f"episode {i + 1}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time")
-                if not config.dry_run:
-                    _record(store, spec, one, task, f"robot, success by {config.success}", config.seed + i)
-                if one.stopped:
-                    break
-    finally:
-        robot.disconnect()
-    return lived
+
+    def __init__(self, spec: Spec, config: RobotConfig, say: Callable[[str], None] = print, keys: bool = False) -> None:
+        self.spec, self.config, self.say = spec, config, say
+        self.task, self.hz = _task(spec, config), config.hz or spec.control_hz
+        self.stops = Stops(Path(config.stop_file), keys)
+        if (reason := self.stops()) is not None:
+            raise UserError(f"no start: {reason}; delete it first")
+        self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
+        self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot}")
+        self.robot = make_robot(config.robot, config.params)
+
+    def __enter__(self) -> Session:
+        robot, config = self.robot, self.config
+        robot.connect()
+        self._exit = ExitStack()
+        self._exit.callback(robot.disconnect)
+        with self._exit:  # lets go of it if it is refused
+            robot.calibrate()
+            robot.configure()
+            for what, expected, found in differences(robot, self.spec, config.map, self.hz):
+                self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
+            self.interface = Interface(robot, self.spec, config.map, self.hz)
+            self._exit.enter_context(self.stops.signals())
+            self._exit = self._exit.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
+        """Run one episode, and record it if it came to its own end.
+
+        Args:
+            pilot: who decides.
+            scene: number of where it begins, for robots that can begin there again; the noise goes with it.
+            name: of the episode, for people.
+        """
+        config = self.config
+        if hasattr(self.robot, "reset"):
+            self.robot.reset(scene)
+        self.guard.begin()
+        decide = Decider(pilot, self.task, config.seed + scene)
+        send = (lambda command: self.say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
+        counts = pilot.n_context_frames, config.n_action_steps, self.hz, config.max_steps
+        judge = make_judge(config.success, pilot, self.task, self.stops)
+        one = Loop(self.interface, self.guard, decide, *counts, self.stops, config.max_late, send, judge).run()
+        self.say(f"{name}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time")
+        if not config.dry_run and not one.stopped:  # one that was stopped says nothing about the policy
+            source = f"robot, success by {config.success}"
+            if (episode := one.to_episode(self.task, source, config.seed + scene)) is not None:
+                self.store.append([episode], self.spec)
+        return one
 
 
 def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
@@ -98,15 +132,6 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
         return sure and was_sure  # as in a dream: two frames in a row
 
     return read_out
-
-
-def _record(store: EpisodeStore, spec: Spec, lived: Lived, task: str, source: str, seed: int) -> None:
-    """Keep an episode that came to its own end; one that was stopped says nothing about the policy."""
-    if lived.stopped:
-        return
-    episode = lived.to_episode(task, source, seed)
-    if episode is not None:
-        store.append([episode], spec)
 
 
 def _task(spec: Spec, config: RobotConfig) -> str:

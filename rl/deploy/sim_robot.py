@@ -32,7 +32,7 @@ class SimRobot(NumberRobot):
 
     Args:
         task: of Meta-World.
-        seed: of its first episode and of its noise; `reset` takes the next ones.
+        seed: of its scene 0 and of its noise.
         hz: of its control; None: that of Meta-World, 80.
         paced: in real time; else it steps once for every command, as fast as it can.
         perturbation: see `PERTURBATION`.
@@ -62,10 +62,9 @@ class SimRobot(NumberRobot):
         self._process = start("rl.deploy.sim_robot")
         self._ask("begin", *self._arguments)
 
-    def reset(self) -> None:
-        """Begin the next episode."""
-        self.seed += 1
-        self._ask("reset", self.seed)
+    def reset(self, scene: int) -> None:
+        """Begin an episode; the same number begins at the same place."""
+        self._ask("reset", self.seed + scene)
 
     def get_observation(self) -> dict[str, Any]:
         """Return the newest frame, when it was taken, and whether the task is solved."""

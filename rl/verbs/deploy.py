@@ -13,6 +13,7 @@ import torch
 from rewards.errors import UserError
 from rl.cli import keys_of
 from rl.compose import compose
+from rl.deploy.compare import compare
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, N_PARITY, export_policy
 from rl.deploy.pilots import load_pilot
@@ -20,7 +21,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.deploy.stops import KEYS
 
-ACTIONS = ("export", "run")
+ACTIONS = ("export", "run", "compare")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Options:
 
 HELP = f"""wamtune deploy CHECKPOINT | RUN_FOLDER export [key=value ...]
 wamtune deploy CHECKPOINT | RUN_FOLDER run PRESET [key=value ...]
+wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER PRESET [key=value ...]
 
 `export` writes the policy of a checkpoint as {ONNX}, with everything between a state and bounded actions inside, beside
 {CONTRACT}: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what it is.
@@ -51,15 +53,19 @@ difference. Needs the extra `export`: pip install 'wamtune[export]'. `run` takes
 robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. {KEYS}, a file, Ctrl-C or a
 signal stop it. Each episode that ends is recorded.
 
+`compare` runs two policies in pairs, who goes first drawn by lot, until it is clear which is better or n_episodes pairs
+are done; it says how many more it would take, and goes on from there when it is called again.
+
 Keys of export:
 {keys_of(Options)}
 
-Keys of run:
+Keys of run and compare:
 {keys_of(RobotConfig)}
 
 Examples:
   wamtune deploy metaworld-tuned export out=robot/policy
   wamtune deploy metaworld-tuned run robot-sim dry_run=true
+  wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30
 """
 
 
@@ -69,15 +75,14 @@ def run(words: list[str]) -> None:
         raise UserError("deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export")
     name, action = words[0], words[1] if len(words) > 1 else ""
     if action not in ACTIONS:
-        raise UserError(f"deploy {name} {action!r}: expected export or run, as in wamtune deploy {name} export")
-    {"export": _export, "run": _run}[action](name, words)
+        raise UserError(f"deploy {name} {action!r}: expected {', '.join(ACTIONS)}, as in wamtune deploy {name} export")
+    {"export": _export, "run": _run, "compare": _compare}[action](name, words)
 
 
 def _run(name: str, words: list[str]) -> None:
     if len(words) < 3 or "=" in words[2]:
         raise UserError(f"deploy {name} run needs a preset that names a robot and its limits, such as robot-sim")
-    config = compose(words[2], words[3:], RobotConfig)
-    torch.set_num_threads(1)  # more would only wait for each other beside the loop
+    config = _robot_config(words[2:])
     lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=sys.stdin.isatty())
     periods = sorted(p for one in lived for p in one.periods)
     solved = sum(any(one.success) for one in lived)
@@ -85,6 +90,20 @@ def _run(name: str, words: list[str]) -> None:
     if periods:
         middle, most = periods[len(periods) // 2], periods[int(0.99 * (len(periods) - 1))]
         print(f"period: median {1000 * middle:.1f} ms, 99 % below {1000 * most:.1f} ms")
+
+
+def _compare(name: str, words: list[str]) -> None:
+    if len(words) < 4 or any("=" in word for word in words[2:4]):
+        raise UserError(f"deploy {name} compare needs a challenger and a preset of a robot, such as robot-sim")
+    config = _robot_config(words[3:])
+    champion, challenger = (load_pilot(n, config.n_denoising_steps) for n in (name, words[2]))
+    score = compare(champion, challenger, (name, words[2]), config, keys=sys.stdin.isatty())
+    print(score.verdict(config.alpha))
+
+
+def _robot_config(words: list[str]) -> RobotConfig:
+    torch.set_num_threads(1)  # more would only wait for each other beside the loop
+    return compose(words[0], words[1:], RobotConfig)
 
 
 def _export(name: str, words: list[str]) -> None:

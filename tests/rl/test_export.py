@@ -403,8 +403,8 @@ def test_counts_are_those_of_the_run_unless_given(point: Path, trained: WorldAct
     [
         ([], "deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export"),
         (["export"], "deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export"),
-        (["x"], "deploy x '': expected export or run, as in wamtune deploy x export"),
-        (["x", "import"], "deploy x 'import': expected export or run, as in wamtune deploy x export"),
+        (["x"], "deploy x '': expected export, run, compare, as in wamtune deploy x export"),
+        (["x", "import"], "deploy x 'import': expected export, run, compare, as in wamtune deploy x export"),
         (["x", "export", "n_action_steps=-1"], "n_action_steps=-1: expected at least 0"),
     ],
 )
