@@ -81,7 +81,7 @@ class Loop:
                 with Gate(self.send or self.interface.send, self.guard.still, PERIODS / self.hz, self.watch) as gate:
                     self._live(lived, planner, gate, context)
                     gate.shut(lived.reason)
-            except Stop as stop:
+            except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
                 lived.reason, lived.stopped = str(stop), True
         return lived
 

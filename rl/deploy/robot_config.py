@@ -14,7 +14,7 @@ from rl.deploy.safety import Limits
 class RobotConfig:
     """One session on a robot."""
 
-    robot: str = ""  # fake, sim, or the name of a robot of LeRobot
+    robot: str = ""  # fake, sim, rosbridge, or the name of a robot of LeRobot
     params: dict[str, Any] = field(default_factory=dict)  # of that robot
     task: str = ""  # empty: the only one that the checkpoint knows
     hz: float = 0.0  # commands a second; 0: as the checkpoint was trained
@@ -35,7 +35,7 @@ class RobotConfig:
     def check(self) -> None:
         """Refuse a robot without a name, and counts that mean nothing."""
         if not self.robot:
-            raise UserError("robot=: expected fake, sim, or the name of a robot of LeRobot")
+            raise UserError("robot=: expected fake, sim, rosbridge, or the name of a robot of LeRobot")
         for name, low in (("n_episodes", 1), ("max_steps", 1), ("n_action_steps", 1), ("n_denoising_steps", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least {low}")

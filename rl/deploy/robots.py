@@ -15,6 +15,13 @@ from world_model.spec import Spec
 
 Array = np.ndarray
 
+OURS = {
+    "fake": ("rl.deploy.fake", "FakeRobot"),
+    "sim": ("rl.deploy.sim_robot", "SimRobot"),
+    "rosbridge": ("rl.deploy.rosbridge", "RosbridgeRobot"),
+}
+"""Robots that come with it: where they are, imported when they are asked for."""
+
 
 class Robot(Protocol):
     """The members of LeRobot's `Robot` that are used. An observation and an action are dicts of numbers by name.
@@ -171,15 +178,14 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
 
 
 def make_robot(name: str, params: Mapping[str, Any]) -> Robot:
-    """Return the robot of a name: `fake`, `sim`, or that of a LeRobot plug-in.
+    """Return the robot of a name: `fake`, `sim`, `rosbridge`, or that of a LeRobot plug-in.
 
     Raises:
         UserError: there is none, or its parameters do not fit.
     """
-    ours = {"fake": ("rl.deploy.fake", "FakeRobot"), "sim": ("rl.deploy.sim_robot", "SimRobot")}
     try:
-        if name in ours:
-            module, attribute = ours[name]
+        if name in OURS:
+            module, attribute = OURS[name]
             robot: Robot = getattr(importlib.import_module(module), attribute)(**params)
             return robot
         return _from_lerobot(name, params)
@@ -191,7 +197,8 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
     try:
         robots = importlib.import_module("lerobot.robots")
     except ImportError as error:
-        raise UserError(f"robot={name}: expected fake, sim, or a robot of LeRobot (pip install lerobot)") from error
+        known = ", ".join(OURS)
+        raise UserError(f"robot={name}: expected {known}, or a robot of LeRobot (pip install lerobot)") from error
     try:
         config = robots.RobotConfig.get_choice_class(name)(**params)
     except KeyError as error:

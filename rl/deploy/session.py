@@ -90,10 +90,16 @@ class Session:
             pilot: who decides.
             scene: number of where it begins, for robots that can begin there again; the noise goes with it.
             name: of the episode, for people.
+
+        Raises:
+            UserError: the robot cannot be made ready.
         """
         config = self.config
         if hasattr(self.robot, "reset"):
-            self.robot.reset(scene)
+            try:
+                self.robot.reset(scene)
+            except ConnectionError as error:
+                raise UserError(f"robot={config.robot}: {error}") from error
         self.guard.begin()
         decide = Decider(pilot, self.task, config.seed + scene)
         send = (lambda command: self.say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
