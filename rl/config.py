@@ -210,6 +210,15 @@ class TrainConfig:
         """Whether a dream teaches anything; in a control it does not, and need not be dreamed."""
         return any((self.ppo.pg_coef, self.ppo.ref_kl_coef, self.ppo.ent_coef, self.dream.success_bc_coef))
 
+    def places(self, round_index: int, can_imitate: bool) -> list[str]:
+        """What a round consists of, in order; imitation is a part of the first one alone."""
+        kind: str = self.env.kind
+        if kind == "mix" and self.dream.n_rounds is not None:
+            kind = "dream" if round_index < self.dream.n_rounds else "sim"
+        places = {"sim": ("imitation", "sim"), "dream": ("imitation", "dream"), "mix": ("sim", "imitation", "dream")}
+        imitates = can_imitate and self.ppo.imitation_steps > 0 and round_index == 0
+        return [place for place in places[kind] if place != "imitation" or imitates]
+
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""
         _at_least(self, 0, "seed", "threads", "save_minutes")

@@ -85,13 +85,8 @@ class PostTraining:
         self._n_done = self._n_in_all = 0
 
     def places(self, round_index: int) -> list[str]:
-        """What a round consists of, in order; imitation is a part of the first one alone."""
-        kind, n_dreaming = self.config.env.kind, self.config.dream.n_rounds
-        if kind == "mix" and n_dreaming is not None:
-            kind = "dream" if round_index < n_dreaming else "sim"
-        places = {"sim": ("imitation", "sim"), "dream": ("imitation", "dream"), "mix": ("sim", "imitation", "dream")}
-        imitates = self.imitation is not None and self.config.ppo.imitation_steps > 0 and round_index == 0
-        return [place for place in places[kind] if place != "imitation" or imitates]
+        """What a round consists of, in order."""
+        return self.config.places(round_index, self.imitation is not None)
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
