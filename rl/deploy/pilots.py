@@ -30,7 +30,7 @@ class Pilot(Protocol):
     noise_shape: tuple[int, ...]
 
     def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """Return chunks (n, chunk_size, action_dim); the arguments are the inputs of `FlowGraph.forward`."""
+        """Return chunks (n, chunk_size, action_dim); the arguments are the inputs of an exported `FlowGraph`."""
 
 
 class ModelPilot:
