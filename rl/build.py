@@ -10,7 +10,7 @@ import torch
 from rewards import RewardManager
 from rewards.errors import UserError
 from rewards.manager import ISAAC, isaac_terms
-from rl.config import TrainConfig
+from rl.config import RECORDED, TrainConfig
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.simulator import Simulator, is_isaac
 from rl.gaussian_policy import GaussianPolicy
@@ -36,7 +36,14 @@ def make_sim(
         **{name: getattr(env, name) for name in ("max_steps", "terminate_on_success", "action_delay", "obs_noise")},
     }
     sim: Simulator
-    if is_isaac(env.id):
+    if env.id == RECORDED:
+        from rl.recorded import Recorded
+
+        if model is None:
+            raise UserError(f"env.id={RECORDED}: policy=gaussian has no dream to judge it in; use policy=flow")
+        kept = {name: options[name] for name in ("seed", "max_steps", "action_delay", "obs_noise")}
+        sim = Recorded(config, model, tuple(tasks), n_envs, **kept)
+    elif is_isaac(env.id):
         from rl.envs.isaac import IsaacEnv
 
         own_rewards = isaac_terms(config.rewards) if rewards else None
@@ -65,7 +72,7 @@ def default_workers() -> int:
 
 def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, ...]:
     """Tasks of the config, or all that the checkpoint knows; none for a gymnasium id, which is its own."""
-    if config.env.tasks or config.env.id != "metaworld" or model is None:
+    if config.env.tasks or config.env.id not in ("metaworld", RECORDED) or model is None:
         return config.env.tasks
     return model.spec.tasks
 

@@ -10,6 +10,9 @@ from omegaconf import MISSING
 from rewards.errors import UserError
 from rl.envs.events import Event
 
+RECORDED = "recorded"
+"""The `env.id` where there is no simulator: episodes begin as recorded ones and are judged in a dream of their own."""
+
 
 @dataclass(frozen=True)
 class IsaacConfig:
@@ -31,7 +34,8 @@ class EnvConfig:
     """The simulator, and which part of the experience comes from it."""
 
     kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
-    id: str = "metaworld"  # "metaworld", a task of Isaac Lab (Isaac-...) or a registered gymnasium id
+    # "metaworld", a task of Isaac Lab (Isaac-...), a registered gymnasium id, or "recorded": there is no simulator
+    id: str = "metaworld"
     tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
     n_envs: int = 64
     n_workers: int = 0  # processes that step them; 0: one for each thread
@@ -210,6 +214,11 @@ class TrainConfig:
         """Whether a dream teaches anything; in a control it does not, and need not be dreamed."""
         return any((self.ppo.pg_coef, self.ppo.ref_kl_coef, self.ppo.ent_coef, self.dream.success_bc_coef))
 
+    @property
+    def judged_in(self) -> str:
+        """Where gates and evaluations take place."""
+        return "a dream of what was recorded" if self.env.id == RECORDED else "the simulator"
+
     def places(self, round_index: int, can_imitate: bool) -> list[str]:
         """What a round consists of, in order; imitation is a part of the first one alone."""
         kind: str = self.env.kind
@@ -225,6 +234,8 @@ class TrainConfig:
         _at_least(self, 1, "total_timesteps", "n_rounds")
         if self.policy == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
+        if self.env.id == RECORDED and (self.env.kind != "dream" or not self.episodes or self.dream.n_episodes > 0):
+            raise UserError("env.id=recorded: set env.kind=dream, episodes=FOLDER and dream.n_episodes=0")
         if unknown := set(self.controls) - set(CONTROLS):
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:

@@ -8,7 +8,7 @@ from typing import Any
 from rl.belief import flipped, trust_weights
 from rl.buffer import Rollout
 from rl.build import make_rewards
-from rl.config import TrainConfig
+from rl.config import DreamConfig, TrainConfig
 from rl.gate import Verdict
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
@@ -107,17 +107,22 @@ class Dreams:
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
             given, errors, _ = dream_of_real_actions(self.model, new)
             calibrate(self.model, given.flatten(0, 1), errors.flatten())
-        stage = StageConfig(
-            n_steps=config.refit_steps,
-            batch_size=128,  # more steps buy more than larger batches
-            learning_rate=config.refit_learning_rate,
-            warmup_steps=config.refit_steps // 10 + 1,
-            atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
-            seed=self.config.seed + len(self.episodes),
-        )
-        train_stage("dynamics", self.model, self.model.windows(self.episodes), stage)
+        refit(self.model, self.episodes, config, self.config.seed + len(self.episodes))
         self.n_refitted = len(self.episodes)
 
     def _unseen(self, n_steps: int) -> list[Episode]:
         """Episodes of at least so many steps that no refit has seen."""
         return [e for e in self.episodes[self.n_refitted :] if e.length >= n_steps]
+
+
+def refit(model: WorldActionModel, episodes: list[Episode], config: DreamConfig, seed: int) -> None:
+    """Train the world decoder of `model` on episodes; policy, encoder and read-outs keep every bit."""
+    stage = StageConfig(
+        n_steps=config.refit_steps,
+        batch_size=128,  # more steps buy more than larger batches
+        learning_rate=config.refit_learning_rate,
+        warmup_steps=config.refit_steps // 10 + 1,
+        atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
+        seed=seed,
+    )
+    train_stage("dynamics", model, model.windows(episodes), stage)

@@ -96,7 +96,7 @@ def _before_after(config: TrainConfig, episodes: Sequence[Row]) -> str:
             lines.append((name, describe(before), describe(after), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_points(gain))))
     if not lines:
         return "<p>Not evaluated yet.</p>"
-    note = f"Success in the simulator, seeds from {config.eval.seed} on, which no gate and no training saw."
+    note = f"Success in {config.judged_in}, seeds from {config.eval.seed} on, which no gate and no training saw."
     return f"<p class=quiet>{note}</p>" + _table(("", "before", "after", "gain, points"), lines)
 
 
@@ -108,7 +108,7 @@ def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
         values: list[float | None] = [row[tag] for row in rows if tag in row]
         if len(values) > 1:
             curves[name] = list(range(len(values))), values
-    return figures.curves(curves, "parts of the rounds", "success in the simulator", share=True)
+    return figures.curves(curves, "parts of the rounds", f"success in {config.judged_in}", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:

@@ -21,6 +21,9 @@ HORIZON = 4
 SMALLEST = 1e-4
 """Errors and movements below this, in metres or normalised units, are all the same."""
 
+FARTHEST = 5.0
+"""Standard deviations from the mean beyond which what is read counts as being there."""
+
 
 class Trust(nn.Module):
     """Small heads that read what a chunk is dreamed from and how far it moves, and say the logarithm of its error.
@@ -45,13 +48,14 @@ class Trust(nn.Module):
 
     def forward(self, given: Tensor) -> Tensor:
         """What `read` returned (n, dim) -> log error by each head (n_heads, n)."""
-        normalised = self.given(given)
+        # Far from what it was fitted to, a network says anything, even that there is no error at all.
+        normalised = self.given(given).clamp(-FARTHEST, FARTHEST)
         return torch.stack([head(normalised).squeeze(-1) for head in self.heads])
 
 
 def expected_error(model: WorldActionModel, given: Tensor) -> Tensor:
     """Expected error (...) of chunks of which `read` made `given` (..., dim), in the units of `position_error`."""
-    return model.trust(given.flatten(0, -2)).mean(0).exp().view(given.shape[:-1])
+    return model.trust(given.flatten(0, -2)).mean(0).exp().clamp(min=SMALLEST).view(given.shape[:-1])
 
 
 def dreamed_movement(given: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: i
     """Fit the heads in place to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
     trust, generator = model.trust, torch.Generator().manual_seed(seed)
     trust.given.fit(given)
-    normalised, target = trust.given(given), errors.clamp(min=SMALLEST).log()
+    normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
     optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
     trust.train()
     with torch.random.fork_rng():

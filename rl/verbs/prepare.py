@@ -9,6 +9,7 @@ from rewards.errors import UserError
 from rl.build import tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.imitation import Imitation
+from rl.recorded import recorded_episodes
 from rl.rounds import PostTraining
 from world_model.checkpoint import find_checkpoint
 from world_model.episodes import EpisodeStore
@@ -38,14 +39,7 @@ def _hear_of_episodes(post: PostTraining, config: TrainConfig) -> None:
     """Let dream and imitation have what was recorded before, as if it were collected now."""
     if post.dreams is None or post.model is None:
         raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
-    tasks = tasks_of(config, post.model)
-    episodes = EpisodeStore(config.episodes).load(tasks=tasks)
-    if not episodes:
-        raise UserError(
-            f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
-        )
-    for i, episode in enumerate(episodes):
-        episode.check_fits(post.model.spec, f"{config.episodes}: episode {i}")
+    episodes = recorded_episodes(config, post.model, tasks_of(config, post.model))
     post.dreams.episodes += episodes
     if post.imitation is not None:
         post.imitation.add_episodes(episodes)

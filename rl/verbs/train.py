@@ -15,7 +15,7 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.cli import keys_of
 from rl.compose import to_yaml
-from rl.config import TrainConfig
+from rl.config import RECORDED, TrainConfig
 from rl.evaluate import EpisodeResult, describe, paired_gain, success_rate
 from rl.outcome import Outcome
 from rl.pictures import draw_before_after
@@ -73,12 +73,12 @@ def run(words: list[str]) -> None:
                 for step in ("last", str(runs[0].outcome.sim_steps)):
                     _save(folder.path / "checkpoints" / step, first, _readme(config, runs[0]))
             save_state(folder.path, {"runs": runs, "mark": folder.mark()})
-        if first.model is not None and config.eval.n_paired > 0:
+        if first.model is not None and config.eval.n_paired > 0 and config.env.id != RECORDED:
             pairs = champion_pairs(config, first.policy, first.model)
             (folder.path / PAIRS).write_text(json.dumps(pairs), encoding="utf-8")
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         report = write_report(folder.path)
-        show(_table(runs))
+        show(_table(runs, config.judged_in))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
         print(f"picture: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
 
@@ -209,14 +209,14 @@ def _readme(config: TrainConfig, run: Run) -> str:
     return (
         f"# {config.name}\n\nGrown from `{config.checkpoint}` by PPO (env.kind={config.env.kind}), seed {config.seed}, "
         f"{run.outcome.sim_steps:,} simulator steps.\n\n"
-        f"Success in the simulator on {tasks}, seeds from {config.eval.seed} on:\n\n"
+        f"Success in {config.judged_in} on {tasks}, seeds from {config.eval.seed} on:\n\n"
         f"| before | after |\n|---|---|\n| {before} | {after} |\n"
     )
 
 
-def _table(runs: list[Run]) -> Table:
+def _table(runs: list[Run], judged_in: str) -> Table:
     """One column for each run, one row for each figure."""
-    table = Table(title="success in the simulator on fresh episodes", title_justify="left")
+    table = Table(title=f"success in {judged_in} on fresh episodes", title_justify="left")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")
