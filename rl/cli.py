@@ -31,6 +31,7 @@ VERBS = {
     "report": ("rl.verbs.report", "write the report of a run as one HTML file"),
     "check": ("rl.verbs.check", "check a preset, reward terms or a checkpoint without training"),
     "deploy": ("rl.verbs.deploy", "export a policy as ONNX with a contract, for a robot"),
+    "fit": ("rl.verbs.fit", "fit the simulator to episodes recorded on a robot"),
     "doctor": ("rl.verbs.doctor", "look at this installation and say what is missing"),
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,19 @@ SPIN_S = 0.001
 
 PERIODS = 2
 """Periods without a command after which the watchdog stops the robot."""
+
+UNHURRIED_S = 60.0
+"""The same for a robot that waits for its commands."""
+
+
+class Immediate(Executor):
+    """Does at once what it is given, for a robot that waits meanwhile."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Return what is done already."""
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 @dataclass
@@ -68,22 +83,28 @@ class Loop:
     max_late: int = 5  # commands in a row without a plan, for which the robot is made to stand still, before the stop
     send: Callable[[Array], None] | None = None  # takes the commands in place of the robot, for a dry run
     judge: Judge = robot_says  # whether a frame is a success
+    real_time: bool = True  # else the robot waits for its commands, and so does nobody else
 
     def run(self) -> Lived:
         """Run the episode."""
         lived = Lived()
-        with ThreadPoolExecutor(1) as executor:
-            planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor)
+        patience = PERIODS / self.hz if self.real_time else UNHURRIED_S
+        with ThreadPoolExecutor(1) if self.real_time else Immediate() as executor:
+            planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
             try:
                 frame, _ = self._observe(lived)
                 context = np.repeat(frame[None], self.n_context_frames, axis=0)
                 planner.begin(context)
-                with Gate(self.send or self.interface.send, self.guard.still, PERIODS / self.hz, self.watch) as gate:
+                with Gate(self.send or self.interface.send, self.guard.still, patience, self.watch) as gate:
                     self._live(lived, planner, gate, context)
                     gate.shut(lived.reason)
             except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
                 lived.reason, lived.stopped = str(stop), True
         return lived
+
+    def _clock(self) -> Callable[[], float]:
+        """Seconds, as the planner counts them: without real time a plan takes one period, as it does with it."""
+        return time.monotonic if self.real_time else partial(next, itertools.count(step=1 / self.hz))
 
     def _live(self, lived: Lived, planner: Planner, gate: Gate, context: Array) -> None:
         late, due, before = 0, time.monotonic(), None
@@ -99,7 +120,8 @@ class Loop:
             if before is not None:
                 lived.periods.append(now - before)
             before, due = now, due + 1 / self.hz
-            _wait(due)
+            if self.real_time:
+                _wait(due)
             frame, success = self._observe(lived)
             lived.sent.append(command)
             lived.success.append(success)

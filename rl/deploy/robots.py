@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ class Robot(Protocol):
     """The members of LeRobot's `Robot` that are used. An observation and an action are dicts of numbers by name.
 
     A robot may also have `control_hz`, which is then compared with that of the policy, and `reset(scene)`, which makes
-    it ready for an episode; the same number is the same place to begin, where it can do that. An observation may hold
-    `timestamp`, seconds of `time.monotonic` at which it was taken, and `success`.
+    it ready for an episode; the same number is the same place to begin, where it can do that. Where its `real_time` is
+    False it waits for its commands, as a simulator can. An observation may hold `timestamp`, seconds of
+    `time.monotonic` at which it was taken, and `success`.
     """
 
     @property
@@ -119,6 +121,8 @@ class Interface:
 
     def __init__(self, robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> None:
         self.robot, self.spec = robot, spec
+        # The watchdog sends from a thread of its own, and few robots can be talked to from two at once.
+        self._talking, self._patience_s = threading.Lock(), 1 / hz
         if found := differences(robot, spec, mapping, hz):
             rows = "; ".join(f"{name}: expected {policy}, found {theirs}" for name, policy, theirs in found)
             raise UserError(f"the robot is not what the policy expects, nothing was sent: {rows}")
@@ -130,14 +134,22 @@ class Interface:
 
     def observe(self) -> tuple[list[Any], float, dict[str, Any]]:
         """Return the frame (state_dim,) as it is, unchecked, the time it was taken, and the whole observation."""
-        observation = self.robot.get_observation()
+        with self._talking:
+            observation = self.robot.get_observation()
         frame = [self._ours(name, observation.get(name)) for name in self.state_names]
         return frame, observation.get("timestamp", time.monotonic()), observation
 
     def send(self, command: Array) -> None:
         """Send a command (action_dim,) under the names, scales and offsets of the robot."""
         values = zip(self.action_names, command.tolist(), strict=True)
-        self.robot.send_action({n: (v - self._offset[n]) / self._scale[n] for n, v in values})
+        action = {n: (v - self._offset[n]) / self._scale[n] for n, v in values}
+        # A robot that hangs in an observation must not keep the command to stand still from passing.
+        waited = self._talking.acquire(timeout=self._patience_s)
+        try:
+            self.robot.send_action(action)
+        finally:
+            if waited:
+                self._talking.release()
 
     def _ours(self, name: str, value: Any) -> Any:
         try:

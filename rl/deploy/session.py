@@ -105,7 +105,9 @@ class Session:
         send = (lambda command: self.say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
         counts = pilot.n_context_frames, config.n_action_steps, self.hz, config.max_steps
         judge = make_judge(config.success, pilot, self.task, self.stops)
-        one = Loop(self.interface, self.guard, decide, *counts, self.stops, config.max_late, send, judge).run()
+        real_time = bool(getattr(self.robot, "real_time", True))
+        loop = Loop(self.interface, self.guard, decide, *counts, self.stops, config.max_late, send, judge, real_time)
+        one = loop.run()
         self.say(f"{name}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time")
         if not config.dry_run and not one.stopped:  # one that was stopped says nothing about the policy
             source = f"robot, success by {config.success}"

@@ -50,7 +50,7 @@ class SimRobot(NumberRobot):
         self.state, self.action = names_of(self.spec)
         self._arguments = task, seed, self.control_hz, paced, {**PERTURBATION, **perturbation}
         self._process: subprocess.Popen[bytes] | None = None
-        self.seed = seed
+        self.seed, self.real_time = seed, paced
 
     @property
     def is_connected(self) -> bool:
@@ -93,7 +93,7 @@ class SimRobot(NumberRobot):
 
 
 class Arm:
-    """The arm inside the process."""
+    """The arm inside the process; where nothing is paced, its clock advances by its steps."""
 
     def __init__(self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float]) -> None:
         from rl.envs.metaworld import MetaWorldTask
@@ -104,7 +104,7 @@ class Arm:
         self.random = np.random.default_rng(seed)
         self.coming: deque[tuple[float, Array]] = deque()  # commands, and when each takes effect
         self.command, self.heard = np.zeros(4, np.float32), -np.inf
-        self.due = time.monotonic()
+        self.due, self.n_steps = time.monotonic(), 0
         self.newest: tuple[Array, float, bool] = (np.zeros(0), 0.0, False)
         self.reset(seed)
 
@@ -116,15 +116,15 @@ class Arm:
 
     def observe(self) -> tuple[Array, float, bool]:
         """Frame, time, success."""
-        return self.newest
+        frame, stamp, success = self.newest
+        return frame, stamp if self.paced else time.monotonic(), success
 
     def act(self, command: Array) -> None:
         """Take a command, which has its effect later."""
-        now = time.monotonic()
-        self.heard = now
+        now = self.heard = self.now()
         self.coming.append((now + self.differs["delay_s"] + self.differs["jitter_s"] * self.random.random(), command))
         if not self.paced:
-            self.step(np.inf)
+            self.step(now)
 
     def step(self, now: float) -> None:
         """Do a step with the command that is in effect at `now`."""
@@ -132,8 +132,13 @@ class Arm:
             self.command = self.coming.popleft()[1]
         if self.paced and now - self.heard > 2 * self.period + self.differs["delay_s"] + self.differs["jitter_s"]:
             self.command = np.zeros(4, np.float32)
+        self.n_steps += 1
         frame, _, success, *_ = self.task.step(self.command)
         self._see(frame, success)
+
+    def now(self) -> float:
+        """Seconds."""
+        return time.monotonic() if self.paced else self.n_steps * self.period
 
     def _see(self, frame: Array, success: bool) -> None:
         self.newest = frame, time.monotonic(), success

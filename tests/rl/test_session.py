@@ -151,6 +151,40 @@ def test_a_slow_robot_is_stopped_by_the_watchdog(
     assert lived.reason == "no command for 0.02 s: the loop hangs" and [*robot.sent[-1].values()] == [0.0, 0.0]
 
 
+def test_nobody_talks_to_a_robot_while_another_does(trained: WorldActionModel, robot: FakeRobot) -> None:
+    """The watchdog sends from its own thread; but a robot that hangs does not keep the command from passing."""
+    interface = Interface(robot, trained.spec, RobotMap(), hz=5.0)
+    within, at_once, pauses = [0], [], [0.1, 1.0]  # of a period of 0.2 s
+
+    def slow(observation: dict[str, Any]) -> dict[str, Any]:
+        within[0] += 1
+        time.sleep(pauses.pop(0))
+        within[0] -= 1
+        return observation
+
+    robot.misbehave = slow
+    send = robot.send_action
+    robot.send_action = lambda action: (at_once.append(within[0]), send(action))[1]  # type: ignore[method-assign]
+    for _ in (*pauses,):
+        observing = threading.Thread(target=interface.observe)
+        observing.start()
+        time.sleep(0.02)
+        interface.send(np.zeros(2))
+        observing.join()
+    assert at_once == [0, 1]
+
+
+def test_a_robot_that_waits_is_not_hurried(trained: WorldActionModel, robot: FakeRobot) -> None:
+    robot.real_time = False  # type: ignore[attr-defined]
+    begun = time.monotonic()
+    (lived,) = run_session(ModelPilot(trained, 2), config(hz=1.0, max_steps=20), say=lambda line: None)
+    assert lived.reason == "20 steps" and lived.n_late == 0 and time.monotonic() - begun < 15
+    again = run_session(ModelPilot(trained, 2), config(hz=1.0, max_steps=20), say=lambda line: None)
+    robot.values = dict.fromkeys(robot.values, 0.0)
+    (once_more,) = run_session(ModelPilot(trained, 2), config(hz=1.0, max_steps=20), say=lambda line: None)
+    assert len(again) == 1 and np.array_equal(once_more.sent, lived.sent)  # nothing depends on how long it takes
+
+
 def test_a_policy_that_is_late_stops_it(
     trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch
 ) -> None:

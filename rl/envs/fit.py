@@ -1,0 +1,147 @@
+"""A simulator made like what was recorded: physics, commands and delay fitted to episodes, not by hand.
+
+Executed actions are replayed from where each episode began, and the search (differential evolution; Storn & Price
+1997) looks for the parameters with which positions stay nearest to the recorded ones. Half of the episodes are kept
+apart, to say how much of it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import differential_evolution
+
+from rewards.errors import UserError
+from rl.envs.events import NOTHING, Perturbed
+from world_model.episodes import Episode
+
+Array = np.ndarray
+
+BOUNDS = {"mass": (0.25, 4.0), "friction": (0.25, 4.0), "damping": (0.25, 4.0), "gain": (0.25, 1.5), "delay": (0, 6)}
+"""What is searched, as in `NOTHING`: factors by their logarithm, steps of delay as whole numbers."""
+
+MOST = 0.05
+"""Metres beyond which one error is as bad as another: after a missed contact everything differs."""
+
+APART = 0.02
+"""Metres by which an episode may begin elsewhere in the simulator; beyond, its seed does not name the same scene."""
+
+N_GENERATIONS = 12
+"""Of the search, with 30 sets of parameters each."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Parameters by name, and mean errors of positions in metres on episodes that the search has not seen."""
+
+    values: dict[str, float]
+    before: float  # with the simulator as it is
+    after: float
+
+    def events(self, spread: float) -> dict[str, dict[str, object]]:
+        """Domain randomisation around the fit: each factor evenly within ± `spread` of it, drawn at every reset."""
+        events: dict[str, dict[str, object]] = {}
+        for name, value in self.values.items():
+            low, high = (value, value) if name == "delay" else (value * (1 - spread), value * (1 + spread))
+            if (low, high) != (NOTHING[name], NOTHING[name]):
+                events[name] = {"func": name, "mode": "reset", "low": round(low, 4), "high": round(high, 4)}
+        return events
+
+
+def fit(
+    task: Perturbed,
+    positions: Sequence[slice],
+    constant: slice,
+    episodes: Sequence[Episode],
+    n_steps: int = 60,
+    seed: int = 0,
+    tick: Callable[[float], None] = lambda share: None,
+) -> Fit:
+    """Fit `BOUNDS` and the noise of the sensors to episodes of one task; the seed of each names its scene.
+
+    Args:
+        task: without events; it is changed and replayed.
+        positions: parts of a frame, in metres, that are compared.
+        constant: a part that nothing moves, which shows the noise.
+        episodes: at least two.
+        n_steps: of each episode are replayed.
+        seed: of the search.
+        tick: hears which share of the search is done.
+
+    Raises:
+        UserError: there are too few episodes, or one begins elsewhere in the simulator.
+    """
+    if len(episodes) < 2:
+        raise UserError(f"{len(episodes)} episodes: a fit needs at least two, one of them to be judged on")
+    recorded = [_Recorded.of(episode, n_steps) for episode in episodes]
+    noise = float(np.mean([row.frames[:, constant].std(0).mean() for row in recorded]))
+    for i, row in enumerate(recorded):
+        task.set(NOTHING)
+        apart = _distances(row.frames[:1], task.reset(row.seed)[None], positions).max()
+        if apart > APART + 5 * noise:
+            raise UserError(
+                f"episode {i} begins {apart:.3f} m from where scene {row.seed} begins in the simulator; "
+                f"record episodes whose seeds name scenes of the simulator"
+            )
+    learned, judged = recorded[::2], recorded[1::2]
+    names, most = list(BOUNDS), [0.0]
+
+    def error(x: Array) -> float:
+        return _error(task, _values(x), learned, positions)
+
+    def heard(_: Array, convergence: float) -> None:
+        most[0] += 1
+        tick(most[0] / N_GENERATIONS)
+
+    bounds = [BOUNDS[name] if name == "delay" else tuple(np.log(BOUNDS[name])) for name in names]
+    found = differential_evolution(
+        error,
+        bounds,
+        integrality=[name == "delay" for name in names],
+        x0=[0.0] * len(names),  # the simulator as it is
+        popsize=6,
+        maxiter=N_GENERATIONS,
+        seed=seed,
+        polish=False,
+        callback=heard,
+    )
+    values = _values(found.x)
+    errors = [_error(task, v, judged, positions) for v in ({}, values)]
+    noise = noise if noise > 1e-5 else 0.0
+    return Fit(values | {"noise": noise}, *errors)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    frames: Array  # (n_steps + 1, state_dim)
+    actions: Array  # (n_steps, action_dim)
+    seed: int
+
+    @staticmethod
+    def of(episode: Episode, n_steps: int) -> _Recorded:
+        return _Recorded(episode.state[: n_steps + 1].numpy(), episode.action[:n_steps].numpy(), episode.seed)
+
+
+def _values(x: Array) -> dict[str, float]:
+    return {
+        name: float(round(value)) if name == "delay" else float(np.exp(value))
+        for name, value in zip(BOUNDS, x, strict=True)
+    }
+
+
+def _error(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded], positions: Sequence[slice]) -> float:
+    errors = []
+    for row in rows:
+        task.startup = dict(values)
+        task.reset(row.seed)
+        frames = np.stack([task.step(action)[0] for action in row.actions])
+        errors.append(_distances(row.frames[1:], frames, positions).clip(max=MOST).mean())
+    task.startup = {}
+    return float(np.mean(errors))
+
+
+def _distances(one: Array, other: Array, positions: Sequence[slice]) -> Array:
+    """Distances (n, number of positions) of frames (n, state_dim)."""
+    return np.stack([np.linalg.norm(one[:, part] - other[:, part], axis=1) for part in positions], axis=1)

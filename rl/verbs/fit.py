@@ -1,0 +1,88 @@
+"""`wamtune fit`: a simulator like the robot, from episodes that were recorded on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from rewards.errors import UserError
+from rl.cli import keys_of
+from rl.compose import compose
+from rl.envs.events import NOTHING, Perturbed
+from rl.envs.fit import BOUNDS, fit
+from rl.envs.metaworld import SLICES, TASKS, MetaWorldTask
+from rl.verbs.progress import Progress
+from world_model.episodes import EpisodeStore
+from world_model.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `wamtune fit`."""
+
+    task: str = ""  # of Meta-World; empty: the only one that was recorded
+    n_episodes: int = 16  # used of those that were recorded; half of them judge
+    n_steps: int = 60  # replayed of each
+    spread: float = 0.1  # training draws each factor within this share of what was found
+    seed: int = 0
+    out: str = "fitted.yaml"  # a preset of `wamtune train`, with the events
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        for name, low in (("n_episodes", 2), ("n_steps", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"{name}={getattr(self, name)}: expected at least {low}")
+        if not 0 <= self.spread < 1:
+            raise UserError(f"spread={self.spread}: expected at least 0 and less than 1")
+
+
+HELP = f"""wamtune fit EPISODES [key=value ...]
+
+Fit {", ".join(BOUNDS)} and the noise of the sensors of Meta-World to recorded episodes: actions are replayed, and the
+parameters are searched with which positions stay nearest to the record. The seed of an episode has to name its scene in
+the simulator. Writes a preset with domain randomisation around what was found.
+
+Keys:
+{keys_of(Options)}
+
+Examples:
+  wamtune fit runs/robot/sim
+  wamtune train fitted.yaml
+"""
+
+
+def run(words: list[str]) -> None:
+    """Fit, print what was found, and write the preset."""
+    if not words or "=" in words[0]:
+        raise UserError("fit needs a folder of recorded episodes: wamtune fit runs/robot/sim")
+    options = compose(None, words[1:], Options)
+    store = EpisodeStore(words[0])
+    known = dict.fromkeys(task for task, _, _ in store.count())
+    task = options.task or (next(iter(known)) if len(known) == 1 else "")
+    if task not in known or task not in TASKS:
+        raise UserError(f"task={task or '(none)'}: expected one of {', '.join(known) or 'none: nothing is recorded'}")
+    episodes = store.load(tasks=[task])[: options.n_episodes]
+    positions = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
+    with Progress("fit") as progress:
+        found = fit(
+            Perturbed(MetaWorldTask(task), {}),
+            positions,
+            slice(*SLICES["goal_pos"]),
+            episodes,
+            options.n_steps,
+            options.seed,
+            lambda share: progress.update(round(100 * share), 100, episodes=len(episodes)),
+        )
+    for name, value in found.values.items():
+        print(f"{name:<10}{value:8.3g}   (simulator: {NOTHING[name]:g})")
+    print(f"error on episodes kept apart: {1000 * found.before:.1f} mm -> {1000 * found.after:.1f} mm")
+    preset = {
+        "name": Path(options.out).stem,
+        "base": "sim",
+        "env": {"tasks": [task], "events": found.events(options.spread)},
+    }
+    text = f"# wamtune fit {' '.join(words)}\n{yaml.safe_dump(preset, sort_keys=False)}"
+    write_atomically(Path(options.out), text.encode())
+    print(f"preset: {options.out}; wamtune train {options.out}")
