@@ -108,11 +108,13 @@ class Session:
         real_time = bool(getattr(self.robot, "real_time", True))
         loop = Loop(self.interface, self.guard, decide, *counts, self.stops, config.max_late, send, judge, real_time)
         one = loop.run()
-        self.say(f"{name}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time")
         if not config.dry_run and not one.stopped:  # one that was stopped says nothing about the policy
             source = f"robot, success by {config.success}"
             if (episode := one.to_episode(self.task, source, config.seed + scene)) is not None:
                 self.store.append([episode], self.spec)
+        self.say(
+            f"{name}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time"
+        )  # it is on disk
         return one
 
 
