@@ -1,12 +1,15 @@
-"""`wamtune cp`: make a preset or a checkpoint one's own."""
+"""`wamtune cp`: make a preset or a checkpoint one's own, and carry episodes to LeRobot and back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import find_preset, list_presets
-from world_model.checkpoint import builtin_checkpoints, checkpoint_files, load_checkpoint
+from rl.deploy.lerobot import INFO, export_lerobot, import_lerobot
+from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
+from world_model.episodes import EpisodeStore
 from world_model.files import write_atomically, write_folder
 
 HELP = """wamtune cp NAME DEST
@@ -14,9 +17,13 @@ HELP = """wamtune cp NAME DEST
 Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or carry it away. What is there is never
 overwritten. A name that is both is copied as a preset when DEST ends with .yaml, otherwise as a checkpoint.
 
+A folder of episodes becomes a LeRobot v3.0 dataset, and a LeRobot dataset a folder of episodes; both need the extra
+`data`: pip install 'wamtune[data]'.
+
 Examples:
   wamtune cp demo mine.yaml
   wamtune cp metaworld-tuned robot/policy
+  wamtune cp runs/robot/sim datasets/arm
 """
 
 
@@ -25,6 +32,11 @@ def run(words: list[str]) -> None:
     if len(words) != 2:
         raise UserError("cp needs a name and a destination, for example `wamtune cp demo mine.yaml`")
     name, final = words[0], Path(words[1])
+    if (convert := _conversion(Path(name))) is not None:
+        if final.exists():
+            raise UserError(f"{final} is there already and was not touched; choose another destination")
+        print(convert(Path(name), final))
+        return
     is_preset, is_checkpoint = name in dict(list_presets()), name in builtin_checkpoints() or Path(name).is_dir()
     if not is_preset and not is_checkpoint:
         raise UserError(f"unknown name {name!r}; expected a preset, a checkpoint or its folder; try `wamtune ls`")
@@ -39,3 +51,23 @@ def run(words: list[str]) -> None:
         load_checkpoint(name)  # a damaged one is refused, not spread
         write_folder(final, checkpoint_files(name))
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")
+
+
+def _conversion(folder: Path) -> Callable[[Path, Path], str] | None:
+    """How to carry a folder of episodes over; None for anything else, such as a checkpoint with episodes beside it."""
+    if (folder / INFO).is_file():
+        return _from_lerobot
+    return _to_lerobot if EpisodeStore(folder).shards and not (folder / CONFIG).is_file() else None
+
+
+def _to_lerobot(folder: Path, final: Path) -> str:
+    store = EpisodeStore(folder)
+    episodes = store.load()
+    export_lerobot(episodes, store.spec, final)
+    return f"{len(episodes)} episodes of {folder} are now a LeRobot dataset in {final}"
+
+
+def _from_lerobot(folder: Path, final: Path) -> str:
+    episodes, spec = import_lerobot(folder)
+    EpisodeStore(final).append(episodes, spec)
+    return f"the LeRobot dataset {folder} is now {len(episodes)} episodes in {final}"

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rl import cli
 from rl.deploy.lerobot import export_lerobot, import_lerobot
-from world_model.episodes import Episode
+from world_model.episodes import Episode, EpisodeStore
 from world_model.spec import Feature, Spec
 
 SPEC = Spec({"state": Feature((5,), "m", {"object_pos": (2, 5)})}, (-1.0,) * 2, (1.0,) * 2, ("pick", "push"), 80.0)
@@ -177,3 +178,19 @@ def test_without_pyarrow_the_line_names_the_extra(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert line(export_lerobot, make_episodes(), SPEC, tmp_path / "d").endswith("pip install 'wamtune[data]'")
     assert os.listdir(tmp_path) == []
+
+
+def test_the_command_carries_episodes_there_and_back(tmp_path, capsys) -> None:
+    EpisodeStore(tmp_path / "recorded").append(make_episodes(), SPEC)
+    recorded, dataset, back = (str(tmp_path / name) for name in ("recorded", "dataset", "back"))
+    assert cli.main(["cp", recorded, dataset]) == cli.main(["cp", dataset, back]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"3 episodes of {recorded} are now a LeRobot dataset in {dataset}",
+        f"the LeRobot dataset {dataset} is now 3 episodes in {back}",
+    ]
+    assert_equal(EpisodeStore(back).load(), make_episodes())
+    assert EpisodeStore(back).spec == SPEC
+    for source in (recorded, dataset):
+        assert cli.main(["cp", source, back]) == 2
+        line = f"wamtune: {back} is there already and was not touched; choose another destination\n"
+        assert capsys.readouterr().err == line
