@@ -28,7 +28,7 @@ STAGE = "n_steps=60 batch_size=16 log_every=7 save_every=10"  # a save falls bet
 TRAIN = (
     f"checkpoint=runs/tuned env.tasks=[{TASK}] threads=1 total_timesteps=640 n_rounds=2 env.n_envs=4 env.max_steps=40 "
     "save_minutes=0 eval.n_episodes=4 eval.n_paired=2 gate.n_episodes=4 gate.max_episodes=4 dream.n_envs=8 "
-    "dream.n_updates=1 dream.n_starts=4 dream.horizon=2 dream.refit_steps=20 dream.n_episodes=2 "
+    "dream.n_updates=1 dream.n_starts=4 dream.horizon=2 dream.refit_steps=20 dream.n_episodes=2 dream.n_rounds=1 "
     "dream.max_expected_error=0.1 ppo.n_steps=4 ppo.batch_size=16 ppo.imitation_steps=5 ppo.critic_warmup_steps=5 "
     "ppo.bc_batch_size=8 controls=[filtered_bc]"
 )

@@ -48,6 +48,7 @@ def tiny(checkpoint: Path) -> list[str]:
         "env.tasks=[button-press-topdown]",
         *"threads=1 total_timesteps=320 n_rounds=1 env.n_envs=4 env.max_steps=64 eval.n_episodes=4".split(),
         *"dream.n_envs=8 dream.n_updates=1 dream.n_starts=4 dream.horizon=2 dream.refit_steps=2".split(),
+        *"dream.n_rounds=null".split(),
         *"gate.n_episodes=4 gate.max_episodes=4".split(),
         *"ppo.n_steps=4 ppo.batch_size=16 ppo.n_epochs=1 ppo.critic_warmup_steps=0 ppo.bc_batch_size=8".split(),
     ]

@@ -287,7 +287,7 @@ def test_imitation_is_a_part_of_the_first_round_and_judged_where_the_config_says
     places = {"sim": ["imitation", "sim"], "dream": ["imitation", "dream"], "mix": ["sim", "imitation", "dream"]}
     later = [place for place in places[preset] if place != "imitation"]
     assert [part.place for part in parts] == places[preset] + later
-    judged_ones = {"sim": {"sim"}, "dream": {"imitation", "dream"}, "mix": {"dream"}}
+    judged_ones = {"sim": {"sim"}, "dream": {"imitation", "dream"}, "mix": {"imitation", "dream"}}
     assert {part.place for part in parts if part.verdict is not None} == judged_ones[preset]
     assert build(preset, tiny, demonstrations, "ppo.imitation_steps=0").places(0) == later
 
@@ -351,3 +351,17 @@ def test_shares_of_the_gain_add_up() -> None:
     # dream: 3 -> 5 and 4 -> 7; simulator: 5 -> 4 and 7 -> 8
     assert _gain_of(outcome, "dream") == pytest.approx(0.5)
     assert _gain_of(outcome, "sim") == pytest.approx(0.0)
+
+
+def test_mix_dreams_first_and_the_simulator_has_the_rest(tiny: list[str], demonstrations: list[Any]) -> None:
+    """Three rounds, one of them in the dream: each of the other two executes half of the steps."""
+    post = build("mix", tiny, demonstrations, "n_rounds=3", "dream.n_rounds=1", "total_timesteps=640", "env.n_envs=8")
+    try:
+        assert [post.places(i) for i in range(3)] == [["imitation", "dream"], ["sim"], ["sim"]]
+        outcome = post.run()
+    finally:
+        post.close()
+    assert [part.place for part in outcome.parts] == ["imitation", "dream", "sim", "sim"]
+    steps = [part.sim_steps for part in outcome.parts]
+    assert steps[:2] == [0, 0] and abs(steps[2] - 320) <= 128 and abs(steps[3] - 640) <= 128
+    assert [part.verdict is None for part in outcome.parts] == [False, False, True, True]
