@@ -1,0 +1,209 @@
+"""The walk from the simulator to "the robot", an arm that differs from it, and back up again: what regains what?
+
+    python benchmarks/sim_to_real.py                                  # everything that is missing, then the table
+    python benchmarks/sim_to_real.py --tasks hammer --seeds 0 --steps nominal record refit
+
+For each task and seed: a policy is post-trained in the simulator as it is (`nominal`); 50 of its episodes are recorded
+on the robot (`record`); from there four ways lead on, each judged on the same episodes of the robot as nobody has seen:
+
+    refit        refit of the dream on what was recorded, PPO in it, judged in a dream of its own (env.id=recorded)
+    filtered BC  imitation of the successes that were recorded, and of the demonstrations
+    fit          the simulator fitted to what was recorded, PPO in it
+    randomised   PPO in the simulator with domain randomisation, without any record
+
+Each step leaves its row in OUT/results.jsonl and its checkpoint in OUT/checkpoints, so the command can be stopped and
+called again. ROBOT was written down before anything was trained against it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.deploy.pilots import ModelPilot
+from rl.deploy.robot_config import RobotConfig
+from rl.deploy.session import run_session
+from rl.envs.events import Event, Perturbed
+from rl.envs.fit import fit
+from rl.envs.metaworld import SLICES, MetaWorldTask
+from rl.envs.sim import SimEnv
+from rl.evaluate import evaluate_sim
+from rl.policy import FlowPolicy
+from rl.verbs.prepare import control_config, prepare
+from world_model.episodes import EpisodeStore
+from world_model.store import load_model, save_model
+
+TASKS = ("hammer", "box-close")
+ROBOT = {"gain": 0.9, "delay": 1.0, "noise": 0.0003, "mass": 1.5, "friction": 0.7, "damping": 1.2}
+"""How the robot differs from the simulator, in the words of `rl.envs.events`."""
+
+RANDOMISED = {"gain": (0.8, 1.0), "delay": (0, 3), "noise": (0.0, 0.001), "mass": (0.5, 2.0), "friction": (0.5, 1.5)}
+RANDOMISED |= {"damping": (0.7, 1.5)}
+"""What domain randomisation draws from, wide enough to hold the robot."""
+
+N_RECORDED, EVAL_SEED, RECORD_SEED = 50, 6_000_000, 60_000_000
+CONTROL_HZ = 80.0
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--out", type=Path, default=Path("runs/sim_to_real"))
+    parser.add_argument("--n", type=int, default=200, help="episodes of an evaluation")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.jsonl"
+    for seed in args.seeds:
+        for task in args.tasks:
+            for step in args.steps:
+                if any((r["task"], r["seed"], r["step"]) == (task, seed, step) for r in read(results)):
+                    continue
+                begun = time.monotonic()
+                found = STEPS[step](Walk(args.out, task, seed, args.n))
+                row = {"task": task, "seed": seed, "step": step, **found, "minutes": (time.monotonic() - begun) / 60}
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{task}, seed {seed}, {step}: {found} in {row['minutes']:.1f} minutes", flush=True)
+    text = table(read(results))
+    (args.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+class Walk:
+    """One task from one seed; its checkpoints and episodes are below `out`."""
+
+    def __init__(self, out: Path, task: str, seed: int, n: int) -> None:
+        self.task, self.seed, self.n = task, seed, n
+        self.folder = out / "checkpoints" / f"{task}-s{seed}"
+        self.recorded = self.folder / "recorded"
+
+    def train(self, step: str, preset: str, *overrides: str, control: str = "") -> Row:
+        """Post-train, keep the champion as `step`, and evaluate it in simulator and on the robot."""
+        words = [f"env.tasks=[{self.task}]", f"seed={self.seed}", "eval.n_episodes=16", *overrides]
+        config = compose(preset, words, TrainConfig)
+        post = prepare(control_config(config, control) if control else config)
+        try:
+            outcome = post.run()
+        finally:
+            post.close()
+        assert post.model is not None
+        save_model(self.folder / step, post.model, "rl", config.checkpoint)
+        return {"sim_steps": outcome.sim_steps + outcome.gate_steps, **self.evaluate(step)}
+
+    def evaluate(self, step: str) -> Row:
+        """Share of successes in the simulator and on the robot, on episodes that nothing else saw."""
+        return {place: self.success(step, events) for place, events in (("sim", {}), ("robot", ROBOT))}
+
+    def success(self, step: str, differs: dict[str, float]) -> float:
+        """Share of successes of a kept policy where the simulator differs so."""
+        model = load_model(self.folder / step)
+        events = {name: Event(name, "startup", value, value) for name, value in differs.items()}  # type: ignore[arg-type]
+        frames, tasks = model.config.n_context_frames, model.spec.tasks
+        sim = SimEnv("metaworld", 50, [self.task], n_context_frames=frames, task_names=tasks, events=events)
+        try:
+            results = evaluate_sim(
+                FlowPolicy(model, sim, 2, n_action_steps=8), sim, range(EVAL_SEED, EVAL_SEED + self.n)
+            )
+        finally:
+            sim.close()
+        return sum(r.success for r in results) / len(results)
+
+
+def nominal(walk: Walk) -> Row:
+    """Post-train in the simulator as it is, with its dream."""
+    gates = "gate.n_episodes=48", "gate.max_episodes=48"
+    return walk.train("nominal", "mix", "total_timesteps=30_000", "n_rounds=6", "dream.n_rounds=3", *gates)
+
+
+def record(walk: Walk) -> Row:
+    """Run the policy on the robot, in its own process, with the loop and the limits of any robot."""
+    here = {**{k: v for k, v in ROBOT.items() if k != "delay"}, "delay_s": ROBOT["delay"] / CONTROL_HZ}
+    params = {"task": walk.task, "paced": False, "seed": RECORD_SEED + 1000 * walk.seed, **here}
+    words = [f"params={json.dumps(params)}", f"task={walk.task}", f"n_episodes={N_RECORDED}"]
+    words += [f"episodes={walk.recorded}", "n_action_steps=8", f"seed={RECORD_SEED + 1000 * walk.seed}"]
+    config = compose("robot-sim", words, RobotConfig)
+    lived = run_session(ModelPilot(load_model(walk.folder / "nominal"), 2), config, say=lambda line: None)
+    return {"episodes": len(EpisodeStore(walk.recorded)), "solved": sum(any(one.success) for one in lived)}
+
+
+def recorded_words(walk: Walk) -> list[str]:
+    """What a run on the record alone needs."""
+    start = f"checkpoint={walk.folder / 'nominal'}"
+    return [start, "env.id=recorded", f"episodes={walk.recorded}", f"env.obs_noise={ROBOT['noise']}"]
+
+
+def refit(walk: Walk) -> Row:
+    """PPO in a dream that was refitted on the record."""
+    return walk.train("refit", "dream", *recorded_words(walk), "n_rounds=2", "gate.n_episodes=128")
+
+
+def filtered_bc(walk: Walk) -> Row:
+    """Imitation of the successes of the record."""
+    words = [*recorded_words(walk), "n_rounds=2", "gate.n_episodes=128"]
+    return walk.train("filtered_bc", "dream", *words, control="filtered_bc")
+
+
+def fitted(walk: Walk) -> Row:
+    """PPO in a simulator that was fitted to the record."""
+    positions = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
+    episodes = EpisodeStore(walk.recorded).load()[:16]
+    found = fit(Perturbed(MetaWorldTask(walk.task), {}), positions, slice(*SLICES["goal_pos"]), episodes)
+    words = [f"env.events.{name}={json.dumps(event)}" for name, event in found.events(spread=0.1).items()]
+    values = {name: round(value, 4) for name, value in found.values.items()}
+    return {"fit": values, **walk.train("fit", "sim", f"checkpoint={walk.folder / 'nominal'}", *words, *SIM)}
+
+
+def randomised(walk: Walk) -> Row:
+    """PPO in simulators of all kinds."""
+    words = [f"env.events.{k}={{func: {k}, low: {low}, high: {high}}}" for k, (low, high) in RANDOMISED.items()]
+    return walk.train("randomised", "sim", f"checkpoint={walk.folder / 'nominal'}", *words, *SIM)
+
+
+SIM = ("total_timesteps=50_000", "n_rounds=5", "ppo.n_steps=19", "gate.n_episodes=48", "gate.max_episodes=48")
+STEPS: dict[str, Callable[[Walk], Row]] = {
+    "nominal": nominal,
+    "record": record,
+    "refit": refit,
+    "filtered BC": filtered_bc,
+    "fit": fitted,
+    "randomised": randomised,
+}
+
+
+def read(results: Path) -> list[Row]:
+    """Rows so far."""
+    return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.is_file() else []
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line for each task and step, means over the seeds."""
+    lines = ["| task | policy | simulator | robot | of the drop regained | seeds |", "|---|---|--:|--:|--:|--:|"]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task and "robot" in row]
+        start = {row["seed"]: row for row in mine if row["step"] == "nominal"}
+        for step in dict.fromkeys(row["step"] for row in mine):
+            those = [row for row in mine if row["step"] == step and row["seed"] in start]
+            drop = sum(start[row["seed"]]["sim"] - start[row["seed"]]["robot"] for row in those)
+            back = sum(row["robot"] - start[row["seed"]]["robot"] for row in those)
+            share = "" if step == "nominal" or drop <= 0 else f"{100 * back / drop:.0f} %"
+            sim, robot = (100 * np.mean([row[place] for row in those]) for place in ("sim", "robot"))
+            lines.append(f"| {task} | {step} | {sim:.1f} % | {robot:.1f} % | {share} | {len(those)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
