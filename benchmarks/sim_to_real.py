@@ -29,11 +29,11 @@ import torch
 
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.deploy.fit import fit
 from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.envs.events import Event, Perturbed
-from rl.envs.fit import fit
 from rl.envs.metaworld import SLICES, MetaWorldTask
 from rl.envs.sim import SimEnv
 from rl.evaluate import evaluate_sim

@@ -10,8 +10,8 @@ import yaml
 from rewards.errors import UserError
 from rl.cli import keys_of
 from rl.compose import compose
+from rl.deploy.fit import BOUNDS, fit
 from rl.envs.events import NOTHING, Perturbed
-from rl.envs.fit import BOUNDS, fit
 from rl.envs.metaworld import SLICES, TASKS, MetaWorldTask
 from rl.verbs.progress import Progress
 from world_model.episodes import EpisodeStore

@@ -13,9 +13,9 @@ from rewards.errors import UserError
 from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.envs import fit as fitting
+from rl.deploy import fit as fitting
+from rl.deploy.fit import Fit, fit
 from rl.envs.events import Event, Perturbed
-from rl.envs.fit import Fit, fit
 from rl.envs.metaworld import SLICES, MetaWorldTask
 from rl.envs.sim import make_spec
 from world_model.episodes import Episode, EpisodeStore
