@@ -78,7 +78,6 @@ def fit(
     recorded = [_Recorded.of(episode, n_steps) for episode in episodes]
     noise = float(np.mean([row.frames[:, constant].std(0).mean() for row in recorded]))
     for i, row in enumerate(recorded):
-        task.set(NOTHING)
         apart = _distances(row.frames[:1], task.reset(row.seed)[None], positions).max()
         if apart > APART + 5 * noise:
             raise UserError(
@@ -86,31 +85,30 @@ def fit(
                 f"record episodes whose seeds name scenes of the simulator"
             )
     learned, judged = recorded[::2], recorded[1::2]
-    names, most = list(BOUNDS), [0.0]
+    values = _search(lambda values: _error(task, values, learned, positions), seed, tick)
+    before, after = (_error(task, v, judged, positions) for v in ({}, values))
+    return Fit(values | {"noise": noise if noise > 1e-5 else 0.0}, before, after)
 
-    def error(x: Array) -> float:
-        return _error(task, _values(x), learned, positions)
+
+def _search(error: Callable[[dict[str, float]], float], seed: int, tick: Callable[[float], None]) -> dict[str, float]:
+    n_generations = [0]
 
     def heard(_: Array, convergence: float) -> None:
-        most[0] += 1
-        tick(most[0] / N_GENERATIONS)
+        n_generations[0] += 1
+        tick(n_generations[0] / N_GENERATIONS)
 
-    bounds = [BOUNDS[name] if name == "delay" else tuple(np.log(BOUNDS[name])) for name in names]
     found = differential_evolution(
-        error,
-        bounds,
-        integrality=[name == "delay" for name in names],
-        x0=[0.0] * len(names),  # the simulator as it is
+        lambda x: error(_values(x)),
+        [bounds if name == "delay" else tuple(np.log(bounds)) for name, bounds in BOUNDS.items()],
+        integrality=[name == "delay" for name in BOUNDS],
+        x0=[0.0] * len(BOUNDS),  # the simulator as it is
         popsize=6,
         maxiter=N_GENERATIONS,
         seed=seed,
         polish=False,
         callback=heard,
     )
-    values = _values(found.x)
-    errors = [_error(task, v, judged, positions) for v in ({}, values)]
-    noise = noise if noise > 1e-5 else 0.0
-    return Fit(values | {"noise": noise}, *errors)
+    return _values(found.x)
 
 
 @dataclass(frozen=True)
