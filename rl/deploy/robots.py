@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -211,12 +213,19 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
     except ImportError as error:
         known = ", ".join(OURS)
         raise UserError(f"robot={name}: expected {known}, or a robot of LeRobot (pip install lerobot)") from error
+    # LeRobot knows a robot once its module is imported, and plug-ins of others once it has looked for them.
+    for module in pkgutil.iter_modules(robots.__path__):
+        with suppress(ImportError):  # of a library that only another robot needs
+            importlib.import_module(f"lerobot.robots.{module.name}")
+    with suppress(ImportError, AttributeError):
+        importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()
+    choices = robots.RobotConfig.get_known_choices()
+    if name not in choices:
+        raise UserError(f"robot={name}: unknown to LeRobot, which knows {', '.join(sorted(choices))}")
     try:
-        config = robots.RobotConfig.get_choice_class(name)(**params)
-    except KeyError as error:
-        known = ", ".join(sorted(robots.RobotConfig.get_known_choices()))
-        raise UserError(f"robot={name}: unknown to LeRobot, which knows {known}") from error
-    robot: Robot = robots.make_robot_from_config(config)
+        robot: Robot = robots.make_robot_from_config(robots.RobotConfig.get_choice_class(name)(**params))
+    except ImportError as error:
+        raise UserError(f"robot={name}: {error}") from error
     return robot
 
 

@@ -19,7 +19,7 @@ from rl.deploy import loop, session
 from rl.deploy.fake import FakeRobot
 from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
-from rl.deploy.robots import Interface, RobotMap, differences
+from rl.deploy.robots import Interface, RobotMap, differences, make_robot
 from rl.deploy.safety import Limits
 from rl.deploy.session import run_session
 from rl.deploy.stops import Stops
@@ -264,3 +264,65 @@ def test_a_robot_needs_no_more_than_torch_and_the_world_model() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     needed = {"torch", "numpy", "safetensors"}
     assert needed <= set(found) <= needed | {"typing_extensions", "wamtune"}
+
+
+LEROBOT = {
+    "robots/__init__.py": """
+class RobotConfig:
+    known = {}
+    get_known_choices = classmethod(lambda cls: cls.known)
+    get_choice_class = classmethod(lambda cls, name: cls.known[name])
+
+def make_robot_from_config(config):
+    from lerobot.robots.arm import Arm
+    return Arm(config)
+""",
+    "robots/arm.py": """
+from dataclasses import dataclass
+from lerobot.robots import RobotConfig
+
+@dataclass
+class ArmConfig:
+    port: str
+
+RobotConfig.known["arm"] = ArmConfig
+
+class Arm:
+    def __init__(self, config):
+        if config.port == "usb":
+            raise ImportError("'servo-sdk' is required but not installed")
+        self.port = config.port
+""",
+    "robots/other.py": "import a_library_that_is_not_there",
+    "__init__.py": "",
+    "utils/__init__.py": "",
+    "utils/import_utils.py": """
+def register_third_party_plugins():
+    from lerobot.robots import RobotConfig
+    RobotConfig.known["plug-in"] = dict
+""",
+}
+"""How LeRobot 0.6 finds its robots: a name is known once its module is imported."""
+
+
+def test_robots_of_lerobot_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"robot=arm: expected fake, sim, rosbridge, or a robot of LeRobot \(pip install"
+    ):
+        make_robot("arm", {})
+    for name, text in LEROBOT.items():
+        (tmp_path / "lerobot" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lerobot" / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert make_robot("arm", {"port": "tty"}).port == "tty"  # type: ignore[attr-defined]
+        for name, params, line in (
+            ("leg", {}, "robot=leg: unknown to LeRobot, which knows arm, plug-in"),
+            ("arm", {"port": "usb"}, "robot=arm: 'servo-sdk' is required but not installed"),
+            ("arm", {"speed": 1}, "robot=arm: its parameters {'speed': 1} do not fit"),
+        ):
+            with pytest.raises(UserError, match=line):
+                make_robot(name, params)
+    finally:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "lerobot"]:
+            del sys.modules[name]
