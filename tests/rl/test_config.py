@@ -12,6 +12,10 @@ from hypothesis import strategies as st
 from rewards.errors import UserError
 from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
 from rl.config import EnvConfig, TrainConfig
+from rl.deploy.robot_config import RobotConfig
+from rl.deploy.rosbridge import RosbridgeRobot
+from rl.deploy.sim_robot import SimRobot
+from rl.stage_config import PretrainConfig, TuneConfig
 
 
 @pytest.fixture
@@ -216,3 +220,15 @@ def test_any_override_is_taken_or_one_clear_line(text: str) -> None:
         compose(None, [text], EnvConfig)
     except UserError:
         return
+
+
+@pytest.mark.parametrize("name", [name for name, _ in list_presets()])
+def test_every_preset_composes(name: str) -> None:
+    """With the schema of the verb that its first example names."""
+    schemas = {"train": TrainConfig, "pretrain": PretrainConfig, "tune": TuneConfig, "deploy": RobotConfig}
+    verb = find_preset(name).read_text().partition("wamtune ")[2].split()[0]
+    config = compose(name, [], schemas[verb])
+    if isinstance(config, RobotConfig):
+        robot = RosbridgeRobot(**config.params) if config.robot == "rosbridge" else SimRobot(**config.params)
+        assert len(config.limits.low) == len(robot.action)
+        assert (config.map.action or robot.action) == robot.action and (config.map.state or robot.state) == robot.state
