@@ -35,7 +35,8 @@ def run_session(
     """
     lived: list[Lived] = []
     with Session(pilot.spec, config, say, keys) as session:
-        for i in range(config.n_episodes):
+        n_recorded = len(session.store)  # the scenes of those are known
+        for i in range(n_recorded, n_recorded + config.n_episodes):
             lived.append(session.run(pilot, i, f"episode {i + 1}"))
             if lived[-1].stopped:
                 break

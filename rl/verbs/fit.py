@@ -40,9 +40,9 @@ class Options:
 
 HELP = f"""wamtune fit EPISODES [key=value ...]
 
-Fit {", ".join(BOUNDS)} and the noise of the sensors of Meta-World to recorded episodes: actions are replayed, and the
-parameters are searched with which positions stay nearest to the record. The seed of an episode has to name its scene in
-the simulator. Writes a preset with domain randomisation around what was found.
+Fit {", ".join(BOUNDS)} and the noise of the sensors of Meta-World to recorded episodes:
+actions are replayed, and the parameters are searched with which positions stay nearest to the record. The seed of an
+episode has to name its scene in the simulator. Writes a preset with domain randomisation around what was found.
 
 Keys:
 {keys_of(Options)}
@@ -60,9 +60,11 @@ def run(words: list[str]) -> None:
     options = compose(None, words[1:], Options)
     store = EpisodeStore(words[0])
     known = dict.fromkeys(task for task, _, _ in store.count())
+    if not known:
+        raise UserError(f"{words[0]}: no episodes here; record some with wamtune deploy CHECKPOINT run PRESET")
     task = options.task or (next(iter(known)) if len(known) == 1 else "")
     if task not in known or task not in TASKS:
-        raise UserError(f"task={task or '(none)'}: expected one of {', '.join(known) or 'none: nothing is recorded'}")
+        raise UserError(f"task={task or '(none)'}: expected one of {', '.join(known)}")
     episodes = store.load(tasks=[task])[: options.n_episodes]
     positions = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
     with Progress("fit") as progress:

@@ -79,6 +79,7 @@ def test_the_command_writes_a_preset(
     assert {name: event["low"] for name, event in written.items()} == {n: e.low for n, e in config.env.events.items()}
     for words, line in (
         ([], "fit needs a folder of recorded episodes: wamtune fit runs/robot/sim"),
+        (["none"], "none: no episodes here; record some with wamtune deploy CHECKPOINT run PRESET"),
         (["recorded", "task=push"], f"task=push: expected one of {TASK}"),
         (["recorded", "n_episodes=1"], "n_episodes=1: expected at least 2"),
         (["recorded", "spread=1.0"], "spread=1.0: expected at least 0 and less than 1"),
