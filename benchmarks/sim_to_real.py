@@ -39,6 +39,7 @@ from rl.envs.sim import SimEnv
 from rl.evaluate import evaluate_sim
 from rl.policy import FlowPolicy
 from rl.verbs.prepare import control_config, prepare
+from world_model.checkpoint import find_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, save_model
 
@@ -101,7 +102,9 @@ class Walk:
         finally:
             post.close()
         assert post.model is not None
-        save_model(self.folder / step, post.model, "rl", config.checkpoint)
+        shards = EpisodeStore(find_checkpoint(config.checkpoint)).shards  # demonstrations, for what trains it on
+        extra = {shard.name: shard.read_bytes() for shard in shards}
+        save_model(self.folder / step, post.model, "rl", config.checkpoint, extra=extra)
         return {"sim_steps": outcome.sim_steps + outcome.gate_steps, **self.evaluate(step)}
 
     def evaluate(self, step: str) -> Row:
