@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -184,6 +185,15 @@ def test_a_robot_that_waits_is_not_hurried(trained: WorldActionModel, robot: Fak
         assert lived.reason == "20 steps" and lived.n_late == 0
         sent.append(lived.sent)
     assert time.monotonic() - begun < 15 and np.array_equal(*sent)  # nothing depends on how long it takes
+
+
+def test_the_loop_gives_back_what_it_took(trained: WorldActionModel, robot: FakeRobot) -> None:
+    seen: list[tuple[bool, float]] = []
+    robot.misbehave = lambda o: (seen.append((gc.isenabled(), sys.getswitchinterval())), o)[1]
+    before = gc.isenabled(), sys.getswitchinterval(), os.getpriority(os.PRIO_PROCESS, 0)
+    run_session(ModelPilot(trained, 2), config(), say=lambda line: None)
+    assert seen and all(not collects and interval == pytest.approx(2e-4) for collects, interval in seen)
+    assert (gc.isenabled(), sys.getswitchinterval(), os.getpriority(os.PRIO_PROCESS, 0)) == before
 
 
 def test_a_policy_that_is_late_stops_it(
