@@ -1,9 +1,9 @@
 """The loop on a robot: does it keep its period, and is there a seam where one chunk goes over into the next?
 
-    python benchmarks/robot_loop.py [MINUTES]
+    python benchmarks/robot_loop.py [MINUTES [LATENCY_MS ...]]
 
 Runs the built-in checkpoint on the simulated robot at 20 Hz for so many minutes (1 by default), first with plans as
-fast as they come and then with 150 ms of latency added to each. A seam is the change from one command to the next where
+fast as they come and then with 150 ms of latency added to each (0 and 150 by default). A seam is the change from one command to the next where
 a plan is entered, in units of the change everywhere else; beside it stands that of plans which are neither held nor
 blended. Start a training beside it to see what that does to the period.
 """
@@ -29,7 +29,7 @@ HZ, TASK, STEPS = 20.0, "push", 150
 
 
 def main() -> None:
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    minutes, *latencies = [float(word) for word in sys.argv[1:]] or [1.0]
     torch.set_num_threads(1)
     model = load_model("metaworld-tuned")
     limits = Limits(low=(-1.0,) * 4, high=(1.0,) * 4, max_change=(2.0,) * 4, still=(0.0,) * 4, max_age_s=0.5)
@@ -38,9 +38,9 @@ def main() -> None:
     interface = Interface(robot, model.spec, RobotMap(), HZ)
     print("| latency added | commands | late | period, median | 99 % off by | missed | seam | plans as they come |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for latency in (0.0, 0.15):
+    for latency in (ms / 1000 for ms in latencies or (0.0, 150.0)):
         lived, seam = live(model, interface, robot, limits, latency, minutes, smooth=True)
-        _, rough = live(model, interface, robot, limits, latency, minutes / 4, smooth=False)
+        _, rough = live(model, interface, robot, limits, latency, min(minutes / 4, 1.0), smooth=False)
         periods = np.array([p for one in lived for p in one.periods])
         off = np.abs(periods - 1 / HZ)
         n, late = sum(len(one.sent) for one in lived), sum(one.n_late for one in lived)
