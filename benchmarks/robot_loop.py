@@ -3,9 +3,9 @@
     python benchmarks/robot_loop.py [MINUTES [LATENCY_MS ...]]
 
 Runs the built-in checkpoint on the simulated robot at 20 Hz for so many minutes (1 by default), first with plans as
-fast as they come and then with 150 ms of latency added to each (0 and 150 by default). A seam is the change from one command to the next where
-a plan is entered, in units of the change everywhere else; beside it stands that of plans which are neither held nor
-blended. Start a training beside it to see what that does to the period.
+fast as they come and then with 150 ms of latency added to each, or with the latencies given. A seam is the change from
+one command to the next where a plan is entered, in units of the change everywhere else; beside it stands that of plans
+which are neither held nor blended. Start a training beside it to see what that does to the period.
 """
 
 from __future__ import annotations
