@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def test_a_run_asks_no_simulator(
     assert cli.main(["train", "dream", *recorded]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "success in a dream of what was recorded on fresh episodes" in out
+    assert re.search(r"steps of gates\W+0 ", out)
     (folder,) = Path("runs/dream").iterdir()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any("gate/accepted" in row for row in rows) and not (folder / "pairs.json").exists()
