@@ -287,7 +287,7 @@ def test_imitation_is_a_part_of_the_first_round_and_judged_where_the_config_says
     places = {"sim": ["imitation", "sim"], "dream": ["imitation", "dream"], "mix": ["sim", "imitation", "dream"]}
     later = [place for place in places[preset] if place != "imitation"]
     assert [part.place for part in parts] == places[preset] + later
-    judged_ones = {"sim": {"sim"}, "dream": {"imitation", "dream"}, "mix": {"imitation", "dream"}}
+    judged_ones = {"sim": {"imitation", "sim"}, "dream": {"imitation", "dream"}, "mix": {"imitation", "dream"}}
     assert {part.place for part in parts if part.verdict is not None} == judged_ones[preset]
     assert build(preset, tiny, demonstrations, "ppo.imitation_steps=0").places(0) == later
 
