@@ -22,7 +22,6 @@ A folder of episodes becomes a LeRobot v3.0 dataset, and a LeRobot dataset a fol
 
 Examples:
   wamtune cp demo mine.yaml
-  wamtune cp metaworld-tuned robot/policy
   wamtune cp runs/robot/sim datasets/arm
 """
 

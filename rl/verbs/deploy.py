@@ -64,7 +64,6 @@ Keys of run and compare:
 {keys_of(RobotConfig)}
 
 Examples:
-  wamtune deploy metaworld-tuned export out=robot/policy
   wamtune deploy metaworld-tuned run robot-sim dry_run=true
   wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30
 """

@@ -49,7 +49,7 @@ Keys:
 
 Examples:
   wamtune fit runs/robot/sim
-  wamtune train fitted.yaml
+  wamtune fit runs/robot/sim task=push spread=0.2 out=mine.yaml
 """
 
 
