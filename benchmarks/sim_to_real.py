@@ -4,9 +4,10 @@
     python benchmarks/sim_to_real.py --tasks hammer --seeds 0 --steps nominal record refit
 
 For each task and seed: a policy is post-trained in the simulator as it is (`nominal`); 50 of its episodes are recorded
-on the robot (`record`); from there four ways lead on, each judged on the same episodes of the robot as nobody has seen:
+on the robot (`record`); from there five ways lead on, each judged on the same episodes of the robot as nobody has seen:
 
     refit        refit of the dream on what was recorded, PPO in it, judged in a dream of its own (env.id=recorded)
+    refit twice  the same on 25 of the episodes, then on these and 25 that the better policy has recorded
     filtered BC  imitation of the successes that were recorded, and of the demonstrations
     fit          the simulator fitted to what was recorded, PPO in it
     randomised   PPO in the simulator with domain randomisation, without any record
@@ -41,6 +42,7 @@ from rl.policy import FlowPolicy
 from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint
 from world_model.episodes import EpisodeStore
+from world_model.files import remove
 from world_model.store import load_model, save_model
 
 TASKS = ("hammer", "box-close")
@@ -134,30 +136,46 @@ def nominal(walk: Walk) -> Row:
 
 def record(walk: Walk) -> Row:
     """Run the policy on the robot, in its own process, with the loop and the limits of any robot."""
+    return run_robot(walk, "nominal", walk.recorded, N_RECORDED)
+
+
+def run_robot(walk: Walk, step: str, folder: Path, n: int) -> Row:
+    """Record `n` more episodes of a kept policy in `folder`."""
     here = {**{k: v for k, v in ROBOT.items() if k != "delay"}, "delay_s": ROBOT["delay"] / CONTROL_HZ}
     params = {"task": walk.task, "paced": False, "seed": RECORD_SEED + 1000 * walk.seed, **here}
-    words = [f"params={json.dumps(params)}", f"task={walk.task}", f"n_episodes={N_RECORDED}"]
-    words += [f"episodes={walk.recorded}", "n_action_steps=8", f"seed={RECORD_SEED + 1000 * walk.seed}"]
+    words = [f"params={json.dumps(params)}", f"task={walk.task}", f"n_episodes={n}"]
+    words += [f"episodes={folder}", "n_action_steps=8", f"seed={RECORD_SEED + 1000 * walk.seed}"]
     config = compose("robot-sim", words, RobotConfig)
-    lived = run_session(ModelPilot(load_model(walk.folder / "nominal"), 2), config, say=lambda line: None)
-    return {"episodes": len(EpisodeStore(walk.recorded)), "solved": sum(any(one.success) for one in lived)}
+    lived = run_session(ModelPilot(load_model(walk.folder / step), 2), config, say=lambda line: None)
+    return {"episodes": len(EpisodeStore(folder)), "solved": sum(any(one.success) for one in lived)}
 
 
-def recorded_words(walk: Walk) -> list[str]:
-    """What a run on the record alone needs."""
-    start = f"checkpoint={walk.folder / 'nominal'}"
-    return [start, "env.id=recorded", f"episodes={walk.recorded}", f"env.obs_noise={ROBOT['noise']}"]
+def recorded_words(walk: Walk, step: str = "nominal", folder: Path | None = None) -> list[str]:
+    """What a run on a record alone needs, from the policy of `step` on."""
+    words = [f"checkpoint={walk.folder / step}", f"episodes={folder or walk.recorded}", "env.id=recorded"]
+    return [*words, f"env.obs_noise={ROBOT['noise']}", "gate.n_episodes=128"]
 
 
 def refit(walk: Walk) -> Row:
     """PPO in a dream that was refitted on the record."""
-    return walk.train("refit", "dream", *recorded_words(walk), "n_rounds=2", "gate.n_episodes=128")
+    return walk.train("refit", "dream", *recorded_words(walk), "n_rounds=2")
+
+
+def refit_twice(walk: Walk) -> Row:
+    """Half of the episodes, a better policy, and the other half recorded with that."""
+    folder, half = walk.folder / "recorded-twice", N_RECORDED // 2
+    store = EpisodeStore(walk.recorded)
+    remove(folder)  # what an interruption left
+    EpisodeStore(folder).append(store.load()[:half], store.spec)
+    once = walk.train("refit once", "dream", *recorded_words(walk, folder=folder), "n_rounds=1")
+    solved = run_robot(walk, "refit once", folder, half)["solved"]
+    again = walk.train("refit twice", "dream", *recorded_words(walk, "refit once", folder), "n_rounds=1")
+    return {"once": once["robot"], "solved": solved, **again}
 
 
 def filtered_bc(walk: Walk) -> Row:
     """Imitation of the successes of the record."""
-    words = [*recorded_words(walk), "n_rounds=2", "gate.n_episodes=128"]
-    return walk.train("filtered_bc", "dream", *words, control="filtered_bc")
+    return walk.train("filtered_bc", "dream", *recorded_words(walk), "n_rounds=2", control="filtered_bc")
 
 
 def fitted(walk: Walk) -> Row:
@@ -181,6 +199,7 @@ STEPS: dict[str, Callable[[Walk], Row]] = {
     "nominal": nominal,
     "record": record,
     "refit": refit,
+    "refit twice": refit_twice,
     "filtered BC": filtered_bc,
     "fit": fitted,
     "randomised": randomised,
