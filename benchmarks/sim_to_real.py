@@ -34,8 +34,7 @@ from rl.deploy.fit import fit
 from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
-from rl.envs.events import Event, Perturbed
-from rl.envs.metaworld import SLICES, MetaWorldTask
+from rl.envs.events import Event
 from rl.envs.sim import SimEnv
 from rl.evaluate import evaluate_sim
 from rl.policy import FlowPolicy
@@ -180,9 +179,7 @@ def filtered_bc(walk: Walk) -> Row:
 
 def fitted(walk: Walk) -> Row:
     """PPO in a simulator that was fitted to the record."""
-    positions = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
-    episodes = EpisodeStore(walk.recorded).load()[:16]
-    found = fit(Perturbed(MetaWorldTask(walk.task), {}), positions, slice(*SLICES["goal_pos"]), episodes)
+    found = fit(walk.task, EpisodeStore(walk.recorded).load()[:16])
     words = [f"env.events.{name}={json.dumps(event)}" for name, event in found.events(spread=0.1).items()]
     values = {name: round(value, 4) for name, value in found.values.items()}
     return {"fit": values, **walk.train("fit", "sim", f"checkpoint={walk.folder / 'nominal'}", *words, *SIM)}

@@ -22,6 +22,7 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract, make_contract
 from rl.deploy.graphs import FlowGraph, GaussianGraph
+from rl.deploy.pilots import onnx_session
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.episodes import EpisodeStore
@@ -156,10 +157,7 @@ def parity_inputs(policy: Exportable, episodes: str) -> tuple[tuple[Tensor, ...]
 
 def largest_difference(policy: Exportable, onnx: bytes, inputs: tuple[Tensor, ...]) -> float:
     """Return the largest difference of any action between onnxruntime and torch, on `inputs` of the graph."""
-    ort = importlib.import_module("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(onnx, torch.get_num_threads())
     with torch.no_grad():
         expected = policy.graph(*inputs)
     feed = {name: value.numpy() for name, value in zip(policy.input_names, inputs, strict=True)}

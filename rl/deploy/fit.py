@@ -15,12 +15,19 @@ from scipy.optimize import differential_evolution
 
 from rewards.errors import UserError
 from rl.envs.events import NOTHING, Perturbed
+from rl.envs.metaworld import SLICES, MetaWorldTask
 from world_model.episodes import Episode
 
 Array = np.ndarray
 
 BOUNDS = {"mass": (0.25, 4.0), "friction": (0.25, 4.0), "damping": (0.25, 4.0), "gain": (0.25, 1.5), "delay": (0, 6)}
 """What is searched, as in `NOTHING`: factors by their logarithm, steps of delay as whole numbers."""
+
+POSITIONS = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
+"""Parts of a frame, in metres, that are compared."""
+
+GOAL = slice(*SLICES["goal_pos"])
+"""A part that nothing moves, so it shows the noise of the sensors."""
 
 MOST = 0.05
 """Metres beyond which one error is as bad as another: after a missed contact everything differs."""
@@ -51,20 +58,16 @@ class Fit:
 
 
 def fit(
-    task: Perturbed,
-    positions: Sequence[slice],
-    constant: slice,
+    task_name: str,
     episodes: Sequence[Episode],
     n_steps: int = 60,
     seed: int = 0,
     tick: Callable[[float], None] = lambda share: None,
 ) -> Fit:
-    """Fit `BOUNDS` and the noise of the sensors to episodes of one task; the seed of each names its scene.
+    """Fit `BOUNDS` and the noise of the sensors to episodes of a Meta-World task; the seed of each names its scene.
 
     Args:
-        task: without events; it is changed and replayed.
-        positions: parts of a frame, in metres, that are compared.
-        constant: a part that nothing moves, which shows the noise.
+        task_name: of Meta-World.
         episodes: at least two.
         n_steps: of each episode are replayed.
         seed: of the search.
@@ -75,18 +78,19 @@ def fit(
     """
     if len(episodes) < 2:
         raise UserError(f"{len(episodes)} episodes: a fit needs at least two, one of them to be judged on")
+    task = Perturbed(MetaWorldTask(task_name), {})
     recorded = [_Recorded.of(episode, n_steps) for episode in episodes]
-    noise = float(np.mean([row.frames[:, constant].std(0).mean() for row in recorded]))
+    noise = float(np.mean([row.frames[:, GOAL].std(0).mean() for row in recorded]))
     for i, row in enumerate(recorded):
-        apart = _distances(row.frames[:1], task.reset(row.seed)[None], positions).max()
+        apart = _distances(row.frames[:1], task.reset(row.seed)[None]).max()
         if apart > APART + 5 * noise:
             raise UserError(
                 f"episode {i} begins {apart:.3f} m from where scene {row.seed} begins in the simulator; "
                 f"record episodes whose seeds name scenes of the simulator"
             )
     learned, judged = recorded[::2], recorded[1::2]
-    values = _search(lambda values: _error(task, values, learned, positions), seed, tick)
-    before, after = (_error(task, v, judged, positions) for v in ({}, values))
+    values = _search(lambda values: _error(task, values, learned), seed, tick)
+    before, after = (_error(task, v, judged) for v in ({}, values))
     return Fit(values | {"noise": noise if noise > 1e-5 else 0.0}, before, after)
 
 
@@ -129,17 +133,17 @@ def _values(x: Array) -> dict[str, float]:
     }
 
 
-def _error(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded], positions: Sequence[slice]) -> float:
+def _error(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded]) -> float:
     errors = []
     for row in rows:
         task.startup = dict(values)
         task.reset(row.seed)
         frames = np.stack([task.step(action)[0] for action in row.actions])
-        errors.append(_distances(row.frames[1:], frames, positions).clip(max=MOST).mean())
+        errors.append(_distances(row.frames[1:], frames).clip(max=MOST).mean())
     task.startup = {}
     return float(np.mean(errors))
 
 
-def _distances(one: Array, other: Array, positions: Sequence[slice]) -> Array:
+def _distances(one: Array, other: Array) -> Array:
     """Distances (n, number of positions) of frames (n, state_dim)."""
-    return np.stack([np.linalg.norm(one[:, part] - other[:, part], axis=1) for part in positions], axis=1)
+    return np.stack([np.linalg.norm(one[:, part] - other[:, part], axis=1) for part in POSITIONS], axis=1)

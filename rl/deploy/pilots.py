@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -68,13 +68,7 @@ class OnnxPilot:
         shapes = {port["name"]: tuple(port["shape"][1:]) for port in contract["inputs"]}
         if "held" not in shapes:
             raise UserError(f"{folder}: policy={contract['policy']} plans no chunk beside another; run a flow policy")
-        try:
-            ort = importlib.import_module("onnxruntime")
-        except ImportError as error:
-            raise UserError("an export needs onnxruntime to run; pip install 'wamtune[export]'") from error
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # more would only wait for each other beside the loop
-        self._session = ort.InferenceSession(Path(folder) / ONNX, options, providers=["CPUExecutionProvider"])
+        self._session = onnx_session(Path(folder) / ONNX, 1)  # more threads would only wait for each other here
         self.spec, self.n_context_frames = Spec.from_dict(contract["spec"]), contract["n_context_frames"]
         self.chunk_size, self.noise_shape = contract["chunk_size"], shapes["noise"]
 
@@ -83,6 +77,21 @@ class OnnxPilot:
         given = {"state": state, "task": task, "noise": noise, "held": held, "n_held": n_held}
         (actions,) = self._session.run(["actions"], {name: value.numpy() for name, value in given.items()})
         return torch.from_numpy(actions)
+
+
+def onnx_session(onnx: Path | bytes, n_threads: int) -> Any:
+    """Return the session of onnxruntime for a graph, on the CPU.
+
+    Raises:
+        UserError: onnxruntime is missing.
+    """
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise UserError("an export needs onnxruntime to run; pip install 'wamtune[export]'") from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
 
 def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:

@@ -11,8 +11,8 @@ from rewards.errors import UserError
 from rl.cli import keys_of
 from rl.compose import compose
 from rl.deploy.fit import BOUNDS, fit
-from rl.envs.events import NOTHING, Perturbed
-from rl.envs.metaworld import SLICES, TASKS, MetaWorldTask
+from rl.envs.events import NOTHING
+from rl.envs.metaworld import TASKS
 from rl.verbs.progress import Progress
 from world_model.episodes import EpisodeStore
 from world_model.files import write_atomically
@@ -66,12 +66,9 @@ def run(words: list[str]) -> None:
     if task not in known or task not in TASKS:
         raise UserError(f"task={task or '(none)'}: expected one of {', '.join(known)}")
     episodes = store.load(tasks=[task])[: options.n_episodes]
-    positions = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
     with Progress("fit") as progress:
         found = fit(
-            Perturbed(MetaWorldTask(task), {}),
-            positions,
-            slice(*SLICES["goal_pos"]),
+            task,
             episodes,
             options.n_steps,
             options.seed,

@@ -16,13 +16,11 @@ from rl.config import TrainConfig
 from rl.deploy import fit as fitting
 from rl.deploy.fit import Fit, fit
 from rl.envs.events import Event, Perturbed
-from rl.envs.metaworld import SLICES, MetaWorldTask
+from rl.envs.metaworld import MetaWorldTask
 from rl.envs.sim import make_spec
 from world_model.episodes import Episode, EpisodeStore
 
 TASK = "button-press-topdown"
-POSITIONS = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
-GOAL = slice(*SLICES["goal_pos"])
 TRUE = {"gain": 0.6, "delay": 2.0, "noise": 0.002}
 
 
@@ -41,7 +39,7 @@ def lived(seeds: list[int], n_steps: int = 25) -> list[Episode]:
 
 def test_what_was_changed_is_found_again() -> None:
     told: list[float] = []
-    found = fit(Perturbed(MetaWorldTask(TASK), {}), POSITIONS, GOAL, lived([1, 2, 3, 4]), n_steps=25, tick=told.append)
+    found = fit(TASK, lived([1, 2, 3, 4]), n_steps=25, tick=told.append)
     assert found.values["gain"] == pytest.approx(0.6, rel=0.05) and found.values["delay"] == 2.0
     assert found.values["noise"] == pytest.approx(0.002, rel=0.3)
     assert found.after < 0.3 * found.before and told[-1] <= 1.0
@@ -56,12 +54,12 @@ def test_events_around_the_fit() -> None:
 
 
 def test_what_cannot_be_fitted() -> None:
-    task, episodes = Perturbed(MetaWorldTask(TASK), {}), lived([1, 2])
+    episodes = lived([1, 2])
     with pytest.raises(UserError, match="1 episodes: a fit needs at least two, one of them to be judged on"):
-        fit(task, POSITIONS, GOAL, episodes[:1])
+        fit(TASK, episodes[:1])
     episodes[1].seed = 99
     with pytest.raises(UserError, match=r"episode 1 begins 0\.\d+ m from where scene 99 begins in the simulator"):
-        fit(task, POSITIONS, GOAL, episodes)
+        fit(TASK, episodes)
 
 
 def test_the_command_writes_a_preset(
