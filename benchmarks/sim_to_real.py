@@ -103,9 +103,8 @@ class Walk:
         finally:
             post.close()
         assert post.model is not None
-        shards = EpisodeStore(find_checkpoint(config.checkpoint)).shards  # demonstrations, for what trains it on
-        extra = {shard.name: shard.read_bytes() for shard in shards}
-        save_model(self.folder / step, post.model, "rl", config.checkpoint, extra=extra)
+        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()  # for what trains it on
+        save_model(self.folder / step, post.model, "rl", config.checkpoint, extra=demonstrations)
         return {"sim_steps": outcome.sim_steps + outcome.gate_steps, **self.evaluate(step)}
 
     def evaluate(self, step: str) -> Row:

@@ -120,6 +120,10 @@ class EpisodeStore:
         """
         return [episode for shard in self.shards for episode in _read(shard, tasks, sources)]
 
+    def files(self) -> dict[str, bytes]:
+        """Return the shards by name, to be kept beside other files, such as those of a checkpoint."""
+        return {shard.name: shard.read_bytes() for shard in self.shards}
+
     def _headers(self) -> list[dict[str, Any]]:
         return [_header(shard) for shard in self.shards]
 

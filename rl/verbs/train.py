@@ -186,9 +186,7 @@ def _save(path: Path, post: PostTraining, readme: str) -> None:
         spec = {"spec": post.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
         save_checkpoint(path, spec | about, policy_state(post.policy), readme)
         return
-    demonstrations = {
-        shard.name: shard.read_bytes() for shard in EpisodeStore(find_checkpoint(config.checkpoint)).shards
-    }
+    demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()
     save_model(path, post.model, "rl", config.checkpoint, about, readme, demonstrations)
 
 

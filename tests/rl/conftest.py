@@ -35,8 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, demonstrations: list[Ep
     train_stage("tune", model, windows, replace(config, n_steps=100, batch_size=64, atoms=(0.0, 1.0, 0.0, 0.0, 0.0)))
     folder = tmp_path_factory.mktemp("checkpoints")
     EpisodeStore(folder / "episodes").append(demonstrations, model.spec)
-    shards = {shard.name: shard.read_bytes() for shard in EpisodeStore(folder / "episodes").shards}
-    save_model(folder / "tiny", model, "tune", extra=shards)
+    save_model(folder / "tiny", model, "tune", extra=EpisodeStore(folder / "episodes").files())
     return folder / "tiny"
 
 
