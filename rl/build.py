@@ -11,6 +11,7 @@ from rewards import RewardManager
 from rewards.errors import UserError
 from rewards.manager import ISAAC, isaac_terms
 from rl.config import RECORDED, TrainConfig
+from rl.envs.eyes import seen_spec
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.simulator import Simulator, is_isaac
 from rl.gaussian_policy import GaussianPolicy
@@ -50,9 +51,9 @@ def make_sim(
         sim = IsaacEnv(env.id, n_envs, own_rewards=own_rewards, **vars(env.isaac), **options)
     else:
         if model is not None:  # before a task that it does not know is refused for its name alone
-            model.spec.check_fits(make_spec(env.id, tasks), f"env.id={env.id}")
-        names, n_workers = None if model is None else model.spec.tasks, env.n_workers or default_workers()
-        sim = SimEnv(env.id, n_envs, tasks or None, n_workers=n_workers, task_names=names, events=env.events, **options)
+            model.spec.check_fits(seen_spec(model, make_spec(env.id, tasks)), f"env.id={env.id}")
+        options |= {"task_names": None if model is None else model.spec.tasks, "events": env.events, "seen_by": model}
+        sim = SimEnv(env.id, n_envs, tasks or None, n_workers=env.n_workers or default_workers(), **options)
     try:
         if model is not None:
             model.spec.check_fits(sim.spec, f"env.id={env.id}")
@@ -86,6 +87,11 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
     if config.n_action_steps > model.config.chunk_size:
         raise UserError(
             f"n_action_steps={config.n_action_steps} exceeds the chunk of {model.config.chunk_size} actions"
+        )
+    if model.pictures is not None and config.n_action_steps < model.config.chunk_size:
+        raise UserError(
+            f"n_action_steps={config.n_action_steps}: a model that sees gets a picture after each whole chunk; "
+            f"set n_action_steps={model.config.chunk_size}"
         )
     return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps, ppo.noise_correlation)
 

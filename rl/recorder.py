@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from world_model.episodes import Episode
 class Recorder:
     """Keeps every episode that ends, in the order of ending; one that is given up before its end is dropped."""
 
-    def __init__(self, tasks: tuple[str, ...]) -> None:
-        self.tasks = tasks
+    def __init__(self, tasks: tuple[str, ...], picture_every: int = 1) -> None:
+        self.tasks, self.picture_every = tasks, picture_every
         self.episodes: list[Episode] = []
         self._open: dict[int, list[tuple[Tensor, ...]]] = {}  # chunks of frames, actions and success, by environment
 
@@ -31,7 +32,8 @@ class Recorder:
             if done[j]:
                 state, action, success = (torch.cat(parts) for parts in zip(*self._open.pop(j), strict=True))
                 name = self.tasks[int(task[j])]
-                self.episodes.append(Episode(state, action, success, name, "policy", int(seed[j])))
+                episode = Episode(state, action, success, name, "policy", int(seed[j]))
+                self.episodes.append(replace(episode, picture_every=self.picture_every))
 
     def state_dict(self) -> dict[str, Any]:
         """Return finished and open episodes."""

@@ -102,6 +102,7 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
             source=source,
             seed=seeds[j],
             task_reward=paid[j, :n].float().clone(),
+            picture_every=env.picture_every,
         )
         for j, n in enumerate(lengths)
     ]

@@ -31,6 +31,8 @@ class PretrainConfig:
     trust_steps: int = 1500  # of the calibration of trust on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     model: ModelConfig = field(default_factory=ModelConfig)
+    # of the picture codec, before the rest and only where model.views names cameras
+    pictures: StageConfig = field(default_factory=lambda: StageConfig(batch_size=64, learning_rate=2e-3))
     stage: StageConfig = field(default_factory=StageConfig)
 
     def check(self) -> None:

@@ -111,22 +111,23 @@ def _env(
     tasks: Sequence[str],
     known: Sequence[str],
     n_envs: int,
-    n_context_frames: int = 2,
+    model: WorldActionModel | None = None,
     terminate_on_success: bool = False,
 ) -> Simulator:
-    options: dict[str, Any] = {"n_context_frames": n_context_frames, "terminate_on_success": terminate_on_success}
+    frames = 2 if model is None else model.config.n_context_frames
+    options: dict[str, Any] = {"n_context_frames": frames, "terminate_on_success": terminate_on_success}
     if is_isaac(config.id):
         from rl.envs.isaac import IsaacEnv
 
         return IsaacEnv(config.id, n_envs, **options, **vars(config.isaac))
-    return SimEnv(config.id, n_envs, tasks, n_workers=config.n_workers, task_names=known, **options)
+    return SimEnv(config.id, n_envs, tasks, n_workers=config.n_workers, task_names=known, seen_by=model, **options)
 
 
 def _policy(
     config: TuneConfig, model: WorldActionModel, task: str, n_episodes: int, terminate_on_success: bool
 ) -> tuple[Simulator, FlowPolicy]:
     n_envs = n_episodes if is_isaac(config.id) else min(n_episodes, MAX_ENVS)
-    env = _env(config, [task], model.spec.tasks, n_envs, model.config.n_context_frames, terminate_on_success)
+    env = _env(config, [task], model.spec.tasks, n_envs, model, terminate_on_success)
     return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
 
 

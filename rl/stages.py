@@ -19,6 +19,7 @@ from rl.model_card import finite, model_card, success_metrics, world_metrics
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.stage_episodes import collect, demonstrations, evaluate, heldout_store, roll_out
+from rl.stage_pictures import by_task, film, model_spec, see
 from rl.stage_trust import calibrate_trust
 from rl.verbs.progress import Progress
 from rl.verbs.run_folder import RunFolder
@@ -26,6 +27,7 @@ from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.files import existing_folder
 from world_model.model import WorldActionModel
+from world_model.pictures import Pictures
 from world_model.store import half_precision, load_model, load_model_and_config, save_model
 from world_model.training import StageConfig, fit_statistics, train_stage
 from world_model.windows import Windows
@@ -51,13 +53,13 @@ class Work:
     stage: str
     parent: str
     model: WorldActionModel
-    unseen: Windows
+    unseen: Windows | None = None  # to measure on
     step: int = 0  # optimizer steps of the phases before this one
 
     def train(
         self,
         phase: str,
-        windows: Windows,
+        windows: Windows | Pictures,
         config: StageConfig,
         resume: dict[str, Any] | None = None,
     ) -> None:
@@ -69,7 +71,8 @@ class Work:
 
         def save(step: int, state: dict[str, Any]) -> None:
             self.model.eval()
-            self.run.log(self.step + step, _flat(world_metrics(self.model, self.unseen)))
+            if self.unseen is not None:
+                self.run.log(self.step + step, _flat(world_metrics(self.model, self.unseen)))
             self.model.train()
             files = pack_training_state({"phase": phase, "mark": self.run.mark(), **state})
             self.save({"step": self.step + step}, extra=files)
@@ -128,18 +131,27 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     store = EpisodeStore(config.episode_folder)
     collect(config, store)
-    episodes = store.load(config.tasks, SOURCES)
+    state = saved.state if saved else None
     if saved is None:
         torch.manual_seed(config.seed)
-        model = WorldActionModel(config.model, replace(store.spec, tasks=config.tasks))
-        windows = model.windows(episodes)
-        fit_statistics(model, windows)
+        model = WorldActionModel(config.model, model_spec(replace(store.spec, tasks=config.tasks), config.model))
     else:
         model = saved.model
-        windows = model.windows(episodes)
-    heldout = heldout_store(store).load(config.tasks)
-    work = Work(run, "pretrain", "", model, model.windows(heldout))
-    work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=saved.state if saved else None)
+    work = Work(run, "pretrain", "", model)
+    if model.pictures is not None:
+        if state is None or state["phase"] == "pictures":
+            pictures = by_task(*film(config.id, store, config.model, config.tasks, SOURCES))
+            if state is None:
+                model.pictures.fit(pictures)
+            work.train("pictures", pictures, _seeded(config.pictures, config.seed), state)
+            state = None
+        else:
+            work.step = config.pictures.n_steps
+    episodes, heldout = (_read(config, model, part, config.tasks) for part in (store, heldout_store(store)))
+    windows, work.unseen = model.windows(episodes), model.windows(heldout)
+    if state is None:
+        fit_statistics(model, windows)
+    work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=state)
     if config.half:
         half_precision(model)
     metrics = world_metrics(model, work.unseen) | _trust(model, heldout, config)
@@ -158,7 +170,8 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
     if not store.shards:
         raise UserError(f"episodes={config.episodes}: there are none; `wamtune pretrain PRESET` collects them")
-    episodes, unseen = store.load(model.spec.tasks, SOURCES), heldout_store(store).load(model.spec.tasks)
+    everything = model.spec.tasks
+    episodes, unseen = (_read(config, model, part, everything) for part in (store, heldout_store(store)))
     demos = demonstrations(config, episodes, tasks)
     work = Work(run, "tune", config.checkpoint, model, model.windows(unseen))
     state = saved.state if saved else None
@@ -183,6 +196,15 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         run.eval_row({"step": work.step, **result.to_row()})
     metrics = world_metrics(model, work.unseen) | success_metrics(results) | _trust(model, unseen, config)
     return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
+
+
+def _read(
+    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore, tasks: Sequence[str]
+) -> list[Episode]:
+    """Load what scripts did in `tasks`, as the model sees it."""
+    if model.pictures is None:
+        return store.load(tasks, SOURCES)
+    return see(model, config.id, *film(config.id, store, model.config, tasks, SOURCES))
 
 
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import torch
@@ -13,7 +13,7 @@ from world_model.normalizer import Normalizer
 
 
 class Codec(ABC, nn.Module):
-    """Interface of an observation codec, such as a state vector's or (later) an image's.
+    """Interface of an observation codec: of a state vector, or of one that ends in codes of pictures.
 
     Predicted frames live in a *code space*: `encode_future` maps frames to numbers of about unit deviation, on which
     the flow works, and `decode_future` maps back.
@@ -21,6 +21,8 @@ class Codec(ABC, nn.Module):
 
     n_context_tokens: int
     n_future_tokens: int
+    code_dim: int
+    state: Normalizer  # of a frame, for read-outs
 
     @abstractmethod
     def fit(self, context: Tensor, future: Tensor) -> None:
@@ -45,6 +47,10 @@ class Codec(ABC, nn.Module):
     @abstractmethod
     def predict_future(self, tokens: Tensor) -> Tensor:
         """Decoded tokens (batch, n_future_tokens, world_width) -> estimate of the clean codes."""
+
+    @abstractmethod
+    def future_parameters(self) -> Iterator[nn.Parameter]:
+        """What a refit trains: the ways from codes to tokens and back."""
 
 
 NEAR = (0.02, 0.1)
@@ -119,6 +125,94 @@ class VectorCodec(Codec):
         """Project tokens back to codes."""
         codes: Tensor = self.future_out(tokens)
         return codes
+
+    def future_parameters(self) -> Iterator[nn.Parameter]:
+        """Both projections."""
+        yield from self.future_in.parameters()
+        yield from self.future_out.parameters()
+
+
+class SeeingCodec(Codec):
+    """Frames that end in codes of pictures: a token for the vector before them, and one for each patch of a picture.
+
+    Pictures are taken where a chunk ends, and stay until the next: of the frames of a chunk only the last has a new
+    one, and only that is predicted, as the change of each code. Changes are measured by one scale for all codes, so
+    that what hardly moves hardly counts.
+
+    Args:
+        vector: codec of what comes before the codes.
+        n_tokens, dim: patches of the pictures of a moment, and numbers of each.
+        width, world_width: see `ModelConfig`.
+    """
+
+    def __init__(self, vector: VectorCodec, n_tokens: int, dim: int, width: int, world_width: int) -> None:
+        super().__init__()
+        self.vector, self.n_tokens, self.dim = vector, n_tokens, dim
+        self.vector_dim = vector.state.mean.shape[0]
+        self.n_context_tokens = vector.n_context_tokens + n_tokens
+        self.n_future_tokens = vector.n_future_tokens + n_tokens
+        self.code_dim = max(vector.code_dim, dim)
+        self.state = Normalizer((self.vector_dim + n_tokens * dim,), floor=1e-3, name="state")
+        self.scale = Normalizer((1,), floor=1e-3, name="picture change")
+        self.context_in = nn.Linear(2 * dim, width)
+        self.future_in = nn.Linear(dim, world_width)
+        self.future_out = nn.Linear(world_width, dim)
+
+    def fit(self, context: Tensor, future: Tensor) -> None:
+        """Set statistics from (n, n_context_frames, state_dim) and (n, chunk_size, state_dim)."""
+        self.vector.fit(context[..., : self.vector_dim], future[..., : self.vector_dim])
+        self.state.fit(context[:, -1])
+        change = (future[:, -1] - context[:, -1])[:, self.vector_dim :]
+        self.scale.fit(change.reshape(-1, 1), centered=False)
+
+    def embed_context(self, context: Tensor) -> Tensor:
+        """Of each patch, what is there and how it changed since the picture before."""
+        newest, change = self._patches(self.state(context[:, -1])), self._patches(context[:, -1] - context[:, 0])
+        tokens = self.context_in(torch.cat([newest, change / self.scale.std], dim=-1))
+        return torch.cat([self.vector.embed_context(context[..., : self.vector_dim]), tokens], dim=1)
+
+    def encode_future(self, context: Tensor, future: Tensor) -> Tensor:
+        """(batch, chunk_size, state_dim) -> (batch, n_future_tokens, code_dim), filled up with zeros."""
+        vector = self.vector.encode_future(context[..., : self.vector_dim], future[..., : self.vector_dim])
+        change = self.scale(self._patches(future[:, -1]) - self._patches(context[:, -1]))
+        return torch.cat([self._filled(vector), self._filled(change)], dim=1)
+
+    def decode_future(self, context: Tensor, codes: Tensor) -> Tensor:
+        """(batch, n_future_tokens, code_dim) -> (batch, chunk_size, state_dim), the new picture in the last frame."""
+        vector, change = self._split(codes)
+        frames = self.vector.decode_future(context[..., : self.vector_dim], vector)
+        before = context[:, -1:, self.vector_dim :]
+        after = before + self.scale.invert(change).flatten(1).unsqueeze(1)
+        pictures = torch.cat([before.expand(-1, frames.shape[1] - 1, -1), after], dim=1)
+        return torch.cat([frames, pictures], dim=2)
+
+    def embed_future(self, context: Tensor, codes: Tensor) -> Tensor:
+        """Project codes, those of the vector and those of patches apart."""
+        vector, change = self._split(codes)
+        embedded = self.vector.embed_future(context[..., : self.vector_dim], vector)
+        return torch.cat([embedded, self.future_in(change)], dim=1)
+
+    def predict_future(self, tokens: Tensor) -> Tensor:
+        """Project tokens back to codes."""
+        n = self.vector.n_future_tokens
+        vector, change = self.vector.predict_future(tokens[:, :n]), self.future_out(tokens[:, n:])
+        return torch.cat([self._filled(vector), self._filled(change)], dim=1)
+
+    def future_parameters(self) -> Iterator[nn.Parameter]:
+        """Both projections of patches and those of the vector."""
+        yield from self.vector.future_parameters()
+        yield from self.future_in.parameters()
+        yield from self.future_out.parameters()
+
+    def _patches(self, frames: Tensor) -> Tensor:
+        return frames[..., self.vector_dim :].unflatten(-1, (self.n_tokens, self.dim))
+
+    def _split(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        n = self.vector.n_future_tokens
+        return codes[:, :n, : self.vector.code_dim], codes[:, n:, : self.dim]
+
+    def _filled(self, codes: Tensor) -> Tensor:
+        return nn.functional.pad(codes, (0, self.code_dim - codes.shape[-1]))
 
 
 class ActionCodec(nn.Module):

@@ -33,6 +33,7 @@ class Episode:
     source: str  # "expert", "noisy", "random", "policy", "import"
     seed: int
     task_reward: Tensor | None = None  # (T,) float32, the simulator's own
+    picture_every: int = 1  # steps between new pictures, where frames end in codes of them
 
     @property
     def length(self) -> int:
@@ -118,7 +119,7 @@ class EpisodeStore:
         Raises:
             UserError: a shard is damaged; it is named.
         """
-        return [episode for shard in self.shards for episode in _read(shard, tasks, sources)]
+        return [episode for shard in self.shards for episode in read_shard(shard, tasks, sources)]
 
     def files(self) -> dict[str, bytes]:
         """Return the shards by name, to be kept beside other files, such as those of a checkpoint."""
@@ -146,6 +147,7 @@ def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
             "length": e.length,
             "is_success": e.is_success,
             "task_reward": e.task_reward is not None,
+            "picture_every": e.picture_every,
         }
         for e in episodes
     ]
@@ -180,7 +182,10 @@ def _header(shard: Path) -> dict[str, Any]:
     return header
 
 
-def _read(shard: Path, tasks: Collection[str] | None, sources: Collection[str] | None) -> list[Episode]:
+def read_shard(
+    shard: Path, tasks: Collection[str] | None = None, sources: Collection[str] | None = None
+) -> list[Episode]:
+    """Read one shard of a store, see `EpisodeStore.load`."""
     header = _header(shard)
     rows = header["episodes"]
     wanted = [(tasks is None or row["task"] in tasks) and (sources is None or row["source"] in sources) for row in rows]
@@ -209,6 +214,7 @@ def _read(shard: Path, tasks: Collection[str] | None, sources: Collection[str] |
             source=row["source"],
             seed=row["seed"],
             task_reward=reward.clone() if row["task_reward"] else None,
+            picture_every=row.get("picture_every", 1),  # older shards have no pictures
         )
         for row, keep, (state, action, success, reward) in zip(rows, wanted, parts, strict=True)
         if keep

@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from world_model.codec import ActionCodec, VectorCodec
+from world_model.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
 from world_model.layers import KeysValues, NoiseLevel, Stack
+from world_model.pictures import PATCH, PictureCodec
 from world_model.spec import Spec
 from world_model.trust import Trust
+from world_model.view import View
 from world_model.windows import Windows
 
 if TYPE_CHECKING:
@@ -50,11 +52,14 @@ class ModelConfig:
     action_width: int = 128
     n_layers: int = 4
     n_heads: int = 5
+    views: tuple[View, ...] = ()  # cameras whose pictures it sees and predicts
+    picture_size: int = 64  # pixels along each side
+    picture_dim: int = 32  # numbers in the code of each patch of 16 x 16
 
     def check(self) -> None:
         """Raise `UserError` for sizes that no model has, before memory is taken for them, and that do not divide."""
         for name, size in asdict(self).items():
-            if type(size) is not int or not 1 <= size <= LARGEST:
+            if name != "views" and (type(size) is not int or not 1 <= size <= LARGEST):
                 raise UserError(f"model.{name}={size!r}: expected a whole number from 1 to {LARGEST}")
         for small, large in (
             ("frames_per_token", "chunk_size"),
@@ -65,6 +70,8 @@ class ModelConfig:
                 raise UserError(
                     f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}"
                 )
+        if self.picture_size % PATCH:
+            raise UserError(f"model.picture_size={self.picture_size}: expected a multiple of {PATCH}")
 
 
 class WorldActionModel(nn.Module):
@@ -79,15 +86,9 @@ class WorldActionModel(nn.Module):
         super().__init__()
         config.check()
         self.config, self.spec = config, spec
-        self.codec = VectorCodec(
-            spec.state_dim,
-            [part for name, part in spec.slices.items() if name.endswith("_pos")],
-            config.n_context_frames,
-            config.chunk_size,
-            config.frames_per_token,
-            config.width,
-            config.world_width,
-        )
+        seen = len(config.views), config.picture_size, config.picture_dim
+        self.pictures = PictureCodec(*seen) if config.views else None
+        self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
         self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
         self.world = WorldDecoder(config, self.codec.n_future_tokens, self.action_codec)
@@ -99,6 +100,22 @@ class WorldActionModel(nn.Module):
         self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
         self.action_low: Tensor
         self.action_high: Tensor
+
+    def _make_codec(self) -> Codec:
+        config, spec = self.config, self.spec
+        n_codes = 0 if self.pictures is None else self.pictures.code_dim
+        vector = VectorCodec(
+            spec.state_dim - n_codes,
+            [part for name, part in spec.slices.items() if name.endswith("_pos")],
+            config.n_context_frames,
+            config.chunk_size,
+            config.frames_per_token,
+            config.width,
+            config.world_width,
+        )
+        if self.pictures is None:
+            return vector
+        return SeeingCodec(vector, self.pictures.n_tokens, self.pictures.dim, config.width, config.world_width)
 
     def encode(self, context: Tensor, task: Tensor) -> Context:
         """Encode context frames (batch, n_context_frames, state_dim) and task (batch,) once, for all decoders."""
@@ -140,8 +157,7 @@ class WorldActionModel(nn.Module):
     def dynamics_parameters(self) -> Iterator[nn.Parameter]:
         """What a refit trains beside the read-outs: the world decoder, from codes to codes."""
         yield from self.world.parameters()
-        yield from self.codec.future_in.parameters()
-        yield from self.codec.future_out.parameters()
+        yield from self.codec.future_parameters()
 
     def action_parameters(self) -> Iterator[nn.Parameter]:
         """What PPO trains beside the critic: the action decoder."""
@@ -149,7 +165,13 @@ class WorldActionModel(nn.Module):
 
     def windows(self, episodes: list[Episode]) -> Windows:
         """Cut episodes into what this model reads and predicts."""
-        return Windows(episodes, self.spec.tasks, self.config.n_context_frames, self.config.chunk_size)
+        return self.windows_of(episodes, self.spec.tasks, self.config.chunk_size)
+
+    def windows_of(self, episodes: list[Episode], tasks: tuple[str, ...], length: int) -> Windows:
+        """Cut episodes of any tasks into windows of `length` steps."""
+        config = self.config
+        pictures = self.spec.slices["image"] if config.views else None
+        return Windows(episodes, tasks, config.n_context_frames, length, pictures, config.chunk_size)
 
     def to_config(self) -> dict[str, Any]:
         """Return the part of `config.json` from which the same architecture is rebuilt."""
@@ -158,7 +180,8 @@ class WorldActionModel(nn.Module):
     @staticmethod
     def from_config(data: dict[str, Any]) -> WorldActionModel:
         """Build the architecture that `to_config` described, with fresh weights."""
-        return WorldActionModel(ModelConfig(**data["model"]), Spec.from_dict(data["spec"]))
+        views = tuple(View(**{**view, "lookat": tuple(view["lookat"])}) for view in data["model"].get("views", ()))
+        return WorldActionModel(ModelConfig(**{**data["model"], "views": views}), Spec.from_dict(data["spec"]))
 
 
 @dataclass

@@ -1,5 +1,6 @@
-"""The two training stages before RL, and the refit of the world side: one loop, four settings.
+"""The two training stages before RL, and the refit of the world side: one loop, five settings.
 
+`pictures` comes first where a model sees: it learns what a code of a picture is, which stays from then on.
 `pretrain` learns to predict from all episodes, with no imitation. `tune` teaches the action decoder to act, from few
 demonstrations; encoder and dream keep every bit. `refit` trains the world decoder alone on newer episodes; encoder and
 action decoder keep every bit. `dynamics` is a refit that leaves the read-outs as they are: episodes of PPO end at their
@@ -22,6 +23,7 @@ from world_model.flow import ATOMS
 from world_model.guards import check_gradients, check_loss
 from world_model.losses import stage_losses
 from world_model.model import WorldActionModel
+from world_model.pictures import PictureBatch, Pictures, picture_loss
 from world_model.windows import Windows
 
 Log = Callable[[int, dict[str, float]], None]
@@ -68,15 +70,15 @@ def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, s
 def train_stage(
     stage: str,
     model: WorldActionModel,
-    windows: Windows,
+    windows: Windows | Pictures,
     config: StageConfig,
     log: Log | None = None,
     save: Save | None = None,
     resume: dict[str, Any] | None = None,
 ) -> None:
-    """Train `model` in place for `config.n_steps` steps of stage pretrain, tune, refit or dynamics.
+    """Train `model` in place for `config.n_steps` steps of stage pictures, pretrain, tune, refit or dynamics.
 
-    `windows` are those of all episodes, for tune of the demonstrations alone.
+    `windows` are those of all episodes, for tune of the demonstrations alone; for pictures there are pictures instead.
     `log` is called with the mean losses every `log_every` steps, `save` with all that `resume` needs every `save_every`
     steps and at the end; a run continued from there ends with the same weights.
 
@@ -96,7 +98,7 @@ def train_stage(
 def _train(
     stage: str,
     model: WorldActionModel,
-    windows: Windows,
+    windows: Windows | Pictures,
     config: StageConfig,
     log: Log | None,
     save: Save | None,
@@ -117,7 +119,11 @@ def _train(
     model.train()
     for step in range(first, config.n_steps):
         batch = windows.sample(config.batch_size, generator)
-        losses = stage_losses(stage, model, batch, config.atoms, generator)
+        if isinstance(batch, PictureBatch):
+            assert model.pictures is not None
+            losses = {"picture": picture_loss(model.pictures, batch)}
+        else:
+            losses = stage_losses(stage, model, batch, config.atoms, generator)
         share = schedule(step, config)
         total = torch.stack([*losses.values()]).sum()
         if total.requires_grad:  # else the batch held nothing that this stage learns from
@@ -134,8 +140,10 @@ def _train(
 
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
     """Freeze what a stage must not touch and return the rest; critic and trust are none of a stage's business."""
-    everything = (p for name, p in model.named_parameters() if not name.startswith(("value.", "trust.")))
+    apart = "value.", "trust.", "pictures."
+    everything = (p for name, p in model.named_parameters() if not name.startswith(apart))
     trained = {
+        "pictures": () if model.pictures is None else model.pictures.parameters(),
         "pretrain": everything,
         "tune": model.action_parameters(),
         "refit": chain(model.dynamics_parameters(), model.read_out.parameters()),

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from world_model import modes
 from world_model.normalizer import Normalizer
-from world_model.windows import Windows
 
 if TYPE_CHECKING:
     from world_model.episodes import Episode
@@ -89,7 +88,7 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> t
     """
     size = model.config.chunk_size
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
-    windows = Windows(episodes, tasks, model.config.n_context_frames, HORIZON * size)
+    windows = model.windows_of(episodes, tasks, HORIZON * size)
     batch = windows.at(torch.arange(0, len(windows), size))
     batch.task = batch.task.clamp(max=model.encoder.null_task)
     given, errors = [], []

@@ -37,15 +37,26 @@ class Windows:
         tasks: task names; an episode's index into them conditions the model.
         n_context_frames: frames before a chunk; at the start of an episode the first frame is repeated.
         chunk_size: actions in a chunk.
+        pictures: where in a frame codes of pictures stand. A model gets a new picture every `picture_every` steps only
+            and keeps the last one between, and so does a window, whatever the episodes hold.
     """
 
-    def __init__(self, episodes: list[Episode], tasks: tuple[str, ...], n_context_frames: int, chunk_size: int) -> None:
+    def __init__(
+        self,
+        episodes: list[Episode],
+        tasks: tuple[str, ...],
+        n_context_frames: int,
+        chunk_size: int,
+        pictures: slice | None = None,
+        picture_every: int = 8,
+    ) -> None:
         usable = [e for e in episodes if e.length >= chunk_size]
         if not usable:
             raise UserError(
                 f"none of {len(episodes)} episodes has the {chunk_size} steps of a chunk; collect longer ones"
             )
         self.episodes, self.n_context_frames, self.chunk_size = usable, n_context_frames, chunk_size
+        self.pictures, self.picture_every = pictures, picture_every
         pad = n_context_frames - 1
         states, actions, success, progress, starts, offset = [], [], [], [], [], 0
         for episode in usable:
@@ -55,7 +66,7 @@ class Windows:
             success.append(_pad_front(episode.success.float(), pad + 1))
             progress.append(_pad_front(progress_labels(episode.success), pad))
             actions[-1] = torch.cat([actions[-1], torch.zeros_like(actions[-1][:1])])
-            starts.append(offset + pad + torch.arange(episode.length - chunk_size + 1))
+            starts.append(offset + pad + torch.arange(0, episode.length - chunk_size + 1, episode.picture_every))
             offset += len(states[-1])
         self.state, self.action = torch.cat(states), torch.cat(actions)
         self.success, self.progress = torch.cat(success), torch.cat(progress)
@@ -63,6 +74,8 @@ class Windows:
         lengths = torch.tensor([len(s) for s in starts])
         self.episode = torch.repeat_interleave(torch.arange(len(usable)), lengths)
         self.task = torch.tensor([tasks.index(e.task) for e in usable])
+        rows = torch.tensor([e.length + 1 + pad for e in usable])
+        self.first = rows.cumsum(0) - rows + pad  # row of the first frame of each episode
 
     def __len__(self) -> int:
         return len(self.start)
@@ -76,11 +89,17 @@ class Windows:
         start = self.start[index][:, None]  # row of the newest context frame, and of the first action
         context = start + torch.arange(1 - self.n_context_frames, 1)
         future = start + torch.arange(1, self.chunk_size + 1)
+        frames, followed = self.state[context], self.state[future]
+        if self.pictures is not None:
+            since = torch.arange(1, self.chunk_size + 1) // self.picture_every * self.picture_every
+            before = (start - self.picture_every).maximum(self.first[self.episode[index]][:, None])
+            frames[:, :-1, self.pictures] = self.state[before][..., self.pictures]
+            followed[..., self.pictures] = self.state[start + since][..., self.pictures]
         return Batch(
-            context=self.state[context],
+            context=frames,
             task=self.task[self.episode[index]],
             actions=self.action[future - 1],
-            future=self.state[future],
+            future=followed,
             success=self.success[future],
             progress=self.progress[future],
         )

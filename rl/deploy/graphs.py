@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rewards.errors import UserError
 from world_model import modes
+from world_model.codec import VectorCodec
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
 from world_model.windows import Windows
@@ -24,7 +26,11 @@ class FlowGraph(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model)
         self.n_denoising_steps = n_denoising_steps
-        for statistics in (self.model.codec.state, self.model.codec.change, self.model.action_codec.action):
+        codec = self.model.codec
+        if not isinstance(codec, VectorCodec):
+            raise UserError("export: a policy that sees pictures cannot be exported yet; choose one that acts on a state")
+        self.codec = codec
+        for statistics in (codec.state, codec.change, self.model.action_codec.action):
             statistics.check_fitted()
             # A graph cannot branch on a tensor, so this was asked for the last time.
             statistics.check_fitted = lambda: None  # type: ignore[method-assign]
@@ -44,7 +50,7 @@ class FlowGraph(nn.Module):
 
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw `n` inputs as they may come: states like those of the training, moving as fast, and normal noise."""
-        codec, config, spec = self.model.codec, self.model.config, self.model.spec
+        codec, config, spec = self.codec, self.model.config, self.model.spec
         moved = codec.change.std[0] * torch.randn(n, config.n_context_frames, spec.state_dim, generator=generator)
         moved[:, 0] = codec.state.invert(torch.randn(n, spec.state_dim, generator=generator))
         task = torch.randint(len(spec.tasks), (n,), generator=generator)

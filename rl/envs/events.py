@@ -7,13 +7,14 @@ the environment) alone, so an episode can be repeated, and a run continued, exac
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from rl.envs.workers import user_error
+from world_model.view import View
 
 Array = np.ndarray
 
@@ -95,6 +96,11 @@ class Perturbed:
             getattr(model, name)[self._free] = self.now["mass"] * base[name][self._free]
         model.geom_friction[:] = self.now["friction"] * base["geom_friction"]
         model.dof_damping[:] = self.now["damping"] * base["dof_damping"]
+
+    def pictures(self, views: Sequence[View], size: int) -> Array:
+        """Draw the task; no event changes how it looks."""
+        drawn: Array = self.task.pictures(views, size)
+        return drawn
 
     def close(self) -> None:
         """Close the task."""

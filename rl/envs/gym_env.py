@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from rl.envs.workers import user_error
+from world_model.view import View
 
 Array = np.ndarray
 
@@ -49,6 +51,10 @@ class GymTask:
         success = info.get("is_success", info.get("success", False))
         ends = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
         return frame, float(paid[0]), self._flag(success, "success in its info"), *ends
+
+    def pictures(self, views: Sequence[View], size: int) -> Array:
+        """Refuse: where a camera would stand is not known."""
+        raise user_error("pictures are drawn of Meta-World tasks alone; choose a checkpoint that sees none")
 
     def _numbers(self, value: Any, what: str, size: int) -> Array:
         """Return `value` as float32 (size,) after a look at its kind and size; how large it is, is looked at later."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from metaworld.policies import ENV_POLICY_MAP
 
 from rl.envs.fast_sawyer import fast_class
 from rl.envs.workers import user_error
+from world_model.view import View
 
 Array = np.ndarray
 Expert = Callable[[Array, Array], Array]
@@ -44,6 +46,7 @@ class MetaWorldTask:
 
     def __init__(self, task: str) -> None:
         check_task(task)
+        self._task = task
         self._env = fast_class(f"{task}-v3")()
 
     @property
@@ -60,9 +63,21 @@ class MetaWorldTask:
         obs, reward, success = self._env.advance(action)
         return _frame(obs), reward, success, False, False
 
+    def pictures(self, views: Sequence[View], size: int) -> Array:
+        """Draw the table from each view. Shape: (n_views, size, size, 3) uint8."""
+        return np.stack([_camera(self._task, view, size).picture(self._env.data) for view in views])
+
     def close(self) -> None:
         """Let go of the physics, 25 MB: an environment refers to itself, and would stay until it is collected."""
         vars(self._env).clear()
+
+
+@cache
+def _camera(task: str, view: View, size: int) -> Any:
+    """One camera draws all environments of a task; late, since most never look."""
+    from rl.envs.camera import Camera
+
+    return Camera(fast_class(f"{task}-v3")().model, view, size)
 
 
 def scripted_expert(task: str) -> Expert:

@@ -12,9 +12,11 @@ from torch import Tensor
 from rewards import RewardManager
 from rewards.errors import UserError
 from rl.envs.events import Event
+from rl.envs.eyes import eyes_of
 from rl.envs.simulator import Simulator
 from rl.envs.workers import Group, Workers
 from world_model.env import Advance, ReadOut, Start
+from world_model.model import WorldActionModel
 from world_model.spec import Feature, Spec
 
 
@@ -28,6 +30,7 @@ class SimEnv(Simulator):
         n_workers: processes to spread the environments over, 0 for none; results do not depend on it.
         task_names: the tasks that `obs["task"]` indexes, when a model knows more than these.
         events: domain randomisation, of Meta-World tasks alone.
+        seen_by: a model that sees pictures is told its own part of the state, and codes of them; see `Eyes`.
 
     The other arguments are those of `BatchedEnv`. An episode is named by its seed: it fixes goal and objects.
     """
@@ -48,12 +51,16 @@ class SimEnv(Simulator):
         obs_noise: float = 0.0,
         task_names: Sequence[str] | None = None,
         events: Mapping[str, Event] | None = None,
+        seen_by: WorldActionModel | None = None,
     ) -> None:
         spec = make_spec(env_id, tasks, task_names)
+        self.eyes = eyes_of(seen_by, spec)
+        spec = self.eyes.spec if self.eyes else spec
         rest = max_steps, rewards, read_out, terminate_on_success, action_delay, obs_noise, seed
         super().__init__(spec, num_envs, n_context_frames, *rest)
         names = tuple(tasks or (env_id,))
         self.env_id = env_id
+        self.picture_every = seen_by.config.chunk_size if seen_by and self.eyes else 1
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env])
         # For exact resume: the actions of each environment since its episode began.
@@ -62,12 +69,13 @@ class SimEnv(Simulator):
         self._seeds = []
         if events and env_id != "metaworld":
             raise UserError(f"env.events: {env_id!r} has no events of ours; only Meta-World tasks have")
-        names_and_events = env_id, self.task_of_env, events or {}
-        self._envs = Workers(*names_and_events, n_workers) if n_workers else Group(*names_and_events)
+        looked_at = (seen_by.config.views, seen_by.config.picture_size) if seen_by and self.eyes else ((), 0)
+        described = env_id, self.task_of_env, events or {}, *looked_at
+        self._envs = Workers(*described, n_workers) if n_workers else Group(*described)
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""
-        if self.env_id != "metaworld":
+        if self.env_id != "metaworld" or self.eyes:
             raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
         from rl.envs.metaworld import scripted_expert
 
@@ -100,7 +108,10 @@ class SimEnv(Simulator):
     def _restart(self, mask: Tensor) -> Start:
         which = mask.nonzero()[:, 0].tolist()
         seeds = self._next_seeds(len(which))
-        frames = torch.from_numpy(self._envs.reset(dict(zip(which, seeds.tolist(), strict=True))))
+        first, pictures = self._envs.reset(dict(zip(which, seeds.tolist(), strict=True)))
+        frames = torch.from_numpy(first)
+        if self.eyes:
+            frames = self.eyes.begin(frames, pictures)
         for j in which:
             self._past[j] = []
         return Start(
@@ -115,7 +126,10 @@ class SimEnv(Simulator):
         steps = self._envs.advance(commands, limit.numpy(), self.terminate_on_success)
         for past, command in zip(self._past, commands, strict=True):
             past.extend(command.copy())  # those after an end do not matter: a restart empties the list
-        frames, reward, success, terminated, truncated = (torch.from_numpy(array) for array in steps)
+        frames, reward, success, terminated, truncated = (torch.from_numpy(array) for array in steps[:5])
+        if self.eyes:
+            last = torch.from_numpy(steps.n_executed) - 1
+            frames = self.eyes.go_on(frames, steps.pictures, self.context[:, -1], last)
         return Advance(frames, success, terminated, truncated, task_reward=reward)
 
 

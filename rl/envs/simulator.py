@@ -32,6 +32,9 @@ class Simulator(BatchedEnv):
     alone = False
     """There can be only one at a time in a process: who trains and who is judged share it."""
 
+    picture_every = 1
+    """Steps between new pictures, where frames end in codes of them."""
+
     _executed: Tensor  # (num_envs, k, action_dim)
     _seeds: list[int]  # handed out one a restart, the last one for ever; empty: drawn
     recorder: Recorder | None = None  # see `record`
@@ -51,7 +54,7 @@ class Simulator(BatchedEnv):
     def record(self, on: bool) -> list[Episode]:
         """Return the episodes that have ended since recording began; record on, or stop."""
         episodes = self.recorder.take() if self.recorder else []
-        self.recorder = (self.recorder or Recorder(self.spec.tasks)) if on else None
+        self.recorder = (self.recorder or Recorder(self.spec.tasks, self.picture_every)) if on else None
         return episodes
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,16 +11,18 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     from rl.envs.events import Event
+    from world_model.view import View
 
 Array = np.ndarray
 Events: TypeAlias = "Mapping[str, Event]"
+Views: TypeAlias = "Sequence[View]"
 
 
 class Task(Protocol):
@@ -31,6 +33,9 @@ class Task(Protocol):
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action`; return frame, reward, success, terminated, truncated."""
+
+    def pictures(self, views: Views, size: int) -> Array:
+        """Draw what it looks like now, from each view. Shape: (n_views, size, size, 3) uint8."""
 
     def close(self) -> None:
         """Release what the environment holds."""
@@ -44,27 +49,32 @@ class Steps(NamedTuple):
     success: Array  # (n, k) bool
     terminated: Array  # (n, k) bool
     truncated: Array  # (n, k) bool
+    n_executed: Array  # (n,) int64, of the k steps
+    pictures: Array  # (n, n_views, size, size, 3) uint8, after the last of them
 
 
 class Group:
-    """A fixed list of environments, stepped one after the other."""
+    """A fixed list of environments, stepped one after the other, and looked at from `views` where there are any."""
 
-    def __init__(self, env_id: str, tasks: Sequence[str], events: Events, first: int = 0) -> None:
+    def __init__(
+        self, env_id: str, tasks: Sequence[str], events: Events, views: Views = (), size: int = 0, first: int = 0
+    ) -> None:
+        self.views, self.size = views, size
         self.first = first  # number of the first one among those of all workers
         self.envs = [make_task(env_id, task, events, first + i) for i, task in enumerate(tasks)]
         self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
 
-    def reset(self, seeds: dict[int, int]) -> Array:
-        """Begin an episode in each environment named by a key; return first frames (len(seeds), state_dim)."""
+    def reset(self, seeds: dict[int, int]) -> tuple[Array, Array]:
+        """Begin an episode in each environment named by a key; return its first frames (n, state_dim) and pictures."""
         for i, seed in seeds.items():
             self.last[i] = self.envs[i].reset(seed)
-        return np.stack([self.last[i] for i in seeds])
+        return np.stack([self.last[i] for i in seeds]), self._pictures(seeds)
 
     def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
         """Execute up to `limit` (n,) of `actions` (n, k, action_dim) in each environment, up to its end."""
         n, k = actions.shape[:2]
         frames = np.empty((n, k, len(self.last[0])), np.float32)
-        reward, flags = np.zeros((n, k), np.float32), np.zeros((3, n, k), bool)
+        reward, flags, n_executed = np.zeros((n, k), np.float32), np.zeros((3, n, k), bool), np.zeros(n, np.int64)
         for i, env in enumerate(self.envs):
             over = False
             for j in range(k):
@@ -73,10 +83,10 @@ class Group:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
                     except ValueError as error:
                         raise bad_numbers(f"sim: environment {self.first + i}: {error}") from error
-                    flags[:, i, j] = success, terminated, truncated
+                    flags[:, i, j], n_executed[i] = (success, terminated, truncated), j + 1
                     over = terminated or truncated or (success and stop_on_success)
                 frames[i, j] = self.last[i]
-        return Steps(frames, reward, *flags)
+        return Steps(frames, reward, flags[0], flags[1], flags[2], n_executed, self._pictures(range(n)))
 
     def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
         """Bring each environment back to where the `actions` (steps, action_dim) of an episode left it."""
@@ -90,20 +100,29 @@ class Group:
         for env in self.envs:
             env.close()
 
+    def _pictures(self, which: Iterable[int]) -> Array:
+        if not self.views:
+            return np.zeros((len(list(which)), 0, 0, 0, 3), np.uint8)
+        return np.stack([self.envs[i].pictures(self.views, self.size) for i in which])
+
 
 class Workers:
     """The same as `Group`, spread over processes; results do not depend on their number."""
 
-    def __init__(self, env_id: str, tasks: Sequence[str], events: Events, n_workers: int) -> None:
+    def __init__(
+        self, env_id: str, tasks: Sequence[str], events: Events, views: Views, size: int, n_workers: int
+    ) -> None:
         self.parts = [part.tolist() for part in np.array_split(np.arange(len(tasks)), min(n_workers, len(tasks)))]
         self.processes = [start("rl.envs.workers") for _ in self.parts]
-        self._all("__init__", [(env_id, [tasks[i] for i in part], dict(events), part[0]) for part in self.parts])
+        rest = dict(events), tuple(views), size
+        self._all("__init__", [(env_id, [tasks[i] for i in part], *rest, part[0]) for part in self.parts])
 
-    def reset(self, seeds: dict[int, int]) -> Array:
+    def reset(self, seeds: dict[int, int]) -> tuple[Array, Array]:
         """See `Group.reset`."""
         shares = [{i - part[0]: seeds[i] for i in part if i in seeds} for part in self.parts]
-        frames = self._all("reset", [(share,) if share else None for share in shares])
-        return np.concatenate([f for f in frames if f is not None])
+        answers = self._all("reset", [(share,) if share else None for share in shares])
+        frames, pictures = zip(*answers, strict=True)
+        return np.concatenate(frames), np.concatenate(pictures)
 
     def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
         """See `Group.advance`."""

@@ -1,0 +1,120 @@
+"""Pictures of a MuJoCo model at training speed.
+
+Stock draws 67,000 faces with shadows, reflections and multisampling, ten pictures a second in software. Drawn are here
+copies of the model whose meshes are thinned to a grid of vertices, without any of that; the physics never sees them.
+`benchmarks/camera.py` prints what it gains.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+from functools import cache
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from rl.envs.workers import user_error
+from world_model.view import View
+
+Array = np.ndarray
+
+os.environ.setdefault("LP_NUM_THREADS", "0")  # software OpenGL draws small pictures fastest in the caller's thread
+
+GRID = 12
+"""Cells along the longest side of a mesh; the vertices in a cell become one."""
+
+
+class Camera:
+    """Draws one model from one view, `size` pixels along each side, for any of the data that belong to such a model.
+
+    Raises:
+        UserError: OpenGL is missing, or the model has no camera of that name.
+    """
+
+    def __init__(self, model: mujoco.MjModel, view: View, size: int = 64) -> None:
+        self.size, self._model = size, _thinned(model)
+        _context().make_current()
+        self._model.vis.quality.offsamples = self._model.vis.quality.shadowsize = 0
+        self._model.vis.global_.offwidth = self._model.vis.global_.offheight = size
+        if not view.shows_goal:
+            for i in range(self._model.nsite):
+                if "goal" in self._model.site(i).name:
+                    self._model.site_rgba[i, 3] = 0.0
+        self._scene, self._options = mujoco.MjvScene(self._model, 500), mujoco.MjvOption()
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self._camera = _placed(self._model, view)
+        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._rectangle = mujoco.MjrRect(0, 0, size, size)
+
+    def picture(self, data: mujoco.MjData) -> Array:
+        """Draw what `data` holds. Shape: (size, size, 3) uint8, the upper row first."""
+        _context().make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        pixels = np.empty((self.size, self.size, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)
+        return pixels[::-1]
+
+    def close(self) -> None:
+        """Release what the picture is drawn with."""
+        self._context.free()
+
+
+@cache
+def _context() -> Any:
+    """Return the one OpenGL context of this process: of two, the one may draw what belongs to the other."""
+    backend = os.environ.get("MUJOCO_GL") or ("cgl" if sys.platform == "darwin" else "egl")
+    try:
+        context = importlib.import_module(f"mujoco.{backend}").GLContext(1, 1)
+        context.make_current()
+    except Exception as error:
+        raise user_error(
+            f"pictures need OpenGL, and MUJOCO_GL={backend} finds none ({type(error).__name__}: {error}); on Debian: "
+            f"apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri"
+        ) from error
+    return context
+
+
+def _placed(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    if view.camera:
+        names = [model.camera(i).name for i in range(model.ncam)]
+        if view.camera not in names:
+            raise user_error(f"camera={view.camera!r}: the model has {', '.join(names)}")
+        camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, names.index(view.camera)
+        return camera
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat[:], camera.distance = view.lookat, view.distance
+    camera.azimuth, camera.elevation = view.azimuth, view.elevation
+    return camera
+
+
+def _thinned(model: mujoco.MjModel) -> mujoco.MjModel:
+    """Copy a model with fewer faces: each is drawn between the first vertices of its corners' cells."""
+    thin = copy.copy(model)
+    for i in range(thin.nmesh):
+        first, n = thin.mesh_vertadr[i], thin.mesh_vertnum[i]
+        rows = slice(thin.mesh_faceadr[i], thin.mesh_faceadr[i] + thin.mesh_facenum[i])
+        vertices = thin.mesh_vert[first : first + n]
+        cell = np.floor((vertices - vertices.min(0)) / (np.ptp(vertices, axis=0).max() / GRID)).astype(int)
+        _, kept, of_vertex = np.unique(cell, axis=0, return_index=True, return_inverse=True)
+        faces = kept[of_vertex.reshape(-1)][thin.mesh_face[rows]]
+        corners = np.sort(faces, axis=1)
+        whole = (corners[:, 0] < corners[:, 1]) & (corners[:, 1] < corners[:, 2])
+        _, once = np.unique(corners, axis=0, return_index=True)
+        drawn = np.intersect1d(once, whole.nonzero()[0])
+        if len(drawn) < 4:  # too flat for the grid
+            continue
+        left = slice(rows.start, rows.start + len(drawn))
+        thin.mesh_face[left] = faces[drawn]
+        for name in ("mesh_facenormal", "mesh_facetexcoord"):
+            getattr(thin, name)[left] = getattr(thin, name)[rows][drawn]
+        thin.mesh_facenum[i] = len(drawn)
+    return thin

@@ -1,0 +1,133 @@
+"""Pictures for the stages: episodes are run again before the cameras, and seen through the model's own codec."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.envs.eyes import PROPRIOCEPTION, Eyes, eyes_of, seeing_spec
+from rl.envs.sim import make_spec
+from rl.envs.workers import Group
+from rl.verbs.progress import Progress
+from world_model.episodes import Episode, EpisodeStore, read_shard
+from world_model.files import write_atomically
+from world_model.model import ModelConfig, WorldActionModel
+from world_model.pictures import PictureCodec, Pictures
+from world_model.spec import Spec
+
+REPEATS = 1e-4
+"""How far the last frame of an episode may be from what is recorded when it is run again."""
+
+
+def model_spec(simulated: Spec, config: ModelConfig) -> Spec:
+    """Return what a model of this config is told: all that is simulated, or proprioception and pictures."""
+    if not config.views:
+        return simulated
+    codec = PictureCodec(len(config.views), config.picture_size, config.picture_dim)
+    return seeing_spec(simulated, PROPRIOCEPTION, codec)
+
+
+def film(
+    env_id: str, store: EpisodeStore, config: ModelConfig, tasks: Collection[str], sources: Collection[str] | None
+) -> tuple[list[Episode], list[Tensor]]:
+    """Return the episodes of a store, and the pictures of each (T + 1, n_views, size, size, 3) uint8.
+
+    They are drawn once, a file for each shard, beside the episodes.
+
+    Raises:
+        UserError: an episode does not run as it was recorded.
+    """
+    episodes: list[Episode] = []
+    pictures: list[Tensor] = []
+    with Progress("film") as progress:
+        for i, shard in enumerate(store.shards):
+            of_shard = read_shard(shard)
+            drawn = _kept(shard, config)
+            if drawn is None:
+                drawn = [_draw(env_id, episode, config, shard) for episode in of_shard]
+                _keep(shard, config, drawn)
+            for episode, its in zip(of_shard, drawn, strict=True):
+                if episode.task in tasks and (sources is None or episode.source in sources):
+                    episodes.append(episode)
+                    pictures.append(its)
+            progress.update(i + 1, len(store.shards))
+    return episodes, pictures
+
+
+def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor]) -> Pictures:
+    """Put the pictures of all episodes together, those of a task apart."""
+    tasks = dict.fromkeys(episode.task for episode in episodes)
+    return Pictures(
+        [torch.cat([p for e, p in zip(episodes, pictures, strict=True) if e.task == task]) for task in tasks]
+    )
+
+
+def see(model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictures: Sequence[Tensor]) -> list[Episode]:
+    """Return the episodes as the model sees them: with a new picture, in codes, in every frame."""
+    eyes = eyes_of(model, make_spec(env_id, model.spec.tasks))
+    assert eyes is not None
+    return [_seen(eyes, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
+
+
+def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
+    return replace(episode, state=eyes.begin(episode.state, pictures.numpy()))
+
+
+def _draw(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
+    group = _group(env_id, episode.task, config)
+    frames, pictures = group.reset({0: episode.seed})
+    drawn = [pictures[0]]
+    for action in episode.action.numpy():
+        steps = group.advance(action[None, None], np.array([1]), stop_on_success=False)
+        frames = steps.frames[:, -1]
+        drawn.append(steps.pictures[0])
+    if np.abs(frames[0] - episode.state[-1].numpy()).max() > REPEATS:
+        raise UserError(
+            f"{shard}: the episode of seed {episode.seed} ({episode.task}) does not run as it was recorded; "
+            f"delete its folder, it is collected again"
+        )
+    return torch.from_numpy(np.stack(drawn))
+
+
+_groups: dict[tuple[str, str, ModelConfig], Group] = {}
+
+
+def _group(env_id: str, task: str, config: ModelConfig) -> Group:
+    """Return the one environment of a task that is filmed in; to make one takes as long as an episode."""
+    key = env_id, task, config
+    if key not in _groups:
+        _groups[key] = Group(env_id, [task], {}, config.views, config.picture_size)
+    return _groups[key]
+
+
+def _file(shard: Path) -> Path:
+    return shard.parent / "pictures" / shard.name.replace("episodes-", "pictures-")
+
+
+def _described(config: ModelConfig) -> str:
+    return json.dumps({"views": [asdict(view) for view in config.views], "size": config.picture_size})
+
+
+def _keep(shard: Path, config: ModelConfig, drawn: list[Tensor]) -> None:
+    tensors = {f"{i:06d}": pictures for i, pictures in enumerate(drawn)}
+    write_atomically(_file(shard), save(tensors, metadata={"seen": _described(config)}))
+
+
+def _kept(shard: Path, config: ModelConfig) -> list[Tensor] | None:
+    """Return what was drawn before; None where it was not, or from elsewhere, or the file is damaged."""
+    try:
+        with safe_open(_file(shard), framework="pt") as file:
+            if file.metadata()["seen"] != _described(config):
+                return None
+            return [file.get_tensor(name) for name in sorted(file.keys())]
+    except (OSError, SafetensorError):
+        return None
