@@ -28,7 +28,9 @@ class FlowGraph(nn.Module):
         self.n_denoising_steps = n_denoising_steps
         codec = self.model.codec
         if not isinstance(codec, VectorCodec):
-            raise UserError("export: a policy that sees pictures cannot be exported yet; choose one that acts on a state")
+            raise UserError(
+                "export: a policy that sees pictures cannot be exported yet; choose one that acts on a state"
+            )
         self.codec = codec
         for statistics in (codec.state, codec.change, self.model.action_codec.action):
             statistics.check_fitted()

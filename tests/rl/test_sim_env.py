@@ -148,7 +148,7 @@ def test_error_in_a_worker_comes_back():
     with pytest.raises(UserError, match="unknown to Meta-World"):
         from rl.envs.workers import Workers
 
-        Workers("metaworld", ["nothing"], {}, 1)
+        Workers("metaworld", ["nothing"], {}, (), 0, 1)
 
 
 @pytest.mark.parametrize("env_id, tasks, a", [("metaworld", TASKS, 4), ("Pendulum-v1", None, 1)])
