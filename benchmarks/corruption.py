@@ -23,7 +23,8 @@ from safetensors.torch import load, save
 
 from rewards.errors import UserError
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL
-from world_model.model import ModelConfig, WorldActionModel
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.spec import Feature, Spec
 from world_model.store import load_model, save_model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl.evaluate import EpisodeResult, success_rate, wilson
@@ -21,8 +21,9 @@ READ_OUTS = (
 
 def world_metrics(model: WorldActionModel, windows: Windows) -> dict[str, Any]:
     """Measure the world side on held-out windows: `prediction` by task, `inverse_error` and the read-outs."""
-    prediction = prediction_metrics(model, windows)
-    return {"prediction": prediction, **inverse_metrics(model, windows), **read_out_metrics(model, windows)}
+    # What a model sees is measured in pictures, see `picture_metrics`.
+    prediction = {"prediction": prediction_metrics(model, windows)} if "object_pos" in model.spec.slices else {}
+    return {**prediction, **inverse_metrics(model, windows), **read_out_metrics(model, windows)}
 
 
 def success_metrics(results: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -47,27 +48,25 @@ def finite(value: Any) -> Any:
 
 def figures(metrics: dict[str, Any]) -> str:
     """Return the figures of `metrics` as Markdown, which is also readable on a terminal."""
-    success, prediction = metrics.get("success", {}), metrics.get("prediction", {})
-    columns = (["success", "95 % interval", "episodes"] if success else []) + ["error", "shuffle", "windows"]
-    trust = metrics.get("trust", {})
-    columns += ["trust", "movement"] if trust else []
-    told = metrics.get("error_and_success", {})
-    columns += ["error and success"] if told else []
-    rows = [["task", *columns], ["---", *["---:"] * len(columns)]]
-    for task in sorted({*success, *prediction}, key=lambda task: (task == "mean", task)):
-        cells = _success_cells(success.get(task)) if success else []
-        row = prediction.get(task)
-        cells += [f"{row['error_ratio']:.2f}", f"{row['shuffle_ratio']:.2f}", f"{row['n']:.0f}"] if row else [""] * 3
-        if trust:
-            ranks = trust.get("median" if task == "mean" else task)
-            cells += [f"{ranks['rho']:.2f}", f"{ranks['movement']:.2f}"] if ranks else [""] * 2
-        if told:
-            cells.append(_correlation(told.get(task)))
-        rows.append([task, *cells])
+    groups = [group for group in _GROUPS if metrics.get(group)]
+    tasks = dict.fromkeys(_named(task) for group in groups for task in metrics[group])
+    rows = [["task", *(column for group in groups for column in _GROUPS[group][0])]]
+    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
+    for task in sorted(tasks, key=lambda task: (task == "mean", task)):
+        cells = [task]
+        for group in groups:
+            columns, write = _GROUPS[group]
+            of_task = {_named(name): row for name, row in metrics[group].items()}.get(task)
+            cells += [""] * len(columns) if of_task is None else write(of_task)
+        rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
     lines += [""] + [f"- {text}: {metrics[name]:.3f}" for name, text in READ_OUTS if metrics.get(name) is not None]
     return "\n".join(lines)
+
+
+def _named(task: str) -> str:
+    return "mean" if task == "median" else task  # the last row
 
 
 def model_card(name: str, stage: str, parent: str, tasks: Sequence[str], about: dict[str, Any]) -> str:
@@ -86,30 +85,61 @@ World-action model of wamtune, stage `{stage}`{origin}.
 
 ## Measured
 
-On episodes that were never trained on. `error` is that of the object's position after one chunk where it moves more
-than 1 cm, in units of the error of repeating the last frame; `shuffle` is the error with shuffled actions in units of
-that with the true ones (1 would mean that actions are ignored). `success` is in the simulator, on unseen seeds. `trust`
-is the rank correlation of expected with true error over dreams of 4 chunks, on episodes outside its calibration, and
-`movement` that of the amount of movement dreamed; in the last row both are medians. `error and success` is the rank
-correlation, with its 95 % interval, of success and error: of the evaluated episodes, and of the first 4 chunks of their
-actions, dreamed. Where it is below zero, the better predicted episodes are those that succeed.
+On episodes that were never trained on. {_PREDICTED["pictures" in about["metrics"]]}; `shuffle` is the error with
+shuffled actions in units of that with the true ones (1 would mean that actions are ignored). `success` is in the
+simulator, on unseen seeds. `trust` is the rank correlation of expected with true error over dreams of 4 chunks, on
+episodes outside its calibration, and `movement` that of the amount of movement dreamed; in the last row both are
+medians. `error and success` is the rank correlation, with its 95 % interval, of success and error: of the evaluated
+episodes, and of the first 4 chunks of their actions, dreamed. Where it is below zero, the better predicted episodes are
+those that succeed.
 
 {figures(about["metrics"])}
 """
 
 
-def _correlation(row: dict[str, float] | None) -> str:
-    """Empty where all episodes ended the same way."""
-    if row is None or row["rho"] is None or not math.isfinite(row["rho"]):
-        return ""
-    return f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+_PREDICTED = {
+    False: """`error` is that of the object's position after one chunk where it moves more than 1 cm,
+in units of the error of repeating the last frame""",
+    True: """`PSNR` is that of dreamed pictures in dB over the pixels that differ by more than 12 of
+255 from the picture that the dream began from, after one chunk and after 4; `repeat` is what that picture itself gives
+there, `codec` what the true picture gives when it is coded and drawn again""",
+}
+"""What the columns of prediction mean; whether it is in pictures."""
 
 
-def _success_cells(row: dict[str, float] | None) -> list[str]:
-    if row is None:
-        return [""] * 3
+def _success_cells(row: dict[str, float]) -> list[str]:
     interval = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %" if "low" in row else ""
     return [f"{100 * row['rate']:.0f} %", interval, f"{row['n']:.0f}"]
+
+
+def _prediction_cells(row: dict[str, float]) -> list[str]:
+    return [f"{row['error_ratio']:.2f}", f"{row['shuffle_ratio']:.2f}", f"{row['n']:.0f}"]
+
+
+def _picture_cells(row: dict[str, float]) -> list[str]:
+    names = "psnr", "repeat", "psnr_far", "repeat_far", "codec"
+    return [*(f"{row[name]:.1f}" for name in names), f"{row['shuffle_ratio']:.2f}"]
+
+
+def _trust_cells(row: dict[str, float]) -> list[str]:
+    return [f"{row['rho']:.2f}", f"{row['movement']:.2f}"]
+
+
+def _correlation_cells(row: dict[str, float]) -> list[str]:
+    """Empty where all episodes ended the same way."""
+    if row["rho"] is None or not math.isfinite(row["rho"]):
+        return [""]
+    return [f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"]
+
+
+_GROUPS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, float]], list[str]]]] = {
+    "success": (("success", "95 % interval", "episodes"), _success_cells),
+    "prediction": (("error", "shuffle", "windows"), _prediction_cells),
+    "pictures": (("PSNR", "repeat", "PSNR 4", "repeat 4", "codec", "shuffle"), _picture_cells),
+    "trust": (("trust", "movement"), _trust_cells),
+    "error_and_success": (("error and success",), _correlation_cells),
+}
+"""Figures by task: names of their columns, and how a row of them is written."""
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 from rewards.errors import UserError
 from rl.config import IsaacConfig
-from world_model.model import ModelConfig
+from world_model.model_config import ModelConfig
 from world_model.training import StageConfig
 
 

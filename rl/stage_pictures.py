@@ -20,7 +20,8 @@ from rl.envs.workers import Group
 from rl.verbs.progress import Progress
 from world_model.episodes import Episode, EpisodeStore, read_shard
 from world_model.files import write_atomically
-from world_model.model import ModelConfig, WorldActionModel
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.pictures import PictureCodec, Pictures
 from world_model.spec import Spec
 
@@ -98,14 +99,14 @@ def _draw(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Te
     return torch.from_numpy(np.stack(drawn))
 
 
-_groups: dict[tuple[str, str, ModelConfig], Group] = {}
+_groups: dict[tuple[str, ...], Group] = {}
 
 
 def _group(env_id: str, task: str, config: ModelConfig) -> Group:
     """Return the one environment of a task that is filmed in; to make one takes as long as an episode."""
-    key = env_id, task, config
+    key = env_id, task, _described(config)
     if key not in _groups:
-        _groups[key] = Group(env_id, [task], {}, config.views, config.picture_size)
+        _groups[key] = Group(env_id, [task], {}, tuple(config.views.values()), config.picture_size)
     return _groups[key]
 
 
@@ -114,7 +115,8 @@ def _file(shard: Path) -> Path:
 
 
 def _described(config: ModelConfig) -> str:
-    return json.dumps({"views": [asdict(view) for view in config.views], "size": config.picture_size})
+    views = [asdict(view) for view in config.views.values()]
+    return json.dumps({"views": views, "size": config.picture_size})
 
 
 def _keep(shard: Path, config: ModelConfig, drawn: list[Tensor]) -> None:

@@ -26,6 +26,7 @@ from rl.verbs.run_folder import RunFolder
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.files import existing_folder
+from world_model.metrics import picture_metrics
 from world_model.model import WorldActionModel
 from world_model.pictures import Pictures
 from world_model.store import half_precision, load_model, load_model_and_config, save_model
@@ -154,7 +155,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=state)
     if config.half:
         half_precision(model)
-    metrics = world_metrics(model, work.unseen) | _trust(model, heldout, config)
+    metrics = world_metrics(model, work.unseen) | _seen_metrics(config, model, store) | _trust(model, heldout, config)
     return work.finish(metrics, episodes, [], config.half)
 
 
@@ -194,7 +195,8 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     results, correlations = evaluate(config, model, tasks)
     for result in results:
         run.eval_row({"step": work.step, **result.to_row()})
-    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _trust(model, unseen, config)
+    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _seen_metrics(config, model, store)
+    metrics |= _trust(model, unseen, config)
     return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
 
 
@@ -205,6 +207,14 @@ def _read(
     if model.pictures is None:
         return store.load(tasks, SOURCES)
     return see(model, config.id, *film(config.id, store, model.config, tasks, SOURCES))
+
+
+def _seen_metrics(config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore) -> dict[str, Any]:
+    """Measure dreamed pictures on the held-out episodes of a store; nothing for a model that does not see."""
+    if model.pictures is None:
+        return {}
+    episodes, pictures = film(config.id, heldout_store(store), model.config, model.spec.tasks, SOURCES)
+    return {"pictures": picture_metrics(model, see(model, config.id, episodes, pictures), pictures)}
 
 
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:

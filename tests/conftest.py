@@ -9,7 +9,8 @@ import torch
 
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.episodes import Episode
-from world_model.model import ModelConfig, WorldActionModel
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.spec import Feature, Spec
 from world_model.training import StageConfig, fit_statistics, train_stage
 from world_model.windows import Windows

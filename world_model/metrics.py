@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from world_model import modes
 from world_model.model import WorldActionModel
+from world_model.pictures import moving, peak_signal_to_noise
 from world_model.windows import Batch, Windows
+
+if TYPE_CHECKING:
+    from world_model.episodes import Episode
 
 MOVED = 0.01
 """Metres that a part must move within a window for the window to count."""
@@ -45,6 +51,41 @@ def prediction_metrics(
     names = ("error_ratio", "shuffle_ratio")
     rows["mean"] = {k: sum(r[k] for r in rows.values()) / max(len(rows), 1) for k in names}
     rows["mean"]["n"] = sum(r["n"] for r in rows.values() if "n" in r)
+    return rows
+
+
+@torch.inference_mode()
+def picture_metrics(
+    model: WorldActionModel,
+    episodes: Sequence[Episode],
+    pictures: Sequence[Tensor],
+    horizon: int = 4,
+    per_task: int = 128,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Compare dreamed pictures with real ones (T + 1, n_views, size, size, 3) of each episode, where something moves.
+
+    Returns for each task (and "mean" over tasks) the PSNR in dB over the pixels that differ from the picture that a
+    dream began from: after one chunk (`psnr`), after `horizon` of them (`psnr_far`), what repeating that picture gives
+    (`repeat`, `repeat_far`), the codec alone (`codec`), the root mean squared error with shuffled actions in units of
+    that with the true ones (`shuffle_ratio`), and the number of dreams (`n`).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shown = {id(episode): its for episode, its in zip(episodes, pictures, strict=True)}
+    rows: dict[str, dict[str, float]] = {}
+    size = model.config.chunk_size
+    for task in dict.fromkeys(e.task for e in episodes):
+        long = [e for e in episodes if e.task == task and e.length >= horizon * size]
+        if not long:
+            continue
+        windows = model.windows_of(long, model.spec.tasks, horizon * size)
+        index = torch.randperm(len(windows), generator=generator)[:per_task]
+        episode = windows.episode[index]
+        begun = (windows.start[index] - windows.first[episode]).tolist()
+        which = [shown[id(windows.episodes[i])] for i in episode.tolist()]
+        real = [torch.stack([its[t + k * size] for its, t in zip(which, begun, strict=True)]) for k in (0, 1, horizon)]
+        rows[task] = _picture_row(model, windows.at(index), real, generator)
+    rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()), {})}
     return rows
 
 
@@ -92,5 +133,31 @@ def _task_metrics(
     return {
         "error_ratio": predicted / error(batch.context[:, -1:]),
         "shuffle_ratio": error(modes.dream(model, context, shuffled, noise, n_steps)) / predicted,
+        "n": float(n),
+    }
+
+
+def _picture_row(
+    model: WorldActionModel, batch: Batch, real: list[Tensor], generator: torch.Generator
+) -> dict[str, float]:
+    codec, n, size = model.pictures, len(batch.task), model.config.chunk_size
+    assert codec is not None
+    begun, next_one, far_one = real
+
+    def dreamed(actions: Tensor) -> list[Tensor]:
+        chunks = modes.dream_on(model, batch.context, batch.task, actions, torch.arange(n), 1)
+        return [codec.decode(frames[:, -1, -codec.code_dim :]) for _, _, frames in chunks]
+
+    near, far = moving(begun, next_one), moving(begun, far_one)
+    true = dreamed(batch.actions)
+    shuffled = dreamed(batch.actions[torch.randperm(n, generator=generator)][:, :size])
+    psnr = peak_signal_to_noise(true[0], next_one, near)
+    return {
+        "psnr": psnr,
+        "repeat": peak_signal_to_noise(begun, next_one, near),
+        "psnr_far": peak_signal_to_noise(true[-1], far_one, far),
+        "repeat_far": peak_signal_to_noise(begun, far_one, far),
+        "codec": peak_signal_to_noise(codec.decode(batch.future[:, size - 1, -codec.code_dim :]), next_one, near),
+        "shuffle_ratio": 10 ** ((psnr - peak_signal_to_noise(shuffled[0], next_one, near)) / 20),
         "n": float(n),
     }

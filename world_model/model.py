@@ -19,59 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rewards.errors import UserError
 from world_model.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
 from world_model.layers import KeysValues, NoiseLevel, Stack
-from world_model.pictures import PATCH, PictureCodec
+from world_model.model_config import ModelConfig
+from world_model.pictures import PictureCodec
 from world_model.spec import Spec
 from world_model.trust import Trust
-from world_model.view import View
 from world_model.windows import Windows
 
 if TYPE_CHECKING:
     from world_model.episodes import Episode
-
-LARGEST = 8192
-"""What a size in a config may be at most: 20 times what the built-in models have."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Size and shape of a world-action model.
-
-    `width` is that of the encoder and of the shared attention space, `world_width` and `action_width` are those of the
-    two decoders; `chunk_size` actions are predicted at once and `chunk_size` future frames with them.
-    """
-
-    n_context_frames: int = 2
-    chunk_size: int = 8
-    frames_per_token: int = 8
-    actions_per_token: int = 8
-    width: int = 160
-    world_width: int = 384
-    action_width: int = 128
-    n_layers: int = 4
-    n_heads: int = 5
-    views: tuple[View, ...] = ()  # cameras whose pictures it sees and predicts
-    picture_size: int = 64  # pixels along each side
-    picture_dim: int = 32  # numbers in the code of each patch of 16 x 16
-
-    def check(self) -> None:
-        """Raise `UserError` for sizes that no model has, before memory is taken for them, and that do not divide."""
-        for name, size in asdict(self).items():
-            if name != "views" and (type(size) is not int or not 1 <= size <= LARGEST):
-                raise UserError(f"model.{name}={size!r}: expected a whole number from 1 to {LARGEST}")
-        for small, large in (
-            ("frames_per_token", "chunk_size"),
-            ("actions_per_token", "chunk_size"),
-            ("n_heads", "width"),
-        ):
-            if getattr(self, large) % getattr(self, small):
-                raise UserError(
-                    f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}"
-                )
-        if self.picture_size % PATCH:
-            raise UserError(f"model.picture_size={self.picture_size}: expected a multiple of {PATCH}")
 
 
 class WorldActionModel(nn.Module):
@@ -180,8 +137,7 @@ class WorldActionModel(nn.Module):
     @staticmethod
     def from_config(data: dict[str, Any]) -> WorldActionModel:
         """Build the architecture that `to_config` described, with fresh weights."""
-        views = tuple(View(**{**view, "lookat": tuple(view["lookat"])}) for view in data["model"].get("views", ()))
-        return WorldActionModel(ModelConfig(**{**data["model"], "views": views}), Spec.from_dict(data["spec"]))
+        return WorldActionModel(ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"]))
 
 
 @dataclass

@@ -17,6 +17,7 @@ from rl.envs.simulator import Simulator
 from rl.envs.workers import Group, Workers
 from world_model.env import Advance, ReadOut, Start
 from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.spec import Feature, Spec
 
 
@@ -69,7 +70,8 @@ class SimEnv(Simulator):
         self._seeds = []
         if events and env_id != "metaworld":
             raise UserError(f"env.events: {env_id!r} has no events of ours; only Meta-World tasks have")
-        looked_at = (seen_by.config.views, seen_by.config.picture_size) if seen_by and self.eyes else ((), 0)
+        config = seen_by.config if seen_by and self.eyes else ModelConfig()
+        looked_at = tuple(config.views.values()), config.picture_size
         described = env_id, self.task_of_env, events or {}, *looked_at
         self._envs = Workers(*described, n_workers) if n_workers else Group(*described)
 

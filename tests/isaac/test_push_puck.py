@@ -12,7 +12,8 @@ from rl.envs.isaac import IsaacEnv
 from rl.rounds import PostTraining
 from rl.stage_collect import collect_from
 from world_model.episodes import Episode
-from world_model.model import ModelConfig, WorldActionModel
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.store import load_model, save_model
 from world_model.training import StageConfig, fit_statistics, train_stage
 

@@ -9,7 +9,8 @@ import torch
 from rl.envs.sim import make_spec
 from rl.stage_collect import collect_scripted
 from world_model.episodes import Episode, EpisodeStore
-from world_model.model import ModelConfig, WorldActionModel
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.store import save_model
 from world_model.training import StageConfig, fit_statistics, train_stage
 from world_model.windows import Windows

@@ -18,7 +18,8 @@ from rl import cli
 from rl.stage_config import PretrainConfig
 from rl.verbs import cp, doctor, ls
 from world_model import checkpoint
-from world_model.model import ModelConfig, WorldActionModel
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.spec import Feature, Spec
 from world_model.store import load_model_and_config, save_model
 

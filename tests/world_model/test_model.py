@@ -7,7 +7,8 @@ import torch
 
 from rewards.errors import UserError
 from world_model import modes
-from world_model.model import ModelConfig, WorldActionModel
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
 from world_model.normalizer import Normalizer
 from world_model.store import half_precision, load_model, load_model_and_config, save_model
 
