@@ -54,7 +54,7 @@ def film(
             of_shard = read_shard(shard)
             drawn = _kept(shard, config)
             if drawn is None:
-                drawn = [_draw(env_id, episode, config, shard) for episode in of_shard]
+                drawn = [_checked(env_id, episode, config, shard) for episode in of_shard]
                 _keep(shard, config, drawn)
             for episode, its in zip(of_shard, drawn, strict=True):
                 if episode.task in tasks and (sources is None or episode.source in sources):
@@ -62,6 +62,11 @@ def film(
                     pictures.append(its)
             progress.update(i + 1, len(store.shards))
     return episodes, pictures
+
+
+def run_again(env_id: str, episode: Episode, config: ModelConfig) -> Tensor:
+    """Run an episode again before the cameras. Shape: (T + 1, n_views, size, size, 3) uint8."""
+    return _run_again(env_id, episode, config)[0]
 
 
 def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor]) -> Pictures:
@@ -83,7 +88,18 @@ def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
     return replace(episode, state=eyes.begin(episode.state, pictures.numpy()))
 
 
-def _draw(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
+def _checked(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
+    pictures, last = _run_again(env_id, episode, config)
+    if np.abs(last - episode.state[-1].numpy()).max() > REPEATS:
+        raise UserError(
+            f"{shard}: the episode of seed {episode.seed} ({episode.task}) does not run as it was recorded; "
+            f"delete its folder, it is collected again"
+        )
+    return pictures
+
+
+def _run_again(env_id: str, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
+    """Return the pictures, and the last frame as it was simulated."""
     group = _group(env_id, episode.task, config)
     frames, pictures = group.reset({0: episode.seed})
     drawn = [pictures[0]]
@@ -91,12 +107,7 @@ def _draw(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Te
         steps = group.advance(action[None, None], np.array([1]), stop_on_success=False)
         frames = steps.frames[:, -1]
         drawn.append(steps.pictures[0])
-    if np.abs(frames[0] - episode.state[-1].numpy()).max() > REPEATS:
-        raise UserError(
-            f"{shard}: the episode of seed {episode.seed} ({episode.task}) does not run as it was recorded; "
-            f"delete its folder, it is collected again"
-        )
-    return torch.from_numpy(np.stack(drawn))
+    return torch.from_numpy(np.stack(drawn)), frames[0]
 
 
 _groups: dict[tuple[str, ...], Group] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,9 +16,11 @@ from rl.cli import keys_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.envs.simulator import Simulator
+from rl.films import draw_film, picture_errors, write_film
 from rl.pictures import draw_dream
 from rl.policy import FlowPolicy
-from rl.stage_collect import record
+from rl.stage_collect import collect_scripted, record
+from rl.stage_pictures import run_again, see
 from rl.verbs.progress import show
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
@@ -26,6 +28,7 @@ from world_model.model import WorldActionModel
 from world_model.store import load_model
 
 PARTS = ("object_pos", "hand_pos")
+TITLE = "the same actions in the simulator and in the dream"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Options:
     n_chunks: int = 8  # at most
     source: Literal["expert", "policy"] = "expert"  # who acted
     n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
-    out: str = "dream.png"  # where the picture goes
+    out: str = ""  # .png, for a model that sees .gif or .mp4; empty: dream.png or dream.gif
 
     def check(self) -> None:
         """Refuse counts that mean nothing, and a picture that is none."""
@@ -46,15 +49,18 @@ class Options:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: expected at least 0")
-        if not self.out.endswith(".png"):
-            raise UserError(f"out={self.out!r}: expected the name of a .png file")
+        if self.out and not self.out.endswith((".png", ".gif", ".mp4")):
+            raise UserError(
+                f"out={self.out!r}: expected the name of a .png file, or of a .gif or .mp4 for a model that sees"
+            )
 
 
 HELP = f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
 
 Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
 before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
-the error by step, beside that of "nothing moves" (the first frame repeated).
+the error by step, beside that of "nothing moves" (the first frame repeated). Of a model that sees pictures it makes a
+film: simulator, dream, difference, and how the error grows.
 
 Keys:
 {keys_of(Options)}
@@ -71,16 +77,52 @@ def run(words: list[str]) -> None:
         raise UserError("dream needs a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`")
     options = compose(None, words[1:], Options)
     model = load_model(words[0])
+    if model.pictures is not None:
+        _film(model, options)
+    else:
+        _curve(model, options, words[0])
+
+
+def _curve(model: WorldActionModel, options: Options, name: str) -> None:
     if missing := set(PARTS) - set(model.spec.slices):
-        raise UserError(f"dream: the state of {words[0]} has no slice {min(missing)!r}; take a Meta-World checkpoint")
+        raise UserError(f"dream: the state of {name} has no slice {min(missing)!r}; take a Meta-World checkpoint")
+    out = options.out or "dream.png"
+    if not out.endswith(".png"):
+        raise UserError(f"out={out!r}: {name} sees no pictures, so there is nothing to film; take a .png")
     episode = record_episode(model, options)
-    frames = replay(model, episode, options.n_denoising_steps)
+    frames, _ = replay(model, episode, options.n_denoising_steps)
     print(f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, dreamed again")
     show(error_table(model, episode, frames))
     true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
-    title = f"{options.task}: the same actions in the simulator and in the dream"
-    draw_dream(true, dreamed, model.config.chunk_size, title, options.out)
-    print(f"picture: {options.out}")
+    draw_dream(true, dreamed, model.config.chunk_size, f"{options.task}: {TITLE}", out)
+    print(f"picture: {out}")
+
+
+def _film(model: WorldActionModel, options: Options) -> None:
+    out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
+    assert codec is not None
+    if out.endswith(".png"):
+        raise UserError(f"out={out!r}: this checkpoint sees pictures; take a .gif or .mp4")
+    if options.source == "expert":
+        (episode,) = collect_scripted("expert", [options.task], 1, options.seed)
+    else:
+        episode = record_episode(model, options)
+    n = min(episode.length, options.n_chunks * size)
+    state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
+    episode = replace(episode, state=state, action=action, success=success, task_reward=None)
+    real = run_again("metaworld", episode, model.config)
+    (seen,) = see(model, "metaworld", [episode], [real]) if options.source == "expert" else (episode,)
+    frames, expected = replay(model, seen, options.n_denoising_steps)
+    pictures = codec.decode(frames[::size, -codec.code_dim :])
+    shown, drawn = real[::size][: len(pictures), 0], pictures[:, 0]
+    print(f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, dreamed again")
+    table = Table("step", "dream, dB", "repeat, dB")
+    for i, errors in enumerate(picture_errors(shown, drawn), 1):
+        table.add_row(str(i * size), *(f"{error:.1f}" for error in errors))
+    show(table)
+    chunk_s = size / model.spec.control_hz
+    write_film(draw_film(shown, drawn, expected, f"{options.task}: {TITLE}", chunk_s), out, 0.5 / chunk_s)
+    print(f"film, at half speed: {out}")
 
 
 def record_episode(model: WorldActionModel, options: Options) -> Episode:
@@ -96,8 +138,11 @@ def record_episode(model: WorldActionModel, options: Options) -> Episode:
 
 
 @torch.no_grad()
-def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) -> Tensor:
-    """Dream the whole chunks of `episode.action` from its first state, which comes first (n, state_dim)."""
+def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) -> tuple[Tensor, list[float]]:
+    """Dream the whole chunks of `episode.action` from its first state, which comes first (n, state_dim).
+
+    Returns also what trust expects of each chunk, nothing where it was not calibrated.
+    """
     size = model.config.chunk_size
     n_chunks = episode.length // size
     if n_chunks == 0:
@@ -107,7 +152,12 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
     env.terminate_on_success = False  # the real episode went on, too
     env.reset()
     chunks = episode.action[: n_chunks * size].view(n_chunks, 1, size, -1)
-    return torch.cat([episode.state[:1], *(env.step_chunk(actions).frames[0] for actions in chunks)])
+    frames, expected = [episode.state[:1]], []
+    for actions in chunks:
+        frames.append(env.step_chunk(actions).frames[0])
+        if model.trust.given.fitted:
+            expected.append(float(torch.as_tensor(env.expected_error).flatten()[0]))
+    return torch.cat(frames), expected
 
 
 def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Table:

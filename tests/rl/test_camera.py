@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_the_goal_can_be_hidden():
 
 def test_a_camera_of_the_model_by_name():
     assert not np.array_equal(see(View(camera="gripperPOV")), see(VIEW))
-    with pytest.raises(UserError, match="camera='wrist': the model has .*gripperPOV"):
+    with pytest.raises(UserError, match=r"camera='wrist': the model has .*gripperPOV"):
         see(View(camera="wrist"))
 
 
@@ -133,7 +134,8 @@ n_random: 1
 n_heldout: 6
 trust_steps: 20
 model:
-  {width: 32, world_width: 48, action_width: 32, n_layers: 1, n_heads: 2, picture_size: 32, picture_dim: 4, views: {front: {}}}
+  {width: 32, world_width: 48, action_width: 32, n_layers: 1, n_heads: 2,
+   picture_size: 32, picture_dim: 4, views: {front: {}}}
 pictures: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
 stage: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
 """
@@ -150,9 +152,10 @@ trust_steps: 20
 stage: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
 refit: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
 """
-TRAIN = """checkpoint=tuned env.tasks=[drawer-open] env.n_envs=2 n_rounds=1 dream.n_envs=4 dream.n_updates=1 dream.n_starts=2
-dream.refit_steps=2 ppo.batch_size=8 ppo.imitation_steps=2 ppo.critic_warmup_steps=2 gate.n_episodes=2 gate.max_episodes=2
-eval.n_episodes=2 eval.n_paired=2 env.max_steps=32 dream.horizon=4 threads=1 name=sees"""
+TRAIN = """
+checkpoint=tuned env.tasks=[drawer-open] env.n_envs=2 n_rounds=1 dream.n_envs=4 dream.n_updates=1 dream.n_starts=2
+dream.refit_steps=2 dream.horizon=4 ppo.batch_size=8 ppo.imitation_steps=2 ppo.critic_warmup_steps=2 env.max_steps=32
+gate.n_episodes=2 gate.max_episodes=2 eval.n_episodes=2 eval.n_paired=2 threads=1 name=sees"""
 
 
 def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -171,6 +174,14 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     assert {e.picture_every for e in own} == {8}
     assert cli.main(["train", "dream", *TRAIN.split()]) == 0
     assert next((tmp_path / "runs" / "sees").glob("*/report.html")).is_file()
+    for source in ("expert", "policy"):
+        assert (
+            cli.main(["dream", "tuned", "task=drawer-open", f"source={source}", "n_chunks=3", f"out={source}.gif"]) == 0
+        )
+        film = iio.imread(f"{source}.gif")
+        assert film.shape[0] == 4 and film.shape[3] == 3 and film[0].std() > 10
+        assert not np.array_equal(film[0], film[3])
+    assert cli.main(["dream", "tuned", "task=drawer-open", "out=a.png"]) == 2
 
 
 def test_a_film_is_drawn_once_and_of_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -183,7 +194,7 @@ def test_a_film_is_drawn_once_and_of_what_was_recorded(tmp_path: Path, monkeypat
     assert [len(p) for p in pictures] == [e.length + 1 for e in again]
     assert np.array_equal(pictures[0][0, 0].numpy(), see(VIEW, seed=episodes[0].seed, size=32))
     with monkeypatch.context() as patch:
-        patch.setattr(stage_pictures, "_draw", lambda *_: pytest.fail("drawn again"))
+        patch.setattr(stage_pictures, "_run_again", lambda *_: pytest.fail("drawn again"))
         _, kept = film("metaworld", store, CONFIG, ["push"], None)
     assert all(torch.equal(a, b) for a, b in zip(kept, pictures, strict=True))
     other = EpisodeStore(tmp_path / "other")

@@ -147,5 +147,5 @@ def test_views_survive_the_config_of_a_checkpoint():
 
 
 def test_a_size_that_has_no_whole_patches_is_refused():
-    with pytest.raises(UserError, match="model.picture_size=40: expected a multiple of 16"):
+    with pytest.raises(UserError, match=r"model\.picture_size=40: expected a multiple of 16"):
         ModelConfig(picture_size=40).check()
