@@ -76,7 +76,7 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
         iio.imwrite(path, np.stack(frames), duration=1000 / frames_per_s, loop=0)
         return
     try:
-        iio.imwrite(path, np.stack(frames), plugin="pyav", codec="h264", fps=round(frames_per_s))
+        iio.imwrite(path, np.stack(frames), plugin="pyav", codec="libx264", fps=round(frames_per_s))
     except ImportError as error:
         raise UserError(
             f"{path}: an .mp4 needs the package av; pip install 'wamtune[video]', or take a .gif"

@@ -24,6 +24,7 @@ class PretrainConfig:
     threads: int = 0  # of torch; 0: all cores
     n_workers: int = 0  # processes that step the simulator; 0: none beside this one
     episodes: str = ""  # folder of the episodes, completed if it has too few; empty: runs/episodes/NAME
+    videos: str = ""  # folder with TASK/*.mp4 to watch beside them, for a model with one view; empty: none
     n_expert: int = 40  # episodes per task of the scripted expert
     n_noisy: int = 60  # of the expert with noise on its actions
     n_random: int = 20  # of random motion
@@ -41,6 +42,8 @@ class PretrainConfig:
         _at_least(self, 1, "n_heldout")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"tasks={list(self.tasks)}: expected at least one task, none of them twice")
+        if self.videos and len(self.model.views) != 1:
+            raise UserError(f"videos={self.videos}: model.views has {len(self.model.views)} cameras, a video is of one")
         if self.n_expert + self.n_noisy + self.n_random == 0:
             raise UserError("n_expert, n_noisy and n_random are all 0: nothing to learn from; raise one of them")
 

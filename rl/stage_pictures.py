@@ -18,6 +18,7 @@ from rl.envs.eyes import PROPRIOCEPTION, Eyes, eyes_of, seeing_spec
 from rl.envs.sim import make_spec
 from rl.envs.workers import Group
 from rl.verbs.progress import Progress
+from rl.videos import Video
 from world_model.episodes import Episode, EpisodeStore, read_shard
 from world_model.files import write_atomically
 from world_model.model import WorldActionModel
@@ -69,12 +70,11 @@ def run_again(env_id: str, episode: Episode, config: ModelConfig) -> Tensor:
     return _run_again(env_id, episode, config)[0]
 
 
-def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor]) -> Pictures:
-    """Put the pictures of all episodes together, those of a task apart."""
-    tasks = dict.fromkeys(episode.task for episode in episodes)
-    return Pictures(
-        [torch.cat([p for e, p in zip(episodes, pictures, strict=True) if e.task == task]) for task in tasks]
-    )
+def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Sequence[Video] = ()) -> Pictures:
+    """Put the pictures of all episodes and videos together, those of a task apart."""
+    shown = [(e.task, its) for e, its in zip(episodes, pictures, strict=True)] + list(videos)
+    tasks = dict.fromkeys(task for task, _ in shown)
+    return Pictures([torch.cat([its for of, its in shown if of == task]) for task in tasks])
 
 
 def see(model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictures: Sequence[Tensor]) -> list[Episode]:

@@ -23,6 +23,7 @@ from rl.stage_pictures import by_task, film, model_spec, see
 from rl.stage_trust import calibrate_trust
 from rl.verbs.progress import Progress
 from rl.verbs.run_folder import RunFolder
+from rl.videos import Video, read_videos, watched
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.files import existing_folder
@@ -139,9 +140,13 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     else:
         model = saved.model
     work = Work(run, "pretrain", "", model)
+    videos: list[Video] = []
+    if config.videos:
+        pictures_per_s = model.spec.control_hz / config.model.chunk_size
+        videos = read_videos(config.videos, config.tasks, config.model.picture_size, pictures_per_s)
     if model.pictures is not None:
         if state is None or state["phase"] == "pictures":
-            pictures = by_task(*film(config.id, store, config.model, config.tasks, SOURCES))
+            pictures = by_task(*film(config.id, store, config.model, config.tasks, SOURCES), videos)
             if state is None:
                 model.pictures.fit(pictures)
             work.train("pictures", pictures, _seeded(config.pictures, config.seed), state)
@@ -149,6 +154,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
         else:
             work.step = config.pictures.n_steps
     episodes, heldout = (_read(config, model, part, config.tasks) for part in (store, heldout_store(store)))
+    episodes += watched(model, videos)
     windows, work.unseen = model.windows(episodes), model.windows(heldout)
     if state is None:
         fit_statistics(model, windows)

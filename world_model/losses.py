@@ -23,13 +23,19 @@ def stage_losses(
     n, imitate = len(batch.task), stage == "tune"
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
     task = drop_task(model, batch.task, generator)
-    context = model.encode(batch.context, task)
-    clean_video = model.codec.encode_future(batch.context, batch.future)
-    clean_action = model.action_codec.encode(batch.actions)
+    # Of a video nobody knows what was done, nor what a robot was told beside it: those numbers are none.
+    acted = batch.actions.isfinite().flatten(1).all(1)
+    atom, t_action = torch.where(acted, atom, ATOMS.index("video")), torch.where(acted, t_action, 1.0)
+    frames = torch.where(batch.context.isnan(), model.codec.state.mean, batch.context)
+    context = model.encode(frames, task)
+    clean_video = model.codec.encode_future(frames, batch.future)
+    known = ~clean_video.isnan()
+    clean_video = clean_video.nan_to_num()
+    clean_action = model.action_codec.encode(batch.actions.nan_to_num())
     noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
     noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
 
-    losses = read_out_losses(model, batch, task) if stage in ("pretrain", "refit") else {}
+    losses = read_out_losses(model, batch, task, acted) if stage in ("pretrain", "refit") else {}
     inverse = atom == ATOMS.index("inverse")
     decodes = _imitated(atom) if imitate else inverse
     # Which actions explain a video is for the action decoder to say: the world decoder sees the video alone.
@@ -42,7 +48,7 @@ def stage_losses(
                 context[rows], noisy_video[rows], t_video[rows], noisy_action[rows], t_given[rows]
             )
             if not imitate:
-                predicted = (estimate - clean_video[rows]).square().mean((1, 2))
+                predicted = ((estimate - clean_video[rows]) * known[rows]).square().mean((1, 2))
                 losses["video"] = _mean_where(predicted, ~inverse[rows])
         # The action decoder runs on the rows that count: a seventh of those of pre-training.
         chosen = rows & decodes
@@ -67,13 +73,20 @@ def policy_loss(model: WorldActionModel, context: Context, actions: Tensor, gene
     return (estimate - clean).square().mean()
 
 
-def read_out_losses(model: WorldActionModel, batch: Batch, task: Tensor) -> dict[str, Tensor]:
-    """Binary cross-entropy of success and squared error of progress, on the frames that followed, as `task` (n,)."""
-    frames = model.codec.state(batch.future.flatten(0, 1))
-    logit, progress = model.read_out(frames, task.repeat_interleave(batch.future.shape[1]))
+def read_out_losses(model: WorldActionModel, batch: Batch, task: Tensor, judged: Tensor) -> dict[str, Tensor]:
+    """Binary cross-entropy of success and squared error of progress, on the frames that followed, as `task` (n,).
+
+    Only rows count that were `judged` (n,).
+    """
+    if not judged.any():
+        return {}
+    future = batch.future[judged]
+    logit, progress = model.read_out(
+        model.codec.state(future.flatten(0, 1)), task[judged].repeat_interleave(future.shape[1])
+    )
     return {
-        "success": F.binary_cross_entropy_with_logits(logit, batch.success.flatten()),
-        "progress": (progress - batch.progress.flatten()).square().mean(),
+        "success": F.binary_cross_entropy_with_logits(logit, batch.success[judged].flatten()),
+        "progress": (progress - batch.progress[judged].flatten()).square().mean(),
     }
 
 

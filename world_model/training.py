@@ -61,10 +61,13 @@ class StageConfig:
 
 
 def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
-    """Set the normaliser statistics from up to `n` windows, once, before pre-training."""
+    """Set the normaliser statistics from `n` windows, once, before pre-training; a video is no part of them."""
+    if model.pictures is not None:
+        n //= 5  # each is a hundred times as large
     batch = windows.sample(n, torch.Generator().manual_seed(seed))
-    model.codec.fit(batch.context, batch.future)
-    model.action_codec.action.fit(batch.actions.flatten(0, 1))
+    acted = batch.actions.isfinite().flatten(1).all(1)
+    model.codec.fit(batch.context[acted], batch.future[acted])
+    model.action_codec.action.fit(batch.actions[acted].flatten(0, 1))
 
 
 def train_stage(

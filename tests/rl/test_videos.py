@@ -1,0 +1,117 @@
+"""Videos without actions: read from files, watched, and learned from without a number that nobody knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rewards.errors import UserError
+from rl.compose import compose
+from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
+from rl.envs.sim import make_spec
+from rl.films import write_film
+from rl.stage_config import PretrainConfig
+from rl.videos import read_videos, watched
+from world_model.episodes import Episode
+from world_model.losses import stage_losses
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
+from world_model.pictures import PictureCodec
+from world_model.training import fit_statistics
+from world_model.view import View
+
+pytest.importorskip("av")
+CONFIG = ModelConfig(
+    width=32,
+    world_width=48,
+    action_width=32,
+    n_layers=1,
+    n_heads=2,
+    views={"front": View()},
+    picture_size=32,
+    picture_dim=4,
+)
+
+
+def grey(n: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
+    """Pictures that are as bright as 8 times their number, with a black margin beside the square in the middle."""
+    pictures = [np.full((height, width, 3), 8 * i, np.uint8) for i in range(n)]
+    for picture in pictures:
+        picture[:, :16] = picture[:, -16:] = 0
+    return pictures
+
+
+def seer() -> WorldActionModel:
+    torch.manual_seed(0)
+    return WorldActionModel(
+        CONFIG, seeing_spec(make_spec("metaworld", ["push"]), PROPRIOCEPTION, PictureCodec(1, 32, 4))
+    )
+
+
+def episode(seed: int, length: int = 40) -> Episode:
+    """Random motion, seen."""
+    generator = torch.Generator().manual_seed(seed)
+    state = torch.randn(length + 1, 4 + 16, generator=generator)
+    action = 2 * torch.rand(length, 4, generator=generator) - 1
+    return Episode(state, action, torch.zeros(length, dtype=torch.bool), "push", "noisy", seed)
+
+
+def test_pictures_are_taken_at_the_rate_of_chunks_and_cut_to_a_square(tmp_path: Path):
+    (tmp_path / "push").mkdir()
+    write_film(grey(30), tmp_path / "push" / "a.mp4", 30)
+    ((task, pictures),) = read_videos(tmp_path, ("door-open", "push"), 32, 10.0)
+    assert task == "push" and pictures.shape == (10, 1, 32, 32, 3) and pictures.dtype == torch.uint8
+    brightness = pictures.float().mean((1, 2, 3, 4))
+    torch.testing.assert_close(brightness, 24 * torch.arange(10.0), atol=4.0, rtol=0)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"videos=.*: expected files TASK/\*\.mp4 there, of push"):
+        read_videos(tmp_path, ("push",), 32, 10.0)
+    (tmp_path / "push").mkdir()
+    (tmp_path / "push" / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"a\.mp4: the video cannot be read"):
+        read_videos(tmp_path, ("push",), 32, 10.0)
+    (tmp_path / "push" / "a.mp4").unlink()
+    write_film(grey(4), tmp_path / "push" / "b.mp4", 30)
+    with pytest.raises(UserError, match=r"4 frames at 30 a second make 1 pictures, expected 2 or more"):
+        read_videos(tmp_path, ("push",), 32, 10.0)
+    with pytest.raises(UserError, match=r"videos=v: model\.views has 0 cameras"):
+        compose(None, ["name=a", "tasks=[push]", "videos=v"], PretrainConfig).check()
+
+
+def test_a_video_is_an_episode_that_is_told_nothing():
+    model = seer()
+    pictures = torch.randint(0, 256, (4, 1, 32, 32, 3), dtype=torch.uint8)
+    (seen,) = watched(model, [("push", pictures)])
+    assert seen.length == 24 and seen.picture_every == 8 and seen.source == "video"
+    assert seen.state[:, :4].isnan().all() and seen.action.isnan().all()
+    codes = model.pictures.encode(pictures)
+    assert torch.equal(seen.state[::8, 4:], codes) and torch.equal(seen.state[7, 4:], codes[0])
+    batch = model.windows([seen]).at(torch.tensor([1]))
+    assert torch.equal(batch.context[0, :, 4:], codes[:2]) and torch.equal(batch.future[0, -1, 4:], codes[2])
+
+
+def test_losses_know_what_nobody_knows():
+    model = seer()
+    (seen,) = watched(model, [("push", torch.randint(0, 256, (6, 1, 32, 32, 3), dtype=torch.uint8))])
+    windows = model.windows([episode(0), seen])
+    fit_statistics(model, windows, 100)
+    everything = windows.at(torch.arange(len(windows)))
+    atoms = (0.2, 0.2, 0.2, 0.2, 0.2)
+    losses = stage_losses("pretrain", model, everything, atoms, torch.Generator().manual_seed(0))
+    assert all(loss.isfinite() for loss in losses.values())
+    torch.stack([*losses.values()]).sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(g.isfinite().all() for g in gradients)
+    # Of a video alone nothing is learned about acting, success or progress, and nothing about what was not told.
+    video = model.windows([seen]).at(torch.arange(5))
+    losses = stage_losses("pretrain", model, video, atoms, torch.Generator().manual_seed(0))
+    assert set(losses) == {"video", "action"} and losses["action"] == 0 and losses["video"] > 0
+    with torch.no_grad():
+        model.codec.vector.future_out.weight.mul_(100)
+    again = stage_losses("pretrain", model, video, atoms, torch.Generator().manual_seed(0))
+    assert torch.equal(again["video"], losses["video"])
