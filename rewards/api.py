@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from torch import Tensor
 
@@ -16,6 +16,18 @@ ALWAYS_PROVIDED = frozenset(
     {"state", "next_state", "action", "action_history", "success", "terminated", "elapsed", "task"}
 )
 """Fields of a `Transition` that every place fills in. The others, and the slices, depend on the place."""
+
+
+class PictureCodec(Protocol):
+    """What a term may ask of the codec that made the codes in the slice `image`."""
+
+    n_views: int
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (N, code_dim) -> pictures (N, n_views, size, size, 3) uint8."""
+
+    def encode_file(self, path: str) -> Tensor:
+        """Codes (n_views, code_dim / n_views) of the picture in a file, as each of the cameras would see it."""
 
 
 @dataclass
@@ -35,12 +47,21 @@ class Transition:
     next_progress: Tensor | None = None  # (N,), the same in next_state
     task_reward: Tensor | None = None  # (N,), the simulator's own reward; a dream has none
     own_rewards: dict[str, Tensor] = field(default_factory=dict)  # (N,), what the simulator computed for each such term
+    codec: PictureCodec | None = None  # of the slice `image`, where the model sees
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the named slice of `next_state`. Shape: (N, d)."""
         if name not in self.slices:
             raise UserError(f"the state has no slice {name!r}; known: {', '.join(self.slices) or 'none'}")
         return self.next_state[:, self.slices[name]]
+
+    def pictures(self) -> Tensor:
+        """Draw what is seen in `next_state`, which nobody does before a term asks: (N, n_views, size, size, 3) uint8.
+
+        A term that calls it has `requires=("image",)`.
+        """
+        assert self.codec is not None  # promised by `requires`
+        return self.codec.decode(self["image"])
 
 
 @overload

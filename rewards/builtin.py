@@ -94,6 +94,32 @@ class WorkspaceLimit:
         return distance
 
 
+class GoalImage:
+    """How far what is seen is from a goal picture, in the model's own codes; give it a negative weight.
+
+    Args:
+        path: the picture, a PNG from the same place as the camera's.
+        view: number of the camera.
+    """
+
+    requires = ("image",)
+
+    def __init__(self, path: str, view: int = 0) -> None:
+        self.path, self.view = path, view
+        self.goal: Tensor | None = None
+
+    def __call__(self, t: Transition) -> Tensor:
+        """Return the root mean square difference of codes. Shape: (num_envs,)."""
+        assert t.codec is not None  # promised by `requires`
+        if not 0 <= self.view < t.codec.n_views:
+            raise UserError(f"view={self.view}: the model has {t.codec.n_views} cameras, counted from 0")
+        if self.goal is None:
+            self.goal = t.codec.encode_file(self.path)[self.view]
+        seen = t["image"].view(len(t.state), t.codec.n_views, -1)[:, self.view]
+        distance: Tensor = (seen - self.goal).square().mean(1).sqrt()
+        return distance
+
+
 BUILTIN: dict[str, Callable[..., object]] = {
     "success": success,
     "progress": progress,
@@ -103,4 +129,5 @@ BUILTIN: dict[str, Callable[..., object]] = {
     "action_rate": action_rate,
     "action_jerk": action_jerk,
     "workspace_limit": WorkspaceLimit,
+    "goal_image": GoalImage,
 }

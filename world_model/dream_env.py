@@ -122,7 +122,7 @@ class DreamEnv(BatchedEnv):
             device=device,
         )
         self.model, self.starts, self.horizon, self.n_denoising_steps = model, starts, horizon, n_denoising_steps
-        self.chunk_size, self.in_order = model.config.chunk_size, in_order
+        self.chunk_size, self.in_order, self.picture_codec = model.config.chunk_size, in_order, model.pictures
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
         self.doubt = torch.zeros(num_envs, device=self.device)
         self.expected_error = torch.zeros(num_envs, device=self.device)

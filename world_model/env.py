@@ -13,6 +13,7 @@ from torch import Tensor
 from rewards import RewardManager, Transition
 from rewards.errors import BadNumbers
 from world_model.guards import check_advance, checked_actions
+from world_model.pictures import PictureCodec
 from world_model.spec import Spec
 
 Obs = dict[str, Tensor]
@@ -93,6 +94,7 @@ class BatchedEnv(ABC):
     place: str
     autoreset_mode = "same_step"
     begun = False  # there is a state to go on from
+    picture_codec: PictureCodec | None = None  # of the slice `image` of a state that ends in codes of pictures
     doubt: Tensor | float = 0.0  # (num_envs,) to be taken from the value that a truncation is bootstrapped with
     expected_error: Tensor | float = 0.0  # (num_envs,) of the last chunk, where it was dreamed
 
@@ -267,6 +269,7 @@ class BatchedEnv(ABC):
                 next_progress=None if progress is None else progress[:, 1:].flatten(),
                 task_reward=None if advance.task_reward is None else advance.task_reward.flatten(),
                 own_rewards={name: value.flatten() for name, value in advance.own_rewards.items()},
+                codec=self.picture_codec,
             ),
             executed.flatten(),
             n_steps=k,

@@ -23,15 +23,9 @@ def stage_losses(
     n, imitate = len(batch.task), stage == "tune"
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
     task = drop_task(model, batch.task, generator)
-    # Of a video nobody knows what was done, nor what a robot was told beside it: those numbers are none.
-    acted = batch.actions.isfinite().flatten(1).all(1)
+    acted, frames, clean_video, known, clean_action = _clean(model, batch)
     atom, t_action = torch.where(acted, atom, ATOMS.index("video")), torch.where(acted, t_action, 1.0)
-    frames = torch.where(batch.context.isnan(), model.codec.state.mean, batch.context)
     context = model.encode(frames, task)
-    clean_video = model.codec.encode_future(frames, batch.future)
-    known = ~clean_video.isnan()
-    clean_video = clean_video.nan_to_num()
-    clean_action = model.action_codec.encode(batch.actions.nan_to_num())
     noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
     noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
 
@@ -59,6 +53,18 @@ def stage_losses(
             errors.append((estimate - clean_action[chosen]).square().mean((1, 2)).sum() / n)
     losses["action"] = sum(errors, start=clean_action.new_zeros(()))
     return losses
+
+
+def _clean(model: WorldActionModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows with actions (n,), context frames, clean codes of the future and which of them are known, clean actions.
+
+    Of a video nobody knows what was done, nor what a robot was told beside it: those numbers are none.
+    """
+    acted = batch.actions.isfinite().flatten(1).all(1)
+    frames = torch.where(batch.context.isnan(), model.codec.state.mean, batch.context)
+    clean_video = model.codec.encode_future(frames, batch.future)
+    clean_action = model.action_codec.encode(batch.actions.nan_to_num())
+    return acted, frames, clean_video.nan_to_num(), ~clean_video.isnan(), clean_action
 
 
 def policy_loss(model: WorldActionModel, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:

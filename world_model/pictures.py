@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rewards.errors import UserError
+
 PATCH = 16
 """Pixels along each side of what one token of a picture stands for."""
 
@@ -69,6 +71,26 @@ class PictureCodec(nn.Module):
         """Codes (n, n_tokens * dim) -> pictures (n, n_views, size, size, 3) uint8."""
         drawn = (self.draw(codes) + 0.5).clamp(0, 1)
         return (255 * drawn).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
+
+    @torch.no_grad()
+    def encode_file(self, path: str) -> Tensor:
+        """Codes (n_views, code_dim / n_views) of the picture in a file, as each of the cameras would see it.
+
+        Raises:
+            UserError: there is none, it is no picture, or of another size.
+        """
+        import imageio.v3 as iio  # late: acting does not read files
+
+        try:
+            picture = torch.from_numpy(iio.imread(path))
+        except Exception as error:  # whatever a damaged file makes the reader say
+            raise UserError(f"{path}: no picture can be read there ({type(error).__name__}); expected a PNG") from error
+        if picture.dim() != 3 or picture.shape[:2] != (self.size, self.size) or picture.shape[2] not in (3, 4):
+            raise UserError(
+                f"{path}: {tuple(picture.shape)}, expected a picture of {self.size} x {self.size} in colour"
+            )
+        everywhere = picture[..., :3].expand(1, self.n_views, -1, -1, -1)
+        return self.encode(everywhere).view(self.n_views, -1)
 
     def draw(self, codes: Tensor) -> Tensor:
         """The same in floats around 0, colours first, through which gradients pass."""

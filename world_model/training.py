@@ -24,7 +24,7 @@ from world_model.guards import check_gradients, check_loss
 from world_model.losses import stage_losses
 from world_model.model import WorldActionModel
 from world_model.pictures import PictureBatch, Pictures, picture_loss
-from world_model.windows import Windows
+from world_model.windows import Batch, Windows
 
 Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int, dict[str, Any]], None]
@@ -122,11 +122,7 @@ def _train(
     model.train()
     for step in range(first, config.n_steps):
         batch = windows.sample(config.batch_size, generator)
-        if isinstance(batch, PictureBatch):
-            assert model.pictures is not None
-            losses = {"picture": picture_loss(model.pictures, batch)}
-        else:
-            losses = stage_losses(stage, model, batch, config.atoms, generator)
+        losses = _losses(stage, model, batch, config, generator)
         share = schedule(step, config)
         total = torch.stack([*losses.values()]).sum()
         if total.requires_grad:  # else the batch held nothing that this stage learns from
@@ -139,6 +135,15 @@ def _train(
         if save is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.n_steps):
             state = {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             save(step + 1, state | {"step": step + 1, "sums": dict(sums)})
+
+
+def _losses(
+    stage: str, model: WorldActionModel, batch: Batch | PictureBatch, config: StageConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    if not isinstance(batch, PictureBatch):
+        return stage_losses(stage, model, batch, config.atoms, generator)
+    assert model.pictures is not None
+    return {"picture": picture_loss(model.pictures, batch)}
 
 
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:

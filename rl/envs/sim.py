@@ -60,7 +60,7 @@ class SimEnv(Simulator):
         rest = max_steps, rewards, read_out, terminate_on_success, action_delay, obs_noise, seed
         super().__init__(spec, num_envs, n_context_frames, *rest)
         names = tuple(tasks or (env_id,))
-        self.env_id = env_id
+        self.env_id, self.picture_codec = env_id, self.eyes.codec if self.eyes else None
         self.picture_every = seen_by.config.chunk_size if seen_by and self.eyes else 1
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env])

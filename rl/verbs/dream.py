@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import imageio.v3 as iio
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -40,7 +41,7 @@ class Options:
     n_chunks: int = 8  # at most
     source: Literal["expert", "policy"] = "expert"  # who acted
     n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
-    out: str = ""  # .png, for a model that sees .gif or .mp4; empty: dream.png or dream.gif
+    out: str = ""  # .png, for a model that sees also .gif or .mp4; empty: dream.png or dream.gif
 
     def check(self) -> None:
         """Refuse counts that mean nothing, and a picture that is none."""
@@ -60,7 +61,7 @@ HELP = f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
 Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
 before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
 the error by step, beside that of "nothing moves" (the first frame repeated). Of a model that sees pictures it makes a
-film: simulator, dream, difference, and how the error grows.
+film: simulator, dream, difference, and how the error grows; as .png the last real picture alone.
 
 Keys:
 {keys_of(Options)}
@@ -101,8 +102,6 @@ def _curve(model: WorldActionModel, options: Options, name: str) -> None:
 def _film(model: WorldActionModel, options: Options) -> None:
     out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
     assert codec is not None
-    if out.endswith(".png"):
-        raise UserError(f"out={out!r}: this checkpoint sees pictures; take a .gif or .mp4")
     if options.source == "expert":
         (episode,) = collect_scripted("expert", [options.task], 1, options.seed)
     else:
@@ -111,6 +110,10 @@ def _film(model: WorldActionModel, options: Options) -> None:
     state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
     real = run_again("metaworld", episode, model.config)
+    if out.endswith(".png"):
+        iio.imwrite(out, real[-1, 0].numpy())
+        print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
+        return
     (seen,) = see(model, "metaworld", [episode], [real]) if options.source == "expert" else (episode,)
     frames, expected = replay(model, seen, options.n_denoising_steps)
     pictures = codec.decode(frames[::size, -codec.code_dim :])

@@ -145,8 +145,8 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
     refused(
         {"action_jerks": {"weight": -1.0}},
         "reward term 'action_jerks': unknown func 'action_jerks'; did you mean 'action_jerk'?; known: success, "
-        "progress, task_reward, time_cost, action_l2, action_rate, action_jerk, workspace_limit; "
-        "for your own write func: path.py:function or module:function",
+        "progress, task_reward, time_cost, action_l2, action_rate, action_jerk, workspace_limit, "
+        "goal_image; for your own write func: path.py:function or module:function",
     )
 
 
@@ -248,7 +248,7 @@ def test_chunk_in_one_call_equals_step_by_step(t: Transition, monkeypatch: pytes
     terms: Terms = {"visits": {"weight": 1.0}, "action_jerk": {"weight": -0.5}, "progress": {"weight": 2.0}}
     step_by_step, at_once = (RewardManager(terms, SLICES | {"progress"}, "sim") for _ in range(2))
     later = dataclasses.replace(t, action_history=t.action_history.flip(1) * 2, progress=t.next_progress)
-    names = [f.name for f in dataclasses.fields(t) if f.name not in ("slices", "own_rewards")]
+    names = [f.name for f in dataclasses.fields(t) if f.name not in ("slices", "own_rewards", "codec")]
     chunk = {name: torch.stack([getattr(t, name), getattr(later, name)], 1).flatten(0, 1) for name in names}
     for manager in (step_by_step, at_once):
         manager.reset(torch.ones(3, dtype=torch.bool))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rewards import RewardManager
 from rewards.errors import UserError
 from rl import cli, stage_pictures
 from rl.build import make_sim
@@ -17,6 +18,7 @@ from rl.config import TrainConfig
 from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
+from rl.policy import FlowPolicy
 from rl.stage_pictures import film
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel
@@ -181,7 +183,19 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
         film = iio.imread(f"{source}.gif")
         assert film.shape[0] == 4 and film.shape[3] == 3 and film[0].std() > 10
         assert not np.array_equal(film[0], film[3])
-    assert cli.main(["dream", "tuned", "task=drawer-open", "out=a.png"]) == 2
+    assert cli.main(["dream", "tuned", "task=drawer-open", "out=goal.png", "source=policy"]) == 0
+    sim = SimEnv("metaworld", 1, ["drawer-open"], seen_by=model, max_steps=64, terminate_on_success=False)
+    sim.rewards = RewardManager(
+        {"goal_image": {"weight": -1.0, "params": {"path": "goal.png"}}}, sim.spec.slices, "sim"
+    )
+    sim.set_episode_seeds([2_000_000])
+    policy = FlowPolicy(model, sim)
+    obs = sim.reset()
+    for _ in range(8):
+        step = sim.step_chunk(policy.decide(policy.encode(obs), sim.episode_seed, sim.elapsed))
+        obs = step.obs
+    assert step.reward[0, -1].item() == pytest.approx(0.0, abs=1e-6)  # there it is
+    assert (step.reward[0, :-1] < 0).all()
 
 
 def test_a_film_is_drawn_once_and_of_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 
+import imageio.v3 as iio
 import pytest
 import torch
 
+from rewards import Transition
+from rewards.builtin import GoalImage
 from rewards.errors import UserError
 from world_model.codec import SeeingCodec, VectorCodec
 from world_model.episodes import Episode
@@ -149,3 +153,28 @@ def test_views_survive_the_config_of_a_checkpoint():
 def test_a_size_that_has_no_whole_patches_is_refused():
     with pytest.raises(UserError, match=r"model\.picture_size=40: expected a multiple of 16"):
         ModelConfig(picture_size=40).check()
+
+
+def test_a_goal_picture_is_near_itself_and_what_is_no_picture_is_refused(tmp_path: Path):
+    torch.manual_seed(0)
+    codec, pictures = PictureCodec(2, SIZE, 4), squares(2)
+    iio.imwrite(tmp_path / "goal.png", pictures[0, 0].numpy())
+    both = codec.encode(pictures.repeat(1, 2, 1, 1, 1))
+    state = torch.cat([torch.zeros(2, 3), both], 1)
+    nothing = torch.zeros(2)
+    t = Transition(
+        *(state, state, torch.zeros(2, 4), torch.zeros(2, 3, 4), nothing.bool(), nothing.bool(), nothing, nothing),
+        slices={"image": slice(3, 3 + codec.code_dim)},
+        codec=codec,
+    )
+    for view in (0, 1):
+        distance = GoalImage(str(tmp_path / "goal.png"), view)(t)
+        assert distance[0].item() == pytest.approx(0, abs=1e-6) and distance[1] > 1e-4
+    assert torch.equal(t.pictures(), codec.decode(both))
+    with pytest.raises(UserError, match="view=2: the model has 2 cameras"):
+        GoalImage(str(tmp_path / "goal.png"), 2)(t)
+    with pytest.raises(UserError, match=r"no\.png: no picture can be read there"):
+        GoalImage(str(tmp_path / "no.png"))(t)
+    iio.imwrite(tmp_path / "small.png", pictures[0, 0, :8].numpy())
+    with pytest.raises(UserError, match=r"small\.png: \(8, 32, 3\), expected a picture of 32 x 32"):
+        GoalImage(str(tmp_path / "small.png"))(t)
