@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,12 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
         raise UserError(
             f"{path}: an .mp4 needs the package av; pip install 'wamtune[video]', or take a .gif"
         ) from error
+
+
+def inline_film(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
+    """Return a GIF as the address of a picture that a page holds within itself."""
+    gif = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=1000 / frames_per_s, loop=0)
+    return "data:image/gif;base64," + base64.b64encode(gif).decode()
 
 
 def picture_errors(real: Tensor, dreamed: Tensor) -> list[tuple[float, float]]:

@@ -218,10 +218,13 @@ def _examples(pairs: Row | None) -> str:
     """Predicted against true positions."""
     if pairs is None:
         return ""
-    return "".join(
-        f"<h3>{_text(e['title'])}, seed {e['seed']}</h3>" + figures.trajectory(e["parts"], e["chunk_size"])
-        for e in pairs["examples"]
-    )
+    made = []
+    for e in pairs["examples"]:
+        film = f'<p><img alt="simulator, dream, difference" src="{e["film"]}"></p>' if e.get("film") else ""
+        made.append(
+            f"<h3>{_text(e['title'])}, seed {e['seed']}</h3>{film}" + figures.trajectory(e["parts"], e["chunk_size"])
+        )
+    return "".join(made)
 
 
 def _ppo(rows: Sequence[Row]) -> str:

@@ -17,6 +17,7 @@ from rl.build import make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
+from rl.films import draw_film, inline_film
 from rl.policy import ChunkPolicy
 from world_model import modes
 from world_model.dream_env import SURE, DreamEnv, StartStates
@@ -205,10 +206,22 @@ def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, 
                 }
                 for name, part in slices.items()
             },
+            "film": _film(model, pair, title),
         }
         for title, pair in chosen.items()
         if pair is not None and slices
     ]
+
+
+@torch.no_grad()
+def _film(model: WorldActionModel, pair: Pair, title: str) -> str:
+    """Draw what the simulator showed and what was dreamed of its actions, a picture a chunk; empty without cameras."""
+    codec, size = model.pictures, model.config.chunk_size
+    if codec is None:
+        return ""
+    real, dreamed = (codec.decode(frames[::size, -codec.code_dim :])[:, 0] for frames in (pair.real, pair.retold))
+    chunk_s = size / model.spec.control_hz
+    return inline_film(draw_film(real, dreamed, (), f"{pair.task}: {title}", chunk_s), 0.5 / chunk_s)
 
 
 def _live(
