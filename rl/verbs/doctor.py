@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import platform
 import re
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
+
+import numpy as np
 
 from rewards.errors import UserError
 from rl.verbs.shadow import foreign_package
 
 HELP = """wamtune doctor
 
-Look at Python, torch, the packages, the simulator, software rendering and the built-in checkpoints. Every line says ok
+Look at Python, torch, the packages, the simulator, drawing and the built-in checkpoints. Every line says ok
 or missing, and what is missing says how to get it. Ends with exit code 2 if wamtune cannot do without it.
 
 Examples:
   wamtune doctor
   wamtune doctor --debug
 """
-
-OPENGL = "apt-get install libegl1 libegl-mesa0 libosmesa6 libgl1-mesa-dri"
 
 
 def run(words: list[str]) -> None:
@@ -49,7 +48,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], str], str, bool]]:
     yield "own packages", _own, "see there", True
     yield "meta-world", _metaworld, "pip install metaworld==3.1.*", True
     yield "checkpoints", _checkpoints, "install wamtune again", True
-    yield "software OpenGL", _opengl, f"for pictures of the simulator: {OPENGL}", False
+    yield "OpenGL", _opengl, "only what sees pictures of the simulator needs it", False
 
 
 def _packages() -> list[str]:
@@ -111,7 +110,11 @@ def _checkpoints() -> str:
 
 
 def _opengl() -> str:
-    found = [name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)]
-    if not found:
-        raise RuntimeError("neither EGL nor OSMesa")
-    return " and ".join(found)
+    from rl.envs.metaworld import MetaWorldTask
+    from world_model.view import View
+
+    task = MetaWorldTask("push")
+    task.reset(0)
+    if len(np.unique(task.pictures((View(),), 64))) < 10:
+        raise RuntimeError("what it draws is empty")
+    return "a picture of push"

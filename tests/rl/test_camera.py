@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -82,6 +84,14 @@ def test_a_camera_of_the_model_by_name():
     assert not np.array_equal(see(View(camera="gripperPOV")), see(VIEW))
     with pytest.raises(UserError, match=r"camera='wrist': the model has .*gripperPOV"):
         see(View(camera="wrist"))
+
+
+def test_without_opengl_one_line_says_what_to_install():
+    code = "import os; from rl.envs.metaworld import MetaWorldTask as T; from world_model.view import View; "
+    code += "t = T('push'); t.reset(0); os.environ['MUJOCO_GL'] = 'nothing'; t.pictures((View(),), 16)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert "pictures need OpenGL, and MUJOCO_GL=nothing finds none" in last and "apt-get install libegl1" in last
 
 
 def test_drawing_leaves_the_physics_alone():
