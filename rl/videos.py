@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.deploy.lerobot import INFO, read_info, read_parquet
 from rl.verbs.progress import Progress
 from world_model.episodes import Episode
 from world_model.files import existing_folder
@@ -21,7 +24,7 @@ Video = tuple[str, Tensor]
 
 
 def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, pictures_per_s: float) -> list[Video]:
-    """Read every FOLDER/TASK/*.mp4 of these tasks, in the order of their names.
+    """Read every FOLDER/TASK/*.mp4 of these tasks, or every episode of them in a LeRobot v3.0 dataset with videos.
 
     Pictures are cut to a square around the middle, and taken `pictures_per_s` times a second.
 
@@ -29,15 +32,43 @@ def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, pictures_
         UserError: there is none, one cannot be read, or the package av is missing.
     """
     root = existing_folder(Path(folder))
-    found = [(task, path) for task in tasks for path in sorted((root / task).glob("*.mp4"))]
-    if not found:
-        raise UserError(f"videos={folder}: expected files TASK/*.mp4 there, of {', '.join(tasks)}")
+    of_lerobot = (root / INFO).is_file()
+    found = _of_lerobot(root) if of_lerobot else [(t, path, 0.0, math.inf) for t in tasks for path in _files(root / t)]
+    wanted = [row for row in found if row[0] in tasks]
+    if not wanted:
+        expected = "episodes" if of_lerobot else "files TASK/*.mp4"
+        raise UserError(f"videos={folder}: expected {expected} there, of {', '.join(tasks)}")
     videos = []
     with Progress("read videos") as progress:
-        for i, (task, path) in enumerate(found):
-            videos.append((task, _read(path, size, pictures_per_s)))
-            progress.update(i + 1, len(found), task=task)
+        for i, (task, path, begin, end) in enumerate(wanted):
+            videos.append((task, _pictures(path, begin, end, size, pictures_per_s)))
+            progress.update(i + 1, len(wanted), task=task)
+    _decoded.cache_clear()
     return videos
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.mp4"))
+
+
+def _of_lerobot(root: Path) -> list[tuple[str, Path, float, float]]:
+    """Task, file, and where in it each episode begins and ends, in seconds, of the first camera."""
+    info, rows = read_info(root), read_parquet(root, "meta/episodes")
+    cameras = [name for name, feature in info.get("features", {}).items() if feature.get("dtype") == "video"]
+    if not cameras:
+        raise UserError(f"videos={root}: the LeRobot dataset has no videos")
+    columns = [
+        rows[f"videos/{cameras[0]}/{name}"] for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    ]
+    return [
+        (
+            str(task[0]),
+            root / info["video_path"].format(video_key=cameras[0], chunk_index=chunk, file_index=file),
+            begin,
+            end,
+        )
+        for task, chunk, file, begin, end in zip(rows["tasks"], *(c.tolist() for c in columns), strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -56,18 +87,26 @@ def watched(model: WorldActionModel, videos: list[Video]) -> list[Episode]:
     return episodes
 
 
-def _read(path: Path, size: int, pictures_per_s: float) -> Tensor:
+def _pictures(path: Path, begin: float, end: float, size: int, pictures_per_s: float) -> Tensor:
+    frames, rate = _decoded(path)
+    first, last = round(begin * rate), min(len(frames), round(min(end, 1e6) * rate))
+    n = int((last - first) / rate * pictures_per_s)
+    if n < 2:
+        raise UserError(f"{path}: {last - first} frames at {rate:g} a second make {n} pictures, expected 2 or more")
+    taken = (frames[first + round(k * rate / pictures_per_s)] for k in range(n))
+    return torch.stack([_square(frame, size) for frame in taken]).unsqueeze(1)
+
+
+@lru_cache(maxsize=1)
+def _decoded(path: Path) -> tuple[list[np.ndarray], float]:
+    """Return frames and frames a second; a file may hold many episodes, one after the other."""
     try:
         rate = float(iio.immeta(path, plugin="pyav")["fps"])
-        frames = list(iio.imiter(path, plugin="pyav"))
+        return list(iio.imiter(path, plugin="pyav")), rate
     except ImportError as error:
         raise UserError(f"{path}: videos are read with the package av; pip install 'wamtune[video]'") from error
     except Exception as error:  # whatever a damaged file makes the decoder say
         raise UserError(f"{path}: the video cannot be read ({type(error).__name__}); leave it out") from error
-    n = int(len(frames) / rate * pictures_per_s)
-    if n < 2:
-        raise UserError(f"{path}: {len(frames)} frames at {rate:g} a second make {n} pictures, expected 2 or more")
-    return torch.stack([_square(frames[round(k * rate / pictures_per_s)], size) for k in range(n)]).unsqueeze(1)
 
 
 def _square(frame: np.ndarray, size: int) -> Tensor:

@@ -53,8 +53,8 @@ def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
     success in the dropped last frame counts for the step before it.
     """
     root = Path(folder)
-    info = _read_info(root)
-    frames, rows = _read_parquet(root, "data"), _read_parquet(root, "meta/episodes")
+    info = read_info(root)
+    frames, rows = read_parquet(root, "data"), read_parquet(root, "meta/episodes")
     for key in ("observation.state", "action", "episode_index", "frame_index"):
         if key not in frames:
             raise UserError(f"{root}: the dataset has no {key}; it has {', '.join(sorted(frames))}")
@@ -198,7 +198,8 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _read_info(root: Path) -> dict[str, Any]:
+def read_info(root: Path) -> dict[str, Any]:
+    """Read what a LeRobot v3.0 dataset says of itself; `UserError` if it is none, or of another version."""
     try:
         info: dict[str, Any] = json.loads((root / INFO).read_bytes())
         version, _ = info["codebase_version"], float(info["fps"])
@@ -211,7 +212,8 @@ def _read_info(root: Path) -> dict[str, Any]:
     return info
 
 
-def _read_parquet(root: Path, part: str) -> Columns:
+def read_parquet(root: Path, part: str) -> Columns:
+    """Read the columns of `data` or `meta/episodes`, but statistics and pictures; `UserError` if a file is damaged."""
     pa, pq = _pyarrow()
     paths = sorted((root / part).glob("*/*.parquet"))
     if not paths:

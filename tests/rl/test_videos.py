@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,37 @@ def test_pictures_are_taken_at_the_rate_of_chunks_and_cut_to_a_square(tmp_path: 
     assert task == "push" and pictures.shape == (10, 1, 32, 32, 3) and pictures.dtype == torch.uint8
     brightness = pictures.float().mean((1, 2, 3, 4))
     torch.testing.assert_close(brightness, 24 * torch.arange(10.0), atol=4.0, rtol=0)
+
+
+def test_episodes_of_a_lerobot_dataset_are_parts_of_its_videos(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    camera, template = (
+        "observation.images.front",
+        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    )
+    features = {"action": {"dtype": "float32"}, camera: {"dtype": "video"}}
+    info = {"codebase_version": "v3.0", "fps": 10, "features": features, "video_path": template}
+    folder = tmp_path / "meta" / "episodes" / "chunk-000"
+    folder.mkdir(parents=True)
+    (tmp_path / "meta" / "info.json").write_text(json.dumps(info))
+    rows = {
+        "episode_index": [0, 1, 2],
+        "tasks": [["push"], ["door-open"], ["push"]],
+        f"videos/{camera}/chunk_index": [0, 0, 0],
+        f"videos/{camera}/file_index": [0, 0, 0],
+        f"videos/{camera}/from_timestamp": [0.0, 1.0, 2.0],
+        f"videos/{camera}/to_timestamp": [1.0, 2.0, 3.0],
+    }
+    pq.write_table(pa.table(rows), folder / "file-000.parquet")
+    write_film(grey(30), tmp_path / template.format(video_key=camera, chunk_index=0, file_index=0), 10)
+    (first, one), (second, other) = read_videos(tmp_path, ("push",), 32, 10.0)
+    assert first == second == "push" and one.shape == other.shape == (10, 1, 32, 32, 3)
+    assert one[3].float().mean().item() == pytest.approx(24, abs=4)
+    assert other[3].float().mean().item() == pytest.approx(8 * 23, abs=4)
+    with pytest.raises(UserError, match=r"videos=.*: expected episodes there, of hammer"):
+        read_videos(tmp_path, ("hammer",), 32, 10.0)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path):
