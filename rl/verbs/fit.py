@@ -27,7 +27,7 @@ class Options:
     n_steps: int = 60  # replayed of each
     spread: float = 0.1  # training draws each factor within this share of what was found
     seed: int = 0
-    out: str = "fitted.yaml"  # a preset of `wamtune train`, with the events
+    out: str = "fitted.yaml"  # a preset of `wamtune train`, with the events and the record
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
@@ -42,7 +42,8 @@ HELP = f"""wamtune fit EPISODES [key=value ...]
 
 Fit {", ".join(BOUNDS)} and the noise of the sensors of Meta-World to recorded episodes:
 actions are replayed, and the parameters are searched with which positions stay nearest to the record. The seed of an
-episode has to name its scene in the simulator. Writes a preset with domain randomisation around what was found.
+episode has to name its scene in the simulator. Writes a preset that dreams of the record, with gates in a simulator that
+is randomised around what was found.
 
 Keys:
 {keys_of(Options)}
@@ -79,7 +80,8 @@ def run(words: list[str]) -> None:
     print(f"error on episodes kept apart: {1000 * found.before:.1f} mm -> {1000 * found.after:.1f} mm")
     preset = {
         "name": Path(options.out).stem,
-        "base": "sim",
+        "base": "dream",
+        "episodes": words[0],
         "env": {"tasks": [task], "events": found.events(options.spread)},
     }
     text = f"# wamtune fit {' '.join(words)}\n{yaml.safe_dump(preset, sort_keys=False)}"

@@ -72,7 +72,7 @@ def test_the_command_writes_a_preset(
     out = capsys.readouterr().out
     assert "preset: mine.yaml; wamtune train mine.yaml" in out and "mm -> " in out
     config = compose("mine.yaml", [], TrainConfig)
-    assert config.env.tasks == (TASK,) and config.env.kind == "sim"
+    assert config.env.tasks == (TASK,) and config.env.kind == "dream" and config.episodes == "recorded"
     written = yaml.safe_load(Path("mine.yaml").read_text())["env"]["events"]
     assert {name: event["low"] for name, event in written.items()} == {n: e.low for n, e in config.env.events.items()}
     for words, line in (
