@@ -62,10 +62,6 @@ class Camera:
         mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)
         return pixels[::-1]
 
-    def close(self) -> None:
-        """Release what the picture is drawn with."""
-        self._context.free()
-
 
 @cache
 def _context() -> Any:

@@ -77,8 +77,10 @@ class SimEnv(Simulator):
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""
-        if self.env_id != "metaworld" or self.eyes:
+        if self.env_id != "metaworld":
             raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
+        if self.eyes:
+            raise UserError("sim: the scripted expert has to be told where things are, and a model that sees is not")
         from rl.envs.metaworld import scripted_expert
 
         frames = self.context.numpy()

@@ -125,7 +125,7 @@ def test_what_cannot_be_seen_is_refused_by_name():
     model = seer()
     with pytest.raises(UserError, match="told 'hand_pos', which the simulator has not"):
         SimEnv("Pendulum-v1", 1, seen_by=model)
-    with pytest.raises(UserError, match="'metaworld' has no scripted expert"):
+    with pytest.raises(UserError, match="the scripted expert has to be told where things are"):
         SimEnv("metaworld", 1, ["push"], seen_by=model).expert_actions()
     config = compose(None, ["name=a", "env.tasks=[push]", "n_action_steps=4"], TrainConfig)
     sim = make_sim(config, model, ["push"], 1, rewards=False)
