@@ -42,8 +42,8 @@ HELP = f"""wamtune fit EPISODES [key=value ...]
 
 Fit {", ".join(BOUNDS)} and the noise of the sensors of Meta-World to recorded episodes:
 actions are replayed, and the parameters are searched with which positions stay nearest to the record. The seed of an
-episode has to name its scene in the simulator. Writes a preset that dreams of the record, with gates in a simulator that
-is randomised around what was found.
+episode has to name its scene in the simulator. Writes a preset that dreams of the record, with gates in a simulator
+that is randomised around what was found.
 
 Keys:
 {keys_of(Options)}
