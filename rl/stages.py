@@ -154,7 +154,8 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
         else:
             work.step = config.pictures.n_steps
     episodes, heldout = (_read(config, model, part, config.tasks) for part in (store, heldout_store(store)))
-    episodes += watched(model, videos)
+    if videos:
+        episodes += watched(model, videos)
     windows, work.unseen = model.windows(episodes), model.windows(heldout)
     if state is None:
         fit_statistics(model, windows)
