@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +31,8 @@ class Recorder:
             if done[j]:
                 state, action, success = (torch.cat(parts) for parts in zip(*self._open.pop(j), strict=True))
                 name = self.tasks[int(task[j])]
-                episode = Episode(state, action, success, name, "policy", int(seed[j]))
-                self.episodes.append(replace(episode, picture_every=self.picture_every))
+                told = name, "policy", int(seed[j])
+                self.episodes.append(Episode(state, action, success, *told, picture_every=self.picture_every))
 
     def state_dict(self) -> dict[str, Any]:
         """Return finished and open episodes."""

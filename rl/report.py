@@ -220,7 +220,7 @@ def _examples(pairs: Row | None) -> str:
         return ""
     made = []
     for e in pairs["examples"]:
-        film = f'<p><img alt="simulator, dream, difference" src="{e["film"]}"></p>' if e.get("film") else ""
+        film = f'<p><img alt="simulator, dream, difference" src="{_text(e["film"])}"></p>' if e.get("film") else ""
         made.append(
             f"<h3>{_text(e['title'])}, seed {e['seed']}</h3>{film}" + figures.trajectory(e["parts"], e["chunk_size"])
         )

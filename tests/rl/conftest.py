@@ -6,17 +6,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
 from rl.envs.sim import make_spec
 from rl.stage_collect import collect_scripted
 from world_model.episodes import Episode, EpisodeStore
 from world_model.model import WorldActionModel
 from world_model.model_config import ModelConfig
+from world_model.pictures import PictureCodec
 from world_model.store import save_model
 from world_model.training import StageConfig, fit_statistics, train_stage
+from world_model.view import View
 from world_model.windows import Windows
 
 TASKS = ("button-press-topdown", "push")
 CONFIG = ModelConfig(width=32, world_width=48, action_width=32, n_layers=2, n_heads=2)
+
+
+@pytest.fixture
+def seer() -> WorldActionModel:
+    """A tiny model that sees two tasks through one camera, and has learned nothing yet."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, n_layers=1, views={"front": View()}, picture_size=32, picture_dim=4)
+    codec = PictureCodec(1, config.picture_size, config.picture_dim)
+    spec = seeing_spec(make_spec("metaworld", ["push", "door-open"]), PROPRIOCEPTION, codec)
+    return WorldActionModel(config, spec)
 
 
 @pytest.fixture(scope="session")

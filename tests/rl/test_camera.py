@@ -17,30 +17,17 @@ from rl import cli, stage_pictures
 from rl.build import make_sim
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
 from rl.policy import FlowPolicy
 from rl.stage_pictures import film
 from world_model.episodes import EpisodeStore
 from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.pictures import PictureCodec
 from world_model.store import load_model
 from world_model.view import View
 
 torch.set_num_threads(1)
 VIEW = View()
-CONFIG = ModelConfig(
-    width=32,
-    world_width=48,
-    action_width=32,
-    n_layers=1,
-    n_heads=2,
-    views={"front": VIEW},
-    picture_size=32,
-    picture_dim=4,
-)
 
 
 def opengl() -> bool:
@@ -57,12 +44,6 @@ pytestmark = pytest.mark.skipif(not opengl(), reason="no OpenGL")
 def see(view: View, task: str = "push", seed: int = 3, size: int = 64) -> np.ndarray:
     _, pictures = Group("metaworld", [task], {}, (view,), size).reset({0: seed})
     return pictures[0, 0]
-
-
-def seer() -> WorldActionModel:
-    torch.manual_seed(0)
-    codec = PictureCodec(1, CONFIG.picture_size, CONFIG.picture_dim)
-    return WorldActionModel(CONFIG, seeing_spec(make_spec("metaworld", ["push", "door-open"]), PROPRIOCEPTION, codec))
 
 
 def test_a_picture_depends_on_what_is_there_alone():
@@ -103,8 +84,8 @@ def test_drawing_leaves_the_physics_alone():
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int):
-    model = seer()
+def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int, seer: WorldActionModel):
+    model = seer
     sim = SimEnv("metaworld", 2, ["push", "door-open"], n_workers=n_workers, seen_by=model)
     told, codes = slice(0, 4), slice(4, 4 + 4 * 4)
     assert sim.spec.to_dict() == model.spec.to_dict()
@@ -121,8 +102,8 @@ def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int):
     sim.close()
 
 
-def test_what_cannot_be_seen_is_refused_by_name():
-    model = seer()
+def test_what_cannot_be_seen_is_refused_by_name(seer: WorldActionModel):
+    model = seer
     with pytest.raises(UserError, match="told 'hand_pos', which the simulator has not"):
         SimEnv("Pendulum-v1", 1, seen_by=model)
     with pytest.raises(UserError, match="the scripted expert has to be told where things are"):
@@ -209,21 +190,23 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     assert (step.reward[0, :-1] < 0).all()
 
 
-def test_a_film_is_drawn_once_and_of_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_film_is_drawn_once_and_of_what_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seer: WorldActionModel
+):
     from rl.stage_collect import collect_scripted
 
     store = EpisodeStore(tmp_path)
     episodes = collect_scripted("noisy", ["push"], 2)
     store.append(episodes, make_spec("metaworld", ["push"]))
-    again, pictures = film("metaworld", store, CONFIG, ["push"], None)
+    again, pictures = film("metaworld", store, seer.config, ["push"], None)
     assert [len(p) for p in pictures] == [e.length + 1 for e in again]
     assert np.array_equal(pictures[0][0, 0].numpy(), see(VIEW, seed=episodes[0].seed, size=32))
     with monkeypatch.context() as patch:
         patch.setattr(stage_pictures, "_run_again", lambda *_: pytest.fail("drawn again"))
-        _, kept = film("metaworld", store, CONFIG, ["push"], None)
+        _, kept = film("metaworld", store, seer.config, ["push"], None)
     assert all(torch.equal(a, b) for a, b in zip(kept, pictures, strict=True))
     other = EpisodeStore(tmp_path / "other")
     episodes[0].seed += 1
     other.append(episodes, make_spec("metaworld", ["push"]))
     with pytest.raises(UserError, match="does not run as it was recorded"):
-        film("metaworld", other, CONFIG, ["push"], None)
+        film("metaworld", other, seer.config, ["push"], None)

@@ -11,30 +11,15 @@ import torch
 
 from rewards.errors import UserError
 from rl.compose import compose
-from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
-from rl.envs.sim import make_spec
 from rl.films import write_film
 from rl.stage_config import PretrainConfig
 from rl.videos import read_videos, watched
 from world_model.episodes import Episode
 from world_model.losses import stage_losses
 from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.pictures import PictureCodec
 from world_model.training import fit_statistics
-from world_model.view import View
 
 pytest.importorskip("av")
-CONFIG = ModelConfig(
-    width=32,
-    world_width=48,
-    action_width=32,
-    n_layers=1,
-    n_heads=2,
-    views={"front": View()},
-    picture_size=32,
-    picture_dim=4,
-)
 
 
 def grey(n: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
@@ -43,13 +28,6 @@ def grey(n: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
     for picture in pictures:
         picture[:, :16] = picture[:, -16:] = 0
     return pictures
-
-
-def seer() -> WorldActionModel:
-    torch.manual_seed(0)
-    return WorldActionModel(
-        CONFIG, seeing_spec(make_spec("metaworld", ["push"]), PROPRIOCEPTION, PictureCodec(1, 32, 4))
-    )
 
 
 def episode(seed: int, length: int = 40) -> Episode:
@@ -115,8 +93,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
         compose(None, ["name=a", "tasks=[push]", "videos=v"], PretrainConfig).check()
 
 
-def test_a_video_is_an_episode_that_is_told_nothing():
-    model = seer()
+def test_a_video_is_an_episode_that_is_told_nothing(seer: WorldActionModel):
+    model = seer
     pictures = torch.randint(0, 256, (4, 1, 32, 32, 3), dtype=torch.uint8)
     (seen,) = watched(model, [("push", pictures)])
     assert seen.length == 24 and seen.picture_every == 8 and seen.source == "video"
@@ -127,8 +105,8 @@ def test_a_video_is_an_episode_that_is_told_nothing():
     assert torch.equal(batch.context[0, :, 4:], codes[:2]) and torch.equal(batch.future[0, -1, 4:], codes[2])
 
 
-def test_losses_know_what_nobody_knows():
-    model = seer()
+def test_losses_know_what_nobody_knows(seer: WorldActionModel):
+    model = seer
     (seen,) = watched(model, [("push", torch.randint(0, 256, (6, 1, 32, 32, 3), dtype=torch.uint8))])
     windows = model.windows([episode(0), seen])
     fit_statistics(model, windows, 100)
