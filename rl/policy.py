@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rl.envs.adapters import action_space, observation_space, unflatten_obs
 from world_model import modes
-from world_model.env import BatchedEnv, Obs
+from world_model.env import BatchedEnv, ChunkStep, Obs
 from world_model.flow import gaussian_log_prob, noise_level, seeded_noise, step_mean
 from world_model.model import Context, WorldActionModel
 
@@ -66,6 +66,13 @@ class ChunkPolicy(BasePolicy):
     def values(self, context: Context) -> Tensor:
         """The critic's estimate (n,)."""
         return self.values_of_features(context.features)
+
+    def values_after(self, step: ChunkStep, following: Context) -> Tensor:
+        """Return the critic's estimate (n,) of where a step led: of the end of an episode, else of what comes next."""
+        values, ended = self.values(following), step.terminated | step.truncated
+        if ended.any():
+            values[ended] = self.values(self.encode({name: of[ended] for name, of in step.final_obs.items()}))
+        return values
 
     @abstractmethod
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:

@@ -99,13 +99,13 @@ class ChunkPPO(PPO):
     @torch.no_grad()
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False) -> Rollout:
         """Run `n_steps` chunks in each environment of `env`, going on from its state unless `fresh`."""
-        policy, contexts, steps = self.policy, [], []
+        policy, contexts, steps, terms = self.policy, [], [], dict[str, float]()
         obs = env.observe() if env.begun and not fresh else env.reset()
-        terms: dict[str, float] = {}
+        context = policy.encode(obs)
         for _ in range(n_steps):
-            context = policy.encode(obs)
             actions, chain, log_prob = policy.sample(context, self.generator)
             step = env.step_chunk(actions)
+            following = policy.encode(step.obs)
             contexts.append(context)
             steps.append(
                 {
@@ -116,7 +116,7 @@ class ChunkPPO(PPO):
                     "n_executed": step.executed.sum(1),
                     "terminated": step.terminated,
                     "truncated": step.truncated,
-                    "next_value": policy.values(policy.encode(step.final_obs)) - env.doubt,
+                    "next_value": policy.values_after(step, following) - env.doubt,
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
                     "actions": actions,
@@ -128,7 +128,7 @@ class ChunkPPO(PPO):
             for name in step.raw:
                 terms[f"{name}_raw"] = terms.get(f"{name}_raw", 0.0) + float(step.raw[name].sum())
                 terms[name] = terms.get(name, 0.0) + float(step.weighted[name].sum())
-            obs = step.obs
+            obs, context = step.obs, following
         stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0]}
         n_executed = int(stacked["n_executed"].sum())
         return Rollout(context=contexts, terms={k: total / n_executed for k, total in terms.items()}, **stacked)

@@ -27,7 +27,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, memory: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return tokens (batch, n, width) and this layer's keys and values."""
         batch, n, _ = x.shape
-        q, k, v = self.qkv(self.norm_attention(x)).float().view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(self.norm_attention(x)).to(self.qkv.weight.dtype)  # also where products are in bfloat16
+        q, k, v = qkv.view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         keys = torch.cat([*(m[0] for m in memory), k], dim=2)
         values = torch.cat([*(m[1] for m in memory), v], dim=2)
         y = _attention(q, keys, values)

@@ -23,6 +23,7 @@ from world_model.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
 from world_model.layers import KeysValues, NoiseLevel, Stack
 from world_model.model_config import ModelConfig
 from world_model.pictures import PictureCodec
+from world_model.precision import has_bfloat16
 from world_model.spec import Spec
 from world_model.trust import Trust
 from world_model.windows import Windows
@@ -58,6 +59,10 @@ class WorldActionModel(nn.Module):
         self.action_low: Tensor
         self.action_high: Tensor
 
+    def _products(self, x: Tensor) -> torch.autocast:
+        """Return what encoder and world decoder compute within. PPO's ratio needs an action decoder that is exact."""
+        return torch.autocast(x.device.type, torch.bfloat16, self.config.bfloat16 and has_bfloat16(x.device))
+
     def _make_codec(self) -> Codec:
         config, spec = self.config, self.spec
         n_codes = 0 if self.pictures is None else self.pictures.code_dim
@@ -76,11 +81,12 @@ class WorldActionModel(nn.Module):
 
     def encode(self, context: Tensor, task: Tensor) -> Context:
         """Encode context frames (batch, n_context_frames, state_dim) and task (batch,) once, for all decoders."""
-        embedded = self.codec.embed_context(context)
-        tokens, cache = self.encoder(embedded, task)
-        # The critic reads what the encoder was given beside what it made of it; it must not shape either.
-        features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
-        return Context(context, cache, features)
+        with self._products(context):
+            embedded = self.codec.embed_context(context)
+            tokens, cache = self.encoder(embedded, task)
+            # The critic reads what the encoder was given beside what it made of it; it must not shape either.
+            features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
+        return Context(context, cache, features.to(context.dtype))
 
     def predict_future(
         self, context: Context, codes: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor
@@ -90,8 +96,10 @@ class WorldActionModel(nn.Module):
         Also returns the keys and values of the future tokens, which the action decoder may read.
         """
         known = codes * (1 - t_video).view(-1, 1, 1)  # noise alone says nothing, and is left out
-        tokens, cache = self.world(self.codec.embed_future(context.frames, known), t_video, actions, t_action, context)
-        return self.codec.predict_future(tokens), cache
+        with self._products(codes):
+            embedded = self.codec.embed_future(context.frames, known)
+            tokens, cache = self.world(embedded, t_video, actions, t_action, context)
+            return self.codec.predict_future(tokens).to(codes.dtype), cache
 
     def predict_action(
         self,

@@ -1,16 +1,8 @@
-"""Matrix products in bfloat16, where the processor has them: half the time for a model that sees pictures."""
+"""Which processors multiply matrices in bfloat16."""
 
 from __future__ import annotations
 
 import torch
-
-
-def bfloat16(wanted: bool, device: torch.device) -> torch.autocast:
-    """Return what to compute within: products in bfloat16 if that is `wanted` and fast here, else all in float32.
-
-    Weights, gradients, sums and norms stay in float32 (mixed precision, Micikevicius et al., 1710.03740).
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has_bfloat16(device))
 
 
 def has_bfloat16(device: torch.device) -> bool:

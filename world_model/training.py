@@ -24,7 +24,6 @@ from world_model.guards import check_gradients, check_loss
 from world_model.losses import stage_losses
 from world_model.model import WorldActionModel
 from world_model.pictures import PictureBatch, Pictures, picture_loss
-from world_model.precision import bfloat16
 from world_model.windows import Batch, Windows
 
 Log = Callable[[int, dict[str, float]], None]
@@ -42,7 +41,6 @@ class StageConfig:
     warmup_steps: int = 200
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    bfloat16: bool = False  # matrix products, where the processor has them; half the time for a model that sees
     atoms: tuple[float, ...] = (0.1, 0.0, 0.65, 0.15, 0.1)
     log_every: int = 100
     save_every: int = 1000
@@ -124,8 +122,7 @@ def _train(
     model.train()
     for step in range(first, config.n_steps):
         batch = windows.sample(config.batch_size, generator)
-        with bfloat16(config.bfloat16, next(model.parameters()).device):
-            losses = _losses(stage, model, batch, config, generator)
+        losses = _losses(stage, model, batch, config, generator)
         share = schedule(step, config)
         total = torch.stack([*losses.values()]).sum()
         if total.requires_grad:  # else the batch held nothing that this stage learns from

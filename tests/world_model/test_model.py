@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from world_model import model as world_action_model
 from world_model import modes
 from world_model.model import WorldActionModel
 from world_model.model_config import ModelConfig
@@ -75,6 +76,21 @@ def test_an_encoded_context_serves_every_decoder_and_knows_nothing_of_the_future
     modes.inverse(model, context, batch.future, modes.action_noise(model, N, seeded()), 2)
     assert all(torch.equal(k, b) for (k, _), b in zip(context.cache, before, strict=True))
     assert torch.equal(dream(model, batch), frames) and torch.equal(act(model, batch), actions)
+
+
+def test_products_in_bfloat16_change_a_dream_by_a_hundredth_and_only_where_the_processor_has_them(
+    model, batch, monkeypatch
+):
+    half = WorldActionModel(replace(model.config, bfloat16=True), model.spec)
+    half.load_state_dict(model.state_dict())
+    frames, actions = dream(model, batch), act(model, batch)
+    monkeypatch.setattr(world_action_model, "has_bfloat16", lambda device: False)
+    assert torch.equal(dream(half, batch), frames) and torch.equal(act(half, batch), actions)
+    monkeypatch.setattr(world_action_model, "has_bfloat16", lambda device: True)
+    movement = (frames - batch.context[:, -1:]).abs().mean()
+    assert 0 < (dream(half, batch) - frames).abs().mean() < 0.02 * movement
+    assert 0 < (act(half, batch) - actions).abs().mean() < 0.02
+    assert dream(half, batch).dtype == act(half, batch).dtype == torch.float32
 
 
 def test_neighbours_in_the_batch_do_not_change_a_row(model, batch):
