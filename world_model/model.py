@@ -23,7 +23,7 @@ from world_model.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
 from world_model.layers import KeysValues, NoiseLevel, Stack
 from world_model.model_config import ModelConfig
 from world_model.pictures import PictureCodec
-from world_model.precision import has_bfloat16
+from world_model.precision import products
 from world_model.spec import Spec
 from world_model.trust import Trust
 from world_model.windows import Windows
@@ -44,7 +44,7 @@ class WorldActionModel(nn.Module):
         super().__init__()
         config.check()
         self.config, self.spec = config, spec
-        seen = len(config.views), config.picture_size, config.picture_dim
+        seen = len(config.views), config.picture_size, config.picture_dim, config.bfloat16
         self.pictures = PictureCodec(*seen) if config.views else None
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
@@ -58,10 +58,6 @@ class WorldActionModel(nn.Module):
         self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
         self.action_low: Tensor
         self.action_high: Tensor
-
-    def _products(self, x: Tensor) -> torch.autocast:
-        """Return what encoder and world decoder compute within. PPO's ratio needs an action decoder that is exact."""
-        return torch.autocast(x.device.type, torch.bfloat16, self.config.bfloat16 and has_bfloat16(x.device))
 
     def _make_codec(self) -> Codec:
         config, spec = self.config, self.spec
@@ -81,7 +77,7 @@ class WorldActionModel(nn.Module):
 
     def encode(self, context: Tensor, task: Tensor) -> Context:
         """Encode context frames (batch, n_context_frames, state_dim) and task (batch,) once, for all decoders."""
-        with self._products(context):
+        with products(self.config.bfloat16, context):
             embedded = self.codec.embed_context(context)
             tokens, cache = self.encoder(embedded, task)
             # The critic reads what the encoder was given beside what it made of it; it must not shape either.
@@ -96,7 +92,7 @@ class WorldActionModel(nn.Module):
         Also returns the keys and values of the future tokens, which the action decoder may read.
         """
         known = codes * (1 - t_video).view(-1, 1, 1)  # noise alone says nothing, and is left out
-        with self._products(codes):
+        with products(self.config.bfloat16, codes):
             embedded = self.codec.embed_future(context.frames, known)
             tokens, cache = self.world(embedded, t_video, actions, t_action, context)
             return self.codec.predict_future(tokens).to(codes.dtype), cache

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.errors import UserError
+from world_model.precision import products
 
 PATCH = 16
 """Pixels along each side of what one token of a picture stands for."""
@@ -28,12 +29,15 @@ class PictureCodec(nn.Module):
         n_views: cameras; what each of them always sees is learned apart, the rest together.
         size: pixels along each side of a picture, a multiple of 16.
         dim: numbers in the code of a patch.
+        in_bfloat16: compute in it where the processor has it.
     """
 
-    def __init__(self, n_views: int, size: int, dim: int, widths: Sequence[int] = (48, 96, 128)) -> None:
+    def __init__(
+        self, n_views: int, size: int, dim: int, in_bfloat16: bool = False, widths: Sequence[int] = (48, 96, 128)
+    ) -> None:
         super().__init__()
         fine, middle, coarse = widths
-        self.n_views, self.size, self.dim = n_views, size, dim
+        self.n_views, self.size, self.dim, self.in_bfloat16 = n_views, size, dim, in_bfloat16
         self.n_tokens = n_views * (size // PATCH) ** 2
         self.enter = nn.Conv2d(3, fine, 4, 4)
         self.where = nn.Parameter(torch.zeros(n_views, fine, size // 4, size // 4))
@@ -63,8 +67,9 @@ class PictureCodec(nn.Module):
         """Pictures (n, n_views, size, size, 3) uint8 -> codes (n, n_tokens * dim): view, row, column, number."""
         x = _centred(pictures)
         n = len(x)
-        hidden = self.enter(x.flatten(0, 1)) + self.where.repeat(n, 1, 1, 1)
-        codes: Tensor = self.down(hidden)
+        with products(self.in_bfloat16, x):
+            hidden = self.enter(x.flatten(0, 1)) + self.where.repeat(n, 1, 1, 1)
+            codes: Tensor = self.down(hidden).to(x.dtype)
         return codes.flatten(2).transpose(1, 2).reshape(n, self.code_dim)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -96,7 +101,8 @@ class PictureCodec(nn.Module):
         """The same in floats around 0, colours first, through which gradients pass."""
         n, side = len(codes), self.size // PATCH
         grid = codes.reshape(n * self.n_views, side * side, self.dim).transpose(1, 2).unflatten(2, (side, side))
-        drawn: Tensor = self.up(grid).unflatten(0, (n, self.n_views))
+        with products(self.in_bfloat16, grid):
+            drawn: Tensor = self.up(grid).unflatten(0, (n, self.n_views))
         return drawn + self.always
 
 

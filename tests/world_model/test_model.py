@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from world_model import model as world_action_model
-from world_model import modes
+from world_model import modes, precision
 from world_model.model import WorldActionModel
 from world_model.model_config import ModelConfig
 from world_model.normalizer import Normalizer
@@ -84,9 +83,9 @@ def test_products_in_bfloat16_change_a_dream_by_a_hundredth_and_only_where_the_p
     half = WorldActionModel(replace(model.config, bfloat16=True), model.spec)
     half.load_state_dict(model.state_dict())
     frames, actions = dream(model, batch), act(model, batch)
-    monkeypatch.setattr(world_action_model, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     assert torch.equal(dream(half, batch), frames) and torch.equal(act(half, batch), actions)
-    monkeypatch.setattr(world_action_model, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     movement = (frames - batch.context[:, -1:]).abs().mean()
     assert 0 < (dream(half, batch) - frames).abs().mean() < 0.02 * movement
     assert 0 < (act(half, batch) - actions).abs().mean() < 0.02

@@ -1,0 +1,178 @@
+"""What watching is worth: a model that sees is tuned on 5 demonstrations of tasks in which it never acted.
+
+    python benchmarks/watching.py                     # every run that is missing, then the table
+    python benchmarks/watching.py --seeds 0 --out runs/watching
+
+Each run pre-trains on episodes of six tasks, picture codec and all; "with" also watches 200 episodes of each of two
+more as pictures, without actions, proprioception and success. Both are then tuned on 5 demonstrations of these two.
+A run is a row of OUT/results.jsonl as soon as it is finished, so the command can be stopped and called again.
+Success on 100 episodes a task; PSNR of a dreamed chunk where something moves, on episodes that nobody learned from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl.envs.sim import SimEnv, make_spec
+from rl.evaluate import evaluate_sim, success_rate
+from rl.policy import FlowPolicy
+from rl.stage_collect import SOURCES, collect_scripted
+from rl.stage_pictures import by_task, film, model_spec, see
+from rl.verbs.progress import Progress
+from rl.videos import watched
+from world_model.episodes import Episode, EpisodeStore
+from world_model.metrics import picture_metrics
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
+from world_model.pictures import Pictures
+from world_model.training import StageConfig, fit_statistics, train_stage
+from world_model.view import View
+from world_model.windows import Windows
+
+KNOWN = ("button-press-topdown", "door-open", "handle-press", "plate-slide", "faucet-open", "push")
+NEW = ("drawer-open", "window-open")
+CONFIG = ModelConfig(world_width=256, bfloat16=True, views={"front": View()})
+N_KNOWN = {"expert": 40, "noisy": 60, "random": 20}  # episodes a task, as `wamtune pretrain` collects
+N_WATCHED = {"expert": 100, "noisy": 100}
+N_DEMOS = 5
+N_HELDOUT = 10
+N_EVAL = 100
+FIRST_SEED = {"known": 0, "watched": 400_000, "demos": 450_000, "heldout": 500_000, "eval": 700_000}
+
+PICTURES = StageConfig(n_steps=2000, batch_size=64, learning_rate=2e-3)
+PRETRAIN = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3)
+TUNE = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3, atoms=(0.15, 0.7, 0.0, 0.15, 0.0))
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/watching"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.jsonl"
+    rows = read(results)
+    for seed in args.seeds:
+        for watches in (False, True):
+            if any((row["seed"], row["watches"]) == (seed, watches) for row in rows):
+                continue
+            rows.append({"seed": seed, "watches": watches, **run(args.out, seed, watches)})
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(rows[-1], flush=True)
+    text = table(rows)
+    (args.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def run(out: Path, seed: int, watches: bool) -> Row:
+    """Pre-train, tune and measure one model; its success and PSNR in each new task."""
+    known = store(out / "known", KNOWN, N_KNOWN, FIRST_SEED["known"])
+    seen = filmed(known, KNOWN)
+    videos = []
+    if watches:
+        watched_store = store(out / "watched", NEW, N_WATCHED, FIRST_SEED["watched"])
+        episodes, pictures = filmed(watched_store, NEW)
+        videos = [(e.task, its[:: CONFIG.chunk_size]) for e, its in zip(episodes, pictures, strict=True)]
+    torch.manual_seed(seed)
+    model = WorldActionModel(CONFIG, model_spec(make_spec("metaworld", KNOWN + NEW), CONFIG))
+    assert model.pictures is not None
+    shown = by_task(*seen, videos)
+    model.pictures.fit(shown)
+    train(model, "pictures", shown, PICTURES, seed)
+    windows = model.windows(see(model, "metaworld", *seen) + watched(model, videos))
+    fit_statistics(model, windows)
+    train(model, "pretrain", windows, PRETRAIN, seed)
+    heldout = filmed(store(out / "heldout", NEW, {"expert": N_HELDOUT}, FIRST_SEED["heldout"]), NEW)
+    found = picture_metrics(model, see(model, "metaworld", *heldout), heldout[1])
+    demos = filmed(store(out / "demos", NEW, {"expert": N_DEMOS}, FIRST_SEED["demos"]), NEW)
+    train(model, "tune", model.windows(see(model, "metaworld", *demos)), TUNE, seed)
+    return {task: {"success": success(model, task), "psnr": found[task]["psnr"]} for task in NEW}
+
+
+def store(folder: Path, tasks: Sequence[str], counts: dict[str, int], first: int) -> EpisodeStore:
+    """Return the episodes of a folder, collected if they are not there yet."""
+    kept = EpisodeStore(folder)
+    if not kept.shards:
+        for i, (source, n) in enumerate(counts.items()):
+            kept.append(collect_scripted(source, tasks, n, first + 10_000 * i), make_spec("metaworld", tasks))
+    return kept
+
+
+def filmed(kept: EpisodeStore, tasks: Sequence[str]) -> tuple[list[Episode], list[torch.Tensor]]:
+    """Return episodes and their pictures."""
+    return film("metaworld", kept, CONFIG, tasks, SOURCES)
+
+
+def train(model: WorldActionModel, stage: str, data: Windows | Pictures, config: StageConfig, seed: int) -> None:
+    """Train one stage with progress."""
+    with Progress(stage) as progress:
+        train_stage(
+            stage,
+            model,
+            data,
+            replace(config, seed=seed),
+            lambda step, values: progress.update(step, config.n_steps, **values),
+        )
+
+
+def success(model: WorldActionModel, task: str) -> float:
+    """Success of the tuned policy."""
+    with contextlib.closing(SimEnv("metaworld", 25, [task], task_names=model.spec.tasks, seen_by=model)) as sim:
+        seeds = range(FIRST_SEED["eval"], FIRST_SEED["eval"] + N_EVAL)
+        return success_rate(evaluate_sim(FlowPolicy(model, sim), sim, seeds))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: each measure without and with watching, and the difference with its 95 % interval over seeds."""
+    lines = [
+        "| task | measure | without | with | difference | 95 % interval |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    pairs = [
+        (without, watching)
+        for without in rows
+        for watching in rows
+        if not without["watches"] and watching["watches"] and without["seed"] == watching["seed"]
+    ]
+    for task in NEW:
+        for measure, factor, unit in (("success", 100, "%"), ("psnr", 1, "dB")):
+            values = factor * np.array([[row[task][measure] for row in pair] for pair in pairs]).reshape(-1, 2)
+            if len(values):
+                lines.append(f"| {task} | {measure}, {unit} | " + " | ".join(compared(values)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def compared(values: np.ndarray) -> list[str]:
+    """Means of two columns (n, 2), their difference, and its interval by Student's t."""
+    from scipy.stats import t
+
+    difference = values[:, 1] - values[:, 0]
+    mean, n = difference.mean(), len(difference)
+    cells = [f"{column.mean():.1f}" for column in values.T] + [f"{mean:+.1f}"]
+    if n < 2:
+        return [*cells, "one seed"]
+    half = t.ppf(0.975, n - 1) * difference.std(ddof=1) / math.sqrt(n)
+    return [*cells, f"[{mean - half:+.1f}, {mean + half:+.1f}], {n} seeds"]
+
+
+def read(results: Path) -> list[Row]:
+    """Rows of all finished runs."""
+    return [json.loads(text) for text in results.read_text("utf-8").splitlines()] if results.is_file() else []
+
+
+if __name__ == "__main__":
+    main()
