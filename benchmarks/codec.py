@@ -1,0 +1,122 @@
+"""How a world model that sees should hold a picture: as codes of a small autoencoder, or as the pixels of its patches.
+
+    python benchmarks/codec.py [--seeds 0 1 2] [--out runs/codec]
+
+Both models are alike but for the codec, have 16 tokens a picture and predict clean samples. The autoencoder is trained
+first, on the same pictures; the steps of the other are chosen so that both cost as much time. Prints, on episodes that
+nobody learned from, the PSNR of dreamed pictures where something moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rl.envs.sim import make_spec
+from rl.stage_collect import SOURCES, collect_scripted
+from rl.stage_pictures import by_task, film, model_spec, see
+from rl.verbs.progress import Progress
+from world_model.episodes import Episode, EpisodeStore
+from world_model.metrics import picture_metrics
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
+from world_model.pictures import PATCH, PictureCodec, Pictures
+from world_model.training import StageConfig, fit_statistics, train_stage
+from world_model.view import View
+from world_model.windows import Windows
+
+TASKS = ("door-open", "drawer-open", "plate-slide", "push")
+COUNTS = {"expert": 25, "noisy": 25, "random": 10}  # episodes a task
+HELDOUT = {"expert": 5, "noisy": 10}
+CODES = ModelConfig(world_width=256, bfloat16=True, views={"front": View()})
+PIXELS = replace(CODES, picture_dim=3 * PATCH**2)
+PICTURES = StageConfig(n_steps=2000, batch_size=64, learning_rate=2e-3)
+PRETRAIN = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3)
+N_STEPS_OF_PIXELS = 2000
+
+Films = tuple[list[Episode], list[Tensor]]
+
+
+class Patches(PictureCodec):
+    """Patches of 16 x 16 pixels as they are, less what is always seen."""
+
+    def __init__(self) -> None:
+        super().__init__(1, PIXELS.picture_size, PIXELS.picture_dim, widths=(1, 1, 1))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 1, size, size, 3) uint8 -> codes (n, n_tokens * dim)."""
+        x = (pictures.float() / 255 - 0.5).movedim(-1, -3) - self.always
+        return x.unfold(3, PATCH, PATCH).unfold(4, PATCH, PATCH).permute(0, 1, 3, 4, 2, 5, 6).flatten(1)
+
+    def draw(self, codes: Tensor) -> Tensor:
+        """The inverse, in floats around 0."""
+        side = self.size // PATCH
+        x = codes.view(len(codes), 1, side, side, 3, PATCH, PATCH).permute(0, 1, 4, 2, 5, 3, 6)
+        return x.reshape(len(codes), 1, 3, self.size, self.size) + self.always
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/codec"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    films = filmed(args.out / "episodes", COUNTS, 0)
+    heldout = filmed(args.out / "heldout", HELDOUT, 500_000)
+    print("| codec | seed | minutes | one chunk | four chunks | repeat | repeat, four | codec alone | shuffle |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for seed in args.seeds:
+        for name in ("autoencoder", "patches"):
+            begun = time.monotonic()
+            model = pretrained(name, films, seed)
+            minutes = (time.monotonic() - begun) / 60
+            found = picture_metrics(model, see(model, "metaworld", *heldout), heldout[1])["mean"]
+            columns = ("psnr", "psnr_far", "repeat", "repeat_far", "codec", "shuffle_ratio")
+            cells = " | ".join(f"{found[column]:.2f}" for column in columns)
+            print(f"| {name} | {seed} | {minutes:.1f} | {cells} |", flush=True)
+
+
+def filmed(folder: Path, counts: dict[str, int], first: int) -> Films:
+    """Return episodes of all tasks and their pictures, collected once."""
+    store = EpisodeStore(folder)
+    if not store.shards:
+        for i, (source, n) in enumerate(counts.items()):
+            store.append(collect_scripted(source, TASKS, n, first + 10_000 * i), make_spec("metaworld", TASKS))
+    return film("metaworld", store, CODES, TASKS, SOURCES)
+
+
+def pretrained(name: str, films: Films, seed: int) -> WorldActionModel:
+    """Pre-train a world model with one of the two codecs."""
+    config = CODES if name == "autoencoder" else PIXELS
+    torch.manual_seed(seed)
+    model = WorldActionModel(config, model_spec(make_spec("metaworld", TASKS), config))
+    pictures, stage = by_task(*films), replace(PRETRAIN, seed=seed)
+    if name == "patches":
+        model.pictures, stage = Patches(), replace(stage, n_steps=N_STEPS_OF_PIXELS)
+    assert model.pictures is not None
+    model.pictures.fit(pictures)
+    if name == "autoencoder":
+        train(model, "pictures", pictures, replace(PICTURES, seed=seed))
+    windows = model.windows(see(model, "metaworld", *films))
+    fit_statistics(model, windows, n=10_000)
+    train(model, "pretrain", windows, stage)
+    return model
+
+
+def train(model: WorldActionModel, stage: str, data: Windows | Pictures, config: StageConfig) -> None:
+    """Train one stage with progress."""
+    with Progress(stage) as progress:
+
+        def log(step: int, values: dict[str, float]) -> None:
+            progress.update(step, config.n_steps, **values)
+
+        train_stage(stage, model, data, config, log)
+
+
+if __name__ == "__main__":
+    main()
