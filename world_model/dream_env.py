@@ -197,8 +197,10 @@ class DreamEnv(BatchedEnv):
 
     def _dream(self, actions: Tensor) -> Tensor:
         """Dream the frames of a whole chunk, and say how wrong they may be where trust was calibrated."""
-        codec = self.model.codec
-        noise = seeded_noise(self.episode_seed, self.chunks, (codec.n_future_tokens, codec.code_dim))
+        shape = self.model.codec.n_future_tokens, self.model.codec.code_dim
+        noise = torch.zeros(self.num_envs, *shape, device=self.device)
+        if self.n_denoising_steps > 1:  # else it has no say, and is drawn row by row on the host
+            noise = seeded_noise(self.episode_seed, self.chunks, shape)
         context = self.model.encode(self.context, self.task)
         frames = modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
         if self.model.trust.given.fitted:

@@ -23,13 +23,16 @@ from rl.policy import FlowPolicy
 from rl.stage_collect import collect_scripted, record
 from rl.stage_pictures import run_again, see
 from rl.verbs.progress import show
+from world_model import modes
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
+from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
 from world_model.store import load_model
 
 PARTS = ("object_pos", "hand_pos")
 TITLE = "the same actions in the simulator and in the dream"
+THOUGHT = "what happened, and what the model thought would happen"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Options:
     task: str = "push"
     seed: int = 2_000_000  # names the episode
     n_chunks: int = 8  # at most
-    source: Literal["expert", "policy"] = "expert"  # who acted
+    source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
     n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
     out: str = ""  # .png, for a model that sees also .gif or .mp4; empty: dream.png or dream.gif
 
@@ -63,11 +66,15 @@ before. Draws dreamed against true trajectories of hand and object and the proba
 the error by step, beside that of "nothing moves" (the first frame repeated). Of a model that sees pictures it makes a
 film: simulator, dream, difference, and how the error grows; as .png the last real picture alone.
 
+With source=joint nothing is replayed: from what is really seen the model imagines a chunk of future together with
+actions that bring it about, these are executed, and what it thought would happen is compared with what did.
+
 Keys:
 {keys_of(Options)}
 
 Examples:
   wamtune dream metaworld-tuned task=push
+  wamtune dream metaworld-tuned task=door-open source=joint
   wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png
 """
 
@@ -90,22 +97,23 @@ def _curve(model: WorldActionModel, options: Options, name: str) -> None:
     out = options.out or "dream.png"
     if not out.endswith(".png"):
         raise UserError(f"out={out!r}: {name} sees no pictures, so there is nothing to film; take a .png")
-    episode = record_episode(model, options)
-    frames, _ = replay(model, episode, options.n_denoising_steps)
-    print(f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, dreamed again")
+    episode, thought = record_episode(model, options)
+    frames = replay(model, episode, options.n_denoising_steps)[0] if thought is None else thought
+    print(_heading(options, frames))
     show(error_table(model, episode, frames))
     true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
-    draw_dream(true, dreamed, model.config.chunk_size, f"{options.task}: {TITLE}", out)
+    draw_dream(true, dreamed, model.config.chunk_size, _title(options), out)
     print(f"picture: {out}")
 
 
 def _film(model: WorldActionModel, options: Options) -> None:
     out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
     assert codec is not None
+    thought: Tensor | None = None
     if options.source == "expert":
         (episode,) = collect_scripted("expert", [options.task], 1, options.seed)
     else:
-        episode = record_episode(model, options)
+        episode, thought = record_episode(model, options)
     n = min(episode.length, options.n_chunks * size)
     state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
@@ -115,27 +123,35 @@ def _film(model: WorldActionModel, options: Options) -> None:
         print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
     (seen,) = see(model, "metaworld", [episode], [real]) if options.source == "expert" else (episode,)
-    frames, expected = replay(model, seen, options.n_denoising_steps)
+    frames, expected = replay(model, seen, options.n_denoising_steps) if thought is None else (thought, [])
     pictures = codec.decode(frames[::size, -codec.code_dim :])
     shown, drawn = real[::size][: len(pictures), 0], pictures[:, 0]
-    print(f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of the {options.source}, dreamed again")
+    print(_heading(options, frames))
     table = Table("step", "dream, dB", "repeat, dB")
     for i, errors in enumerate(picture_errors(shown, drawn), 1):
         table.add_row(str(i * size), *(f"{error:.1f}" for error in errors))
     show(table)
     chunk_s = size / model.spec.control_hz
-    write_film(draw_film(shown, drawn, expected, f"{options.task}: {TITLE}", chunk_s), out, 0.5 / chunk_s)
+    write_film(draw_film(shown, drawn, expected, _title(options), chunk_s), out, 0.5 / chunk_s)
     print(f"film, at half speed: {out}")
 
 
-def record_episode(model: WorldActionModel, options: Options) -> Episode:
-    """Record one episode of up to `n_chunks` chunks in the simulator."""
+def record_episode(model: WorldActionModel, options: Options) -> tuple[Episode, Tensor | None]:
+    """Record one episode of up to `n_chunks` chunks in the simulator.
+
+    Of source joint it comes with the frames that were imagined (n, state_dim), after the first one, which was seen.
+    """
     max_steps = options.n_chunks * model.config.chunk_size
     env_config = EnvConfig(tasks=(options.task,), max_steps=max_steps, terminate_on_success=False)
     env = make_sim(TrainConfig(name="dream", env=env_config), model, (options.task,), 1, rewards=False)
     try:
         env.set_episode_seeds([options.seed])
-        return record(env, _actor(model, env, options.source), options.source)[0]
+        if options.source != "joint":
+            return record(env, _actor(model, env, options.source), options.source)[0], None
+        thoughts: list[Tensor] = []
+        (episode,) = record(env, _imagining(model, env, thoughts), "policy")
+        n_whole = episode.length // model.config.chunk_size
+        return episode, torch.cat([episode.state[:1], *thoughts[:n_whole]])
     finally:
         env.close()
 
@@ -188,6 +204,33 @@ def _actor(model: WorldActionModel, env: Simulator, source: str) -> Callable[[di
         return policy.decide(policy.encode(obs), env.episode_seed, env.elapsed)
 
     return act
+
+
+def _imagining(
+    model: WorldActionModel, env: Simulator, thoughts: list[Tensor], n_steps: int = 8
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Return what acts in joint mode and appends the frames that it expects of its actions to `thoughts`."""
+    codec, action_codec = model.codec, model.action_codec
+
+    @torch.no_grad()
+    def act(obs: dict[str, Tensor]) -> Tensor:
+        noise = seeded_noise(env.episode_seed, env.elapsed, (codec.n_future_tokens, codec.code_dim))
+        own = seeded_noise(env.episode_seed + 1, env.elapsed, (action_codec.n_tokens, action_codec.code_dim))
+        frames, actions = modes.joint(model, model.encode(obs["state"], obs["task"]), noise, own, n_steps)
+        thoughts.append(frames[0])
+        return actions
+
+    return act
+
+
+def _heading(options: Options, frames: Tensor) -> str:
+    how = "imagined before they happened" if options.source == "joint" else "dreamed again"
+    who = "joint mode" if options.source == "joint" else f"the {options.source}"
+    return f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of {who}, {how}"
+
+
+def _title(options: Options) -> str:
+    return f"{options.task}: {THOUGHT if options.source == 'joint' else TITLE}"
 
 
 def _curves(model: WorldActionModel, episode: Episode, frames: Tensor) -> dict[str, Tensor]:

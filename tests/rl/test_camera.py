@@ -168,7 +168,7 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     assert cli.main(["train", "dream", *TRAIN.split()]) == 0
     report = next((tmp_path / "runs" / "sees").glob("*/report.html")).read_text()
     assert '<img alt="simulator, dream, difference" src="data:image/gif;base64,' in report
-    for source in ("expert", "policy"):
+    for source in ("expert", "policy", "joint"):
         assert (
             cli.main(["dream", "tuned", "task=drawer-open", f"source={source}", "n_chunks=3", f"out={source}.gif"]) == 0
         )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from torch.overrides import TorchFunctionMode
 
 from rewards import RewardManager
 from rewards.errors import UserError
@@ -16,6 +17,7 @@ from rl.gaussian_policy import GaussianPolicy
 from rl.policy import FlowPolicy
 from rl.ppo import ChunkPPO
 from world_model import modes
+from world_model.dream_env import DreamEnv, StartStates
 from world_model.losses import policy_loss
 
 CONFIG = PPOConfig(
@@ -62,6 +64,34 @@ def test_the_ratio_is_one_before_the_first_update(make_ppo, policy):
     stats = ppo.update(batch)
     assert stats["clip_fraction"] == 0 and abs(stats["approx_kl"]) < 1e-6 and stats["ref_kl"] == 0
     assert abs(stats["policy_gradient_loss"]) < 1e-4  # the mean of normalised advantages
+
+
+class Copies(TorchFunctionMode):
+    """Notes what takes more than one number from the device to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in ("numpy", "tolist", "cpu", "__array__") and args[0].numel() > 1:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dreamed_rollout_and_its_update_copy_nothing_to_the_host(model, episodes):
+    starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
+    dream = DreamEnv(model, 8, starts, rewards=RewardManager({"success": {"weight": 1.0}}, (), "dream"))
+    ppo = ChunkPPO(FlowPolicy(model, dream, n_denoising_steps=3), dream, CONFIG, seed=1)
+    with Copies() as copies:
+        rollout = ppo.collect(dream, 6)
+        ppo.update(samples(ppo, rollout))
+    assert rollout.truncated.any() and copies.seen == []
+    with Copies() as copies:
+        torch.zeros(2).tolist()
+        torch.zeros(2).numpy()
+    assert copies.seen == ["tolist", "numpy"]
 
 
 def test_the_clipped_objective_by_hand(make_ppo, monkeypatch):

@@ -148,11 +148,16 @@ def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture
 
 
 def test_dream_draws_and_prints(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for source in ("expert", "policy"):
+    said = {
+        "expert": "16 steps of the expert, dreamed again",
+        "policy": "16 steps of the policy, dreamed again",
+        "joint": "16 steps of joint mode, imagined before they happened",
+    }
+    for source, heading in said.items():
         words = ["task=button-press-topdown", "n_chunks=2", f"source={source}", f"out={source}.png"]
         code, out, err = call(capsys, "dream", str(checkpoint), *words)
         assert code == 0, err
-        assert f"16 steps of the {source}" in out
+        assert heading in out
         assert [line.split()[1] for line in out.splitlines() if line.startswith("│")] == ["8", "16"]
         assert Path(f"{source}.png").read_bytes().startswith(PNG)
 
