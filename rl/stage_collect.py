@@ -113,11 +113,12 @@ def _scripted(source: str, env: Simulator, generator: torch.Generator) -> Act:
     shape = (env.num_envs, env.spec.action_dim)
     strength = 0.1 + 0.7 * torch.rand(env.num_envs, 1, generator=generator)
     drift = torch.zeros(shape)
+    middle, half = (env.action_low + env.action_high) / 2, (env.action_high - env.action_low) / 2
 
     def act(obs: Obs) -> Tensor:
         nonlocal drift
         drift = 0.8 * drift + 0.6 * torch.randn(shape, generator=generator)
-        action = drift if source == "random" else env.expert_actions()
+        action = middle + half * drift if source == "random" else env.expert_actions()
         if source == "noisy":
             action = action + strength * (0.7 * drift + 0.3 * torch.randn(shape, generator=generator))
         return action.unsqueeze(1)

@@ -36,6 +36,9 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
     for source in SOURCES:
         _complete(config, store, source, getattr(config, f"n_{source}"), SEEDS[source])
     third, first = config.n_heldout // 3, SEEDS["heldout"]
+    if config.n_expert + config.n_noisy == 0:  # as where there is no expert
+        _complete(config, heldout_store(store), "random", config.n_heldout, first)
+        return
     _complete(config, heldout_store(store), "expert", third, first)
     _complete(config, heldout_store(store), "noisy", config.n_heldout - third, first + third)
 

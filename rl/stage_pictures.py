@@ -31,11 +31,21 @@ REPEATS = 1e-4
 
 
 def model_spec(simulated: Spec, config: ModelConfig) -> Spec:
-    """Return what a model of this config is told: all that is simulated, or proprioception and pictures."""
+    """Return what a model of this config is told: all that is simulated, or proprioception and pictures.
+
+    Raises:
+        UserError: nothing is known of what a robot knows of itself there.
+    """
     if not config.views:
         return simulated
     codec = PictureCodec(len(config.views), config.picture_size, config.picture_dim)
-    return seeing_spec(simulated, PROPRIOCEPTION, codec)
+    told = [part for part in PROPRIOCEPTION if part in simulated.slices]
+    if not told:
+        raise UserError(
+            f"model.views: the state of {simulated.tasks[0]} has none of {', '.join(PROPRIOCEPTION)}, which a robot "
+            f"knows of itself; see SLICES in rl/envs/gym_env.py, or set model.views={{}}"
+        )
+    return seeing_spec(simulated, told, codec)
 
 
 def film(

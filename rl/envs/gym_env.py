@@ -13,15 +13,19 @@ from world_model.view import View
 
 Array = np.ndarray
 
+SLICES = {"gym_pusht/PushT-v0": {"hand_pos": (0, 2)}}
+"""What a robot knows of itself in the state of an environment, which gymnasium has no word for."""
+
 
 class GymTask:
     """One gymnasium environment behind the internal protocol of `SimEnv`; observations are flattened to float32.
 
-    Success is `info["is_success"]` or `info["success"]`, and False where neither is reported.
+    One that is looked at `renders` pictures, as its own camera sees it. Success is `info["is_success"]` or
+    `info["success"]`, and False where neither is reported.
     """
 
-    def __init__(self, env_id: str) -> None:
-        self._env = _make(env_id)
+    def __init__(self, env_id: str, renders: bool = False) -> None:
+        self._env = _make(env_id, renders)
         observation, action = self._env.observation_space, self._env.action_space
         for name, space in (("observation", observation), ("action", action)):
             if not isinstance(space, gymnasium.spaces.Box):
@@ -53,8 +57,18 @@ class GymTask:
         return frame, float(paid[0]), self._flag(success, "success in its info"), *ends
 
     def pictures(self, views: Sequence[View], size: int) -> Array:
-        """Refuse: where a camera would stand is not known."""
-        raise user_error("pictures are drawn of Meta-World tasks alone; choose a checkpoint that sees none")
+        """Cut what the environment renders to a square and shrink it. Shape: (1, size, size, 3) uint8."""
+        where = self._env.spec.id if self._env.spec else self._env
+        if len(views) != 1:
+            raise user_error(f"environment {where}: it has one camera, model.views has {len(views)}")
+        picture = self._env.render()
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            raise user_error(
+                f"environment {where}: it renders no picture in colour; choose a checkpoint that sees none"
+            )
+        if min(picture.shape[:2]) < size:
+            raise user_error(f"environment {where}: it renders {picture.shape[:2]}, model.picture_size is {size}")
+        return _shrunk(picture, size)[None]
 
     def _numbers(self, value: Any, what: str, size: int) -> Array:
         """Return `value` as float32 (size,) after a look at its kind and size; how large it is, is looked at later."""
@@ -80,11 +94,24 @@ class GymTask:
         self._env.close()
 
 
-def _make(env_id: str) -> gymnasium.Env[Any, Any]:
+def _shrunk(picture: Array, size: int) -> Array:
+    """Mean colour of each of size x size areas of the square around the middle (size, size, 3) uint8."""
+    side = min(picture.shape[:2])
+    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
+    edges = np.arange(size + 1) * side // size
+    sums = picture[top : top + side, left : left + side].astype(np.float64)
+    for axis in (0, 1):
+        sums = np.add.reduceat(sums, edges[:-1], axis)
+    areas = np.outer(np.diff(edges), np.diff(edges))
+    return (sums / areas[..., None]).round().astype(np.uint8)
+
+
+def _make(env_id: str, renders: bool) -> gymnasium.Env[Any, Any]:
     try:
         if env_id.startswith("gym_pusht/"):
             import gym_pusht  # noqa: F401 - registers the id
-        return gymnasium.make(env_id, disable_env_checker=True)
+        options: dict[str, Any] = {"render_mode": "rgb_array"} if renders else {}
+        return gymnasium.make(env_id, disable_env_checker=True, **options)
     except ImportError as error:  # gymnasium's DependencyNotInstalled as well
         if env_id.startswith("gym_pusht/"):
             raise user_error(f"environment {env_id!r} needs a package: pip install 'wamtune[pusht]'") from error

@@ -149,13 +149,13 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
         state = Feature((metaworld.STATE_DIM,), metaworld.UNIT, dict(metaworld.SLICES))
         low, high, rate = metaworld.ACTION_LOW, metaworld.ACTION_HIGH, metaworld.CONTROL_HZ
     else:
-        from rl.envs.gym_env import GymTask
+        from rl.envs.gym_env import SLICES, GymTask
 
         if tasks and set(tasks) != {env_id}:
             raise UserError(f"sim: {env_id!r} is its own task, tasks={list(tasks)} does not fit; leave it out")
         env = GymTask(env_id)
         env.close()
-        state = Feature((env.state_dim,))
+        state = Feature((env.state_dim,), slices=dict(SLICES.get(env_id, {})))
         low, high, rate = tuple(env.action_low), tuple(env.action_high), env.control_hz
     present = tuple(dict.fromkeys(tasks or (env_id,)))
     known = tuple(task_names or present)

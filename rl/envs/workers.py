@@ -61,7 +61,7 @@ class Group:
     ) -> None:
         self.views, self.size = views, size
         self.first = first  # number of the first one among those of all workers
-        self.envs = [make_task(env_id, task, events, first + i) for i, task in enumerate(tasks)]
+        self.envs = [make_task(env_id, task, events, first + i, bool(views)) for i, task in enumerate(tasks)]
         self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
 
     def reset(self, seeds: dict[int, int]) -> tuple[Array, Array]:
@@ -167,7 +167,7 @@ def bad_numbers(message: str) -> ValueError:
     return BadNumbers(message)
 
 
-def make_task(env_id: str, task: str, events: Events, number: int) -> Task:
+def make_task(env_id: str, task: str, events: Events, number: int, looked_at: bool) -> Task:
     """Make environment `number`: a Meta-World task, changed by `events` if there are any, or a gymnasium id."""
     if env_id == "metaworld":
         from rl.envs.events import Perturbed
@@ -176,7 +176,7 @@ def make_task(env_id: str, task: str, events: Events, number: int) -> Task:
         return Perturbed(MetaWorldTask(task), events, number) if events else MetaWorldTask(task)
     from rl.envs.gym_env import GymTask
 
-    return GymTask(env_id)
+    return GymTask(env_id, looked_at)
 
 
 def start(module: str) -> subprocess.Popen[bytes]:

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from rl.envs.sim import SimEnv
+from rl.envs.sim import SimEnv, make_spec
+from rl.envs.workers import Group
+from rl.stage_pictures import model_spec
+from world_model.model_config import ModelConfig
+from world_model.view import View
 
 torch.set_num_threads(1)
 TASKS = ("push", "drawer-open")
@@ -36,7 +40,24 @@ class Odd(Walk):
     action_space = gymnasium.spaces.Discrete(2)
 
 
+class Shown(Walk):
+    """Renders 6 x 8 pixels: white where the middle third of each axis of the middle square is, and red on its left."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode=None):
+        self.render_mode, self.grey = render_mode, False
+
+    def render(self):
+        picture = np.zeros((6, 8, 3), np.uint8)
+        picture[2:4, 3:5] = 255
+        picture[2:4, 1:3, :1] = 200
+        picture[:, 0] = 99  # outside the square
+        return picture[..., 0] if self.grey else picture
+
+
 gymnasium.register("Walk-v0", Walk)
+gymnasium.register("Shown-v0", Shown)
 gymnasium.register("Odd-v0", Odd)
 
 
@@ -240,3 +261,28 @@ def test_a_closed_simulator_lets_go_of_its_physics() -> None:
     env.reset()
     env.close()
     assert all(vars(task._env) == {} for task in tasks)
+
+
+def test_what_a_gymnasium_environment_renders_is_cut_to_a_square_and_shrunk():
+    view = View()
+    _, pictures = Group("Shown-v0", ["Shown-v0"], {}, (view,), 3).reset({0: 1})
+    assert pictures.shape == (1, 1, 3, 3, 3) and pictures.dtype == np.uint8
+    middle = pictures[0, 0, 1].tolist()
+    assert middle == [[200, 0, 0], [255, 255, 255], [0, 0, 0]] and not pictures[0, 0, [0, 2]].any()
+    _, same = Group("Shown-v0", ["Shown-v0"], {}, (view,), 6).reset({0: 1})
+    assert np.array_equal(same[0, 0], Shown().render()[:, 1:7])
+
+
+def test_what_cannot_be_seen_is_said_in_one_line():
+    for env_id, views, size, message in (
+        ("Shown-v0", 2, 6, r"environment Shown-v0: it has one camera, model\.views has 2"),
+        ("Shown-v0", 1, 7, r"environment Shown-v0: it renders \(6, 8\), model\.picture_size is 7"),
+        ("Shown-v0", 1, 6, r"Shown-v0: it renders no picture in colour; choose a checkpoint that sees none"),
+    ):
+        group = Group(env_id, [env_id], {}, (View(),) * views, size)
+        group.envs[0]._env.unwrapped.grey = "colour" in message
+        with pytest.raises(UserError, match=message):
+            group.reset({0: 1})
+    config = ModelConfig(views={"front": View()})
+    with pytest.raises(UserError, match=r"the state of Walk-v0 has none of hand_pos, gripper, .*; see SLICES in"):
+        model_spec(make_spec("Walk-v0", None), config)
