@@ -5,6 +5,8 @@
     python benchmarks/last_mile.py --seeds 10 11 12 --out docs/last_mile        # final figures: seeds nobody chose by
     python benchmarks/last_mile.py --runs 0                             # the table of what is there
     python benchmarks/last_mile.py --checkpoint runs/mine --tasks push door-open --out runs/mine_last_mile
+    python benchmarks/last_mile.py --methods "pixels: dream" "pixels: anchor" "pixels: filtered BC" \
+        --checkpoint metaworld-pixels-tuned --tasks drawer-open window-open --out docs/pixels
 
 A run is a method on a task from a seed. Its row goes to OUT/results.jsonl as soon as it is finished, so the command can
 be stopped and called again, and parts may run side by side. OUT/table.md and OUT/curve.png are made from all rows.
@@ -71,6 +73,14 @@ METHODS = {
 The last four are given 150 episodes for training, 50 a round; those of the gates come on top for all of them.
 """
 
+PIXELS = "pixels gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=100 eval.n_paired=0"
+SEEING = {
+    "pixels: dream": (PIXELS, None),
+    "pixels: anchor": (PIXELS, "anchor"),
+    "pixels: filtered BC": (PIXELS, "filtered_bc"),
+}
+"""The same of a model that sees; not among those that are run unless they are asked for."""
+
 Row = dict[str, Any]
 
 
@@ -102,7 +112,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *SEEING])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--checkpoint", default=TrainConfig.checkpoint, help="what is fine-tuned")
@@ -116,7 +126,7 @@ def run(method: str, task: str, seed: int, checkpoint: str) -> Row:
     first = EVAL_SEED + 10_000 * seed
     begun = time.monotonic()
     common = [f"env.tasks=[{task}]", f"seed={seed}", f"eval.seed={first}", f"checkpoint={checkpoint}"]
-    words, control = METHODS[method]
+    words, control = (METHODS | SEEING)[method]
     preset, *overrides = words.split()
     config = compose(preset, [*overrides, *common], TrainConfig)
     if method == "SB3":
@@ -280,7 +290,7 @@ def key(row: Row) -> tuple[str, str, int]:
 
 def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of each method that has any, in the order of `METHODS`."""
-    groups = {method: [row for row in rows if row["method"] == method] for method in METHODS}
+    groups = {method: [row for row in rows if row["method"] == method] for method in METHODS | SEEING}
     return {method: of for method, of in groups.items() if of}
 
 
