@@ -1,5 +1,6 @@
 # Everything runs in .venv, which makes itself: with uv if it is there, else with `python3 -m venv`.
 #   make demo            post-train the built-in model, before -> after in the simulator
+#   make demo-pixels     the same from pixels, in 20 minutes
 #   make test            lint, types and the fast tests
 #   make test-isaac      the tests of Isaac Lab, in an environment of their own, .venv-isaac
 #   make PYTHON=python3.12 PIP_FLAGS="..." ...   another interpreter, other flags for the installation
@@ -18,13 +19,16 @@ ISAAC_STAMP := $(ISAAC)/.installed
 CODE := rl world_model rewards tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow isaac test-isaac lint format types clean
+.PHONY: help demo demo-pixels test test-slow isaac test-isaac lint format types clean
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 demo: $(STAMP)
 	$(BIN)/wamtune train demo
+
+demo-pixels: $(STAMP)
+	$(BIN)/wamtune train demo-pixels
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile

@@ -90,6 +90,11 @@ def inline_film(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
     return "data:image/gif;base64," + base64.b64encode(gif).decode()
 
 
+def gif_of(address: str) -> bytes:
+    """Return the GIF that `inline_film` made an address of."""
+    return base64.b64decode(address.partition(",")[2])
+
+
 def picture_errors(real: Tensor, dreamed: Tensor) -> list[tuple[float, float]]:
     """PSNR in dB of each dreamed picture, and of the first one repeated, over the pixels that differ from the first."""
     rows = []

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
@@ -92,6 +93,14 @@ class RunFolder:
     def eval_row(self, row: Mapping[str, Any]) -> None:
         """Write one evaluated episode."""
         _write_row(self._eval, {key: _finite(v) if isinstance(v, float) else v for key, v in row.items()})
+
+    def film(self, title: str, step: int, gif: bytes) -> None:
+        """Write a film to `videos/`, and show it in TensorBoard among the pictures, where it moves."""
+        name = "".join(c if c.isalnum() else "-" for c in title.lower())
+        write_atomically(self.videos / f"{name}.gif", gif)
+        image = Summary.Image(encoded_image_string=gif, colorspace=3)
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f"films/{name}", image=image)]), step)
+        self._writer.flush()
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file into the folder, whole or not at all; from then on the folder stays, whatever happens."""

@@ -17,6 +17,7 @@ from rl.cli import keys_of
 from rl.compose import to_yaml
 from rl.config import RECORDED, TrainConfig
 from rl.evaluate import EpisodeResult, describe, paired_gain, success_rate
+from rl.films import gif_of
 from rl.outcome import Outcome
 from rl.pictures import draw_before_after
 from rl.policy import policy_state
@@ -76,6 +77,9 @@ def run(words: list[str]) -> None:
         if first.model is not None and config.eval.n_paired > 0 and config.env.id != RECORDED:
             pairs = champion_pairs(config, first.policy, first.model)
             (folder.path / PAIRS).write_text(json.dumps(pairs), encoding="utf-8")
+            for example in pairs["examples"]:
+                if example["film"]:
+                    folder.film(example["title"], runs[0].outcome.sim_steps, gif_of(example["film"]))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         report = write_report(folder.path)
         show(_table(runs, config.judged_in))

@@ -10,6 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rewards import RewardManager
 from rewards.errors import UserError
@@ -168,6 +169,13 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     assert cli.main(["train", "dream", *TRAIN.split()]) == 0
     report = next((tmp_path / "runs" / "sees").glob("*/report.html")).read_text()
     assert '<img alt="simulator, dream, difference" src="data:image/gif;base64,' in report
+    (run,) = (tmp_path / "runs" / "sees").iterdir()
+    films = sorted(run.glob("videos/*.gif"))
+    assert films and iio.imread(films[0]).ndim == 4
+    events = EventAccumulator(str(run), {"images": 0})
+    events.Reload()
+    shown = events.Images(f"films/{films[0].stem}")[0].encoded_image_string
+    assert events.Tags()["images"] == [f"films/{f.stem}" for f in films] and shown == films[0].read_bytes()
     for source in ("expert", "policy", "joint"):
         assert (
             cli.main(["dream", "tuned", "task=drawer-open", f"source={source}", "n_chunks=3", f"out={source}.gif"]) == 0
