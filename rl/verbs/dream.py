@@ -110,19 +110,20 @@ def _film(model: WorldActionModel, options: Options) -> None:
     out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
     assert codec is not None
     thought: Tensor | None = None
-    if options.source == "expert":
+    env_id = _env_id(options.task)
+    if options.source == "expert" and env_id == "metaworld":
         (episode,) = collect_scripted("expert", [options.task], 1, options.seed)
     else:
         episode, thought = record_episode(model, options)
     n = min(episode.length, options.n_chunks * size)
     state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
-    real = run_again("metaworld", episode, model.config)
+    real = run_again(env_id, episode, model.config)
     if out.endswith(".png"):
         iio.imwrite(out, real[-1, 0].numpy())
         print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
-    (seen,) = see(model, "metaworld", [episode], [real]) if options.source == "expert" else (episode,)
+    (seen,) = see(model, env_id, [episode], [real]) if options.source == "expert" else (episode,)
     frames, expected = replay(model, seen, options.n_denoising_steps) if thought is None else (thought, [])
     pictures = codec.decode(frames[::size, -codec.code_dim :])
     shown, drawn = real[::size][: len(pictures), 0], pictures[:, 0]
@@ -142,7 +143,9 @@ def record_episode(model: WorldActionModel, options: Options) -> tuple[Episode, 
     Of source joint it comes with the frames that were imagined (n, state_dim), after the first one, which was seen.
     """
     max_steps = options.n_chunks * model.config.chunk_size
-    env_config = EnvConfig(tasks=(options.task,), max_steps=max_steps, terminate_on_success=False)
+    env_config = EnvConfig(
+        id=_env_id(options.task), tasks=(options.task,), max_steps=max_steps, terminate_on_success=False
+    )
     env = make_sim(TrainConfig(name="dream", env=env_config), model, (options.task,), 1, rewards=False)
     try:
         env.set_episode_seeds([options.seed])
@@ -221,6 +224,11 @@ def _imagining(
         return actions
 
     return act
+
+
+def _env_id(task: str) -> str:
+    """Return the environment of a task: a gymnasium id, which ends in its version, is its own."""
+    return task if "-v" in task else "metaworld"
 
 
 def _heading(options: Options, frames: Tensor) -> str:
