@@ -65,11 +65,10 @@ class Imitation:
         successes = [e for e in episodes if e.is_success and e.length >= size]
         if self.coefs["sim"] == 0 or not successes:
             return
-        kept, first = [], 0
-        for last in (e.length - size for e in successes):
-            kept += [first + t for t in sorted({*range(0, last, size), last})]
-            first += last + 1
-        self._encode("sim", self.model.windows(successes), torch.tensor(kept))
+        windows = self.model.windows(successes)
+        begins = windows.start - windows.first[windows.episode]
+        last = torch.tensor([e.length - size for e in windows.episodes])[windows.episode]
+        self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))
 
     def collected(self) -> dict[str, Examples]:
         """All examples but those of the demonstrations, which are there from the start."""

@@ -329,6 +329,11 @@ def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTrain
     starts = [*range(0, success.length - size, size), success.length - size]
     assert torch.equal(actions, torch.stack([success.action[t : t + size] for t in starts]))
     assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
+    post.imitation.examples.clear()
+    post.imitation.add_episodes([replace(success, picture_every=size), success])  # seen, where chunks begin
+    whole = success.length // size
+    seen, everywhere = post.imitation.examples["sim"][1].split([whole, len(starts)])
+    assert torch.equal(seen, actions[:whole]) and torch.equal(everywhere, actions)
 
 
 def test_leads_to_success_by_hand() -> None:
