@@ -55,9 +55,10 @@ class Imitation:
 
     def add_successes(self, rollout: Rollout, place: str) -> None:
         """Keep the chunks of a rollout in simulator or dream that led to a success in the same episode."""
-        kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated).flatten().nonzero().squeeze(1)
-        if self.coefs[place] > 0 and len(kept):
-            self._keep(place, concatenate(rollout.context)[kept], rollout.actions.flatten(0, 1)[kept])
+        kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated)
+        if self.coefs[place] > 0 and kept.any():
+            contexts = [context[rows] for context, rows in zip(rollout.context, kept, strict=True)]
+            self._keep(place, concatenate(contexts), rollout.actions[kept])
 
     def add_episodes(self, episodes: list[Episode]) -> None:
         """Keep the chunks of recorded successes, one after the other and the last one up to the end."""

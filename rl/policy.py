@@ -187,7 +187,7 @@ class FlowPolicy(ChunkPolicy):
         return modes.policy(self.model, context, noise, self.n_denoising_steps)[:, : self.n_action_steps]
 
     def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """All steps in one pass: the stored chain makes them independent. Shape: (n, K, n_tokens, code_dim)."""
+        """Each step from where the stored chain was. Shape: (n, K, n_tokens, code_dim)."""
         return self._means(self.model.action, context, chain)
 
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
@@ -225,13 +225,12 @@ class FlowPolicy(ChunkPolicy):
         return list(self.model.value.parameters())
 
     def _means(self, decoder: nn.Module, context: Context, chain: Tensor) -> Tensor:
-        n, steps = len(chain), chain.shape[1] - 1
-        index = torch.arange(n).repeat(steps)
-        x = chain[:, :-1].transpose(0, 1).flatten(0, 1)
-        t = torch.tensor([noise_level(i, steps) for i in range(steps)], device=x.device).repeat_interleave(n)
-        estimate = decoder(x, t, context[index]).view(steps, n, *x.shape[1:])
-        x = x.view_as(estimate)
-        return torch.stack([step_mean(x[i], estimate[i], i, steps) for i in range(steps)], dim=1)
+        steps, means = chain.shape[1] - 1, []
+        for i in range(steps):
+            x = chain[:, i]
+            estimate = decoder(x, x.new_full((len(x),), noise_level(i, steps)), context)
+            means.append(step_mean(x, estimate, i, steps))
+        return torch.stack(means, dim=1)
 
     def _mix(self, matrix: Tensor, codes: Tensor) -> Tensor:
         """Apply a (chunk_size, chunk_size) matrix along the actions of codes (..., n_tokens, code_dim)."""
