@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rl.verbs.run_folder import read_rows
 PAIRS = "pairs.json"
 """File of a run folder with the paired evaluation of its champion, see `rl.report_pairs`."""
 
-LIBRARIES = ("wamtune", "torch", "stable-baselines3", "metaworld", "mujoco")
+LIBRARIES = ("wamtune", "torch", "stable-baselines3", "metaworld", "mujoco", "isaaclab")
 
 Row = dict[str, Any]
 
@@ -249,11 +249,18 @@ def _rewards(rows: Sequence[Row]) -> str:
 def _repeat(folder: Path, config: TrainConfig) -> str:
     """The command, what differs from the defaults, and the versions."""
     changed = "\n".join(f"{key}: {value}" for key, value in _differences(config, TrainConfig(name=config.name)))
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    versions = ", ".join(f"{name} {number}" for name in LIBRARIES if (number := _version(name)))
     return (
         f"<pre>wamtune train {_text(str(folder / 'config.yaml'))}</pre><p>Differs from the defaults in</p>"
         f"<pre>{_text(changed) or 'nothing'}</pre><p class=quiet>{_text(versions)}</p>"
     )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # as Meta-World beside Isaac Lab
+        return ""
 
 
 def _differences(config: Any, default: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl import cli
+from rl import cli, report
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
@@ -179,7 +179,8 @@ def test_a_training_ends_with_its_report(
     assert (folder / "report.html").read_text(encoding="utf-8") == text
 
 
-def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path) -> None:
+def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "LIBRARIES", ("torch", "a-simulator-of-elsewhere"))
     config = compose("mix", ["env.tasks=[push]"], TrainConfig)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     rows: list[dict[str, Any]] = [
@@ -189,6 +190,7 @@ def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = checked(write_report(tmp_path))
     assert "Not evaluated yet" in text and "<h2>Gates</h2>" not in text
+    assert f"torch {torch.__version__}" in text and "a-simulator-of-elsewhere" not in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
