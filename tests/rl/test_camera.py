@@ -21,8 +21,10 @@ from rl.config import TrainConfig
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
 from rl.policy import FlowPolicy
-from rl.stage_pictures import film
+from rl.stage_collect import collect_scripted
+from rl.stage_pictures import film, run_again
 from world_model.episodes import EpisodeStore
+from world_model.metrics import picture_metrics
 from world_model.model import WorldActionModel
 from world_model.store import load_model
 from world_model.view import View
@@ -201,8 +203,6 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
 def test_a_film_is_drawn_once_and_of_what_was_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seer: WorldActionModel
 ):
-    from rl.stage_collect import collect_scripted
-
     store = EpisodeStore(tmp_path)
     episodes = collect_scripted("noisy", ["push"], 2)
     store.append(episodes, make_spec("metaworld", ["push"]))
@@ -218,3 +218,13 @@ def test_a_film_is_drawn_once_and_of_what_was_recorded(
     other.append(episodes, make_spec("metaworld", ["push"]))
     with pytest.raises(UserError, match="does not run as it was recorded"):
         film("metaworld", other, seer.config, ["push"], None)
+
+
+def test_the_built_in_model_that_sees_predicts_pictures_it_never_saw() -> None:
+    """In dB where something moves: at least 5 above what repeating the last picture gives."""
+    model = load_model("metaworld-pixels-tuned")
+    episodes = collect_scripted("expert", ["drawer-open", "push"], 2, seed=900_000)
+    pictures = [run_again("metaworld", episode, model.config) for episode in episodes]
+    found = picture_metrics(model, stage_pictures.see(model, "metaworld", episodes, pictures), pictures)["mean"]
+    assert found["psnr"] > found["repeat"] + 5 and found["psnr_far"] > found["repeat_far"] + 5
+    assert found["shuffle_ratio"] > 1.5

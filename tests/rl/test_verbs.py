@@ -122,7 +122,10 @@ def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -
     assert json.loads((last / "config.json").read_text())["policy"] == "gaussian"
 
 
-@pytest.mark.parametrize("name", ["sim", "mix", "dream", "anchor", "filtered_bc", "unsafe_dream", "gaussian", "demo"])
+@pytest.mark.parametrize(
+    "name",
+    ["sim", "mix", "dream", "pixels", "anchor", "filtered_bc", "unsafe_dream", "gaussian", "demo", "demo-pixels"],
+)
 def test_presets_compose(name: str) -> None:
     config = compose(name, [], TrainConfig)
     assert config.name == name
