@@ -82,7 +82,11 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
     """Build the policy that the config names."""
     if model is None:
         torch.manual_seed(config.seed)
-        return GaussianPolicy(env, chunk_size=config.n_action_steps)
+        return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
+    if env.device.type != "cpu":
+        raise UserError(
+            f"env.isaac.device={env.device}: a world-action model works on the CPU alone so far; set it to cpu"
+        )
     ppo = config.ppo
     if config.n_action_steps > model.config.chunk_size:
         raise UserError(
