@@ -30,8 +30,7 @@ class Recorder:
             self._open[j].append((step.frames[j, :count], actions[j, :count], step.success[j, :count]))
             if done[j]:
                 state, action, success = (torch.cat(parts) for parts in zip(*self._open.pop(j), strict=True))
-                name = self.tasks[int(task[j])]
-                told = name, "policy", int(seed[j])
+                told = self.tasks[int(task[j])], "policy", int(seed[j])
                 self.episodes.append(Episode(state, action, success, *told, picture_every=self.picture_every))
 
     def state_dict(self) -> dict[str, Any]:

@@ -198,9 +198,10 @@ class DreamEnv(BatchedEnv):
     def _dream(self, actions: Tensor) -> Tensor:
         """Dream the frames of a whole chunk, and say how wrong they may be where trust was calibrated."""
         shape = self.model.codec.n_future_tokens, self.model.codec.code_dim
-        noise = torch.zeros(self.num_envs, *shape, device=self.device)
-        if self.n_denoising_steps > 1:  # else it has no say, and is drawn row by row on the host
+        if self.n_denoising_steps > 1:
             noise = seeded_noise(self.episode_seed, self.chunks, shape)
+        else:  # it has no say, and would be drawn row by row on the host
+            noise = torch.zeros(self.num_envs, *shape, device=self.device)
         context = self.model.encode(self.context, self.task)
         frames = modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
         if self.model.trust.given.fitted:
