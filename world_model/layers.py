@@ -31,17 +31,10 @@ class Block(nn.Module):
         q, k, v = qkv.view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         keys = torch.cat([*(m[0] for m in memory), k], dim=2)
         values = torch.cat([*(m[1] for m in memory), v], dim=2)
-        y = _attention(q, keys, values)
+        with torch.autocast("cpu", enabled=False):  # there its backward pass takes nine times as long in bfloat16
+            y = F.scaled_dot_product_attention(q, keys, values)
         x = x + self.out(y.transpose(1, 2).reshape(batch, n, -1))
         return x + self.mlp(self.norm_mlp(x)), (k, v)
-
-
-def _attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    if q.is_cuda:
-        return F.scaled_dot_product_attention(q, keys, values)
-    # On a CPU the backward pass in bfloat16 takes nine times as long as in float32.
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q, keys, values)
 
 
 class Stack(nn.Module):
