@@ -74,7 +74,6 @@ Keys:
 
 Examples:
   wamtune dream metaworld-tuned task=push
-  wamtune dream metaworld-tuned task=door-open source=joint
   wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png
 """
 
