@@ -227,7 +227,7 @@ class FlowPolicy(ChunkPolicy):
     def _means(self, decoder: nn.Module, context: Context, chain: Tensor) -> Tensor:
         steps, means = chain.shape[1] - 1, []
         for i in range(steps):
-            x = chain[:, i]
+            x = chain[:, i].contiguous()  # as it was sampled: a strided one is multiplied in another order
             estimate = decoder(x, x.new_full((len(x),), noise_level(i, steps)), context)
             means.append(step_mean(x, estimate, i, steps))
         return torch.stack(means, dim=1)
