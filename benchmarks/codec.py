@@ -15,31 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from seeing import CONFIG, PICTURES, PRETRAIN, Films, filmed, train
 from torch import Tensor
 
 from rl.envs.sim import make_spec
-from rl.stage_collect import SOURCES, collect_scripted
-from rl.stage_pictures import by_task, film, model_spec, see
-from rl.verbs.progress import Progress
-from world_model.episodes import Episode, EpisodeStore
+from rl.stage_pictures import by_task, model_spec, see
 from world_model.metrics import picture_metrics
 from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.pictures import PATCH, PictureCodec, Pictures
-from world_model.training import StageConfig, fit_statistics, train_stage
-from world_model.view import View
-from world_model.windows import Windows
+from world_model.pictures import PATCH, PictureCodec
+from world_model.training import fit_statistics
 
 TASKS = ("door-open", "drawer-open", "plate-slide", "push")
 COUNTS = {"expert": 25, "noisy": 25, "random": 10}  # episodes a task
 HELDOUT = {"expert": 5, "noisy": 10}
-CODES = ModelConfig(world_width=256, bfloat16=True, views={"front": View()})
-PIXELS = replace(CODES, picture_dim=3 * PATCH**2)
-PICTURES = StageConfig(n_steps=2000, batch_size=64, learning_rate=2e-3)
-PRETRAIN = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3)
+PIXELS = replace(CONFIG, picture_dim=3 * PATCH**2)
 N_STEPS_OF_PIXELS = 2000
-
-Films = tuple[list[Episode], list[Tensor]]
 
 
 class Patches(PictureCodec):
@@ -66,8 +56,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/codec"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    films = filmed(args.out / "episodes", COUNTS, 0)
-    heldout = filmed(args.out / "heldout", HELDOUT, 500_000)
+    films = filmed(args.out / "episodes", TASKS, COUNTS, 0)
+    heldout = filmed(args.out / "heldout", TASKS, HELDOUT, 500_000)
     print("| codec | seed | minutes | one chunk | four chunks | repeat | repeat, four | codec alone | shuffle |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for seed in args.seeds:
@@ -81,18 +71,9 @@ def main() -> None:
             print(f"| {name} | {seed} | {minutes:.1f} | {cells} |", flush=True)
 
 
-def filmed(folder: Path, counts: dict[str, int], first: int) -> Films:
-    """Return episodes of all tasks and their pictures, collected once."""
-    store = EpisodeStore(folder)
-    if not store.shards:
-        for i, (source, n) in enumerate(counts.items()):
-            store.append(collect_scripted(source, TASKS, n, first + 10_000 * i), make_spec("metaworld", TASKS))
-    return film("metaworld", store, CODES, TASKS, SOURCES)
-
-
 def pretrained(name: str, films: Films, seed: int) -> WorldActionModel:
     """Pre-train a world model with one of the two codecs."""
-    config = CODES if name == "autoencoder" else PIXELS
+    config = CONFIG if name == "autoencoder" else PIXELS
     torch.manual_seed(seed)
     model = WorldActionModel(config, model_spec(make_spec("metaworld", TASKS), config))
     pictures, stage = by_task(*films), replace(PRETRAIN, seed=seed)
@@ -106,16 +87,6 @@ def pretrained(name: str, films: Films, seed: int) -> WorldActionModel:
     fit_statistics(model, windows, n=10_000)
     train(model, "pretrain", windows, stage)
     return model
-
-
-def train(model: WorldActionModel, stage: str, data: Windows | Pictures, config: StageConfig) -> None:
-    """Train one stage with progress."""
-    with Progress(stage) as progress:
-
-        def log(step: int, values: dict[str, float]) -> None:
-            progress.update(step, config.n_steps, **values)
-
-        train_stage(stage, model, data, config, log)
 
 
 if __name__ == "__main__":

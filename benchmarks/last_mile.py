@@ -1,4 +1,4 @@
-"""The last mile as a table: what PPO in the dream, in the simulator and in both buys, beside honest controls.
+r"""The last mile as a table: what PPO in the dream, in the simulator and in both buys, beside honest controls.
 
     python benchmarks/last_mile.py                                      # every run that is missing, then the table
     python benchmarks/last_mile.py --methods sim dream --tasks hammer --seeds 0
@@ -81,6 +81,8 @@ SEEING = {
 }
 """The same of a model that sees; not among those that are run unless they are asked for."""
 
+KNOWN = METHODS | SEEING
+
 Row = dict[str, Any]
 
 
@@ -112,7 +114,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *SEEING])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(KNOWN))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--checkpoint", default=TrainConfig.checkpoint, help="what is fine-tuned")
@@ -126,7 +128,7 @@ def run(method: str, task: str, seed: int, checkpoint: str) -> Row:
     first = EVAL_SEED + 10_000 * seed
     begun = time.monotonic()
     common = [f"env.tasks=[{task}]", f"seed={seed}", f"eval.seed={first}", f"checkpoint={checkpoint}"]
-    words, control = (METHODS | SEEING)[method]
+    words, control = KNOWN[method]
     preset, *overrides = words.split()
     config = compose(preset, [*overrides, *common], TrainConfig)
     if method == "SB3":
@@ -289,8 +291,8 @@ def key(row: Row) -> tuple[str, str, int]:
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each method that has any, in the order of `METHODS`."""
-    groups = {method: [row for row in rows if row["method"] == method] for method in METHODS | SEEING}
+    """Rows of each method that has any, in the order of `KNOWN`."""
+    groups = {method: [row for row in rows if row["method"] == method] for method in KNOWN}
     return {method: of for method, of in groups.items() if of}
 
 

@@ -22,26 +22,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from seeing import CONFIG, PICTURES, PRETRAIN, filmed, train
 
 from rl.envs.sim import SimEnv, make_spec
 from rl.evaluate import evaluate_sim, success_rate
 from rl.policy import FlowPolicy
-from rl.stage_collect import SOURCES, collect_scripted
-from rl.stage_pictures import by_task, film, model_spec, see
-from rl.verbs.progress import Progress
+from rl.stage_pictures import by_task, model_spec, see
 from rl.videos import watched
-from world_model.episodes import Episode, EpisodeStore
 from world_model.metrics import picture_metrics
 from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.pictures import Pictures
-from world_model.training import StageConfig, fit_statistics, train_stage
-from world_model.view import View
-from world_model.windows import Windows
+from world_model.training import StageConfig, fit_statistics
 
 KNOWN = ("button-press-topdown", "door-open", "handle-press", "plate-slide", "faucet-open", "push")
 NEW = ("drawer-open", "window-open")
-CONFIG = ModelConfig(world_width=256, bfloat16=True, views={"front": View()})
 N_KNOWN = {"expert": 40, "noisy": 60, "random": 20}  # episodes a task, as `wamtune pretrain` collects
 N_WATCHED = {"expert": 100, "noisy": 100}
 N_DEMOS = 5
@@ -49,8 +42,6 @@ N_HELDOUT = 10
 N_EVAL = 100
 FIRST_SEED = {"known": 0, "watched": 400_000, "demos": 450_000, "heldout": 500_000, "eval": 700_000}
 
-PICTURES = StageConfig(n_steps=2000, batch_size=64, learning_rate=2e-3)
-PRETRAIN = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3)
 TUNE = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3, atoms=(0.15, 0.7, 0.0, 0.15, 0.0))
 
 Row = dict[str, Any]
@@ -80,53 +71,25 @@ def main() -> None:
 
 def run(out: Path, seed: int, watches: bool) -> Row:
     """Pre-train, tune and measure one model; its success and PSNR in each new task."""
-    known = store(out / "known", KNOWN, N_KNOWN, FIRST_SEED["known"])
-    seen = filmed(known, KNOWN)
+    seen = filmed(out / "known", KNOWN, N_KNOWN, FIRST_SEED["known"])
     videos = []
     if watches:
-        watched_store = store(out / "watched", NEW, N_WATCHED, FIRST_SEED["watched"])
-        episodes, pictures = filmed(watched_store, NEW)
+        episodes, pictures = filmed(out / "watched", NEW, N_WATCHED, FIRST_SEED["watched"])
         videos = [(e.task, its[:: CONFIG.chunk_size]) for e, its in zip(episodes, pictures, strict=True)]
     torch.manual_seed(seed)
     model = WorldActionModel(CONFIG, model_spec(make_spec("metaworld", KNOWN + NEW), CONFIG))
     assert model.pictures is not None
     shown = by_task(*seen, videos)
     model.pictures.fit(shown)
-    train(model, "pictures", shown, PICTURES, seed)
+    train(model, "pictures", shown, replace(PICTURES, seed=seed))
     windows = model.windows(see(model, "metaworld", *seen) + watched(model, videos))
     fit_statistics(model, windows)
-    train(model, "pretrain", windows, PRETRAIN, seed)
-    heldout = filmed(store(out / "heldout", NEW, {"expert": N_HELDOUT}, FIRST_SEED["heldout"]), NEW)
+    train(model, "pretrain", windows, replace(PRETRAIN, seed=seed))
+    heldout = filmed(out / "heldout", NEW, {"expert": N_HELDOUT}, FIRST_SEED["heldout"])
     found = picture_metrics(model, see(model, "metaworld", *heldout), heldout[1])
-    demos = filmed(store(out / "demos", NEW, {"expert": N_DEMOS}, FIRST_SEED["demos"]), NEW)
-    train(model, "tune", model.windows(see(model, "metaworld", *demos)), TUNE, seed)
+    demos = filmed(out / "demos", NEW, {"expert": N_DEMOS}, FIRST_SEED["demos"])
+    train(model, "tune", model.windows(see(model, "metaworld", *demos)), replace(TUNE, seed=seed))
     return {task: {"success": success(model, task), "psnr": found[task]["psnr"]} for task in NEW}
-
-
-def store(folder: Path, tasks: Sequence[str], counts: dict[str, int], first: int) -> EpisodeStore:
-    """Return the episodes of a folder, collected if they are not there yet."""
-    kept = EpisodeStore(folder)
-    if not kept.shards:
-        for i, (source, n) in enumerate(counts.items()):
-            kept.append(collect_scripted(source, tasks, n, first + 10_000 * i), make_spec("metaworld", tasks))
-    return kept
-
-
-def filmed(kept: EpisodeStore, tasks: Sequence[str]) -> tuple[list[Episode], list[torch.Tensor]]:
-    """Return episodes and their pictures."""
-    return film("metaworld", kept, CONFIG, tasks, SOURCES)
-
-
-def train(model: WorldActionModel, stage: str, data: Windows | Pictures, config: StageConfig, seed: int) -> None:
-    """Train one stage with progress."""
-    with Progress(stage) as progress:
-        train_stage(
-            stage,
-            model,
-            data,
-            replace(config, seed=seed),
-            lambda step, values: progress.update(step, config.n_steps, **values),
-        )
 
 
 def success(model: WorldActionModel, task: str) -> float:

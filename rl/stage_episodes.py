@@ -36,11 +36,12 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
     for source in SOURCES:
         _complete(config, store, source, getattr(config, f"n_{source}"), SEEDS[source])
     third, first = config.n_heldout // 3, SEEDS["heldout"]
+    heldout = {"expert": third, "noisy": config.n_heldout - third}
     if config.n_expert + config.n_noisy == 0:  # as where there is no expert
-        _complete(config, heldout_store(store), "random", config.n_heldout, first)
-        return
-    _complete(config, heldout_store(store), "expert", third, first)
-    _complete(config, heldout_store(store), "noisy", config.n_heldout - third, first + third)
+        heldout = {"random": config.n_heldout}
+    for source, n in heldout.items():
+        _complete(config, heldout_store(store), source, n, first)
+        first += n
 
 
 def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Sequence[str]) -> list[Episode]:

@@ -168,7 +168,10 @@ def bad_numbers(message: str) -> ValueError:
 
 
 def make_task(env_id: str, task: str, events: Events, number: int, looked_at: bool) -> Task:
-    """Make environment `number`: a Meta-World task, changed by `events` if there are any, or a gymnasium id."""
+    """Make environment `number`: a Meta-World task, changed by `events` if there are any, or a gymnasium id.
+
+    An environment of gymnasium has to know from the start that it is `looked_at`; a Meta-World task can be at any time.
+    """
     if env_id == "metaworld":
         from rl.envs.events import Perturbed
         from rl.envs.metaworld import MetaWorldTask

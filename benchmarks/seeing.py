@@ -1,0 +1,46 @@
+"""What benchmarks of models that see have in common: a model, episodes with their pictures, a stage with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from rl.envs.sim import make_spec
+from rl.stage_collect import SOURCES, collect_scripted
+from rl.stage_pictures import film
+from rl.verbs.progress import Progress
+from world_model.episodes import Episode, EpisodeStore
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
+from world_model.pictures import Pictures
+from world_model.training import StageConfig, train_stage
+from world_model.view import View
+from world_model.windows import Windows
+
+CONFIG = ModelConfig(world_width=256, bfloat16=True, views={"front": View()})
+PICTURES = StageConfig(n_steps=2000, batch_size=64, learning_rate=2e-3)
+PRETRAIN = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3)
+
+Films = tuple[list[Episode], list[Tensor]]
+"""Episodes, and the pictures of each (T + 1, 1, size, size, 3) uint8."""
+
+
+def filmed(folder: Path, tasks: Sequence[str], counts: dict[str, int], first: int) -> Films:
+    """Return `counts` episodes a task of each source from seed `first` on, collected once and kept in `folder`."""
+    store = EpisodeStore(folder)
+    if not store.shards:
+        for i, (source, n) in enumerate(counts.items()):
+            store.append(collect_scripted(source, tasks, n, first + 10_000 * i), make_spec("metaworld", tasks))
+    return film("metaworld", store, CONFIG, tasks, SOURCES)
+
+
+def train(model: WorldActionModel, stage: str, data: Windows | Pictures, config: StageConfig) -> None:
+    """Train one stage with progress."""
+    with Progress(stage) as progress:
+
+        def log(step: int, values: dict[str, float]) -> None:
+            progress.update(step, config.n_steps, **values)
+
+        train_stage(stage, model, data, config, log)
