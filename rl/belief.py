@@ -31,11 +31,12 @@ def flipped(model: WorldActionModel, rollout: Rollout, n_denoising_steps: int, s
     frames = torch.stack([context.frames for context in rollout.context])[first, env]
     n, longest = len(last), int((last - first).max()) + 1
     nothing = frames.new_zeros(n, ACTION_HISTORY - 1, model.spec.action_dim)
-    starts = StartStates(frames, rollout.task[first, env], torch.zeros_like(first), nothing, seed + torch.arange(n))
+    seeds = seed + torch.arange(n, device=first.device)
+    starts = StartStates(frames, rollout.task[first, env], torch.zeros_like(first), nothing, seeds)
     most = longest * model.config.chunk_size
     dream = DreamEnv(model, n, starts, longest, n_denoising_steps + 1, max_steps=most, in_order=True)
     dream.reset()
-    again = torch.zeros(n, dtype=torch.bool)
+    again = torch.zeros_like(first, dtype=torch.bool)
     for t in range(longest):
         step = dream.step_chunk(rollout.actions[(first + t).clamp(max=last), env])
         again |= step.is_success & (first + t <= last)
@@ -47,6 +48,6 @@ def flipped(model: WorldActionModel, rollout: Rollout, n_denoising_steps: int, s
 def _first_chunks(done: Tensor) -> Tensor:
     """Index of the chunk that each chunk's episode began with, from ends (n_steps, num_envs)."""
     n_steps = len(done)
-    number = torch.arange(n_steps).unsqueeze(1).expand_as(done)
+    number = torch.arange(n_steps, device=done.device).unsqueeze(1).expand_as(done)
     begins = torch.cat([torch.ones_like(done[:1]), done[:-1]])
     return torch.where(begins, number, 0).cummax(0).values

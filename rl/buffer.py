@@ -60,6 +60,10 @@ class Samples:
         rest = {k: v[index] for k, v in vars(self).items() if k != "context"}
         return Samples(context=self.context[index], **rest)
 
+    def to(self, device: torch.device) -> Samples:
+        """Move to a device."""
+        return Samples(**{k: v.to(device) for k, v in vars(self).items()})
+
     @staticmethod
     def from_rollout(rollout: Rollout, gamma: float, gae_lambda: float) -> Samples:
         """Flatten steps and environments, with their advantages."""

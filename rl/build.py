@@ -13,7 +13,7 @@ from rewards.manager import ISAAC, isaac_terms
 from rl.config import RECORDED, TrainConfig
 from rl.envs.eyes import seen_spec
 from rl.envs.sim import SimEnv, make_spec
-from rl.envs.simulator import Simulator, is_isaac
+from rl.envs.simulator import Simulator, is_isaac, pick_device
 from rl.gaussian_policy import GaussianPolicy
 from rl.policy import ChunkPolicy, FlowPolicy
 from world_model.env import BatchedEnv
@@ -48,11 +48,13 @@ def make_sim(
         from rl.envs.isaac import IsaacEnv
 
         own_rewards = isaac_terms(config.rewards) if rewards else None
-        sim = IsaacEnv(env.id, n_envs, own_rewards=own_rewards, **vars(env.isaac), **options)
+        isaac = vars(env.isaac) | {"device": device_of(config)}
+        sim = IsaacEnv(env.id, n_envs, own_rewards=own_rewards, **isaac, **options)
     else:
         if model is not None:  # before a task that it does not know is refused for its name alone
             model.spec.check_fits(seen_spec(model, make_spec(env.id, tasks)), f"env.id={env.id}")
         options |= {"task_names": None if model is None else model.spec.tasks, "events": env.events, "seen_by": model}
+        options["device"] = device_of(config)
         sim = SimEnv(env.id, n_envs, tasks or None, n_workers=env.n_workers or default_workers(), **options)
     try:
         if model is not None:
@@ -63,6 +65,11 @@ def make_sim(
         sim.close()
         raise
     return sim
+
+
+def device_of(config: TrainConfig) -> str:
+    """Where model, dream and simulator of a config meet; see `pick_device`."""
+    return pick_device(config.device, config.env.id, config.env.isaac.device)
 
 
 def default_workers() -> int:
@@ -83,10 +90,6 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
     if model is None:
         torch.manual_seed(config.seed)
         return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
-    if env.device.type != "cpu":
-        raise UserError(
-            f"env.isaac.device={env.device}: a world-action model works on the CPU alone so far; set it to cpu"
-        )
     ppo = config.ppo
     if config.n_action_steps > model.config.chunk_size:
         raise UserError(

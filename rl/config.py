@@ -22,7 +22,7 @@ class IsaacConfig:
     success: str | None = "success"  # the termination term that counts as success; null: there is none
     action_bound: float = 1.0  # Isaac Lab declares no bounds
     overrides: tuple[str, ...] = ()  # of the task's own config, such as physics=newton_mjwarp
-    device: str = "auto"  # cpu, cuda:0, ...; auto: the GPU if there is one
+    device: str = "auto"  # where TrainConfig.device does not say; auto: the GPU if there is one
 
     def check(self) -> None:
         """Refuse a bound that means nothing."""
@@ -195,6 +195,7 @@ class TrainConfig:
     policy: Literal["flow", "gaussian"] = "flow"  # the checkpoint's action side, or a Gaussian MLP from nothing
     seed: int = 0
     threads: int = 0  # of torch; 0: all cores
+    device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     total_timesteps: int = 100_000  # executed simulator steps, evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, then the gate
     n_action_steps: int = 8  # executed of the actions of a chunk

@@ -104,9 +104,9 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
     return StartStates(
         context=torch.cat(frames)[:n],
         task=torch.cat(tasks)[:n],
-        elapsed=torch.zeros(n, dtype=torch.long),
-        action_history=torch.zeros(n, ACTION_HISTORY - 1, env.spec.action_dim),
-        seed=torch.tensor(seeds),
+        elapsed=torch.zeros(n, dtype=torch.long, device=env.device),
+        action_history=torch.zeros(n, ACTION_HISTORY - 1, env.spec.action_dim, device=env.device),
+        seed=torch.tensor(seeds, device=env.device),
     )
 
 
@@ -146,8 +146,8 @@ def describe(results: Sequence[EpisodeResult]) -> str:
 def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
     """Step for ever, yielding each episode as it ends, with the environment that ran it."""
     obs = env.reset()
-    reward = torch.zeros(env.num_envs)
-    succeeded = torch.zeros(env.num_envs, dtype=torch.bool)
+    reward = torch.zeros(env.num_envs, device=env.device)
+    succeeded = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
     while True:
         seed, task, elapsed = env.episode_seed.clone(), env.task.clone(), env.elapsed.clone()
         with torch.inference_mode():

@@ -68,12 +68,17 @@ class Imitation:
             return
         windows = self.model.windows(successes)
         begins = windows.start - windows.first[windows.episode]
-        last = torch.tensor([e.length - size for e in windows.episodes])[windows.episode]
+        last = torch.tensor([e.length - size for e in windows.episodes], device=self.model.device)[windows.episode]
         self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))
 
     def collected(self) -> dict[str, Examples]:
         """All examples but those of the demonstrations, which are there from the start."""
         return {kind: examples for kind, examples in self.examples.items() if kind != "demonstrations"}
+
+    def collect_again(self, collected: dict[str, Examples]) -> None:
+        """Take back what `collected` gave."""
+        for kind, (context, actions) in collected.items():
+            self.examples[kind] = context.to(self.model.device), actions.to(self.model.device)
 
     def forget_dream(self) -> None:
         """Drop dreamed successes: the next dream is another one."""
@@ -91,7 +96,7 @@ class Imitation:
         self.examples[kind] = context, actions
 
     def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(actions), (self.batch_size,), generator=generator)
+        index = torch.randint(len(actions), (self.batch_size,), generator=generator, device=generator.device)
         return policy_loss(self.model, context[index], actions[index], generator)
 
 

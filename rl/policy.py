@@ -91,12 +91,12 @@ class ChunkPolicy(BasePolicy):
 
     def entropy(self) -> Tensor:
         """Entropy of a decision, up to a constant."""
-        return torch.zeros(())
+        return torch.zeros((), device=self.device)
 
     def _predict(self, observation: Tensor | dict[str, Tensor], deterministic: bool = False) -> Tensor:
         assert isinstance(observation, Tensor)  # observations of a `VecEnv` of ours are flat
         context = self.encode(unflatten_obs(observation, self.spec, self.n_context_frames))
-        rows = torch.arange(len(observation))
+        rows = torch.arange(len(observation), device=self.device)
         if deterministic:
             return self.decide(context, rows, torch.zeros_like(rows))
         return self.sample(context, torch.default_generator)[0]
@@ -161,6 +161,7 @@ class FlowPolicy(ChunkPolicy):
         self.register_buffer("color", torch.linalg.cholesky(covariance.double()).float())
         self.whiten: Tensor
         self.register_buffer("whiten", torch.linalg.inv(self.color.double()).float())
+        self.to(model.device)
 
     def encode(self, obs: Obs) -> Context:
         """Encode without a graph: the encoder is frozen."""

@@ -205,8 +205,8 @@ class ChunkPPO(PPO):
         _check_finite(samples)
         n_chunks, n_envs = rollout.value.shape
         # Whole environments are held out, since neighbours in time tell too much; of a single one, its first chunks.
-        group = torch.arange(n_envs).repeat(n_chunks) if n_envs > 1 else torch.arange(n_chunks)
-        held = group < max(1, int(holdout * (group.max() + 1)))
+        n = n_envs if n_envs > 1 else n_chunks
+        held = torch.arange(len(samples), device=self.device) % n < max(1, int(holdout * n))
         train = samples[(~held).nonzero().squeeze(1)]
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
         for _ in range(n_steps):

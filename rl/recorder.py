@@ -21,13 +21,14 @@ class Recorder:
 
     def add(self, first: Tensor, elapsed: Tensor, task: Tensor, seed: Tensor, actions: Tensor, step: ChunkStep) -> None:
         """Add a chunk: newest frame (n, state_dim), steps, task, seed (n,) before it, and what was executed in it."""
+        first, actions, frames, successes = (x.cpu() for x in (first, actions, step.frames, step.success))
         done, counts = (step.terminated | step.truncated).tolist(), step.executed.sum(1).tolist()
         for j, (count, begun) in enumerate(zip(counts, elapsed.tolist(), strict=True)):
             if begun == 0:
-                self._open[j] = [(first[j : j + 1], actions[j, :0], step.success[j, :0])]
+                self._open[j] = [(first[j : j + 1], actions[j, :0], successes[j, :0])]
             if j not in self._open:  # it began before anyone recorded
                 continue
-            self._open[j].append((step.frames[j, :count], actions[j, :count], step.success[j, :count]))
+            self._open[j].append((frames[j, :count], actions[j, :count], successes[j, :count]))
             if done[j]:
                 state, action, success = (torch.cat(parts) for parts in zip(*self._open.pop(j), strict=True))
                 told = self.tasks[int(task[j])], "policy", int(seed[j])

@@ -41,8 +41,8 @@ class Pair:
 
     @property
     def real(self) -> Tensor:
-        """Frames of the simulator."""
-        return self.episode.state
+        """Frames of the simulator, where the dreamed ones are."""
+        return self.episode.state.to(self.retold.device)
 
 
 def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def correlation(a: Tensor, b: Tensor) -> dict[str, float]:
     """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap."""
     if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:  # of a constant there is nothing to rank
         return {"rho": math.nan, "low": math.nan, "high": math.nan}
-    samples = a.numpy(), b.numpy()
+    samples = a.cpu().numpy(), b.cpu().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
         found = bootstrap(
@@ -219,7 +219,7 @@ def _film(model: WorldActionModel, pair: Pair, title: str) -> str:
     codec, size = model.pictures, model.config.chunk_size
     if codec is None:
         return ""
-    real, dreamed = (codec.decode(frames[::size, -codec.code_dim :])[:, 0] for frames in (pair.real, pair.retold))
+    real, dreamed = (codec.decode(x[::size, -codec.code_dim :])[:, 0].cpu() for x in (pair.real, pair.retold))
     chunk_s = size / model.spec.control_hz
     return inline_film(draw_film(real, dreamed, (), f"{pair.task}: {title}", chunk_s), 0.5 / chunk_s)
 
@@ -232,7 +232,8 @@ def _live(
     env = DreamEnv(model, n, starts, -(-max_steps // size), n_denoising_steps, max_steps=max_steps, in_order=True)
     obs = env.reset()
     frames = [[env.context[i, -1:].clone()] for i in range(n)]
-    alive, success = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    alive = torch.ones_like(env.task, dtype=torch.bool)
+    success = ~alive
     while alive.any():
         with torch.no_grad():
             step = env.step_chunk(policy.decide(policy.encode(obs), env.episode_seed, env.elapsed))
@@ -255,7 +256,7 @@ def _retell(
     size = model.config.chunk_size
     n_chunks = [-(-len(a) // size) for a in actions]
     padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
-    dreams = modes.dream_on(model, starts.context, starts.task, padded, starts.seed, n_denoising_steps)
+    dreams = modes.dream_on(model, starts.context, starts.task, padded.to(model.device), starts.seed, n_denoising_steps)
     told = torch.cat([starts.context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
     whole = [told[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
     sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]

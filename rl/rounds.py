@@ -152,6 +152,7 @@ class PostTraining:
         """Go on from what `state_dict` gave; an environment of Isaac Lab begins its episodes anew."""
         for name, value in state["run"].items():
             setattr(self, name, value)
+        self.real = self.real and self.real.to(self.sim.device)
         self._begun = time.monotonic() - state["seconds"]
         self.policy.load_state_dict(state["weights"])
         self.ppo.optimizer.load_state_dict(state["optimizer"])
@@ -161,7 +162,7 @@ class PostTraining:
         for env, generator in zip(self.arenas.envs, state["arenas"], strict=True):
             env.generator.set_state(generator)
         if self.imitation is not None:
-            self.imitation.examples |= state["imitation"]
+            self.imitation.collect_again(state["imitation"])
         if self.dreams is not None:
             self.dreams.load_state_dict(state["dreams"])
 

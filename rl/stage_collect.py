@@ -40,7 +40,7 @@ def collect_from(env: Simulator, n_tasks: int, source: str, n_episodes: int, see
     end an episode at its first success.
     """
     first = SEEDS[source] if seed is None else seed
-    generator = torch.Generator().manual_seed(first)
+    generator = torch.Generator(env.device).manual_seed(first)
     episodes: list[Episode] = []
     at_once = env.num_envs // n_tasks
     for i in range(0, n_episodes, at_once):
@@ -54,7 +54,7 @@ def collect_policy(
 ) -> list[Episode]:
     """Record at least `n_episodes` of a policy in all environments of `env`, built with terminate_on_success=False."""
     first = SEEDS["policy"] if seed is None else seed
-    generator = torch.Generator().manual_seed(first)
+    generator = torch.Generator(env.device).manual_seed(first)
     episodes: list[Episode] = []
     while len(episodes) < n_episodes:
         start = first + len(episodes)
@@ -75,7 +75,7 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
     """Run one episode in each environment and cut it `AFTER_SUCCESS` steps after its first success."""
     obs = env.reset()
     seeds, tasks = env.episode_seed.tolist(), env.task.tolist()
-    first_success = torch.full((env.num_envs,), env.max_steps)
+    first_success = torch.full((env.num_envs,), env.max_steps, device=env.device)
     frames, actions, success, rewards = [obs["state"][:, -1:]], [], [], []
     steps = 0
     while steps < env.max_steps and bool((first_success + AFTER_SUCCESS >= steps).any()):
@@ -90,8 +90,7 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
         hit = step.success.float().argmax(1) + steps
         first_success = torch.where(step.is_success, torch.minimum(first_success, hit), first_success)
         steps += action.shape[1]
-    states, acted = torch.cat(frames, 1), torch.cat(actions, 1)
-    succeeded, paid = torch.cat(success, 1), torch.cat(rewards, 1)
+    states, acted, succeeded, paid = (torch.cat(x, 1).cpu() for x in (frames, actions, success, rewards))
     lengths = (first_success + 1 + AFTER_SUCCESS).clamp(max=steps).tolist()
     return [
         Episode(
@@ -111,16 +110,19 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
 def _scripted(source: str, env: Simulator, generator: torch.Generator) -> Act:
     """Return what acts in one episode; the strength of its noise is drawn here."""
     shape = (env.num_envs, env.spec.action_dim)
-    strength = 0.1 + 0.7 * torch.rand(env.num_envs, 1, generator=generator)
-    drift = torch.zeros(shape)
+    strength = 0.1 + 0.7 * torch.rand(env.num_envs, 1, generator=generator, device=env.device)
+    drift = torch.zeros(shape, device=env.device)
     middle, half = (env.action_low + env.action_high) / 2, (env.action_high - env.action_low) / 2
+
+    def normal() -> Tensor:
+        return torch.randn(shape, generator=generator, device=env.device)
 
     def act(obs: Obs) -> Tensor:
         nonlocal drift
-        drift = 0.8 * drift + 0.6 * torch.randn(shape, generator=generator)
+        drift = 0.8 * drift + 0.6 * normal()
         action = middle + half * drift if source == "random" else env.expert_actions()
         if source == "noisy":
-            action = action + strength * (0.7 * drift + 0.3 * torch.randn(shape, generator=generator))
+            action = action + strength * (0.7 * drift + 0.3 * normal())
         return action.unsqueeze(1)
 
     return act

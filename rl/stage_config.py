@@ -22,6 +22,7 @@ class PretrainConfig:
     tasks: tuple[str, ...] = MISSING  # in the order of the model's task embedding
     seed: int = 0  # of the first weights; added to stage.seed for the batches
     threads: int = 0  # of torch; 0: all cores
+    device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     n_workers: int = 0  # processes that step the simulator; 0: none beside this one
     episodes: str = ""  # folder of the episodes, completed if it has too few; empty: runs/episodes/NAME
     videos: str = ""  # folder with TASK/*.mp4 to watch beside them, for a model with one view; empty: none
@@ -65,6 +66,7 @@ class TuneConfig:
     tasks: tuple[str, ...] = ()  # to act in; empty: all the checkpoint knows
     seed: int = 0  # added to stage.seed and refit.seed
     threads: int = 0  # of torch; 0: all cores
+    device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     n_workers: int = 0  # processes that step the simulator; 0: none beside this one
     n_demos: int = 10  # demonstrations per task: the first episodes of the expert that succeeded
     demos: dict[str, int] = field(

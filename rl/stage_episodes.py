@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.envs.sim import SimEnv
-from rl.envs.simulator import Simulator, is_isaac
+from rl.envs.simulator import Simulator, is_isaac, pick_device
 from rl.evaluate import EpisodeResult
 from rl.policy import FlowPolicy
 from rl.report_pairs import run_pairs, summarise
@@ -24,6 +24,11 @@ BATCH = 10
 MAX_ENVS = 32
 EVAL_SEED = 700_000
 HELDOUT_POLICY_SEED = SEEDS["heldout"] + 1000
+
+
+def device_of(config: PretrainConfig | TuneConfig) -> str:
+    """Where model and simulator of a config meet; see `pick_device`."""
+    return pick_device(config.device, config.id, config.isaac.device)
 
 
 def heldout_store(store: EpisodeStore) -> EpisodeStore:
@@ -123,8 +128,9 @@ def _env(
     if is_isaac(config.id):
         from rl.envs.isaac import IsaacEnv
 
-        return IsaacEnv(config.id, n_envs, **options, **vars(config.isaac))
-    return SimEnv(config.id, n_envs, tasks, n_workers=config.n_workers, task_names=known, seen_by=model, **options)
+        return IsaacEnv(config.id, n_envs, **options, **vars(config.isaac) | {"device": device_of(config)})
+    options |= {"task_names": known, "seen_by": model, "device": device_of(config)}
+    return SimEnv(config.id, n_envs, tasks, n_workers=config.n_workers, **options)
 
 
 def _policy(

@@ -95,7 +95,8 @@ def see(model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictu
 
 
 def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
-    return replace(episode, state=eyes.begin(episode.state, pictures.numpy()))
+    state = episode.state.to(eyes.codec.always.device)
+    return replace(episode, state=eyes.begin(state, pictures.numpy()).cpu())
 
 
 def _checked(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:

@@ -18,7 +18,7 @@ from rewards.errors import UserError
 from rl.model_card import finite, model_card, success_metrics, world_metrics
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
-from rl.stage_episodes import collect, demonstrations, evaluate, heldout_store, roll_out
+from rl.stage_episodes import collect, demonstrations, device_of, evaluate, heldout_store, roll_out
 from rl.stage_pictures import by_task, film, model_spec, see
 from rl.stage_trust import calibrate_trust
 from rl.verbs.progress import Progress
@@ -139,6 +139,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
         model = WorldActionModel(config.model, model_spec(replace(store.spec, tasks=config.tasks), config.model))
     else:
         model = saved.model
+    model.to(device_of(config))
     work = Work(run, "pretrain", "", model)
     videos: list[Video] = []
     if config.videos:
@@ -173,7 +174,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         return saved.config
     if config.threads:
         torch.set_num_threads(config.threads)
-    model = saved.model if saved else load_model(config.checkpoint)
+    model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
     tasks = _tasks(config, model)
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
     if not store.shards:

@@ -28,13 +28,14 @@ AT_TOP = {"rewards": {"torch"}, "world_model": {"torch", "numpy", "safetensors"}
 """package -> what of others' it may import when it is loaded: acting with a checkpoint on a robot needs no more."""
 
 NOT_CORE = (
-    *("cli", "verbs", "stage", "model_card", "pictures", "films", "videos", "report", "deploy"),
+    *("cli", "verbs", "stage", "model_card", "pictures", "films", "videos", "report", "deploy", "recorded"),
     *("isaac", "metaworld", "fast_sawyer", "gym_env", "events", "camera", "eyes"),
 )
 """Files and folders of `rl` by the beginning of their name that the line count of the core leaves out.
 
-The command line with the pipelines behind its verbs, reports and their pictures, deployment, and what adapts to one
-simulator: Isaac Lab, Meta-World and gymnasium are alike in that.
+The command line with the pipelines behind its verbs, reports and their pictures, deployment with the place that stands
+in for a robot without a simulator, and what adapts to one simulator: Isaac Lab, Meta-World and gymnasium are alike in
+that.
 """
 
 LOADED_BY_ISAAC_LAB = ("rl/envs/isaac_push/task.py", "rl/envs/isaac_rewards.py")

@@ -66,6 +66,10 @@ class StartStates:
         """Put several sets of states together."""
         return StartStates(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StartStates)))
 
+    def to(self, device: torch.device) -> StartStates:
+        """Move to a device."""
+        return StartStates(*(getattr(self, f.name).to(device) for f in fields(StartStates)))
+
     def __len__(self) -> int:
         return len(self.task)
 
@@ -87,7 +91,7 @@ class DreamEnv(BatchedEnv):
             `position_error`; None: nowhere. `doubt` is then `pessimism` for such a branch, to be taken from the value
             that its end is bootstrapped with, or a policy would learn to run into the fog.
         in_order: begin branch i of every reset from start i, with the seed of its episode; for paired evaluation.
-        max_steps, rewards, action_delay, obs_noise, seed, device: see `BatchedEnv`.
+        max_steps, rewards, action_delay, obs_noise, seed: see `BatchedEnv`; the device is that of the model.
     """
 
     place = "dream"
@@ -105,7 +109,6 @@ class DreamEnv(BatchedEnv):
         action_delay: int = 0,
         obs_noise: float = 0.0,
         seed: int = 0,
-        device: str | torch.device = "cpu",
         max_expected_error: float | None = None,
         pessimism: float = 0.0,
     ) -> None:
@@ -119,9 +122,10 @@ class DreamEnv(BatchedEnv):
             action_delay=action_delay,
             obs_noise=obs_noise,
             seed=seed,
-            device=device,
+            device=model.device,
         )
-        self.model, self.starts, self.horizon, self.n_denoising_steps = model, starts, horizon, n_denoising_steps
+        self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
+        self.n_denoising_steps = n_denoising_steps
         self.chunk_size, self.in_order, self.picture_codec = model.config.chunk_size, in_order, model.pictures
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
         self.doubt = torch.zeros(num_envs, device=self.device)
@@ -216,7 +220,7 @@ class DreamEnv(BatchedEnv):
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
         for name in _STATE:
-            setattr(self, name, state[name].clone())
+            setattr(self, name, state[name].to(self.device, copy=True))
 
 
 def _complete(actions: Tensor, chunk_size: int) -> Tensor:

@@ -210,7 +210,7 @@ class BatchedEnv(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         for name in _STATE:
-            setattr(self, name, state[name].clone())
+            setattr(self, name, state[name].to(self.device, copy=True))
         self.begun = True
         self.generator.set_state(state["generator"])
         if self.rewards is not None:

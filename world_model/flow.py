@@ -69,5 +69,5 @@ def seeded_noise(seeds: Tensor, counter: Tensor, shape: tuple[int, ...]) -> Tens
     for seed, count in zip(seeds.tolist(), counter.tolist(), strict=True):
         # Any two pairs in use give different seeds; the generator itself scrambles neighbouring ones.
         generator = torch.Generator().manual_seed((seed * 1_000_003 + count) % (2**63))
-        rows.append(torch.randn(shape, generator=generator))
+        rows.append(torch.randn(shape, generator=generator, device=generator.device))
     return torch.stack(rows).to(seeds.device)

@@ -35,7 +35,7 @@ def prediction_metrics(
     Returns for each task (and "mean" over tasks) the error in units of "repeat the last frame" (`error_ratio`), the
     error with shuffled actions in units of that with true ones (`shuffle_ratio`), and the number of windows (`n`).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     window_task = windows.task[windows.episode]
     rows: dict[str, dict[str, float]] = {}
     for index in window_task.unique().tolist():
@@ -46,7 +46,7 @@ def prediction_metrics(
         candidates = candidates[moved > MOVED]
         if len(candidates) < 2:
             continue
-        keep = candidates[torch.randperm(len(candidates), generator=generator)[:per_task]]
+        keep = candidates[torch.randperm(len(candidates), generator=generator, device=generator.device)[:per_task]]
         rows[model.spec.tasks[index]] = _task_metrics(model, windows.at(keep), part_slice, n_steps, generator)
     names = ("error_ratio", "shuffle_ratio")
     rows["mean"] = {k: sum(r[k] for r in rows.values()) / max(len(rows), 1) for k in names}
@@ -70,7 +70,7 @@ def picture_metrics(
     (`repeat`, `repeat_far`), the codec alone (`codec`), the root mean squared error with shuffled actions in units of
     that with the true ones (`shuffle_ratio`), and the number of dreams (`n`).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     shown = {id(episode): its for episode, its in zip(episodes, pictures, strict=True)}
     rows: dict[str, dict[str, float]] = {}
     size = model.config.chunk_size
@@ -79,12 +79,12 @@ def picture_metrics(
         if not long:
             continue
         windows = model.windows_of(long, model.spec.tasks, horizon * size)
-        index = torch.randperm(len(windows), generator=generator)[:per_task]
+        index = torch.randperm(len(windows), generator=generator, device=generator.device)[:per_task]
         episode = windows.episode[index]
         begun = (windows.start[index] - windows.first[episode]).tolist()
         which = [shown[id(windows.episodes[i])] for i in episode.tolist()]
         real = [torch.stack([its[t + k * size] for its, t in zip(which, begun, strict=True)]) for k in (0, 1, horizon)]
-        rows[task] = _picture_row(model, windows.at(index), real, generator)
+        rows[task] = _picture_row(model, windows.at(index), [its.to(model.device) for its in real], generator)
     rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()), {})}
     return rows
 
@@ -94,7 +94,7 @@ def inverse_metrics(
     model: WorldActionModel, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0
 ) -> dict[str, float]:
     """Mean squared error of recovered actions in units of that of the mean action (1 = nothing recovered)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     batch = windows.sample(n, generator)
     context = model.encode(batch.context, batch.task)
     actions = modes.inverse(model, context, batch.future, modes.action_noise(model, n, generator), n_steps)
@@ -105,7 +105,7 @@ def inverse_metrics(
 @torch.inference_mode()
 def read_out_metrics(model: WorldActionModel, windows: Windows, n: int = 4096, seed: int = 0) -> dict[str, float]:
     """Precision and recall of the success read-out (p >= .9), and the error of progress, on real frames."""
-    batch = windows.sample(n, torch.Generator().manual_seed(seed))
+    batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     chunk = batch.future.shape[1]
     p, progress = model.read_frames(batch.future.flatten(0, 1), batch.task.repeat_interleave(chunk))
     said, true = p >= 0.9, batch.success.flatten() > 0.5
@@ -123,7 +123,7 @@ def _task_metrics(
     n = len(batch.task)
     context = model.encode(batch.context, batch.task)
     noise = modes.video_noise(model, n, generator)
-    shuffled = batch.actions[torch.randperm(n, generator=generator)]
+    shuffled = batch.actions[torch.randperm(n, generator=generator, device=generator.device)]
     truth = batch.future[:, -1, part]
 
     def error(frames: Tensor) -> float:
@@ -145,12 +145,12 @@ def _picture_row(
     begun, next_one, far_one = real
 
     def dreamed(actions: Tensor) -> list[Tensor]:
-        chunks = modes.dream_on(model, batch.context, batch.task, actions, torch.arange(n), 1)
+        chunks = modes.dream_on(model, batch.context, batch.task, actions, torch.arange(n, device=model.device), 1)
         return [codec.decode(frames[:, -1, -codec.code_dim :]) for _, _, frames in chunks]
 
     near, far = moving(begun, next_one), moving(begun, far_one)
     true = dreamed(batch.actions)
-    shuffled = dreamed(batch.actions[torch.randperm(n, generator=generator)][:, :size])
+    shuffled = dreamed(batch.actions[torch.randperm(n, generator=generator, device=generator.device)][:, :size])
     psnr = peak_signal_to_noise(true[0], next_one, near)
     return {
         "psnr": psnr,

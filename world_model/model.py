@@ -59,6 +59,11 @@ class WorldActionModel(nn.Module):
         self.action_low: Tensor
         self.action_high: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and everything that is read or dreamed with them."""
+        return self.action_low.device
+
     def _make_codec(self) -> Codec:
         config, spec = self.config, self.spec
         n_codes = 0 if self.pictures is None else self.pictures.code_dim
@@ -132,7 +137,8 @@ class WorldActionModel(nn.Module):
         """Cut episodes of any tasks into windows of `length` steps."""
         config = self.config
         pictures = self.spec.slices["image"] if config.views else None
-        return Windows(episodes, tasks, config.n_context_frames, length, pictures, config.chunk_size)
+        windows = Windows(episodes, tasks, config.n_context_frames, length, pictures, config.chunk_size)
+        return windows.to(self.device)
 
     def to_config(self) -> dict[str, Any]:
         """Return the part of `config.json` from which the same architecture is rebuilt."""
@@ -155,6 +161,11 @@ class Context:
     def detach(self) -> Context:
         """Cut the graph."""
         return Context(self.frames, [(k.detach(), v.detach()) for k, v in self.cache], self.features)
+
+    def to(self, device: torch.device) -> Context:
+        """Move to a device."""
+        cache = [(k.to(device), v.to(device)) for k, v in self.cache]
+        return Context(self.frames.to(device), cache, self.features.to(device))
 
     def __getitem__(self, index: Tensor | slice) -> Context:
         """Select rows."""

@@ -95,7 +95,7 @@ class PictureCodec(nn.Module):
                 f"{path}: {tuple(picture.shape)}, expected a picture of {self.size} x {self.size} in colour"
             )
         everywhere = picture[..., :3].expand(1, self.n_views, -1, -1, -1)
-        return self.encode(everywhere).view(self.n_views, -1)
+        return self.encode(everywhere.to(self.always.device)).view(self.n_views, -1)
 
     def draw(self, codes: Tensor) -> Tensor:
         """The same in floats around 0, colours first, through which gradients pass."""
@@ -129,8 +129,9 @@ class Pictures:
 
     def sample(self, n: int, generator: torch.Generator) -> PictureBatch:
         """Draw `n` moments with replacement."""
-        index = torch.randint(len(self.pictures), (n,), generator=generator)
-        return PictureBatch(self.pictures[index], self.usual[self.task[index]])
+        device = generator.device
+        index = torch.randint(len(self.pictures), (n,), generator=generator, device=device).cpu()  # where pictures stay
+        return PictureBatch(self.pictures[index].to(device), self.usual[self.task[index]].to(device))
 
 
 def picture_loss(codec: PictureCodec, batch: PictureBatch) -> Tensor:

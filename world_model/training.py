@@ -64,7 +64,7 @@ def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, s
     """Set the normaliser statistics from `n` windows, once, before pre-training; a video is no part of them."""
     if model.pictures is not None:
         n //= 5  # each is a hundred times as large
-    batch = windows.sample(n, torch.Generator().manual_seed(seed))
+    batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     acted = batch.actions.isfinite().flatten(1).all(1)
     model.codec.fit(batch.context[acted], batch.future[acted])
     model.action_codec.action.fit(batch.actions[acted].flatten(0, 1))
@@ -113,7 +113,7 @@ def _train(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    generator, first = torch.Generator().manual_seed(config.seed), 0
+    generator, first = torch.Generator(model.device).manual_seed(config.seed), 0
     sums: dict[str, float] = {}
     if resume is not None:
         optimizer.load_state_dict(resume["optimizer"])

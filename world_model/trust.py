@@ -89,10 +89,10 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> t
     size = model.config.chunk_size
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
-    batch = windows.at(torch.arange(0, len(windows), size))
+    batch = windows.at(torch.arange(0, len(windows), size, device=model.device))
     batch.task = batch.task.clamp(max=model.encoder.null_task)
     given, errors = [], []
-    rows = torch.arange(len(batch.task))
+    rows = torch.arange(len(batch.task), device=model.device)
     dreams = modes.dream_on(model, batch.context, batch.task, batch.actions, rows, 1)
     for (encoded, chunk, frames), true in zip(dreams, batch.future.split(size, dim=1), strict=True):
         given.append(read(model, encoded, chunk, frames))
@@ -102,7 +102,7 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> t
 
 def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 1500, seed: int = 0) -> None:
     """Fit the heads in place to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
-    trust, generator = model.trust, torch.Generator().manual_seed(seed)
+    trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
     trust.given.fit(given)
     normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
     optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
@@ -110,7 +110,8 @@ def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: i
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # of the dropout
         for _ in range(n_steps):
-            index = torch.randint(len(given), (len(trust.heads), 256), generator=generator)  # each head its own batch
+            # each head its own batch
+            index = torch.randint(len(given), (len(trust.heads), 256), generator=generator, device=model.device)
             said = torch.stack([head(normalised[i]).squeeze(-1) for head, i in zip(trust.heads, index, strict=True)])
             loss = (said - target[index]).square().mean()
             optimizer.zero_grad()

@@ -80,18 +80,26 @@ class Windows:
     def __len__(self) -> int:
         return len(self.start)
 
+    def to(self, device: torch.device) -> Windows:
+        """Move everything but `episodes` to a device, in place."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self
+
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """Draw `n` windows with replacement."""
-        return self.at(torch.randint(len(self), (n,), generator=generator))
+        return self.at(torch.randint(len(self), (n,), generator=generator, device=generator.device))
 
     def at(self, index: Tensor) -> Batch:
         """Return the windows of `index` (n,)."""
         start = self.start[index][:, None]  # row of the newest context frame, and of the first action
-        context = start + torch.arange(1 - self.n_context_frames, 1)
-        future = start + torch.arange(1, self.chunk_size + 1)
+        steps = torch.arange(1, self.chunk_size + 1, device=start.device)
+        context = start + torch.arange(1 - self.n_context_frames, 1, device=start.device)
+        future = start + steps
         frames, followed = self.state[context], self.state[future]
         if self.pictures is not None:
-            since = torch.arange(1, self.chunk_size + 1) // self.picture_every * self.picture_every
+            since = steps // self.picture_every * self.picture_every
             before = (start - self.picture_every).maximum(self.first[self.episode[index]][:, None])
             frames[:, :-1, self.pictures] = self.state[before][..., self.pictures]
             followed[..., self.pictures] = self.state[start + since][..., self.pictures]

@@ -51,14 +51,14 @@ class Eyes:
         Shape: (n, k, state_dim).
         """
         told = len(self.columns)
-        new = torch.arange(frames.shape[1]) >= last[:, None]
+        new = torch.arange(frames.shape[1], device=frames.device) >= last[:, None]
         codes = torch.where(new[..., None], self.encode(pictures)[:, None], before[:, None, told:])
         return torch.cat([frames[..., self.columns], codes], dim=2)
 
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> Tensor:
         """Codes (n, .) of pictures (n, n_views, size, size, 3) uint8."""
-        return self.codec.encode(torch.from_numpy(pictures))
+        return self.codec.encode(torch.from_numpy(pictures).to(self.codec.always.device))
 
 
 def seeing_spec(simulated: Spec, parts: Sequence[str], codec: PictureCodec) -> Spec:

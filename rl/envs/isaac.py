@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.envs.isaac_launch import OWN, IsaacTerm, launch, parts_of, pick_device, read_spec
-from rl.envs.simulator import Simulator
+from rl.envs.isaac_launch import OWN, IsaacTerm, launch, parts_of, read_spec
+from rl.envs.simulator import Simulator, pick_device
 from world_model.env import Advance, Obs, Start
 
 _open: list[str] = []
@@ -71,7 +71,7 @@ class IsaacEnv(Simulator):
         self._seen: dict[str, Tensor] = {}  # success, where it does not end an episode
         only_seen = None if terminate_on_success or success in (None, "time_out") else (success, self._seen)
         self._env, self._launched = launch(
-            env_id, num_envs, seed, overrides, own_rewards or {}, pick_device(device), only_seen
+            env_id, num_envs, seed, overrides, own_rewards or {}, pick_device("auto", env_id, device), only_seen
         )
         _open.append(env_id)
         try:

@@ -121,18 +121,6 @@ def parts_of(obs: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[st
             yield "", obs[group]
 
 
-def pick_device(wanted: str) -> str:
-    """Return the device for `auto`; a `UserError` for a GPU that is not there."""
-    there = torch.cuda.is_available()
-    if wanted == "auto":
-        return "cuda:0" if there else "cpu"
-    if wanted.startswith("cuda") and not there:
-        raise UserError(
-            f"env.isaac.device={wanted}: there is no GPU that torch can use here; set env.isaac.device=auto"
-        )
-    return wanted
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Isaac Lab prints a page of tables for each environment that it makes."""

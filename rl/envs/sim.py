@@ -33,7 +33,8 @@ class SimEnv(Simulator):
         events: domain randomisation, of Meta-World tasks alone.
         seen_by: a model that sees pictures is told its own part of the state, and codes of them; see `Eyes`.
 
-    The other arguments are those of `BatchedEnv`. An episode is named by its seed: it fixes goal and objects.
+    The other arguments are those of `BatchedEnv`; physics are on the CPU whatever the device. An episode is named by
+    its seed: it fixes goal and objects.
     """
 
     def __init__(
@@ -53,20 +54,21 @@ class SimEnv(Simulator):
         task_names: Sequence[str] | None = None,
         events: Mapping[str, Event] | None = None,
         seen_by: WorldActionModel | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         spec = make_spec(env_id, tasks, task_names)
         self.eyes = eyes_of(seen_by, spec)
         spec = self.eyes.spec if self.eyes else spec
-        rest = max_steps, rewards, read_out, terminate_on_success, action_delay, obs_noise, seed
+        rest = max_steps, rewards, read_out, terminate_on_success, action_delay, obs_noise, seed, device
         super().__init__(spec, num_envs, n_context_frames, *rest)
         names = tuple(tasks or (env_id,))
         self.env_id, self.picture_codec = env_id, self.eyes.codec if self.eyes else None
         self.picture_every = seen_by.config.chunk_size if seen_by and self.eyes else 1
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
-        self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env])
+        self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env], device=self.device)
         # For exact resume: the actions of each environment since its episode began.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
-        self._executed = torch.zeros(num_envs, 0, spec.action_dim)
+        self._executed = torch.zeros(num_envs, 0, spec.action_dim, device=self.device)
         self._seeds = []
         if events and env_id != "metaworld":
             raise UserError(f"env.events: {env_id!r} has no events of ours; only Meta-World tasks have")
@@ -83,10 +85,10 @@ class SimEnv(Simulator):
             raise UserError("sim: the scripted expert has to be told where things are, and a model that sees is not")
         from rl.envs.metaworld import scripted_expert
 
-        frames = self.context.numpy()
+        frames = self.context.cpu().numpy()
         newest, before = frames[:, -1], frames[:, max(0, self.n_context_frames - 2)]
         actions = [scripted_expert(t)(f, b) for t, f, b in zip(self.task_of_env, newest, before, strict=True)]
-        return torch.from_numpy(np.stack(actions))
+        return torch.from_numpy(np.stack(actions)).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the batched state and, for each environment, the actions since its episode began."""
@@ -113,7 +115,7 @@ class SimEnv(Simulator):
         which = mask.nonzero()[:, 0].tolist()
         seeds = self._next_seeds(len(which))
         first, pictures = self._envs.reset(dict(zip(which, seeds.tolist(), strict=True)))
-        frames = torch.from_numpy(first)
+        frames = torch.from_numpy(first).to(self.device)
         if self.eyes:
             frames = self.eyes.begin(frames, pictures)
         for j in which:
@@ -121,18 +123,19 @@ class SimEnv(Simulator):
         return Start(
             context=frames[:, None].repeat(1, self.n_context_frames, 1),
             task=self._task_index[mask],
-            elapsed=torch.zeros(len(which), dtype=torch.long),
+            elapsed=torch.zeros_like(seeds),
             seed=seeds,
         )
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        self._executed, commands = actions, actions.numpy()
-        steps = self._envs.advance(commands, limit.numpy(), self.terminate_on_success)
+        self._executed, commands = actions, actions.cpu().numpy()
+        steps = self._envs.advance(commands, limit.cpu().numpy(), self.terminate_on_success)
         for past, command in zip(self._past, commands, strict=True):
             past.extend(command.copy())  # those after an end do not matter: a restart empties the list
-        frames, reward, success, terminated, truncated = (torch.from_numpy(array) for array in steps[:5])
+        told = (torch.from_numpy(array).to(self.device) for array in steps[:5])
+        frames, reward, success, terminated, truncated = told
         if self.eyes:
-            last = torch.from_numpy(steps.n_executed) - 1
+            last = torch.from_numpy(steps.n_executed).to(self.device) - 1
             frames = self.eyes.go_on(frames, steps.pictures, self.context[:, -1], last)
         return Advance(frames, success, terminated, truncated, task_reward=reward)
 

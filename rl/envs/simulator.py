@@ -19,6 +19,26 @@ def is_isaac(env_id: str) -> bool:
     return env_id.startswith("Isaac-")
 
 
+def pick_device(device: str, env_id: str, isaac_device: str = "auto") -> str:
+    """Return where model and dream are, and what a simulator hands over: `device`, unless that is "auto".
+
+    Then it is the CPU, where a simulator is, and for a task of Isaac Lab what `isaac_device` says; "auto" there is the
+    GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    named = "device" if device != "auto" else "env.isaac.device"
+    wanted = device if device != "auto" else isaac_device if is_isaac(env_id) else "cpu"
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # torch has many words for it
+        raise UserError(f"{named}={wanted}: torch cannot use that here; expected cpu, cuda:0, ... or auto") from error
+    return wanted
+
+
 class Simulator(BatchedEnv):
     """A place where things really happen, as far as a computer can tell.
 

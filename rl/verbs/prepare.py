@@ -6,7 +6,7 @@ import gc
 from dataclasses import replace
 
 from rewards.errors import UserError
-from rl.build import tasks_of
+from rl.build import device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.imitation import Imitation
 from rl.recorded import recorded_episodes
@@ -26,7 +26,7 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
 def prepare(config: TrainConfig) -> PostTraining:
     """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet."""
     gc.collect()  # a run before this one refers to itself, and holds gigabytes
-    model = load_model(config.checkpoint) if config.policy == "flow" else None
+    model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
     post = PostTraining(config, model, None, log=lambda step, values: None)
     if model is not None:
         post.imitation = _imitation(config, model)

@@ -14,7 +14,7 @@ from rl.envs.isaac import IsaacEnv
         (
             "Isaac-Cartpole",
             {"device": "cuda:0"},
-            "env.isaac.device=cuda:0: there is no GPU that torch can use here; set ",
+            "env.isaac.device=cuda:0: torch cannot use that here; expected cpu, cuda:0, ... or auto",
         ),
     ],
 )

@@ -9,7 +9,6 @@ import torch
 
 import rl.rounds
 from rewards.errors import UserError
-from rl.build import make_policy
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.evaluate import EpisodeResult
@@ -318,14 +317,6 @@ def test_several_tasks_share_the_seeds(tiny: list[str], demonstrations: list[Any
 def test_sizes_that_do_not_fit_are_named(tiny: list[str], demonstrations: list[Any]) -> None:
     with pytest.raises(UserError, match=r"env\.id=Pendulum-v1.*observation size 21.*observation size 3"):
         build("sim", tiny, demonstrations, "env.id=Pendulum-v1", "env.tasks=[]")
-
-
-def test_a_model_beside_a_simulator_on_a_gpu_is_refused(tiny: list[str], post: PostTraining) -> None:
-    post.sim.device = torch.device("cuda:0")
-    with pytest.raises(
-        UserError, match=r"env\.isaac\.device=cuda:0: a world-action model works on the CPU alone so far"
-    ):
-        make_policy(post.config, post.model, post.sim)
 
 
 def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTraining, demonstrations: list[Any]) -> None:
