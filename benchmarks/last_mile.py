@@ -81,7 +81,14 @@ SEEING = {
 }
 """The same of a model that sees; not among those that are run unless they are asked for."""
 
-KNOWN = METHODS | SEEING
+SWITCHES = {
+    "switch: max_expected_error": (f"{FEW} dream.max_expected_error=0.05", None),
+    "switch: weigh_by_trust": (f"{FEW} dream.weigh_by_trust=true", None),
+    "switch: redream": (f"{FEW} dream.redream=true", None),
+}
+"""What trust may decide, one at a time, beside "150 episodes: dream"; only where asked for, like those above."""
+
+KNOWN = METHODS | SEEING | SWITCHES
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ class Arenas:
     Args:
         config, model, tasks: what is simulated.
         sim: where PPO trains. Where there can be no second simulator, who trains and who is judged share it, and both
-            begin afresh.
+            begin afresh; they also do where PPO only dreams of a single task.
     """
 
     def __init__(
@@ -27,7 +27,8 @@ class Arenas:
     ) -> None:
         alone = [[task] for task in tasks] or [[]]
         n_each = -(-config.env.n_envs // len(alone))
-        self.envs = [sim] if sim.alone else [make_sim(config, model, task, n_each, rewards=False) for task in alone]
+        shared = sim.alone or (config.env.kind == "dream" and len(alone) == 1)
+        self.envs = [sim] if shared else [make_sim(config, model, task, n_each, rewards=False) for task in alone]
 
     def run(self, policy: Acts, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
         """Run the episodes of `seeds`; `tick` hears which share of them has ended."""

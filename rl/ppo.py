@@ -40,7 +40,7 @@ WARMUP_STEPS = 20
 """Optimizer steps until the learning rate is reached."""
 
 PARENTS = (
-    *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range"),
+    *("learning_rate", "n_steps", "n_epochs", "gamma", "gae_lambda", "clip_range"),
     *("ent_coef", "vf_coef", "max_grad_norm", "target_kl"),
 )
 """Hyper-parameters that the parent knows by the same names."""
@@ -72,12 +72,13 @@ class ChunkPPO(PPO):
             policy=type(policy),  # type: ignore[arg-type] # the parent does not build one: `policy` is there already
             env=ChunkVecEnv(env, policy.n_action_steps, config.gamma),
             **{name: getattr(config, name) for name in PARENTS},
+            batch_size=config.n_steps * env.num_envs,  # or it warns of a last batch that is smaller
             device=env.device,
             verbose=verbose,
             _init_setup_model=False,
         )
         self.batched, self.config, self.imitation = env, config, imitation
-        self.policy = policy
+        self.policy, self.batch_size = policy, config.batch_size
         self._setup_lr_schedule()
         self.generator = torch.Generator(env.device).manual_seed(seed)
         self.optimizer = policy.optimizer = self._fresh_optimizer()
@@ -184,9 +185,8 @@ class ChunkPPO(PPO):
         means = {name: sum(values) / len(values) for name, values in seen.items()}
         if exploded:
             load_policy_state(self.policy, before)
-        means |= {"early_stop": float(stop), "taken_back": float(exploded)}
-        means["explained_variance"] = explained_variance(samples.value, samples.returns)
-        return means
+        variance = explained_variance(samples.value, samples.returns)
+        return means | {"early_stop": float(stop), "taken_back": float(exploded), "explained_variance": variance}
 
     def imitate(self, n_steps: int) -> None:
         """Take `n_steps` optimizer steps of imitation alone, as before PPO or in place of it.

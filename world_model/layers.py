@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeysValues = list[tuple[Tensor, Tensor]]
-"""Per layer: keys and values, each (batch, n_heads, n_tokens, head_dim)."""
+"""Per layer: keys and values, each (batch, n_heads, n_tokens, head_dim), in bfloat16 where that made them."""
 
 
 class Block(nn.Module):
@@ -27,12 +27,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, memory: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return tokens (batch, n, width) and this layer's keys and values."""
         batch, n, _ = x.shape
-        qkv = self.qkv(self.norm_attention(x)).to(self.qkv.weight.dtype)  # also where products are in bfloat16
+        qkv = self.qkv(self.norm_attention(x))
         q, k, v = qkv.view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         keys = torch.cat([*(m[0] for m in memory), k], dim=2)
         values = torch.cat([*(m[1] for m in memory), v], dim=2)
         with torch.autocast("cpu", enabled=False):  # there its backward pass takes nine times as long in bfloat16
-            y = F.scaled_dot_product_attention(q, keys, values)
+            y = F.scaled_dot_product_attention(q.float(), keys.float(), values.float())
         x = x + self.out(y.transpose(1, 2).reshape(batch, n, -1))
         return x + self.mlp(self.norm_mlp(x)), (k, v)
 

@@ -138,8 +138,12 @@ def test_a_control_that_learns_nothing_from_dreams_does_not_dream(tiny: list[str
     assert any(not torch.equal(after[name], before[name]) for name in before if ".action." in name)
 
 
-def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: PostTraining) -> None:
-    assert post.dreams is not None
+@pytest.mark.parametrize("preset", ["mix", "dream"])
+def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(
+    preset: str, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    post = build(preset, tiny, demonstrations)
+    assert post.dreams is not None and (post.arenas.envs == [post.sim]) == (preset == "dream")
     post.evaluate()
     assert post.dreams.episodes == []
     post._contest(post.champion, [1_000_000, 1_000_001])
@@ -147,6 +151,7 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(post: P
     post.evaluate()
     post._contest(post.champion, [1_000_002])
     assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001, 1_000_002]
+    post.close()
 
 
 @pytest.mark.parametrize("pg_coef", [1, 0])
