@@ -42,12 +42,15 @@ def check_task(task: str) -> None:
 
 
 class MetaWorldTask:
-    """One Meta-World task behind the internal protocol of `SimEnv`: frames of 21 numbers, see `SLICES`."""
+    """One Meta-World task behind the internal protocol of `SimEnv`: frames of 21 numbers, see `SLICES`.
 
-    def __init__(self, task: str) -> None:
+    It has to know from the start whether it is `looked_at`.
+    """
+
+    def __init__(self, task: str, looked_at: bool = False) -> None:
         check_task(task)
-        self._task = task
-        self._env = fast_class(f"{task}-v3")()
+        self._task, self._looked_at = task, looked_at
+        self._env = fast_class(f"{task}-v3")(looked_at)
 
     @property
     def model(self) -> Any:
@@ -65,10 +68,11 @@ class MetaWorldTask:
 
     def pictures(self, views: Sequence[View], size: int) -> Array:
         """Draw the table from each view. Shape: (n_views, size, size, 3) uint8."""
+        assert self._looked_at, "a task that is looked at has to know it from the start"
         return np.stack([_camera(self._task, view, size).picture(self._env.data) for view in views])
 
     def close(self) -> None:
-        """Let go of the physics, 25 MB: an environment refers to itself, and would stay until it is collected."""
+        """Let go of the physics, up to 26 MB: an environment refers to itself, and would stay until it is collected."""
         vars(self._env).clear()
 
 
@@ -77,7 +81,7 @@ def _camera(task: str, view: View, size: int) -> Any:
     """One camera draws all environments of a task; late, since most never look."""
     from rl.envs.camera import Camera
 
-    return Camera(fast_class(f"{task}-v3")().model, view, size)
+    return Camera(fast_class(f"{task}-v3")(True).model, view, size)
 
 
 def scripted_expert(task: str) -> Expert:

@@ -170,13 +170,14 @@ def bad_numbers(message: str) -> ValueError:
 def make_task(env_id: str, task: str, events: Events, number: int, looked_at: bool) -> Task:
     """Make environment `number`: a Meta-World task, changed by `events` if there are any, or a gymnasium id.
 
-    An environment of gymnasium has to know from the start that it is `looked_at`; a Meta-World task can be at any time.
+    An environment has to know from the start that it is `looked_at`.
     """
     if env_id == "metaworld":
         from rl.envs.events import Perturbed
         from rl.envs.metaworld import MetaWorldTask
 
-        return Perturbed(MetaWorldTask(task), events, number) if events else MetaWorldTask(task)
+        known = MetaWorldTask(task, looked_at)
+        return Perturbed(known, events, number) if events else known
     from rl.envs.gym_env import GymTask
 
     return GymTask(env_id, looked_at)

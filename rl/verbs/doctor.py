@@ -113,7 +113,7 @@ def _opengl() -> str:
     from rl.envs.metaworld import MetaWorldTask
     from world_model.view import View
 
-    task = MetaWorldTask("push")
+    task = MetaWorldTask("push", looked_at=True)
     task.reset(0)
     if len(np.unique(task.pictures((View(),), 64))) < 10:
         raise RuntimeError("what it draws is empty")
