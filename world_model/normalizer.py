@@ -23,7 +23,7 @@ class Normalizer(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], floor: float, name: str) -> None:
         super().__init__()
-        self.floor, self.name = floor, name
+        self.floor, self.name, self._was_fitted = floor, name, False
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
         self.register_buffer("fitted", torch.tensor(False))
@@ -54,7 +54,10 @@ class Normalizer(nn.Module):
 
     def check_fitted(self) -> None:
         """Raise `UserError` for a declared feature without statistics."""
+        if self._was_fitted:  # to ask a GPU each time would be to wait for it
+            return
         if not self.fitted:
             raise UserError(
                 f"feature {self.name!r} has no statistics; fit the normaliser or load a pretrained checkpoint"
             )
+        self._was_fitted = True

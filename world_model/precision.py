@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_known: dict[str, bool] = {}
+"""Device type -> what was found out once; asking takes as long as a small product."""
+
 
 def products(in_bfloat16: bool, x: Tensor) -> torch.autocast:
     """Return what to compute within: products in bfloat16 if that is wanted and `x` is where it is fast, else as ever.
@@ -18,7 +21,9 @@ def products(in_bfloat16: bool, x: Tensor) -> torch.autocast:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 by itself; elsewhere it would be imitated, and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if device.type not in _known:
+        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        _known[device.type] = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        if device.type == "cuda":
+            _known["cuda"] = torch.cuda.is_bf16_supported(including_emulation=False)
+    return _known[device.type]

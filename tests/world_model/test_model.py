@@ -92,6 +92,25 @@ def test_products_in_bfloat16_change_a_dream_by_a_hundredth_and_only_where_the_p
     assert dream(half, batch).dtype == act(half, batch).dtype == torch.float32
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_acting_and_dreaming_is_one_graph_that_asks_no_tensor_for_its_numbers(model, batch, bfloat16, monkeypatch):
+    """Else it could not be captured on a GPU, and each question would be a wait there."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    half = WorldActionModel(replace(model.config, bfloat16=bfloat16), model.spec)
+    half.load_state_dict(model.state_dict())
+    noise, nothing = modes.action_noise(half, N, seeded()), modes.video_noise(half, N, seeded())
+
+    @torch.no_grad()
+    def chunk(context, task):
+        encoded = half.encode(context, task)
+        return modes.dream(half, encoded, modes.policy(half, encoded, noise, 2), nothing, 1)
+
+    plain = chunk(batch.context, batch.task)
+    torch._dynamo.reset()
+    whole = torch.compile(chunk, backend="eager", fullgraph=True)
+    assert torch.equal(whole(batch.context, batch.task), plain)
+
+
 def test_neighbours_in_the_batch_do_not_change_a_row(model, batch):
     context = model.encode(batch.context, batch.task)
     noise = modes.video_noise(model, N, seeded())

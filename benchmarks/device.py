@@ -1,0 +1,168 @@
+"""How fast a device dreams, learns and refits, and which share of its own matrix products that is.
+
+    python benchmarks/device.py                                     # the CPU, one thread
+    python benchmarks/device.py --device cuda:0 --n 256 1024 4096   # a GPU
+    python benchmarks/device.py --checkpoint metaworld-tuned        # a model that is told where things are
+
+For each number of branches: environment steps and pictures in a second of a dream in which the policy acts (encode,
+decide, dream), with pictures drawn at the end of each chunk; the same compiled (`torch.compile`, which captures CUDA
+graphs on a GPU), and how far its frames are from those of the plain one, in units of their change. Then optimizer steps
+in a second of an update of the policy and of a refit. A share is floating-point operations in a second, as counted by
+torch, in units of the largest square product in bfloat16, where the device has it, else float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from world_model import modes
+from world_model.checkpoint import find_checkpoint
+from world_model.episodes import EpisodeStore
+from world_model.losses import policy_loss, stage_losses
+from world_model.model import WorldActionModel
+from world_model.precision import has_bfloat16
+from world_model.store import load_model
+from world_model.windows import Batch, Windows
+
+REFIT = (0.0, 0.0, 1.0, 0.0, 0.0)
+"""Weights of the noise levels that a refit of the dream draws."""
+
+Step = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--checkpoint", default="metaworld-pixels-tuned")
+    parser.add_argument("--n", nargs="+", type=int, default=[64, 256], help="branches of the dream")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--plain", action="store_true", help="compile nothing")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(args.checkpoint).to(args.device)
+    windows = model.windows(EpisodeStore(find_checkpoint(args.checkpoint)).load())
+    peak = fastest_product(model.device, args.seconds)
+    print(f"{args.checkpoint} on {args.device}: products at {peak / 1e12:.2f} TFLOP/s\n")
+    print("| dream of | steps/s | pictures/s | share | compiled | pictures/s | share | difference |")
+    print("| ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
+    for n in args.n:
+        print(dream_row(model, draw(model, windows, n), peak, args.seconds, args.plain), flush=True)
+    batch = draw(model, windows, 512)
+    print("\n| optimizer steps of 512 chunks | a second | share |\n| --- | ---: | ---: |")
+    for name, step in (
+        ("update of the policy", policy_step(model, batch)),
+        ("refit of the dream", refit_step(model, batch)),
+    ):
+        rate = measured(step, model.device, args.seconds)
+        print(f"| {name} | {rate:.1f} | {100 * rate * operations(step) / peak:.1f} % |", flush=True)
+
+
+@torch.no_grad()
+def dream_row(model: WorldActionModel, batch: Batch, peak: float, seconds: float, plain: bool) -> str:
+    """Measure a dream begun where each row of a batch does; a row of the table."""
+    context, task, n = batch.context, batch.task, len(batch.task)
+    noise, nothing = (make(model, n, generator_of(model)) for make in (modes.action_noise, modes.video_noise))
+
+    def chunk(context: Tensor, task: Tensor, noise: Tensor) -> Tensor:
+        encoded = model.encode(context, task)
+        actions = modes.policy(model, encoded, noise, 2)
+        return modes.dream(model, encoded, actions, nothing, 1)
+
+    def drawn(dream: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
+        def step() -> object:
+            frames = dream(context, task, noise)
+            return (
+                frames if model.pictures is None else model.pictures.decode(frames[:, -1, -model.pictures.code_dim :])
+            )
+
+        return step
+
+    def cells(step: Step) -> tuple[float, str]:
+        rate = measured(step, model.device, seconds)
+        pictures = "" if model.pictures is None else f"{rate * n * model.pictures.n_views:,.0f}"
+        return rate, f"{pictures} | {100 * rate * work / peak:.1f} %"
+
+    work = operations(drawn(chunk))
+    rate, told = cells(drawn(chunk))
+    row = f"| {n} | {rate * n * model.config.chunk_size:,.0f} | {told} |"
+    if plain:
+        return f"{row} | | | |"
+    compiled = torch.compile(chunk, mode="reduce-overhead", dynamic=False)
+    one, other = chunk(context, task, noise), compiled(context, task, noise).clone()
+    difference = float((one - other).norm() / (one - context[:, -1:]).norm())
+    return f"{row} yes | {cells(drawn(compiled))[1]} | {difference:.1e} |"
+
+
+def policy_step(model: WorldActionModel, batch: Batch) -> Step:
+    """A step of imitation, which costs what one of PPO does: forward and backward through the action decoder."""
+    with torch.no_grad():
+        context = model.encode(batch.context, batch.task)
+
+    def step() -> object:
+        model.requires_grad_(False).action.requires_grad_(True)
+        loss = policy_loss(model, context, batch.actions, generator_of(model))
+        return torch.autograd.grad(loss, list(model.action_parameters()), allow_unused=True)
+
+    return step
+
+
+def refit_step(model: WorldActionModel, batch: Batch) -> Step:
+    """Forward and backward through the world decoder; the encoder is frozen."""
+
+    def step() -> object:
+        parameters = list(model.dynamics_parameters())
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        losses = stage_losses("dynamics", model, batch, REFIT, generator_of(model))
+        return torch.autograd.grad(losses["video"], parameters, allow_unused=True)
+
+    return step
+
+
+def fastest_product(device: torch.device, seconds: float) -> float:
+    """Floating-point operations a second of the largest square product that fits."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if has_bfloat16(device) else torch.float32)
+    return 2 * size**3 * measured(lambda: a @ a, device, seconds)
+
+
+def operations(step: Step) -> int:
+    """Floating-point operations of a step, those of its backward pass included."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def measured(step: Step, device: torch.device, seconds: float) -> float:
+    """Steps a second, after two to warm up."""
+    for _ in range(2):
+        step()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    begun, n = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        step()
+        n += 1
+    wait()
+    return n / (time.perf_counter() - begun)
+
+
+def draw(model: WorldActionModel, windows: Windows, n: int) -> Batch:
+    """Draw `n` windows."""
+    return windows.sample(n, generator_of(model))
+
+
+def generator_of(model: WorldActionModel) -> torch.Generator:
+    """The same random numbers every time."""
+    return torch.Generator(model.device).manual_seed(0)
+
+
+if __name__ == "__main__":
+    main()
