@@ -5,8 +5,8 @@
     python benchmarks/device.py --checkpoint metaworld-tuned        # a model that is told where things are
 
 For each number of branches: environment steps and pictures in a second of a dream in which the policy acts (encode,
-decide, dream), with pictures drawn at the end of each chunk; the same compiled (`torch.compile`, which captures CUDA
-graphs on a GPU), and how far its frames are from those of the plain one, in units of their change. Then optimizer steps
+decide, dream), with a picture drawn where a chunk ends; the same compiled (`torch.compile`, which captures CUDA graphs
+on a GPU), and how far its frames are from those of the plain one, in units of how far things move. Then optimizer steps
 in a second of an update of the policy and of a refit. A share is floating-point operations in a second, as counted by
 torch, in units of the largest square product in bfloat16, where the device has it, else float32.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from world_model.losses import policy_loss, stage_losses
 from world_model.model import WorldActionModel
 from world_model.precision import has_bfloat16
 from world_model.store import load_model
+from world_model.training import trained_parameters
 from world_model.windows import Batch, Windows
 
 REFIT = (0.0, 0.0, 1.0, 0.0, 0.0)
@@ -49,54 +50,44 @@ def main() -> None:
     windows = model.windows(EpisodeStore(find_checkpoint(args.checkpoint)).load())
     peak = fastest_product(model.device, args.seconds)
     print(f"{args.checkpoint} on {args.device}: products at {peak / 1e12:.2f} TFLOP/s\n")
-    print("| dream of | steps/s | pictures/s | share | compiled | pictures/s | share | difference |")
-    print("| ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
+    print("| branches | dream | steps/s | pictures/s | share | difference |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for n in args.n:
-        print(dream_row(model, draw(model, windows, n), peak, args.seconds, args.plain), flush=True)
+        for row in dream_rows(model, draw(model, windows, n), peak, args.seconds, args.plain):
+            print(row, flush=True)
     batch = draw(model, windows, 512)
     print("\n| optimizer steps of 512 chunks | a second | share |\n| --- | ---: | ---: |")
-    for name, step in (
-        ("update of the policy", policy_step(model, batch)),
-        ("refit of the dream", refit_step(model, batch)),
-    ):
+    steps = {"update of the policy": policy_step(model, batch), "refit of the dream": refit_step(model, batch)}
+    for name, step in steps.items():
         rate = measured(step, model.device, args.seconds)
         print(f"| {name} | {rate:.1f} | {100 * rate * operations(step) / peak:.1f} % |", flush=True)
 
 
 @torch.no_grad()
-def dream_row(model: WorldActionModel, batch: Batch, peak: float, seconds: float, plain: bool) -> str:
-    """Measure a dream begun where each row of a batch does; a row of the table."""
-    context, task, n = batch.context, batch.task, len(batch.task)
+def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: float, plain: bool) -> Iterator[str]:
+    """Measure a dream that begins where each row of a batch does, as it is and compiled; rows of the table."""
+    n, codec = len(batch.task), model.pictures
     noise, nothing = (make(model, n, generator_of(model)) for make in (modes.action_noise, modes.video_noise))
 
-    def chunk(context: Tensor, task: Tensor, noise: Tensor) -> Tensor:
+    def chunk(context: Tensor, task: Tensor) -> Tensor:
         encoded = model.encode(context, task)
-        actions = modes.policy(model, encoded, noise, 2)
-        return modes.dream(model, encoded, actions, nothing, 1)
+        return modes.dream(model, encoded, modes.policy(model, encoded, noise, 2), nothing, 1)
 
-    def drawn(dream: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
-        def step() -> object:
-            frames = dream(context, task, noise)
-            return (
-                frames if model.pictures is None else model.pictures.decode(frames[:, -1, -model.pictures.code_dim :])
-            )
+    frames, work = chunk(batch.context, batch.task), 0
+    moved = (frames - batch.context[:, -1:]).norm()
+    ways = {"plain": chunk, "compiled": torch.compile(chunk, mode="reduce-overhead", dynamic=False)}
+    for way, dream in list(ways.items())[: 1 if plain else 2]:
 
-        return step
+        def step(dream: Callable[[Tensor, Tensor], Tensor] = dream) -> Tensor:
+            seen = dream(batch.context, batch.task)
+            return seen if codec is None else codec.decode(seen[:, -1, -codec.code_dim :])
 
-    def cells(step: Step) -> tuple[float, str]:
+        difference = float((dream(batch.context, batch.task) - frames).norm() / moved)
+        work = work or operations(step)
         rate = measured(step, model.device, seconds)
-        pictures = "" if model.pictures is None else f"{rate * n * model.pictures.n_views:,.0f}"
-        return rate, f"{pictures} | {100 * rate * work / peak:.1f} %"
-
-    work = operations(drawn(chunk))
-    rate, told = cells(drawn(chunk))
-    row = f"| {n} | {rate * n * model.config.chunk_size:,.0f} | {told} |"
-    if plain:
-        return f"{row} | | | |"
-    compiled = torch.compile(chunk, mode="reduce-overhead", dynamic=False)
-    one, other = chunk(context, task, noise), compiled(context, task, noise).clone()
-    difference = float((one - other).norm() / (one - context[:, -1:]).norm())
-    return f"{row} yes | {cells(drawn(compiled))[1]} | {difference:.1e} |"
+        pictures = 0 if codec is None else rate * n * codec.n_views
+        told = f"{rate * n * model.config.chunk_size:,.0f} | {pictures:,.0f} | {100 * rate * work / peak:.1f} %"
+        yield f"| {n} | {way} | {told} | {difference:.1e} |"
 
 
 def policy_step(model: WorldActionModel, batch: Batch) -> Step:
@@ -105,7 +96,7 @@ def policy_step(model: WorldActionModel, batch: Batch) -> Step:
         context = model.encode(batch.context, batch.task)
 
     def step() -> object:
-        model.requires_grad_(False).action.requires_grad_(True)
+        model.action.requires_grad_(True)
         loss = policy_loss(model, context, batch.actions, generator_of(model))
         return torch.autograd.grad(loss, list(model.action_parameters()), allow_unused=True)
 
@@ -114,12 +105,10 @@ def policy_step(model: WorldActionModel, batch: Batch) -> Step:
 
 def refit_step(model: WorldActionModel, batch: Batch) -> Step:
     """Forward and backward through the world decoder; the encoder is frozen."""
+    parameters = list(model.dynamics_parameters())
 
     def step() -> object:
-        parameters = list(model.dynamics_parameters())
-        model.requires_grad_(False)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        trained_parameters("dynamics", model)
         losses = stage_losses("dynamics", model, batch, REFIT, generator_of(model))
         return torch.autograd.grad(losses["video"], parameters, allow_unused=True)
 
