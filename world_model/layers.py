@@ -32,7 +32,8 @@ class Block(nn.Module):
         keys = torch.cat([*(m[0] for m in memory), k], dim=2)
         values = torch.cat([*(m[1] for m in memory), v], dim=2)
         with torch.autocast("cpu", enabled=False):  # there its backward pass takes nine times as long in bfloat16
-            y = F.scaled_dot_product_attention(q.float(), keys.float(), values.float())
+            q, keys, values = (part.to(self.qkv.weight.dtype) for part in (q, keys, values))
+            y = F.scaled_dot_product_attention(q, keys, values)
         x = x + self.out(y.transpose(1, 2).reshape(batch, n, -1))
         return x + self.mlp(self.norm_mlp(x)), (k, v)
 
