@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,18 +74,18 @@ def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: floa
         encoded = model.encode(context, task)
         return modes.dream(model, encoded, modes.policy(model, encoded, noise, 2), nothing, 1)
 
-    frames, work = chunk(batch.context, batch.task), 0
+    def drawn(dream: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        seen = dream(batch.context, batch.task)
+        return seen if codec is None else codec.decode(seen[:, -1, -codec.code_dim :])
+
+    frames, work = chunk(batch.context, batch.task), operations(partial(drawn, chunk))
     moved = (frames - batch.context[:, -1:]).norm()
-    ways = {"plain": chunk, "compiled": torch.compile(chunk, mode="reduce-overhead", dynamic=False)}
-    for way, dream in list(ways.items())[: 1 if plain else 2]:
-
-        def step(dream: Callable[[Tensor, Tensor], Tensor] = dream) -> Tensor:
-            seen = dream(batch.context, batch.task)
-            return seen if codec is None else codec.decode(seen[:, -1, -codec.code_dim :])
-
+    ways = {"plain": chunk}
+    if not plain:
+        ways["compiled"] = torch.compile(chunk, mode="reduce-overhead", dynamic=False)
+    for way, dream in ways.items():
         difference = float((dream(batch.context, batch.task) - frames).norm() / moved)
-        work = work or operations(step)
-        rate = measured(step, model.device, seconds)
+        rate = measured(partial(drawn, dream), model.device, seconds)
         pictures = 0 if codec is None else rate * n * codec.n_views
         told = f"{rate * n * model.config.chunk_size:,.0f} | {pictures:,.0f} | {100 * rate * work / peak:.1f} %"
         yield f"| {n} | {way} | {told} | {difference:.1e} |"

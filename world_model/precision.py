@@ -22,8 +22,12 @@ def products(in_bfloat16: bool, x: Tensor) -> torch.autocast:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 by itself; elsewhere it would be imitated, and slower than float32."""
     if device.type not in _known:
-        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        _known[device.type] = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-        if device.type == "cuda":
-            _known["cuda"] = torch.cuda.is_bf16_supported(including_emulation=False)
+        _known[device.type] = _ask(device)
     return _known[device.type]
+
+
+def _ask(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

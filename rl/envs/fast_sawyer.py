@@ -26,6 +26,7 @@ Array = np.ndarray
 
 _DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the hand's orientation, not normalised in stock either
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
+_SEEN = {"type": mujoco.mjtSensor.mjSENS_FRAMEPOS, "objtype": mujoco.mjtObj.mjOBJ_GEOM}
 # Tasks whose objects settle against a body that is placed anew in each episode: there the hand is really reset.
 _SETTLES_ANEW = frozenset(
     f"{task}-v3"
@@ -42,7 +43,7 @@ class FastSawyer(SawyerXYZEnv):
     settles_anew = False
 
     def __init__(self, drawn: bool = False) -> None:
-        self._drawn = drawn
+        self.drawn = drawn
         self._views: dict[tuple[str, str], Array] = {}
         self._settled: Array | None = None
         self._anew = False
@@ -56,7 +57,7 @@ class FastSawyer(SawyerXYZEnv):
         self._mocap_pos, self._mocap_quat, self._ctrl = self.data.mocap_pos[0], self.data.mocap_quat[0], self.data.ctrl
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        model = copy.copy(_load_model(self.fullpath, self._drawn))  # compiling it takes a hundred times longer
+        model = copy.copy(_load_model(self.fullpath, self.drawn))  # compiling it takes a hundred times longer
         return model, mujoco.MjData(model)
 
     def restart(self, seed: int) -> Array:
@@ -220,10 +221,11 @@ def fast_class(name: str) -> type[Any]:
 
 @cache
 def _load_model(path: str, drawn: bool) -> mujoco.MjModel:
-    spec, looks = mujoco.MjSpec.from_file(path), mujoco.mjtSensor.mjSENS_FRAMEPOS
+    spec = mujoco.MjSpec.from_file(path)
     spec.compiler.discardvisual = not drawn
-    for name in (geom.name for geom in spec.geoms if geom.name):  # a task may ask for it; what a sensor sees is kept
-        spec.add_sensor(type=looks, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=name)
+    for geom in () if drawn else spec.geoms:
+        if geom.name and not geom.contype and not geom.conaffinity:  # a task may ask for it; what a sensor sees is kept
+            spec.add_sensor(**_SEEN, objname=geom.name)
     return spec.compile()
 
 

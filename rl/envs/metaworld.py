@@ -49,7 +49,7 @@ class MetaWorldTask:
 
     def __init__(self, task: str, looked_at: bool = False) -> None:
         check_task(task)
-        self._task, self._looked_at = task, looked_at
+        self._task = task
         self._env = fast_class(f"{task}-v3")(looked_at)
 
     @property
@@ -68,7 +68,7 @@ class MetaWorldTask:
 
     def pictures(self, views: Sequence[View], size: int) -> Array:
         """Draw the table from each view. Shape: (n_views, size, size, 3) uint8."""
-        assert self._looked_at, "a task that is looked at has to know it from the start"
+        assert self._env.drawn, "a task that is looked at has to know it from the start"
         return np.stack([_camera(self._task, view, size).picture(self._env.data) for view in views])
 
     def close(self) -> None:

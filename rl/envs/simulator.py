@@ -28,14 +28,15 @@ def pick_device(device: str, env_id: str, isaac_device: str = "auto") -> str:
     Raises:
         UserError: there is no such device.
     """
-    named = "device" if device != "auto" else "env.isaac.device"
-    wanted = device if device != "auto" else isaac_device if is_isaac(env_id) else "cpu"
+    if device == "auto" and not is_isaac(env_id):
+        return "cpu"
+    field, wanted = ("env.isaac.device", isaac_device) if device == "auto" else ("device", device)
     if wanted == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError) as error:  # torch has many words for it
-        raise UserError(f"{named}={wanted}: torch cannot use that here; expected cpu, cuda:0, ... or auto") from error
+        raise UserError(f"{field}={wanted}: torch cannot use that here; expected cpu, cuda:0, ... or auto") from error
     return wanted
 
 
