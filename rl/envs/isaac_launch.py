@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.envs.isaac_graph import replayed_physics
 from world_model.spec import Feature, Spec
 
 OWN = "wamtune_"
@@ -54,6 +55,8 @@ def launch(
             setattr(cfg.rewards, OWN + name, _reward_term(func, params))
         if only_seen is not None and (term := getattr(getattr(cfg, "terminations", None), only_seen[0], None)):
             term.func = _only_seen(term.func, only_seen[1])
+        if device == "cpu":
+            stack.enter_context(replayed_physics())
         try:
             stack.enter_context(launch_simulation(cfg))
             env = gymnasium.make(env_id, cfg=cfg).unwrapped
