@@ -217,7 +217,7 @@ class PushPuckCfg(ManagerBasedRLEnvCfg):
         self.sim.render_interval = self.decimation
         self.sim.physics = NewtonCfg(
             solver_cfg=MJWarpSolverCfg(
-                njmax=30, nconmax=10, iterations=10, ls_iterations=10, cone="pyramidal", integrator="implicitfast"
+                njmax=30, nconmax=10, iterations=10, ls_iterations=50, cone="pyramidal", integrator="implicitfast"
             ),
             num_substeps=1,
         )
