@@ -32,8 +32,8 @@ from rl.evaluate import Acts, evaluate_sim, success_rate
 from rl.gaussian_policy import GaussianPolicy
 from rl.ppo import ChunkPPO
 
-STEPS, PER_ROLLOUT, ROUNDS = 245_760, 16, 2
-EPOCHS, BATCHES, RATE, GAMMA = 10, 8, 1e-3, 0.99
+STEPS, PER_ROLLOUT, ROUNDS = 245_760, 32, 2
+EPOCHS, BATCHES, RATE, GAMMA, LAMBDA = 10, 16, 1e-3, 0.99, 0.98
 
 Learner = Callable[[IsaacEnv, int, int], Acts]
 
@@ -80,7 +80,7 @@ def replay_physics(on: bool) -> None:
 def learn_ours(env: IsaacEnv, seed: int, n_steps: int) -> Acts:
     batch = env.num_envs * PER_ROLLOUT // BATCHES
     words = f"seed={seed} ppo.n_steps={PER_ROLLOUT} ppo.n_epochs={EPOCHS} ppo.batch_size={batch} ppo.gamma={GAMMA}"
-    rates = f"ppo.learning_rate={RATE} ppo.critic_learning_rate={RATE}"
+    rates = f"ppo.learning_rate={RATE} ppo.critic_learning_rate={RATE} ppo.gae_lambda={LAMBDA}"
     config = compose("isaac", [*words.split(), *rates.split()], TrainConfig)
     torch.manual_seed(seed)
     ppo = ChunkPPO(GaussianPolicy(env), env, config.ppo, seed=seed)
@@ -96,6 +96,7 @@ def learn_sb3(env: IsaacEnv, seed: int, n_steps: int) -> Acts:
     wrapped = Sb3VecEnvWrapper(env._env, fast_variant=True)
     network = {"net_arch": [64, 64], "activation_fn": torch.nn.Tanh, "log_std_init": -0.5}
     options: dict[str, Any] = {"n_steps": PER_ROLLOUT, "batch_size": batch, "n_epochs": EPOCHS, "gamma": GAMMA}
+    options["gae_lambda"] = LAMBDA
     ppo = PPO("MlpPolicy", wrapped, RATE, seed=seed, device="cpu", max_grad_norm=1.0, policy_kwargs=network, **options)
     ppo.learn(n_steps)
     return Mean(lambda state: ppo.policy.get_distribution(state).distribution.mean)
@@ -115,7 +116,7 @@ def learn_rsl_rl(env: IsaacEnv, seed: int, n_steps: int) -> Acts:
     config.actor.distribution_cfg.init_std = float(np.exp(-0.5))
     config.algorithm.num_learning_epochs, config.algorithm.num_mini_batches = EPOCHS, BATCHES
     config.algorithm.learning_rate, config.algorithm.schedule, config.algorithm.gamma = RATE, "fixed", GAMMA
-    config.algorithm.entropy_coef, config.device = 0.0, "cpu"
+    config.algorithm.lam, config.algorithm.entropy_coef, config.device = LAMBDA, 0.0, "cpu"
     config = handle_deprecated_rsl_rl_cfg(config, version("rsl-rl-lib"))
     with contextlib.redirect_stdout(io.StringIO()):
         runner = create_rsl_rl_runner(RslRlVecEnvWrapper(env._env), config)
