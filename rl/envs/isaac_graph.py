@@ -16,12 +16,15 @@ SIMULATES = "_simulate_full", "_simulate_physics_only"
 
 
 @contextlib.contextmanager
-def replayed_physics() -> Iterator[None]:
-    """Record and replay the physics of environments on the CPU while this is open.
+def replayed_physics(device: str) -> Iterator[None]:
+    """Record and replay the physics of environments on the CPU while this is open; elsewhere Isaac Lab does.
 
     Off where a task says so with Isaac Lab's own `sim.physics.use_cuda_graph=false`, and for a solver that cannot be
     recorded.
     """
+    if device != "cpu":
+        yield
+        return
     from isaaclab_newton.physics import NewtonManager
 
     eager = {name: getattr(NewtonManager, name).__func__ for name in SIMULATES}

@@ -49,14 +49,12 @@ def launch(
         raise UserError(f"env.id={env_id} is no task of Isaac Lab: {error}") from error
     with contextlib.ExitStack() as stack, _quiet():
         cfg: Any = parse_env_cfg(env_id, device=device, num_envs=num_envs, overrides=list(overrides))
-        cfg.compute_final_obs = True  # else the last observation of an episode is never seen
-        cfg.seed = seed
+        cfg.seed, cfg.compute_final_obs = seed, True  # else the last observation of an episode is never seen
         for name, (func, params) in own.items():
             setattr(cfg.rewards, OWN + name, _reward_term(func, params))
         if only_seen is not None and (term := getattr(getattr(cfg, "terminations", None), only_seen[0], None)):
             term.func = _only_seen(term.func, only_seen[1])
-        if device == "cpu":
-            stack.enter_context(replayed_physics())
+        stack.enter_context(replayed_physics(device))
         try:
             stack.enter_context(launch_simulation(cfg))
             env = gymnasium.make(env_id, cfg=cfg).unwrapped
