@@ -95,8 +95,8 @@ def learn_sb3(env: IsaacEnv, seed: int, n_steps: int) -> Acts:
     batch = env.num_envs * PER_ROLLOUT // BATCHES
     wrapped = Sb3VecEnvWrapper(env._env, fast_variant=True)
     network = {"net_arch": [64, 64], "activation_fn": torch.nn.Tanh, "log_std_init": -0.5}
-    options: dict[str, Any] = {"n_steps": PER_ROLLOUT, "batch_size": batch, "n_epochs": EPOCHS, "gamma": GAMMA}
-    options["gae_lambda"] = LAMBDA
+    options: dict[str, Any] = {"n_steps": PER_ROLLOUT, "batch_size": batch, "n_epochs": EPOCHS}
+    options |= {"gamma": GAMMA, "gae_lambda": LAMBDA}
     ppo = PPO("MlpPolicy", wrapped, RATE, seed=seed, device="cpu", max_grad_norm=1.0, policy_kwargs=network, **options)
     ppo.learn(n_steps)
     return Mean(lambda state: ppo.policy.get_distribution(state).distribution.mean)
