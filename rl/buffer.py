@@ -16,7 +16,7 @@ class Rollout:
 
     context: list[Context]  # one a step, num_envs rows each
     chain: Tensor
-    log_prob: Tensor  # (…, chunk_size)
+    log_prob: Tensor  # (…, n_action_steps)
     value: Tensor
     reward: Tensor  # discounted sum over the executed steps of the chunk
     n_executed: Tensor  # steps executed, 1..k
@@ -45,7 +45,7 @@ class Samples:
 
     context: Context
     chain: Tensor
-    log_prob: Tensor  # (…, chunk_size)
+    log_prob: Tensor  # (…, n_action_steps)
     value: Tensor
     advantage: Tensor
     returns: Tensor

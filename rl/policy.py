@@ -38,7 +38,7 @@ class ChunkPolicy(BasePolicy):
 
     @abstractmethod
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), log-likelihood (n, chunk_size)."""
+        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), its log-likelihood."""
 
     @abstractmethod
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
@@ -50,9 +50,10 @@ class ChunkPolicy(BasePolicy):
 
     @abstractmethod
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Log-likelihood of each action of the chunk (n, chunk_size) given those before it, in float32.
+        """Log-likelihood of each executed action (n, n_action_steps) given those before it, in float32.
 
-        Summed over the steps of the chain and the dimensions of the action; the sum of a row is that of the chunk.
+        Summed over the steps of the chain and the dimensions of the action. The rest of the chunk is left out, as in
+        DPPO (2409.00588): its noise is not what an advantage comes from.
         """
 
     @abstractmethod
@@ -207,7 +208,7 @@ class FlowPolicy(ChunkPolicy):
         white, mean = (self._mix(self.whiten, part).view(shape).transpose(1, 2) for part in (chain[:, 1:], means))
         volume = steps * self.spec.action_dim * self.color.diagonal().log()
         each = gaussian_log_prob(white.flatten(0, 1), mean.flatten(0, 1), self.noise_std)
-        return each.view(n, self.chunk_size) - volume
+        return (each.view(n, self.chunk_size) - volume)[:, : self.n_action_steps]
 
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
         """Sum over steps of ||mean - reference mean||^2 / (2 std^2), in whitened units."""

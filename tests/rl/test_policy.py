@@ -100,6 +100,18 @@ def test_likelihood_of_correlated_noise_equals_a_double_reference(model, env):
 
 
 @torch.no_grad()
+def test_actions_that_are_never_executed_have_no_part_in_the_likelihood(model, env):
+    whole, part = (FlowPolicy(model, env, STEPS, STD, n_action_steps=n) for n in (4, 3))
+    context = part.encode(env.observe())
+    actions, chain, log_prob = part.sample(context, seeded())
+    assert actions.shape == (N, 3, 2) and log_prob.shape == (N, 3)
+    means = whole.chain_means(context, chain)
+    torch.testing.assert_close(log_prob, whole.chain_log_prob(chain, means)[:, :3], atol=1e-4, rtol=1e-5)
+    means.view(N, STEPS, 4, 2)[:, :, 3] += 1.0
+    torch.testing.assert_close(log_prob, part.chain_log_prob(chain, means), atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_likelihood_of_a_gaussian_by_hand(env):
     policy = GaussianPolicy(env, chunk_size=2, log_std=-1.0)
     context = policy.encode(env.observe())
