@@ -34,6 +34,7 @@ def make_sim(
         "n_context_frames": 1 if model is None else model.config.n_context_frames,
         "read_out": None if model is None else model.read_frames,
         "seed": config.seed,
+        "device": device_of(config),
         **{name: getattr(env, name) for name in ("max_steps", "terminate_on_success", "action_delay", "obs_noise")},
     }
     sim: Simulator
@@ -48,13 +49,11 @@ def make_sim(
         from rl.envs.isaac import IsaacEnv
 
         own_rewards = isaac_terms(config.rewards) if rewards else None
-        isaac = vars(env.isaac) | {"device": device_of(config)}
-        sim = IsaacEnv(env.id, n_envs, own_rewards=own_rewards, **isaac, **options)
+        sim = IsaacEnv(env.id, n_envs, own_rewards=own_rewards, **vars(env.isaac) | options)
     else:
         if model is not None:  # before a task that it does not know is refused for its name alone
             model.spec.check_fits(seen_spec(model, make_spec(env.id, tasks)), f"env.id={env.id}")
         options |= {"task_names": None if model is None else model.spec.tasks, "events": env.events, "seen_by": model}
-        options["device"] = device_of(config)
         sim = SimEnv(env.id, n_envs, tasks or None, n_workers=env.n_workers or default_workers(), **options)
     try:
         if model is not None:
@@ -90,17 +89,13 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
     if model is None:
         torch.manual_seed(config.seed)
         return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
-    ppo = config.ppo
-    if config.n_action_steps > model.config.chunk_size:
-        raise UserError(
-            f"n_action_steps={config.n_action_steps} exceeds the chunk of {model.config.chunk_size} actions"
-        )
-    if model.pictures is not None and config.n_action_steps < model.config.chunk_size:
-        raise UserError(
-            f"n_action_steps={config.n_action_steps}: a model that sees gets a picture after each whole chunk; "
-            f"set n_action_steps={model.config.chunk_size}"
-        )
-    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps, ppo.noise_correlation)
+    ppo, n, size = config.ppo, config.n_action_steps, model.config.chunk_size
+    if n > size:
+        raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
+    if n < size and model.pictures is not None:
+        seeing = "a model that sees gets a picture after each whole chunk"
+        raise UserError(f"n_action_steps={n}: {seeing}; set n_action_steps={size}")
+    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, n, ppo.noise_correlation)
 
 
 def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:

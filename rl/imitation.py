@@ -55,10 +55,12 @@ class Imitation:
 
     def add_successes(self, rollout: Rollout, place: str) -> None:
         """Keep the chunks of a rollout in simulator or dream that led to a success in the same episode."""
-        kept = leads_to_success(rollout.success, rollout.terminated | rollout.truncated)
+        done = rollout.terminated | rollout.truncated
+        actions, whole = whole_chunks(rollout.actions, done, self.model.config.chunk_size)
+        kept = leads_to_success(rollout.success, done)[: len(whole)] & whole
         if self.coefs[place] > 0 and kept.any():
-            contexts = [context[rows] for context, rows in zip(rollout.context, kept, strict=True)]
-            self._keep(place, concatenate(contexts), rollout.actions[kept])
+            contexts = [context[rows] for context, rows in zip(rollout.context, kept, strict=False)]
+            self._keep(place, concatenate(contexts), actions[kept])
 
     def add_episodes(self, episodes: list[Episode]) -> None:
         """Keep the chunks of recorded successes, one after the other and the last one up to the end."""
@@ -108,3 +110,15 @@ def leads_to_success(success: Tensor, done: Tensor) -> Tensor:
         later = success[i] | (later & ~done[i])
         marks[i] = later
     return marks
+
+
+def whole_chunks(actions: Tensor, done: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Complete each chunk of executed actions (n_steps, num_envs, k, action_dim) with those of the next chunks.
+
+    Returns m chunks (m, num_envs, size, action_dim) and whether each is of one episode (m, num_envs); m is n_steps less
+    those that the end of the rollout leaves incomplete.
+    """
+    n_chunks = -(-size // actions.shape[2])
+    m = max(0, len(actions) - n_chunks + 1)
+    chunks = torch.cat([actions[i : m + i] for i in range(n_chunks)], dim=2)[:, :, :size]
+    return chunks, ~sum((done[i : m + i] for i in range(n_chunks - 1)), start=torch.zeros_like(done[:m]))

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+import rl.imitation
 import rl.rounds
 from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.evaluate import EpisodeResult
 from rl.gate import Verdict
-from rl.imitation import Imitation, leads_to_success
+from rl.imitation import Imitation, leads_to_success, whole_chunks
 from rl.outcome import Outcome, Part
 from rl.policy import policy_state
 from rl.rounds import PostTraining
@@ -375,3 +376,28 @@ def test_mix_dreams_first_and_the_simulator_has_the_rest(tiny: list[str], demons
     steps = [part.sim_steps for part in outcome.parts]
     assert steps[:2] == [0, 0] and abs(steps[2] - 320) <= 128 and abs(steps[3] - 640) <= 128
     assert [part.verdict is None for part in outcome.parts] == [False, False, True, True]
+
+
+def test_chunks_of_which_a_part_was_executed_are_completed_by_the_next() -> None:
+    # Two environments, four chunks of 2 executed actions, counted 0 to 7; one episode ends with chunk 1.
+    actions = torch.arange(8.0).view(4, 1, 2, 1).expand(4, 2, 2, 1)
+    done = torch.tensor([[0, 0], [0, 1], [0, 0], [0, 0]]).bool()
+    chunks, whole = whole_chunks(actions, done, 5)
+    assert chunks[:, 0, :, 0].tolist() == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
+    assert whole.tolist() == [[True, False], [True, False]]
+    chunks, whole = whole_chunks(actions, done, 2)
+    assert torch.equal(chunks, actions) and whole.all() and whole.shape == done.shape
+    chunks, whole = whole_chunks(actions[:1], done[:1], 8)
+    assert len(chunks) == len(whole) == 0
+
+
+def test_a_round_that_executes_a_part_of_each_chunk(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = build("mix", tiny, demonstrations, "n_rounds=1", "total_timesteps=320", "n_action_steps=2")
+    monkeypatch.setattr(rl.rounds, "judge", judged(True))
+    monkeypatch.setattr(rl.imitation, "leads_to_success", lambda success, done: torch.ones_like(success))
+    outcome = post.run()
+    post.close()
+    assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream"]
+    assert post.imitation is not None and post.imitation.examples["sim"][1].shape[1] == post.policy.chunk_size
