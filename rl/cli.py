@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewards.errors import UserError
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # whoever ends it, it ends alike
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which a shell's background job ignores
     try:
         _dispatch([word for word in words if word != "--debug"])
     except UserError as error:

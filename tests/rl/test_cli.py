@@ -192,12 +192,21 @@ def test_doctor_says_what_is_missing_and_looks_at_the_rest(
     assert "optional OpenGL: division by zero; only what sees pictures of the simulator needs it" in out
 
 
-def test_a_termination_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever ends it, it ends alike: with the last saved state, and a line that says so."""
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_termination_is_an_interruption(
+    in_background: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever ends it, it ends alike: with the last saved state, and a line that says so.
+
+    What a shell without job control starts in the background begins with SIGINT ignored.
+    """
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    if in_background:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     monkeypatch.setattr(cli, "_dispatch", lambda words: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
     try:
         assert cli.main(["ls"]) == 130
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
     assert capsys.readouterr().err == "wamtune: interrupted\n"
