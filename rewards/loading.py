@@ -25,9 +25,9 @@ def load_term(name: str, func: str) -> Callable[..., Any]:
     if colon:
         module = _load_file(name, source) if source.endswith(".py") else _import(name, source, attribute)
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        if attribute not in vars(module):
+        if not hasattr(module, attribute):  # and not `in vars`: Isaac Lab's modules import what they hold when asked
             raise UserError(f"reward term {name!r}: {source} has no {attribute!r}{did_you_mean(attribute, public)}")
-        found: object = vars(module)[attribute]
+        found: object = getattr(module, attribute)
     elif func in BUILTIN:
         found = BUILTIN[func]
     else:

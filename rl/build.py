@@ -48,8 +48,7 @@ def make_sim(
     elif is_isaac(env.id):
         from rl.envs.isaac import IsaacEnv
 
-        own_rewards = isaac_terms(config.rewards) if rewards else None
-        sim = IsaacEnv(env.id, n_envs, own_rewards=own_rewards, **vars(env.isaac) | options)
+        sim = IsaacEnv(env.id, n_envs, own_rewards=isaac_terms(config.rewards), **vars(env.isaac) | options)
     else:
         if model is not None:  # before a task that it does not know is refused for its name alone
             model.spec.check_fits(seen_spec(model, make_spec(env.id, tasks)), f"env.id={env.id}")

@@ -1,5 +1,7 @@
 """Isaac-Cartpole as NVIDIA ships it, in both workflows: every trap that a naive adapter falls into."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -160,6 +162,17 @@ def test_a_reward_function_of_isaac_lab_is_a_term_of_ours(manager_based) -> None
     torch.testing.assert_close(step.reward, -2 * speed, atol=1e-4, rtol=1e-3)
     with pytest.raises(UserError, match=r"'pole_speed' requires 'isaac', which the dream cannot provide"):
         RewardManager({"pole_speed": term}, (), "dream")
+
+
+def test_such_a_term_is_checked_from_the_command_line() -> None:
+    """In a process of its own, where nobody has asked Isaac Lab's lazy module for the function before."""
+    params = "{asset_cfg: {name: robot, joint_names: [cart_to_pole]}}"
+    keys = {"func": "isaaclab.envs.mdp:joint_vel_l1", "weight": "-0.01", "params": params}
+    words = [sys.executable, "-m", "rl.cli", "check", "isaac", *(f"rewards.spin.{k}={v}" for k, v in keys.items())]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    row = next(line for line in ran.stdout.splitlines() if "spin" in line)
+    assert " … " in row, "the smallest and the largest value that it had"
 
 
 def test_named_episodes_repeat_whatever_was_drawn_before(env) -> None:
