@@ -50,8 +50,7 @@ def launch(
     with contextlib.ExitStack() as stack, _quiet():
         cfg: Any = parse_env_cfg(env_id, device=device, num_envs=num_envs, overrides=list(overrides))
         cfg.seed, cfg.compute_final_obs = seed, True  # else the last observation of an episode is never seen
-        for name, (func, params) in own.items():
-            setattr(cfg.rewards, OWN + name, _reward_term(func, params))
+        _pay_too(cfg, own, env_id)
         if only_seen is not None and (term := getattr(getattr(cfg, "terminations", None), only_seen[0], None)):
             term.func = _only_seen(term.func, only_seen[1])
         stack.enter_context(replayed_physics(device))
@@ -75,6 +74,15 @@ def _only_seen(func: Callable[..., Tensor], seen: dict[str, Tensor]) -> Callable
         return torch.zeros_like(seen["success"])
 
     return term
+
+
+def _pay_too(cfg: Any, own: Mapping[str, IsaacTerm], env_id: str) -> None:
+    """Add reward functions to those of a manager-based task."""
+    if own and not hasattr(cfg, "rewards"):
+        name = next(iter(own))
+        raise UserError(f"rewards.{name}: {env_id} is a direct task, without reward terms of Isaac Lab; set it to null")
+    for name, (func, params) in own.items():
+        setattr(cfg.rewards, OWN + name, _reward_term(func, params))
 
 
 def _reward_term(func: Callable[..., Any], params: Mapping[str, Any]) -> Any:

@@ -26,6 +26,12 @@ def test_what_cannot_be_made(env_id, options, message) -> None:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_direct_task_takes_no_reward_function_of_isaac_lab() -> None:
+    direct = "rewards.fallen: Isaac-Cartpole-Direct is a direct task, without reward terms of Isaac Lab; set it to null"
+    with pytest.raises(UserError, match=direct):
+        IsaacEnv("Isaac-Cartpole-Direct", 16, success="time_out", own_rewards={"fallen": (torch.zeros_like, {})})
+
+
 def test_an_asset_that_is_not_there_names_the_folder() -> None:
     nowhere = ["env.scene.robot.spawn.usd_path=/nowhere/cartpole.usd"]
     with pytest.raises(UserError, match=r"/nowhere/cartpole\.usd; assets come from NVIDIA's store or"):
