@@ -59,7 +59,7 @@ class Imitation:
         actions, whole = whole_chunks(rollout.actions, done, self.model.config.chunk_size)
         kept = leads_to_success(rollout.success, done)[: len(whole)] & whole
         if self.coefs[place] > 0 and kept.any():
-            contexts = [context[rows] for context, rows in zip(rollout.context, kept, strict=False)]
+            contexts = [context[rows] for context, rows in zip(rollout.context[: len(kept)], kept, strict=True)]
             self._keep(place, concatenate(contexts), actions[kept])
 
     def add_episodes(self, episodes: list[Episode]) -> None:
