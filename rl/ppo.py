@@ -90,7 +90,7 @@ class ChunkPPO(PPO):
     ) -> bool:
         """Collect with the exploring policy; SB3's `learn` calls this, then `train`."""
         callback.on_rollout_start()
-        self.rollout = self.collect(self.batched, n_rollout_steps)
+        self.rollout = self.collect(self.batched, n_rollout_steps, self.config.fresh_rollouts)
         self.num_timesteps += int(self.rollout.n_executed.sum())
         callback.update_locals(locals())
         keep_going = callback.on_step()

@@ -217,7 +217,7 @@ class PostTraining:
         self.sim_steps += sum(r.n_steps for r in results)
 
     def _collect_sim(self, n_steps: int) -> Rollout:
-        rollout = self.ppo.collect(self.sim, n_steps)
+        rollout = self.ppo.collect(self.sim, n_steps, self.config.ppo.fresh_rollouts)
         self.sim_steps += int(rollout.n_executed.sum())
         if self.imitation is not None:
             self.imitation.add_successes(rollout, "sim")

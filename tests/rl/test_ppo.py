@@ -302,6 +302,14 @@ def test_learn_runs_through_stable_baselines3(make_ppo, policy):
     assert action.shape == (8, 2) and state[0].shape == (8, 4, 2)
 
 
+@pytest.mark.parametrize(("fresh", "elapsed"), [(False, 48), (True, 16)])
+def test_each_rollout_may_begin_new_episodes(make_ppo, fresh, elapsed):
+    ppo = make_ppo(replace(CONFIG, fresh_rollouts=fresh), max_steps=400)
+    ppo.batched.terminate_on_success = False
+    ppo.learn(3 * 4 * 8 * 4)
+    assert ppo.batched.elapsed.tolist() == [elapsed] * 8
+
+
 def test_a_plain_policy_learns_to_reach_the_goal(make_ppo):
     config = replace(CONFIG, n_steps=8, batch_size=128, n_epochs=4, learning_rate=3e-3, critic_learning_rate=3e-3)
     rewards = RewardManager({"task_reward": {"weight": 1.0}, "success": {"weight": 1.0}}, ("task_reward",), "sim")

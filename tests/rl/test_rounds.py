@@ -237,6 +237,17 @@ def test_rounds_end_at_the_nearest_rollout(
     assert seen == n_rollouts
 
 
+@pytest.mark.parametrize(("fresh", "n_chunks"), [("false", 4), ("true", 2)])
+def test_rollouts_in_the_simulator_may_begin_new_episodes(
+    fresh: str, n_chunks: int, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    post = build("sim", tiny, demonstrations, f"ppo.fresh_rollouts={fresh}", "env.max_steps=400")
+    for _ in range(2):
+        post._collect_sim(2)
+    post.close()
+    assert post.sim.elapsed.tolist() == [n_chunks * post.config.n_action_steps] * post.config.env.n_envs
+
+
 @pytest.mark.parametrize("place", ["sim", "dream"])
 def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str], demonstrations: list[Any]) -> None:
     post = build(place, tiny, demonstrations, "ppo.critic_warmup_steps=3", "total_timesteps=1", "dream.n_updates=0")
