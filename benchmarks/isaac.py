@@ -5,9 +5,10 @@
     ISAACSIM_ASSET_ROOT=.venv-isaac/assets .venv-isaac/bin/python benchmarks/isaac.py [N_ENVS]
 
 The same simulator, network (two layers of 64, tanh), batch, epochs, learning rate and number of steps for all three,
-taken in turn, `ROUNDS` times; each begins from new weights. All of them once with the physics as Isaac Lab ships it and
-once replayed, as our `IsaacEnv` does it; the last column is what one gains who comes from there. Success is not to
-leave the track for 5 seconds, the return is Isaac Lab's, both of the mean action in 256 episodes.
+taken in turn, `ROUNDS` times; each begins from new weights. Ours begins new episodes with each rollout, as its preset
+does. All of them once with the physics as Isaac Lab ships it and once replayed, as our `IsaacEnv` does it; the last
+column is what one gains who comes from there. Success is not to leave the track for 5 seconds, the return is Isaac
+Lab's, both of the mean action in 256 episodes.
 """
 
 from __future__ import annotations
