@@ -104,7 +104,7 @@ class PPOConfig:
     """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
 
     n_steps: int = 40  # chunks per environment and rollout
-    fresh_rollouts: bool = False  # each begins new episodes and bootstraps where it ends: more starts to learn from
+    fresh_rollouts: bool = False  # each begins new episodes: more starts to learn from, but nothing that comes later
     batch_size: int = 512  # chunks
     n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is that of one in the dream
     learning_rate: float = 2e-4  # of the action side
