@@ -7,6 +7,7 @@ copies of the model whose meshes are thinned to a grid of vertices, without any 
 
 from __future__ import annotations
 
+import atexit
 import copy
 import importlib
 import os
@@ -70,6 +71,7 @@ def _context() -> Any:
     try:
         context = importlib.import_module(f"mujoco.{backend}").GLContext(1, 1)
         context.make_current()
+        atexit.register(context.free)  # left to the end of the interpreter, it is freed after what frees it is gone
     except Exception as error:
         raise user_error(
             f"pictures need OpenGL, and MUJOCO_GL={backend} finds none ({type(error).__name__}: {error}); on Debian: "

@@ -78,6 +78,12 @@ def test_without_opengl_one_line_says_what_to_install():
     assert "pictures need OpenGL, and MUJOCO_GL=nothing finds none" in last and "apt-get install libegl1" in last
 
 
+def test_a_process_that_has_drawn_ends_without_a_word():
+    code = "import torch; from rl.envs.camera import _context; torch.kept = _context()  # outlives most modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("task", ["push", "hammer", "door-open"])  # of two, a part that only shows tells the state
 def test_drawing_leaves_the_physics_alone(task: str):
     plain, drawn = (Group("metaworld", [task], {}, views, 64) for views in ((), (VIEW,)))
