@@ -21,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def run_ours(config: TrainConfig) -> Row:
         "before": bits(outcome.before),
         "after": bits(outcome.after),
         "curve": [(h.sim_steps + h.gate_steps, share(bits(h.evaluation))) for h in outcome.parts],
+        "champions": [bits(h.evaluation) for h in outcome.parts if h.accepted],
         "accepted": sum(h.verdict is not None and h.accepted and h.place != "imitation" for h in outcome.parts),
         "sim_steps": outcome.sim_steps,
         "gate_steps": outcome.gate_steps,
@@ -221,8 +223,8 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each method, then its success at each budget of simulator steps."""
     groups = by_method(rows)
     lines = [
-        "| method | runs | before | after | gain | worse | rounds accepted | simulator steps | minutes |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| method | runs | before | after | gain | worse | rounds accepted | rounds worse | steps | minutes |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for method, of in groups.items():
         before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
@@ -231,7 +233,8 @@ def table(rows: Sequence[Row]) -> str:
         minutes = np.mean([row["minutes"] for row in of])
         lines.append(
             f"| {method} | {len(of)} | {100 * before:.1f} % | {100 * after:.1f} % | {100 * (after - before):+.1f} "
-            f"| {worse(of)} | {accepted} | {steps:,.0f} | {minutes:.1f} |"
+            f"| {worse((row['before'], row['after']) for row in of)} | {accepted} | {_rounds_worse(of)} "
+            f"| {steps:,.0f} | {minutes:.1f} |"
         )
     lines += ["", "| mean success at | " + " | ".join(f"{b:,}" for b in BUDGETS) + " |"]
     lines.append("| --- |" + " ---: |" * len(BUDGETS))
@@ -246,9 +249,9 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def worse(rows: Sequence[Row], alpha: float = 0.05) -> int:
-    """Count runs that are significantly below their start: McNemar's exact test, one-sided, Holm over all runs."""
-    p = sorted(_p_worse(row["before"], row["after"]) for row in rows)
+def worse(pairs: Iterable[tuple[str, str]], alpha: float = 0.05) -> int:
+    """Count (before, after) that are significantly worse after: McNemar's exact test, one-sided, Holm over all."""
+    p = sorted(_p_worse(before, after) for before, after in pairs)
     count = 0
     for i, value in enumerate(p):
         if value > alpha / (len(p) - i):
@@ -316,6 +319,13 @@ def share(outcomes: str) -> float:
 def _gain(rows: Sequence[Row], task: str) -> str:
     gains = [share(row["after"]) - share(row["before"]) for row in rows if row["task"] == task]
     return f"{100 * np.mean(gains):+.1f}" if gains else ""
+
+
+def _rounds_worse(rows: Sequence[Row]) -> str:
+    """Of accepted parts of a round, imitation among them, those below the champion before; older rows do not know."""
+    champions = [[row["before"], *row["champions"]] for row in rows if "champions" in row]
+    pairs = [pair for run in champions for pair in pairwise(run)]
+    return f"{worse(pairs)} of {len(pairs)}" if pairs else ""
 
 
 def _p_worse(before: str, after: str) -> float:
