@@ -18,16 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
+from last_mile_table import BUDGETS, Row, draw, share, table
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
@@ -46,9 +42,6 @@ from world_model.spec import Spec
 from world_model.windows import Windows
 
 TASKS = ("assembly", "box-close", "hand-insert", "peg-insert-side", "hammer", "pick-place-wall")
-BUDGETS = (50_000, 100_000, 300_000)
-"""Simulator steps at which methods are compared."""
-
 EVAL_SEED = 7_000_000
 DREAM = "dream n_rounds=4 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=400"
 SIM = "sim total_timesteps=240_000 n_rounds=6 gate.n_episodes=32 gate.max_episodes=32 eval.n_episodes=200"
@@ -91,8 +84,6 @@ SWITCHES = {
 
 KNOWN = METHODS | SEEING | SWITCHES
 
-Row = dict[str, Any]
-
 
 def main() -> None:
     args = arguments()
@@ -114,9 +105,10 @@ def main() -> None:
         print(line(row), flush=True)
     rows = read(results)
     if rows:
-        text = table(rows)
+        groups, present = by_method(rows), {row["task"] for row in rows}
+        text = table(groups, [t for t in TASKS if t in present] + sorted(present - set(TASKS)))
         (args.out / "table.md").write_text(text, encoding="utf-8")
-        draw(rows, args.out / "curve.png")
+        draw(groups, args.out / "curve.png")
         print(text)
 
 
@@ -219,67 +211,6 @@ class Actor:
         return mean.unsqueeze(1).clamp(-1, 1)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line for each method, then its success at each budget of simulator steps."""
-    groups = by_method(rows)
-    lines = [
-        "| method | runs | before | after | gain | worse | rounds accepted | rounds worse | steps | minutes |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for method, of in groups.items():
-        before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
-        accepted = sum(row["accepted"] > 0 for row in of)
-        steps = np.mean([row["sim_steps"] + row["gate_steps"] for row in of])
-        minutes = np.mean([row["minutes"] for row in of])
-        lines.append(
-            f"| {method} | {len(of)} | {100 * before:.1f} % | {100 * after:.1f} % | {100 * (after - before):+.1f} "
-            f"| {worse((row['before'], row['after']) for row in of)} | {accepted} | {_rounds_worse(of)} "
-            f"| {steps:,.0f} | {minutes:.1f} |"
-        )
-    lines += ["", "| mean success at | " + " | ".join(f"{b:,}" for b in BUDGETS) + " |"]
-    lines.append("| --- |" + " ---: |" * len(BUDGETS))
-    for method, of in groups.items():
-        at = [f"{100 * np.mean([success_at(row, budget) for row in of]):.1f} %" for budget in BUDGETS]
-        lines.append(f"| {method} | " + " | ".join(at) + " |")
-    present = {row["task"] for row in rows}
-    tasks = [task for task in TASKS if task in present] + sorted(present - set(TASKS))
-    lines += ["", "| gain in points | " + " | ".join(tasks) + " |", "| --- |" + " ---: |" * len(tasks)]
-    for method, of in groups.items():
-        lines.append(f"| {method} | " + " | ".join(_gain(of, task) for task in tasks) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def worse(pairs: Iterable[tuple[str, str]], alpha: float = 0.05) -> int:
-    """Count (before, after) that are significantly worse after: McNemar's exact test, one-sided, Holm over all."""
-    p = sorted(_p_worse(before, after) for before, after in pairs)
-    count = 0
-    for i, value in enumerate(p):
-        if value > alpha / (len(p) - i):
-            break
-        count += 1
-    return count
-
-
-def success_at(row: Row, budget: int) -> float:
-    """Success of the last champion that cost no more than `budget` steps, gates included."""
-    reached = [value for steps, value in row["curve"] if steps <= budget]
-    return reached[-1] if reached else share(row["before"])
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw mean success against simulator steps."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    grid = np.linspace(0, max(steps for row in rows for steps, _ in row["curve"] or [(1, 0)]), 200)
-    for method, of in by_method(rows).items():
-        mean = [np.mean([success_at(row, steps) for row in of]) for steps in grid]
-        axes.step(grid / 1000, mean, where="post", label=method)
-    axes.set(xlabel="thousand simulator steps, gates included", ylabel="mean success", ylim=(0, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-    figure.savefig(str(path), dpi=120)
-
-
 def line(row: Row) -> str:
     """One line for a finished run."""
     before, after = share(row["before"]), share(row["after"])
@@ -309,30 +240,6 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def bits(results: Iterable[EpisodeResult]) -> str:
     """Outcomes as a string of 0 and 1, in the order of the seeds."""
     return "".join(str(int(r.success)) for r in results)
-
-
-def share(outcomes: str) -> float:
-    """Share of successes."""
-    return outcomes.count("1") / len(outcomes)
-
-
-def _gain(rows: Sequence[Row], task: str) -> str:
-    gains = [share(row["after"]) - share(row["before"]) for row in rows if row["task"] == task]
-    return f"{100 * np.mean(gains):+.1f}" if gains else ""
-
-
-def _rounds_worse(rows: Sequence[Row]) -> str:
-    """Of accepted parts of a round, imitation among them, those below the champion before; older rows do not know."""
-    champions = [[row["before"], *row["champions"]] for row in rows if "champions" in row]
-    pairs = [pair for run in champions for pair in pairwise(run)]
-    return f"{worse(pairs)} of {len(pairs)}" if pairs else ""
-
-
-def _p_worse(before: str, after: str) -> float:
-    won = sum(pair == ("0", "1") for pair in zip(before, after, strict=True))
-    lost = sum(pair == ("1", "0") for pair in zip(before, after, strict=True))
-    n = won + lost
-    return sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""What the rows of `last_mile.py` say: a table, a curve, and which champions are worse than what they came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+BUDGETS = (50_000, 100_000, 300_000)
+"""Simulator steps at which methods are compared."""
+
+Row = dict[str, Any]
+Groups = Mapping[str, Sequence[Row]]
+"""method -> its rows"""
+
+
+def table(groups: Groups, tasks: Sequence[str]) -> str:
+    """Markdown: a line for each method, its success at each budget of simulator steps, its gain on each of `tasks`."""
+    words = "runs", "before", "after", "gain", "worse", "rounds accepted", "rounds worse", "simulator steps", "minutes"
+    lines = _header("method", words)
+    for method, of in groups.items():
+        before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
+        accepted = sum(row["accepted"] > 0 for row in of)
+        steps = np.mean([row["sim_steps"] + row["gate_steps"] for row in of])
+        minutes = np.mean([row["minutes"] for row in of])
+        lines.append(
+            f"| {method} | {len(of)} | {100 * before:.1f} % | {100 * after:.1f} % | {100 * (after - before):+.1f} "
+            f"| {worse((row['before'], row['after']) for row in of)} | {accepted} | {_rounds_worse(of)} "
+            f"| {steps:,.0f} | {minutes:.1f} |"
+        )
+    lines += ["", *_header("mean success at", [f"{b:,}" for b in BUDGETS])]
+    for method, of in groups.items():
+        at = [f"{100 * np.mean([success_at(row, budget) for row in of]):.1f} %" for budget in BUDGETS]
+        lines.append(f"| {method} | " + " | ".join(at) + " |")
+    lines += ["", *_header("gain in points", tasks)]
+    for method, of in groups.items():
+        lines.append(f"| {method} | " + " | ".join(_gain(of, task) for task in tasks) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def worse(pairs: Iterable[tuple[str, str]], alpha: float = 0.05) -> int:
+    """Count (before, after) that are significantly worse after: McNemar's exact test, one-sided, Holm over all."""
+    p = sorted(_p_worse(before, after) for before, after in pairs)
+    count = 0
+    for i, value in enumerate(p):
+        if value > alpha / (len(p) - i):
+            break
+        count += 1
+    return count
+
+
+def success_at(row: Row, budget: int) -> float:
+    """Success of the last champion that cost no more than `budget` steps, gates included."""
+    reached = [value for steps, value in row["curve"] if steps <= budget]
+    return reached[-1] if reached else share(row["before"])
+
+
+def draw(groups: Groups, path: Path) -> None:
+    """Draw mean success against simulator steps."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    most = max(steps for of in groups.values() for row in of for steps, _ in row["curve"] or [(1, 0)])
+    grid = np.linspace(0, most, 200)
+    for method, of in groups.items():
+        mean = [np.mean([success_at(row, steps) for row in of]) for steps in grid]
+        axes.step(grid / 1000, mean, where="post", label=method)
+    axes.set(xlabel="thousand simulator steps, gates included", ylabel="mean success", ylim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(str(path), dpi=120)
+
+
+def share(outcomes: str) -> float:
+    """Share of successes."""
+    return outcomes.count("1") / len(outcomes)
+
+
+def _header(first: str, rest: Sequence[str]) -> list[str]:
+    return [f"| {first} | " + " | ".join(rest) + " |", "| --- |" + " ---: |" * len(rest)]
+
+
+def _gain(rows: Sequence[Row], task: str) -> str:
+    gains = [share(row["after"]) - share(row["before"]) for row in rows if row["task"] == task]
+    return f"{100 * np.mean(gains):+.1f}" if gains else ""
+
+
+def _rounds_worse(rows: Sequence[Row]) -> str:
+    """Of accepted parts of a round, imitation among them, those below the champion before; older rows do not know."""
+    champions = [[row["before"], *row["champions"]] for row in rows if "champions" in row]
+    pairs = [pair for run in champions for pair in pairwise(run)]
+    return f"{worse(pairs)} of {len(pairs)}" if pairs else ""
+
+
+def _p_worse(before: str, after: str) -> float:
+    won = sum(pair == ("0", "1") for pair in zip(before, after, strict=True))
+    lost = sum(pair == ("1", "0") for pair in zip(before, after, strict=True))
+    n = won + lost
+    return sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n
