@@ -46,8 +46,8 @@ EVAL_SEED = 7_000_000
 DREAM = "dream n_rounds=4 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=400"
 SIM = "sim total_timesteps=240_000 n_rounds=6 gate.n_episodes=32 gate.max_episodes=32 eval.n_episodes=200"
 MIX = "mix total_timesteps=48_000 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=200"
-FEW = "dream n_rounds=3 dream.n_episodes=50 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=200"
-FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.n_episodes=48 gate.max_episodes=48"
+FEW = "dream n_rounds=3 dream.n_episodes=50 gate.record=false"
+FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.record=false"
 METHODS = {
     "dream": (DREAM, None),
     "dream: anchor": (DREAM, "anchor"),
@@ -64,7 +64,7 @@ METHODS = {
 }
 """Preset with overrides, and the control that it is run as; SB3 is Stable-Baselines3's own PPO, see `run_sb3`.
 
-The last four are given 150 episodes for training, 50 a round; those of the gates come on top for all of them.
+The last four learn from 150 episodes, 50 a round, and from nothing that their gates saw.
 """
 
 PIXELS = "pixels gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=100 eval.n_paired=0"

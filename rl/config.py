@@ -145,6 +145,7 @@ class GateConfig:
 
     enabled: bool = True
     places: tuple[str, ...] = ("imitation", "sim", "dream")  # what was learned elsewhere is accepted unseen
+    record: bool = True  # imitation and dream learn from its episodes as well
     n_episodes: int = 64  # of one block
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it

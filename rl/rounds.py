@@ -274,17 +274,17 @@ class PostTraining:
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
-        results = self._recorded(seeds, "gate")
+        results = self._recorded(seeds, "gate", self.policy, self.config.gate.record)
         if self.sim.place == "sim":  # a judge that dreams costs nobody a step
             self.gate_steps += sum(r.n_steps for r in results)
         return results
 
-    def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts | None = None) -> list[EpisodeResult]:
-        """Run episodes that imitation and dream may learn from."""
-        results, episodes = self.arenas.record(policy or self.policy, seeds, partial(self._tick, doing))
-        if self.imitation is not None:
+    def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts, learn: bool = True) -> list[EpisodeResult]:
+        """Run episodes; imitation and dream learn from them if `learn`."""
+        results, episodes = self.arenas.record(policy, seeds, partial(self._tick, doing))
+        if learn and self.imitation is not None:
             self.imitation.add_episodes(episodes)
-        if self.dreams is not None:
+        if learn and self.dreams is not None:
             self.dreams.episodes += episodes
         return results
 

@@ -155,6 +155,21 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(
     post.close()
 
 
+def test_gates_may_judge_alone(tiny: list[str], demonstrations: list[Any]) -> None:
+    taught, judged_alone = (
+        build("dream", tiny, demonstrations, f"gate.record={record}") for record in ("true", "false")
+    )
+    seeds = [1_000_000, 1_000_001]
+    seen, unseen = (post._contest(post.champion, seeds) for post in (taught, judged_alone))
+    assert seen == unseen and taught.gate_steps == judged_alone.gate_steps > 0
+    for post in taught, judged_alone:  # what a gate saw does not come in with the next that explore
+        post._explore(2)
+        post.close()
+    assert taught.dreams is not None and judged_alone.dreams is not None
+    assert sorted(e.seed for e in taught.dreams.episodes) == [*seeds, 50_000_000, 50_000_001]
+    assert sorted(e.seed for e in judged_alone.dreams.episodes) == [50_000_000, 50_000_001]
+
+
 @pytest.mark.parametrize("pg_coef", [1, 0])
 def test_a_round_may_begin_with_episodes_that_explore(
     pg_coef: int, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
