@@ -59,11 +59,7 @@ class Work:
     step: int = 0  # optimizer steps of the phases before this one
 
     def train(
-        self,
-        phase: str,
-        windows: Windows | Pictures,
-        config: StageConfig,
-        resume: dict[str, Any] | None = None,
+        self, phase: str, windows: Windows | Pictures, config: StageConfig, resume: dict[str, Any] | None = None
     ) -> None:
         """Run one phase of training, measuring and saving on the way; `resume` is the saved state to go on from."""
 

@@ -103,11 +103,7 @@ class WorldActionModel(nn.Module):
             return self.codec.predict_future(tokens).to(codes.dtype), cache
 
     def predict_action(
-        self,
-        context: Context,
-        actions: Tensor,
-        t_action: Tensor,
-        future: KeysValues | None = None,
+        self, context: Context, actions: Tensor, t_action: Tensor, future: KeysValues | None = None
     ) -> Tensor:
         """Estimate the clean action codes (batch, n_tokens, code_dim) from noisy ones at `t_action` (batch,).
 
@@ -234,13 +230,7 @@ class ActionDecoder(nn.Module):
         self.stack = Stack(config.n_layers, config.action_width, config.width, config.n_heads)
         self.out = nn.Linear(config.action_width, codec.code_dim)
 
-    def forward(
-        self,
-        actions: Tensor,
-        t_action: Tensor,
-        context: Context,
-        future: KeysValues | None = None,
-    ) -> Tensor:
+    def forward(self, actions: Tensor, t_action: Tensor, context: Context, future: KeysValues | None = None) -> Tensor:
         """Estimate clean action codes (batch, n_tokens, code_dim)."""
         tokens = self.embed(actions) + self.position + self.t_action(t_action)
         if future is None:

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def policy(
-    model: WorldActionModel,
-    context: Context,
-    noise: Tensor,
-    n_steps: int,
-    held: tuple[Tensor, Tensor] | None = None,
+    model: WorldActionModel, context: Context, noise: Tensor, n_steps: int, held: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """Decode an action chunk (batch, chunk_size, action_dim), within bounds. Future tokens are absent.
 
