@@ -46,8 +46,8 @@ EVAL_SEED = 7_000_000
 DREAM = "dream n_rounds=4 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=400"
 SIM = "sim total_timesteps=240_000 n_rounds=6 gate.n_episodes=32 gate.max_episodes=32 eval.n_episodes=200"
 MIX = "mix total_timesteps=48_000 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=200"
-FEW = "dream n_rounds=3 dream.n_episodes=50 gate.record=false"
-FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.record=false"
+FEW = "dream n_rounds=3 dream.n_episodes=50 gate.record=false gate.z_loss=0"
+FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.record=false gate.z_loss=0"
 METHODS = {
     "dream": (DREAM, None),
     "dream: anchor": (DREAM, "anchor"),

@@ -149,12 +149,14 @@ class GateConfig:
     n_episodes: int = 64  # of one block
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
+    z_loss: float = 1.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
     seed: int = 1_000_000  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
         _at_least(self, self.n_episodes, "max_episodes")
+        _at_least(self, 0, "z_loss")
         _require(self, ("alpha",), lambda value: 0 < value < 1, "between 0 and 1")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")

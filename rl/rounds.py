@@ -256,8 +256,8 @@ class PostTraining:
         if gate.enabled and place in gate.places:
             contests = partial(self._contest, self.champion), partial(self._contest, challenger)
             n_gates = sum(p in gate.places for i in range(self.config.n_rounds) for p in self.places(i))
-            alpha = gate.alpha / n_gates
-            verdict = judge(*contests, gate.seed + self.gate_episodes, gate.n_episodes, gate.max_episodes, alpha)
+            first, alpha = gate.seed + self.gate_episodes, gate.alpha / n_gates
+            verdict = judge(*contests, first, gate.n_episodes, gate.max_episodes, alpha, gate.z_loss)
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")
             where = {f"in_{name}": place == name for name in ("imitation", "dream")}

@@ -16,10 +16,10 @@ def player(solved: set[int], seen: list[list[int]]):
     return run
 
 
-def contest(champion: set[int], challenger: set[int], block: int = 4, most: int = 8, first: int = 0):
+def contest(champion: set[int], challenger: set[int], block: int = 4, most: int = 8, first: int = 0, z_loss: float = 1):
     """Compare at z = 1.64 a block, one-sided: alpha is 10 % for each."""
     old, new = [], []
-    verdict = judge(player(champion, old), player(challenger, new), first, block, most, 0.1 * -(-most // block))
+    verdict = judge(player(champion, old), player(challenger, new), first, block, most, 0.1 * -(-most // block), z_loss)
     assert old == new  # paired: the same episodes
     return verdict, new
 
@@ -57,6 +57,12 @@ def test_a_loss_beyond_noise_is_rolled_back_though_unclear() -> None:
     verdict, blocks = contest({0, 1, 4, 5}, {2}, most=8)
     assert verdict == Verdict(False, champion=4 / 8, challenger=1 / 8, won=1, lost=4, n_episodes=8)
     assert len(blocks) == 2
+
+
+def test_a_strict_gate_rolls_back_any_loss_and_accepts_a_tie() -> None:
+    verdict, _ = contest({0, 5}, {4}, most=6, z_loss=0)
+    assert verdict == Verdict(False, champion=2 / 6, challenger=1 / 6, won=1, lost=2, n_episodes=6)
+    assert contest({0, 1}, {2, 3}, z_loss=0)[0].accepted
 
 
 @pytest.mark.parametrize("solved", [set(), {0, 1, 2, 3, 4, 5, 6, 7}])

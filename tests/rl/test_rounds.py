@@ -43,7 +43,7 @@ def build(preset: str, tiny: list[str], demonstrations: list[Any], *overrides: s
 
 def judged(accepted: bool) -> Any:
     """A gate with a mind of its own."""
-    return lambda champion, challenger, first, block, most, alpha: Verdict(accepted, 0.5, 0.5, 0, 0, most)
+    return lambda champion, challenger, first, block, most, *strictness: Verdict(accepted, 0.5, 0.5, 0, 0, most)
 
 
 def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,17 +205,20 @@ def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: 
 
 
 def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    firsts: list[int] = []
+    seen: list[tuple[int, float]] = []
+    post.config = replace(post.config, gate=replace(post.config.gate, z_loss=0.5))
 
-    def judge(champion: Any, challenger: Any, first: int, block: int, most: int, alpha: float) -> Verdict:
-        firsts.append(first)
+    def judge(
+        champion: Any, challenger: Any, first: int, block: int, most: int, alpha: float, z_loss: float
+    ) -> Verdict:
+        seen.append((first, z_loss))
         return Verdict(True, 0.0, 0.0, 0, 0, most)
 
     monkeypatch.setattr(rl.rounds, "judge", judge)
     for i in range(3):
         post._gate("dream", i)
         post._gate("sim", i)  # in `mix`, what was learned in the simulator is not judged
-    assert firsts == [1_000_000, 1_000_004, 1_000_008]
+    assert seen == [(1_000_000, 0.5), (1_000_004, 0.5), (1_000_008, 0.5)]
 
 
 def test_a_dream_that_was_rolled_back_makes_the_next_one_stay_nearer(
