@@ -36,7 +36,7 @@ def judge(
     block: int,
     most: int,
     alpha: float,
-    z_loss: float = 1.0,
+    z_loss: float,
 ) -> Verdict:
     """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
 

@@ -80,9 +80,9 @@ def test_equal_wins_and_losses_are_a_tie() -> None:
 def test_alpha_is_split_over_the_blocks() -> None:
     # won 3, lost 0: clear at 10 % two-sided (1.64 * sqrt(3) = 2.85), not when that is for two blocks (1.96: 3.39)
     runs = player(set(), []), player({0, 1, 2}, [])
-    assert judge(*runs, first_seed=0, block=4, most=4, alpha=0.1).n_episodes == 4
-    assert judge(*runs, first_seed=0, block=4, most=8, alpha=0.2).n_episodes == 4
-    assert judge(*runs, first_seed=0, block=4, most=8, alpha=0.1).n_episodes == 8
+    assert judge(*runs, first_seed=0, block=4, most=4, alpha=0.1, z_loss=1).n_episodes == 4
+    assert judge(*runs, first_seed=0, block=4, most=8, alpha=0.2, z_loss=1).n_episodes == 4
+    assert judge(*runs, first_seed=0, block=4, most=8, alpha=0.1, z_loss=1).n_episodes == 8
 
 
 def test_seeds_begin_where_told() -> None:
