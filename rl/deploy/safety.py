@@ -89,21 +89,20 @@ class Guard:
         self.low, self.high, self.max_change = (
             np.array(v, np.float64) for v in (limits.low, limits.high, limits.max_change)
         )
+        # None: where actions are positions, it stands still at the last one that was sent
+        self.still: Array | None = np.array(limits.still, np.float64) if limits.still else None
         self.begin()
 
     def begin(self) -> None:
         """Forget the last episode: commands go on from standing still."""
-        self.last: Array | None = np.array(self.limits.still, np.float64) if self.limits.still else None
+        self.last = self.still
         self.stamp = -np.inf
-
-    def still(self) -> Array | None:
-        """The command that makes the robot stand still; None: none was ever sent, and it does so by itself."""
-        return np.array(self.limits.still, np.float64) if self.limits.still else self.last
 
     def hold(self, frame: Array) -> Array:
         """The command that keeps it where it is, seen in `frame`, when there is nothing better to do."""
-        still = self.still()
-        return frame[self.slices[self.limits.start]] if still is None else still
+        if self.still is not None:
+            return self.still
+        return frame[self.slices[self.limits.start]] if self.last is None else self.last
 
     def observe(self, frame: object, stamp: float, now: float) -> Array:
         """Return the frame (state_dim,) if it may be acted on; `stamp` and `now` are seconds of one clock.
@@ -157,9 +156,11 @@ class Guard:
 class Gate:
     """The one door to a robot. Once it is shut, the command to stand still has passed, and nothing passes any more.
 
+    A command that hangs in the robot meanwhile may come through later; then the one to stand still follows it.
+
     Args:
         send: hands a command to the robot.
-        still: returns the command that is sent when the gate is shut, None for none.
+        still: the command that is sent when the gate is shut; None: the last one that was handed over, if any.
         patience_s: without a command for so long the watchdog shuts it.
         watch: asked by the watchdog for stops that nobody waits for, such as a file; returns a reason or None.
     """
@@ -167,13 +168,14 @@ class Gate:
     def __init__(
         self,
         send: Callable[[Array], None],
-        still: Callable[[], Array | None],
+        still: Array | None,
         patience_s: float,
         watch: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._send, self._still, self._patience, self._watch = send, still, patience_s, watch
         self._sending, self._shutting, self._over = threading.Lock(), threading.Lock(), threading.Event()
         self._last = time.monotonic()
+        self._handed: Array | None = None  # the last command that the robot took
         self.reason: str | None = None  # why it is shut
         self._watchdog = threading.Thread(target=self._guard, daemon=True)
 
@@ -199,7 +201,10 @@ class Gate:
             if self.reason is not None:
                 raise Stop(self.reason)
             self._send(command)
-            self._last = time.monotonic()
+            self._last, self._handed = time.monotonic(), command
+            if self.reason is not None:  # it hung, and the command to stand still went past it
+                self._stand_still()
+                raise Stop(self.reason)
 
     def shut(self, reason: str) -> None:
         """Make the robot stand still and let nothing pass from here on; the first reason stays."""
@@ -209,13 +214,18 @@ class Gate:
         # A robot that hangs in `send` keeps the lock; then the command goes past it.
         waited = self._sending.acquire(timeout=self._patience)
         try:
-            if (still := self._still()) is not None:
-                self._send(still)
-        except Exception as error:  # nothing more can be done than to say so
-            self.reason = f"{reason}; the robot did not take the command to stand still: {error!r}"
+            self._stand_still()
         finally:
             if waited:
                 self._sending.release()
+
+    def _stand_still(self) -> None:
+        try:
+            still = self._handed if self._still is None else self._still
+            if still is not None:
+                self._send(still)
+        except Exception as error:  # nothing more can be done than to say so
+            self.reason = f"{self.reason}; the robot did not take the command to stand still: {error!r}"
 
     def _guard(self) -> None:
         while not self._over.wait(self._patience / 8):

@@ -76,10 +76,10 @@ def test_outside_its_box_it_may_only_come_back() -> None:
 def test_positions_start_from_where_the_robot_is() -> None:
     limits = Limits(low=(-1.0, -1.0), high=(1.0, 1.0), max_change=(0.1, 0.1), start="hand")
     guard = Guard(limits, 2, 3, SLICES)
-    assert guard.still() is None
     frame = np.array([0.5, -0.5, 0.0])
+    assert guard.still is None and guard.hold(frame) == pytest.approx([0.5, -0.5])
     assert guard.command([0.0, 0.0], frame) == pytest.approx([0.4, -0.4])  # a ramp, not a jump
-    assert guard.still() == pytest.approx([0.4, -0.4]) and guard.hold(frame) == pytest.approx([0.4, -0.4])
+    assert guard.still is None and guard.hold(frame) == pytest.approx([0.4, -0.4])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ class Door:
 
 def test_after_a_stop_nothing_passes() -> None:
     door = Door()
-    with Gate(door, lambda: np.zeros(1), patience_s=5.0) as gate:
+    with Gate(door, np.zeros(1), patience_s=5.0) as gate:
         gate.send(np.ones(1))
         gate.shut("a key")
         gate.shut("another reason")
@@ -125,7 +125,7 @@ def test_after_a_stop_nothing_passes() -> None:
 
 def test_a_stop_wins_over_commands_from_many_threads() -> None:
     door = Door()
-    with Gate(door, lambda: np.zeros(1), patience_s=5.0) as gate:
+    with Gate(door, np.zeros(1), patience_s=5.0) as gate:
 
         def flood() -> None:
             with pytest.raises(Stop):
@@ -145,7 +145,7 @@ def test_a_stop_wins_over_commands_from_many_threads() -> None:
 
 def test_an_exception_shuts_the_gate() -> None:
     door = Door()
-    with pytest.raises(ZeroDivisionError), Gate(door, lambda: np.zeros(1), patience_s=5.0) as gate:
+    with pytest.raises(ZeroDivisionError), Gate(door, np.zeros(1), patience_s=5.0) as gate:
         gate.send(np.ones(1))
         raise ZeroDivisionError("a bug")
     assert door.sent == [[1.0], [0.0]] and gate.reason == "a bug"
@@ -153,7 +153,7 @@ def test_an_exception_shuts_the_gate() -> None:
 
 def test_the_watchdog_stops_a_loop_that_hangs() -> None:
     door = Door()
-    with Gate(door, lambda: np.zeros(1), patience_s=0.5) as gate:
+    with Gate(door, np.zeros(1), patience_s=0.5) as gate:
         gate.send(np.ones(1))
         time.sleep(1.5)
         assert door.sent == [[1.0], [0.0]]
@@ -163,18 +163,36 @@ def test_the_watchdog_stops_a_loop_that_hangs() -> None:
 
 def test_a_stop_goes_past_a_robot_that_hangs_in_a_command() -> None:
     door = Door(hang_s=2.0)
-    gate = Gate(door, lambda: np.zeros(1), patience_s=0.05)
-    sender = threading.Thread(target=gate.send, args=(np.ones(1),))
+    gate = Gate(door, np.zeros(1), patience_s=0.05)
+
+    def send() -> None:
+        with pytest.raises(Stop, match="the watchdog"):
+            gate.send(np.ones(1))
+
+    sender = threading.Thread(target=send)
     sender.start()
     time.sleep(0.02)
     door.hang_s = 0.0
     gate.shut("the watchdog")
     assert door.sent == [[0.0]]  # the command that hangs has not come through yet
     sender.join()
+    assert door.sent == [[0.0], [1.0], [0.0]]  # and when it has, it is not the last
+
+
+def test_where_actions_are_positions_a_stop_is_no_motion() -> None:
+    door, reasons = Door(), [None, "the stop file"]
+    with Gate(door, None, patience_s=50.0, watch=lambda: reasons.pop(0)) as gate:
+        gate.send(np.array([0.4]))
+        with pytest.raises(Stop, match="the stop file"):
+            gate.send(np.array([0.9]))
+    assert door.sent == [[0.4], [0.4]]
+    with Gate(door, None, patience_s=50.0, watch=lambda: "the stop file") as gate, pytest.raises(Stop):
+        gate.send(np.array([0.5]))
+    assert door.sent == [[0.4], [0.4]]  # the robot stands still by itself
 
 
 def test_a_stop_that_is_asked_for_is_heard_before_the_first_command() -> None:
     door = Door()
-    with Gate(door, lambda: np.zeros(1), patience_s=5.0, watch=lambda: "the stop file") as gate, pytest.raises(Stop):
+    with Gate(door, np.zeros(1), patience_s=5.0, watch=lambda: "the stop file") as gate, pytest.raises(Stop):
         gate.send(np.ones(1))
     assert door.sent == [[0.0]] and gate.reason == "the stop file"
