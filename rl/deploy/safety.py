@@ -70,9 +70,13 @@ class Limits:
             raise UserError(f"limits.max_age_s={self.max_age_s}: expected a finite number above 0")
         for name, box in self.boxes.items():
             width = slices[name].stop - slices[name].start if name in slices else -1
-            if not len(box.low) == len(box.high) == len(box.actions) == width or max(box.actions) >= action_dim:
+            if not len(box.low) == len(box.high) == len(box.actions) == width:
                 known = ", ".join(slices)
                 raise UserError(f"limits.boxes.{name}: expected a part of the state ({known}), as wide as low and high")
+            if not set(box.actions) <= set(range(action_dim)):
+                raise UserError(f"limits.boxes.{name}.actions={list(box.actions)}: expected 0 to {action_dim - 1}")
+            if not np.isfinite([*box.low, *box.high, box.per_action]).all() or (np.array(box.low) > box.high).any():
+                raise UserError(f"limits.boxes.{name}: expected finite numbers and low <= high, for every entry")
 
 
 class Guard:
@@ -108,7 +112,7 @@ class Guard:
         """Return the frame (state_dim,) if it may be acted on; `stamp` and `now` are seconds of one clock.
 
         Raises:
-            Stop: it is not finite, of another size, stale, or older than the one before it.
+            Stop: it is not finite, of another size, stale, of the future, or older than the one before it.
         """
         try:
             values = np.asarray(frame, np.float64)
@@ -118,8 +122,9 @@ class Guard:
             raise Stop(f"the observation has shape {values.shape}, expected {(self.state_dim,)}")
         if not np.isfinite(values).all():
             raise Stop(f"entry {int(np.flatnonzero(~np.isfinite(values))[0])} of the observation is not finite")
-        if not now - stamp <= self.limits.max_age_s:  # also where the stamp is no number
-            raise Stop(f"the observation is {now - stamp:.3f} s old, at most {self.limits.max_age_s:g} s is allowed")
+        age, most = now - stamp, self.limits.max_age_s
+        if not abs(age) <= most:  # also where the stamp is no number
+            raise Stop(f"the observation is {age:.3f} s old, at most {most:g} s is allowed, before now or after")
         if stamp < self.stamp:
             raise Stop(f"the observation is {self.stamp - stamp:.3f} s older than the one before it")
         self.stamp = stamp
@@ -144,8 +149,9 @@ class Guard:
             if box.per_action != 0.0:
                 with np.errstate(over="ignore"):  # far outside, no command is left
                     ends = (ends - frame[self.slices[name]]) / box.per_action
-            index = list(box.actions)
-            low[index], high[index] = np.maximum(low[index], ends.min(0)), np.minimum(high[index], ends.max(0))
+            index = list(box.actions)  # one action may move several entries, each of which counts
+            np.maximum.at(low, index, ends.min(0))
+            np.minimum.at(high, index, ends.max(0))
         if (low > high).any():
             which = int(np.flatnonzero(low > high)[0])
             raise Stop(f"no command for action {which} keeps all limits: it is outside its box, or moves too fast")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_hostile_actions_and_observations(steps: list[tuple[Any, Any, float]]) -
     for frame, action, when in steps:
         try:
             seen = guard.observe(frame, when, now=0.0)
-            assert seen.shape == (3,) and np.isfinite(seen).all() and stamp <= when and -when <= LIMITS.max_age_s
+            assert seen.shape == (3,) and np.isfinite(seen).all() and stamp <= when and abs(when) <= LIMITS.max_age_s
             stamp = when
             command = guard.command(action, seen)
         except Stop:
@@ -73,6 +74,22 @@ def test_outside_its_box_it_may_only_come_back() -> None:
         guard.command([0.0, 0.0, 0.0], np.array([0.5, 0.0, 0.0]))
 
 
+def test_an_action_that_moves_two_entries_keeps_the_box_of_each() -> None:
+    fingers = Box(low=(0.0, 0.0), high=(0.04, 0.04), actions=(0, 0), per_action=0.01)
+    limits = Limits(low=(-1.0,), high=(1.0,), max_change=(5.0,), still=(0.0,), boxes={"hand": fingers})
+    guard = Guard(limits, 1, 3, SLICES)
+    for left, right in ((0.04, 0.02), (0.02, 0.04)):
+        assert guard.command([1.0], np.array([left, right, 0.0])) == pytest.approx([0.0])
+    for left, right in ((0.0, 0.02), (0.02, 0.0)):
+        assert guard.command([-1.0], np.array([left, right, 0.0])) == pytest.approx([0.0])
+
+
+@pytest.mark.parametrize("stamp", [0.2, 1e9, float("inf"), float("nan"), -0.2])
+def test_an_observation_is_of_now(stamp: float) -> None:
+    with pytest.raises(Stop, match=f"the observation is {-stamp:.3f} s old, at most 0.1 s is allowed"):
+        Guard(LIMITS, 3, 3, SLICES).observe(np.zeros(3), stamp, now=0.0)
+
+
 def test_positions_start_from_where_the_robot_is() -> None:
     limits = Limits(low=(-1.0, -1.0), high=(1.0, 1.0), max_change=(0.1, 0.1), start="hand")
     guard = Guard(limits, 2, 3, SLICES)
@@ -92,6 +109,10 @@ def test_positions_start_from_where_the_robot_is() -> None:
         ({"still": ()}, "limits.start='': where actions are positions"),
         ({"max_age_s": float("inf")}, "limits.max_age_s=inf"),
         ({"boxes": {"foot": BOX["hand"]}}, "limits.boxes.foot: expected a part of the state .hand, rest."),
+        ({"boxes": {"hand": replace(BOX["hand"], actions=(0, -1))}}, r"limits.boxes.hand.actions=\[0, -1\]: expected 0"),
+        ({"boxes": {"hand": replace(BOX["hand"], actions=(0, 3))}}, r"actions=\[0, 3\]: expected 0 to 2"),
+        ({"boxes": {"hand": replace(BOX["hand"], low=(0.2, 0.0))}}, "limits.boxes.hand: expected finite.*low <= high"),
+        ({"boxes": {"hand": replace(BOX["hand"], high=(0.2, float("inf")))}}, "limits.boxes.hand: expected finite"),
     ],
 )
 def test_there_is_no_start_without_limits(changes: dict[str, Any], line: str) -> None:
