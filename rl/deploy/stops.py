@@ -13,6 +13,9 @@ from types import FrameType
 
 KEYS = "q, or anything but s, and enter"
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Taken as a stop. SIGHUP comes where a terminal or a connection is gone."""
+
 
 class Stops:
     """Knows whether anybody wants the robot to stop; `__call__` returns why, or None.
@@ -39,11 +42,11 @@ class Stops:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as a stop, in place of the exception that may come anywhere in the loop."""
+        """Take `SIGNALS` as a stop, in place of the end or the exception that may come anywhere in the loop."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._heard) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._heard) for number in SIGNALS}
         try:
             yield
         finally:

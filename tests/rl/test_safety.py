@@ -109,7 +109,10 @@ def test_positions_start_from_where_the_robot_is() -> None:
         ({"still": ()}, "limits.start='': where actions are positions"),
         ({"max_age_s": float("inf")}, "limits.max_age_s=inf"),
         ({"boxes": {"foot": BOX["hand"]}}, "limits.boxes.foot: expected a part of the state .hand, rest."),
-        ({"boxes": {"hand": replace(BOX["hand"], actions=(0, -1))}}, r"limits.boxes.hand.actions=\[0, -1\]: expected 0"),
+        (
+            {"boxes": {"hand": replace(BOX["hand"], actions=(0, -1))}},
+            r"hand.actions=\[0, -1\]: expected 0 to 2",
+        ),
         ({"boxes": {"hand": replace(BOX["hand"], actions=(0, 3))}}, r"actions=\[0, 3\]: expected 0 to 2"),
         ({"boxes": {"hand": replace(BOX["hand"], low=(0.2, 0.0))}}, "limits.boxes.hand: expected finite.*low <= high"),
         ({"boxes": {"hand": replace(BOX["hand"], high=(0.2, float("inf")))}}, "limits.boxes.hand: expected finite"),
