@@ -99,15 +99,18 @@ class Loop:
         executor: Executor = ThreadPoolExecutor(1) if self.real_time else Immediate()
         with promptly() if self.real_time else nullcontext(), executor:
             planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
+            gate = Gate(self.send or self.interface.send, self.guard.still, patience, self.watch)
             try:
                 frame, _ = self._observe(lived)
                 context = np.repeat(frame[None], self.n_context_frames, axis=0)
                 planner.begin(context)
-                with Gate(self.send or self.interface.send, self.guard.still, patience, self.watch) as gate:
+                with gate:
                     self._live(lived, planner, gate, context)
                     gate.shut(lived.reason)
             except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
                 lived.reason, lived.stopped = str(stop), True
+            if gate.reason not in (None, lived.reason):  # it was shut before, or the robot did not stand still
+                lived.reason, lived.stopped = str(gate.reason), True
         return lived
 
     def _clock(self) -> Callable[[], float]:

@@ -48,13 +48,7 @@ class Robot(Protocol):
         """Whether it can be talked to."""
 
     def connect(self) -> None:
-        """Begin to talk."""
-
-    def calibrate(self) -> None:
-        """Find its zero positions."""
-
-    def configure(self) -> None:
-        """Set its gains and modes."""
+        """Begin to talk, and calibrate and configure it where it needs that, as robots of LeRobot do."""
 
     def get_observation(self) -> dict[str, Any]:
         """Return the newest observation."""
@@ -67,7 +61,7 @@ class Robot(Protocol):
 
 
 class NumberRobot:
-    """What robots share that have numbers alone, by the names in `state` and `action`, and nothing to calibrate."""
+    """What robots share that have numbers alone, by the names in `state` and `action`."""
 
     state: tuple[str, ...]
     action: tuple[str, ...]
@@ -81,12 +75,6 @@ class NumberRobot:
     def action_features(self) -> dict[str, Any]:
         """A number for each entry of an action."""
         return dict.fromkeys(self.action, float)
-
-    def calibrate(self) -> None:
-        """It knows where it is."""
-
-    def configure(self) -> None:
-        """It is as it is."""
 
 
 @dataclass(frozen=True)

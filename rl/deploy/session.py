@@ -72,8 +72,6 @@ class Session:
         self._exit = ExitStack()
         self._exit.callback(robot.disconnect)
         with self._exit:  # lets go of it if it is refused
-            robot.calibrate()
-            robot.configure()
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
                 self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
             self.interface = Interface(robot, self.spec, config.map, self.hz)
@@ -85,7 +83,7 @@ class Session:
         self._exit.close()
 
     def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
-        """Run one episode, and record it if it came to its own end.
+        """Run one episode, and record it if it came to its own end; none is begun after a stop.
 
         Args:
             pilot: who decides.
@@ -96,7 +94,9 @@ class Session:
             UserError: the robot cannot be made ready.
         """
         config = self.config
-        if hasattr(self.robot, "reset"):
+        if (reason := self.stops()) is not None:
+            return Lived(reason=reason, stopped=True)
+        if hasattr(self.robot, "reset") and not config.dry_run:
             try:
                 self.robot.reset(scene)
             except ConnectionError as error:

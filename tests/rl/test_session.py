@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -90,6 +91,7 @@ def test_keys_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_a_dry_run_sends_nothing(trained: WorldActionModel, robot: FakeRobot) -> None:
     said: list[str] = []
+    robot.reset = lambda scene: robot.sent.append({})  # type: ignore[attr-defined]
     run_session(ModelPilot(trained, 2), config(dry_run=True), say=said.append)
     assert robot.sent == [] and sum(line.startswith("would send [") for line in said) == 13
     assert not Path("runs").exists()
@@ -141,6 +143,43 @@ def test_a_file_stops_it_and_keeps_it_from_starting(trained: WorldActionModel, r
     with pytest.raises(UserError, match="no start: the file STOP is there; delete it first"):
         run_session(ModelPilot(trained, 2), config(), say=lambda line: None)
     assert len(robot.sent) == n
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_stops_it(number: signal.Signals, trained: WorldActionModel, robot: FakeRobot) -> None:
+    before = signal.signal(number, lambda *_: pytest.fail(f"nobody took {number.name}"))
+    robot.misbehave = after(5, lambda o: (signal.raise_signal(number), o)[1])
+    try:
+        (lived,) = run_session(ModelPilot(trained, 2), config(n_episodes=3), say=lambda line: None)
+    finally:
+        signal.signal(number, before)
+    assert lived.stopped and lived.reason == f"the signal {number.name}" and not Path("runs").exists()
+    assert [*robot.sent[-1].values()] == [0.0, 0.0]
+
+
+def test_a_stop_between_two_episodes_begins_no_other(trained: WorldActionModel, robot: FakeRobot) -> None:
+    made_ready: list[int] = []
+    robot.reset = made_ready.append  # type: ignore[attr-defined]
+    first, second = run_session(ModelPilot(trained, 2), config(n_episodes=3), say=lambda line: Path("STOP").touch())
+    assert not first.stopped and second.stopped and second.reason == "the file STOP is there"
+    assert made_ready == [0] and len(robot.sent) == 13
+
+
+def test_a_robot_that_does_not_stand_still_ends_the_session(trained: WorldActionModel, robot: FakeRobot) -> None:
+    send = robot.send_action
+
+    def refuse(action: dict[str, Any]) -> dict[str, Any]:
+        if not any(action.values()):
+            raise ValueError("no zeros")
+        return send(action)
+
+    robot.send_action = refuse  # type: ignore[method-assign]
+    complaint = "the robot did not take the command to stand still: ValueError('no zeros')"
+    (lived,) = run_session(ModelPilot(trained, 2), config(n_episodes=3), say=lambda line: None)
+    assert lived.stopped and lived.reason == f"12 steps; {complaint}" and not Path("runs").exists()
+    robot.misbehave = after(5, lambda o: {**o, "goal.1": None})
+    (lived,) = run_session(ModelPilot(trained, 2), config(n_episodes=3), say=lambda line: None)
+    assert lived.reason == f"entry 3 of the observation is not finite; {complaint}"
 
 
 def test_a_slow_robot_is_stopped_by_the_watchdog(
