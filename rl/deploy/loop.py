@@ -55,7 +55,7 @@ class Lived:
     """What happened in one episode on a robot."""
 
     frames: list[Array] = field(default_factory=list)  # (state_dim,), the first one and one after each command
-    sent: list[Array] = field(default_factory=list)  # (action_dim,), as it left the guard
+    sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot took it
     success: list[bool] = field(default_factory=list)
     periods: list[float] = field(default_factory=list)  # seconds from one command to the next
     n_late: int = 0  # commands for which there was no plan in time
@@ -88,7 +88,7 @@ class Loop:
     max_steps: int  # commands
     watch: Callable[[], str | None] = lambda: None  # asked many times a second for a reason to stop
     max_late: int = 5  # commands in a row without a plan, for which the robot is made to stand still, before the stop
-    send: Callable[[Array], None] | None = None  # takes the commands in place of the robot, for a dry run
+    send: Callable[[Array], Array | None] | None = None  # takes the commands in place of the robot, for a dry run
     judge: Judge = robot_says  # whether a frame is a success
     real_time: bool = True  # else the robot waits for its commands, and so does nobody else
 
@@ -128,7 +128,7 @@ class Loop:
             command = self.guard.command(self.guard.hold(context[-1]) if action is None else action, context[-1])
             if self.real_time:
                 _wait(due)
-            gate.send(command)
+            taken = gate.send(command)
             now = time.monotonic()
             if before is not None:
                 lived.periods.append(now - before)
@@ -136,7 +136,7 @@ class Loop:
             if self.real_time:
                 _wait(due - LEAD / self.hz)
             frame, success = self._observe(lived)
-            lived.sent.append(command)
+            lived.sent.append(taken)
             lived.success.append(success)
             context = np.concatenate([context[1:], frame[None]])
             if success:

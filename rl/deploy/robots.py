@@ -129,17 +129,18 @@ class Interface:
         frame = [self._ours(name, observation.get(name)) for name in self.state_names]
         return frame, observation.get("timestamp", time.monotonic()), observation
 
-    def send(self, command: Array) -> None:
-        """Send a command (action_dim,) under the names, scales and offsets of the robot."""
+    def send(self, command: Array) -> Array:
+        """Send a command (action_dim,) under the names, scales and offsets of the robot; return what it really took."""
         values = zip(self.action_names, command.tolist(), strict=True)
         action = {n: (v - self._offset[n]) / self._scale[n] for n, v in values}
         # A robot that hangs in an observation must not keep the command to stand still from passing.
         waited = self._talking.acquire(timeout=self._patience_s)
         try:
-            self.robot.send_action(action)
+            taken = action | self.robot.send_action(action)
         finally:
             if waited:
                 self._talking.release()
+        return np.array([self._ours(name, taken[name]) for name in self.action_names])
 
     def _ours(self, name: str, value: Any) -> Any:
         try:

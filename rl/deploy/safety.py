@@ -165,7 +165,7 @@ class Gate:
     A command that hangs in the robot meanwhile may come through later; then the one to stand still follows it.
 
     Args:
-        send: hands a command to the robot.
+        send: hands a command to the robot; returns what it really took, None: all of it.
         still: the command that is sent when the gate is shut; None: the last one that was handed over, if any.
         patience_s: without a command for so long the watchdog shuts it.
         watch: asked by the watchdog for stops that nobody waits for, such as a file; returns a reason or None.
@@ -173,7 +173,7 @@ class Gate:
 
     def __init__(
         self,
-        send: Callable[[Array], None],
+        send: Callable[[Array], Array | None],
         still: Array | None,
         patience_s: float,
         watch: Callable[[], str | None] = lambda: None,
@@ -195,8 +195,8 @@ class Gate:
         self._over.set()
         self._watchdog.join()
 
-    def send(self, command: Array) -> None:
-        """Send a command.
+    def send(self, command: Array) -> Array:
+        """Send a command; return what the robot really took.
 
         Raises:
             Stop: the gate is shut.
@@ -206,11 +206,12 @@ class Gate:
         with self._sending:
             if self.reason is not None:
                 raise Stop(self.reason)
-            self._send(command)
-            self._last, self._handed = time.monotonic(), command
+            taken = self._send(command)
+            self._last, self._handed = time.monotonic(), command if taken is None else taken
             if self.reason is not None:  # it hung, and the command to stand still went past it
                 self._stand_still()
                 raise Stop(self.reason)
+            return self._handed
 
     def shut(self, reason: str) -> None:
         """Make the robot stand still and let nothing pass from here on; the first reason stays."""

@@ -62,6 +62,16 @@ def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: Fak
     assert not robot.is_connected
 
 
+def test_what_the_robot_clips_is_recorded_as_it_was_clipped(trained: WorldActionModel, robot: FakeRobot) -> None:
+    send = robot.send_action
+    robot.send_action = lambda a: send({n: min(max(v, -0.01), 0.01) for n, v in a.items()})  # type: ignore[method-assign]
+    run_session(ModelPilot(trained, 2), config(), say=lambda line: None)
+    (episode,) = EpisodeStore("runs/robot/fake").load()
+    sent = np.array([[*action.values()] for action in robot.sent])[:12]
+    assert np.abs(sent).max() == pytest.approx(0.01)  # some were
+    assert episode.action.numpy() == pytest.approx(sent, abs=1e-6)
+
+
 def test_who_says_that_a_task_is_solved(
     trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,8 +271,10 @@ def test_names_order_and_units_are_mapped(trained: WorldActionModel) -> None:
     robot.values |= {"x": 100.0, "y": 2.0, "gx": 3.0, "gy": 4.0}
     frame, _, _ = interface.observe()
     assert frame == pytest.approx([0.6, 2.0, 3.0, 4.0])
-    interface.send(np.array([0.25, -0.75]))
+    assert interface.send(np.array([0.25, -0.75])) == pytest.approx([0.25, -0.75])
     assert robot.sent == [{"vx": -0.25, "vy": -0.75}]
+    robot.send_action = lambda action: {"vx": -0.125}  # type: ignore[method-assign]
+    assert interface.send(np.array([0.25, -0.75])) == pytest.approx([0.125, -0.75])
 
 
 @pytest.mark.parametrize(
