@@ -24,6 +24,9 @@ from world_model.files import write_atomically
 RESULTS = "compare.json"
 SIDES = ("champion", "challenger")
 
+FIRST = 1_000_000
+"""Scene of the first pair at the earliest: `run` records those from 0 on, and policies learn from what is recorded."""
+
 
 @dataclass
 class Score:
@@ -88,9 +91,9 @@ def compare(
 ) -> Score:
     """Run pairs of episodes until it is clear which policy is better, or `config.n_episodes` pairs are done.
 
-    Both begin a pair in the same scene, where the robot can do that, with the same noise. Who runs is not said, so
-    that nobody who judges by key or sets the scene knows it. What is done is kept in compare.json beside the episodes,
-    and a later call goes on from there.
+    Both begin a pair in the same scene, where the robot can do that, with the same noise; see `first_scene`. Who runs
+    is not said, so that nobody who judges by key or sets the scene knows it. An episode that a policy makes the guard
+    stop is not solved. What is done is kept in compare.json beside the episodes, and a later call goes on from there.
 
     Args:
         champion: the policy in use.
@@ -106,7 +109,7 @@ def compare(
     if champion.spec != challenger.spec:
         raise UserError(f"{names[0]} and {names[1]} expect different robots: their features, bounds or rates differ")
     with Session(champion.spec, config, say, keys) as session:
-        path = session.store.folder / RESULTS
+        path, first = session.store.folder / RESULTS, first_scene(names)
         pairs = _read(path, names)
         for i in range(config.n_episodes):
             score = Score.of(pairs)
@@ -119,12 +122,18 @@ def compare(
             order = SIDES[:: random.Random(f"{config.seed}, {i}").choice((1, -1))]
             for side in (s for s in order if s not in pairs[i]):
                 pilot = champion if side == "champion" else challenger
-                lived = session.run(pilot, i, f"pair {i + 1}, {('first', 'second')[len(pairs[i])]}")
+                lived = session.run(pilot, first + i, f"pair {i + 1}, {('first', 'second')[len(pairs[i])]}")
+                if lived.failed or not lived.stopped:
+                    pairs[i][side] = any(lived.success)
+                    _write(path, names, pairs)
                 if lived.stopped:
                     return Score.of(pairs)
-                pairs[i][side] = any(lived.success)
-                _write(path, names, pairs)
     return Score.of(pairs)
+
+
+def first_scene(names: tuple[str, str]) -> int:
+    """Return the scene of the first pair: beyond those of `run`, and far from those of any other two policies."""
+    return FIRST + random.Random(", ".join(names)).randrange(2**30)
 
 
 def _evidence(won: int, lost: int) -> float:
@@ -150,5 +159,6 @@ def _read(path: Path, names: tuple[str, str]) -> list[dict[str, bool]]:
 
 
 def _write(path: Path, names: tuple[str, str], pairs: list[dict[str, bool]]) -> None:
-    rows = dict(zip(SIDES, names, strict=True)) | {"pairs": pairs, "score": asdict(Score.of(pairs))}
+    score = asdict(Score.of(pairs))
+    rows = dict(zip(SIDES, names, strict=True)) | {"first_scene": first_scene(names), "pairs": pairs, "score": score}
     write_atomically(path, (json.dumps(rows, indent=1) + "\n").encode())

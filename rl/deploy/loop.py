@@ -19,7 +19,7 @@ import torch
 
 from rl.deploy.planner import Planner
 from rl.deploy.robots import Interface
-from rl.deploy.safety import Gate, Guard, Stop
+from rl.deploy.safety import Gate, Guard, Refused, Stop
 from world_model.episodes import Episode
 
 Array = np.ndarray
@@ -61,6 +61,7 @@ class Lived:
     n_late: int = 0  # commands for which there was no plan in time
     reason: str = ""  # why it ended
     stopped: bool = False  # by a stop, and not by itself
+    failed: bool = False  # by a stop for what the policy did
 
     def to_episode(self, task: str, source: str, seed: int) -> Episode | None:
         """As an episode of a store; None where nothing was executed."""
@@ -109,8 +110,10 @@ class Loop:
                     gate.shut(lived.reason)
             except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
                 lived.reason, lived.stopped = str(stop), True
+                # before the first command it is the place where the robot stands
+                lived.failed = isinstance(stop, Refused) and len(lived.sent) > 0
             if gate.reason not in (None, lived.reason):  # it was shut before, or the robot did not stand still
-                lived.reason, lived.stopped = str(gate.reason), True
+                lived.reason, lived.stopped, lived.failed = str(gate.reason), True, False
         return lived
 
     def _clock(self) -> Callable[[], float]:

@@ -22,6 +22,10 @@ class Stop(Exception):
     """The robot is to stand still; the message says why."""
 
 
+class Refused(Stop):
+    """The same, for what the policy wants and not for what happens to the robot."""
+
+
 @dataclass(frozen=True)
 class Box:
     """Where a part of the state has to stay, and which entries of an action move it."""
@@ -134,14 +138,14 @@ class Guard:
         """Return the command (action_dim,) that is nearest to `action` among those that keep every limit.
 
         Raises:
-            Stop: the action is not finite or of another size, or no command keeps all limits.
+            Refused: the action is not finite or of another size, or no command keeps all limits.
         """
         try:
             wanted = np.asarray(action, np.float64)
         except (TypeError, ValueError):
-            raise Stop(f"the action is no list of numbers: {repr(action)[:60]}") from None
+            raise Refused(f"the action is no list of numbers: {repr(action)[:60]}") from None
         if wanted.shape != (self.action_dim,) or not np.isfinite(wanted).all():
-            raise Stop(f"the action is {repr(wanted)[:60]}, expected {self.action_dim} finite numbers")
+            raise Refused(f"the action is {repr(wanted)[:60]}, expected {self.action_dim} finite numbers")
         last = self.hold(frame) if self.last is None else self.last
         low, high = np.maximum(self.low, last - self.max_change), np.minimum(self.high, last + self.max_change)
         for name, box in self.limits.boxes.items():
@@ -154,7 +158,7 @@ class Guard:
             np.minimum.at(high, index, ends.max(0))
         if (low > high).any():
             which = int(np.flatnonzero(low > high)[0])
-            raise Stop(f"no command for action {which} keeps all limits: it is outside its box, or moves too fast")
+            raise Refused(f"no command for action {which} keeps all limits: it is outside its box, or moves too fast")
         self.last = np.clip(wanted, low, high)
         return self.last
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rewards.errors import UserError
@@ -64,10 +65,13 @@ def test_looking_after_each_pair_is_paid_for() -> None:
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[tuple[str, int]]]:
-    """Replace the robot: `live(solve)` lists who ran where; solve(side, scene, n) may say None, for a stop."""
+    """Replace the robot: `live(solve)` lists who ran where; solve(side, scene, n) may say None for a stop.
+
+    "failed" is one for what the policy did.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def install(champion: Any, solve: Callable[[str, int, int], bool | None]) -> list[tuple[str, int]]:
+    def install(champion: Any, solve: Callable[[str, int, int], bool | str | None]) -> list[tuple[str, int]]:
         ran: list[tuple[str, int]] = []
 
         class FakeSession(comparing.Session):
@@ -81,7 +85,8 @@ def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[
                 side = "champion" if pilot is champion else "challenger"
                 ran.append((side, scene))
                 solved = solve(side, scene, len(ran))
-                return Lived(success=[False, bool(solved)], stopped=solved is None)
+                failed = solved == "failed"
+                return Lived(success=[False, solved is True], stopped=failed or solved is None, failed=failed)
 
         monkeypatch.setattr(comparing, "Session", FakeSession)
         return ran
@@ -95,7 +100,8 @@ def config(**changes: Any) -> RobotConfig:
 
 def test_it_ends_as_soon_as_it_is_clear(trained: WorldActionModel, live: Any, tmp_path: Path) -> None:
     old, new = ModelPilot(trained, 1), ModelPilot(trained, 1)
-    ran = live(old, lambda side, scene, n: side == "challenger" or scene == 0)
+    begin = comparing.first_scene(NAMES)
+    ran = live(old, lambda side, scene, n: side == "challenger" or scene == begin)
     said: list[str] = []
     score = compare(old, new, NAMES, config(alpha=0.1), say=said.append)
     assert score == Score(won=7, both=1)  # 2^7 / 8 = 16; 2^6 / 7 is not 10 yet
@@ -103,12 +109,31 @@ def test_it_ends_as_soon_as_it_is_clear(trained: WorldActionModel, live: Any, tm
     assert said[-1] == line
     assert score.verdict(0.1) == "the challenger is better: champion 12 %, challenger 100 % of 8 pairs (won 7, lost 0)"
     scenes = [scene for _, scene in ran]
-    assert scenes == sorted(scenes) and all(
-        {s for s, i in ran if i == k} == {"champion", "challenger"} for k in range(8)
-    )
+    assert scenes == [begin + i // 2 for i in range(16)]
+    assert all({s for s, i in ran if i == begin + k} == {"champion", "challenger"} for k in range(8))
     first = {side for side, _ in ran[::2]}
     assert first == {"champion", "challenger"}  # by lot
     assert "champion" not in json.dumps([line for line in said if line.startswith("pair")])  # nobody is told who runs
+
+
+def test_nobody_was_trained_on_its_scenes(trained: WorldActionModel, live: Any) -> None:
+    old, new = ModelPilot(trained, 1), ModelPilot(trained, 1)
+    firsts = []
+    for i in range(5):
+        ran = live(old, lambda side, scene, n: True)
+        compare(old, new, ("old", f"new{i}"), config(n_episodes=1, episodes=f"{i}"), say=lambda line: None)
+        assert ran[0][1] == ran[1][1] == json.loads(Path(f"{i}", RESULTS).read_text())["first_scene"]
+        firsts.append(ran[0][1])
+    assert min(firsts) >= comparing.FIRST  # far beyond those of `run`
+    assert np.diff(sorted(firsts)).min() > 1000  # and another comparison has others
+
+
+def test_a_policy_that_its_guard_stops_has_not_solved_it(trained: WorldActionModel, live: Any) -> None:
+    old, new = ModelPilot(trained, 1), ModelPilot(trained, 1)
+    live(old, lambda side, scene, n: "failed" if side == "challenger" else True)
+    for n in (1, 2, 3):  # each call ends with the stop of the challenger
+        score = compare(old, new, NAMES, config(), say=lambda line: None)
+        assert n - 1 <= score.lost <= n and score == Score(lost=score.lost)
 
 
 def test_a_stop_ends_it_and_the_next_call_goes_on(trained: WorldActionModel, live: Any) -> None:

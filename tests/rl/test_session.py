@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rl.deploy.fake import FakeRobot
 from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, RobotMap, differences, make_robot
-from rl.deploy.safety import Limits
+from rl.deploy.safety import Box, Limits
 from rl.deploy.session import run_session
 from rl.deploy.stops import Stops
 from world_model.episodes import EpisodeStore
@@ -141,6 +142,25 @@ def test_a_bad_observation_stops_the_robot(
         assert lived.stopped and reason in lived.reason
     assert len(robot.sent) == 6 and [*robot.sent[-1].values()] == [0.0, 0.0]
     assert not robot.is_connected and not Path("runs").exists()  # what was stopped says nothing about the policy
+
+
+@pytest.mark.parametrize(
+    ("at", "where", "failed"),
+    [
+        (5, 9.0, True),  # the policy left its box
+        (0, 9.0, False),  # somebody put the robot there
+        (5, None, False),  # a sensor broke
+    ],
+)
+def test_a_stop_for_what_the_policy_did_is_told_apart(
+    at: int, where: float | None, failed: bool, trained: WorldActionModel, robot: FakeRobot
+) -> None:
+    box = Box(low=(-1.0, -1.0), high=(1.0, 1.0), actions=(0, 1), per_action=0.01)
+    robot.misbehave = after(at, lambda o: {**o, "point.1": where})
+    limits = replace(LIMITS, boxes={"point": box})
+    (lived,) = run_session(ModelPilot(trained, 2), config(limits=limits), say=lambda line: None)
+    assert lived.stopped and lived.failed is failed
+    assert lived.reason.startswith("no command for action 1" if where else "entry 1 of the observation")
 
 
 def test_a_file_stops_it_and_keeps_it_from_starting(trained: WorldActionModel, robot: FakeRobot) -> None:
