@@ -68,6 +68,7 @@ class RosbridgeRobot(NumberRobot):
         if hz is not None:
             self.control_hz = hz
         self._heard: dict[str, tuple[Any, float]] = {}  # by topic: message, and when it came
+        self._begun = 0.0  # when it was made ready for the episode
         self._answers: dict[str, bool] = {}
         self._changed = threading.Condition()
         self._exit = ExitStack()
@@ -104,13 +105,13 @@ class RosbridgeRobot(NumberRobot):
             raise UserError(f"{self.url}: nothing came on {', '.join(silent)} within {self._patience_s:g} s")
 
     def reset(self, scene: int) -> None:
-        """Ask for an episode to be made ready, if there is a service for it."""
-        if not self._reset:
-            return
-        call = f"reset {scene} {time.monotonic()}"
-        self._tell({"op": "call_service", "service": self._reset, "id": call, "args": {}})
-        if not self._wait(lambda: call in self._answers) or not self._answers[call]:
-            raise ConnectionError(f"the service {self._reset} did not answer that the robot is ready")
+        """Ask for an episode to be made ready, if there is a service for it; a success from before is forgotten."""
+        if self._reset:
+            call = f"reset {scene} {time.monotonic()}"
+            self._tell({"op": "call_service", "service": self._reset, "id": call, "args": {}})
+            if not self._wait(lambda: call in self._answers) or not self._answers[call]:
+                raise ConnectionError(f"the service {self._reset} did not answer that the robot is ready")
+        self._begun = time.monotonic()
 
     def get_observation(self) -> dict[str, Any]:
         """Return the newest numbers, and when they were taken."""
@@ -120,7 +121,9 @@ class RosbridgeRobot(NumberRobot):
         found: dict[str, Any] = {name: _look_up(heard, *self._places[name]) for name in self.state}
         found["timestamp"] = self._taken(heard)
         if self._success:
-            found["success"] = _look_up(heard, *self._places[self._success]) is True
+            topic, path = self._places[self._success]
+            is_new = heard.get(topic, (None, 0.0))[1] >= self._begun
+            found["success"] = is_new and _look_up(heard, topic, path) is True
         return found
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:

@@ -196,6 +196,20 @@ def test_names_that_mean_nothing(server: Server, changes: dict[str, Any], compla
         make_robot("rosbridge", params(server, **changes))
 
 
+@pytest.mark.parametrize("success", ["/done.data", "/s.done"])
+def test_a_success_of_the_episode_before_is_forgotten(success: str) -> None:
+    robot = RosbridgeRobot("ws://nowhere", ["/s.x"], [], {}, success=success)
+    robot._connection = "open"
+    for heard, expected in ((True, True), (None, False), (False, False), (True, True)):
+        if heard is None:
+            robot.reset(3)
+        else:
+            robot._hear(json.dumps({"op": "publish", "topic": "/s", "msg": {"x": 0.5, "done": heard}}))
+            robot._hear(json.dumps({"op": "publish", "topic": "/done", "msg": {"data": heard}}))
+        seen = robot.get_observation()
+        assert seen["success"] is expected and seen["/s.x"] == 0.5
+
+
 def test_messages_are_built_from_places() -> None:
     robot = RosbridgeRobot("ws://nowhere", ["/s.x"], ["/a.j[1].v", "/a.j[0].v", "/a.k"], {"/a": "t"})
     told: list[dict[str, Any]] = []
