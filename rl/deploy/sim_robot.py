@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from rl.deploy.robots import NumberRobot, names_of
+from rl.deploy.stops import SIGNALS
 from rl.envs.events import NOTHING, Event, Perturbed
 from rl.envs.workers import end, start
 
@@ -87,9 +89,12 @@ class SimRobot(NumberRobot):
         if process is None or process.poll() is not None:
             raise ConnectionError("the simulated robot is not connected")
         assert process.stdin is not None and process.stdout is not None
-        pickle.dump(message, process.stdin)
-        process.stdin.flush()
-        return pickle.load(process.stdout)
+        try:
+            pickle.dump(message, process.stdin)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, pickle.UnpicklingError) as error:
+            raise ConnectionError("the process of the simulated robot has ended") from error
 
 
 class Arm:
@@ -146,6 +151,8 @@ class Arm:
 
 def serve() -> None:
     """Answer messages and keep the time, until the pipe closes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # those of a terminal are for the parent; the closing pipe ends us
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     arm: Arm | None = None
