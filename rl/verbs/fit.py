@@ -13,6 +13,7 @@ from rl.compose import compose
 from rl.deploy.fit import BOUNDS, fit
 from rl.envs.events import NOTHING
 from rl.envs.metaworld import TASKS
+from rl.envs.sim import make_spec
 from rl.verbs.progress import Progress
 from world_model.episodes import EpisodeStore
 from world_model.files import write_atomically
@@ -63,10 +64,9 @@ def run(words: list[str]) -> None:
     known = dict.fromkeys(task for task, _, _ in store.count())
     if not known:
         raise UserError(f"{words[0]}: no episodes here; record some with wamtune deploy CHECKPOINT run PRESET")
-    task = options.task or (next(iter(known)) if len(known) == 1 else "")
-    if task not in known or task not in TASKS:
-        raise UserError(f"task={task or '(none)'}: expected one of {', '.join(known)}")
+    task = _task(options.task, list(known), words[0])
     episodes = store.load(tasks=[task])[: options.n_episodes]
+    episodes[0].check_fits(make_spec("metaworld", [task]), f"{words[0]}: not as Meta-World has it")
     with Progress("fit") as progress:
         found = fit(
             task,
@@ -87,3 +87,12 @@ def run(words: list[str]) -> None:
     text = f"# wamtune fit {' '.join(words)}\n{yaml.safe_dump(preset, sort_keys=False)}"
     write_atomically(Path(options.out), text.encode())
     print(f"preset: {options.out}; wamtune train {options.out}")
+
+
+def _task(wanted: str, recorded: list[str], folder: str) -> str:
+    known = [task for task in recorded if task in TASKS]
+    if not known:
+        raise UserError(f"{folder}: episodes of {', '.join(recorded)}; only tasks of Meta-World can be fitted")
+    if wanted in known or (not wanted and len(known) == 1):
+        return wanted or known[0]
+    raise UserError(f"task={wanted or '(none)'}: expected one of {', '.join(known)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from rl.envs.events import Event, Perturbed
 from rl.envs.metaworld import MetaWorldTask
 from rl.envs.sim import make_spec
 from world_model.episodes import Episode, EpisodeStore
+from world_model.spec import Feature, Spec
 
 TASK = "button-press-topdown"
 TRUE = {"gain": 0.6, "delay": 2.0, "noise": 0.002}
@@ -60,6 +62,25 @@ def test_what_cannot_be_fitted() -> None:
     episodes[1].seed = 99
     with pytest.raises(UserError, match=r"episode 1 begins 0\.\d+ m from where scene 99 begins in the simulator"):
         fit(TASK, episodes)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "line"),
+    [
+        ("pour", [], "recorded: episodes of pour; only tasks of Meta-World can be fitted"),
+        ("pour", ["task=push"], "recorded: episodes of pour; only tasks of Meta-World can be fitted"),
+        ("push", [], "recorded: not as Meta-World has it: state has shape (3, 4), expected (3, 21)"),
+    ],
+)
+def test_episodes_of_another_robot(
+    task: str, options: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = Spec({"state": Feature((4,))}, (-1.0,) * 4, (1.0,) * 4, (task,), 80.0)
+    episode = Episode(torch.zeros(3, 4), torch.zeros(2, 4), torch.zeros(2, dtype=torch.bool), task, "robot", 0)
+    EpisodeStore("recorded").append([episode], spec)
+    assert cli.main(["fit", "recorded", *options]) == 2
+    assert capsys.readouterr().err == f"wamtune: {line}\n"
 
 
 def test_the_command_writes_a_preset(
