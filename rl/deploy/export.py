@@ -195,15 +195,14 @@ def _flow(
 
 def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
     """Return n_denoising_steps and n_action_steps (0: not said) of the run whose config `wamtune train` kept."""
-    import yaml
-
+    from rl.compose import _parse
     from rl.config import PPOConfig
 
+    run = _parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
     try:
-        run = yaml.safe_load(config.get("config", "{}"))
         steps = run.get("ppo", {}).get("n_denoising_steps", PPOConfig().n_denoising_steps)
         return int(steps), int(run.get("n_action_steps", 0))
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{checkpoint}: the config in its config.json is not that of a run: {error!r}") from error
 
 

@@ -393,8 +393,21 @@ def test_counts_are_those_of_the_run_unless_given(point: Path, trained: WorldAct
         policy = load_exportable(checkpoint, *given)
         assert (policy.n_denoising_steps, policy.n_action_steps) == expected
         assert policy.graph(*policy.graph.random_inputs(1, seeded())).shape == (1, 4, 2)
-    save_model(tmp_path / "odd", trained, "rl", "point", {"config": "ppo: 3"})
-    with pytest.raises(UserError, match=r"odd: the config in its config.json is not that of a run"):
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("ppo: 3", "odd: the config in its config.json is not that of a run"),
+        ("n_action_steps: .inf", "odd: the config in its config.json is not that of a run"),
+        ("[" * 3000, "the YAML that .*odd carries as the config of its run is nested more than 20 deep"),
+        ("n_action_steps: 1 #" + "x" * 100_000, "odd carries .* has 100,019 characters"),
+        ("a: &a 1\nn_action_steps: *a", "odd carries .* anchors and aliases are not allowed"),
+    ],
+)
+def test_a_config_of_somebody_else(trained: WorldActionModel, tmp_path: Path, text: str, complaint: str) -> None:
+    save_model(tmp_path / "odd", trained, "rl", "point", {"config": text})
+    with pytest.raises(UserError, match=complaint):
         load_exportable(tmp_path / "odd")
 
 
