@@ -24,7 +24,7 @@ class RobotConfig:
     n_action_steps: int = 4  # of a chunk, after which the next one is begun
     n_denoising_steps: int = 2
     seed: int = 0  # of the noise that decides with the policy
-    max_late: int = 5  # commands in a row for which there is no plan, then a stop
+    max_late: int = 5  # commands in a row for which there may be no plan; one more is a stop
     success: Literal["robot", "key", "read_out"] = "robot"  # its observation, a typed s, or the model
     dry_run: bool = False  # print the commands, send none
     stop_file: str = "STOP"  # the robot stops as soon as there is such a file
