@@ -61,7 +61,8 @@ class Session:
         self.task, self.hz = _task(spec, config), config.hz or spec.control_hz
         self.stops = Stops(Path(config.stop_file), keys)
         if (reason := self.stops()) is not None:
-            raise UserError(f"no start: {reason}; delete it first")
+            remedy = "delete it first" if self.stops.file.exists() else "it was typed too early, start again"
+            raise UserError(f"no start: {reason}; {remedy}")
         self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot}")
         self.robot = make_robot(config.robot, config.params)

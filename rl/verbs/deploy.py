@@ -103,7 +103,10 @@ def _compare(name: str, words: list[str]) -> None:
 
 def _robot_config(words: list[str]) -> RobotConfig:
     torch.set_num_threads(1)  # more would only wait for each other beside the loop
-    return compose(words[0], words[1:], RobotConfig)
+    config = compose(words[0], words[1:], RobotConfig)
+    if config.success == "key" and not sys.stdin.isatty():
+        raise UserError("success=key: expected a terminal to type s in; run it in one, or choose robot or read_out")
+    return config
 
 
 def _export(name: str, words: list[str]) -> None:

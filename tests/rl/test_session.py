@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rl import cli
 from rl.deploy import loop, session
 from rl.deploy.fake import FakeRobot
 from rl.deploy.pilots import ModelPilot
@@ -98,6 +99,26 @@ def test_keys_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     os.write(write, b"q\n")
     assert stops() == "a key"
     os.close(write)
+
+
+def test_a_key_that_was_typed_ahead_keeps_it_from_starting(
+    trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(read))
+    os.write(write, b"\n")
+    with pytest.raises(UserError, match="no start: a key; it was typed too early, start again"):
+        run_session(ModelPilot(trained, 2), config(), say=lambda line: None, keys=True)
+    os.close(write)
+    assert robot.sent == []
+
+
+def test_success_by_key_needs_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))
+    line = "success=key: expected a terminal to type s in; run it in one, or choose robot or read_out"
+    for action in (["run"], ["compare", "other"]):
+        assert cli.main(["deploy", "metaworld-tuned", *action, "robot-ros"]) == 2
+        assert capsys.readouterr().err == f"wamtune: {line}\n"
 
 
 def test_a_dry_run_sends_nothing(trained: WorldActionModel, robot: FakeRobot) -> None:
