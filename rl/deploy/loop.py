@@ -110,7 +110,7 @@ class Loop:
                     gate.shut(lived.reason)
             except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
                 lived.reason, lived.stopped = str(stop), True
-                # before the first command it is the place where the robot stands
+                # what is refused before the first command is the place where the robot was put
                 lived.failed = isinstance(stop, Refused) and len(lived.sent) > 0
             if gate.reason not in (None, lived.reason):  # it was shut before, or the robot did not stand still
                 lived.reason, lived.stopped, lived.failed = str(gate.reason), True, False

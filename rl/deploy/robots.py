@@ -136,11 +136,12 @@ class Interface:
         # A robot that hangs in an observation must not keep the command to stand still from passing.
         waited = self._talking.acquire(timeout=self._patience_s)
         try:
-            taken = action | self.robot.send_action(action)
+            taken = self.robot.send_action(action)
         finally:
             if waited:
                 self._talking.release()
-        return np.array([self._ours(name, taken[name]) for name in self.action_names])
+        found = np.array([self._ours(name, taken.get(name)) for name in self.action_names], np.float64)
+        return np.where(np.isfinite(found), found, command)  # what it does not say it took as it was
 
     def _ours(self, name: str, value: Any) -> Any:
         try:

@@ -96,6 +96,7 @@ class Session:
         """
         config = self.config
         if (reason := self.stops()) is not None:
+            self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
         if hasattr(self.robot, "reset") and not config.dry_run:
             try:

@@ -211,9 +211,15 @@ def test_a_signal_stops_it(number: signal.Signals, trained: WorldActionModel, ro
 def test_a_stop_between_two_episodes_begins_no_other(trained: WorldActionModel, robot: FakeRobot) -> None:
     made_ready: list[int] = []
     robot.reset = made_ready.append  # type: ignore[attr-defined]
-    first, second = run_session(ModelPilot(trained, 2), config(n_episodes=3), say=lambda line: Path("STOP").touch())
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        Path("STOP").touch()
+
+    first, second = run_session(ModelPilot(trained, 2), config(n_episodes=3), say)
     assert not first.stopped and second.stopped and second.reason == "the file STOP is there"
-    assert made_ready == [0] and len(robot.sent) == 13
+    assert made_ready == [0] and len(robot.sent) == 13 and said[1] == "episode 2: not begun, the file STOP is there"
 
 
 def test_a_robot_that_does_not_stand_still_ends_the_session(trained: WorldActionModel, robot: FakeRobot) -> None:
@@ -314,8 +320,10 @@ def test_names_order_and_units_are_mapped(trained: WorldActionModel) -> None:
     assert frame == pytest.approx([0.6, 2.0, 3.0, 4.0])
     assert interface.send(np.array([0.25, -0.75])) == pytest.approx([0.25, -0.75])
     assert robot.sent == [{"vx": -0.25, "vy": -0.75}]
-    robot.send_action = lambda action: {"vx": -0.125}  # type: ignore[method-assign]
+    robot.send_action = lambda action: {"vx": -0.125, "vy": np.nan}  # type: ignore[method-assign]
     assert interface.send(np.array([0.25, -0.75])) == pytest.approx([0.125, -0.75])
+    robot.send_action = lambda action: {}  # type: ignore[method-assign]
+    assert interface.send(np.array([0.25, -0.75])) == pytest.approx([0.25, -0.75])
 
 
 @pytest.mark.parametrize(
