@@ -75,6 +75,7 @@ class RunFolder:
         for leftover in (*path.glob("events.out.tfevents.*"), *path.glob("checkpoints/.*.tmp")):
             remove(leftover)
         run = cls(path, lock)
+        run._kept = True  # it was there before this run, and so may be files of others
         for row in read_rows(path / METRICS):
             run._draw(row.pop("step", 0), row)
         return run

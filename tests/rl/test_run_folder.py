@@ -98,6 +98,14 @@ def test_open_refuses_another_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bad_input_takes_no_folder_that_was_there_before(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: mine")
+    (tmp_path / "notes.txt").write_text("a year of work")
+    with pytest.raises(UserError, match="nowhere"), RunFolder.open(tmp_path):
+        raise UserError("checkpoint='nowhere': not found")
+    assert (tmp_path / "notes.txt").read_text() == "a year of work"
+
+
 def test_open_at_the_end_keeps_every_whole_line(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "demo", seed=0) as run:
         run.log(8, {"x": 1.0})
