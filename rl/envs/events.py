@@ -61,6 +61,7 @@ class Perturbed:
 
     def __init__(self, task: Any, events: Mapping[str, Event], number: int = 0) -> None:
         self.task, self.events = task, list(enumerate(events.values()))
+        task.reset(0)  # what a task remembers of its first reset, it remembers as nothing has changed it
         model = task.model
         self._model, self._base = model, {n: getattr(model, n).copy() for n in _ARRAYS}
         free = {int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == 0}

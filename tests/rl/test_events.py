@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rl.build import make_sim
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.events import Event, Perturbed
@@ -101,6 +102,16 @@ def test_a_randomised_simulator_goes_on_exactly_and_does_not_depend_on_its_worke
         env.close()
 
 
+def test_an_episode_does_not_depend_on_the_ones_before() -> None:
+    """Damping bends how the hand settles, which a task remembers of its first reset."""
+    everything = {q: Event(q, "reset", 0.8, 1.2) for q in ("mass", "friction", "damping")}  # type: ignore[arg-type]
+    tasks = Perturbed(MetaWorldTask("push"), everything), Perturbed(MetaWorldTask("push"), everything)
+    tasks[0].reset(1)
+    assert np.array_equal(*(task.reset(2) for task in tasks))
+    for _ in range(5):
+        assert np.array_equal(*(task.step(UP)[0] for task in tasks))
+
+
 def test_events_are_written_in_a_config() -> None:
     words = ["env.tasks=[push]", "env.events.m={func: mass, low: 0.5, high: 2}"]
     assert compose("sim", words, TrainConfig).env.events == {"m": Event("mass", "reset", 0.5, 2.0)}
@@ -113,3 +124,6 @@ def test_events_are_written_in_a_config() -> None:
             compose("sim", ["env.tasks=[push]", f"env.events.m={bad}"], TrainConfig)
     with pytest.raises(UserError, match="only Meta-World tasks have"):
         SimEnv("Pendulum-v1", 2, events=events())
+    config = compose("isaac", ["env.events.m={func: mass, low: 0.5, high: 2}"], TrainConfig)
+    with pytest.raises(UserError, match=f"env.id={config.env.id} has no events of ours; only Meta-World tasks have"):
+        make_sim(config, None, (), 2, rewards=False)
