@@ -41,19 +41,19 @@ def judge(
     """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
 
     Only discordant pairs tell (McNemar 1947). A difference is clear from z * sqrt(won + lost) on, where z is such that
-    luck alone makes one clear with probability `alpha`, whichever way and however many blocks there are (Bonferroni);
-    when `most` are used, a loss from z_loss on is rolled back. Less is accepted: noise explains it, and the challenger
-    has seen more.
+    luck alone makes one clear with probability `alpha`, whichever way and however many blocks there are (Bonferroni).
+    A clear loss is rolled back, and when `most` are used, one from z_loss on. Less is accepted: noise explains it, and
+    the challenger has seen more.
     """
     z_clear = NormalDist().inv_cdf(1 - alpha / 2 / math.ceil(most / block))
     won = lost = champion_hits = challenger_hits = n = 0
-    while n < most:
+    clear = False
+    while n < most and not clear:
         seeds = list(range(first_seed + n, first_seed + n + min(block, most - n)))
         for old, new in zip(run_champion(seeds), run_challenger(seeds), strict=True):
             champion_hits, challenger_hits = champion_hits + old.success, challenger_hits + new.success
             won, lost = won + (new.success and not old.success), lost + (old.success and not new.success)
         n += len(seeds)
-        if won != lost and abs(won - lost) >= z_clear * math.sqrt(won + lost):
-            break
-    lost_it = lost > won and lost - won >= z_loss * math.sqrt(won + lost)
+        clear = won != lost and abs(won - lost) >= z_clear * math.sqrt(won + lost)
+    lost_it = lost > won and (clear or lost - won >= z_loss * math.sqrt(won + lost))
     return Verdict(not lost_it, champion_hits / n, challenger_hits / n, won, lost, n)

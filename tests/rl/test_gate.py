@@ -59,6 +59,12 @@ def test_a_loss_beyond_noise_is_rolled_back_though_unclear() -> None:
     assert len(blocks) == 2
 
 
+def test_a_lenient_gate_rolls_back_a_clear_loss_all_the_same() -> None:
+    # lost 4 is clear from 1.64 * sqrt(4) = 3.28 on, though no loss is as large as 9 * sqrt(4); won 1, lost 4 is not
+    assert contest({0, 1, 2, 3}, set(), z_loss=9)[0] == Verdict(False, 1.0, 0.0, won=0, lost=4, n_episodes=4)
+    assert contest({0, 1, 4, 5}, {2}, most=8, z_loss=9)[0].accepted
+
+
 def test_a_strict_gate_rolls_back_any_loss_and_accepts_a_tie() -> None:
     verdict, _ = contest({0, 5}, {4}, most=6, z_loss=0)
     assert verdict == Verdict(False, champion=2 / 6, challenger=1 / 6, won=1, lost=2, n_episodes=6)
