@@ -72,13 +72,14 @@ def collect_policy(
 
 
 def record(env: Simulator, act: Act, source: str) -> list[Episode]:
-    """Run one episode in each environment and cut it `AFTER_SUCCESS` steps after its first success."""
+    """Run one episode in each environment and cut it at its end, or `AFTER_SUCCESS` steps after its first success."""
     obs = env.reset()
     seeds, tasks = env.episode_seed.tolist(), env.task.tolist()
     first_success = torch.full((env.num_envs,), env.max_steps, device=env.device)
     frames, actions, success, rewards = [obs["state"][:, -1:]], [], [], []
-    steps = 0
-    while steps < env.max_steps and bool((first_success + AFTER_SUCCESS >= steps).any()):
+    steps, length = 0, torch.zeros_like(first_success)
+    running = torch.ones_like(length, dtype=torch.bool)  # an environment that has ended is in its next episode
+    while bool((running & (first_success + AFTER_SUCCESS >= steps)).any()):
         action = act(obs)[:, : env.max_steps - steps]
         step = env.step_chunk(action)
         obs = step.obs
@@ -88,10 +89,12 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
         assert step.task_reward is not None  # every simulator has a reward of its own
         rewards.append(step.task_reward)
         hit = step.success.float().argmax(1) + steps
-        first_success = torch.where(step.is_success, torch.minimum(first_success, hit), first_success)
+        first_success = torch.where(running & step.is_success, torch.minimum(first_success, hit), first_success)
+        length += running * step.executed.sum(1)
+        running &= ~(step.terminated | step.truncated)
         steps += action.shape[1]
     states, acted, succeeded, paid = (torch.cat(x, 1).cpu() for x in (frames, actions, success, rewards))
-    lengths = (first_success + 1 + AFTER_SUCCESS).clamp(max=steps).tolist()
+    lengths = torch.minimum(first_success + 1 + AFTER_SUCCESS, length).tolist()
     return [
         Episode(
             state=states[j, : n + 1].clone(),

@@ -8,6 +8,7 @@ import torch
 from rewards.errors import UserError
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
+from rl.stage_collect import record
 from rl.stage_pictures import model_spec
 from world_model.model_config import ModelConfig
 from world_model.view import View
@@ -124,6 +125,14 @@ def test_own_termination_is_not_success():
     env.reset(seed=0)
     chunk = env.step_chunk(-torch.ones(1, 6, 1))
     assert chunk.terminated.all() and not chunk.is_success.any() and not chunk.executed.all()
+
+
+def test_a_recorded_episode_ends_where_the_place_ends_it():
+    env = SimEnv("Walk-v0", 4, max_steps=9, terminate_on_success=False)
+    for episode in record(env, lambda obs: torch.full((4, 2, 1), -1.0), "random"):
+        x = episode.state[:, 0]
+        assert (x[:-1] >= -0.5).all() and x[-1] < -0.5 and episode.length in (2, 3)
+        torch.testing.assert_close(x.diff(), torch.full((episode.length,), -0.25))
 
 
 def test_step_limit_truncates_within_a_chunk():
