@@ -89,7 +89,8 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> t
     size = model.config.chunk_size
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
-    batch = windows.at(torch.arange(0, len(windows), size, device=model.device))
+    stride = max(1, size // windows.episodes[0].picture_every)  # windows of one that sees begin at pictures alone
+    batch = windows.at(torch.arange(0, len(windows), stride, device=model.device))
     batch.task = batch.task.clamp(max=model.encoder.null_task)
     given, errors = [], []
     rows = torch.arange(len(batch.task), device=model.device)

@@ -1,5 +1,7 @@
 """Trust: what it reads, that it finds out which chunks go wrong, and that nothing else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,3 +62,13 @@ def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
     assert long
     given, errors, task = dream_of_real_actions(model, long)
     assert given.shape[:2] == errors.shape == (len(task), HORIZON) and (errors >= 0).all()
+
+
+def test_dreams_begin_as_often_where_a_model_sees(model, episodes):
+    size = model.config.chunk_size
+    (long,) = [replace(e, state=e.state.repeat(2, 1)[: 2 * e.length + 1]) for e in episodes[:1]]
+    long = replace(long, action=long.action.repeat(2, 1), success=long.success.repeat(2))
+    n = len(range(0, long.length - HORIZON * size + 1, size))
+    assert n == 5
+    for every in (1, size):  # windows begin everywhere, or at new pictures alone
+        assert len(dream_of_real_actions(model, [replace(long, picture_every=every)])[2]) == n
