@@ -129,7 +129,7 @@ class PPOConfig:
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
-        _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps")
+        _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
         _at_least(self, 0, "critic_warmup_steps", "imitation_steps")
         _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
         _positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
@@ -156,7 +156,7 @@ class GateConfig:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
         _at_least(self, self.n_episodes, "max_episodes")
-        _at_least(self, 0, "z_loss")
+        _at_least(self, 0, "z_loss", "seed")
         _require(self, ("alpha",), lambda value: 0 < value < 1, "between 0 and 1")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
@@ -173,7 +173,7 @@ class EvalConfig:
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
-        _at_least(self, 0, "n_paired")
+        _at_least(self, 0, "n_paired", "seed")
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -236,7 +236,7 @@ class TrainConfig:
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""
         _at_least(self, 0, "seed", "threads", "save_minutes")
-        _at_least(self, 1, "total_timesteps", "n_rounds")
+        _at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         if self.policy == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
         if self.env.id == RECORDED and (self.env.kind != "dream" or not self.episodes or self.dream.n_episodes > 0):

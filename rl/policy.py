@@ -15,6 +15,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
+from rewards.errors import UserError
 from rl.envs.adapters import action_space, observation_space, unflatten_obs
 from world_model import modes
 from world_model.env import BatchedEnv, ChunkStep, Obs
@@ -100,7 +101,8 @@ class ChunkPolicy(BasePolicy):
         rows = torch.arange(len(observation), device=self.device)
         if deterministic:
             return self.decide(context, rows, torch.zeros_like(rows))
-        return self.sample(context, torch.default_generator)[0]
+        seed = int(torch.randint(2**62, ()))  # from the generator that SB3 seeds, which is on the CPU
+        return self.sample(context, torch.Generator(self.device).manual_seed(seed))[0]
 
     def predict(
         self,
@@ -135,7 +137,10 @@ class FlowPolicy(ChunkPolicy):
         noise_std: deviation of the noise added after each step, in units of the normalised action.
         noise_correlation: of the noise of neighbouring actions of a chunk, in [0, 1). White noise averages out within a
             chunk; correlated noise moves the hand elsewhere, which is what there is to learn from (cf. 2302.12065).
-        n_action_steps: how much of a chunk is executed.
+        n_action_steps: how much of a chunk is executed; None: all of it.
+
+    Raises:
+        UserError: it does not fit the chunks of the model.
     """
 
     def __init__(
@@ -151,7 +156,12 @@ class FlowPolicy(ChunkPolicy):
         self.model = model
         self.n_denoising_steps, self.noise_std = n_denoising_steps, noise_std
         self.chunk_size = model.config.chunk_size
-        self.n_action_steps = n_action_steps or self.chunk_size
+        self.n_action_steps = n = n_action_steps or self.chunk_size
+        if n > self.chunk_size:
+            raise UserError(f"n_action_steps={n} exceeds the chunk of {self.chunk_size} actions")
+        if n < self.chunk_size and model.pictures is not None:
+            seeing = "a model that sees gets a picture after each whole chunk"
+            raise UserError(f"n_action_steps={n}: {seeing}; set n_action_steps={self.chunk_size}")
         model.requires_grad_(False)
         model.action.requires_grad_(True)
         model.value.requires_grad_(True)

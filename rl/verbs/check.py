@@ -71,6 +71,7 @@ def run(words: list[str]) -> None:
     """Run every term, print the table, raise the first error of a place that the config trains in."""
     preset = words[0] if words and "=" not in words[0] else None
     config = compose(preset, words[1:] if preset else words, TrainConfig)
+    config = replace(config, device="cpu")  # a few steps: not worth the way to a GPU
     model = load_model(config.checkpoint) if config.policy == "flow" else None
     places = transitions(config, model)
     trained = {"sim"} if config.env.kind == "sim" else {"sim", "dream"}  # the critic begins with simulated returns
@@ -100,6 +101,9 @@ def value_range(name: str, term: dict[str, Any] | None, steps: Steps) -> tuple[s
         values = torch.cat([manager.compute(t, done, n).raw[name][done] for t, done, n in steps.chunks])
     except UserError as error:
         return str(error), error
+    except Exception as error:  # whatever a plug-in may raise: finding that is what this verb is for
+        told = UserError(f"reward term {name!r} raised {type(error).__name__}: {error}")
+        return str(told), told
     return f"{float(values.min()):.3g} … {float(values.max()):.3g}", None
 
 
@@ -163,6 +167,7 @@ def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episo
             progress=progress[:-1],
             next_progress=progress[1:],
             task_reward=episode.task_reward,
+            codec=model.pictures,
         )
         steps.chunks.append((t, torch.ones(n, dtype=torch.bool), n))
     return steps

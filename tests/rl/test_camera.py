@@ -198,6 +198,8 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     sim.rewards = RewardManager(
         {"goal_image": {"weight": -1.0, "params": {"path": "goal.png"}}}, sim.spec.slices, "sim"
     )
+    near = "rewards.near={func: goal_image, weight: -1.0, params: {path: goal.png}}"
+    assert cli.main(["check", "pixels", "checkpoint=tuned", "env.tasks=[drawer-open]", near]) == 0
     sim.set_episode_seeds([2_000_000])
     policy = FlowPolicy(model, sim)
     obs = sim.reset()

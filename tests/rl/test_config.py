@@ -154,6 +154,10 @@ def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
         # What each section checks for itself once everything is composed.
         ("ppo.learning_rate=0", "ppo.learning_rate=0.0: expected more than 0"),
         ("ppo.gamma=1.1", "ppo.gamma=1.1: expected between 0 and 1"),
+        ("n_action_steps=-1", "n_action_steps=-1: expected at least 1"),
+        ("ppo.bc_batch_size=0", "ppo.bc_batch_size=0: expected at least 1"),
+        ("eval.seed=-5", "eval.seed=-5: expected at least 0"),
+        ("gate.seed=-5", "gate.seed=-5: expected at least 0"),
         ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
         ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 320 chunks"),
     ],

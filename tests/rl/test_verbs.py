@@ -150,6 +150,11 @@ def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture
     assert [line for line in again.splitlines() if line.startswith("│")] == table[1:]
 
 
+def test_eval_refuses_more_actions_than_a_chunk_has(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "eval", str(checkpoint), "n_action_steps=20", "n_episodes=2", "tasks=[push]")
+    assert "n_action_steps=20 exceeds the chunk of 8 actions" in line
+
+
 def test_dream_draws_and_prints(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = {
         "expert": "16 steps of the expert, dreamed again",
@@ -206,6 +211,12 @@ def test_broken_terms_are_one_line(
     assert complaint.split("(")[0] in line
     code, _, err = call(capsys, "train", "sim", *tiny, override)
     assert code == 2 and err.count("\n") == 1 and "reward term 'mine'" in err
+
+
+def test_check_shows_what_a_plug_in_raises(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text("def term(t):\n    return t.nothing\n")
+    line = refused(capsys, "check", "sim", *tiny, "rewards.mine={func: mine.py:term, weight: 1.0}")
+    assert "reward term 'mine' raised AttributeError: 'Transition' object has no attribute 'nothing'" in line
 
 
 def test_a_plug_in_outside_the_project_trains(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
