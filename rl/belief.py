@@ -18,7 +18,7 @@ def trust_weights(expected_error: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def flipped(model: WorldActionModel, rollout: Rollout, n_denoising_steps: int, seed: int) -> Tensor:
+def flipped(model: WorldActionModel, rollout: Rollout, n_denoising_steps: int, seed: int, action_delay: int) -> Tensor:
     """Dream each success of a dreamed rollout again, with the same actions, new noise and one more denoising step.
 
     Returns (n_steps, num_envs) bool: chunks that led to a success which was not seen again in as many chunks.
@@ -34,7 +34,7 @@ def flipped(model: WorldActionModel, rollout: Rollout, n_denoising_steps: int, s
     seeds = seed + torch.arange(n, device=first.device)
     starts = StartStates(frames, rollout.task[first, env], torch.zeros_like(first), nothing, seeds)
     most = longest * model.config.chunk_size
-    dream = DreamEnv(model, n, starts, longest, n_denoising_steps + 1, max_steps=most, in_order=True)
+    dream = DreamEnv(model, n, starts, longest, n_denoising_steps + 1, most, in_order=True, action_delay=action_delay)
     dream.reset()
     again = torch.zeros_like(first, dtype=torch.bool)
     for t in range(longest):

@@ -20,6 +20,9 @@ from world_model.env import BatchedEnv
 from world_model.model import WorldActionModel
 from world_model.spec import Spec
 
+SAME = "max_steps", "terminate_on_success", "action_delay", "obs_noise"
+"""Fields of `EnvConfig`, and attributes of every environment, in which simulator and dream are to be the same."""
+
 
 def make_sim(
     config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], n_envs: int, rewards: bool
@@ -30,12 +33,14 @@ def make_sim(
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
     """
     env = config.env
+    if env.events and (env.id == RECORDED or is_isaac(env.id)):
+        raise UserError(f"env.events: env.id={env.id} has no events of ours; only Meta-World tasks have")
     options: dict[str, Any] = {
         "n_context_frames": 1 if model is None else model.config.n_context_frames,
         "read_out": None if model is None else model.read_frames,
         "seed": config.seed,
         "device": device_of(config),
-        **{name: getattr(env, name) for name in ("max_steps", "terminate_on_success", "action_delay", "obs_noise")},
+        **{name: getattr(env, name) for name in SAME},
     }
     sim: Simulator
     if env.id == RECORDED:
@@ -43,7 +48,7 @@ def make_sim(
 
         if model is None:
             raise UserError(f"env.id={RECORDED}: policy=gaussian has no dream to judge it in; use policy=flow")
-        kept = {name: options[name] for name in ("seed", "max_steps", "action_delay", "obs_noise")}
+        kept = {name: options[name] for name in ("seed", *SAME)}
         sim = Recorded(config, model, tuple(tasks), n_envs, **kept)
     elif is_isaac(env.id):
         from rl.envs.isaac import IsaacEnv
@@ -88,13 +93,8 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
     if model is None:
         torch.manual_seed(config.seed)
         return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
-    ppo, n, size = config.ppo, config.n_action_steps, model.config.chunk_size
-    if n > size:
-        raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
-    if n < size and model.pictures is not None:
-        seeing = "a model that sees gets a picture after each whole chunk"
-        raise UserError(f"n_action_steps={n}: {seeing}; set n_action_steps={size}")
-    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, n, ppo.noise_correlation)
+    ppo = config.ppo
+    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps, ppo.noise_correlation)
 
 
 def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rl.belief import flipped, trust_weights
 from rl.buffer import Rollout
-from rl.build import make_rewards
+from rl.build import SAME, make_rewards
 from rl.config import DreamConfig, TrainConfig
 from rl.gate import Verdict
 from world_model.dream_env import DreamEnv, StartStates
@@ -48,20 +48,18 @@ class Dreams:
 
     def env(self, starts: StartStates) -> DreamEnv:
         """Build the dream, with branches that begin in `starts`."""
-        env, dream, model = self.config.env, self.config.dream, self.model
+        dream, model = self.config.dream, self.model
         return DreamEnv(
             model,
             dream.n_envs,
             starts,
             dream.horizon,
             dream.n_denoising_steps,
-            max_steps=env.max_steps,
             rewards=self.rewards,
-            action_delay=env.action_delay,
-            obs_noise=env.obs_noise,
             seed=self.config.seed + len(self.episodes),
             max_expected_error=dream.max_expected_error,
             pessimism=dream.pessimism,
+            **{name: getattr(self.config.env, name) for name in SAME},
         )
 
     def weigh(self, rollout: Rollout, seed: int) -> dict[str, float]:
@@ -70,7 +68,7 @@ class Dreams:
         if config.weigh_by_trust:
             rollout.weight = trust_weights(rollout.expected_error)
         if config.redream:
-            marks = flipped(self.model, rollout, config.n_denoising_steps, seed)
+            marks = flipped(self.model, rollout, config.n_denoising_steps, seed, self.config.env.action_delay)
             n_successes = int(rollout.success.sum())
             rollout.weight, rollout.success = rollout.weight * ~marks, rollout.success & ~marks
             seen["flipped"] = 1 - int(rollout.success.sum()) / max(n_successes, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -62,10 +64,13 @@ class Imitation:
             contexts = [context[rows] for context, rows in zip(rollout.context[: len(kept)], kept, strict=True)]
             self._keep(place, concatenate(contexts), actions[kept])
 
-    def add_episodes(self, episodes: list[Episode]) -> None:
-        """Keep the chunks of recorded successes, one after the other and the last one up to the end."""
+    def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
+        """Keep the chunks of recorded successes, one after the other and the last one up to the end.
+
+        What was executed had been commanded `delay` steps before, and commands are what a policy has to learn.
+        """
         size = self.model.config.chunk_size
-        successes = [e for e in episodes if e.is_success and e.length >= size]
+        successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= size + delay]
         if self.coefs["sim"] == 0 or not successes:
             return
         windows = self.model.windows(successes)
@@ -78,7 +83,8 @@ class Imitation:
         return {kind: examples for kind, examples in self.examples.items() if kind != "demonstrations"}
 
     def collect_again(self, collected: dict[str, Examples]) -> None:
-        """Take back what `collected` gave."""
+        """Take back what `collected` gave, in place of what there is."""
+        self.examples = {k: examples for k, examples in self.examples.items() if k == "demonstrations"}
         for kind, (context, actions) in collected.items():
             self.examples[kind] = context.to(self.model.device), actions.to(self.model.device)
 
@@ -100,6 +106,11 @@ class Imitation:
     def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(actions), (self.batch_size,), generator=generator, device=generator.device)
         return policy_loss(self.model, context[index], actions[index], generator)
+
+
+def _commanded(episode: Episode, delay: int) -> Episode:
+    seen, late = episode.state[: len(episode.state) - delay], slice(delay, None)
+    return replace(episode, state=seen, action=episode.action[late], success=episode.success[late], task_reward=None)
 
 
 def leads_to_success(success: Tensor, done: Tensor) -> Tensor:

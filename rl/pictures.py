@@ -24,7 +24,7 @@ def draw_before_after(
         _bar(axes, i - 0.2, before, GREY, "before" if i == 0 else None)
         _bar(axes, i + 0.2, after, BLUE, "after" if i == 0 else None)
     axes.set_xticks(range(len(runs)), list(runs))
-    axes.set(ylim=(0, 1), ylabel="success in the simulator")
+    axes.set(ylim=(0, 1), ylabel="success")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, ncols=2, loc="outside upper right")
     _save(figure, path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl import report_figures as figures
-from rl.compose import compose
+from rl.compose import compose, diff_from_defaults
 from rl.config import TrainConfig
 from rl.evaluate import EpisodeResult, describe, paired_gain
 from rl.verbs.run_folder import read_rows
@@ -248,7 +248,7 @@ def _rewards(rows: Sequence[Row]) -> str:
 
 def _repeat(folder: Path, config: TrainConfig) -> str:
     """The command, what differs from the defaults, and the versions."""
-    changed = "\n".join(f"{key}: {value}" for key, value in _differences(config, TrainConfig(name=config.name)))
+    changed = "\n".join(f"{key}: {value}" for key, value in diff_from_defaults(config).items() if key != "name")
     versions = ", ".join(f"{name} {number}" for name in LIBRARIES if (number := _version(name)))
     return (
         f"<pre>wamtune train {_text(str(folder / 'config.yaml'))}</pre><p>Differs from the defaults in</p>"
@@ -261,15 +261,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:  # as Meta-World beside Isaac Lab
         return ""
-
-
-def _differences(config: Any, default: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in vars(config).items():
-        other = getattr(default, name)
-        if hasattr(value, "__dataclass_fields__"):
-            yield from _differences(value, other, f"{prefix}{name}.")
-        elif value != other:
-            yield f"{prefix}{name}", value
 
 
 def _results(episodes: Sequence[Row], name: str, phase: str) -> list[EpisodeResult]:

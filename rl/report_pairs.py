@@ -13,7 +13,7 @@ import torch
 from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 
-from rl.build import make_sim, tasks_of
+from rl.build import SAME, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
@@ -55,7 +55,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
         sim = make_sim(config, model, task, min(config.env.n_envs, len(seeds)), rewards=False)
         try:
             share = seeds[i :: len(alone)]
-            pairs += run_pairs(policy, model, sim, share, config.dream.n_denoising_steps, config.env.max_steps)[1]
+            pairs += run_pairs(policy, model, sim, share, config.dream.n_denoising_steps)[1]
         finally:
             sim.close()
     return {
@@ -73,7 +73,6 @@ def run_pairs(
     sim: Simulator,
     seeds: Sequence[int],
     n_denoising_steps: int = 1,
-    max_steps: int = 150,
 ) -> tuple[list[EpisodeResult], list[Pair]]:
     """Run the episodes named by `seeds` in `sim` (which runs one task), in the dream, and in the dream once more.
 
@@ -83,7 +82,7 @@ def run_pairs(
     sim.record(True)
     results = evaluate_sim(policy, sim, seeds)
     episodes = {e.seed: e for e in sim.record(False)}
-    dreamed, dream_success = _live(policy, model, starts, n_denoising_steps, max_steps)
+    dreamed, dream_success = _live(policy, model, sim, starts, n_denoising_steps)
     retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
     told = zip(results, dreamed, dream_success, retold, retold_success, strict=True)
     return results, [Pair(r.task, r.seed, r.success, d, episodes[r.seed], x, y, s) for r, x, d, y, s in told]
@@ -225,11 +224,12 @@ def _film(model: WorldActionModel, pair: Pair, title: str) -> str:
 
 
 def _live(
-    policy: ChunkPolicy, model: WorldActionModel, starts: StartStates, n_denoising_steps: int, max_steps: int
+    policy: ChunkPolicy, model: WorldActionModel, sim: Simulator, starts: StartStates, n_denoising_steps: int
 ) -> tuple[list[Tensor], list[bool]]:
-    """Let the policy act in the dream from each start, until success or the step limit."""
-    n, size = len(starts), policy.n_action_steps
-    env = DreamEnv(model, n, starts, -(-max_steps // size), n_denoising_steps, max_steps=max_steps, in_order=True)
+    """Let the policy act in the dream from each start, until an episode ends as it does in `sim`."""
+    n, horizon = len(starts), -(-sim.max_steps // policy.n_action_steps)
+    same = {name: getattr(sim, name) for name in SAME}
+    env = DreamEnv(model, n, starts, horizon, n_denoising_steps, in_order=True, **same)
     obs = env.reset()
     frames = [[env.context[i, -1:].clone()] for i in range(n)]
     alive = torch.ones_like(env.task, dtype=torch.bool)

@@ -111,10 +111,10 @@ class PostTraining:
     def _run_part(self, place: str, round_index: int) -> None:
         """Train in `place` and hear the gate, or go on with what was under way."""
         if not self.under_way:
-            is_first = place == self.places(round_index)[0]
-            if self.dreams is not None and self.config.dream.n_episodes > 0 and is_first:
+            dreams = self.dreams if "dream" in self.places(round_index) else None
+            if dreams is not None and not dreams.end and place == self.places(round_index)[0]:
                 self._explore(self.config.dream.n_episodes)
-            if place == "dream" and self.dreams is not None and self.dreams.end:
+            if dreams is not None and dreams.end and place == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return
             self.policy.set_reference()
@@ -125,9 +125,10 @@ class PostTraining:
 
     def evaluate(self) -> list[EpisodeResult]:
         """Success of the present policy on the seeds of `config.eval`."""
-        first = self.config.eval.seed
-        seeds = range(first, first + self.config.eval.n_episodes)
-        return self.arenas.run(self.policy, seeds, partial(self._tick, "evaluation"))
+        seeds = range(self.config.eval.seed, self.config.eval.seed + self.config.eval.n_episodes)
+        results = self.arenas.run(self.policy, seeds, partial(self._tick, "evaluation"))
+        self.sim.record(self.dreams is not None)  # no dream sees them, where training and judging share a simulator
+        return results
 
     def close(self) -> None:
         """End the simulator's processes."""
@@ -238,12 +239,11 @@ class PostTraining:
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
-        dream = self.config.dream
-        elsewhere = (self.real, dream.n_epochs, self.ref_kl_coef) if place == "dream" else ()
+        elsewhere = (self.real, self.config.dream.n_epochs, self.ref_kl_coef) if place == "dream" else ()
         stats = self.ppo.update(samples, *elsewhere)
-        ends = (rollout.terminated | rollout.truncated).sum().clamp(min=1)
+        ends = rollout.terminated | rollout.truncated
         values = {f"train/{name}": value for name, value in stats.items()}
-        values[f"rollout/{place}_success"] = success = float(rollout.success.sum() / ends)
+        values[f"rollout/{place}_success"] = success = float((rollout.success & ends).sum() / ends.sum().clamp(min=1))
         if place == "dream" and self.dreams is not None:
             self.dreams.success = success
         values[f"rollout/{place}_reward"] = float(rollout.reward.mean())
@@ -283,7 +283,7 @@ class PostTraining:
         """Run episodes; imitation and dream learn from them if `learn`."""
         results, episodes = self.arenas.record(policy, seeds, partial(self._tick, doing))
         if learn and self.imitation is not None:
-            self.imitation.add_episodes(episodes)
+            self.imitation.add_episodes(episodes, self.config.env.action_delay)
         if learn and self.dreams is not None:
             self.dreams.episodes += episodes
         return results

@@ -79,7 +79,7 @@ def watched(model: WorldActionModel, videos: list[Video]) -> list[Episode]:
     episodes = []
     for i, (task, pictures) in enumerate(videos):
         steps = every * (len(pictures) - 1)
-        codes = codec.encode(pictures).repeat_interleave(every, dim=0)[: steps + 1]
+        codes = codec.encode(pictures.to(model.device)).cpu().repeat_interleave(every, dim=0)[: steps + 1]
         told = torch.full((steps + 1, model.spec.state_dim - codec.code_dim), torch.nan)
         actions = torch.full((steps, model.spec.action_dim), torch.nan)
         never = torch.zeros(steps, dtype=torch.bool)

@@ -91,7 +91,8 @@ class DreamEnv(BatchedEnv):
             `position_error`; None: nowhere. `doubt` is then `pessimism` for such a branch, to be taken from the value
             that its end is bootstrapped with, or a policy would learn to run into the fog.
         in_order: begin branch i of every reset from start i, with the seed of its episode; for paired evaluation.
-        max_steps, rewards, action_delay, obs_noise, seed: see `BatchedEnv`; the device is that of the model.
+        max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`; the device is that of
+            the model.
     """
 
     place = "dream"
@@ -106,6 +107,7 @@ class DreamEnv(BatchedEnv):
         max_steps: int = 150,
         in_order: bool = False,
         rewards: RewardManager | None = None,
+        terminate_on_success: bool = True,
         action_delay: int = 0,
         obs_noise: float = 0.0,
         seed: int = 0,
@@ -119,6 +121,7 @@ class DreamEnv(BatchedEnv):
             max_steps,
             rewards=rewards,
             read_out=model.read_frames,
+            terminate_on_success=terminate_on_success,
             action_delay=action_delay,
             obs_noise=obs_noise,
             seed=seed,

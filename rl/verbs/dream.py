@@ -169,8 +169,16 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
     if n_chunks == 0:
         raise UserError(f"dream: the episode has {episode.length} steps, a chunk has {size}; try another seed")
     starts = StartStates.from_episodes([episode], model.spec.tasks, model.config.n_context_frames, first_only=True)
-    env = DreamEnv(model, 1, starts, n_chunks, n_denoising_steps, max_steps=n_chunks * size, seed=episode.seed)
-    env.terminate_on_success = False  # the real episode went on, too
+    env = DreamEnv(
+        model,
+        1,
+        starts,
+        n_chunks,
+        n_denoising_steps,
+        max_steps=n_chunks * size,
+        terminate_on_success=False,  # the real episode went on, too
+        seed=episode.seed,
+    )
     env.reset()
     chunks = episode.action[: n_chunks * size].view(n_chunks, 1, size, -1)
     frames, expected = [episode.state[:1]], []

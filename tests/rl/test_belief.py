@@ -58,10 +58,10 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
     begun: list[StartStates] = []
 
     class Again(DreamEnv):
-        def __init__(self, model, n, starts, horizon, n_denoising_steps, **options) -> None:
-            assert n_denoising_steps == 2 and options["in_order"]
+        def __init__(self, model, n, starts, horizon, n_denoising_steps, *rest, **options) -> None:
+            assert n_denoising_steps == 2 and options == {"in_order": True, "action_delay": 2}
             begun.append(starts)
-            super().__init__(model, n, starts, horizon, n_denoising_steps, **options)
+            super().__init__(model, n, starts, horizon, n_denoising_steps, *rest, **options)
 
         def step_chunk(self, actions):
             step = super().step_chunk(actions)
@@ -70,7 +70,7 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
             return step
 
     monkeypatch.setattr(rl.belief, "DreamEnv", Again)
-    marks = flipped(model, rollout, 1, seed=5)
+    marks = flipped(model, rollout, 1, seed=5, action_delay=2)
     (starts,) = begun
     contexts = [rollout.context[0].frames[0], rollout.context[1].frames[1]]
     assert torch.equal(starts.context, torch.stack(contexts)) and starts.seed.tolist() == [5, 6]
@@ -87,7 +87,7 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
 
 def test_without_success_there_is_nothing_to_dream_again(model, rollout) -> None:
     rollout.success[:] = False
-    assert not flipped(model, rollout, 1, seed=0).any()
+    assert not flipped(model, rollout, 1, seed=0, action_delay=0).any()
 
 
 def test_what_flips_counts_nothing_and_is_no_success(tiny, monkeypatch) -> None:

@@ -88,7 +88,7 @@ def test_pairs_are_the_episodes_of_an_evaluation(model: WorldActionModel) -> Non
         "metaworld", 4, ["button-press-topdown"], n_context_frames=2, task_names=model.spec.tasks, max_steps=40
     )
     policy = FlowPolicy(model, sim)
-    results, pairs = run_pairs(policy, model, sim, SEEDS, max_steps=40)
+    results, pairs = run_pairs(policy, model, sim, SEEDS)
     alone = evaluate_sim(policy, sim, SEEDS)
     sim.close()
     assert results == alone

@@ -12,6 +12,7 @@ import rl.rounds
 from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.envs.sim import SimEnv
 from rl.evaluate import EpisodeResult
 from rl.gate import Verdict
 from rl.imitation import Imitation, leads_to_success, whole_chunks
@@ -155,6 +156,19 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(
     post.close()
 
 
+def test_evaluations_teach_no_dream_where_there_is_only_one_simulator(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimEnv, "alone", True)  # as Isaac Lab is
+    post = build("mix", tiny, demonstrations, "ppo.fresh_rollouts=true", "ppo.n_steps=8")
+    assert post.dreams is not None and post.arenas.envs == [post.sim]
+    post.evaluate()
+    post._collect_sim(8)
+    post.close()
+    evaluated = range(post.config.eval.seed, post.config.eval.seed + post.config.eval.n_episodes)
+    assert post.dreams.episodes and not {e.seed for e in post.dreams.episodes} & {*evaluated}
+
+
 def test_gates_may_judge_alone(tiny: list[str], demonstrations: list[Any]) -> None:
     taught, judged_alone = (
         build("dream", tiny, demonstrations, f"gate.record={record}") for record in ("true", "false")
@@ -188,6 +202,45 @@ def test_a_round_may_begin_with_episodes_that_explore(
     post.close()
     assert sorted(e.seed for e in post.dreams.episodes) == [50_000_000 + i for i in range(6)]
     assert post.sim_steps == sum(e.length for e in post.dreams.episodes) and post.gate_steps == 0
+
+
+def test_only_rounds_that_dream_begin_with_episodes_that_explore(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl.rounds, "judge", judged(True))
+    words = "n_rounds=3", "dream.n_rounds=2", "dream.n_episodes=3", "ppo.imitation_steps=0", "total_timesteps=64"
+    post = build("mix", tiny, demonstrations, *words)
+    post.run()
+    post.close()
+    assert post.explored == 6 and [part.place for part in post.parts] == ["dream", "dream", "sim"]
+    post = build("dream", tiny, demonstrations, "n_rounds=3", "dream.n_episodes=3", "ppo.imitation_steps=0")
+    assert post.dreams is not None and post.config.dream.max_widenings is not None
+    post.dreams.n_widenings = post.config.dream.max_widenings  # no more dreams, and nothing to collect for them
+    post.run()
+    post.close()
+    assert post.explored == post.sim_steps == 0
+
+
+def test_a_dream_goes_on_after_success_where_the_simulator_does(tiny: list[str], demonstrations: list[Any]) -> None:
+    words = "env.terminate_on_success=false", "env.action_delay=2", "env.obs_noise=0.01"
+    post = build("dream", tiny, demonstrations, *words)
+    assert post.dreams is not None
+    dream = post.dreams.env(post.arenas.starts([0, 1]))
+    for env in post.sim, dream:
+        assert (env.terminate_on_success, env.action_delay, env.obs_noise, env.max_steps) == (False, 2, 0.01, 64)
+    post.close()
+
+
+def test_success_is_a_share_of_episodes_where_they_go_on_after_it(tiny: list[str], demonstrations: list[Any]) -> None:
+    logged: Logged = []
+    post = build("sim", tiny, demonstrations, "env.terminate_on_success=false", "ppo.fresh_rollouts=true")
+    post.log = lambda step, values: logged.append((step, values))
+    rollout = post._collect_sim(8)  # 64 steps: all four episodes end with it
+    rollout.success[2:] = torch.tensor([True, True, False, False])
+    rollout.success[2, 2] = True  # seen, and lost again
+    post._update("sim", rollout)
+    post.close()
+    assert logged[-1][1]["rollout/sim_success"] == 0.5
 
 
 def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
@@ -369,6 +422,30 @@ def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTrain
     whole = success.length // size
     seen, everywhere = post.imitation.examples["sim"][1].split([whole, len(starts)])
     assert torch.equal(seen, actions[:whole]) and torch.equal(everywhere, actions)
+
+
+def test_what_was_executed_late_is_imitated_where_it_was_commanded(
+    post: PostTraining, demonstrations: list[Any]
+) -> None:
+    assert post.imitation is not None and post.model is not None
+    success = next(e for e in demonstrations if e.is_success)
+    size, delay = post.model.config.chunk_size, 3
+    post.imitation.add_episodes([success], delay)
+    context, actions = post.imitation.examples["sim"]
+    last = success.length - delay - size
+    starts = [*range(0, last, size), last]
+    assert torch.equal(actions, torch.stack([success.action[t + delay : t + delay + size] for t in starts]))
+    assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
+
+
+def test_what_was_collected_is_taken_back_in_place_of_what_there_is(
+    post: PostTraining, demonstrations: list[Any]
+) -> None:
+    assert post.imitation is not None
+    saved = post.imitation.collected()
+    post.imitation.add_episodes(demonstrations)
+    post.imitation.collect_again(saved)
+    assert [*post.imitation.examples] == ["demonstrations"]
 
 
 def test_leads_to_success_by_hand() -> None:
