@@ -173,7 +173,7 @@ def run_sb3(config: TrainConfig, task: str) -> Row:
     for budget in BUDGETS:
         ppo.learn(budget - ppo.num_timesteps, reset_num_timesteps=False)
         after = bits(evaluate_sim(actor, arena, seeds))
-        curve.append((ppo.num_timesteps, share(after)))
+        curve.append((budget, share(after)))  # and up to a rollout more
     arena.close()
     env.close()
     steps = ppo.num_timesteps
