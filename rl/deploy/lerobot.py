@@ -25,6 +25,9 @@ FILE = "chunk-000/file-000.parquet"
 INFO, STATS, TASKS, OURS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/wamtune.json"
 FINAL_STATE = "final.observation.state"
 
+NARROWEST = 1e-3
+"""Distance of the bounds of an action that never moves."""
+
 Columns = dict[str, np.ndarray]
 """Feature name -> (frames,) or (frames, size)."""
 
@@ -49,8 +52,8 @@ def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
     """Read a LeRobot v3.0 dataset with `observation.state` and `action`; images and videos are passed over.
 
     A dataset from elsewhere says nothing of action bounds, source and seed: the bounds become the smallest and largest
-    action seen, the source "import", the seed the number of the episode. Without `next.success` no step is a success;
-    success in the dropped last frame counts for the step before it.
+    action seen (`NARROWEST` apart, where it never moves), the source "import", the seed the number of the episode.
+    Without `next.success` no step is a success; success in the dropped last frame counts for the step before it.
     """
     root = Path(folder)
     info = read_info(root)
@@ -58,6 +61,9 @@ def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
     for key in ("observation.state", "action", "episode_index", "frame_index"):
         if key not in frames:
             raise UserError(f"{root}: the dataset has no {key}; it has {', '.join(sorted(frames))}")
+    for key in ("episode_index", "length", "tasks"):
+        if key not in rows:
+            raise UserError(f"{root}: meta/episodes has no {key}; it has {', '.join(sorted(rows))}")
     spec = _read_spec(root, info, frames, rows)
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     frames = {name: column[order] for name, column in frames.items()}
@@ -141,6 +147,7 @@ def _row(episode: Episode, number: int, end: int, frames: Columns) -> dict[str, 
         FINAL_STATE: episode.state[-1].float().cpu().numpy(),
         "source": episode.source,
         "seed": episode.seed,
+        "picture_every": episode.picture_every,
         "has_task_reward": episode.task_reward is not None,
         **stats,
     }
@@ -226,7 +233,10 @@ def read_parquet(root: Path, part: str) -> Columns:
             tables.append(pq.read_table(path, columns=wanted))
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: the file is damaged; download the dataset again") from error
-    table = pa.concat_tables(tables)
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise UserError(f"{root / part}: its files have different columns; download the dataset again") from error
     return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
 
 
@@ -234,9 +244,11 @@ def _to_numpy(column: Any) -> np.ndarray:
     """Turn an arrow column into (rows,), or (rows, size) if all its lists are of one length."""
     if not hasattr(column.type, "value_type"):
         return np.asarray(column.to_numpy(zero_copy_only=False))
-    values = np.asarray(column.flatten().to_numpy(zero_copy_only=False))
-    if len(values) % len(column) == 0:
-        return values.reshape(len(column), -1)
+    import pyarrow.compute as pc
+
+    sizes = pc.list_value_length(column).unique().to_pylist()
+    if len(sizes) == 1 and sizes[0] is not None:
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), sizes[0])
     return np.fromiter((item.as_py() for item in column), dtype=object, count=len(column))
 
 
@@ -248,10 +260,12 @@ def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{root / OURS}: it cannot be read; delete it to import the dataset without it") from error
     state, action = (_matrix(frames[name]) for name in ("observation.state", "action"))
+    low, high = action.min(0), action.max(0)
+    still = NARROWEST / 2 * (low == high)
     return Spec(
         features={"state": Feature((state.shape[1],))},
-        action_low=tuple(action.min(0).tolist()),
-        action_high=tuple(action.max(0).tolist()),
+        action_low=tuple((low - still).tolist()),
+        action_high=tuple((high + still).tolist()),
         tasks=tuple(dict.fromkeys(str(tasks[0]) for tasks in rows["tasks"])),
         control_hz=float(info["fps"]),
     )
@@ -276,6 +290,7 @@ def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
         source=str(row.get("source", "import")),
         seed=int(row.get("seed", row["episode_index"])),
         task_reward=None if reward is None else torch.tensor(reward, dtype=torch.float32).reshape(-1),
+        picture_every=int(row.get("picture_every", 1)),
     )
 
 

@@ -30,6 +30,7 @@ def make_episodes(spec: Spec = SPEC) -> list[Episode]:
             source="noisy",
             seed=2**40 + length,
             task_reward=torch.rand(length, generator=generator) if length != 3 else None,
+            picture_every=8 if length == 4 else 1,
         )
         for length in (3, 1, 4)
     ]
@@ -41,7 +42,8 @@ def assert_equal(got: list[Episode], expected: list[Episode]) -> None:
             a, b = getattr(mine, name), getattr(theirs, name)
             assert (a is None) == (b is None), name
             assert b is None or (a.dtype == b.dtype and torch.equal(a, b)), name
-        assert (mine.task, mine.source, mine.seed) == (theirs.task, theirs.source, theirs.seed)
+        for name in ("task", "source", "seed", "picture_every"):
+            assert getattr(mine, name) == getattr(theirs, name), name
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -104,7 +106,7 @@ def foreign(folder, drop: tuple[str, ...] = ()) -> None:
     export_lerobot(make_episodes(), SPEC, folder)
     (folder / "meta/wamtune.json").unlink()
     path = folder / "meta/episodes/chunk-000/file-000.parquet"
-    ours = ["final.observation.state", "source", "seed", "has_task_reward"]
+    ours = ["final.observation.state", "source", "seed", "picture_every", "has_task_reward"]
     pq.write_table(pq.read_table(path).drop_columns(ours), path)
     path = folder / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path).drop_columns(list(drop))
@@ -132,6 +134,28 @@ def test_a_foreign_dataset_without_success_and_reward(tmp_path) -> None:
     foreign(tmp_path, drop=("next.success", "next.reward"))
     episodes, _ = import_lerobot(tmp_path)
     assert not any(e.is_success for e in episodes) and episodes[0].task_reward is None
+
+
+def test_an_action_that_never_moves_has_narrow_bounds(tmp_path) -> None:
+    foreign(tmp_path / "dataset")
+    for path in (tmp_path / "dataset/data/chunk-000").iterdir():
+        table = pq.read_table(path)
+        still = pa.array([[a, 0.5] for a, _ in table["action"].to_pylist()], pa.list_(pa.float64()))
+        pq.write_table(table.set_column(1, "action", still), path)
+    assert cli.main(["cp", str(tmp_path / "dataset"), str(tmp_path / "store")]) == 0
+    spec = EpisodeStore(tmp_path / "store").spec
+    assert spec is not None and (spec.action_low[1], spec.action_high[1]) == pytest.approx((0.4995, 0.5005))
+
+
+def test_episodes_of_several_tasks_keep_the_first(tmp_path) -> None:
+    foreign(tmp_path)
+    path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    tasks = pa.array([["push"], ["push"], ["pick", "push", "lift", "pull"]])  # six names in three rows
+    pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", tasks), path)
+    assert [e.task for e in import_lerobot(tmp_path)[0]] == ["push", "pick"]
+    pq.write_table(table.drop_columns(["tasks"]), path)
+    assert "meta/episodes has no tasks; it has " in line(import_lerobot, tmp_path)
 
 
 def line(call, *args) -> str:
