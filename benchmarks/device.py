@@ -6,9 +6,10 @@
 
 For each number of branches: environment steps and pictures in a second of a dream in which the policy acts (encode,
 decide, dream), with a picture drawn where a chunk ends; the same compiled (`torch.compile`, which captures CUDA graphs
-on a GPU), and how far its frames are from those of the plain one, in units of how far things move. Then optimizer steps
-in a second of an update of the policy and of a refit. A share is floating-point operations in a second, as counted by
-torch, in units of the largest square product in bfloat16, where the device has it, else float32.
+on a GPU), and how far its frames are from those of the plain one, in units of how far things move. Then gradients in a
+second of imitation and of a refit, forward and backward, which is most of what an optimizer step costs. A share is
+floating-point operations in a second, as counted by torch, in units of the largest square product in bfloat16, where
+the device has it, else float32.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def main() -> None:
         for row in dream_rows(model, draw(model, windows, n), peak, args.seconds, args.plain):
             print(row, flush=True)
     batch = draw(model, windows, 512)
-    print("\n| optimizer steps of 512 chunks | a second | share |\n| --- | ---: | ---: |")
-    steps = {"update of the policy": policy_step(model, batch), "refit of the dream": refit_step(model, batch)}
+    print("\n| gradients of 512 chunks | a second | share |\n| --- | ---: | ---: |")
+    steps = {"imitation": policy_step(model, batch), "refit of the dream": refit_step(model, batch)}
     for name, step in steps.items():
         rate = measured(step, model.device, args.seconds)
         print(f"| {name} | {rate:.1f} | {100 * rate * operations(step) / peak:.1f} % |", flush=True)
@@ -92,7 +93,7 @@ def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: floa
 
 
 def policy_step(model: WorldActionModel, batch: Batch) -> Step:
-    """A step of imitation, which costs what one of PPO does: forward and backward through the action decoder."""
+    """Forward and backward through the action decoder."""
     with torch.no_grad():
         context = model.encode(batch.context, batch.task)
 

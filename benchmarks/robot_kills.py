@@ -25,17 +25,18 @@ WORDS = "deploy metaworld-tuned run robot-sim params.paced=false max_steps=4 n_e
 
 def main() -> None:
     n, seed = (int(word) for word in (*sys.argv[1:], "200", "0")[:2])
-    draw, ended, writing = random.Random(seed), 0, 0
+    draw, ended, lost, writing = random.Random(seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder, Progress("kill") as progress:
         store = EpisodeStore(Path(folder) / "recorded")
         for i in range(n):
-            ended += session(folder, draw)
+            before, told = len(store), session(folder, draw)
+            # One more than was said may be there: killed after it was written.
+            ended, lost = ended + told, lost + max(told - (len(store) - before), 0)
             writing += len([*store.folder.glob(".*.tmp")])  # what the kill caught half-written
             progress.update(i + 1, n, ended=ended, on_disk=len(store))
         found = store.load()
-    lost = ended - len(found)
     print(f"{n} kills, {writing} while an episode was being written: {ended} had ended, {len(found)} are on disk")
-    print(f"lost: {max(lost, 0)}; written, and killed before it was said: {max(-lost, 0)}")
+    print(f"lost: {lost}; written, and killed before it was said: {len(found) - ended + lost}")
     sys.exit(lost > 0)
 
 

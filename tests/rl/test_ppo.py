@@ -15,7 +15,7 @@ from rl.buffer import Samples
 from rl.config import PPOConfig
 from rl.gaussian_policy import GaussianPolicy
 from rl.policy import FlowPolicy
-from rl.ppo import ChunkPPO
+from rl.ppo import ChunkPPO, _normalised
 from world_model import modes
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.losses import policy_loss
@@ -241,6 +241,12 @@ def test_advantages_are_normalised(make_ppo):
     batch = samples(ppo, ppo.collect(ppo.batched, 4))
     batch.advantage = 1000 * batch.advantage + 500
     assert abs(ppo.update(batch)["policy_gradient_loss"]) < 1e-3  # their mean is 0
+    # By hand: a mean of (1 + 2 + 2 * 3.5) / 4 = 2.5, of squares from it (2.25 + 0.25 + 2 * 1) / 4 = 1.125
+    batch = batch[torch.arange(3)]
+    batch.advantage, batch.weight = torch.tensor([1.0, 2.0, 3.5]), torch.tensor([1.0, 1.0, 2.0])
+    torch.testing.assert_close(_normalised(batch).advantage, torch.tensor([-1.5, -0.5, 1.0]) / 1.125**0.5)
+    batch.advantage = torch.tensor([5.0, 5.0, 5.0])  # nothing to choose from: no division by 0
+    assert _normalised(batch).advantage.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("policy", "n_steps"), [("flow", 100), ("gaussian", 400)])

@@ -172,6 +172,7 @@ def test_normalizer_by_hand():
     normalizer.fit(torch.tensor([[3.0, 0.0], [-4.0, 0.0]]), centered=False)
     # The mean is that of the first fit: only the deviation is new, sqrt((0 + 49) / 2).
     assert normalizer.mean.tolist() == [3, 3]
+    assert normalizer.std.tolist() == pytest.approx([24.5**0.5, 3.0])
 
 
 def test_a_feature_without_statistics_is_an_error(model, batch):
