@@ -122,7 +122,7 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the preset {path}: {error}") from None
-    values = _parse(text, where)
+    values = parse(text, where)
     base = values.get("base")
     if base is not None:
         if not isinstance(base, str):
@@ -139,7 +139,7 @@ def _override_layer(override: str) -> Layer:
     if not equals or not all(key.split(".")):
         raise UserError(f"unexpected {override!r}; write overrides as key=value, for example seed=1")
     where = "on the command line"
-    parsed = _parse(f"value: {value}", f"in the value of {key!r} {where}")
+    parsed = parse(f"value: {value}", f"in the value of {key!r} {where}")
     if set(parsed) != {"value"}:
         raise UserError(f"{override!r} {where}: expected one value; quote text that spans lines")
     nested: Any = parsed["value"]
@@ -148,7 +148,7 @@ def _override_layer(override: str) -> Layer:
     return where, nested
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def parse(text: str, where: str) -> dict[str, Any]:
     """Return the mapping that safe YAML `text` holds. Refuse what a foreign file could do harm with."""
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"the YAML {where} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")

@@ -245,6 +245,10 @@ class TrainConfig:
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; set controls=[]")
+        n_gates = sum(place in self.gate.places for i in range(self.n_rounds) for place in self.places(i, True))
+        first, last = self.gate.seed, self.gate.seed + n_gates * self.gate.max_episodes
+        if first < self.eval.seed + self.eval.n_episodes and self.eval.seed < last:
+            raise UserError(f"eval.seed={self.eval.seed}: gates may use {first} to {last}, and no evaluation; move one")
         n_envs = self.dream.n_envs if self.env.kind == "dream" else self.env.n_envs
         n_chunks = n_envs * (self.dream.horizon if self.env.kind == "dream" else self.ppo.n_steps)
         if self.ppo.batch_size > n_chunks:

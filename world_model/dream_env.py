@@ -114,19 +114,9 @@ class DreamEnv(BatchedEnv):
         max_expected_error: float | None = None,
         pessimism: float = 0.0,
     ) -> None:
-        super().__init__(
-            model.spec,
-            num_envs,
-            model.config.n_context_frames,
-            max_steps,
-            rewards=rewards,
-            read_out=model.read_frames,
-            terminate_on_success=terminate_on_success,
-            action_delay=action_delay,
-            obs_noise=obs_noise,
-            seed=seed,
-            device=model.device,
-        )
+        ends = max_steps, rewards, model.read_frames, terminate_on_success
+        rest = *ends, action_delay, obs_noise, seed, model.device
+        super().__init__(model.spec, num_envs, model.config.n_context_frames, *rest)
         self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
         self.n_denoising_steps = n_denoising_steps
         self.chunk_size, self.in_order, self.picture_codec = model.config.chunk_size, in_order, model.pictures

@@ -195,10 +195,10 @@ def _flow(
 
 def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
     """Return n_denoising_steps and n_action_steps (0: not said) of the run whose config `wamtune train` kept."""
-    from rl.compose import _parse
+    from rl.compose import parse
     from rl.config import PPOConfig
 
-    run = _parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
+    run = parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
     try:
         steps = run.get("ppo", {}).get("n_denoising_steps", PPOConfig().n_denoising_steps)
         return int(steps), int(run.get("n_action_steps", 0))

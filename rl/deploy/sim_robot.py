@@ -109,7 +109,6 @@ class Arm:
         self.random = np.random.default_rng(seed)
         self.coming: deque[tuple[float, Array]] = deque()  # commands, and when each takes effect
         self.command, self.heard = np.zeros(4, np.float32), -np.inf
-        self.due, self.n_steps = time.monotonic(), 0
         self.newest: tuple[Array, float, bool] = (np.zeros(0), 0.0, False)
         self.reset(seed)
 
@@ -117,7 +116,7 @@ class Arm:
         """Begin an episode, standing still."""
         self._see(self.task.reset(seed), False)
         self.coming.clear()
-        self.command, self.due = np.zeros(4, np.float32), time.monotonic() + self.period
+        self.command, self.due, self.n_steps = np.zeros(4, np.float32), time.monotonic() + self.period, 0
 
     def observe(self) -> tuple[Array, float, bool]:
         """Frame, time, success."""
@@ -133,7 +132,7 @@ class Arm:
 
     def step(self, now: float) -> None:
         """Do a step with the command that is in effect at `now`."""
-        while self.coming and self.coming[0][0] <= now:
+        while self.coming and self.coming[0][0] <= now + 1e-9:  # sums of periods are rounded
             self.command = self.coming.popleft()[1]
         if self.paced and now - self.heard > 2 * self.period + self.differs["delay_s"] + self.differs["jitter_s"]:
             self.command = np.zeros(4, np.float32)

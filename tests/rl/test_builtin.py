@@ -6,6 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
+from rl.envs.sim import SimEnv
+from rl.evaluate import evaluate_sim
+from rl.policy import FlowPolicy
 from rl.stage_collect import collect_scripted
 from world_model.checkpoint import builtin_checkpoints, find_checkpoint
 from world_model.episodes import EpisodeStore
@@ -81,3 +84,12 @@ def test_it_predicts_objects_and_explains_actions(name, episodes):
 def test_tuning_left_the_world_encoder_alone(pair):
     one, other = (load_model(name).encoder.state_dict() for name in pair)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_policy_does_what_the_card_says():
+    """100 of 100 episodes each."""
+    model = load_model("metaworld-tuned")
+    for task in ("drawer-open", "button-press-topdown"):
+        sim = SimEnv("metaworld", 8, [task], model.config.n_context_frames, task_names=model.spec.tasks)
+        assert sum(result.success for result in evaluate_sim(FlowPolicy(model, sim), sim, range(900_000, 900_008))) >= 7
+        sim.close()

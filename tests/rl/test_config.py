@@ -158,6 +158,8 @@ def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
         ("ppo.bc_batch_size=0", "ppo.bc_batch_size=0: expected at least 1"),
         ("eval.seed=-5", "eval.seed=-5: expected at least 0"),
         ("gate.seed=-5", "gate.seed=-5: expected at least 0"),
+        ("eval.seed=999801", "eval.seed=999801: gates may use 1000000 to 1000"),
+        ("eval.seed=1000000", "eval.seed=1000000: gates may use 1000000 to 1000"),
         ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
         ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 320 chunks"),
     ],

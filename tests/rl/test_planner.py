@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rl.deploy.loop import Immediate
 from rl.deploy.pilots import Decider, ModelPilot
 from rl.deploy.planner import Planner
 from world_model import modes
@@ -111,6 +114,14 @@ def test_a_plan_that_is_late_is_noticed_and_the_next_one_comes_in_time() -> None
     missing = [k for k, a in enumerate(actions) if a is None]
     assert missing == [8]  # begun at 5, there at 9; from then on plans are begun a step earlier
     assert planner.n_held == 4
+
+
+def test_the_first_plan_says_how_long_the_next_will_take() -> None:
+    clock = partial(next, itertools.count(step=0.05))  # each plan takes a period
+    planner = Planner(ramp, CHUNK, 0.05, Immediate(), clock)
+    planner.begin(np.zeros((2, 1)))
+    assert planner.n_held == 1
+    assert all(planner.step(k, np.full((2, 1), float(k))) is not None for k in range(20))
 
 
 def test_held_actions_come_back_and_the_rest_goes_on_from_them(trained: WorldActionModel, windows: Any) -> None:
