@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -144,8 +145,9 @@ class Workers:
         busy = [(p, a) for p, a in zip(self.processes, arguments, strict=True) if a is not None]
         for process, args in busy:
             assert process.stdin is not None
-            pickle.dump((method, args), process.stdin)
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # it has ended, which is what its answer will say
+                pickle.dump((method, args), process.stdin)
+                process.stdin.flush()
         answers = [_answer(process) for process, _ in busy]
         for answer in answers:
             if isinstance(answer, Exception):
@@ -194,7 +196,9 @@ def start(module: str) -> subprocess.Popen[bytes]:
 def end(process: subprocess.Popen[bytes]) -> None:
     """Close the pipes of a process that `start` made, which ends it, and wait for that."""
     assert process.stdin is not None and process.stdout is not None
-    process.stdin.close()
+    with suppress(BrokenPipeError):  # it has ended already
+        process.stdin.close()
+    process.stdout.read()  # it may be waiting for an answer to be taken that nobody asks for any more
     process.wait()
     process.stdout.close()
 

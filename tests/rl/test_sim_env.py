@@ -1,5 +1,8 @@
 """SimEnv: honest seeds, ends, partial chunks, workers, exact resume, bad input."""
 
+import pickle
+import threading
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import torch
 
 from rewards.errors import UserError
 from rl.envs.sim import SimEnv, make_spec
-from rl.envs.workers import Group
+from rl.envs.workers import Group, Workers
 from rl.stage_collect import record
 from rl.stage_pictures import model_spec
 from world_model.model_config import ModelConfig
@@ -176,9 +179,30 @@ def test_workers_do_not_change_results(env_id, tasks, a):
 
 def test_error_in_a_worker_comes_back():
     with pytest.raises(UserError, match="unknown to Meta-World"):
-        from rl.envs.workers import Workers
-
         Workers("metaworld", ["nothing"], {}, (), 0, 1)
+
+
+def test_a_worker_that_died_is_told_and_the_others_end():
+    workers = Workers("metaworld", ["push", "push"], {}, (), 0, 2)
+    others = workers.processes[1]
+    workers.processes[0].kill()
+    workers.processes[0].wait()
+    with pytest.raises(RuntimeError, match="an environment worker ended with exit code -9"):
+        workers.reset({0: 1, 1: 1})
+    workers.close()
+    assert others.poll() == 0
+
+
+def test_a_worker_ends_although_nobody_takes_its_answer():
+    workers = Workers("metaworld", ["push"], {}, (), 0, 1)
+    workers.reset({0: 1})
+    nothing = np.zeros((1, 5000, 4), np.float32), np.zeros(1, int), True  # frames of 400 kB, more than a pipe holds
+    pickle.dump(("advance", nothing), workers.processes[0].stdin)
+    workers.processes[0].stdin.flush()
+    closing = threading.Thread(target=workers.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
 
 
 @pytest.mark.parametrize("env_id, tasks, a", [("metaworld", TASKS, 4), ("Pendulum-v1", None, 1)])
