@@ -85,6 +85,7 @@ class IsaacEnv(Simulator):
         super().__init__(spec, num_envs, n_context_frames, min(max_steps, int(self._env.max_episode_length)), **options)
         self._executed = torch.zeros(num_envs, 0, spec.action_dim, device=self.device)
         self._newest, self._image = self._read(obs)
+        self._fresh_image = self._image  # where episodes ended, that of the next one
         self._begun_anew = torch.ones(num_envs, dtype=torch.bool, device=self.device)  # by Isaac Lab, at the last step
 
     def expert_actions(self) -> Tensor:
@@ -100,6 +101,13 @@ class IsaacEnv(Simulator):
         parts = {name: state[:, part] for name, part in self.spec.slices.items()}
         actions: Tensor = getattr(importlib.import_module(module), function)(parts)
         return actions
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begin an episode everywhere; `seed` restarts every random choice, those of Isaac Lab too."""
+        if seed is not None and not self._seeds:
+            self._env.seed(seed)
+            self._begun_anew[:] = False
+        return super().reset(seed)
 
     def observe(self) -> Obs:
         """Observe the present state, and the present image of a task that has a camera."""
@@ -146,13 +154,18 @@ class IsaacEnv(Simulator):
         which = mask.nonzero().squeeze(1)
         named = bool(self._seeds)
         if mask.all() and named:
+            n_named = len(self._seeds)
             seeds = self._next_seeds(self.num_envs)
+            seeds[n_named:] = -1  # another place is another episode, whatever its name
             self._newest, self._image = self._read(self._env.reset(seed=int(seeds[0]))[0])
+            self._fresh_image = self._image
         else:
             seeds = torch.full_like(which, -1) if named else self._next_seeds(len(which))
             # Isaac Lab began a new episode in the middle of the chunk, or does not know of the end: begin (again).
             if (late := mask & ~self._begun_anew).any():
-                self._newest, self._image = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))
+                self._newest, self._fresh_image = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))
+            if self._image is not None and self._fresh_image is not None:  # until now that of the end
+                self._image = torch.where(mask[:, None, None, None], self._fresh_image, self._image)
         return Start(
             context=self._newest[mask][:, None].repeat(1, self.n_context_frames, 1),
             task=torch.zeros_like(which),
@@ -191,7 +204,7 @@ class IsaacEnv(Simulator):
             )
             if self._image is not None and last_image is not None:
                 self._image = torch.where(alive[:, None, None, None], last_image, self._image)
-            self._newest, self._begun_anew = newest, ended
+            self._newest, self._fresh_image, self._begun_anew = newest, image, ended
             alive &= ~(ended | success) if self.terminate_on_success else ~ended
         frames, success, terminated, truncated, reward, own = (
             torch.stack(parts, 1) for parts in zip(*steps, strict=True)

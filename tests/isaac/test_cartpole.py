@@ -184,6 +184,21 @@ def test_named_episodes_repeat_whatever_was_drawn_before(env) -> None:
     assert torch.equal(starts, again) and not torch.equal(starts, other)
 
 
+def test_a_seed_restarts_every_random_choice(env) -> None:
+    starts = []
+    for seed in (3, 3, 4):
+        starts.append(env.reset(seed=seed)["state"])
+        torch.rand(5)
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+def test_no_more_episodes_are_named_than_there_are_names(env) -> None:
+    env.set_episode_seeds([7, 8])
+    env.reset()
+    assert env.episode_seed.tolist() == [7, 8, *[-1] * (N - 2)]
+    env.set_episode_seeds([])
+
+
 def test_evaluation_runs_in_waves_and_repeats(env) -> None:
     torch.manual_seed(0)
     policy = GaussianPolicy(env)

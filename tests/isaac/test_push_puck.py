@@ -112,6 +112,19 @@ def test_the_camera_sees_every_environment_apart() -> None:
     assert len({tuple(picture.flatten().tolist()) for picture in image}) == 16
 
 
+def test_the_first_image_of_an_episode_is_not_the_last_of_the_one_before() -> None:
+    env = IsaacEnv("Isaac-Push-Puck-Camera", 4, groups=("policy", "image"), overrides=("episode_length_s=0.1",))
+    try:
+        env.reset()
+        for _ in range(env.max_steps):
+            step = env.step_chunk(torch.zeros(4, 1, 2))
+    finally:
+        env.close()
+    assert step.truncated.all()
+    for before, after in zip(step.final_obs["image"], step.obs["image"], strict=True):
+        assert not torch.equal(before, after)
+
+
 def test_a_term_of_ours_is_paid_inside_isaac_lab() -> None:
     from isaaclab.utils import configclass
 
