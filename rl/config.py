@@ -13,6 +13,10 @@ from rl.envs.events import Event
 RECORDED = "recorded"
 """The `env.id` where there is no simulator: episodes begin as recorded ones and are judged in a dream of their own."""
 
+JUDGE_SEED, EXPLORE_SEED = 1_000_000, 50_000_000
+"""First seed of the episodes of gates and evaluations, and of those that are collected for a refit; below the first
+are what checkpoints were made of."""
+
 
 @dataclass(frozen=True)
 class IsaacConfig:
@@ -150,13 +154,13 @@ class GateConfig:
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
     z_loss: float = 1.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
-    seed: int = 1_000_000  # first seed of the blocks; evaluation and training never use them
+    seed: int = JUDGE_SEED  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
         _at_least(self, self.n_episodes, "max_episodes")
-        _at_least(self, 0, "z_loss", "seed")
+        _at_least(self, 0, "z_loss")
         _require(self, ("alpha",), lambda value: 0 < value < 1, "between 0 and 1")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
@@ -173,7 +177,7 @@ class EvalConfig:
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
-        _at_least(self, 0, "n_paired", "seed")
+        _at_least(self, 0, "n_paired")
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -246,9 +250,13 @@ class TrainConfig:
         if self.policy == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; set controls=[]")
         n_gates = sum(place in self.gate.places for i in range(self.n_rounds) for place in self.places(i, True))
-        first, last = self.gate.seed, self.gate.seed + n_gates * self.gate.max_episodes
-        if first < self.eval.seed + self.eval.n_episodes and self.eval.seed < last:
-            raise UserError(f"eval.seed={self.eval.seed}: gates may use {first} to {last}, and no evaluation; move one")
+        gates = range(self.gate.seed, self.gate.seed + n_gates * self.gate.max_episodes)
+        judged = range(self.eval.seed, self.eval.seed + self.eval.n_episodes)
+        for name, seeds in (("gate", gates), ("eval", judged)):
+            if seeds.start < JUDGE_SEED or seeds.stop > EXPLORE_SEED:
+                raise UserError(f"{name}.seed={seeds.start}: expected {JUDGE_SEED} to {EXPLORE_SEED - len(seeds)}")
+        if gates.start < judged.stop and judged.start < gates.stop:
+            raise UserError(f"eval.seed={judged.start}: gates may use {gates.start} to {gates.stop}; choose others")
         n_envs = self.dream.n_envs if self.env.kind == "dream" else self.env.n_envs
         n_chunks = n_envs * (self.dream.horizon if self.env.kind == "dream" else self.ppo.n_steps)
         if self.ppo.batch_size > n_chunks:

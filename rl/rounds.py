@@ -10,7 +10,7 @@ from typing import Any
 from rl.arenas import Arenas
 from rl.buffer import Rollout, Samples
 from rl.build import make_policy, make_sim, tasks_of
-from rl.config import TrainConfig
+from rl.config import EXPLORE_SEED, TrainConfig
 from rl.dreams import Dreams
 from rl.evaluate import Acts, EpisodeResult, Exploring, success_rate
 from rl.gate import judge
@@ -22,9 +22,6 @@ from world_model.model import WorldActionModel
 
 START_SEED = 100_000_000
 """First seed of the resets that dreams begin from; training draws its own, gates and evaluations are far below."""
-
-EXPLORE_SEED = 50_000_000
-"""First seed of the episodes that are collected for a refit."""
 
 _STATE = (
     *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
