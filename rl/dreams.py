@@ -92,7 +92,8 @@ class Dreams:
         new = self._unseen(self.model.config.chunk_size)
         if not new or "object_pos" not in self.model.spec.slices:
             return None
-        return prediction_metrics(self.model, self.model.windows(new))["mean"]["error_ratio"]
+        found = prediction_metrics(self.model, self.model.windows(new))["mean"]
+        return found["error_ratio"] if found["n"] else None
 
     def refit(self) -> None:
         """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit.

@@ -57,7 +57,7 @@ def figures(metrics: dict[str, Any]) -> str:
         for group in groups:
             columns, write = _GROUPS[group]
             of_task = {_named(name): row for name, row in metrics[group].items()}.get(task)
-            cells += [""] * len(columns) if of_task is None else write(of_task)
+            cells += write(of_task) if of_task else [""] * len(columns)
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
@@ -113,16 +113,21 @@ def _success_cells(row: dict[str, float]) -> list[str]:
 
 
 def _prediction_cells(row: dict[str, float]) -> list[str]:
-    return [f"{row['error_ratio']:.2f}", f"{row['shuffle_ratio']:.2f}", f"{row['n']:.0f}"]
+    return [_number(row["error_ratio"], ".2f"), _number(row["shuffle_ratio"], ".2f"), f"{row['n']:.0f}"]
 
 
 def _picture_cells(row: dict[str, float]) -> list[str]:
     names = "psnr", "repeat", "psnr_far", "repeat_far", "codec"
-    return [*(f"{row[name]:.1f}" for name in names), f"{row['shuffle_ratio']:.2f}"]
+    return [*(_number(row[name], ".1f") for name in names), _number(row["shuffle_ratio"], ".2f")]
 
 
 def _trust_cells(row: dict[str, float]) -> list[str]:
-    return [f"{row['rho']:.2f}", f"{row['movement']:.2f}"]
+    return [_number(row["rho"], ".2f"), _number(row["movement"], ".2f")]
+
+
+def _number(value: float | None, form: str) -> str:
+    """Empty where there was too little to measure."""
+    return "" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def _correlation_cells(row: dict[str, float]) -> list[str]:

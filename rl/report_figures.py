@@ -97,13 +97,17 @@ def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabe
 
 
 def trajectory(parts: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], size: int) -> str:
-    """Draw a row for each part of the state and a column for each axis; `parts`: part -> who -> values (T, 3)."""
+    """Draw a row for each part of the state and a column for each axis, up to 3; part -> who -> values (T, axes)."""
     styles = {"simulator": (INK, "-"), "dream of its actions": (DREAM, "--"), "dream of the policy": (SIM, ":")}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 2.1 * len(parts)), layout="constrained")
         panels = figure.subplots(len(parts), 3, squeeze=False, sharex=True)
         for row, (part, by) in zip(panels, parts.items(), strict=True):
+            width = len(next(iter(by.values()))[0])
             for axis, axes in enumerate(row):
+                if axis >= width:
+                    axes.set_axis_off()
+                    continue
                 for who, values in by.items():
                     color, line = styles[who]
                     axes.plot([100 * v[axis] for v in values], line, color=color, label=who, linewidth=1.3)

@@ -32,8 +32,9 @@ def prediction_metrics(
 ) -> dict[str, dict[str, float]]:
     """Measure prediction of `part` after one chunk, in windows in which it moves more than 1 cm.
 
-    Returns for each task (and "mean" over tasks) the error in units of "repeat the last frame" (`error_ratio`), the
-    error with shuffled actions in units of that with true ones (`shuffle_ratio`), and the number of windows (`n`).
+    Returns for each task (and "mean" over tasks, NaN where there is none) the error in units of "repeat the last frame"
+    (`error_ratio`), the error with shuffled actions in units of that with true ones (`shuffle_ratio`), and the number
+    of windows (`n`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     window_task = windows.task[windows.episode]
@@ -49,7 +50,7 @@ def prediction_metrics(
         keep = candidates[torch.randperm(len(candidates), generator=generator, device=generator.device)[:per_task]]
         rows[model.spec.tasks[index]] = _task_metrics(model, windows.at(keep), part_slice, n_steps, generator)
     names = ("error_ratio", "shuffle_ratio")
-    rows["mean"] = {k: sum(r[k] for r in rows.values()) / max(len(rows), 1) for k in names}
+    rows["mean"] = {k: sum(r[k] for r in rows.values()) / len(rows) if rows else math.nan for k in names}
     rows["mean"]["n"] = sum(r["n"] for r in rows.values() if "n" in r)
     return rows
 

@@ -22,6 +22,7 @@ from rl.envs.sim import SimEnv
 from rl.evaluate import evaluate_sim
 from rl.policy import FlowPolicy
 from rl.report import PAIRS, write_report
+from rl.report_figures import trajectory
 from rl.report_pairs import Pair, correlation, error_by_step, gap, prediction_error, run_pairs, summarise, worst_lie
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
@@ -70,6 +71,14 @@ def test_short_episodes_count_while_they_last(model: WorldActionModel) -> None:
     pairs = [pair(model, 0, True, True, [0.1, 0.1]), pair(model, 1, True, True, [0.3, 0.3, 0.5])]
     assert error_by_step(model, pairs) == pytest.approx([0.2, 0.2, 0.5])
     assert summarise(model, pairs)["n_compared"] == 0  # none is as long as the horizon
+
+
+def test_positions_in_the_plane_have_two_curves() -> None:
+    drawn = trajectory(
+        {"hand_pos": {"simulator": [[0.1, 0.2], [0.2, 0.3]]}, "object_pos": {"simulator": [[0.0] * 3]}}, 8
+    )
+    assert [f"hand_pos {axis}, cm" in drawn for axis in "xyz"] == [True, True, False]
+    assert "object_pos z, cm" in drawn
 
 
 def test_correlation_has_an_interval_and_says_when_there_is_nothing() -> None:

@@ -257,6 +257,15 @@ def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: 
     assert post.dreams.n_refitted == len(post.dreams.episodes)
 
 
+def test_where_nothing_moved_there_is_no_error(post: PostTraining, demonstrations: list[Any]) -> None:
+    assert post.dreams is not None
+    post.dreams.episodes = [demonstrations[0]]
+    assert post.dreams.error() is not None
+    state = demonstrations[0].state
+    post.dreams.episodes = [replace(demonstrations[0], state=state[:1].expand_as(state))]
+    assert post.dreams.error() is None
+
+
 def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, float]] = []
     post.config = replace(post.config, gate=replace(post.config.gate, z_loss=0.5))

@@ -210,11 +210,15 @@ def test_figures() -> None:
     results = [EpisodeResult("push", seed, seed < 3, 10, 0.0) for seed in range(4)]
     ranks = {"push": {"rho": 0.8, "movement": 0.6, "n": 9.0}, "median": {"rho": 0.75, "movement": 0.5, "n": 9.0}}
     told = {"push": {"rho": -0.5, "low": -0.7, "high": -0.2}, "reach": {"rho": float("nan"), "low": 0.0, "high": 0.0}}
-    more = {"prediction": {}, "success_precision": float("nan"), "trust": ranks, "error_and_success": told}
+    nothing = {"rho": float("nan"), "movement": float("nan"), "n": 2.0}  # too few dreams to rank
+    unmoved = {"mean": {"error_ratio": float("nan"), "shuffle_ratio": float("nan"), "n": 0}}
+    more = {"prediction": unmoved, "success_precision": float("nan"), "trust": {**ranks, "reach": nothing}}
+    more |= {"error_and_success": told, "pictures": {"mean": {}}}
     metrics = finite({**success_metrics(results), **more})
     assert metrics["success_precision"] is None
     assert metrics["success"]["push"]["rate"] == metrics["success"]["mean"]["rate"] == 0.75
     table = figures(metrics)
     assert "30 to 95 %" in table and "nan" not in table
     assert "0.80 |     0.60 | -0.50 [-0.70, -0.20] |" in table and "0.75 |     0.50 |" in table
+    assert [cell.strip() for cell in table.splitlines()[3].split("|")[1:-1]] == ["reach", *[""] * 15]
     assert len({len(line) for line in table.splitlines() if line.startswith("|")}) == 1

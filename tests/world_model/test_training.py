@@ -1,6 +1,7 @@
 """The training stages on the toy: they learn, they resume bit for bit, they touch only their side, they stop at NaN."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,8 @@ def test_pretraining_learns_to_predict(model, windows, heldout):
     assert [step for step, _ in logged] == list(range(20, 121, 20))
     assert logged[-1][1]["video"] < 0.5 * logged[0][1]["video"]
     assert logged[-1][1].keys() == {"video", "action", "success", "progress", "learning_rate"}
+    still = prediction_metrics(model, heldout, part="goal")  # it never moves
+    assert still["mean"]["n"] == 0 and math.isnan(still["mean"]["error_ratio"])
     row = prediction_metrics(model, heldout, part="point", per_task=128)["mean"]
     assert row["error_ratio"] < 0.5 and row["shuffle_ratio"] > 2 and row["n"] > 50
     assert all(torch.equal(p, action[n]) for n, p in model.value.named_parameters())
