@@ -93,7 +93,7 @@ def _pictures(path: Path, begin: float, end: float, size: int, pictures_per_s: f
     n = int((last - first) / rate * pictures_per_s)
     if n < 2:
         raise UserError(f"{path}: {last - first} frames at {rate:g} a second make {n} pictures, expected 2 or more")
-    taken = (frames[first + round(k * rate / pictures_per_s)] for k in range(n))
+    taken = (frames[min(first + round(k * rate / pictures_per_s), last - 1)] for k in range(n))
     return torch.stack([_square(frame, size) for frame in taken]).unsqueeze(1)
 
 

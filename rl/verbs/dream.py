@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import imageio.v3 as iio
@@ -119,6 +120,7 @@ def _film(model: WorldActionModel, options: Options) -> None:
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
     real = run_again(env_id, episode, model.config)
     if out.endswith(".png"):
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         iio.imwrite(out, real[-1, 0].numpy())
         print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return

@@ -193,12 +193,12 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
         film = iio.imread(f"{source}.gif")
         assert film.shape[0] == 4 and film.shape[3] == 3 and film[0].std() > 10
         assert not np.array_equal(film[0], film[3])
-    assert cli.main(["dream", "tuned", "task=drawer-open", "out=goal.png", "source=policy"]) == 0
+    assert cli.main(["dream", "tuned", "task=drawer-open", "out=goals/goal.png", "source=policy"]) == 0
     sim = SimEnv("metaworld", 1, ["drawer-open"], seen_by=model, max_steps=64, terminate_on_success=False)
     sim.rewards = RewardManager(
-        {"goal_image": {"weight": -1.0, "params": {"path": "goal.png"}}}, sim.spec.slices, "sim"
+        {"goal_image": {"weight": -1.0, "params": {"path": "goals/goal.png"}}}, sim.spec.slices, "sim"
     )
-    near = "rewards.near={func: goal_image, weight: -1.0, params: {path: goal.png}}"
+    near = "rewards.near={func: goal_image, weight: -1.0, params: {path: goals/goal.png}}"
     assert cli.main(["check", "pixels", "checkpoint=tuned", "env.tasks=[drawer-open]", near]) == 0
     sim.set_episode_seeds([2_000_000])
     policy = FlowPolicy(model, sim)

@@ -47,6 +47,15 @@ def test_pictures_are_taken_at_the_rate_of_chunks_and_cut_to_a_square(tmp_path: 
     torch.testing.assert_close(brightness, 24 * torch.arange(10.0), atol=4.0, rtol=0)
 
 
+def test_a_slow_video_shows_a_frame_again_and_never_one_of_the_next(tmp_path: Path):
+    (tmp_path / "push").mkdir()
+    write_film(grey(20), tmp_path / "push" / "a.mp4", 5)
+    ((_, pictures),) = read_videos(tmp_path, ("push",), 32, 10.0)
+    brightness = pictures.float().mean((1, 2, 3, 4))
+    torch.testing.assert_close(brightness[-2:], torch.tensor([8 * 19.0] * 2), atol=4.0, rtol=0)
+    assert len(brightness) == 40
+
+
 def test_episodes_of_a_lerobot_dataset_are_parts_of_its_videos(tmp_path: Path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
