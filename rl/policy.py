@@ -155,13 +155,12 @@ class FlowPolicy(ChunkPolicy):
         super().__init__(env)
         self.model = model
         self.n_denoising_steps, self.noise_std = n_denoising_steps, noise_std
-        self.chunk_size = model.config.chunk_size
-        self.n_action_steps = n = n_action_steps or self.chunk_size
-        if n > self.chunk_size:
-            raise UserError(f"n_action_steps={n} exceeds the chunk of {self.chunk_size} actions")
-        if n < self.chunk_size and model.pictures is not None:
-            seeing = "a model that sees gets a picture after each whole chunk"
-            raise UserError(f"n_action_steps={n}: {seeing}; set n_action_steps={self.chunk_size}")
+        self.chunk_size = size = model.config.chunk_size
+        self.n_action_steps = n = n_action_steps or size
+        if n > size:
+            raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
+        if n < size and model.pictures is not None:
+            raise UserError(f"n_action_steps={n}: a model that sees gets a picture after each whole chunk; use {size}")
         model.requires_grad_(False)
         model.action.requires_grad_(True)
         model.value.requires_grad_(True)

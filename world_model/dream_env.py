@@ -114,8 +114,7 @@ class DreamEnv(BatchedEnv):
         max_expected_error: float | None = None,
         pessimism: float = 0.0,
     ) -> None:
-        ends = max_steps, rewards, model.read_frames, terminate_on_success
-        rest = *ends, action_delay, obs_noise, seed, model.device
+        rest = max_steps, rewards, model.read_frames, terminate_on_success, action_delay, obs_noise, seed, model.device
         super().__init__(model.spec, num_envs, model.config.n_context_frames, *rest)
         self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
         self.n_denoising_steps = n_denoising_steps
