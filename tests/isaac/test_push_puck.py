@@ -113,7 +113,7 @@ def test_the_camera_sees_every_environment_apart() -> None:
 
 
 def test_the_first_image_of_an_episode_is_not_the_last_of_the_one_before() -> None:
-    env = IsaacEnv("Isaac-Push-Puck-Camera", 4, groups=("policy", "image"), overrides=("episode_length_s=0.1",))
+    env = IsaacEnv("Isaac-Push-Puck-Camera", 4, groups=("policy", "image"), overrides=("env.episode_length_s=0.1",))
     try:
         env.reset()
         for _ in range(env.max_steps):
