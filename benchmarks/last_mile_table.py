@@ -40,6 +40,12 @@ def table(groups: Groups, tasks: Sequence[str]) -> str:
     lines += ["", *_header("gain in points", tasks)]
     for method, of in groups.items():
         lines.append(f"| {method} | " + " | ".join(_gain(of, task) for task in tasks) + " |")
+    everything = [row for of in groups.values() for row in of]
+    if told := _rounds_worse(everything):
+        lines += [
+            "",
+            f"Of the accepted parts of all rounds, {told} are significantly worse than what they came from (Holm).",
+        ]
     return "\n".join(lines) + "\n"
 
 
