@@ -237,6 +237,11 @@ class TrainConfig:
         imitates = can_imitate and self.ppo.imitation_steps > 0 and round_index == 0
         return [place for place in places[kind] if place != "imitation" or imitates]
 
+    def n_gates(self, can_imitate: bool) -> int:
+        """Gates of the whole run."""
+        rounds = (self.places(i, can_imitate) for i in range(self.n_rounds))
+        return self.gate.enabled * sum(place in self.gate.places for places in rounds for place in places)
+
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""
         _at_least(self, 0, "seed", "threads", "save_minutes")
@@ -249,11 +254,10 @@ class TrainConfig:
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; set controls=[]")
-        n_gates = sum(place in self.gate.places for i in range(self.n_rounds) for place in self.places(i, True))
-        gates = range(self.gate.seed, self.gate.seed + n_gates * self.gate.max_episodes)
+        gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = range(self.eval.seed, self.eval.seed + self.eval.n_episodes)
         for name, seeds in (("gate", gates), ("eval", judged)):
-            if seeds.start < JUDGE_SEED or seeds.stop > EXPLORE_SEED:
+            if self.policy == "flow" and not JUDGE_SEED <= seeds.start <= seeds.stop <= EXPLORE_SEED:
                 raise UserError(f"{name}.seed={seeds.start}: expected {JUDGE_SEED} to {EXPLORE_SEED - len(seeds)}")
         if gates.start < judged.stop and judged.start < gates.stop:
             raise UserError(f"eval.seed={judged.start}: gates may use {gates.start} to {gates.stop}; choose others")

@@ -23,7 +23,7 @@ from world_model.episodes import Episode, EpisodeStore
 from world_model.model import WorldActionModel
 from world_model.trust import calibrate, dream_of_real_actions, expected_error
 
-JUDGE_SEED = 1_000_003
+REFIT_SEED = 1_000_003
 """Added to the seed of a run for the refit of the judging dream, which has to be another one than is trained in."""
 
 
@@ -65,7 +65,7 @@ class Recorded(DreamEnv, Simulator):
         judge = copy.deepcopy(model)
         given, errors, _ = dream_of_real_actions(judge, episodes)
         calibrate(judge, given.flatten(0, 1), errors.flatten())
-        refit(judge, episodes, config.dream, config.seed + JUDGE_SEED)
+        refit(judge, episodes, config.dream, config.seed + REFIT_SEED)
         most = float(expected_error(judge, dream_of_real_actions(judge, episodes)[0]).max())
         starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames, first_only=True)
         never = 10**9  # chunks: an episode ends by its steps alone

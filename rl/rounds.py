@@ -252,7 +252,7 @@ class PostTraining:
         challenger = policy_state(self.policy)
         if gate.enabled and place in gate.places:
             contests = partial(self._contest, self.champion), partial(self._contest, challenger)
-            n_gates = sum(p in gate.places for i in range(self.config.n_rounds) for p in self.places(i))
+            n_gates = self.config.n_gates(self.imitation is not None)
             first, alpha = gate.seed + self.gate_episodes, gate.alpha / n_gates
             verdict = judge(*contests, first, gate.n_episodes, gate.max_episodes, alpha, gate.z_loss)
             self.gate_episodes += verdict.n_episodes

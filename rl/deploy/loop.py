@@ -19,7 +19,7 @@ import torch
 
 from rl.deploy.planner import Planner
 from rl.deploy.robots import Interface
-from rl.deploy.safety import Gate, Guard, Refused, Stop
+from rl.deploy.safety import Gate, Guard, NoRoom, Refused, Stop
 from world_model.episodes import Episode
 
 Array = np.ndarray
@@ -110,8 +110,7 @@ class Loop:
                     gate.shut(lived.reason)
             except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
                 lived.reason, lived.stopped = str(stop), True
-                # what is refused before the first command is the place where the robot was put
-                lived.failed = isinstance(stop, Refused) and len(lived.sent) > 0
+                lived.failed = isinstance(stop, Refused) and bool(lived.sent or not isinstance(stop, NoRoom))
             if gate.reason not in (None, lived.reason):  # it was shut before, or the robot did not stand still
                 lived.reason, lived.stopped, lived.failed = str(gate.reason), True, False
         return lived

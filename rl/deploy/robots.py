@@ -136,7 +136,7 @@ class Interface:
         # A robot that hangs in an observation must not keep the command to stand still from passing.
         waited = self._talking.acquire(timeout=self._patience_s)
         try:
-            taken = self.robot.send_action(action)
+            taken = self.robot.send_action(action) or {}  # one that says nothing took it as it was
         finally:
             if waited:
                 self._talking.release()

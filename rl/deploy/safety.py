@@ -26,6 +26,10 @@ class Refused(Stop):
     """The same, for what the policy wants and not for what happens to the robot."""
 
 
+class NoRoom(Refused):
+    """No command keeps all limits: the policy led there or, before its first command, whoever put the robot there."""
+
+
 @dataclass(frozen=True)
 class Box:
     """Where a part of the state has to stay, and which entries of an action move it."""
@@ -79,8 +83,8 @@ class Limits:
                 raise UserError(f"limits.boxes.{name}: expected a part of the state ({known}), as wide as low and high")
             if not set(box.actions) <= set(range(action_dim)):
                 raise UserError(f"limits.boxes.{name}.actions={list(box.actions)}: expected 0 to {action_dim - 1}")
-            if not np.isfinite([*box.low, *box.high, box.per_action]).all() or (np.array(box.low) > box.high).any():
-                raise UserError(f"limits.boxes.{name}: expected finite numbers and low <= high, for every entry")
+            if not (np.array(box.low) <= box.high).all() or not np.isfinite(box.per_action):  # NaN is no end
+                raise UserError(f"limits.boxes.{name}: expected low <= high for every entry, and a finite per_action")
 
 
 class Guard:
@@ -138,7 +142,8 @@ class Guard:
         """Return the command (action_dim,) that is nearest to `action` among those that keep every limit.
 
         Raises:
-            Refused: the action is not finite or of another size, or no command keeps all limits.
+            Refused: the action is not finite or of another size.
+            NoRoom: no command keeps all limits.
         """
         try:
             wanted = np.asarray(action, np.float64)
@@ -158,7 +163,7 @@ class Guard:
             np.minimum.at(high, index, ends.max(0))
         if (low > high).any():
             which = int(np.flatnonzero(low > high)[0])
-            raise Refused(f"no command for action {which} keeps all limits: it is outside its box, or moves too fast")
+            raise NoRoom(f"no command for action {which} keeps all limits: it is outside its box, or moves too fast")
         self.last = np.clip(wanted, low, high)
         return self.last
 
@@ -186,6 +191,7 @@ class Gate:
         self._sending, self._shutting, self._over = threading.Lock(), threading.Lock(), threading.Event()
         self._last = time.monotonic()
         self._handed: Array | None = None  # the last command that the robot took
+        self._passed = False  # the command to stand still went past one that hangs
         self.reason: str | None = None  # why it is shut
         self._watchdog = threading.Thread(target=self._guard, daemon=True)
 
@@ -210,10 +216,13 @@ class Gate:
         with self._sending:
             if self.reason is not None:
                 raise Stop(self.reason)
-            taken = self._send(command)
-            self._last, self._handed = time.monotonic(), command if taken is None else taken
-            if self.reason is not None:  # it hung, and the command to stand still went past it
-                self._stand_still()
+            try:
+                taken = self._send(command)
+                self._last, self._handed = time.monotonic(), command if taken is None else taken
+            finally:
+                if self._passed:  # it hung, and the command to stand still went past it
+                    self._stand_still()
+            if self.reason is not None:
                 raise Stop(self.reason)
             return self._handed
 
@@ -224,6 +233,7 @@ class Gate:
         self.reason = reason  # at once, for a `send` that waits
         # A robot that hangs in `send` keeps the lock; then the command goes past it.
         waited = self._sending.acquire(timeout=self._patience)
+        self._passed = not waited
         try:
             self._stand_still()
         finally:

@@ -195,12 +195,7 @@ def start(module: str) -> subprocess.Popen[bytes]:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Close the pipes of a process that `start` made, which ends it, and wait for that."""
-    assert process.stdin is not None and process.stdout is not None
-    with suppress(BrokenPipeError):  # it has ended already
-        process.stdin.close()
-    process.stdout.read()  # it may be waiting for an answer to be taken that nobody asks for any more
-    process.wait()
-    process.stdout.close()
+    process.communicate()  # which also takes an answer that nobody asked for: until then it would wait for us
 
 
 def _answer(process: subprocess.Popen[bytes]) -> Any:

@@ -152,6 +152,9 @@ def test_a_stop_ends_it_and_the_next_call_goes_on(trained: WorldActionModel, liv
     compare(old, new, NAMES, config(n_episodes=6), say=lambda line: None)
     assert [*itertools.islice(stopped, 5), *rest] == whole  # the stopped one is run again
     assert json.loads(Path("runs/robot/fake", RESULTS).read_text()) == expected
+    Path("runs/robot/fake", RESULTS).write_text(json.dumps(expected | {"first_scene": 0}))
+    with pytest.raises(UserError, match=r"compare.json: its pairs began in other scenes; move it away"):
+        compare(old, new, NAMES, config(), say=lambda line: None)
     with pytest.raises(UserError, match=r"compare.json: it compares old with new; name another folder with episodes="):
         compare(old, new, ("old", "other"), config(), say=lambda line: None)
 

@@ -114,8 +114,11 @@ def test_positions_start_from_where_the_robot_is() -> None:
             r"hand.actions=\[0, -1\]: expected 0 to 2",
         ),
         ({"boxes": {"hand": replace(BOX["hand"], actions=(0, 3))}}, r"actions=\[0, 3\]: expected 0 to 2"),
-        ({"boxes": {"hand": replace(BOX["hand"], low=(0.2, 0.0))}}, "limits.boxes.hand: expected finite.*low <= high"),
-        ({"boxes": {"hand": replace(BOX["hand"], high=(0.2, float("inf")))}}, "limits.boxes.hand: expected finite"),
+        ({"boxes": {"hand": replace(BOX["hand"], low=(0.2, 0.0))}}, "limits.boxes.hand: expected low <= high"),
+        (
+            {"boxes": {"hand": replace(BOX["hand"], high=(0.2, float("nan")))}},
+            "limits.boxes.hand: expected low <= high",
+        ),
     ],
 )
 def test_there_is_no_start_without_limits(changes: dict[str, Any], line: str) -> None:
@@ -201,6 +204,54 @@ def test_a_stop_goes_past_a_robot_that_hangs_in_a_command() -> None:
     assert door.sent == [[0.0]]  # the command that hangs has not come through yet
     sender.join()
     assert door.sent == [[0.0], [1.0], [0.0]]  # and when it has, it is not the last
+
+
+def test_a_command_that_hangs_and_fails_is_not_the_last_either() -> None:
+    sent: list[float] = []
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def door(command: np.ndarray) -> None:
+        if command[0] == 1.0:
+            hangs.set()
+            go_on.wait(30)
+        sent.append(float(command[0]))
+        if command[0] == 1.0:
+            raise ConnectionError("no answer")
+
+    gate = Gate(door, np.zeros(1), patience_s=0.05)
+
+    def send() -> None:
+        with pytest.raises(ConnectionError, match="no answer"):
+            gate.send(np.ones(1))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    hangs.wait(30)
+    gate.shut("the watchdog")
+    assert sent == [0.0]
+    go_on.set()
+    sender.join()
+    assert sent == [0.0, 1.0, 0.0]
+
+
+def test_a_stop_that_waits_for_a_command_stands_still_once() -> None:
+    sent: list[float] = []
+    hangs = threading.Event()
+
+    def door(command: np.ndarray) -> None:
+        if command[0] == 1.0:
+            hangs.set()
+            while gate.reason is None:  # until the other has asked for the stop
+                time.sleep(0.001)
+        sent.append(float(command[0]))
+
+    gate = Gate(door, np.zeros(1), patience_s=30.0)
+    stopper = threading.Thread(target=lambda: (hangs.wait(30), gate.shut("the stop file")))
+    stopper.start()
+    with pytest.raises(Stop, match="the stop file"):
+        gate.send(np.ones(1))
+    stopper.join()
+    assert sent == [1.0, 0.0]
 
 
 def test_where_actions_are_positions_a_stop_is_no_motion() -> None:

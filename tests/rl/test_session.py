@@ -184,6 +184,23 @@ def test_a_stop_for_what_the_policy_did_is_told_apart(
     assert lived.reason.startswith("no command for action 1" if where else "entry 1 of the observation")
 
 
+def test_bad_numbers_of_a_policy_are_its_own_from_the_first_command_on(
+    trained: WorldActionModel, robot: FakeRobot
+) -> None:
+    pilot = ModelPilot(trained, 2)
+    act = pilot.act
+    pilot.act = lambda *given: act(*given) * float("nan")  # type: ignore[method-assign]
+    (lived,) = run_session(pilot, config(), say=lambda line: None)
+    assert lived.stopped and lived.failed and not lived.sent and lived.reason.startswith("the action is array([nan")
+
+
+def test_a_robot_that_says_nothing_of_what_it_took_took_it_all(trained: WorldActionModel, robot: FakeRobot) -> None:
+    send = robot.send_action
+    robot.send_action = lambda action: (send(action), None)[1]  # type: ignore[method-assign, return-value]
+    (lived,) = run_session(ModelPilot(trained, 2), config(max_steps=3), say=lambda line: None)
+    assert len(lived.sent) == 3 and not lived.stopped
+
+
 def test_a_file_stops_it_and_keeps_it_from_starting(trained: WorldActionModel, robot: FakeRobot) -> None:
     timer = threading.Timer(0.3, Path("STOP").touch)
     timer.start()
