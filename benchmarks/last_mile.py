@@ -167,7 +167,7 @@ def run_sb3(config: TrainConfig, task: str) -> Row:
     ppo = PPO("MlpPolicy", env, seed=config.seed, n_steps=512, batch_size=512, gamma=config.ppo.gamma, device="cpu")
     actor = Actor(ppo, env, sim.spec)
     actor.imitate(Windows(EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=[task]), [task], 2, 1))
-    seeds = range(config.eval.seed, config.eval.seed + config.eval.n_episodes)
+    seeds = config.eval.seeds
     before = bits(evaluate_sim(actor, arena, seeds))
     curve = []
     for budget in BUDGETS:

@@ -174,6 +174,11 @@ class EvalConfig:
     n_paired: int = 100  # of them, dreamed as well for the report; 0: none
     seed: int = 2_000_000
 
+    @property
+    def seeds(self) -> range:
+        """Those of its episodes."""
+        return range(self.seed, self.seed + self.n_episodes)
+
     def check(self) -> None:
         """Refuse counts that mean nothing."""
         _at_least(self, 1, "n_episodes")
@@ -255,7 +260,7 @@ class TrainConfig:
         if self.policy == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; set controls=[]")
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
-        judged = range(self.eval.seed, self.eval.seed + self.eval.n_episodes)
+        judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):
             if self.policy == "flow" and not JUDGE_SEED <= seeds.start <= seeds.stop <= EXPLORE_SEED:
                 raise UserError(f"{name}.seed={seeds.start}: expected {JUDGE_SEED} to {EXPLORE_SEED - len(seeds)}")

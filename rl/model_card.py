@@ -132,9 +132,8 @@ def _number(value: float | None, form: str) -> str:
 
 def _correlation_cells(row: dict[str, float]) -> list[str]:
     """Empty where all episodes ended the same way."""
-    if row["rho"] is None or not math.isfinite(row["rho"]):
-        return [""]
-    return [f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"]
+    rho = _number(row["rho"], "+.2f")
+    return [rho and f"{rho} [{row['low']:+.2f}, {row['high']:+.2f}]"]
 
 
 _GROUPS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, float]], list[str]]]] = {

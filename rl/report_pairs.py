@@ -50,7 +50,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
     pairs: list[Pair] = []
     tasks = tasks_of(config, model)
     alone: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
-    seeds = range(config.eval.seed, config.eval.seed + min(config.eval.n_paired, config.eval.n_episodes))
+    seeds = config.eval.seeds[: config.eval.n_paired]
     for i, task in enumerate(alone[: len(seeds)]):
         sim = make_sim(config, model, task, min(config.env.n_envs, len(seeds)), rewards=False)
         try:

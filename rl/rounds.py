@@ -122,8 +122,7 @@ class PostTraining:
 
     def evaluate(self) -> list[EpisodeResult]:
         """Success of the present policy on the seeds of `config.eval`."""
-        seeds = range(self.config.eval.seed, self.config.eval.seed + self.config.eval.n_episodes)
-        results = self.arenas.run(self.policy, seeds, partial(self._tick, "evaluation"))
+        results = self.arenas.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
         self.sim.record(self.dreams is not None)  # no dream sees them, where training and judging share a simulator
         return results
 

@@ -153,10 +153,10 @@ def _read(path: Path, names: tuple[str, str]) -> list[dict[str, bool]]:
         raise UserError(f"{path}: it cannot be read as the results of a comparison; move it away") from error
     if not known or any(len(pair) < 2 for pair in pairs[:-1]):
         raise UserError(f"{path}: its pairs are not what a comparison writes; move it away")
-    if found.get("first_scene") != first_scene(names) and theirs == names:
-        raise UserError(f"{path}: its pairs began in other scenes; move it away")
     if theirs != names:
         raise UserError(f"{path}: it compares {theirs[0]} with {theirs[1]}; name another folder with episodes=...")
+    if found.get("first_scene") != first_scene(names):
+        raise UserError(f"{path}: its pairs began in other scenes; move it away")
     return list(pairs)
 
 

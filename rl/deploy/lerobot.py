@@ -58,12 +58,8 @@ def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
     root = Path(folder)
     info = read_info(root)
     frames, rows = read_parquet(root, "data"), read_parquet(root, "meta/episodes")
-    for key in ("observation.state", "action", "episode_index", "frame_index"):
-        if key not in frames:
-            raise UserError(f"{root}: the dataset has no {key}; it has {', '.join(sorted(frames))}")
-    for key in ("episode_index", "length", "tasks"):
-        if key not in rows:
-            raise UserError(f"{root}: meta/episodes has no {key}; it has {', '.join(sorted(rows))}")
+    _check_columns(f"{root}: the dataset", frames, "observation.state", "action", "episode_index", "frame_index")
+    _check_columns(f"{root}: meta/episodes", rows, "episode_index", "length", "tasks")
     spec = _read_spec(root, info, frames, rows)
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     frames = {name: column[order] for name, column in frames.items()}
@@ -81,6 +77,12 @@ def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
             episode.check_fits(spec, f"{root}: episode {number}")
             episodes.append(episode)
     return episodes, spec
+
+
+def _check_columns(where: str, columns: Columns, *needed: str) -> None:
+    for key in needed:
+        if key not in columns:
+            raise UserError(f"{where} has no {key}; it has {', '.join(sorted(columns))}")
 
 
 def _dataset(episodes: list[Episode], spec: Spec, fps: float) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -192,17 +193,14 @@ def test_a_stop_goes_past_a_robot_that_hangs_in_a_command() -> None:
     door = Door(hang_s=2.0)
     gate = Gate(door, np.zeros(1), patience_s=0.05)
 
-    def send() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(gate.send, np.ones(1))
+        time.sleep(0.02)
+        door.hang_s = 0.0
+        gate.shut("the watchdog")
+        assert door.sent == [[0.0]]  # the command that hangs has not come through yet
         with pytest.raises(Stop, match="the watchdog"):
-            gate.send(np.ones(1))
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    time.sleep(0.02)
-    door.hang_s = 0.0
-    gate.shut("the watchdog")
-    assert door.sent == [[0.0]]  # the command that hangs has not come through yet
-    sender.join()
+            sending.result()
     assert door.sent == [[0.0], [1.0], [0.0]]  # and when it has, it is not the last
 
 
@@ -220,17 +218,14 @@ def test_a_command_that_hangs_and_fails_is_not_the_last_either() -> None:
 
     gate = Gate(door, np.zeros(1), patience_s=0.05)
 
-    def send() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(gate.send, np.ones(1))
+        hangs.wait(30)
+        gate.shut("the watchdog")
+        assert sent == [0.0]
+        go_on.set()
         with pytest.raises(ConnectionError, match="no answer"):
-            gate.send(np.ones(1))
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    hangs.wait(30)
-    gate.shut("the watchdog")
-    assert sent == [0.0]
-    go_on.set()
-    sender.join()
+            sending.result()
     assert sent == [0.0, 1.0, 0.0]
 
 
