@@ -43,11 +43,12 @@ from world_model.windows import Windows
 
 TASKS = ("assembly", "box-close", "hand-insert", "peg-insert-side", "hammer", "pick-place-wall")
 EVAL_SEED = 7_000_000
-DREAM = "dream n_rounds=4 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=400"
-SIM = "sim total_timesteps=240_000 n_rounds=6 gate.n_episodes=32 gate.max_episodes=32 eval.n_episodes=200"
-MIX = "mix total_timesteps=48_000 gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=200"
-FEW = "dream n_rounds=3 dream.n_episodes=50 gate.record=false gate.z_loss=0"
-FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.record=false gate.z_loss=0"
+GATES = "gate.n_episodes={0} gate.max_episodes={0} gate.z_loss=1"  # one block, and what noise explains is accepted
+DREAM = f"dream n_rounds=4 {GATES.format(48)} eval.n_episodes=400"
+SIM = f"sim total_timesteps=240_000 n_rounds=6 {GATES.format(32)} eval.n_episodes=200"
+MIX = f"mix total_timesteps=48_000 {GATES.format(48)} eval.n_episodes=200"
+FEW = "dream n_rounds=3 dream.n_episodes=50 gate.record=false"
+FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.record=false"
 METHODS = {
     "dream": (DREAM, None),
     "dream: anchor": (DREAM, "anchor"),
@@ -67,7 +68,7 @@ METHODS = {
 The last four learn from 150 episodes, 50 a round, and from nothing that their gates saw.
 """
 
-PIXELS = "pixels gate.n_episodes=48 gate.max_episodes=48 eval.n_episodes=100 eval.n_paired=0"
+PIXELS = f"pixels {GATES.format(48)} eval.n_episodes=100 eval.n_paired=0"
 SEEING = {
     "pixels: dream": (PIXELS, None),
     "pixels: anchor": (PIXELS, "anchor"),

@@ -153,7 +153,7 @@ class GateConfig:
     n_episodes: int = 64  # of one block
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
-    z_loss: float = 1.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
+    z_loss: float = 0.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
     seed: int = JUDGE_SEED  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
