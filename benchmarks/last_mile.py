@@ -48,7 +48,10 @@ DREAM = f"dream n_rounds=4 {GATES.format(48)} eval.n_episodes=400"
 SIM = f"sim total_timesteps=240_000 n_rounds=6 {GATES.format(32)} eval.n_episodes=200"
 MIX = f"mix total_timesteps=48_000 {GATES.format(48)} eval.n_episodes=200"
 FEW = "dream n_rounds=3 dream.n_episodes=50 gate.record=false"
-FEW_SIM = "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 gate.record=false"
+# No rollout is for the critic alone, where there are three.
+FEW_SIM = (
+    "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 ppo.critic_warmup_steps=0 gate.record=false"
+)
 METHODS = {
     "dream": (DREAM, None),
     "dream: anchor": (DREAM, "anchor"),

@@ -18,7 +18,7 @@ from rl.config import TrainConfig
 from rl.dreams import refit
 from rl.envs.simulator import Simulator
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.env import Advance, Start
+from world_model.env import Start
 from world_model.episodes import Episode, EpisodeStore
 from world_model.model import WorldActionModel
 from world_model.trust import calibrate, dream_of_real_actions, expected_error
@@ -78,11 +78,6 @@ class Recorded(DreamEnv, Simulator):
         index = start.seed % len(self.starts)
         start.context, start.task = self.starts.context[index], self.starts.task[index]
         return start
-
-    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        advance = super()._advance(actions, limit)
-        advance.success &= ~advance.truncated[:, -1:]  # what is not to be believed is no success either
-        return advance
 
     def record(self, on: bool) -> list[Episode]:
         """Nothing: what is dreamed is not recorded as if it had happened."""

@@ -87,9 +87,9 @@ class DreamEnv(BatchedEnv):
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
         n_denoising_steps: integration steps of a chunk; models are trained for one, in which noise has no say.
-        max_expected_error: a branch is truncated where the trust of the model expects more, in the units of
-            `position_error`; None: nowhere. `doubt` is then `pessimism` for such a branch, to be taken from the value
-            that its end is bootstrapped with, or a policy would learn to run into the fog.
+        max_expected_error: a branch is truncated, without a success, where the trust of the model expects more, in the
+            units of `position_error`; None: nowhere. `doubt` is then `pessimism` for such a branch, to be taken from
+            the value that its end is bootstrapped with, or a policy would learn to run into the fog.
         in_order: begin branch i of every reset from start i, with the seed of its episode; for paired evaluation.
         max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`; the device is that of
             the model.
@@ -168,6 +168,7 @@ class DreamEnv(BatchedEnv):
         success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
         distrusted = self.expected_error > (self.max_expected_error or math.inf)
+        success &= ~distrusted[:, None]  # what is not to be believed is no success either
         truncated = torch.zeros_like(sure)
         truncated[:, -1] = (self.chunks >= self.horizon) | distrusted
         self.doubt = self.pessimism * distrusted

@@ -226,6 +226,17 @@ def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
     assert not blind.step_chunk(actions(3)).truncated.any() and not blind.doubt.any()
 
 
+def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):
+    monkeypatch.setattr(dream_env, "expected_error", lambda model, given: torch.tensor([0.01, 0.05, 0.02]))
+    env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03)
+    monkeypatch.setattr(env.model, "read_frames", lambda frames, task: (torch.ones(len(frames)), None))
+    env.model.trust.given.fit(torch.randn(9, *env.model.trust.given.mean.shape))
+    env.reset()
+    step = env.step_chunk(actions(3))
+    assert step.is_success.tolist() == step.terminated.tolist() == [True, False, True]
+    assert step.truncated.tolist() == [False, True, False] and step.reward.sum(1).tolist() == [1.0, 0.0, 1.0]
+
+
 # --- single steps ---
 
 
