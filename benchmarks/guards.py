@@ -62,7 +62,8 @@ class Clock:
 
 
 def main() -> None:
-    config = compose("mix", ["env.tasks=[box-close]", "n_rounds=4", "eval.n_episodes=32", *sys.argv[1:]], TrainConfig)
+    words = "env.tasks=[box-close] n_rounds=4 dream.n_rounds=2 eval.n_episodes=32".split()
+    config = compose("mix", [*words, *sys.argv[1:]], TrainConfig)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     guards, saves = Clock(), Clock()
     for owner, name in GUARDS:

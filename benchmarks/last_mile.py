@@ -94,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
-    done = {key(row) for row in read(results)}
+    done = {key(row) for row in read(results, args.checkpoint)}
     missing = [
         (method, task, seed)
         for seed in args.seeds
@@ -107,8 +107,7 @@ def main() -> None:
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(line(row), flush=True)
-    rows = read(results)
-    if rows:
+    if rows := read(results, args.checkpoint):
         groups, present = by_method(rows), {row["task"] for row in rows}
         text = table(groups, [t for t in TASKS if t in present] + sorted(present - set(TASKS)))
         (args.out / "table.md").write_text(text, encoding="utf-8")
@@ -139,7 +138,8 @@ def run(method: str, task: str, seed: int, checkpoint: str) -> Row:
         found = run_sb3(config, task)
     else:
         found = run_ours(control_config(config, control) if control else config)
-    return {"method": method, "task": task, "seed": seed, **found, "minutes": (time.monotonic() - begun) / 60}
+    named = {"checkpoint": checkpoint, "method": method, "task": task, "seed": seed}
+    return named | found | {"minutes": (time.monotonic() - begun) / 60}
 
 
 def run_ours(config: TrainConfig) -> Row:
@@ -154,7 +154,6 @@ def run_ours(config: TrainConfig) -> Row:
         "after": bits(outcome.after),
         "curve": [(h.sim_steps + h.gate_steps, share(bits(h.evaluation))) for h in outcome.parts],
         "champions": [bits(h.evaluation) for h in outcome.parts if h.accepted],
-        "accepted": sum(h.verdict is not None and h.accepted and h.place != "imitation" for h in outcome.parts),
         "sim_steps": outcome.sim_steps,
         "gate_steps": outcome.gate_steps,
     }
@@ -181,7 +180,7 @@ def run_sb3(config: TrainConfig, task: str) -> Row:
     arena.close()
     env.close()
     steps = ppo.num_timesteps
-    return {"before": before, "after": after, "curve": curve, "accepted": 0, "sim_steps": steps, "gate_steps": 0}
+    return {"before": before, "after": after, "curve": curve, "sim_steps": steps, "gate_steps": 0}
 
 
 class Actor:
@@ -225,13 +224,14 @@ def line(row: Row) -> str:
     )
 
 
-def read(results: Path) -> list[Row]:
-    """Rows of all finished runs."""
-    return [json.loads(text) for text in results.read_text("utf-8").splitlines()] if results.is_file() else []
+def read(results: Path, checkpoint: str) -> list[Row]:
+    """Rows of the finished runs that began from `checkpoint`."""
+    rows = [json.loads(text) for text in results.read_text("utf-8").splitlines()] if results.is_file() else []
+    return [row for row in rows if row["checkpoint"] == checkpoint]
 
 
 def key(row: Row) -> tuple[str, str, int]:
-    """What names a run."""
+    """What names a run of a checkpoint."""
     return row["method"], row["task"], row["seed"]
 
 

@@ -21,16 +21,15 @@ Groups = Mapping[str, Sequence[Row]]
 
 def table(groups: Groups, tasks: Sequence[str]) -> str:
     """Markdown: a line for each method, its success at each budget of simulator steps, its gain on each of `tasks`."""
-    words = "runs", "before", "after", "gain", "worse", "rounds accepted", "rounds worse", "simulator steps", "minutes"
+    words = "runs", "before", "after", "gain", "worse", "parts worse", "simulator steps", "minutes"
     lines = _header("method", words)
     for method, of in groups.items():
         before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
-        accepted = sum(row["accepted"] > 0 for row in of)
         steps = np.mean([row["sim_steps"] + row["gate_steps"] for row in of])
         minutes = np.mean([row["minutes"] for row in of])
         lines.append(
             f"| {method} | {len(of)} | {100 * before:.1f} % | {100 * after:.1f} % | {100 * (after - before):+.1f} "
-            f"| {worse((row['before'], row['after']) for row in of)} | {accepted} | {_rounds_worse(of)} "
+            f"| {worse((row['before'], row['after']) for row in of)} | {_parts_worse(of)} "
             f"| {steps:,.0f} | {minutes:.1f} |"
         )
     lines += ["", *_header("mean success at", [f"{b:,}" for b in BUDGETS])]
@@ -41,7 +40,7 @@ def table(groups: Groups, tasks: Sequence[str]) -> str:
     for method, of in groups.items():
         lines.append(f"| {method} | " + " | ".join(_gain(of, task) for task in tasks) + " |")
     everything = [row for of in groups.values() for row in of]
-    if told := _rounds_worse(everything):
+    if told := _parts_worse(everything):
         lines += [
             "",
             f"Of the accepted parts of all rounds, {told} are significantly worse than what they came from (Holm).",
@@ -95,7 +94,7 @@ def _gain(rows: Sequence[Row], task: str) -> str:
     return f"{100 * np.mean(gains):+.1f}" if gains else ""
 
 
-def _rounds_worse(rows: Sequence[Row]) -> str:
+def _parts_worse(rows: Sequence[Row]) -> str:
     """Of accepted parts of a round, imitation among them, those below the champion before; older rows do not know."""
     champions = [[row["before"], *row["champions"]] for row in rows if "champions" in row]
     pairs = [pair for run in champions for pair in pairwise(run)]

@@ -35,13 +35,13 @@ def main() -> None:
     for task in words[1:] or UNSEEN:
         known = "known" if task in model.spec.tasks else "never seen"
         episodes = [e for s in ("expert", "noisy") for e in collect_scripted(s, [task], N_EPISODES, seed=SEED)]
-        given, errors, _ = dream_of_real_actions(model, [e for e in episodes if e.length >= 32])
+        retold = dream_of_real_actions(model, [e for e in episodes if e.length >= 32])
         with torch.no_grad():
-            expected = expected_error(model, given).mean(1)
-        for name, score in (("expected error", expected), ("movement", dreamed_movement(given).mean(1))):
-            found = correlation(score, errors.mean(1))
+            expected = expected_error(model, retold.given).mean(1)
+        for name, score in (("expected error", expected), ("movement", dreamed_movement(retold.given).mean(1))):
+            found = correlation(score, retold.errors.mean(1), retold.episode)
             interval = f"[{found['low']:+.2f}, {found['high']:+.2f}]"
-            print(f"{task} ({known}), {len(errors)} dreams, {name}: {found['rho']:+.2f} {interval}")
+            print(f"{task} ({known}), {len(retold.task)} dreams, {name}: {found['rho']:+.2f} {interval}")
     print(f"dream with trust / without: {cost(model, episodes):.2f} of the time")
 
 

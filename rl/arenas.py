@@ -49,11 +49,8 @@ class Arenas:
         for env in self.envs:
             env.record(True)
         results = self.run(policy, seeds, tick)
-        # Where there are more environments than seeds, the last one was run again and again: the first time counts.
-        episodes: dict[tuple[str, int], Episode] = {}
-        for env, goes_on in zip(self.envs, recording, strict=True):
-            episodes |= {(e.task, e.seed): e for e in reversed(env.record(goes_on)) if e.seed in seeds}
-        return results, list(episodes.values())
+        recorded = (env.record(goes_on) for env, goes_on in zip(self.envs, recording, strict=True))
+        return results, [episode for of in recorded for episode in of if episode.seed in seeds]
 
     def starts(self, seeds: Sequence[int]) -> StartStates:
         """Reset to the episodes of `seeds`, which costs no step, and return where they begin."""

@@ -31,6 +31,20 @@ class Rollout:
     weight: Tensor  # how much the chunk counts in an update
     terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term a step
 
+    def success_rate(self, fresh: bool) -> float:
+        """Share of successes among the episodes that ended; 0 where none did.
+
+        Where all began with the rollout (`fresh`), only the first of each environment counts: of a second one there is
+        time to see a quick success, and none to see a failure.
+        """
+        ends = self.terminated | self.truncated
+        if fresh:
+            first = ends.long().cumsum(0) - ends.long() == 0
+            hits, ended = (self.success & first).any(0), ends.any(0)
+        else:
+            hits, ended = self.success, ends
+        return float((hits & ended).sum() / ended.sum().clamp(min=1))
+
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
         """Generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""
         done = self.terminated | self.truncated

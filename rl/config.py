@@ -226,7 +226,7 @@ class TrainConfig:
     @property
     def learns_from_dreams(self) -> bool:
         """Whether a dream teaches anything; in a control it does not, and need not be dreamed."""
-        return any((self.ppo.pg_coef, self.ppo.ref_kl_coef, self.ppo.ent_coef, self.dream.success_bc_coef))
+        return any((self.ppo.pg_coef, self.ppo.ref_kl_coef, self.dream.success_bc_coef))
 
     @property
     def judged_in(self) -> str:
@@ -255,6 +255,10 @@ class TrainConfig:
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
         if self.env.id == RECORDED and (self.env.kind != "dream" or not self.episodes or self.dream.n_episodes > 0):
             raise UserError("env.id=recorded: set env.kind=dream, episodes=FOLDER and dream.n_episodes=0")
+        if self.env.kind == "mix" and self.n_rounds <= (self.dream.n_rounds or 0):
+            raise UserError(f"dream.n_rounds={self.dream.n_rounds}: expected fewer than n_rounds={self.n_rounds}")
+        if self.policy == "flow" and self.ppo.ent_coef > 0:
+            raise UserError(f"ppo.ent_coef={self.ppo.ent_coef}: only policy=gaussian has an entropy; set it to 0")
         if unknown := set(self.controls) - set(CONTROLS):
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:

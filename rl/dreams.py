@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rewards.errors import UserError
 from rl.belief import flipped, trust_weights
 from rl.buffer import Rollout
 from rl.build import SAME, make_rewards
@@ -47,8 +48,18 @@ class Dreams:
             setattr(self, name, state[name])
 
     def env(self, starts: StartStates) -> DreamEnv:
-        """Build the dream, with branches that begin in `starts`."""
+        """Build the dream, with branches that begin in `starts`.
+
+        Raises:
+            UserError: trust is asked for, and it was never calibrated.
+        """
         dream, model = self.config.dream, self.model
+        if dream.reads_trust and not model.trust.given.fitted:
+            raise UserError(
+                "dream.max_expected_error, dream.weigh_by_trust: the checkpoint's trust was never calibrated, nor were "
+                f"there new episodes of {HORIZON * model.config.chunk_size} steps to do it on; collect some "
+                "(dream.n_episodes, dream.refit_steps), or leave these fields out"
+            )
         return DreamEnv(
             model,
             dream.n_envs,
@@ -104,8 +115,8 @@ class Dreams:
         if config.refit_steps == 0 or not self.episodes:
             return
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
-            given, errors, _ = dream_of_real_actions(self.model, new)
-            calibrate(self.model, given.flatten(0, 1), errors.flatten())
+            retold = dream_of_real_actions(self.model, new)
+            calibrate(self.model, retold.given.flatten(0, 1), retold.errors.flatten())
         refit(self.model, self.episodes, config, self.config.seed + len(self.episodes))
         self.n_refitted = len(self.episodes)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rl.envs.simulator import Simulator
+from rl.envs.simulator import IDLE, Simulator
 from rl.policy import ChunkPolicy
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import ACTION_HISTORY, BatchedEnv, Obs
@@ -69,9 +69,8 @@ def evaluate_sim(
         wave = seeds[first : first + size]
         env.set_episode_seeds(wave)
         for result, _ in _episodes(policy, env):
-            # The last seed repeats until everyone is done; the same episode then ends the same way.
-            if result.seed in wave:
-                results.setdefault(result.seed, result)
+            if result.seed != IDLE:
+                results[result.seed] = result
             if tick is not None:
                 tick(len(results), len(set(seeds)))
             if all(seed in results for seed in wave):

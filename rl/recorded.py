@@ -63,14 +63,13 @@ class Recorded(DreamEnv, Simulator):
     ) -> None:
         episodes = recorded_episodes(config, model, tasks)
         judge = copy.deepcopy(model)
-        given, errors, _ = dream_of_real_actions(judge, episodes)
-        calibrate(judge, given.flatten(0, 1), errors.flatten())
+        retold = dream_of_real_actions(judge, episodes)
+        calibrate(judge, retold.given.flatten(0, 1), retold.errors.flatten())
         refit(judge, episodes, config.dream, config.seed + REFIT_SEED)
-        most = float(expected_error(judge, dream_of_real_actions(judge, episodes)[0]).max())
+        most = float(expected_error(judge, dream_of_real_actions(judge, episodes).given).max())
         starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames, first_only=True)
         never = 10**9  # chunks: an episode ends by its steps alone
         super().__init__(judge, num_envs, starts, never, max_expected_error=most, **options)
-        self._seeds: list[int] = []
 
     def _restart(self, mask: Tensor) -> Start:
         start = super()._restart(mask)

@@ -61,7 +61,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
     return {
         "summary": summarise(model, pairs),
         "gap": gap(pairs),
-        "points": [_point(model, pair) for pair in pairs],
+        "points": [_point(model, pair) for pair in _long(model, pairs)],
         "trust": _trust(model, pairs),
         "examples": _examples(model, pairs),
     }
@@ -103,8 +103,7 @@ def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Success in both places, how often they agree, how the error grows, and whether it tells of success."""
     sim, dream = (torch.tensor([getattr(p, place) for p in pairs]) for place in ("sim", "dream"))
     retold = torch.tensor([p.retold_success for p in pairs])
-    steps = HORIZON * model.config.chunk_size
-    long = [p for p in pairs if len(p.retold) > steps]
+    steps, long = HORIZON * model.config.chunk_size, _long(model, pairs)
     errors = torch.tensor([float(prediction_error(model, p)[:steps].mean()) for p in long])
     outcome = torch.tensor([float(p.sim) for p in long])
     return {
@@ -132,18 +131,26 @@ def error_by_step(model: WorldActionModel, pairs: Sequence[Pair], most: int = 15
     return [float(torch.stack([e[t] for e in errors if len(e) > t]).mean()) for t in enough]
 
 
-def correlation(a: Tensor, b: Tensor) -> dict[str, float]:
-    """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap."""
+def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, float]:
+    """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap.
+
+    Where several values come from one episode, `group` (n,) says which: then whole groups are drawn.
+    """
     if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:  # of a constant there is nothing to rank
         return {"rho": math.nan, "low": math.nan, "high": math.nan}
-    samples = a.cpu().numpy(), b.cpu().numpy()
+    x, y = a.cpu().numpy(), b.cpu().numpy()
+    names = np.arange(len(x)) if group is None else group.cpu().numpy()
+    rows = [np.flatnonzero(names == name) for name in np.unique(names)]
+
+    def of(drawn: np.ndarray) -> float:
+        index = np.concatenate([rows[i] for i in drawn])
+        return _spearman(x[index], y[index])
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
-        found = bootstrap(
-            samples, _spearman, paired=True, vectorized=False, n_resamples=1000, rng=0, method="percentile"
-        )
+        found = bootstrap((np.arange(len(rows)),), of, vectorized=False, n_resamples=1000, rng=0, method="percentile")
         low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
-    return {"rho": _spearman(*samples), "low": float(low), "high": float(high)}
+    return {"rho": _spearman(x, y), "low": float(low), "high": float(high)}
 
 
 def share(event: Tensor, among: Tensor) -> float | None:
@@ -163,6 +170,11 @@ def gap(pairs: Sequence[Pair]) -> tuple[float, float, float]:
     return paired_gain(*places)
 
 
+def _long(model: WorldActionModel, pairs: Sequence[Pair]) -> list[Pair]:
+    """Those that last as long as the horizon at which episodes are compared."""
+    return [p for p in pairs if len(p.retold) > HORIZON * model.config.chunk_size]
+
+
 def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
     """One episode in figures: outcomes, and error and movement within the horizon."""
     error = float(prediction_error(model, pair)[: HORIZON * model.config.chunk_size].mean())
@@ -173,13 +185,13 @@ def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
 @torch.no_grad()
 def _trust(model: WorldActionModel, pairs: Sequence[Pair], most: int = 300) -> dict[str, Any] | None:
     """Expected and true error of dreams begun all along the episodes; None where trust was never calibrated."""
-    long = [p.episode for p in pairs if p.episode.length >= HORIZON * model.config.chunk_size]
+    long = [p.episode for p in _long(model, pairs)]
     if not long or not model.trust.given.fitted:
         return None
-    given, errors, _ = dream_of_real_actions(model, long)
-    expected, true = expected_error(model, given).mean(1), errors.mean(1)
+    retold = dream_of_real_actions(model, long)
+    expected, true = expected_error(model, retold.given).mean(1), retold.errors.mean(1)
     shown = torch.linspace(0, len(true) - 1, min(most, len(true))).long()
-    found = correlation(expected, true)
+    found = correlation(expected, true, retold.episode)
     return {**found, "n": len(true), "expected": expected[shown].tolist(), "error": true[shown].tolist()}
 
 

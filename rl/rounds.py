@@ -237,9 +237,9 @@ class PostTraining:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
         elsewhere = (self.real, self.config.dream.n_epochs, self.ref_kl_coef) if place == "dream" else ()
         stats = self.ppo.update(samples, *elsewhere)
-        ends = rollout.terminated | rollout.truncated
         values = {f"train/{name}": value for name, value in stats.items()}
-        values[f"rollout/{place}_success"] = success = float((rollout.success & ends).sum() / ends.sum().clamp(min=1))
+        success = rollout.success_rate(fresh=place == "dream" or self.config.ppo.fresh_rollouts)
+        values[f"rollout/{place}_success"] = success
         if place == "dream" and self.dreams is not None:
             self.dreams.success = success
         values[f"rollout/{place}_reward"] = float(rollout.reward.mean())

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from rl.report_pairs import correlation
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
-from world_model.trust import HORIZON, calibrate, dream_of_real_actions, dreamed_movement, expected_error
+from world_model.trust import HORIZON, Retold, calibrate, dream_of_real_actions, dreamed_movement, expected_error
 
 FOLDS = 3
 """Parts of the held-out episodes: trust is measured on each after calibration on the others."""
@@ -30,12 +29,11 @@ def calibrate_trust(
         return {}
     parts = [dream_of_real_actions(model, list(long[i::FOLDS])) for i in range(FOLDS)]
     found = []
-    for i, (given, errors, task) in enumerate(parts):
-        rest = [part for j, part in enumerate(parts) if j != i]
-        _calibrate(model, rest, n_steps)
+    for i, part in enumerate(parts):
+        _calibrate(model, parts[:i] + parts[i + 1 :], n_steps)
         with torch.no_grad():
-            said = expected_error(model, given).mean(1)
-        found.append((said, dreamed_movement(given).mean(1), errors.mean(1), task))
+            said = expected_error(model, part.given).mean(1)
+        found.append((said, dreamed_movement(part.given).mean(1), part.errors.mean(1), part.task))
     _calibrate(model, parts, n_steps)
     said, moved, true, task = (torch.cat(column) for column in zip(*found, strict=True))
     rows = {}
@@ -47,6 +45,6 @@ def calibrate_trust(
     return {**rows, "median": {**medians, "n": float(len(task))}}
 
 
-def _calibrate(model: WorldActionModel, parts: Sequence[tuple[Tensor, Tensor, Tensor]], n_steps: int) -> None:
-    given, errors = (torch.cat([part[k].flatten(0, 1) for part in parts]) for k in (0, 1))
+def _calibrate(model: WorldActionModel, parts: Sequence[Retold], n_steps: int) -> None:
+    given, errors = (torch.cat([getattr(part, name).flatten(0, 1) for part in parts]) for name in ("given", "errors"))
     calibrate(model, given, errors, n_steps)

@@ -96,6 +96,7 @@ class DreamEnv(BatchedEnv):
     """
 
     place = "dream"
+    expected_error: Tensor
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rewards import RewardManager, Transition
 from rewards.errors import BadNumbers
+from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
 from world_model.pictures import PictureCodec
 from world_model.spec import Spec
@@ -19,6 +20,9 @@ from world_model.spec import Spec
 Obs = dict[str, Tensor]
 ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
+
+NOISE_SEED = 2**40
+"""Added to the seed of an episode for its observation noise, which has to be other than that of the policy."""
 
 ACTION_HISTORY = 3
 """Actions that a `Transition` remembers, the current one included: enough for a second difference."""
@@ -144,10 +148,10 @@ class BatchedEnv(ABC):
         return self.observe()
 
     def observe(self) -> Obs:
-        """Observe the present state; where there is observation noise, it is drawn anew."""
+        """Observe the present state; observation noise is that of this step of this episode."""
         state = self.context.clone()
         if self.obs_noise > 0.0:
-            noise = torch.randn(state.shape, generator=self.generator, device=self.device)
+            noise = seeded_noise(self.episode_seed + NOISE_SEED, self.elapsed, tuple(state.shape[1:]))
             state = state + self.obs_noise * noise
         return {"state": state, "task": self.task.clone()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +76,18 @@ def read(model: WorldActionModel, context: Context, actions: Tensor, frames: Ten
     return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
 
 
-@torch.no_grad()
-def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> tuple[Tensor, Tensor, Tensor]:
-    """Dream the executed actions from every `chunk_size`-th real state, `HORIZON` chunks far.
+class Retold(NamedTuple):
+    """`n` dreams of what was really done, `HORIZON` chunks each."""
 
-    Returns what is read of each chunk (n, HORIZON, dim), its error (n, HORIZON) and the task (n,), the null task for
-    one that the model does not know.
+    given: Tensor  # (n, HORIZON, dim), what trust reads of each chunk
+    errors: Tensor  # (n, HORIZON), what it should say
+    task: Tensor  # (n,), the null task for one that the model does not know
+    episode: Tensor  # (n,), number of the episode among those that are long enough
+
+
+@torch.no_grad()
+def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> Retold:
+    """Dream the executed actions from every `chunk_size`-th real state, `HORIZON` chunks far.
 
     Raises:
         UserError: no episode is as long as that.
@@ -90,7 +96,8 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> t
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
     stride = max(1, size // windows.episodes[0].picture_every)  # windows of one that sees begin at pictures alone
-    batch = windows.at(torch.arange(0, len(windows), stride, device=model.device))
+    index = torch.arange(0, len(windows), stride, device=model.device)
+    batch = windows.at(index)
     batch.task = batch.task.clamp(max=model.encoder.null_task)
     given, errors = [], []
     rows = torch.arange(len(batch.task), device=model.device)
@@ -98,7 +105,7 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> t
     for (encoded, chunk, frames), true in zip(dreams, batch.future.split(size, dim=1), strict=True):
         given.append(read(model, encoded, chunk, frames))
         errors.append(position_error(model, true, frames).mean(1))
-    return torch.stack(given, 1), torch.stack(errors, 1), batch.task
+    return Retold(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
 
 
 def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 1500, seed: int = 0) -> None:

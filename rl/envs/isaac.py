@@ -67,7 +67,7 @@ class IsaacEnv(Simulator):
         if _open:
             raise UserError(f"sim: this process already holds {_open[0]}, and Isaac Lab can hold one; close it first")
         self.env_id, self.groups, self.success, self.wave = env_id, tuple(groups), success, num_envs
-        self.own, self._seeds = list(own_rewards or {}), []
+        self.own = list(own_rewards or {})
         self._seen: dict[str, Tensor] = {}  # success, where it does not end an episode
         only_seen = None if terminate_on_success or success in (None, "time_out") else (success, self._seen)
         self._env, self._launched = launch(
@@ -152,15 +152,12 @@ class IsaacEnv(Simulator):
 
     def _restart(self, mask: Tensor) -> Start:
         which = mask.nonzero().squeeze(1)
-        named = bool(self._seeds)
-        if mask.all() and named:
-            n_named = len(self._seeds)
-            seeds = self._next_seeds(self.num_envs)
-            seeds[n_named:] = -1  # another place is another episode, whatever its name
+        named = bool(self._seeds)  # a wave begins
+        seeds = self._next_seeds(len(which))
+        if named:
             self._newest, self._image = self._read(self._env.reset(seed=int(seeds[0]))[0])
             self._fresh_image = self._image
         else:
-            seeds = torch.full_like(which, -1) if named else self._next_seeds(len(which))
             # Isaac Lab began a new episode in the middle of the chunk, or does not know of the end: begin (again).
             if (late := mask & ~self._begun_anew).any():
                 self._newest, self._fresh_image = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))

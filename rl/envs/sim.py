@@ -13,7 +13,7 @@ from rewards import RewardManager
 from rewards.errors import UserError
 from rl.envs.events import Event
 from rl.envs.eyes import eyes_of
-from rl.envs.simulator import Simulator
+from rl.envs.simulator import IDLE, Simulator
 from rl.envs.workers import Group, Workers
 from world_model.env import Advance, ReadOut, Start
 from world_model.model import WorldActionModel
@@ -69,7 +69,6 @@ class SimEnv(Simulator):
         # For exact resume: the actions of each environment since its episode began.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         self._executed = torch.zeros(num_envs, 0, spec.action_dim, device=self.device)
-        self._seeds = []
         if events and env_id != "metaworld":
             raise UserError(f"env.events: {env_id!r} has no events of ours; only Meta-World tasks have")
         config = seen_by.config if seen_by and self.eyes else ModelConfig()
@@ -97,14 +96,13 @@ class SimEnv(Simulator):
             **super().state_dict(),
             "n_past": torch.tensor([len(p) for p in past]),
             "past": torch.nn.utils.rnn.pad_sequence(past, batch_first=True),  # (num_envs, longest, action_dim)
-            "seeds": torch.tensor(self._seeds, dtype=torch.long),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, by playing each unfinished episode again up to where it was."""
         super().load_state_dict(state)
         past = [p[:n].numpy() for p, n in zip(state["past"], state["n_past"].tolist(), strict=True)]
-        self._past, self._seeds = [list(p) for p in past], state["seeds"].tolist()
+        self._past = [list(p) for p in past]
         self._envs.replay(self.episode_seed.tolist(), past)
 
     def close(self) -> None:
@@ -114,7 +112,7 @@ class SimEnv(Simulator):
     def _restart(self, mask: Tensor) -> Start:
         which = mask.nonzero()[:, 0].tolist()
         seeds = self._next_seeds(len(which))
-        first, pictures = self._envs.reset(dict(zip(which, seeds.tolist(), strict=True)))
+        first, pictures = self._envs.reset(dict(zip(which, seeds.clamp(min=0).tolist(), strict=True)))
         frames = torch.from_numpy(first).to(self.device)
         if self.eyes:
             frames = self.eyes.begin(frames, pictures)
@@ -129,6 +127,7 @@ class SimEnv(Simulator):
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         self._executed, commands = actions, actions.cpu().numpy()
+        limit = limit * (self.episode_seed != IDLE)
         steps = self._envs.advance(commands, limit.cpu().numpy(), self.terminate_on_success)
         for past, command in zip(self._past, commands, strict=True):
             past.extend(command.copy())  # those after an end do not matter: a restart empties the list

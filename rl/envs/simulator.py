@@ -40,6 +40,10 @@ def pick_device(device: str, env_id: str, isaac_device: str = "auto") -> str:
     return wanted
 
 
+IDLE = -1
+"""Seed of an environment that has nothing to do: all episodes that were named have begun elsewhere."""
+
+
 class Simulator(BatchedEnv):
     """A place where things really happen, as far as a computer can tell.
 
@@ -57,7 +61,7 @@ class Simulator(BatchedEnv):
     """Steps between new pictures, where frames end in codes of them."""
 
     _executed: Tensor  # (num_envs, k, action_dim)
-    _seeds: list[int]  # handed out one a restart, the last one for ever; empty: drawn
+    _seeds: list[int] | None = None  # of the named episodes, those that have not begun; None: seeds are drawn
     recorder: Recorder | None = None  # see `record`
 
     def expert_actions(self) -> Tensor:
@@ -69,8 +73,8 @@ class Simulator(BatchedEnv):
         raise UserError("sim: there is no scripted expert here; only Meta-World tasks have one")
 
     def set_episode_seeds(self, seeds: Sequence[int]) -> None:
-        """Name the episodes to come: each restart takes the next seed; the last one repeats. Empty: drawn again."""
-        self._seeds = [int(seed) for seed in seeds]
+        """Name the episodes to come: each restart takes the next seed, then `IDLE`. Empty: seeds are drawn again."""
+        self._seeds = [int(seed) for seed in seeds] or None
 
     def record(self, on: bool) -> list[Episode]:
         """Return the episodes that have ended since recording began; record on, or stop."""
@@ -99,8 +103,8 @@ class Simulator(BatchedEnv):
         return step
 
     def _next_seeds(self, n: int) -> Tensor:
-        if not self._seeds:
+        if self._seeds is None:
             return torch.randint(2**31, (n,), generator=self.generator, device=self.device)
-        seeds = (self._seeds + self._seeds[-1:] * n)[:n]
-        self._seeds = self._seeds[n:] or self._seeds[-1:]
+        seeds = (self._seeds + [IDLE] * n)[:n]
+        self._seeds = self._seeds[n:]
         return torch.tensor(seeds, device=self.device)

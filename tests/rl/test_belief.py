@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import rl.belief
+from rewards.errors import UserError
 from rl.belief import flipped, trust_weights
 from rl.buffer import Rollout
 from rl.build import make_policy, make_sim
@@ -88,6 +89,16 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
 def test_without_success_there_is_nothing_to_dream_again(model, rollout) -> None:
     rollout.success[:] = False
     assert not flipped(model, rollout, 1, seed=0, action_delay=0).any()
+
+
+def test_trust_that_was_never_calibrated_decides_nothing(tiny) -> None:
+    from world_model.store import load_model
+
+    config = compose("dream", [*tiny, "dream.weigh_by_trust=true"], TrainConfig)
+    model = load_model(config.checkpoint)
+    nowhere = StartStates(*(torch.zeros(0) for _ in range(5)))
+    with pytest.raises(UserError, match=r"dream.max_expected_error, dream.weigh_by_trust: .* was never calibrated"):
+        Dreams(config, model).env(nowhere)
 
 
 def test_what_flips_counts_nothing_and_is_no_success(tiny, monkeypatch) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.buffer import chunk_gae, concatenate, discounted, explained_variance
+from rl.buffer import Rollout, chunk_gae, concatenate, discounted, explained_variance
 from world_model.model import Context
 
 
@@ -34,6 +34,22 @@ def test_chunk_gae_by_hand():
     )
     assert advantage.tolist() == [[0.625, 0.625], [1.0, 0.5], [-0.5, 0.0]]
     assert returns.tolist() == [[1.625, 0.625], [3.0, 1.5], [3.5, 2.0]]
+
+
+def test_success_rate_by_hand():
+    """Environment 0: a success, and again; 1: seen and lost, then an end; 2: an end, then a success; 3: no end."""
+    success = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]]).bool()
+    terminated = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]]).bool()
+    truncated = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]).bool()
+    told = {"success": success, "terminated": terminated, "truncated": truncated}
+    zeros = {
+        name: torch.zeros(3, 4) for name in Rollout.__dataclass_fields__ if name not in {*told, "context", "terms"}
+    }
+    rollout = Rollout(context=[], **zeros, **told)
+    assert rollout.success_rate(fresh=True) == pytest.approx(2 / 3)  # 0 and 1 of the three that ended
+    assert rollout.success_rate(fresh=False) == pytest.approx(3 / 5)  # of five ends
+    rollout.terminated[:], rollout.truncated[:] = False, False
+    assert rollout.success_rate(fresh=True) == rollout.success_rate(fresh=False) == 0.0
 
 
 @settings(deadline=None, max_examples=30)

@@ -161,11 +161,18 @@ def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
         ("eval.seed=49999801", "eval.seed=49999801: expected 1000000 to 49999800"),
         ("eval.seed=1000000", "eval.seed=1000000: gates may use 1000000 to 1000"),
         ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
+        ("ppo.ent_coef=0.01", "ppo.ent_coef=0.01: only policy=gaussian has an entropy; set it to 0"),
         ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 320 chunks"),
     ],
 )
 def test_wrong_values(preset: Path, override: str, expected: str) -> None:
     assert expected in message(preset, override)
+
+
+def test_mix_leaves_the_simulator_a_round() -> None:
+    with pytest.raises(UserError, match="dream.n_rounds=4: expected fewer than n_rounds=4"):
+        compose("mix", ["n_rounds=4"], TrainConfig)
+    assert compose("mix", ["n_rounds=5"], TrainConfig).n_rounds == 5
 
 
 @pytest.mark.parametrize(

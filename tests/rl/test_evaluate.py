@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from rl.envs.sim import SimEnv
+from rl.envs.simulator import IDLE
 from rl.evaluate import (
     EpisodeResult,
+    Exploring,
     describe,
     evaluate_dream,
     evaluate_sim,
@@ -68,6 +70,24 @@ def test_does_not_depend_on_order_and_num_envs(tiny_model: WorldActionModel, sim
         env = make_sim(tiny_model, n_envs)
         assert_same(evaluate_sim(FlowPolicy(tiny_model, env), env, SEEDS), expected)
         env.close()
+
+
+def test_an_episode_is_run_once_however_many_environments_there_are(tiny_model: WorldActionModel) -> None:
+    env = make_sim(tiny_model, 4)
+    policy = FlowPolicy(tiny_model, env)
+    env.record(True)
+    evaluate_sim(Exploring(policy, torch.Generator().manual_seed(0)), env, SEEDS[:5])
+    assert sorted(e.seed for e in env.record(False) if e.seed != IDLE) == SEEDS[:5]
+    env.close()
+
+
+def test_observation_noise_repeats_with_the_episode(tiny_model: WorldActionModel) -> None:
+    env = make_sim(tiny_model, 3)
+    env.obs_noise = 0.01
+    policy = FlowPolicy(tiny_model, env)
+    first = evaluate_sim(policy, env, SEEDS)
+    assert_same(evaluate_sim(policy, env, SEEDS[::-1]), first[::-1])
+    env.close()
 
 
 def test_tick_counts_episodes(tiny_model: WorldActionModel, sim: SimEnv) -> None:

@@ -88,6 +88,8 @@ def test_correlation_has_an_interval_and_says_when_there_is_nothing() -> None:
     noisy = correlation(x, torch.randn(40, generator=torch.Generator().manual_seed(0)))
     assert noisy["low"] < noisy["rho"] < noisy["high"] and noisy["high"] - noisy["low"] > 0.3
     assert math.isnan(correlation(x, torch.ones(40))["rho"])
+    fourfold = [t.repeat_interleave(4) for t in (x, torch.randn(40, generator=torch.Generator().manual_seed(0)))]
+    assert correlation(*fourfold, torch.arange(40).repeat_interleave(4)) == pytest.approx(noisy)  # 40 are 40
     rare = correlation(x, (x == 30).float())  # absent from a third of the resamples
     assert -1 <= rare["low"] < rare["high"] <= 1
 

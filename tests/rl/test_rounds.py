@@ -237,10 +237,10 @@ def test_success_is_a_share_of_episodes_where_they_go_on_after_it(tiny: list[str
     post.log = lambda step, values: logged.append((step, values))
     rollout = post._collect_sim(8)  # 64 steps: all four episodes end with it
     rollout.success[2:] = torch.tensor([True, True, False, False])
-    rollout.success[2, 2] = True  # seen, and lost again
+    rollout.success[2, 2] = True  # seen, and lost again: a success, as in an evaluation
     post._update("sim", rollout)
     post.close()
-    assert logged[-1][1]["rollout/sim_success"] == 0.5
+    assert logged[-1][1]["rollout/sim_success"] == 0.75
 
 
 def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:

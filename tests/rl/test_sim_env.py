@@ -10,6 +10,7 @@ import torch
 
 from rewards.errors import UserError
 from rl.envs.sim import SimEnv, make_spec
+from rl.envs.simulator import IDLE
 from rl.envs.workers import Group, Workers
 from rl.stage_collect import record
 from rl.stage_pictures import model_spec
@@ -90,6 +91,21 @@ def test_same_seed_same_goal_and_another_seed_another_goal():
     env.set_episode_seeds([])
     first, second, again = env.reset(seed=1), env.reset(seed=2), env.reset(seed=1)
     assert torch.equal(first["state"], again["state"]) and not torch.equal(first["state"], second["state"])
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_who_finds_no_named_episode_is_idle(n_workers):
+    env = SimEnv("metaworld", 3, ["push"], max_steps=6, n_workers=n_workers)
+    env.set_episode_seeds([5, 6, 7, 8])
+    first = env.reset()["state"]
+    step = env.step_chunk(actions(3, 6))
+    assert step.truncated.all() and env.episode_seed.tolist() == [8, IDLE, IDLE]
+    frames, again = env.step_chunk(actions(3, 5)).frames, env.step_chunk(actions(3, 1))
+    assert (frames[0, 0] != frames[0, 4]).any() and (frames[1:] == frames[1:, :1]).all()
+    assert again.truncated.all() and not again.task_reward[1:].any() and env.episode_seed.tolist() == [IDLE] * 3
+    env.set_episode_seeds([5])
+    assert torch.equal(env.reset()["state"][0], first[0]) and env.episode_seed.tolist() == [5, IDLE, IDLE]
+    env.close()
 
 
 def test_spec_tasks_and_context():
@@ -231,6 +247,11 @@ def test_observation_noise_is_seeded_and_leaves_the_physics_alone():
     noise = noisy.reset(seed=2)["state"] - plain.reset(seed=2)["state"]
     assert abs(float(noise.std()) - 0.1) < 0.005
     assert torch.equal(noisy.reset(seed=2)["state"] - plain.reset(seed=2)["state"], noise)
+    assert torch.equal(noisy.observe()["state"], noisy.observe()["state"])
+    noisy.set_episode_seeds([int(noisy.episode_seed[7])])  # of an episode, wherever it runs
+    assert torch.equal(noisy.reset()["state"][0] - noisy.context[0], noise[7])
+    noisy.set_episode_seeds([])
+    noisy.reset(seed=2)
     assert torch.equal(noisy.step(torch.zeros(1000, 1)).frames, plain.step(torch.zeros(1000, 1)).frames)
 
 

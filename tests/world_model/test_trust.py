@@ -60,8 +60,10 @@ def test_an_uncalibrated_trust_says_so(model, context):
 def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
     long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
     assert long
-    given, errors, task = dream_of_real_actions(model, long)
-    assert given.shape[:2] == errors.shape == (len(task), HORIZON) and (errors >= 0).all()
+    retold = dream_of_real_actions(model, long)
+    n = len(retold.task)
+    assert retold.given.shape[:2] == retold.errors.shape == (n, HORIZON) and (retold.errors >= 0).all()
+    assert [long[i].task for i in retold.episode.tolist()] == [model.spec.tasks[i] for i in retold.task.tolist()]
 
 
 def test_dreams_begin_as_often_where_a_model_sees(model, episodes):
@@ -71,4 +73,4 @@ def test_dreams_begin_as_often_where_a_model_sees(model, episodes):
     n = len(range(0, long.length - HORIZON * size + 1, size))
     assert n == 5
     for every in (1, size):  # windows begin everywhere, or at new pictures alone
-        assert len(dream_of_real_actions(model, [replace(long, picture_every=every)])[2]) == n
+        assert len(dream_of_real_actions(model, [replace(long, picture_every=every)]).task) == n
