@@ -170,7 +170,7 @@ def test_wrong_values(preset: Path, override: str, expected: str) -> None:
 
 
 def test_mix_leaves_the_simulator_a_round() -> None:
-    with pytest.raises(UserError, match="dream.n_rounds=4: expected fewer than n_rounds=4"):
+    with pytest.raises(UserError, match=r"dream\.n_rounds=4: expected fewer than n_rounds=4"):
         compose("mix", ["n_rounds=4"], TrainConfig)
     assert compose("mix", ["n_rounds=5"], TrainConfig).n_rounds == 5
 
