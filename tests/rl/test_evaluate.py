@@ -76,8 +76,8 @@ def test_an_episode_is_run_once_however_many_environments_there_are(tiny_model: 
     env = make_sim(tiny_model, 4)
     policy = FlowPolicy(tiny_model, env)
     env.record(True)
-    evaluate_sim(Exploring(policy, torch.Generator().manual_seed(0)), env, SEEDS[:5])
-    assert sorted(e.seed for e in env.record(False) if e.seed != IDLE) == SEEDS[:5]
+    evaluate_sim(Exploring(policy, torch.Generator().manual_seed(0)), env, SEEDS[:1])
+    assert [e.seed for e in env.record(False) if e.seed != IDLE] == SEEDS[:1]
     env.close()
 
 
