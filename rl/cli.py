@@ -29,8 +29,8 @@ VERBS = {
     "eval": ("rl.verbs.eval", "measure success, with intervals"),
     "dream": ("rl.verbs.dream", "draw what the model dreams beside what the simulator does"),
     "report": ("rl.verbs.report", "write the report of a run as one HTML file"),
-    "check": ("rl.verbs.check", "check a preset, reward terms or a checkpoint without training"),
-    "deploy": ("rl.verbs.deploy", "export a policy as ONNX with a contract, for a robot"),
+    "check": ("rl.verbs.check", "check a preset and its reward terms without training"),
+    "deploy": ("rl.verbs.deploy", "run a policy on a robot, compare two on it, or export one as ONNX"),
     "fit": ("rl.verbs.fit", "fit the simulator to episodes recorded on a robot"),
     "doctor": ("rl.verbs.doctor", "look at this installation and say what is missing"),
 }
