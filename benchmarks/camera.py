@@ -79,7 +79,7 @@ def dream_step() -> Callable[[np.ndarray], object]:
     model.codec.fit(state[:, :frames], state[:, frames:])
     model.action_codec.action.fit(torch.randn(n, model.spec.action_dim))
     zeros = torch.zeros(n, dtype=torch.long)
-    starts = StartStates(state[:, :frames], zeros, zeros, torch.zeros(n, 2, model.spec.action_dim), zeros)
+    starts = StartStates(state[:, :frames], zeros, zeros)
     env = DreamEnv(model, n, starts, horizon=10**6, max_steps=10**6)
     env.reset()
     return lambda actions: env.step_chunk(torch.from_numpy(actions).expand(n, CHUNK, -1))

@@ -10,8 +10,8 @@ r"""The last mile as a table: what PPO in the dream, in the simulator and in bot
 
 A run is a method on a task from a seed. Its row goes to OUT/results.jsonl as soon as it is finished, so the command can
 be stopped and called again, and parts may run side by side. OUT/table.md and OUT/curve.png are made from all rows.
-Success is that of the champion on episodes which no gate saw, 400 of them in `dream`, 100 of pixels and 200 elsewhere; simulator steps
-count those of the gates.
+Success is that of the champion on episodes which no gate saw, 400 of them in `dream`, 100 of pixels and 200 elsewhere;
+simulator steps count those of the gates.
 """
 
 from __future__ import annotations

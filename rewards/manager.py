@@ -125,7 +125,11 @@ class RewardManager:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore what `state_dict` gave."""
         for name, keeper in self._keepers.items():
-            vars(keeper).update(state[name])
+            for key, value in state[name].items():
+                now = getattr(keeper, key, None)
+                setattr(
+                    keeper, key, value.to(now.device, copy=True) if isinstance(now, Tensor) else copy.deepcopy(value)
+                )
 
     def describe(self) -> list[tuple[str, str, float, tuple[str, ...]]]:
         """Return (name, func, weight, requires) of each active term, in order."""

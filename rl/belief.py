@@ -7,7 +7,6 @@ from torch import Tensor
 
 from rl.buffer import Rollout
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.env import ACTION_HISTORY
 from world_model.model import WorldActionModel
 
 
@@ -30,9 +29,8 @@ def flipped(model: WorldActionModel, rollout: Rollout, n_denoising_steps: int, s
     first = _first_chunks(rollout.terminated | rollout.truncated)[last, env]
     frames = torch.stack([context.frames for context in rollout.context])[first, env]
     n, longest = len(last), int((last - first).max()) + 1
-    nothing = frames.new_zeros(n, ACTION_HISTORY - 1, model.spec.action_dim)
     seeds = seed + torch.arange(n, device=first.device)
-    starts = StartStates(frames, rollout.task[first, env], torch.zeros_like(first), nothing, seeds)
+    starts = StartStates(frames, rollout.task[first, env], seeds)
     most = longest * model.config.chunk_size
     dream = DreamEnv(model, n, starts, longest, n_denoising_steps + 1, most, in_order=True, action_delay=action_delay)
     dream.reset()

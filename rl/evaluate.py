@@ -13,7 +13,7 @@ from torch import Tensor
 from rl.envs.simulator import IDLE, Simulator
 from rl.policy import ChunkPolicy
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.env import ACTION_HISTORY, BatchedEnv, Obs
+from world_model.env import BatchedEnv, Obs
 from world_model.model import Context
 
 Z95 = 1.959964
@@ -100,13 +100,7 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
         tasks.append(env.task.clone())
     env.set_episode_seeds([])
     n = len(seeds)
-    return StartStates(
-        context=torch.cat(frames)[:n],
-        task=torch.cat(tasks)[:n],
-        elapsed=torch.zeros(n, dtype=torch.long, device=env.device),
-        action_history=torch.zeros(n, ACTION_HISTORY - 1, env.spec.action_dim, device=env.device),
-        seed=torch.tensor(seeds, device=env.device),
-    )
+    return StartStates(torch.cat(frames)[:n], torch.cat(tasks)[:n], torch.tensor(seeds, device=env.device))
 
 
 def success_rate(results: Iterable[EpisodeResult]) -> float:

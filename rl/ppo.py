@@ -2,8 +2,8 @@
 
 What differs from the parent: a step is a chunk that lasts 1..k environment steps (`chunk_gae`), the likelihood is that
 of a denoising chain, observations stay torch tensors, and a rollout may come from the simulator or from a dream.
-Imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`), of small weight, runs beside the policy
-gradient (`pg_coef`); a distance to a reference policy (`ref_kl_coef`) can be added.
+Imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`), of small weight, runs beside the
+policy gradient (`pg_coef`); a distance to a reference policy (`ref_kl_coef`) can be added.
 
 The ratio is clipped for each action of a chunk, given those before it, as language models do for tokens: the ratio of a
 whole chunk is outside the clip range after a step or two, and then nothing more is learned from it.

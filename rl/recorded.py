@@ -9,6 +9,7 @@ was recorded. That keeps a policy from going where nobody has been; which policy
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -31,12 +32,17 @@ def recorded_episodes(config: TrainConfig, model: WorldActionModel, tasks: tuple
     """Read the episodes that the config names.
 
     Raises:
-        UserError: there are none of `tasks`, or one does not fit the checkpoint.
+        UserError: there are none of `tasks`, or one, or what it was recorded on, does not fit the checkpoint.
     """
-    episodes = EpisodeStore(config.episodes).load(tasks=tasks)
+    store = EpisodeStore(config.episodes)
+    episodes = store.load(tasks=tasks)
     if not episodes:
         raise UserError(
             f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
+        )
+    if replace(store.spec, tasks=model.spec.tasks) != model.spec:
+        raise UserError(
+            f"episodes={config.episodes}: recorded with other features, bounds or rate than the checkpoint's"
         )
     for i, episode in enumerate(episodes):
         episode.check_fits(model.spec, f"{config.episodes}: episode {i}")
@@ -67,7 +73,7 @@ class Recorded(DreamEnv, Simulator):
         calibrate(judge, retold.given.flatten(0, 1), retold.errors.flatten())
         refit(judge, episodes, config.dream, config.seed + REFIT_SEED)
         most = float(expected_error(judge, dream_of_real_actions(judge, episodes).given).max())
-        starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames, first_only=True)
+        starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
         never = 10**9  # chunks: an episode ends by its steps alone
         super().__init__(judge, num_envs, starts, never, max_expected_error=most, **options)
 

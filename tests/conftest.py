@@ -52,7 +52,6 @@ class Point(BatchedEnv):
         return Start(
             context=frame[:, None].repeat(1, 2, 1),
             task=torch.zeros(m, dtype=torch.long),
-            elapsed=torch.zeros(m, dtype=torch.long),
             seed=torch.randint(1000, (m,), generator=self.generator),
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rewards import RewardManager
 from rewards.errors import UserError
 from world_model import modes
-from world_model.env import ACTION_HISTORY, Advance, BatchedEnv, ChunkStep, Obs, Start
+from world_model.env import Advance, BatchedEnv, ChunkStep, Obs, Start
 from world_model.flow import seeded_noise
 from world_model.guards import checked_actions
 from world_model.model import WorldActionModel
@@ -30,36 +30,20 @@ _STATE = ("chunks", "_sure", "_waiting")
 
 @dataclass
 class StartStates:
-    """Real states to begin dreams from, with what a state carries. All tensors have `n` rows."""
+    """Real states in which episodes begin, to dream them. All tensors have `n` rows."""
 
     context: Tensor  # (n, n_context_frames, state_dim)
     task: Tensor  # (n,)
-    elapsed: Tensor  # (n,)
-    action_history: Tensor  # (n, ACTION_HISTORY - 1, action_dim)
     seed: Tensor  # (n,) of the episode; what is drawn in a dream that runs in order depends on it as in the simulator
 
     @staticmethod
-    def from_episodes(
-        episodes: list[Episode], tasks: tuple[str, ...], n_context_frames: int, first_only: bool = False
-    ) -> StartStates:
-        """Take every state before the first success of each episode; with `first_only` just the first ones.
-
-        Failed episodes count with all of their states: states near a failure are where there is most to learn.
-        """
-        rows: list[tuple[Tensor, int, int, Tensor, int]] = []
-        for episode in episodes:
-            hits = episode.success.nonzero()
-            last = int(hits[0]) if len(hits) else episode.length - 1
-            for t in range(1 if first_only else last + 1):
-                frames = (torch.arange(t - n_context_frames + 1, t + 1)).clamp(min=0)
-                # Before the first action the history is that action itself: beginning is not charged as a jerk.
-                past = torch.arange(t - ACTION_HISTORY + 1, t).clamp(min=0)
-                rows.append((episode.state[frames], tasks.index(episode.task), t, episode.action[past], episode.seed))
-        if not rows:
+    def from_episodes(episodes: list[Episode], tasks: tuple[str, ...], n_context_frames: int) -> StartStates:
+        """Take the first state of each episode."""
+        if not episodes:
             raise UserError("a dream needs at least one recorded episode to start from; collect episodes first")
-        context, task, elapsed, history, seed = zip(*rows, strict=True)
-        numbers = torch.tensor(task), torch.tensor(elapsed)
-        return StartStates(torch.stack(context), *numbers, torch.stack(history), torch.tensor(seed))
+        context = torch.stack([episode.state[:1].repeat(n_context_frames, 1) for episode in episodes])
+        told = ([tasks.index(episode.task) for episode in episodes], [episode.seed for episode in episodes])
+        return StartStates(context, *map(torch.tensor, told))
 
     @staticmethod
     def join(parts: list[StartStates]) -> StartStates:
@@ -149,13 +133,7 @@ class DreamEnv(BatchedEnv):
             index = mask.nonzero().squeeze(1) % len(self.starts)
             seed = self.starts.seed[index]
         self.chunks[mask], self._sure[mask] = 0, False
-        return Start(
-            context=self.starts.context[index],
-            task=self.starts.task[index],
-            elapsed=self.starts.elapsed[index],
-            seed=seed,
-            action_history=self.starts.action_history[index],
-        )
+        return Start(self.starts.context[index], self.starts.task[index], seed)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         k = actions.shape[1]

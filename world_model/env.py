@@ -21,7 +21,7 @@ Obs = dict[str, Tensor]
 ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
 
-NOISE_SEED = 2**40
+NOISE_SEED = 2**31
 """Added to the seed of an episode for its observation noise, which has to be other than that of the policy."""
 
 ACTION_HISTORY = 3
@@ -33,13 +33,11 @@ _STATE = ("context", "task", "elapsed", "episode_seed", "action_history", "_fres
 
 @dataclass
 class Start:
-    """Where environments begin: `m` of them. A branch of a dream begins in the middle of an episode."""
+    """Where episodes begin, in `m` environments."""
 
     context: Tensor  # (m, n_context_frames, state_dim), oldest first
     task: Tensor  # (m,) int64, index into spec.tasks
-    elapsed: Tensor  # (m,) int64, steps since the episode began
     seed: Tensor  # (m,) int64, names the episode; policies draw their noise from it
-    action_history: Tensor | None = None  # (m, ACTION_HISTORY - 1, action_dim), None at the start of an episode
 
 
 @dataclass
@@ -226,10 +224,8 @@ class BatchedEnv(ABC):
     def _begin(self, mask: Tensor) -> None:
         start = self._restart(mask)
         self.context[mask], self.task[mask] = start.context, start.task
-        self.elapsed[mask], self.episode_seed[mask] = start.elapsed, start.seed
-        self._delayed[mask] = 0.0
-        self._fresh[mask] = start.elapsed == 0
-        self.action_history[mask] = 0.0 if start.action_history is None else start.action_history
+        self.elapsed[mask], self.episode_seed[mask] = 0, start.seed
+        self._delayed[mask], self.action_history[mask], self._fresh[mask] = 0.0, 0.0, True
         if self.rewards is not None:
             self.rewards.reset(mask)
 

@@ -45,11 +45,6 @@ class Episode:
         """Success was seen at some step."""
         return bool(self.success.any())
 
-    @property
-    def end_success(self) -> bool:
-        """Success held after the last step."""
-        return bool(self.success[-1])
-
     def check_fits(self, spec: Spec, where: str) -> None:
         """Raise `UserError` if a size, the task or a number does not fit `spec`; `where` names the episode."""
         steps = self.length

@@ -64,8 +64,10 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 def existing_folder(final: Path) -> Path:
     """Return `final`, or the previous one if a crash fell between the two renames of `replace_folder`."""
+    if final.exists():  # such as ".", which nothing can be named after
+        return final
     previous = _beside(final, "previous")
-    return previous if not final.exists() and previous.is_dir() else final
+    return previous if previous.is_dir() else final
 
 
 def remove(path: Path) -> None:

@@ -67,7 +67,7 @@ def seeded_noise(seeds: Tensor, counter: Tensor, shape: tuple[int, ...]) -> Tens
     """Standard normal noise (n, *shape) that depends on (seed, counter) of each row alone, not on its neighbours."""
     rows = []
     for seed, count in zip(seeds.tolist(), counter.tolist(), strict=True):
-        # Any two pairs in use give different seeds; the generator itself scrambles neighbouring ones.
+        # Of a seed the generator looks at 32 bits, in which no two decisions of neighbouring episodes are alike.
         generator = torch.Generator().manual_seed((seed * 1_000_003 + count) % (2**63))
         rows.append(torch.randn(shape, generator=generator, device=generator.device))
     return torch.stack(rows).to(seeds.device)

@@ -30,7 +30,8 @@ def checked_actions(env: BatchedEnv, actions: Tensor) -> Tensor:
     if not isinstance(actions, Tensor) or not actions.is_floating_point():
         kind = str(actions.dtype) if isinstance(actions, Tensor) else type(actions).__name__
         raise BadNumbers(f"{env.place}: actions are {kind}, expected a tensor of floats {expected}")
-    if actions.dim() != 3 or actions.shape[0] != env.num_envs or actions.shape[2] != env.spec.action_dim:
+    fits = actions.dim() == 3 and actions.shape[::2] == (env.num_envs, env.spec.action_dim) and actions.shape[1] > 0
+    if not fits:
         raise UserError(f"{env.place}: actions have shape {tuple(actions.shape)}, expected {expected}")
     bad = _beyond(actions).any(-1)
     if bad.any():
@@ -41,7 +42,7 @@ def checked_actions(env: BatchedEnv, actions: Tensor) -> Tensor:
             context=env.context,
             actions=actions,
         )
-    return actions.clamp(env.action_low, env.action_high)
+    return actions.to(env.action_low.dtype).clamp(env.action_low, env.action_high)
 
 
 def check_advance(env: BatchedEnv, advance: Advance, executed: Tensor) -> None:

@@ -154,10 +154,6 @@ class Context:
     cache: KeysValues
     features: Tensor
 
-    def detach(self) -> Context:
-        """Cut the graph."""
-        return Context(self.frames, [(k.detach(), v.detach()) for k, v in self.cache], self.features)
-
     def to(self, device: torch.device) -> Context:
         """Move to a device."""
         cache = [(k.to(device), v.to(device)) for k, v in self.cache]

@@ -53,7 +53,9 @@ class StageConfig:
         for name in ("batch_size", "warmup_steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("learning_rate", "read_out_learning_rate"):
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay={self.weight_decay}: expected a finite number, at least 0")
+        for name in ("learning_rate", "read_out_learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:  # also refuses NaN
                 raise UserError(f"{name}={getattr(self, name)}: expected a finite number above 0")
         if len(self.atoms) != len(ATOMS) or min(self.atoms) < 0 or sum(self.atoms) <= 0:

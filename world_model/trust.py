@@ -95,8 +95,8 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> R
     size = model.config.chunk_size
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
-    stride = max(1, size // windows.episodes[0].picture_every)  # windows of one that sees begin at pictures alone
-    index = torch.arange(0, len(windows), stride, device=model.device)
+    begins = windows.start - windows.first[windows.episode]
+    index = (begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
     batch.task = batch.task.clamp(max=model.encoder.null_task)
     given, errors = [], []
@@ -109,14 +109,17 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> R
 
 
 def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 1500, seed: int = 0) -> None:
-    """Fit the heads in place to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
+    """Fit the heads anew to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
     trust.given.fit(given)
     normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
     optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
     trust.train()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # of the dropout
+        torch.manual_seed(seed)  # of the first weights and the dropout
+        for layer in trust.heads.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
         for _ in range(n_steps):
             # each head its own batch
             index = torch.randint(len(given), (len(trust.heads), 256), generator=generator, device=model.device)

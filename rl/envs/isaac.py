@@ -163,12 +163,8 @@ class IsaacEnv(Simulator):
                 self._newest, self._fresh_image = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))
             if self._image is not None and self._fresh_image is not None:  # until now that of the end
                 self._image = torch.where(mask[:, None, None, None], self._fresh_image, self._image)
-        return Start(
-            context=self._newest[mask][:, None].repeat(1, self.n_context_frames, 1),
-            task=torch.zeros_like(which),
-            elapsed=torch.zeros_like(which),
-            seed=seeds,
-        )
+        context = self._newest[mask][:, None].repeat(1, self.n_context_frames, 1)
+        return Start(context, torch.zeros_like(which), seeds)
 
     def _begin_anew(self, which: Tensor) -> Mapping[str, Any]:
         env = self._env

@@ -118,12 +118,7 @@ class SimEnv(Simulator):
             frames = self.eyes.begin(frames, pictures)
         for j in which:
             self._past[j] = []
-        return Start(
-            context=frames[:, None].repeat(1, self.n_context_frames, 1),
-            task=self._task_index[mask],
-            elapsed=torch.zeros_like(seeds),
-            seed=seeds,
-        )
+        return Start(frames[:, None].repeat(1, self.n_context_frames, 1), self._task_index[mask], seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         self._executed, commands = actions, actions.cpu().numpy()

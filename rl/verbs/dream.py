@@ -170,7 +170,7 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
     n_chunks = episode.length // size
     if n_chunks == 0:
         raise UserError(f"dream: the episode has {episode.length} steps, a chunk has {size}; try another seed")
-    starts = StartStates.from_episodes([episode], model.spec.tasks, model.config.n_context_frames, first_only=True)
+    starts = StartStates.from_episodes([episode], model.spec.tasks, model.config.n_context_frames)
     env = DreamEnv(
         model,
         1,

@@ -36,9 +36,9 @@ from world_model.store import load_model, save_model
 HELP = f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
 
 Improve a checkpoint by PPO in the simulator, in its own dream, or in both. A gate after each part of a round that
-`gate.places` names compares the new policy with the best so far on fresh episodes and rolls a loss back. At the end stands success before
-and after, on seeds that no gate saw; with `controls=[anchor,filtered_bc]` beside the same run without RL. Given a run
-folder, go on where that run stopped, to the same end.
+`gate.places` names compares the new policy with the best so far on fresh episodes and rolls a loss back. At the end
+stands success before and after, on seeds that no gate saw; with `controls=[anchor,filtered_bc]` beside the same run
+without RL. Given a run folder, go on where that run stopped, to the same end.
 
 Keys:
 {keys_of(TrainConfig)}

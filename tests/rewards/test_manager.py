@@ -230,8 +230,11 @@ def test_state_of_a_term_goes_on_in_another_manager(t: Transition, monkeypatch: 
     first, second = (managed(monkeypatch, Visits, params={"start": 10.0}) for _ in range(2))
     first.reset(torch.ones(3, dtype=torch.bool))
     first.compute(t)
-    second.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    second.load_state_dict(state)
     assert second.compute(t).total.tolist() == first.compute(t).total.tolist() == [12.0, 12.0, 12.0]
+    second.load_state_dict(state)  # what was loaded is still what was saved
+    assert second.compute(t).total.tolist() == [12.0, 12.0, 12.0]
 
 
 @pytest.mark.parametrize("term", [Visits, Visits()])

@@ -52,7 +52,6 @@ class Point(BatchedEnv):
         return Start(
             context=position[:, None].repeat(1, 2, 1),
             task=mask.nonzero()[:, 0] % len(self.spec.tasks),
-            elapsed=torch.zeros(m, dtype=torch.long),
             seed=torch.randint(1000, (m,), generator=self.generator),
         )
 

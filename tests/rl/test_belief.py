@@ -13,7 +13,6 @@ from rl.config import TrainConfig
 from rl.dreams import Dreams
 from rl.ppo import ChunkPPO
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.env import ACTION_HISTORY
 
 
 def test_trust_weighs_by_hand() -> None:
@@ -75,7 +74,6 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
     (starts,) = begun
     contexts = [rollout.context[0].frames[0], rollout.context[1].frames[1]]
     assert torch.equal(starts.context, torch.stack(contexts)) and starts.seed.tolist() == [5, 6]
-    assert starts.action_history.shape[1] == ACTION_HISTORY - 1
     # The chunks of branch 0 are 0 and 1, the last one repeated; those of branch 1 are 5, 6 and 7.
     torch.testing.assert_close(torch.stack(told) * 12, torch.tensor([[0.0, 5.0], [1.0, 6.0], [1.0, 7.0]]))
     expected = torch.zeros(4, 3, dtype=torch.bool)
@@ -96,7 +94,7 @@ def test_trust_that_was_never_calibrated_decides_nothing(tiny) -> None:
 
     config = compose("dream", [*tiny, "dream.weigh_by_trust=true"], TrainConfig)
     model = load_model(config.checkpoint)
-    nowhere = StartStates(*(torch.zeros(0) for _ in range(5)))
+    nowhere = StartStates(*(torch.zeros(0) for _ in range(3)))
     with pytest.raises(UserError, match=r"dream.max_expected_error, dream.weigh_by_trust: .* was never calibrated"):
         Dreams(config, model).env(nowhere)
 

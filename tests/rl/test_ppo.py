@@ -228,7 +228,7 @@ def test_anchors_hold_the_policy(make_ppo, windows):
 
     def imitation(generator):
         model, batch = ppo.policy.model, windows.sample(32, generator)
-        return policy_loss(model, model.encode(batch.context, batch.task).detach(), batch.actions, generator)
+        return policy_loss(model, model.encode(batch.context, batch.task), batch.actions, generator)
 
     ppo = make_ppo(replace(CONFIG, pg_coef=0.0, n_epochs=10), imitation=imitation)
     rollout = samples(ppo, ppo.collect(ppo.batched, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_a_seed_names_where_an_episode_begins_and_how_it_goes(recorded: list[str
     finally:
         post.close()
     assert env.record(True) == []  # a dream is no record
+
+
+def test_what_another_robot_recorded_is_refused(recorded: list[str], tmp_path: Path) -> None:
+    config, _ = make(recorded)
+    model = load_model(config.checkpoint)
+    episodes = EpisodeStore(config.episodes).load()
+    EpisodeStore(tmp_path / "slow").append(episodes, replace(model.spec, control_hz=10.0))
+    with pytest.raises(UserError, match=r"episodes=.*slow: recorded with other features, bounds or rate"):
+        make([*recorded, f"episodes={tmp_path / 'slow'}"])
 
 
 def test_the_judge_is_another_dream_than_is_trained_in(recorded: list[str]) -> None:

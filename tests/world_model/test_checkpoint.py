@@ -211,6 +211,8 @@ def test_find_by_path_run_folder_and_builtin_name(tmp_path, monkeypatch) -> None
         save(tmp_path / "runs" / "push" / time / "checkpoints" / "last", value)
     (tmp_path / "runs" / "push" / "20260103-000000-s0" / "checkpoints").mkdir(parents=True)  # nothing saved yet
     assert load_checkpoint(tmp_path / "runs" / "push")[0]["value"] == 6.0
+    monkeypatch.chdir(tmp_path / "builtin" / "metaworld-tuned")
+    assert load_checkpoint(".")[0]["value"] == 3.0
     missing = tmp_path / "nowhere" / "metaworld-tuned"
     expected = f"no checkpoint at {missing}; known built-in checkpoints: metaworld-tuned; try `wamtune ls`"
     assert line(load_checkpoint, missing) == line(find_checkpoint, missing) == expected

@@ -9,6 +9,7 @@ from world_model import dream_env
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.episodes import Episode
+from world_model.flow import seeded_noise
 
 K = 4  # chunk_size of the toy
 
@@ -51,16 +52,13 @@ def test_a_branch_is_truncated_after_its_horizon(make_dream, never_solved):
     assert not third.truncated.any()
 
 
-def test_the_step_limit_counts_from_where_the_state_was_met(make_dream, never_solved, starts):
-    env = make_dream(num_envs=2, horizon=9, max_steps=12, in_order=True)
-    env.starts = StartStates(
-        starts.context[:2], starts.task[:2], torch.tensor([5, 10]), starts.action_history[:2], starts.seed[:2]
-    )
+def test_an_episode_is_truncated_at_its_step_limit(make_dream, never_solved):
+    env = make_dream(num_envs=2, horizon=9, max_steps=6)
     env.reset()
-    assert env.elapsed.tolist() == [5, 10]
+    assert not env.step_chunk(actions(2)).truncated.any() and env.elapsed.tolist() == [4, 4]
     step = env.step_chunk(actions(2))
-    assert step.executed.sum(1).tolist() == [4, 2] and step.truncated.tolist() == [False, True]
-    assert env.elapsed.tolist() == [9, 10]  # the second has begun again
+    assert step.executed.sum(1).tolist() == [2, 2] and step.truncated.all()
+    assert env.elapsed.tolist() == [0, 0]  # both have begun again
 
 
 def test_success_takes_two_sure_frames_in_a_row(make_dream, model, monkeypatch):
@@ -120,7 +118,7 @@ def test_a_shorter_chunk_is_completed_and_a_longer_one_refused(make_dream, never
 
 def test_the_dream_of_a_trained_model_is_close_to_what_happened(trained, episodes):
     recorded = episodes[:32]
-    starts = StartStates.from_episodes(recorded, trained.spec.tasks, 2, first_only=True)
+    starts = StartStates.from_episodes(recorded, trained.spec.tasks, 2)
     env = DreamEnv(trained, 32, starts, in_order=True)
     obs = env.reset()
     dreamed = env.step_chunk(torch.stack([e.action[:K] for e in recorded])).frames[:, -1]
@@ -146,29 +144,24 @@ class Replay(BatchedEnv):
         return self.advance
 
 
-@pytest.mark.parametrize("elapsed", [0, 7])
-def test_a_term_pays_the_same_for_the_same_transition_in_sim_and_dream(make_dream, model, starts, elapsed):
+def test_a_term_pays_the_same_for_the_same_transition_in_sim_and_dream(make_dream, model):
     names = ("success", "action_jerk", "action_rate", "progress", "time_cost")
-    env = make_dream(num_envs=3, horizon=9, max_steps=10, rewards=terms(*names))
-    env.starts = StartStates(
-        starts.context, starts.task, torch.full_like(starts.task, elapsed), starts.action_history, starts.seed
-    )
+    env = make_dream(num_envs=3, horizon=9, max_steps=6, rewards=terms(*names))
     env.reset(seed=0)
     begun = env.state_dict()
-    sim = Replay(model.spec, 3, 2, max_steps=10, rewards=terms(*names, place="sim"), read_out=model.read_frames)
-    history = begun["action_history"] if elapsed else None  # a simulator begins with nothing done
-    sim.start = Start(begun["context"], begun["task"], begun["elapsed"], begun["episode_seed"], history)
+    sim = Replay(model.spec, 3, 2, max_steps=6, rewards=terms(*names, place="sim"), read_out=model.read_frames)
+    sim.start = Start(begun["context"], begun["task"], begun["episode_seed"])
     sim.reset()
-    step = env.step_chunk(actions(3))
     never = torch.zeros(3, K, dtype=torch.bool)
-    sim.advance = Advance(step.frames, step.success, never, never)
-    same = sim.step_chunk(actions(3))
-    assert torch.equal(same.reward, step.reward) and torch.equal(same.executed, step.executed)
-    for name in names:
-        assert torch.equal(same.raw[name], step.raw[name]), name
-    assert step.raw["action_jerk"].abs().sum() > 0 and step.raw["progress"].abs().sum() > 0
-    if elapsed == 0:
-        assert (step.raw["action_rate"][:, 0] == 0).all()  # beginning is not charged as a change
+    for i in range(2):  # the second chunk has a history, and the step limit within
+        step = env.step_chunk(actions(3, seed=i))
+        sim.advance = Advance(step.frames, step.success, never, never)
+        same = sim.step_chunk(actions(3, seed=i))
+        assert torch.equal(same.reward, step.reward) and torch.equal(same.executed, step.executed)
+        for name in names:
+            assert torch.equal(same.raw[name], step.raw[name]), name
+        assert step.raw["action_jerk"].abs().sum() > 0 and step.raw["progress"].abs().sum() > 0
+        assert (step.raw["action_rate"][:, 0] == 0).all() == (i == 0)  # beginning is not charged as a change
 
 
 def test_progress_is_a_potential_difference(make_dream, model):
@@ -185,18 +178,12 @@ def test_progress_is_a_potential_difference(make_dream, model):
 
 def test_start_states_by_hand():
     state = torch.arange(7.0)[:, None].repeat(1, 4)
-    action = torch.arange(6.0)[:, None].repeat(1, 2)
-    solved = torch.tensor([False, False, False, True, True, True])  # after action 3
-    won = Episode(state, action, solved, "rest", "random", seed=0)
-    lost = Episode(state + 10, action, torch.zeros(6, dtype=torch.bool), "reach", "random", seed=1)
-    starts = StartStates.from_episodes([won, lost], ("reach", "rest"), n_context_frames=2)
-    assert len(starts) == 4 + 6
-    assert starts.context[:4, :, 0].tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]
-    assert starts.elapsed.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5] and starts.task.tolist() == [1] * 4 + [0] * 6
-    # The two actions before, the first one repeated.
-    assert starts.action_history[:4, :, 0].tolist() == [[0, 0], [0, 0], [0, 1], [1, 2]]
-    first = StartStates.from_episodes([won, lost], ("reach", "rest"), 2, first_only=True)
-    assert first.context[:, -1, 0].tolist() == [0, 10]
+    never = torch.zeros(6, dtype=torch.bool)
+    one = Episode(state, torch.zeros(6, 2), never, "rest", "random", seed=0)
+    other = Episode(state + 10, torch.zeros(6, 2), never, "reach", "random", seed=1)
+    starts = StartStates.from_episodes([one, other], ("reach", "rest"), n_context_frames=2)
+    assert starts.context[:, :, 0].tolist() == [[0, 0], [10, 10]]
+    assert starts.task.tolist() == [1, 0] and starts.seed.tolist() == [0, 1]
     with pytest.raises(UserError, match="needs at least one recorded episode"):
         StartStates.from_episodes([], ("reach",), 2)
 
@@ -205,7 +192,6 @@ def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts)
     env = make_dream(num_envs=3, horizon=1, in_order=True)
     for obs in (env.reset(), env.step_chunk(actions(3)).obs):
         assert torch.equal(obs["state"], starts.context[:3])
-    assert torch.equal(env.action_history, starts.action_history[:3])
     assert torch.equal(env.episode_seed, starts.seed[:3])
 
 
@@ -235,6 +221,21 @@ def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):
     step = env.step_chunk(actions(3))
     assert step.is_success.tolist() == step.terminated.tolist() == [True, False, True]
     assert step.truncated.tolist() == [False, True, False] and step.reward.sum(1).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_noise_of_the_state_is_not_that_of_the_policy(make_dream):
+    env = make_dream(obs_noise=1.0)
+    noise = (env.reset()["state"] - env.context).flatten(1)
+    drawn = seeded_noise(env.episode_seed, env.elapsed, noise.shape[1:])
+    assert not (noise.unsqueeze(1) - drawn.unsqueeze(2)).abs().lt(1e-6).any()
+
+
+def test_actions_of_another_precision_and_of_no_step(make_dream):
+    env, twin = make_dream(), make_dream()
+    env.reset(seed=0), twin.reset(seed=0)
+    assert torch.equal(env.step_chunk(actions(3).double()).frames, twin.step_chunk(actions(3)).frames)
+    with pytest.raises(UserError, match=r"dream: actions have shape \(3, 0, 2\), expected \(3, k, 2\)"):
+        env.step_chunk(torch.zeros(3, 0, 2))
 
 
 # --- single steps ---

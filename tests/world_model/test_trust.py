@@ -51,6 +51,17 @@ def test_it_learns_which_chunks_go_wrong_and_changes_nothing_else(model):
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
+def test_a_calibration_knows_nothing_of_the_one_before(model):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(200, model.trust.given.mean.shape[0], generator=generator) for _ in range(2))
+    errors = torch.rand(200, generator=generator)
+    calibrate(model, second, errors, n_steps=20)
+    alone = {k: v.clone() for k, v in model.trust.state_dict().items()}
+    calibrate(model, first, errors, n_steps=20)
+    calibrate(model, second, errors, n_steps=20)
+    assert all(torch.equal(v, alone[k]) for k, v in model.trust.state_dict().items())
+
+
 def test_an_uncalibrated_trust_says_so(model, context):
     encoded, batch = context
     with pytest.raises(UserError, match=r"what is read of a dreamed chunk.*has no statistics"):
@@ -74,3 +85,5 @@ def test_dreams_begin_as_often_where_a_model_sees(model, episodes):
     assert n == 5
     for every in (1, size):  # windows begin everywhere, or at new pictures alone
         assert len(dream_of_real_actions(model, [replace(long, picture_every=every)]).task) == n
+    both = [replace(long, picture_every=every) for every in (1, size)]
+    assert dream_of_real_actions(model, both).episode.tolist() == [0] * n + [1] * n
