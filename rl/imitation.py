@@ -67,6 +67,8 @@ class Imitation:
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
         """Keep the chunks of recorded successes, one after the other and the last one up to the end.
 
+        Of a model that sees they begin at new pictures alone, so that what is left of the last one is not kept.
+
         What was executed had been commanded `delay` steps before, and commands are what a policy has to learn.
         """
         size = self.model.config.chunk_size
