@@ -82,8 +82,9 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _about(config: TrainConfig) -> str:
-    tasks = ", ".join(config.env.tasks) or "all tasks of the checkpoint"
-    return f"{config.checkpoint} on {tasks}, env.kind={config.env.kind}, seed {config.seed}"
+    start = config.checkpoint if config.policy == "flow" else "a Gaussian MLP"
+    others = "all tasks of the checkpoint" if config.env.id == "metaworld" else config.env.id
+    return f"{start} on {', '.join(config.env.tasks) or others}, env.kind={config.env.kind}, seed {config.seed}"
 
 
 def _before_after(config: TrainConfig, episodes: Sequence[Row]) -> str:

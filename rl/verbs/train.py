@@ -208,8 +208,9 @@ def _terms(post: PostTraining) -> str:
 def _readme(config: TrainConfig, run: Run) -> str:
     before, after = describe(run.outcome.before), describe(run.outcome.after)
     tasks = ", ".join(dict.fromkeys(result.task for result in run.outcome.after))
+    start = f"`{config.checkpoint}`" if config.policy == "flow" else "a Gaussian MLP"
     return (
-        f"# {config.name}\n\nGrown from `{config.checkpoint}` by PPO (env.kind={config.env.kind}), seed {config.seed}, "
+        f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
         f"{run.outcome.sim_steps:,} simulator steps.\n\n"
         f"Success in {config.judged_in} on {tasks}, seeds from {config.eval.seed} on:\n\n"
         f"| before | after |\n|---|---|\n| {before} | {after} |\n"

@@ -120,6 +120,8 @@ def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -
     assert "simulator's reward" in out
     (last,) = Path("runs/gaussian").glob("*/checkpoints/last")
     assert json.loads((last / "config.json").read_text())["policy"] == "gaussian"
+    assert "Grown from a Gaussian MLP by PPO" in (last / "README.md").read_text()
+    assert "a Gaussian MLP on Pendulum-v1, env.kind=sim" in (last.parents[1] / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
