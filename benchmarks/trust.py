@@ -57,9 +57,10 @@ def main() -> None:
 
 def by_policy(model: WorldActionModel, task: str) -> list[Episode]:
     """Episodes of the policy of the checkpoint, the first half of them exploring."""
-    env = SimEnv("metaworld", N_EPISODES // 2, [task], task_names=model.spec.tasks, terminate_on_success=False)
-    policy, n = FlowPolicy(model, env), N_EPISODES // 2
-    episodes = [e for i in (0, 1) for e in collect_policy(policy, env, n, explore=i == 0, seed=SEED + i * n)]
+    n = N_EPISODES // 2
+    env = SimEnv("metaworld", n, [task], task_names=model.spec.tasks, terminate_on_success=False)
+    halves, policy = ((True, SEED), (False, SEED + n)), FlowPolicy(model, env)
+    episodes = [e for explore, seed in halves for e in collect_policy(policy, env, n, explore, seed)]
     env.close()
     return episodes
 

@@ -126,10 +126,8 @@ class RewardManager:
         """Restore what `state_dict` gave."""
         for name, keeper in self._keepers.items():
             for key, value in state[name].items():
-                now = getattr(keeper, key, None)
-                setattr(
-                    keeper, key, value.to(now.device, copy=True) if isinstance(now, Tensor) else copy.deepcopy(value)
-                )
+                now, restored = getattr(keeper, key, None), copy.deepcopy(value)
+                setattr(keeper, key, restored.to(now.device) if isinstance(now, Tensor) else restored)
 
     def describe(self) -> list[tuple[str, str, float, tuple[str, ...]]]:
         """Return (name, func, weight, requires) of each active term, in order."""
