@@ -30,7 +30,7 @@ class PretrainConfig:
     n_noisy: int = 60  # of the expert with noise on its actions
     n_random: int = 20  # of random motion
     n_heldout: int = 20  # never trained on: a third by the expert, the rest noisy
-    trust_steps: int = 1500  # of the calibration of trust on the held-out episodes; 0: none
+    trust_steps: int = 4000  # of the calibration of trust on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     model: ModelConfig = field(default_factory=ModelConfig)
     # of the picture codec, before the rest and only where model.views names cameras
@@ -77,7 +77,7 @@ class TuneConfig:
     n_denoising_steps: int = 2  # of the policy
     noise_std: float = 0.2  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table
-    trust_steps: int = 1500  # of the calibration of trust on the held-out episodes; 0: none
+    trust_steps: int = 4000  # of the calibration of trust on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))
     # n_steps 0: no refit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +18,7 @@ FOLDS = 3
 
 
 def calibrate_trust(
-    model: WorldActionModel, episodes: Sequence[Episode], n_steps: int = 1500
+    model: WorldActionModel, episodes: Sequence[Episode], n_steps: int = 4000
 ) -> dict[str, dict[str, float]]:
     """Calibrate `model.trust` on held-out `episodes`; returns by task how well it ranks dreams of `HORIZON` chunks.
 
@@ -24,7 +26,8 @@ def calibrate_trust(
     (`movement`, the baseline), and the number of dreams (`n`), each measured on episodes outside the calibration.
     Nothing is done where too few episodes are long enough.
     """
-    long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
+    # By task: where they came task after task, a step of FOLDS could hit the same ones again and again.
+    long = sorted((e for e in episodes if e.length >= HORIZON * model.config.chunk_size), key=lambda e: e.task)
     if n_steps == 0 or len(long) < 2 * FOLDS:
         return {}
     parts = [dream_of_real_actions(model, list(long[i::FOLDS])) for i in range(FOLDS)]
@@ -41,8 +44,12 @@ def calibrate_trust(
         of = task == index
         rho, movement = (correlation(x[of], true[of])["rho"] for x in (said, moved))
         rows[model.spec.tasks[index]] = {"rho": rho, "movement": movement, "n": float(of.sum())}
-    medians = {k: float(torch.tensor([row[k] for row in rows.values()]).nanmedian()) for k in ("rho", "movement")}
+    medians = {name: _median([row[name] for row in rows.values()]) for name in ("rho", "movement")}
     return {**rows, "median": {**medians, "n": float(len(task))}}
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median([v for v in values if not math.isnan(v)] or [math.nan])
 
 
 def _calibrate(model: WorldActionModel, parts: Sequence[Retold], n_steps: int) -> None:

@@ -108,7 +108,7 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> R
     return Retold(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
 
 
-def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 1500, seed: int = 0) -> None:
+def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
     """Fit the heads anew to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
     trust.given.fit(given)
