@@ -136,7 +136,7 @@ def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, 
 
     Where several values come from one episode, `group` (n,) says which: then whole groups are drawn.
     """
-    if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:  # of a constant there is nothing to rank
+    if math.isnan(rho := spearman(a, b)):
         return {"rho": math.nan, "low": math.nan, "high": math.nan}
     x, y = a.cpu().numpy(), b.cpu().numpy()
     names = np.arange(len(x)) if group is None else group.cpu().numpy()
@@ -144,13 +144,20 @@ def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, 
 
     def of(drawn: np.ndarray) -> float:
         index = np.concatenate([rows[i] for i in drawn])
-        return _spearman(x[index], y[index])
+        return float(spearmanr(x[index], y[index]).statistic)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
         found = bootstrap((np.arange(len(rows)),), of, vectorized=False, n_resamples=1000, rng=0, method="percentile")
         low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
-    return {"rho": _spearman(x, y), "low": float(low), "high": float(high)}
+    return {"rho": rho, "low": float(low), "high": float(high)}
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two samples (n,), NaN where there is nothing to rank: of a constant, or of two."""
+    if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
+        return math.nan
+    return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
 
 
 def share(event: Tensor, among: Tensor) -> float | None:
@@ -274,7 +281,3 @@ def _retell(
     sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]
     success = [bool((s[1:] & s[:-1]).any()) for s in sure]
     return [told[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(spearmanr(a, b).statistic)

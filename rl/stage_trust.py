@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rl.report_pairs import correlation
+from rl.report_pairs import spearman
 from world_model.episodes import Episode
 from world_model.model import WorldActionModel
 from world_model.trust import HORIZON, Retold, calibrate, dream_of_real_actions, dreamed_movement, expected_error
@@ -42,7 +42,7 @@ def calibrate_trust(
     rows = {}
     for index in task.unique().tolist():
         of = task == index
-        rho, movement = (correlation(x[of], true[of])["rho"] for x in (said, moved))
+        rho, movement = (spearman(x[of], true[of]) for x in (said, moved))
         rows[model.spec.tasks[index]] = {"rho": rho, "movement": movement, "n": float(of.sum())}
     medians = {name: _median([row[name] for row in rows.values()]) for name in ("rho", "movement")}
     return {**rows, "median": {**medians, "n": float(len(task))}}

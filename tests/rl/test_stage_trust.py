@@ -51,6 +51,6 @@ def test_the_median_of_an_even_number_of_tasks_lies_between_them(
     model: WorldActionModel, folds: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks = iter([0.2, 0.3, 0.6, 0.5])  # expected error and movement of one task, then of the other
-    monkeypatch.setattr(stage_trust, "correlation", lambda a, b: {"rho": next(ranks)})
+    monkeypatch.setattr(stage_trust, "spearman", lambda a, b: next(ranks))
     rows = calibrate_trust(model, in_turn(6, TASKS[:2]), n_steps=5)
     assert (rows["median"]["rho"], rows["median"]["movement"]) == pytest.approx((0.4, 0.4))
