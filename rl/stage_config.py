@@ -73,7 +73,7 @@ class TuneConfig:
         default_factory=dict
     )  # exceptions from n_demos, by task; also of tasks that are not tuned
     n_policy: int = 110  # rollouts per task of the tuned policy for the refit, half of them exploring
-    n_policy_heldout: int = 10  # of them kept for measuring
+    n_policy_heldout: int = 10  # beside them, kept for measuring
     n_denoising_steps: int = 2  # of the policy
     noise_std: float = 0.2  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table

@@ -17,20 +17,18 @@ FOLDS = 3
 """Parts of the held-out episodes: trust is measured on each after calibration on the others."""
 
 
-def calibrate_trust(
-    model: WorldActionModel, episodes: Sequence[Episode], n_steps: int = 4000
-) -> dict[str, dict[str, float]]:
+def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode], n_steps: int) -> dict[str, dict[str, float]]:
     """Calibrate `model.trust` on held-out `episodes`; returns by task how well it ranks dreams of `HORIZON` chunks.
 
     Rank correlation with the true error of the expected one (`rho`) and of the amount of movement that is dreamed
     (`movement`, the baseline), and the number of dreams (`n`), each measured on episodes outside the calibration.
     Nothing is done where too few episodes are long enough.
     """
-    # By task: where they came task after task, a step of FOLDS could hit the same ones again and again.
+    # Sorted, so that each task is in each fold: with the tasks in turn, every third could be of the same ones.
     long = sorted((e for e in episodes if e.length >= HORIZON * model.config.chunk_size), key=lambda e: e.task)
     if n_steps == 0 or len(long) < 2 * FOLDS:
         return {}
-    parts = [dream_of_real_actions(model, list(long[i::FOLDS])) for i in range(FOLDS)]
+    parts = [dream_of_real_actions(model, long[i::FOLDS]) for i in range(FOLDS)]
     found = []
     for i, part in enumerate(parts):
         _calibrate(model, parts[:i] + parts[i + 1 :], n_steps)
