@@ -23,8 +23,12 @@ from world_model.episodes import Episode, EpisodeStore, read_shard
 from world_model.files import write_atomically
 from world_model.model import WorldActionModel
 from world_model.model_config import ModelConfig
+from world_model.noise import noisy_images
 from world_model.pictures import PictureCodec, Pictures
 from world_model.spec import Spec
+
+CAMERA_SEED = 0
+"""Of the cameras that disturb episodes, see `see_disturbed`."""
 
 REPEATS = 1e-4
 """How far the last frame of an episode may be from what is recorded when it is run again."""
@@ -92,6 +96,16 @@ def see(model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictu
     eyes = eyes_of(model, make_spec(env_id, model.spec.tasks))
     assert eyes is not None
     return [_seen(eyes, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
+
+
+def see_disturbed(
+    model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictures: Sequence[Tensor], n_cameras: int
+) -> list[Episode]:
+    """Return each episode `n_cameras` times, as other cameras see it (`ImageNoise`); [] without noise."""
+    noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA_SEED)
+    copies = [] if noise.is_off else list(zip(episodes, pictures, strict=True)) * n_cameras
+    disturbed = [noisy_images(its, noise, generator, one_camera=True) for _, its in copies]
+    return see(model, env_id, [episode for episode, _ in copies], disturbed)
 
 
 def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:

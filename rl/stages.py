@@ -19,7 +19,7 @@ from rl.model_card import finite, model_card, success_metrics, world_metrics
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.stage_episodes import collect, demonstrations, device_of, evaluate, heldout_store, roll_out
-from rl.stage_pictures import by_task, film, model_spec, see
+from rl.stage_pictures import by_task, film, model_spec, see, see_disturbed
 from rl.stage_trust import calibrate_trust
 from rl.verbs.progress import Progress
 from rl.verbs.run_folder import RunFolder
@@ -36,6 +36,9 @@ from world_model.windows import Windows
 
 DEMONSTRATIONS = "episodes-000000.safetensors"
 """File of a checkpoint folder; `EpisodeStore` reads the folder."""
+
+DEMO_CAMERAS = 8
+"""Disturbed cameras that see each demonstration: there are few, and the policy must not learn one camera by heart."""
 
 
 @dataclass
@@ -151,6 +154,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
         else:
             work.step = config.pictures.n_steps
     episodes, heldout = (_read(config, model, part, config.tasks) for part in (store, heldout_store(store)))
+    episodes += _disturbed(config, model, store, config.tasks, n_cameras=1)
     if videos:
         episodes += watched(model, videos)
     windows, work.unseen = model.windows(episodes), model.windows(heldout)
@@ -182,7 +186,8 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     state = saved.state if saved else None
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
-        work.train("tune", model.windows(demos), stage, state)
+        seen = demos + _disturbed(config, model, store, tasks, DEMO_CAMERAS, demos)
+        work.train("tune", model.windows(seen), stage, state)
         state = None
         if config.half:  # from here on the policy is the one that is stored
             half_precision(model)
@@ -193,7 +198,8 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     unseen += heldout_store(own).load()
     work.unseen = model.windows(unseen)
     if config.refit.n_steps:
-        work.train("refit", model.windows(episodes), _seeded(config.refit, config.seed), resume=state)
+        seen = episodes + _disturbed(config, model, store, everything, n_cameras=1)
+        work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
     if config.half:
         half_precision(model)  # what the refit changed; the rest is rounded already
     results, correlations = evaluate(config, model, tasks)
@@ -211,6 +217,26 @@ def _read(
     if model.pictures is None:
         return store.load(tasks, SOURCES)
     return see(model, config.id, *film(config.id, store, model.config, tasks, SOURCES))
+
+
+def _disturbed(
+    config: PretrainConfig | TuneConfig,
+    model: WorldActionModel,
+    store: EpisodeStore,
+    tasks: Sequence[str],
+    n_cameras: int,
+    only: Sequence[Episode] | None = None,
+) -> list[Episode]:
+    """Load what `_read` does, as `n_cameras` disturbed cameras see it; [] for a model without images.
+
+    `only` names the episodes that are wanted; None: all.
+    """
+    if model.pictures is None:
+        return []
+    wanted = None if only is None else {(e.task, e.source, e.seed) for e in only}
+    filmed = zip(*film(config.id, store, model.config, tasks, SOURCES), strict=True)
+    chosen = [(e, its) for e, its in filmed if wanted is None or (e.task, e.source, e.seed) in wanted]
+    return see_disturbed(model, config.id, [e for e, _ in chosen], [its for _, its in chosen], n_cameras)
 
 
 def _seen_metrics(config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Codec(ABC, nn.Module):
     n_future_tokens: int
     code_dim: int
     state: Normalizer  # of a frame, for read-outs
+    vector_dim: int  # numbers of a frame that are measured; those after them are codes of images
 
     @abstractmethod
     def fit(self, context: Tensor, future: Tensor) -> None:
@@ -68,6 +69,7 @@ class VectorCodec(Codec):
         dim: size of a state vector.
         positions: where in it a position stands, in metres.
         n_context_frames, chunk_size, frames_per_token, width, world_width: see `ModelConfig`.
+        noise: largest deviation of the noise on context frames; nothing that the encoder reads is scaled by less.
     """
 
     def __init__(
@@ -79,14 +81,17 @@ class VectorCodec(Codec):
         frames_per_token: int,
         width: int,
         world_width: int,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
+        self.vector_dim, self.noise = dim, noise
         self.pairs = [(a, b) for a, b in combinations(positions, 2) if a.stop - a.start == b.stop - b.start]
         n_near = len(NEAR) * sum(a.stop - a.start for a, _ in self.pairs)
         self.n_context_tokens = 1
         self.n_future_tokens = chunk_size // frames_per_token
         self.code_dim = frames_per_token * dim
-        self.state = Normalizer((dim,), floor=1e-3, name="state")
+        self.state = Normalizer((dim,), floor=max(1e-3, noise), name="state")
+        # Of the codes that are predicted, not of noisy inputs: here a millimetre of the object counts.
         self.change = Normalizer((chunk_size, dim), floor=1e-3, name="state change")
         self.context_in = nn.Linear(n_context_frames * dim, width)
         self.future_in = nn.Linear(self.code_dim + n_near, world_width)
@@ -100,7 +105,8 @@ class VectorCodec(Codec):
     def embed_context(self, context: Tensor) -> Tensor:
         """Newest frame, and how the frames changed (velocities are lost in the scale of positions otherwise)."""
         newest = self.state(context[:, -1])
-        changes = (context[:, 1:] - context[:, :-1]) / self.change.std[0]
+        # What hardly ever changes would be scaled up to noise: a change is measured against that of the noise at least.
+        changes = (context[:, 1:] - context[:, :-1]) / self.change.std[0].clamp(min=self.noise)
         tokens: Tensor = self.context_in(torch.cat([newest, changes.flatten(1)], dim=-1))
         return tokens.unsqueeze(1)
 

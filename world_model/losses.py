@@ -24,6 +24,8 @@ def stage_losses(
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
     task = drop_task(model, batch.task, generator)
     acted, frames, clean_video, known, clean_action = _clean(model, batch)
+    # What is to be predicted stays the change between clean frames: noise cannot be predicted.
+    frames = model.noisy(frames, generator)
     atom, t_action = torch.where(acted, atom, ATOMS.index("video")), torch.where(acted, t_action, 1.0)
     context = model.encode(frames, task)
     noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)

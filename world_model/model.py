@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from world_model.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
 from world_model.layers import KeysValues, NoiseLevel, Stack
 from world_model.model_config import ModelConfig
+from world_model.noise import noisy_vectors
 from world_model.pictures import PictureCodec
 from world_model.precision import products
 from world_model.spec import Spec
@@ -75,6 +76,7 @@ class WorldActionModel(nn.Module):
             config.frames_per_token,
             config.width,
             config.world_width,
+            config.context_noise,
         )
         if self.pictures is None:
             return vector
@@ -88,6 +90,17 @@ class WorldActionModel(nn.Module):
             # The critic reads what the encoder was given beside what it made of it; it must not shape either.
             features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
         return Context(context, cache, features.to(context.dtype))
+
+    def noisy(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """Add the noise that the model learns with to observed frames (batch, n_context_frames, state_dim).
+
+        Codes of images stay as they are: the codec has learned to give the same ones for a disturbed image.
+        """
+        if self.config.context_noise == 0.0:
+            return frames
+        n = self.codec.vector_dim
+        measured = noisy_vectors(frames[..., :n], self.config.context_noise, generator)
+        return torch.cat([measured, frames[..., n:]], dim=-1)
 
     def predict_future(
         self, context: Context, codes: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rewards.errors import UserError
+from world_model.noise import NO_IMAGE_NOISE, ImageNoise
 from world_model.pictures import PATCH
 from world_model.view import View
 
 LARGEST = 8192
 """What a size in a config may be at most: 20 times what the built-in models have."""
+
+NOT_SIZES = ("views", "bfloat16", "context_noise", "image_noise")
+"""Fields of `ModelConfig` that are no whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,16 @@ class ModelConfig:
     views: dict[str, View] = field(default_factory=dict)  # cameras whose pictures it sees and predicts, by name
     picture_size: int = 64  # pixels along each side
     picture_dim: int = 32  # numbers in the code of each patch of 16 x 16
+    # In every stage, in imitation and in PPO: largest deviation of the white noise on observed frames, in units of the
+    # state (0.004: 4 mm where positions are in metres); 0: none
+    context_noise: float = 0.004
+    image_noise: ImageNoise = field(default_factory=ImageNoise)  # on images, where there are cameras
     bfloat16: bool = False  # encode and predict in it where the processor has it: half the time for a model that sees
 
     def check(self) -> None:
         """Raise `UserError` for sizes that no model has, before memory is taken for them, and that do not divide."""
         for name, size in asdict(self).items():
-            if name not in ("views", "bfloat16") and (type(size) is not int or not 1 <= size <= LARGEST):
+            if name not in NOT_SIZES and (type(size) is not int or not 1 <= size <= LARGEST):
                 raise UserError(f"model.{name}={size!r}: expected a whole number from 1 to {LARGEST}")
         for small, large in (
             ("frames_per_token", "chunk_size"),
@@ -49,11 +58,18 @@ class ModelConfig:
                 raise UserError(
                     f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}"
                 )
+        if not 0 <= self.context_noise < math.inf:
+            raise UserError(f"model.context_noise={self.context_noise}: expected a finite number, at least 0")
+        for name, value in asdict(self.image_noise).items():
+            if not 0 <= value <= (self.picture_size if name == "shift" else 1):
+                limit = "the size of an image" if name == "shift" else "1, the full range"
+                raise UserError(f"model.image_noise.{name}={value}: expected 0 to {limit}")
         if self.picture_size % PATCH:
             raise UserError(f"model.picture_size={self.picture_size}: expected a multiple of {PATCH}")
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> ModelConfig:
-        """Rebuild what `asdict` gave; a checkpoint of old says nothing of views."""
+        """Rebuild what `asdict` gave; older checkpoints name neither views nor noise, and were trained without."""
         views = {name: View(**{**v, "lookat": tuple(v["lookat"])}) for name, v in data.get("views", {}).items()}
-        return ModelConfig(**{**data, "views": views})
+        noise = ImageNoise(**data["image_noise"]) if "image_noise" in data else NO_IMAGE_NOISE
+        return ModelConfig(**{"context_noise": 0.0, **data, "views": views, "image_noise": noise})

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.errors import UserError
+from world_model.noise import NO_IMAGE_NOISE, ImageNoise, noisy_images
 from world_model.precision import products
 
 PATCH = 16
@@ -20,6 +21,9 @@ PATCH = 16
 
 STANDS_OUT = 0.06
 """A pixel that differs by so much of the full range from its mean over the task shows something that moves."""
+
+TOGETHER = 0.1
+"""Weight of the distance between the codes of an image and of the same image disturbed."""
 
 
 class PictureCodec(nn.Module):
@@ -134,13 +138,28 @@ class Pictures:
         return PictureBatch(self.pictures[index].to(device), self.usual[self.task[index]].to(device))
 
 
-def picture_loss(codec: PictureCodec, batch: PictureBatch) -> Tensor:
-    """Squared error, ten times as much where something stands out: most of a picture is table, and always the same."""
+def picture_loss(
+    codec: PictureCodec,
+    batch: PictureBatch,
+    noise: ImageNoise = NO_IMAGE_NOISE,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Squared error, ten times as much where something stands out: most of a picture is table, and always the same.
+
+    With `noise`, drawn from `generator`, the clean picture is drawn from the code of a disturbed one (a denoising
+    autoencoder, Vincent et al. 2008), and the codes of the two are drawn together.
+    """
     truth, usual = _centred(batch.pictures), _centred(batch.usual)
     stands_out = ((truth - usual).abs().amax(2, keepdim=True) > STANDS_OUT).float()
-    codes = codec.encode(batch.pictures)
+    if noise.is_off:
+        codes, apart = codec.encode(batch.pictures), truth.new_zeros(())
+    else:
+        assert generator is not None, "noise is drawn from a generator"
+        codes = codec.encode(noisy_images(batch.pictures, noise, generator))
+        apart = (codes - codec.encode(batch.pictures)).square().mean()
     error = (codec.draw(codes) - truth).square()
-    return 10 * ((1 + 9 * stands_out) * error).mean() + 1e-4 * codes.square().mean()  # codes stay of unit size
+    # The last term keeps codes of unit size.
+    return 10 * ((1 + 9 * stands_out) * error).mean() + TOGETHER * apart + 1e-4 * codes.square().mean()
 
 
 def peak_signal_to_noise(pictures: Tensor, truth: Tensor, where: Tensor) -> float:

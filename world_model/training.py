@@ -145,7 +145,7 @@ def _losses(
     if not isinstance(batch, PictureBatch):
         return stage_losses(stage, model, batch, config.atoms, generator)
     assert model.pictures is not None
-    return {"picture": picture_loss(model.pictures, batch)}
+    return {"picture": picture_loss(model.pictures, batch, model.config.image_noise, generator)}
 
 
 def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:

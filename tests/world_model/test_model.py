@@ -1,6 +1,6 @@
 """What may depend on what: the two sides of the model, the cached context, the batch, the task; storing it."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -209,11 +209,11 @@ def test_half_precision_is_exact_once_rounded(model, batch, tmp_path):
 
 def test_tensors_that_do_not_fit_their_config_are_named(model, tmp_path):
     state = model.state_dict()
-    model.to_config = lambda: {"model": {**vars(model.config), "n_layers": 1}, "spec": model.spec.to_dict()}
+    model.to_config = lambda: {"model": {**asdict(model.config), "n_layers": 1}, "spec": model.spec.to_dict()}
     save_model(tmp_path / "m", model, "tune")
     with pytest.raises(UserError, match=r"tensor 'action.stack.blocks.1.* is unexpected in model.safetensors"):
         load_model(tmp_path / "m")
-    model.to_config = lambda: {"model": {**vars(model.config), "action_width": 64}, "spec": model.spec.to_dict()}
+    model.to_config = lambda: {"model": {**asdict(model.config), "action_width": 64}, "spec": model.spec.to_dict()}
     save_model(tmp_path / "m", model, "tune")
     with pytest.raises(UserError, match=r"has shape \(.*\), config.json says \(.*\)"):
         load_model(tmp_path / "m")
