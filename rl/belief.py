@@ -27,10 +27,9 @@ def flipped(model: WorldActionModel, rollout: Rollout, n_denoising_steps: int, s
     if len(last) == 0:
         return marks
     first = _first_chunks(rollout.terminated | rollout.truncated)[last, env]
-    frames = torch.stack([context.frames for context in rollout.context])[first, env]
     n, longest = len(last), int((last - first).max()) + 1
     seeds = seed + torch.arange(n, device=first.device)
-    starts = StartStates(frames, rollout.task[first, env], seeds)
+    starts = StartStates(rollout.frames[first, env], rollout.task[first, env], seeds)
     most = longest * model.config.chunk_size
     dream = DreamEnv(model, n, starts, longest, n_denoising_steps + 1, most, in_order=True, action_delay=action_delay)
     dream.reset()

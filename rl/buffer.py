@@ -25,6 +25,7 @@ class Rollout:
     next_value: Tensor  # value of the state after the chunk, before any restart
     reference_means: Tensor
     success: Tensor  # bool, success was seen in the chunk
+    frames: Tensor  # that the chunk began with, without observation noise (…, n_context_frames, state_dim)
     actions: Tensor  # as executed (…, k, action_dim)
     task: Tensor
     expected_error: Tensor  # of the chunk, by trust; 0 in the simulator

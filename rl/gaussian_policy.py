@@ -31,8 +31,8 @@ class GaussianPolicy(ChunkPolicy):
         self.register_buffer("middle", (high + low) / 2)
         self.register_buffer("reach", (high - low) / 2)
 
-    def encode(self, obs: Obs) -> Context:
-        """Flatten the frames and append the task as one-hot."""
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
+        """Flatten the frames and append the task as one-hot; this policy is trained without noise."""
         task = torch.nn.functional.one_hot(obs["task"], len(self.spec.tasks)).float()
         return Context(obs["state"], [], torch.cat([obs["state"].flatten(1), task], dim=-1))
 

@@ -16,6 +16,9 @@ from world_model.windows import Windows
 MOST = 10_000
 """Chunks of successes that are kept of each kind, the newest ones: 15 kB each with what the encoder made of them."""
 
+DEMO_COPIES = 8
+"""Times that each window of a demonstration is encoded where a model learns with noise on contexts."""
+
 Examples = tuple[Context, Tensor]
 """Contexts of n rows, and the actions taken there (n, chunk_size, action_dim)."""
 
@@ -44,11 +47,13 @@ class Imitation:
     ) -> None:
         self.model, self.batch_size = model, batch_size
         self.coefs = {"demonstrations": demo_coef, "sim": sim_coef, "dream": dream_coef}
-        # The encoder is frozen, so every context is encoded once.
+        # The encoder is frozen, so every context is encoded once, with the noise that the model learns with.
         self.examples: dict[str, Examples] = {}
         if demo_coef > 0:
             windows = model.windows(demonstrations)
-            self._encode("demonstrations", windows, torch.arange(len(windows)))
+            # They are few: each is encoded several times, with other noise.
+            n_copies = 1 if model.config.context_noise == 0.0 else DEMO_COPIES
+            self._encode("demonstrations", windows, torch.arange(len(windows)).repeat(n_copies))
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
         """Draw the weighted loss; None when there is nothing to imitate."""
@@ -96,8 +101,10 @@ class Imitation:
 
     def _encode(self, kind: str, windows: Windows, index: Tensor) -> None:
         batch = windows.at(index)
+        generator = torch.Generator(self.model.device).manual_seed(windows.episodes[0].seed)  # repeats after a resume
         with torch.no_grad():
-            self._keep(kind, self.model.encode(batch.context, batch.task), batch.actions)
+            context = self.model.encode(self.model.noisy(batch.context, generator), batch.task)
+        self._keep(kind, context, batch.actions)
 
     def _keep(self, kind: str, context: Context, actions: Tensor) -> None:
         if kind in self.examples:

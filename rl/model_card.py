@@ -39,6 +39,15 @@ def success_metrics(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     return {"success": {**rows, "mean": {"rate": mean, "n": len(results)}}}
 
 
+def noise_metrics(results: dict[str, list[EpisodeResult]]) -> dict[str, Any]:
+    """Return `success_with_noise` by task and deviation of the noise, {"push": {"0.001": 0.4}}, and the mean."""
+    rows: dict[str, dict[str, float]] = {}
+    for noise, of_noise in results.items():
+        for task, row in success_metrics(of_noise)["success"].items():
+            rows.setdefault(task, {})[noise] = row["rate"]
+    return {"success_with_noise": rows} if rows else {}
+
+
 def finite(value: Any) -> Any:
     """Replace by None what JSON cannot hold, such as the precision of a read-out that never said success."""
     if isinstance(value, dict):
@@ -87,11 +96,12 @@ World-action model of wamtune, stage `{stage}`{origin}.
 
 On episodes that were never trained on. {_PREDICTED["pictures" in about["metrics"]]}; `shuffle` is the error with
 shuffled actions in units of that with the true ones (1 would mean that actions are ignored). `success` is in the
-simulator, on unseen seeds. `trust` is the rank correlation of expected with true error over dreams of 4 chunks, on
-episodes outside its calibration, and `movement` that of the amount of movement dreamed; in the last row both are
-medians. `error and success` is the rank correlation, with its 95 % interval, of success and error: of the evaluated
-episodes, and of the first 4 chunks of their actions, dreamed. Where it is below zero, the better predicted episodes are
-those that succeed.
+simulator, on unseen seeds; `with noise` is that of the same episodes with white noise of these standard deviations, in
+units of the state, on every feature and step. `trust` is the rank correlation of expected with true error over dreams
+of 4 chunks, on episodes outside its calibration, and `movement` that of the amount of movement dreamed; in the last row
+both are medians. `error and success` is the rank correlation, with its 95 % interval, of success and error: of the
+evaluated episodes, and of the first 4 chunks of their actions, dreamed. Where it is below zero, the better predicted
+episodes are those that succeed.
 
 {figures(about["metrics"])}
 """
@@ -110,6 +120,11 @@ there, `codec` what the true picture gives when it is coded and drawn again""",
 def _success_cells(row: dict[str, float]) -> list[str]:
     interval = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %" if "low" in row else ""
     return [f"{100 * row['rate']:.0f} %", interval, f"{row['n']:.0f}"]
+
+
+def _noise_cells(row: dict[str, float]) -> list[str]:
+    """The deviations stand in the cell, so that a card of any number of them is one table."""
+    return [", ".join(f"{noise}: {100 * rate:.0f} %" for noise, rate in row.items())]
 
 
 def _prediction_cells(row: dict[str, float]) -> list[str]:
@@ -138,6 +153,7 @@ def _correlation_cells(row: dict[str, float]) -> list[str]:
 
 _GROUPS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, float]], list[str]]]] = {
     "success": (("success", "95 % interval", "episodes"), _success_cells),
+    "success_with_noise": (("with noise",), _noise_cells),
     "prediction": (("error", "shuffle", "windows"), _prediction_cells),
     "pictures": (("PSNR", "repeat", "PSNR 4", "repeat 4", "codec", "shuffle"), _picture_cells),
     "trust": (("trust", "movement"), _trust_cells),

@@ -34,8 +34,11 @@ class ChunkPolicy(BasePolicy):
         self.spec, self.n_context_frames = env.spec, env.n_context_frames
 
     @abstractmethod
-    def encode(self, obs: Obs) -> Context:
-        """Encode an observation once; the rest of the policy reads the result."""
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
+        """Encode an observation once; the rest of the policy reads the result.
+
+        With a `generator`, as PPO does while it learns, the noise that the policy is trained with is added first.
+        """
 
     @abstractmethod
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,10 +176,11 @@ class FlowPolicy(ChunkPolicy):
         self.register_buffer("whiten", torch.linalg.inv(self.color.double()).float())
         self.to(model.device)
 
-    def encode(self, obs: Obs) -> Context:
-        """Encode without a graph: the encoder is frozen."""
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
+        """Encode without a graph: the encoder is frozen. The noise is `context_noise` of the model."""
         with torch.no_grad():
-            return self.model.encode(obs["state"], obs["task"])
+            state = obs["state"] if generator is None else self.model.noisy(obs["state"], generator)
+            return self.model.encode(state, obs["task"])
 
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Denoise with noise after every step. The executed action is clamped, the chain never."""

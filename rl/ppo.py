@@ -99,14 +99,18 @@ class ChunkPPO(PPO):
 
     @torch.no_grad()
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False) -> Rollout:
-        """Run `n_steps` chunks in each environment of `env`, going on from its state unless `fresh`."""
+        """Run `n_steps` chunks in each environment of `env`, going on from its state unless `fresh`.
+
+        The policy observes with the noise that it is trained with, see `ChunkPolicy.encode`.
+        """
         policy, contexts, steps, terms = self.policy, [], [], dict[str, float]()
         obs = env.observe() if env.begun and not fresh else env.reset()
-        context = policy.encode(obs)
+        context = policy.encode(obs, self.generator)
         for _ in range(n_steps):
             actions, chain, log_prob = policy.sample(context, self.generator)
+            frames = env.context.clone()
             step = env.step_chunk(actions)
-            following = policy.encode(step.obs)
+            following = policy.encode(step.obs, self.generator)
             contexts.append(context)
             steps.append(
                 {
@@ -120,6 +124,7 @@ class ChunkPPO(PPO):
                     "next_value": policy.values_after(step, following) - env.doubt,
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
+                    "frames": frames,
                     "actions": actions,
                     "task": obs["task"],
                     "expected_error": torch.zeros(env.num_envs, device=env.device) + env.expected_error,

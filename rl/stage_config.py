@@ -77,6 +77,8 @@ class TuneConfig:
     n_denoising_steps: int = 2  # of the policy
     noise_std: float = 0.2  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table
+    # success is measured once more with each of these: white noise on every feature and step, in units of the state
+    eval_noise: tuple[float, ...] = (0.001, 0.003)
     trust_steps: int = 4000  # of the calibration of trust on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))
@@ -87,6 +89,8 @@ class TuneConfig:
         """Refuse counts that mean nothing."""
         _at_least(self, 0, "seed", "threads", "n_workers", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
         _at_least(self, 1, "n_demos", "n_denoising_steps")
+        if not all(noise > 0 for noise in self.eval_noise):
+            raise UserError(f"eval_noise={list(self.eval_noise)}: expected numbers above 0")
         if self.noise_std <= 0:
             raise UserError(f"noise_std={self.noise_std}: expected more than 0")
         for task, n in self.demos.items():

@@ -9,7 +9,7 @@ from typing import Any
 from rewards.errors import UserError
 from rl.envs.sim import SimEnv
 from rl.envs.simulator import Simulator, is_isaac, pick_device
-from rl.evaluate import EpisodeResult
+from rl.evaluate import EpisodeResult, evaluate_sim
 from rl.policy import FlowPolicy
 from rl.report_pairs import run_pairs, summarise
 from rl.stage_collect import SEEDS, SOURCES, collect_from, collect_policy
@@ -99,6 +99,23 @@ def evaluate(
     return results, correlations
 
 
+def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]) -> dict[str, list[EpisodeResult]]:
+    """Run the episodes of `evaluate` once more with each of `config.eval_noise` on the observations."""
+    results: dict[str, list[EpisodeResult]] = {}
+    if config.n_eval == 0:
+        return results
+    seeds = range(EVAL_SEED, EVAL_SEED + config.n_eval)
+    with Progress("evaluate with noise") as progress:
+        for noise in config.eval_noise:
+            results[f"{noise:g}"] = of_noise = []
+            for task in tasks:
+                env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True, obs_noise=noise)
+                of_noise += evaluate_sim(policy, env, seeds)
+                env.close()
+                progress.update(len(of_noise), len(tasks) * config.n_eval, task=task, noise=noise)
+    return results
+
+
 def _complete(config: PretrainConfig, store: EpisodeStore, source: str, n: int, first: int) -> None:
     have = {(e.task, e.seed) for e in store.load(config.tasks, [source])}
     # Isaac Lab lives from many environments at once, and takes its time to make them.
@@ -122,9 +139,11 @@ def _env(
     n_envs: int,
     model: WorldActionModel | None = None,
     terminate_on_success: bool = False,
+    obs_noise: float = 0.0,
 ) -> Simulator:
     frames = 2 if model is None else model.config.n_context_frames
     options: dict[str, Any] = {"n_context_frames": frames, "terminate_on_success": terminate_on_success}
+    options |= {"obs_noise": obs_noise}
     if is_isaac(config.id):
         from rl.envs.isaac import IsaacEnv
 
@@ -134,10 +153,15 @@ def _env(
 
 
 def _policy(
-    config: TuneConfig, model: WorldActionModel, task: str, n_episodes: int, terminate_on_success: bool
+    config: TuneConfig,
+    model: WorldActionModel,
+    task: str,
+    n_episodes: int,
+    terminate_on_success: bool,
+    obs_noise: float = 0.0,
 ) -> tuple[Simulator, FlowPolicy]:
     n_envs = n_episodes if is_isaac(config.id) else min(n_episodes, MAX_ENVS)
-    env = _env(config, [task], model.spec.tasks, n_envs, model, terminate_on_success)
+    env = _env(config, [task], model.spec.tasks, n_envs, model, terminate_on_success, obs_noise)
     return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from rewards.errors import UserError
-from rl.model_card import finite, model_card, success_metrics, world_metrics
+from rl.model_card import finite, model_card, noise_metrics, success_metrics, world_metrics
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
-from rl.stage_episodes import collect, demonstrations, device_of, evaluate, heldout_store, roll_out
+from rl.stage_episodes import collect, demonstrations, device_of, evaluate, evaluate_noisy, heldout_store, roll_out
 from rl.stage_pictures import by_task, film, model_spec, see, see_disturbed
 from rl.stage_trust import calibrate_trust
 from rl.verbs.progress import Progress
@@ -206,6 +206,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     for result in results:
         run.eval_row({"step": work.step, **result.to_row()})
     metrics = world_metrics(model, work.unseen) | success_metrics(results) | _seen_metrics(config, model, store)
+    metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
     metrics |= _trust(model, unseen, config)
     return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
 

@@ -34,6 +34,7 @@ class Options:
     n_action_steps: int = 0  # executed of a chunk; 0: all of it
     id: str = "metaworld"  # or a gymnasium id
     max_steps: int = EnvConfig().max_steps
+    obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
     n_envs: int = EnvConfig().n_envs
     n_workers: int = 0
 
@@ -42,7 +43,7 @@ class Options:
         for name in ("n_episodes", "n_denoising_steps", "max_steps", "n_envs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("seed", "n_action_steps", "n_workers"):
+        for name in ("seed", "n_action_steps", "n_workers", "obs_noise"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
 
@@ -59,6 +60,7 @@ Keys:
 Examples:
   wamtune eval metaworld-tuned tasks=[push,door-open] n_episodes=100
   wamtune eval runs/demo/20250101-120000-s0 place=both
+  wamtune eval metaworld-tuned obs_noise=0.001
 """
 
 
@@ -98,6 +100,7 @@ def evaluate_task(
             n_denoising_steps=DreamConfig().n_denoising_steps,
             max_steps=options.max_steps,
             in_order=True,
+            obs_noise=options.obs_noise,
             seed=options.seed,
         )
         return sim, evaluate_dream(policy, dream)
@@ -135,5 +138,6 @@ def _config(options: Options) -> TrainConfig:
         n_envs=options.n_envs,
         n_workers=options.n_workers,
         max_steps=options.max_steps,
+        obs_noise=options.obs_noise,
     )
     return TrainConfig(name="eval", env=env)

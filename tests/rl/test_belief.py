@@ -72,7 +72,7 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
     monkeypatch.setattr(rl.belief, "DreamEnv", Again)
     marks = flipped(model, rollout, 1, seed=5, action_delay=2)
     (starts,) = begun
-    contexts = [rollout.context[0].frames[0], rollout.context[1].frames[1]]
+    contexts = [rollout.frames[0, 0], rollout.frames[1, 1]]
     assert torch.equal(starts.context, torch.stack(contexts)) and starts.seed.tolist() == [5, 6]
     # The chunks of branch 0 are 0 and 1, the last one repeated; those of branch 1 are 5, 6 and 7.
     torch.testing.assert_close(torch.stack(told) * 12, torch.tensor([[0.0, 5.0], [1.0, 6.0], [1.0, 7.0]]))
