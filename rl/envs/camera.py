@@ -18,6 +18,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from rl.envs.opengl import prepare_opengl
 from rl.envs.workers import user_error
 from world_model.view import View
 
@@ -67,6 +68,7 @@ class Camera:
 @cache
 def _context() -> Any:
     """Return the one OpenGL context of this process: of two, the one may draw what belongs to the other."""
+    prepare_opengl()
     backend = os.environ.get("MUJOCO_GL") or ("cgl" if sys.platform == "darwin" else "egl")
     try:
         context = importlib.import_module(f"mujoco.{backend}").GLContext(1, 1)

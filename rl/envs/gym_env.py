@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from rl.envs.opengl import prepare_opengl
 from rl.envs.workers import user_error
 from world_model.view import View
 
@@ -107,6 +108,8 @@ def _shrunk(picture: Array, size: int) -> Array:
 
 
 def _make(env_id: str, renders: bool) -> gymnasium.Env[Any, Any]:
+    if renders:
+        prepare_opengl()
     try:
         if env_id.startswith("gym_pusht/"):
             import gym_pusht  # noqa: F401 - registers the id
