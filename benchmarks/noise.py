@@ -1,0 +1,96 @@
+"""Success of a checkpoint that acts under disturbed observations, each on the same episodes.
+
+    python benchmarks/noise.py [CHECKPOINT] [--tasks TASK ...] [--n-episodes 100]
+
+White noise of 0, 1 and 3 mm on every feature and step; for a checkpoint that sees also noise of 8/255 on each pixel,
+brightness + 10 % and a camera that is one pixel off. Prints a row for each task, the mean, and the share of the
+success without noise that is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from rl.envs.sim import SimEnv
+from rl.evaluate import evaluate_sim, success_rate
+from rl.policy import FlowPolicy
+from world_model.model import WorldActionModel
+from world_model.noise import shifted
+from world_model.store import load_model
+
+SEED = 6_000_000
+"""First episode; no checkpoint was made, chosen or judged on these."""
+
+Disturb = Callable[[torch.Tensor], torch.Tensor]
+"""Images (n, n_views, size, size, 3) uint8 -> the same, disturbed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoint", nargs="?", default="metaworld-tuned")
+    parser.add_argument("--tasks", nargs="*", help="those to measure; all that the checkpoint knows unless given")
+    parser.add_argument("--n-episodes", type=int, default=100)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(options.checkpoint)
+    columns: dict[str, tuple[float, Disturb | None]] = {
+        "clean": (0.0, None),
+        "1 mm": (0.001, None),
+        "3 mm": (0.003, None),
+    }
+    if model.pictures is not None:
+        columns |= {"pixels 8/255": (0.0, pixel_noise), "+10 % light": (0.0, brighter), "1 pixel off": (0.0, moved)}
+    tasks = options.tasks or model.spec.tasks
+    print(" ".join(f"{name:>12}" for name in ("task", *columns)))
+    rows = []
+    for task in tasks:
+        rows.append([success(model, task, options.n_episodes, *column) for column in columns.values()])
+        print(f"{task:>20}", *(f"{100 * rate:>10.0f} %" for rate in rows[-1]), flush=True)
+    mean = np.mean(rows, axis=0)
+    print(f"{'mean':>20}", *(f"{100 * rate:>10.1f} %" for rate in mean))
+    print(f"{'of clean':>20}", *(f"{rate / mean[0]:>12.2f}" for rate in mean))
+
+
+def success(model: WorldActionModel, task: str, n_episodes: int, obs_noise: float, disturb: Disturb | None) -> float:
+    """Success rate on `n_episodes` with noise of deviation `obs_noise` and disturbed images."""
+    options = {"task_names": model.spec.tasks, "seen_by": model, "obs_noise": obs_noise}
+    env = SimEnv("metaworld", min(n_episodes, 32), [task], model.config.n_context_frames, **options)
+    if disturb is not None:
+        assert env.eyes is not None
+        encode = env.eyes.encode
+        env.eyes.encode = lambda images: encode(disturb(torch.from_numpy(images)).numpy())  # type: ignore[method-assign]
+    results = evaluate_sim(FlowPolicy(model, env), env, range(SEED, SEED + n_episodes))
+    env.close()
+    return success_rate(results)
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def pixel_noise(images: torch.Tensor) -> torch.Tensor:
+    """Add white noise with a standard deviation of 8 of 255."""
+    return to_uint8(images.float() + 8 * torch.randn(images.shape, generator=GENERATOR))
+
+
+def brighter(images: torch.Tensor) -> torch.Tensor:
+    """Ten percent more light."""
+    return to_uint8(1.1 * images.float())
+
+
+def moved(images: torch.Tensor) -> torch.Tensor:
+    """Shift all images to the right by one pixel."""
+    n = len(images)
+    return shifted(images, torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.long))
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Round to what a camera delivers."""
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
+if __name__ == "__main__":
+    main()
