@@ -91,7 +91,7 @@ class Spec:
 FASTEST = 10_000.0
 """Steps a second that are believed."""
 
-MOST_ACTIONS, MOST_TASKS = 10_000, 10_000
+MOST_ACTIONS, MOST_TASKS = 10_000, 100_000
 
 MOST_NUMBER = 3.4e38
 """The largest in single precision, in which bounds are used."""
