@@ -7,6 +7,7 @@ and `wamtune --help` should answer at once. Verbs are modules with `HELP` and `r
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import inspect
 import re
@@ -54,9 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130, debug)
     except Exception as error:
-        line = f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with --debug to see where"
-        return _fail(line, 1, debug)
+        return _fail(*_explained(error), debug)
     return 0
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """Return a line and the exit code for what no verb expected: no memory, a full disk, a wrong name, or our bug."""
+    # torch has no error of its own for the memory of the CPU.
+    if isinstance(error, MemoryError) or ("allocate" in str(error) and "memory" in str(error)):
+        return "out of memory; lower n_envs, n_steps, batch_size or the sizes of the model, or end other programs", 2
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}; check the name, its permissions and the free space", 2
+    return f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with --debug to see where", 1
 
 
 def keys_of(schema: type) -> str:

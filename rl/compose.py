@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rewards.errors import UserError
+from world_model.files import read_file
 
 T = TypeVar("T")
 Layer = tuple[str, dict[str, Any]]  # where the values stand ("in demo.yaml"), the values
@@ -34,6 +35,18 @@ _YAML_BEGIN = (
     yaml.FlowSequenceStartToken,
 )
 _YAML_END = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+LARGEST = {
+    "seed": 2**31 - 1,
+    "total_timesteps": 10**12,
+    "n_envs": 65_536,
+    **dict.fromkeys(("batch_size", "bc_batch_size"), 2**20),
+    **dict.fromkeys(("n_epochs", "horizon", "action_delay", "n_chunks"), 100_000),
+    **dict.fromkeys(("threads", "n_workers", "n_denoising_steps", "n_action_steps"), 1024),
+}
+"""What a whole number may be at most, by the last word of its key: what cannot be meant, and would fill the memory."""
+
+LARGEST_OTHER = 10_000_000
+
 _SCALARS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
 
 
@@ -69,7 +82,7 @@ def list_presets() -> list[tuple[str, str]]:
     folder = preset_folder()
     found = []
     for path in sorted(folder.rglob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path, 4 * MAX_CHARACTERS).decode().splitlines()
         comment = next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
         found.append((path.relative_to(folder).with_suffix("").as_posix(), comment))
     return found
@@ -119,8 +132,8 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
         raise UserError(f"presets name each other as base: {chain}; remove one 'base:'")
     where = f"in {path}"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(path, 4 * MAX_CHARACTERS).decode()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the preset {path}: {error}") from None
     values = parse(text, where)
     base = values.get("base")
@@ -136,7 +149,7 @@ def _override_layer(override: str) -> Layer:
     if override.startswith("-"):
         name = key.lstrip("-")
         raise UserError(f"unexpected {override!r}; write overrides as key=value: {name}={value or '...'}")
-    if not equals or not all(key.split(".")):
+    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
         raise UserError(f"unexpected {override!r}; write overrides as key=value, for example seed=1")
     where = "on the command line"
     parsed = parse(f"value: {value}", f"in the value of {key!r} {where}")
@@ -205,6 +218,8 @@ def _check_value(value: Any, hint: Any, key: str, where: str) -> None:
         _check_free(value, key, where)
     elif not _is_scalar(value, hint):
         raise _unfit(key, value, _SCALARS[hint], where)
+    elif hint is int and value > (largest := LARGEST.get(key.rpartition(".")[2], LARGEST_OTHER)):
+        raise _unfit(key, value, f"at most {largest:,}", where)
 
 
 def _check_group(value: Any, schema: Any, key: str, where: str) -> None:
@@ -243,7 +258,12 @@ def _is_scalar(value: Any, hint: type) -> bool:
 
 
 def _unfit(key: str, value: Any, expected: str, where: str) -> UserError:
-    return UserError(f"{key}={value!r} {where}: expected {expected}")
+    return UserError(f"{key}={_shown(value)} {where}: expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _suggestion(key: str, group: str, schema: Any) -> str:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rewards.errors import UserError
+from world_model.files import write_atomically
 from world_model.pictures import moving, peak_signal_to_noise
 
 RED = "tab:red"
@@ -35,7 +36,7 @@ def draw_film(
     frames = []
     for i in range(len(real)):
         figure = Figure(figsize=(7.2, 3.6), dpi=80, layout="constrained")
-        figure.suptitle(title, fontsize="medium")
+        figure.suptitle(title, fontsize="medium", parse_math=False)  # a name such as $x^$ is no formula
         grid = figure.add_gridspec(2, 3, height_ratios=(3, 1))
         panels = ("simulator", real[i].numpy()), ("dream", dreamed[i].numpy()), ("difference", difference[i].numpy())
         for j, (name, panel) in enumerate(panels):
@@ -72,22 +73,27 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
         UserError: an .mp4 needs the package av.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
-        iio.imwrite(path, np.stack(frames), duration=1000 / frames_per_s, loop=0)
+        write_atomically(path, _gif(frames, frames_per_s))
         return
+    options = {"plugin": "pyav", "codec": "libx264", "fps": round(frames_per_s)}
     try:
-        iio.imwrite(path, np.stack(frames), plugin="pyav", codec="libx264", fps=round(frames_per_s))
+        film = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", **options)
     except ImportError as error:
         raise UserError(
             f"{path}: an .mp4 needs the package av; pip install 'wamtune[video]', or take a .gif"
         ) from error
+    write_atomically(path, film)
 
 
 def inline_film(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
     """Return a GIF as the address of a picture that a page holds within itself."""
-    gif = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=1000 / frames_per_s, loop=0)
-    return "data:image/gif;base64," + base64.b64encode(gif).decode()
+    return "data:image/gif;base64," + base64.b64encode(_gif(frames, frames_per_s)).decode()
+
+
+def _gif(frames: Sequence[np.ndarray], frames_per_s: float) -> bytes:
+    film: bytes = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=1000 / frames_per_s, loop=0)
+    return film
 
 
 def gif_of(address: str) -> bytes:

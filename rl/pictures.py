@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from rl.evaluate import EpisodeResult, success_rate, wilson
+from world_model.files import write_atomically
 
 GREY, BLUE, RED = "0.72", "tab:blue", "tab:red"
 
@@ -76,5 +79,7 @@ def _column(values: Tensor, i: int) -> list[float]:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(str(path), dpi=120)  # a bare Figure draws with Agg: no window system is asked for
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name such as $x^$ is no formula
+        figure.savefig(drawn, format="png", dpi=120)  # a bare Figure draws with Agg: no window system is asked for
+    write_atomically(Path(path), drawn.getvalue())

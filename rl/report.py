@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from rewards.errors import UserError
 from rl import report_figures as figures
 from rl.compose import compose, diff_from_defaults
 from rl.config import TrainConfig
-from rl.evaluate import EpisodeResult, describe, paired_gain
-from rl.verbs.run_folder import read_rows
+from rl.evaluate import describe, paired_gain
+from rl.report_data import PAIRS, Row, read_metrics, read_pairs, read_results
+from world_model.files import write_atomically
 
-PAIRS = "pairs.json"
-"""File of a run folder with the paired evaluation of its champion, see `rl.report_pairs`."""
+__all__ = ["PAIRS", "write_report"]
 
 LIBRARIES = ("wamtune", "torch", "stable-baselines3", "metaworld", "mujoco", "isaaclab")
 
-Row = dict[str, Any]
+MOST_GATES, MOST_TERMS, MOST_EXAMPLES = 200, 30, 10
+"""What is shown at most; of gates the last ones."""
+
+MOST_LETTERS = 60
+"""Of a name beside a curve."""
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --ink: #1b1f24; --quiet: #667; --line: #d8dce2; --mark: #f3f5f8 }
@@ -49,14 +51,14 @@ def write_report(folder: str | Path) -> Path:
         UserError: the folder holds no finished or running training.
     """
     folder = Path(folder)
-    rows, episodes = read_rows(folder / "metrics.jsonl"), read_rows(folder / "eval.jsonl")
+    rows = read_metrics(folder)
     if not (folder / "config.yaml").is_file() or not rows:
         raise UserError(f"report: {folder} holds no training; expected runs/NAME/TIME-s0 with a metrics.jsonl")
     config = compose(folder / "config.yaml", [], TrainConfig)
     own = [row for row in rows if not any(key.partition("/")[0] in config.controls for key in row if key != "step")]
-    pairs = json.loads((folder / PAIRS).read_text("utf-8")) if (folder / PAIRS).is_file() else None
+    pairs = read_pairs(folder)
     sections: list[tuple[str, Callable[[], str]]] = [
-        ("Before and after", lambda: _before_after(config, episodes)),
+        ("Before and after", lambda: _before_after(config, folder)),
         ("Round by round", lambda: _rounds(config, rows)),
         ("Gates", lambda: _gates(own)),
         ("Dream and simulator", lambda: _places(own)),
@@ -77,7 +79,7 @@ def write_report(folder: str | Path) -> Path:
         f"<title>{_text(config.name)}</title><style>{STYLE}</style></head><body>{head}{body}</body></html>\n"
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, page.encode("utf-8", errors="replace"))
     return path
 
 
@@ -87,12 +89,13 @@ def _about(config: TrainConfig) -> str:
     return f"{start} on {', '.join(config.env.tasks) or others}, env.kind={config.env.kind}, seed {config.seed}"
 
 
-def _before_after(config: TrainConfig, episodes: Sequence[Row]) -> str:
+def _before_after(config: TrainConfig, folder: Path) -> str:
     """A line for the run and for each control, on the same seeds."""
     lines = []
-    for name in dict.fromkeys(row["run"] for row in episodes):
-        before, after = (_results(episodes, name, phase) for phase in ("before", "after"))
-        if before and after:
+    for name in dict.fromkeys((config.name, *config.controls)):
+        results = read_results(folder, name)
+        before, after = results["before"], results["after"]
+        if before:
             gain = paired_gain(before, after)
             lines.append((name, describe(before), describe(after), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_points(gain))))
     if not lines:
@@ -108,13 +111,14 @@ def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
         tag = "eval/success" if name == config.name else f"{name}/eval/success"
         values: list[float | None] = [row[tag] for row in rows if tag in row]
         if len(values) > 1:
-            curves[name] = list(range(len(values))), values
+            curves[name[:MOST_LETTERS]] = list(range(len(values))), values
     return figures.curves(curves, "parts of the rounds", f"success in {config.judged_in}", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:
     """What every gate saw and decided."""
-    seen = [row for row in rows if "gate/accepted" in row]
+    tags = ("gate/accepted", "gate/champion", "gate/challenger")
+    seen = [row for row in rows if all(row.get(tag) is not None for tag in tags)][-MOST_GATES:]
     places = [next((p for p in ("dream", "imitation") if row.get(f"gate/in_{p}")), "sim") for row in seen]
     labels = [f"{i + 1}: {place}" for i, place in enumerate(places)]
     drawn = [
@@ -126,7 +130,7 @@ def _gates(rows: Sequence[Row]) -> str:
             label,
             _percent(champion),
             _percent(challenger),
-            f"{row.get('gate/won', 0):.0f} / {row.get('gate/lost', 0):.0f}",
+            f"{row.get('gate/won') or 0:.0f} / {row.get('gate/lost') or 0:.0f}",
             "accepted" if accepted else "rolled back",
         )
         for (label, champion, challenger, accepted), row in zip(drawn, seen, strict=True)
@@ -204,7 +208,7 @@ def _correlation(pairs: Row | None) -> str:
 
 def _trust(pairs: Row | None) -> str:
     """Expected against true error of dreams begun all along the episodes."""
-    if pairs is None or pairs["trust"] is None:
+    if pairs is None or pairs.get("trust") is None:
         return ""
     t = pairs["trust"]
     note = (
@@ -220,7 +224,7 @@ def _examples(pairs: Row | None) -> str:
     if pairs is None:
         return ""
     made = []
-    for e in pairs["examples"]:
+    for e in pairs["examples"][:MOST_EXAMPLES]:
         film = f'<p><img alt="simulator, dream, difference" src="{_text(e["film"])}"></p>' if e.get("film") else ""
         made.append(
             f"<h3>{_text(e['title'])}, seed {e['seed']}</h3>{film}" + figures.trajectory(e["parts"], e["chunk_size"])
@@ -242,7 +246,7 @@ def _rewards(rows: Sequence[Row]) -> str:
     updates = [row for row in rows if any(key.startswith("reward/") for key in row)]
     names = sorted(
         {key[7:] for row in updates for key in row if key.startswith("reward/") and not key.endswith("_raw")}
-    )
+    )[:MOST_TERMS]
     values = {name: [row.get(f"reward/{name}") or 0.0 for row in updates] for name in names}
     return figures.stacked(names, list(range(1, len(updates) + 1)), values, "reward a step")
 
@@ -262,12 +266,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:  # as Meta-World beside Isaac Lab
         return ""
-
-
-def _results(episodes: Sequence[Row], name: str, phase: str) -> list[EpisodeResult]:
-    keys = ("task", "seed", "success", "n_steps", "reward")
-    chosen = [row for row in episodes if row["run"] == name and row["phase"] == phase and row["place"] == "sim"]
-    return [EpisodeResult(**{key: row[key] for key in keys}) for row in chosen]
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

@@ -21,6 +21,7 @@ SIM, DREAM, ACCEPTED, LOST = "#2f7ed8", "#e4572e", "#3a9d5d", "#b04a8b"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it is read, searched and scaled with the page
     "svg.hashsalt": "wamtune",  # the same figure is the same text
+    "text.parse_math": False,  # a name such as $x^$ is no formula
     "font.family": "sans-serif",
     **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
     **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor", "titlecolor")},
@@ -34,6 +35,16 @@ STYLE: dict[Any, Any] = {
 Curve = tuple[Sequence[float], Sequence[float | None]]
 
 
+MOST_POINTS = 2_000
+"""Of a curve: more than a page has pixels across would only make it large."""
+
+
+def thinned(values: Sequence[Any]) -> Sequence[Any]:
+    """Return at most `MOST_POINTS` of the values, evenly spread, the last one among them."""
+    n, most = len(values), MOST_POINTS
+    return values if n <= most else [values[(i + 1) * n // most - 1] for i in range(most)]
+
+
 def curves(
     of: Mapping[str, Curve], xlabel: str, ylabel: str, share: bool = False, colors: Mapping[str, str] | None = None
 ) -> str:
@@ -41,7 +52,9 @@ def curves(
 
     def draw(axes: Axes) -> None:
         for name, (x, y) in of.items():
-            points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
+            points = thinned([(a, b) for a, b in zip(x, y, strict=True) if b is not None])
+            if not points:
+                continue
             axes.plot(*zip(*points, strict=True), marker=".", label=name, color=(colors or {}).get(name))
         axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.02, 1.02) if share else None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # updates, steps and parts are counted
@@ -70,11 +83,12 @@ def stacked(names: Sequence[str], x: Sequence[float], values: Mapping[str, Seque
     """Draw reward terms over each other, what pays above zero and what costs below."""
 
     def draw(axes: Axes) -> None:
-        floors = {True: [0.0] * len(x), False: [0.0] * len(x)}
+        shown = thinned(x)
+        floors = {True: [0.0] * len(shown), False: [0.0] * len(shown)}
         for name in names:
             up = sum(values[name]) >= 0
-            top = [f + v for f, v in zip(floors[up], values[name], strict=True)]
-            axes.fill_between(x, floors[up], top, alpha=0.6, label=name, step="mid")
+            top = [f + v for f, v in zip(floors[up], thinned(values[name]), strict=True)]
+            axes.fill_between(shown, floors[up], top, alpha=0.6, label=name, step="mid")
             floors[up] = top
         axes.axhline(0, color=INK, linewidth=0.6)
         axes.set(xlabel="update", ylabel=ylabel)
@@ -88,7 +102,7 @@ def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabe
 
     def draw(axes: Axes) -> None:
         for (name, (x, y)), color in zip(groups.items(), (ACCEPTED, LOST, SIM, DREAM), strict=False):
-            axes.plot(x, y, "o", markersize=3, alpha=0.6, label=name, color=color)
+            axes.plot(thinned(x), thinned(y), "o", markersize=3, alpha=0.6, label=name, color=color)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale=_scale(x for x, _ in groups.values()))
         axes.set(yscale=_scale(y for _, y in groups.values()))
         axes.legend(fontsize="small")

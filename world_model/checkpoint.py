@@ -8,23 +8,45 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from rewards.errors import UserError
-from world_model.files import existing_folder, write_folder
+from world_model.files import (
+    JSON_BYTES,
+    TENSOR_BYTES,
+    existing_folder,
+    open_file,
+    parse_json,
+    read_all,
+    read_file,
+    sha256_of,
+    write_folder,
+)
 
 SCHEMA_VERSION = 1
 CONFIG, MODEL, README, MANIFEST = "config.json", "model.safetensors", "README.md", "manifest.json"
 STATE_TREE, STATE_TENSORS = "training_state.json", "training_state.safetensors"
 BUILTIN = Path(__file__).parent / "builtin"
+
+LIMITS = {
+    CONFIG: JSON_BYTES,
+    README: JSON_BYTES,
+    MANIFEST: JSON_BYTES,
+    STATE_TREE: 4 * JSON_BYTES,  # what a run has collected and measured
+    STATE_TENSORS: 8 * TENSOR_BYTES,
+}
+"""Largest size of the files of a checkpoint; of any other, such as weights and episodes, TENSOR_BYTES."""
+
+MOST_FILES = 10_000
+"""How many files a manifest may list."""
 
 
 def save_checkpoint(
@@ -98,7 +120,7 @@ def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) 
     tree = _from_json(folder / STATE_TREE, files[STATE_TREE])
     try:
         state: dict[Any, Any] = _unpack(tree, tensors, {of.__name__: of for of in types})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder}: its training state is not one of this version ({error!r}); begin anew") from error
     return state
 
@@ -107,10 +129,28 @@ def checkpoint_files(name_or_path: str | Path) -> dict[str, bytes]:
     """Return every file that a checkpoint lists, by its name in the folder; whatever else is there stays.
 
     Raises:
-        UserError: as for `load_checkpoint`.
+        UserError: as for `load_checkpoint`, or a file is a link to somewhere outside the folder: a copy of it could
+            carry away what was never meant to be given.
     """
     folder = find_checkpoint(name_or_path)
-    return _read_verified(folder, _manifest(folder)) | {MANIFEST: _read(folder / MANIFEST)}
+    files = _read_verified(folder, _manifest(folder), within=folder)
+    return files | {MANIFEST: read_file(folder / MANIFEST, LIMITS[MANIFEST], within=folder)}
+
+
+def checked_weights(where: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as they will be used, floats in single precision, once they are finite there.
+
+    Raises:
+        UserError: one is not finite in single precision, or no real number; `where` and its name are said.
+    """
+    cast = {}
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise UserError(f"{where}: tensor {name!r} is complex, expected real numbers; nothing was loaded")
+        cast[name] = tensor.float() if tensor.is_floating_point() else tensor
+        if not torch.isfinite(cast[name]).all():  # also what only became infinite now, such as 1e300 in float64
+            raise UserError(f"{where}: tensor {name!r} holds a value that is not finite; nothing was loaded")
+    return cast
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
@@ -154,14 +194,10 @@ def _to_json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _from_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        content = parse_json(data)
+    except ValueError as error:  # UnicodeDecodeError is one
         raise UserError(f"{path}: it is not valid JSON; copy the checkpoint again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: it does not hold a JSON object; copy the checkpoint again")
@@ -171,7 +207,7 @@ def _from_json(path: Path, data: bytes) -> dict[str, Any]:
 def _load_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return load(data)
-    except SafetensorError as error:
+    except Exception as error:  # whatever a damaged header makes the reader say
         raise UserError(f"{path}: it is not a safetensors file; copy the checkpoint again") from error
 
 
@@ -181,46 +217,53 @@ def _fingerprint(data: bytes) -> dict[str, Any]:
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
-    files = _from_json(path, _read(path)).get("files")
+    files = _from_json(path, _read(path, LIMITS[MANIFEST])).get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise UserError(f"{path}: it does not list files with size and sha256; copy the checkpoint again")
+    if len(files) > MOST_FILES:
+        raise UserError(f"{path}: it lists {len(files):,} files, at most {MOST_FILES:,} are read; copy it again")
     for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise UserError(f"{path}: it lists {name!r}, which is outside the checkpoint; nothing was read")
     return files
 
 
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and entry.keys() == {"size", "sha256"}
+    fits = isinstance(entry, dict) and entry.keys() == {"size", "sha256"}
+    return fits and type(entry["size"]) is int and isinstance(entry["sha256"], str)
 
 
-def _read_verified(folder: Path, wanted: Collection[str]) -> dict[str, bytes]:
-    """Check every file that the manifest lists; return the very bytes that were checked, not a second reading."""
+def _read_verified(folder: Path, wanted: Collection[str], within: Path | None = None) -> dict[str, bytes]:
+    """Check every file that the manifest lists; memory is taken for those that are wanted, once they passed."""
     manifest = _manifest(folder)
     for name in wanted:
         if name not in manifest:
             raise UserError(f"{folder / MANIFEST}: it does not list {name}; copy the checkpoint again")
     contents = {}
     for name, entry in manifest.items():
-        data = _read(folder / name)
-        if len(data) != entry["size"]:
-            what = f"it has {len(data)} bytes, manifest.json says {entry['size']}"
-            raise UserError(f"{folder / name}: {what}; the file is truncated or altered, copy the checkpoint again")
-        if _fingerprint(data) != entry:
-            what = "its sha256 is not the one in manifest.json"
-            raise UserError(f"{folder / name}: {what}; the file is altered, copy the checkpoint again")
-        if name in wanted:
-            contents[name] = data
+        path = folder / name
+        with _open(path, LIMITS.get(name, TENSOR_BYTES), within) as file:
+            if (size := os.fstat(file.fileno()).st_size) != entry["size"]:
+                what = f"it has {size} bytes, manifest.json says {entry['size']}"
+                raise UserError(f"{path}: {what}; the file is truncated or altered, copy the checkpoint again")
+            if sha256_of(file) != entry["sha256"]:
+                what = "its sha256 is not the one in manifest.json"
+                raise UserError(f"{path}: {what}; the file is altered, copy the checkpoint again")
+            if name in wanted:
+                contents[name] = read_all(file)
     return contents
 
 
-def _read(path: Path) -> bytes:
+def _open(path: Path, limit: int, within: Path | None = None) -> BinaryIO:
     try:
-        return path.read_bytes()
+        return open_file(path, limit, within)
     except FileNotFoundError as error:
         raise UserError(f"{path}: the file is missing; copy the checkpoint again") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror or error}); check its permissions") from error
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with _open(path, limit) as file:
+        return read_all(file)
 
 
 def _pack(value: Any, tensors: dict[int, tuple[int, Tensor]], where: str) -> Any:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from rewards.errors import UserError
-from world_model.files import write_atomically
+from world_model.files import TENSOR_BYTES, open_file, parse_json, read_all, read_file, update, write_atomically
 from world_model.spec import Spec
 
 SCHEMA_VERSION = 1
@@ -118,7 +118,7 @@ class EpisodeStore:
 
     def files(self) -> dict[str, bytes]:
         """Return the shards by name, to be kept beside other files, such as those of a checkpoint."""
-        return {shard.name: shard.read_bytes() for shard in self.shards}
+        return {shard.name: read_file(shard, TENSOR_BYTES) for shard in self.shards}
 
     def _headers(self) -> list[dict[str, Any]]:
         return [_header(shard) for shard in self.shards]
@@ -156,52 +156,112 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     # safetensors has no checksum: without this one a flipped bit would be trained on.
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_line(name, tensor.dtype, tensor.shape))
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _header(shard: Path) -> dict[str, Any]:
+def _line(name: str, dtype: torch.dtype, shape: Sequence[int]) -> bytes:
+    return f"{name} {dtype} {tuple(shape)}".encode()
+
+
+DTYPES = {"F32": torch.float32, "BOOL": torch.bool}
+"""Names of safetensors for the kinds of numbers in a shard."""
+
+HEADER_BYTES = 64_000_000
+
+
+def _open(shard: Path) -> tuple[BinaryIO, dict[str, Any], dict[str, Any]]:
+    """Return the file behind its header, what the header says of the tensors, and what we wrote into it."""
     try:
-        with safe_open(shard, framework="pt") as file:
-            metadata = file.metadata()
+        file = open_file(shard, TENSOR_BYTES)
+    except FileNotFoundError as error:
+        raise _damaged(shard) from error
+    try:
+        size = int.from_bytes(file.read(8), "little")
+        entries = parse_json(file.read(size)) if size <= HEADER_BYTES else {}
+        metadata = entries.pop("__metadata__")
+        if 8 + size + max(entry["data_offsets"][1] for entry in entries.values()) != os.fstat(file.fileno()).st_size:
+            raise _damaged(shard)
         text = metadata["wamtune"]
         if hashlib.sha256(text.encode()).hexdigest() != metadata["sha256"]:
             raise _damaged(shard)
-        header: dict[str, Any] = json.loads(text)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        header: dict[str, Any] = parse_json(text)
+        version = header["schema_version"]
+        if version > SCHEMA_VERSION:
+            raise UserError(f"{shard}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
+        _check_rows(header["episodes"])
+    except UserError:
+        file.close()
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        file.close()
         raise _damaged(shard) from error
-    version = header["schema_version"]
-    if version > SCHEMA_VERSION:
-        raise UserError(f"{shard}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
+    return file, entries, header
+
+
+def _check_rows(rows: list[dict[str, Any]]) -> None:
+    """Refuse what `pack_episodes` never writes of an episode, as a ValueError."""
+    for row in rows:
+        fits = type(row["length"]) is int and row["length"] >= 1 and type(row["seed"]) is int
+        fits = fits and abs(row["seed"]) < 2**63 and all(isinstance(row[key], str) for key in ("task", "source"))
+        fits = fits and type(row["is_success"]) is type(row["task_reward"]) is bool
+        every = row.get("picture_every", 1)  # older shards have no pictures
+        if not fits or type(every) is not int or every < 1:
+            raise ValueError("a row of episodes")
+
+
+def _header(shard: Path) -> dict[str, Any]:
+    file, _, header = _open(shard)
+    file.close()
     return header
+
+
+def _read(shard: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return header and tensors of a shard; no memory is taken for them before their checksum is right."""
+    file, entries, header = _open(shard)
+    with file:
+        digest, start = hashlib.sha256(), file.tell()
+        try:
+            for name, entry in sorted(entries.items()):
+                digest.update(_line(name, DTYPES[entry["dtype"]], entry["shape"]))
+                first, last = entry["data_offsets"]
+                file.seek(start + first)
+                update(digest, file, last - first)
+            if digest.hexdigest() != header["sha256"]:
+                raise _damaged(shard)
+            file.seek(0)
+            return header, load(read_all(file))
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged header makes the reader say
+            raise _damaged(shard) from error
 
 
 def read_shard(
     shard: Path, tasks: Collection[str] | None = None, sources: Collection[str] | None = None
 ) -> list[Episode]:
     """Read one shard of a store, see `EpisodeStore.load`."""
-    header = _header(shard)
-    rows = header["episodes"]
+    rows = _header(shard)["episodes"]
     wanted = [(tasks is None or row["task"] in tasks) and (sources is None or row["source"] in sources) for row in rows]
     if not any(wanted):
         return []
+    header, tensors = _read(shard)
+    spec, lengths = Spec.from_dict(header["spec"]), [row["length"] for row in rows]
     try:
-        with safe_open(shard, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+        parts = zip(
+            tensors["observation.state"].split([length + 1 for length in lengths]),
+            *(tensors[name].split(lengths) for name in ("action", "next.success", "next.reward")),
+            strict=True,
+        )
+    except (KeyError, RuntimeError) as error:
         raise _damaged(shard) from error
-    if _digest(tensors) != header["sha256"]:
-        raise _damaged(shard)
-    lengths = [row["length"] for row in rows]
-    parts = zip(
-        tensors["observation.state"].split([length + 1 for length in lengths]),
-        *(tensors[name].split(lengths) for name in ("action", "next.success", "next.reward")),
-        strict=True,
-    )
-    # Clones: an episode that is kept must not keep the whole shard in memory.
-    return [
-        Episode(
+    episodes = []
+    for row, keep, (state, action, success, reward) in zip(rows, wanted, parts, strict=True):
+        if not keep:
+            continue
+        # Clones: an episode that is kept must not keep the whole shard in memory.
+        episode = Episode(
             state=state.clone(),
             action=action.clone(),
             success=success.clone(),
@@ -211,9 +271,9 @@ def read_shard(
             task_reward=reward.clone() if row["task_reward"] else None,
             picture_every=row.get("picture_every", 1),  # older shards have no pictures
         )
-        for row, keep, (state, action, success, reward) in zip(rows, wanted, parts, strict=True)
-        if keep
-    ]
+        episode.check_fits(spec, f"{shard}: episode of seed {episode.seed}")
+        episodes.append(episode)
+    return episodes
 
 
 def _damaged(shard: Path) -> UserError:

@@ -1,35 +1,125 @@
-"""Writing files and folders so that a crash leaves the old one or the new one, never half of one."""
+"""Reading files that others wrote, and writing files and folders so that a crash leaves the old or the new one.
+
+Every file is opened by `open_file`: it refuses pipes and devices, which would block or never end, and files beyond a
+limit, before any memory is taken. Nothing that is written follows a link.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO, TextIO
 
 from rewards.errors import UserError
 
+JSON_BYTES = 16_000_000
+"""Largest file of JSON that is read; parsed it takes at most 25 times as much memory."""
+
+TENSOR_BYTES = 2_000_000_000
+"""Largest file of tensors that is read: weights, or one shard of episodes."""
+
+NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK
+
+KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def open_file(path: Path, limit: int, within: Path | None = None) -> BinaryIO:
+    """Open a file for reading: a regular one of at most `limit` bytes. Links are followed.
+
+    Args:
+        path: the file.
+        limit: in bytes.
+        within: the folder in which the file must really be, links followed; None: anywhere.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is something else than a file, too large, outside `within`, or cannot be read.
+    """
+    try:
+        if within is not None and not path.resolve().is_relative_to(within.resolve()):
+            raise UserError(f"{path}: it is a link to a file outside {within}; put a copy of the file in its place")
+        _check_is_file(path, os.stat(path), limit)  # before opening, which is an event for some devices
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        try:
+            _check_is_file(path, os.fstat(file.fileno()), limit)
+        except UserError:
+            file.close()
+            raise
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot read it ({why}); check its permissions") from error
+    return file
+
+
+def read_file(path: Path, limit: int, within: Path | None = None) -> bytes:
+    """Return the bytes of a file, see `open_file`."""
+    with open_file(path, limit, within) as file:
+        return read_all(file)
+
+
+def read_all(file: BinaryIO) -> bytes:
+    """Return a file from `open_file`, up to the size that was checked: some files of the system never end."""
+    return file.read(os.fstat(file.fileno()).st_size)
+
+
+def parse_json(data: bytes) -> Any:
+    """Return what JSON text holds; a number that is not finite, or too deep a nesting, is a ValueError."""
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` under a hidden temporary name beside `path`, sync it, rename it. One writer a path at a time."""
+    """Write `data` under a hidden temporary name beside `path`, sync it, rename it. One writer a path at a time.
+
+    A link at `path` is replaced; what it points to stays as it is.
+    """
     temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # what a crash left
         write_synced(temporary, data)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write `data` and wait until the disk has it."""
-    with open(path, "wb") as file:
+    """Write the new file `path` and wait until the disk has it."""
+    with open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a file of text to append to; a link is refused, since it could lead to a file of somebody else.
+
+    Raises:
+        UserError: it is a link, or cannot be written.
+    """
+    try:
+        return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags | NO_LINK, 0o666))
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_folder(final: Path, files: Mapping[str, bytes]) -> None:
@@ -89,13 +179,40 @@ def sync_folder(folder: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_file(path, TENSOR_BYTES) as file:
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Return the sha256 of a file from `open_file`, and go back to its beginning. It takes no memory."""
+    digest = hashlib.sha256()
+    update(digest, file, os.fstat(file.fileno()).st_size)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def update(digest: Any, file: BinaryIO, size: int) -> None:
+    """Add the next `size` bytes of `file` to a digest, piece by piece."""
+    while size > 0 and (part := file.read(min(size, 1 << 20))):
+        digest.update(part)
+        size -= len(part)
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Build the one line for a full disk, a missing permission and their like."""
     return UserError(f"{path}: cannot write it ({error.strerror or error}); free the disk or choose another folder")
+
+
+def _check_is_file(path: Path, status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        found = next((word for is_kind, word in KINDS.items() if is_kind(status.st_mode)), "something else")
+        raise UserError(f"{path}: it is {found}, expected a file; put the file in its place")
+    if status.st_size > limit:
+        raise UserError(f"{path}: it has {status.st_size:,} bytes, at most {limit:,} are read; is it the right file?")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -11,11 +11,24 @@ from world_model.noise import NO_IMAGE_NOISE, ImageNoise
 from world_model.pictures import PATCH
 from world_model.view import View
 
-LARGEST = 8192
-"""What a size in a config may be at most: 20 times what the built-in models have."""
+LARGEST = {
+    "n_context_frames": 256,
+    "chunk_size": 1024,
+    "frames_per_token": 1024,
+    "actions_per_token": 1024,
+    "width": 8192,
+    "world_width": 8192,
+    "action_width": 8192,
+    "n_layers": 128,
+    "n_heads": 256,
+    "picture_size": 1024,
+    "picture_dim": 1024,
+}
+"""What each size in a config may be at most: about 20 times what the built-in models have."""
 
-NOT_SIZES = ("views", "bfloat16", "context_noise", "image_noise")
-"""Fields of `ModelConfig` that are no whole numbers."""
+MOST_VIEWS = 16
+MOST_WEIGHTS = 500_000_000
+"""Weights of the layers of all three stacks together: 2 GB, 200 times those of the built-in models."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,14 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise `UserError` for sizes that no model has, before memory is taken for them, and that do not divide."""
-        for name, size in asdict(self).items():
-            if name not in NOT_SIZES and (type(size) is not int or not 1 <= size <= LARGEST):
-                raise UserError(f"model.{name}={size!r}: expected a whole number from 1 to {LARGEST}")
+        for name, largest in LARGEST.items():
+            size = getattr(self, name)
+            if type(size) is not int or not 1 <= size <= largest:
+                raise UserError(f"model.{name}={size!r}: expected a whole number from 1 to {largest}")
+        if type(self.bfloat16) is not bool or len(self.views) > MOST_VIEWS:
+            raise UserError(f"model: expected bfloat16 true or false, and at most {MOST_VIEWS} views")
+        if (n := self._n_layer_weights()) > MOST_WEIGHTS:
+            raise UserError(f"model: its layers have {n:,} weights, at most {MOST_WEIGHTS:,}; lower widths or n_layers")
         for small, large in (
             ("frames_per_token", "chunk_size"),
             ("actions_per_token", "chunk_size"),
@@ -58,14 +76,23 @@ class ModelConfig:
                 raise UserError(
                     f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}"
                 )
-        if not 0 <= self.context_noise < math.inf:
-            raise UserError(f"model.context_noise={self.context_noise}: expected a finite number, at least 0")
-        for name, value in asdict(self.image_noise).items():
-            if not 0 <= value <= (self.picture_size if name == "shift" else 1):
-                limit = "the size of an image" if name == "shift" else "1, the full range"
-                raise UserError(f"model.image_noise.{name}={value}: expected 0 to {limit}")
+        self._check_noise()
         if self.picture_size % PATCH:
             raise UserError(f"model.picture_size={self.picture_size}: expected a multiple of {PATCH}")
+
+    def _check_noise(self) -> None:
+        if type(self.context_noise) not in (int, float) or not 0 <= self.context_noise < math.inf:
+            raise UserError(f"model.context_noise={self.context_noise}: expected a finite number, at least 0")
+        for name, value in asdict(self.image_noise).items():
+            most, kinds = (self.picture_size, (int,)) if name == "shift" else (1, (int, float))
+            if type(value) not in kinds or not 0 <= value <= most:
+                expected = "whole number of pixels" if name == "shift" else "share of the full range"
+                raise UserError(f"model.image_noise.{name}={value}: expected a {expected}, from 0 to {most}")
+
+    def _n_layer_weights(self) -> int:
+        """Weights of queries, keys, values, output and MLP of every layer: nearly all that a large model has."""
+        stacks = (self.width, 4), (self.world_width, 1), (self.action_width, 4)  # width and mlp_ratio of each
+        return self.n_layers * sum(4 * width * self.width + 2 * ratio * width**2 for width, ratio in stacks)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> ModelConfig:

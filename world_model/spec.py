@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from typing import Any
 
 from rewards.errors import UserError
@@ -57,18 +57,18 @@ class Spec:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Spec:
         """Rebuild what `to_dict` gave; a `UserError` names what cannot be of any environment."""
-        _check(data)
-        features = {
-            key: Feature(tuple(f["shape"]), f["unit"], {k: (v[0], v[1]) for k, v in f["slices"].items()})
-            for key, f in data["features"].items()
-        }
-        return Spec(
-            features,
-            tuple(data["action_low"]),
-            tuple(data["action_high"]),
-            tuple(data["tasks"]),
-            float(data["control_hz"]),
-        )
+        try:
+            _check(data)
+            features = {
+                key: Feature(tuple(f["shape"]), f["unit"], {k: (v[0], v[1]) for k, v in f["slices"].items()})
+                for key, f in data["features"].items()
+            }
+            bounds = tuple(data["action_low"]), tuple(data["action_high"])
+            return Spec(features, *bounds, tuple(data["tasks"]), float(data["control_hz"]))
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"spec: it does not describe features, bounds, tasks and rate: {error!r:.80}") from error
 
     def check_fits(self, env: Spec, where: str) -> None:
         """Raise `UserError` with both sizes when a model of this spec cannot act in an environment of spec `env`."""
@@ -88,16 +88,25 @@ class Spec:
             )
 
 
+FASTEST = 10_000.0
+"""Steps a second that are believed."""
+
+MOST_ACTIONS, MOST_TASKS = 10_000, 100_000
+
+MOST_NUMBER = 3.4e38
+"""The largest in single precision, in which bounds are used."""
+
+
 def _check(data: dict[str, Any]) -> None:
     """Refuse sizes, bounds and rates that no robot could live with, wherever they come from."""
     low, high, hz, tasks = (data[name] for name in ("action_low", "action_high", "control_hz", "tasks"))
-    bounds = len(low) == len(high) > 0 and all(
-        _number(a) and _number(b) and a < b for a, b in zip(low, high, strict=True)
-    )
+    bounds = len(low) == len(high) and 0 < len(low) <= MOST_ACTIONS
+    bounds = bounds and all(_number(a) and _number(b) and a < b for a, b in zip(low, high, strict=True))
     for name, holds, expected in (
         ("action_low, action_high", bounds, "as many finite numbers in both, each low below its high"),
-        ("control_hz", _number(hz) and hz > 0, "a finite number above 0"),
-        ("tasks", len(tasks) > 0 and all(isinstance(task, str) for task in tasks), "names"),
+        ("control_hz", _number(hz) and 0 < hz <= FASTEST, f"a finite number above 0, at most {FASTEST:g}"),
+        ("tasks", 0 < len(tasks) <= MOST_TASKS and all(isinstance(task, str) for task in tasks), "names"),
+        ("features", "state" in data["features"], "one that is named state"),
         ("features", all(map(_is_feature, data["features"].values())), "a shape of 1 to 100,000, slices within it"),
     ):
         if not holds:
@@ -107,9 +116,14 @@ def _check(data: dict[str, Any]) -> None:
 def _is_feature(feature: dict[str, Any]) -> bool:
     shape, slices = feature["shape"], feature["slices"]
     sizes = len(shape) > 0 and all(type(size) is int and 0 < size <= 100_000 for size in shape)
-    inside = sizes and len(slices) <= 1000 and all(0 <= a < b <= shape[0] for a, b in slices.values())
+    inside = sizes and len(slices) <= 1000 and all(map(_is_part, slices.values(), repeat(shape[0])))
     return inside and isinstance(feature["unit"], str)
 
 
+def _is_part(bounds: Any, size: int) -> bool:
+    a, b = bounds
+    return type(a) is type(b) is int and 0 <= a < b <= size
+
+
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= MOST_NUMBER

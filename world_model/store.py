@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rewards.errors import UserError
-from world_model.checkpoint import load_checkpoint, save_checkpoint
+from world_model.checkpoint import checked_weights, load_checkpoint, save_checkpoint
 from world_model.model import WorldActionModel
 
 
@@ -51,7 +51,9 @@ def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, d
     try:
         with torch.device("meta"):  # its sizes alone: no memory is taken for what the weights do not confirm
             expected = WorldActionModel.from_config(config).state_dict()
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a config that somebody else wrote makes of the sizes
         raise UserError(f"{name_or_path}/config.json does not describe a world-action model: {error!r}") from error
     for name in sorted(expected.keys() ^ tensors.keys()):
         where = "missing from" if name in expected else "unexpected in"
@@ -62,11 +64,9 @@ def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, d
         shape, expected_shape = tuple(value.shape), tuple(expected[name].shape)
         if shape != expected_shape:
             raise UserError(f"{name_or_path}: tensor {name!r} has shape {shape}, config.json says {expected_shape}")
-        if not torch.isfinite(value).all():
-            raise UserError(f"{name_or_path}: tensor {name!r} holds a value that is not finite; nothing was loaded")
     model = WorldActionModel.from_config(config)
     # Weights may be stored in half precision to save space; they are always used in single precision.
-    model.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in tensors.items()})
+    model.load_state_dict(checked_weights(name_or_path, tensors))
     return model.eval(), config
 
 

@@ -14,7 +14,8 @@ import torch
 
 from rewards.errors import UserError
 from world_model.checkpoint import MODEL, find_checkpoint
-from world_model.files import existing_folder, sha256
+from world_model.files import JSON_BYTES, existing_folder, read_file, sha256
+from world_model.spec import Spec
 
 if TYPE_CHECKING:
     from rl.deploy.export import Exportable
@@ -33,6 +34,9 @@ HELD = (
     "and the rest goes on from them. How many they are is n_held; 0 for a chunk that stands alone"
 )
 
+LARGEST, MOST_NUMBERS, MOST_PORTS = 10_000, 10_000_000, 100
+"""A size of a policy at most, numbers of an input or output at most, and inputs or outputs."""
+
 Check = tuple[str, Callable[[Any], bool]]
 """What is expected of a value, in words and as a test."""
 
@@ -45,6 +49,13 @@ def _is_whole(value: Any) -> bool:
     return type(value) is int and value >= 0  # a bool is no number
 
 
+def _is_shape(value: Any) -> bool:
+    """Whether it is a list of `batch` and sizes, together no more than a policy could need."""
+    if not isinstance(value, list) or value[:1] != ["batch"] or len(value) > 5:
+        return False
+    return all(_is_whole(n) and 1 <= n <= MOST_NUMBERS for n in value[1:]) and math.prod(value[1:]) <= MOST_NUMBERS
+
+
 def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(type(item) is kind for item in value)
 
@@ -52,9 +63,10 @@ def _is_list_of(value: Any, kind: type) -> bool:
 TEXT: Check = ("text", lambda v: isinstance(v, str))
 SHA256: Check = ("64 hexadecimal digits", lambda v: isinstance(v, str) and len(v) == 64)
 COUNT: Check = ("a whole number of at least 1", lambda v: _is_whole(v) and v >= 1)
+SIZE: Check = (f"a whole number from 1 to {LARGEST:,}", lambda v: _is_whole(v) and 1 <= v <= LARGEST)
 WHOLE: Check = ("a whole number of at least 0", _is_whole)
 POSITIVE: Check = ("a number above 0", lambda v: _is_number(v) and v > 0)
-PORTS: Check = ("a list of objects", lambda v: _is_list_of(v, dict) and len(v) > 0)
+PORTS: Check = ("a list of objects", lambda v: _is_list_of(v, dict) and 0 < len(v) <= MOST_PORTS)
 INDICES: Check = (
     "an object of names and indices",
     lambda v: isinstance(v, dict) and len(v) > 0 and all(map(_is_whole, v.values())),
@@ -75,10 +87,10 @@ FIELDS: dict[str, Check] = {
     "tasks": INDICES,
     "unknown_task": ("null or a whole number", lambda v: v is None or _is_whole(v)),  # index of any other task
     "control_hz": POSITIVE,  # actions a second
-    "chunk_size": COUNT,  # actions predicted
-    "n_action_steps": COUNT,  # of them to execute before the next call
+    "chunk_size": SIZE,  # actions predicted
+    "n_action_steps": SIZE,  # of them to execute before the next call
     "latency_budget_s": POSITIVE,  # n_action_steps / control_hz: when the next chunk must be there
-    "n_context_frames": COUNT,
+    "n_context_frames": SIZE,
     "n_denoising_steps": WHOLE,  # 0: nothing is denoised
     "largest_difference": ("a number", _is_number),  # of an action, between onnxruntime and torch, when written
     "compared_on": TEXT,
@@ -93,7 +105,7 @@ FIELDS: dict[str, Check] = {
 PORT_FIELDS: dict[str, Check] = {
     "name": TEXT,
     "dtype": TEXT,
-    "shape": ("a list of 'batch' and numbers", lambda v: isinstance(v, list) and v[:1] == ["batch"]),
+    "shape": ("a list of 'batch' and numbers", _is_shape),  # of 10,000,000 entries at most
     "axes": ("a list of texts", lambda v: _is_list_of(v, str)),  # what each axis of the shape counts
     "unit": TEXT,
     "low": BOUNDS,  # of every number, or of each entry of the last axis; null: none
@@ -151,6 +163,10 @@ def load_contract(folder: str | Path) -> dict[str, Any]:
     for side in ("inputs", "outputs"):
         for i, port in enumerate(contract[side]):
             _check(path, f"{side}[{i}].", port, PORT_FIELDS)
+    try:
+        Spec.from_dict(contract["spec"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}; export the policy again") from error
     _check_onnx(folder / ONNX, contract["onnx_sha256"])
     return contract
 
@@ -192,12 +208,12 @@ def _version() -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        contract = json.loads(path.read_bytes())
+        contract = json.loads(read_file(path, JSON_BYTES))
     except FileNotFoundError as error:
         raise UserError(f"{path}: the file is missing; name the folder that `wamtune deploy` wrote") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror or error}); check its permissions") from error
-    except ValueError as error:  # UnicodeDecodeError is one
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise UserError(f"{path}: it is not valid JSON; export the policy again") from error
     if not isinstance(contract, dict):
         raise UserError(f"{path}: it does not hold a JSON object; export the policy again")
@@ -209,15 +225,15 @@ def _check(path: Path, prefix: str, values: Mapping[str, Any], fields: Mapping[s
         if name not in values:
             raise UserError(f"{path}: {prefix}{name} is missing, expected {expected}; export the policy again")
         if not holds(values[name]):
-            found = f"{prefix}{name}={values[name]!r}"
+            found = f"{prefix}{name}={values[name]!r:.100}"
             raise UserError(f"{path}: {found}, expected {expected}; export the policy again")
 
 
 def _check_onnx(path: Path, expected: str) -> None:
     try:
         found = sha256(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read it ({error.strerror or error}); export the policy again") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror}); export the policy again") from error
     if found != expected:
         raise UserError(
             f"{path}: its sha256 is not the onnx_sha256 of {CONTRACT}; the file is altered, export the policy again"

@@ -23,7 +23,7 @@ from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract, make_contract
 from rl.deploy.graphs import FlowGraph, GaussianGraph
 from rl.deploy.pilots import onnx_session
-from world_model.checkpoint import find_checkpoint, load_checkpoint
+from world_model.checkpoint import checked_weights, find_checkpoint, load_checkpoint
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.episodes import EpisodeStore
 from world_model.files import write_folder
@@ -218,13 +218,14 @@ def _load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapp
     # Late: the policy is one of Stable-Baselines3, which the flow does without.
     from rl.gaussian_policy import GaussianPolicy
 
+    tensors = checked_weights(checkpoint, tensors)
     try:
         spec = Spec.from_dict(config["spec"])
         width, n_inputs = tensors["actor.0.weight"].shape
         frames = (n_inputs - len(spec.tasks)) // spec.state_dim
         policy = GaussianPolicy(_Nowhere(spec, 1, frames, 1), len(tensors["log_std"]) // spec.action_dim, width)
         missing, unexpected = policy.load_state_dict(dict(tensors), strict=False)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         raise UserError(f"{checkpoint}: its config and weights do not describe a Gaussian policy: {error!r}") from error
     if wrong := [*unexpected, *(set(missing) - {"middle", "reach"})]:  # those two follow from the spec
         raise UserError(f"{checkpoint}: tensor {min(wrong)!r} is missing or unexpected in a Gaussian policy")

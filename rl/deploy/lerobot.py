@@ -9,6 +9,7 @@ from elsewhere has neither: there the last frame of an episode gives its last ob
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch
 
 from rewards.errors import UserError
 from world_model.episodes import Episode
-from world_model.files import write_folder
-from world_model.spec import Feature, Spec
+from world_model.files import JSON_BYTES, TENSOR_BYTES, open_file, parse_json, read_file, write_folder
+from world_model.spec import FASTEST, Feature, Spec
 
 VERSION = "v3.0"
 FILE = "chunk-000/file-000.parquet"
@@ -27,6 +28,15 @@ FINAL_STATE = "final.observation.state"
 
 NARROWEST = 1e-3
 """Distance of the bounds of an action that never moves."""
+
+FREE_BYTES, EXPANSION = 64_000_000, 30
+"""What a parquet file may take in memory: FREE_BYTES, and EXPANSION times its size on disk.
+
+Numbers of a robot hardly compress; a file that grows a thousandfold was made to fill the memory.
+"""
+
+TEMPLATE = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?(\d))?d?\}")
+"""A field of a path in info.json, such as {chunk_index:03d}."""
 
 Columns = dict[str, np.ndarray]
 """Feature name -> (frames,) or (frames, size)."""
@@ -60,6 +70,13 @@ def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
     frames, rows = read_parquet(root, "data"), read_parquet(root, "meta/episodes")
     _check_columns(f"{root}: the dataset", frames, "observation.state", "action", "episode_index", "frame_index")
     _check_columns(f"{root}: meta/episodes", rows, "episode_index", "length", "tasks")
+    for name in ("observation.state", "action", *({"next.success", "next.reward"} & frames.keys())):
+        _check_numbers(f"{root}: {name}", frames[name])
+    for columns in (frames, rows):
+        for name in {"episode_index", "frame_index", "length"} & columns.keys():
+            _check_whole(f"{root}: {name}", columns[name])
+    if len(np.unique(rows["episode_index"])) < len(rows["episode_index"]):
+        raise UserError(f"{root}: meta/episodes has an episode twice; download the dataset again")
     spec = _read_spec(root, info, frames, rows)
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     frames = {name: column[order] for name, column in frames.items()}
@@ -72,17 +89,60 @@ def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
                 f"download the dataset again"
             )
         part = {name: column[start:stop] for name, column in frames.items()}
-        episode = _episode(part, {name: column[i] for name, column in rows.items()})
+        try:
+            episode = _episode(part, {name: column[i] for name, column in rows.items()})
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{root}: meta/episodes does not describe episode {number} ({error!r:.80}); download the dataset again"
+            ) from error
         if episode.length > 0:
             episode.check_fits(spec, f"{root}: episode {number}")
             episodes.append(episode)
+    if not episodes:
+        raise UserError(f"{root}: no episode has two frames or more, so there is no step to learn from")
     return episodes, spec
+
+
+def fill_template(root: Path, template: object, **fields: object) -> Path:
+    """Return the file that a path of info.json names, such as `videos/{video_key}/file-{file_index:03d}.mp4`.
+
+    Raises:
+        UserError: it has other fields than `fields`, or leads out of `root`.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        width = int(match[2] or 0)
+        return str(fields[match[1]]).rjust(width, "0")
+
+    name = TEMPLATE.sub(value, template) if isinstance(template, str) else "{"
+    path = Path(name)
+    if set(name) & set("{}\0\\") or path.is_absolute() or ".." in path.parts:
+        known = ", ".join(f"{{{field}}}" for field in fields)
+        raise UserError(
+            f"{root / INFO}: the path {str(template)[:80]!r} leads out of the dataset or has other fields than "
+            f"{known}; download the dataset again"
+        )
+    return root / path
 
 
 def _check_columns(where: str, columns: Columns, *needed: str) -> None:
     for key in needed:
         if key not in columns:
             raise UserError(f"{where} has no {key}; it has {', '.join(sorted(columns))}")
+
+
+def _check_numbers(where: str, column: np.ndarray) -> None:
+    if column.dtype.kind not in "fiub" or column.ndim > 2:
+        raise UserError(f"{where} is not as many numbers in each frame; convert the dataset with LeRobot first")
+
+
+def _check_whole(where: str, column: np.ndarray) -> None:
+    if (
+        column.dtype.kind not in "iu"
+        or column.ndim != 1
+        or (len(column) and not 0 <= column.min() <= column.max() < 2**40)
+    ):
+        raise UserError(f"{where} is not a whole number of at least 0 in each row; download the dataset again")
 
 
 def _dataset(episodes: list[Episode], spec: Spec, fps: float) -> dict[str, bytes]:
@@ -210,67 +270,123 @@ def _pyarrow() -> tuple[Any, Any]:
 def read_info(root: Path) -> dict[str, Any]:
     """Read what a LeRobot v3.0 dataset says of itself; `UserError` if it is none, or of another version."""
     try:
-        info: dict[str, Any] = json.loads((root / INFO).read_bytes())
-        version, _ = info["codebase_version"], float(info["fps"])
+        info = parse_json(read_file(root / INFO, JSON_BYTES))
+        version, fps = info["codebase_version"], info["fps"]
     except FileNotFoundError as error:
         raise UserError(f"{root}: no {INFO} in it; name the folder of a LeRobot v3.0 dataset") from error
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{root / INFO}: it cannot be read; download the dataset again") from error
     if not str(version).startswith("v3."):
-        raise UserError(f"{root / INFO}: version {version}, expected v3.0; convert the dataset with LeRobot first")
-    return info
+        found = str(version)[:20]
+        raise UserError(f"{root / INFO}: version {found}, expected v3.0; convert the dataset with LeRobot first")
+    if type(fps) not in (int, float) or not 0 < fps <= FASTEST:
+        raise UserError(f"{root / INFO}: fps={str(fps)[:20]}, expected a number above 0, at most {FASTEST:g}")
+    return dict(info)
 
 
 def read_parquet(root: Path, part: str) -> Columns:
-    """Read the columns of `data` or `meta/episodes`, but statistics and pictures; `UserError` if a file is damaged."""
-    pa, pq = _pyarrow()
+    """Read the columns of `data` or `meta/episodes`, but statistics and pictures.
+
+    Raises:
+        UserError: there is no file, one is damaged, or takes more memory than a file of its size should.
+    """
+    pa, _ = _pyarrow()
     paths = sorted((root / part).glob("*/*.parquet"))
     if not paths:
         raise UserError(f"{root / part}: no parquet files in it; download the dataset again")
-    tables = []
-    for path in paths:
-        try:
-            names = pq.read_schema(path).names
-            wanted = [name for name in names if not name.startswith(("stats/", "observation.image"))]
-            tables.append(pq.read_table(path, columns=wanted))
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: the file is damaged; download the dataset again") from error
     try:
-        table = pa.concat_tables(tables)
-    except pa.ArrowException as error:
+        table = pa.concat_tables([_read_table(path) for path in paths])
+        return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{root / part}: its files have different columns; download the dataset again") from error
-    return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
+
+
+def _read_table(path: Path) -> Any:
+    _, pq = _pyarrow()
+    try:
+        with open_file(path, TENSOR_BYTES) as file:
+            texts = [c.path for c in pq.ParquetFile(file).schema if c.physical_type == "BYTE_ARRAY"]
+            parquet = pq.ParquetFile(file, read_dictionary=texts)  # a text that comes again takes no memory again
+            names = [name for name in parquet.schema_arrow.names if _is_read(name)]
+            size, limit = _memory(parquet.metadata), FREE_BYTES + EXPANSION * path.stat().st_size
+            if size > limit:
+                raise UserError(f"{path}: it takes {size:,} bytes of memory, at most {limit:,} for a file of its size")
+            return parquet.read(columns=names)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the reader say
+        raise UserError(f"{path}: the file is damaged; download the dataset again") from error
+
+
+def _is_read(name: str) -> bool:
+    return not name.startswith(("stats/", "observation.image"))
+
+
+def _memory(metadata: Any) -> int:
+    """Bytes that the columns of a parquet file take once they are read, as far as its metadata tells."""
+    size = 0
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        chunks = [group.column(j) for j in range(group.num_columns)]
+        # Equal values are stored once: their number counts, too. 8 bytes a number, and for a list where it ends.
+        size += sum(max(c.total_uncompressed_size, 8 * c.num_values) for c in chunks if _is_read(c.path_in_schema))
+    return max(size, 8 * metadata.num_rows)
 
 
 def _to_numpy(column: Any) -> np.ndarray:
     """Turn an arrow column into (rows,), or (rows, size) if all its lists are of one length."""
-    if not hasattr(column.type, "value_type"):
-        return np.asarray(column.to_numpy(zero_copy_only=False))
+    if not hasattr(column.type, "value_type") or hasattr(column, "dictionary"):
+        return _flat(column)
     import pyarrow.compute as pc
 
-    sizes = pc.list_value_length(column).unique().to_pylist()
-    if len(sizes) == 1 and sizes[0] is not None:
-        return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), sizes[0])
-    return np.fromiter((item.as_py() for item in column), dtype=object, count=len(column))
+    sizes, values = pc.list_value_length(column).to_numpy(zero_copy_only=False), _flat(column.flatten())
+    if len(sizes) and (sizes == sizes[0]).all():
+        return values.reshape(len(column), int(sizes[0]))
+    ends = np.nan_to_num(sizes).astype(int).cumsum()
+    rows = np.empty(len(column), dtype=object)
+    rows[:] = [values[start:end] for start, end in zip((0, *ends), ends, strict=False)]
+    return rows
+
+
+def _flat(column: Any) -> np.ndarray:
+    """Turn an arrow column without lists into (rows,); texts that are alike are one object."""
+    if not hasattr(column, "dictionary"):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    texts = np.array([*column.dictionary.to_pylist(), None], dtype=object)
+    return np.asarray(texts[column.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)])
 
 
 def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns) -> Spec:
     try:
-        return Spec.from_dict(json.loads((root / OURS).read_bytes())["spec"])
+        return Spec.from_dict(parse_json(read_file(root / OURS, JSON_BYTES))["spec"])
     except FileNotFoundError:
         pass
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{root / OURS}: it cannot be read; delete it to import the dataset without it") from error
     state, action = (_matrix(frames[name]) for name in ("observation.state", "action"))
-    low, high = action.min(0), action.max(0)
+    if not len(action):
+        raise UserError(f"{root}: the dataset has no frames; download it again")
+    low, high = action.min(0).astype(float), action.max(0).astype(float)
     still = NARROWEST / 2 * (low == high)
-    return Spec(
+    try:
+        names = dict.fromkeys(str(tasks[0]) for tasks in rows["tasks"])
+    except (IndexError, TypeError) as error:
+        raise UserError(f"{root}: meta/episodes names no task for an episode; download the dataset again") from error
+    found = Spec(
         features={"state": Feature((state.shape[1],))},
         action_low=tuple((low - still).tolist()),
         action_high=tuple((high + still).tolist()),
-        tasks=tuple(dict.fromkeys(str(tasks[0]) for tasks in rows["tasks"])),
+        tasks=tuple(names),
         control_hz=float(info["fps"]),
     )
+    try:
+        return Spec.from_dict(found.to_dict())  # with its checks
+    except UserError as error:
+        raise UserError(f"{root}: {error}") from error
 
 
 def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
@@ -284,15 +400,18 @@ def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
         late = success[-1:].any()
         action, success, reward = action[:-1], success[:-1], None if reward is None else reward[:-1]
         success[-1:] |= late
+    seed, every = int(row.get("seed", row["episode_index"])), int(row.get("picture_every", 1))
+    if not -(2**63) <= seed < 2**63 or every < 1:
+        raise ValueError(f"seed={seed}, picture_every={every}")
     return Episode(
         state=torch.tensor(state, dtype=torch.float32),
         action=torch.tensor(action, dtype=torch.float32),
         success=torch.tensor(success),
         task=str(row["tasks"][0]),
         source=str(row.get("source", "import")),
-        seed=int(row.get("seed", row["episode_index"])),
+        seed=seed,
         task_reward=None if reward is None else torch.tensor(reward, dtype=torch.float32).reshape(-1),
-        picture_every=int(row.get("picture_every", 1)),
+        picture_every=every,
     )
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
+from rl.deploy.onnx_trial import complaint
 from world_model import modes
+from world_model.files import TENSOR_BYTES, existing_folder, read_file
 from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
 from world_model.spec import Spec
@@ -65,12 +67,28 @@ class OnnxPilot:
 
     def __init__(self, folder: str | Path) -> None:
         contract = load_contract(folder)
-        shapes = {port["name"]: tuple(port["shape"][1:]) for port in contract["inputs"]}
-        if "held" not in shapes:
+        ports = {port["name"]: (port["dtype"], [1, *port["shape"][1:]]) for port in contract["inputs"]}
+        if "held" not in ports:
             raise UserError(f"{folder}: policy={contract['policy']} plans no chunk beside another; run a flow policy")
-        self._session = onnx_session(Path(folder) / ONNX, 1)  # more threads would only wait for each other here
         self.spec, self.n_context_frames = Spec.from_dict(contract["spec"]), contract["n_context_frames"]
-        self.chunk_size, self.noise_shape = contract["chunk_size"], shapes["noise"]
+        self.chunk_size = contract["chunk_size"]
+        chunk = [1, self.chunk_size, self.spec.action_dim]
+        expected = {
+            "state": ("float32", [1, self.n_context_frames, self.spec.state_dim]),
+            "task": ("int64", [1]),
+            "noise": ("float32", ports.get("noise", ("", []))[1]),  # as many codes as it likes
+            "held": ("float32", chunk),
+            "n_held": ("int64", [1]),
+        }
+        if ports != expected:
+            wrong = next(name for name in (*expected, *ports) if ports.get(name) != expected.get(name))
+            raise UserError(f"{folder}: the input {wrong!r} does not fit the sizes of its contract; export it again")
+        self.noise_shape: tuple[int, ...] = tuple(expected["noise"][1][1:])
+        path = existing_folder(Path(folder)) / ONNX
+        graph = read_file(path, TENSOR_BYTES)  # as bytes, so that it cannot name files beside it
+        if why := complaint(graph, ports, chunk):
+            raise UserError(f"{path}: the graph cannot be run ({why}); export the policy again")
+        self._session = onnx_session(graph, 1)  # more threads would only wait for each other here
 
     def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """See `Pilot.act`."""
@@ -79,7 +97,7 @@ class OnnxPilot:
         return torch.from_numpy(actions)
 
 
-def onnx_session(onnx: Path | bytes, n_threads: int) -> Any:
+def onnx_session(onnx: bytes, n_threads: int) -> Any:
     """Return the session of onnxruntime for a graph, on the CPU.
 
     Raises:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import find_preset, list_presets
 from rl.deploy.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
-from world_model.episodes import EpisodeStore
-from world_model.files import write_atomically, write_folder
+from world_model.episodes import Episode, EpisodeStore
+from world_model.files import JSON_BYTES, TENSOR_BYTES, read_file, write_atomically, write_folder
+
+SHARD_BYTES = TENSOR_BYTES // 4
 
 HELP = """wamtune cp NAME DEST
 
@@ -45,7 +47,7 @@ def run(words: list[str]) -> None:
     if final.exists() or final.is_symlink():
         raise UserError(f"{final} is there already and was not touched; choose another destination")
     if as_preset:
-        write_atomically(final, find_preset(name).read_bytes())
+        write_atomically(final, read_file(find_preset(name), JSON_BYTES))
     else:
         load_checkpoint(name)  # a damaged one is refused, not spread
         write_folder(final, checkpoint_files(name))
@@ -68,5 +70,19 @@ def _to_lerobot(folder: Path, final: Path) -> str:
 
 def _from_lerobot(folder: Path, final: Path) -> str:
     episodes, spec = import_lerobot(folder)
-    EpisodeStore(final).append(episodes, spec)
+    for group in _in_shards(episodes):
+        EpisodeStore(final).append(group, spec)
     return f"the LeRobot dataset {folder} is now {len(episodes)} episodes in {final}"
+
+
+def _in_shards(episodes: list[Episode]) -> Iterator[list[Episode]]:
+    """Yield the episodes in groups of at most `SHARD_BYTES`: a shard is read as a whole, and has a largest size."""
+    size, group = 0, list[Episode]()
+    for episode in episodes:
+        added = 4 * (episode.state.numel() + episode.action.numel() + 2 * episode.length)
+        if group and size + added > SHARD_BYTES:
+            yield group
+            size, group = 0, []
+        size += added
+        group.append(episode)
+    yield group

@@ -27,6 +27,7 @@ from rl.verbs.progress import show
 from world_model import modes
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.episodes import Episode
+from world_model.files import write_atomically
 from world_model.flow import seeded_noise
 from world_model.model import WorldActionModel
 from world_model.store import load_model
@@ -120,8 +121,7 @@ def _film(model: WorldActionModel, options: Options) -> None:
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
     real = run_again(env_id, episode, model.config)
     if out.endswith(".png"):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        iio.imwrite(out, real[-1, 0].numpy())
+        write_atomically(Path(out), iio.imwrite("<bytes>", real[-1, 0].numpy(), extension=".png"))
         print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
     (seen,) = see(model, env_id, [episode], [real]) if options.source == "expert" else (episode,)

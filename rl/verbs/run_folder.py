@@ -6,9 +6,10 @@ import fcntl
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
-from world_model.files import cannot_write, remove, write_atomically
+from world_model.files import cannot_write, open_file, open_log, read_file, remove, write_atomically
 
 METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
 
@@ -33,8 +34,7 @@ class RunFolder:
         self.checkpoints, self.videos = path / "checkpoints", path / "videos"
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = (path / METRICS).open("a", encoding="utf-8")
-        self._eval = (path / EVAL).open("a", encoding="utf-8")
+        self._metrics, self._eval = open_log(path / METRICS), open_log(path / EVAL)
         self._writer = SummaryWriter(str(path))
 
     @classmethod
@@ -68,7 +68,7 @@ class RunFolder:
         lock = _locked(path)
         for name in LINES:
             if (file := path / name).is_file():
-                written = file.read_bytes()
+                written = read_file(file, LOG_BYTES)
                 end = len(written) if mark is None else mark.get(name, 0)
                 write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1])
         # What is written anew, and what a crash left of a checkpoint that was being written.
@@ -76,8 +76,9 @@ class RunFolder:
             remove(leftover)
         run = cls(path, lock)
         run._kept = True  # it was there before this run, and so may be files of others
-        for row in read_rows(path / METRICS):
-            run._draw(row.pop("step", 0), row)
+        for row in rows_of(path / METRICS, LOG_BYTES):
+            numbers = {key: value for key, value in row.items() if type(value) in (int, float)}
+            run._draw(int(numbers.pop("step", 0)), numbers)
         return run
 
     def mark(self) -> dict[str, int]:
@@ -135,26 +136,37 @@ class RunFolder:
         return metrics or self._kept or any(self.checkpoints.iterdir()) or (self.path / "episodes").exists()
 
 
+ROWS_BYTES, MOST_ROWS, LOG_BYTES = 32_000_000, 100_000, 4_000_000_000
+"""Largest file of lines that is read at once, with its rows, and the largest that is read line by line."""
+
+
 def read_rows(file: str | Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file; none where it is missing. A line cut short by a crash is left out."""
-    rows = []
-    try:
-        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+    rows = list(islice(rows_of(Path(file), ROWS_BYTES), MOST_ROWS + 1))
+    if len(rows) > MOST_ROWS:
+        raise UserError(f"{file}: it has more than {MOST_ROWS:,} lines, which is more than is shown; shorten it")
     return rows
+
+
+def rows_of(file: Path, limit: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON-lines file of at most `limit` bytes, see `read_rows`."""
+    try:
+        lines = open_file(file, limit)
+    except FileNotFoundError:
+        return
+    with lines:
+        while line := lines.readline(ROWS_BYTES):
+            try:
+                row = json.loads(line.decode("utf-8", errors="replace"))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                yield row
 
 
 def _locked(path: Path) -> TextIO:
     """Hold the lock of a run folder until the file is closed or the process ends, however it ends."""
-    file = (path / ".lock").open("a")
+    file = open_log(path / ".lock")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

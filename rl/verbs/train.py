@@ -76,7 +76,7 @@ def run(words: list[str]) -> None:
             save_state(folder.path, {"runs": runs, "mark": folder.mark()})
         if first.model is not None and config.eval.n_paired > 0 and config.env.id != RECORDED:
             pairs = champion_pairs(config, first.policy, first.model)
-            (folder.path / PAIRS).write_text(json.dumps(pairs), encoding="utf-8")
+            folder.keep(PAIRS, json.dumps(pairs).encode())
             for example in pairs["examples"]:
                 if example["film"]:
                     folder.film(example["title"], runs[0].outcome.sim_steps, gif_of(example["film"]))

@@ -1,5 +1,6 @@
 """Noise on observations while a model learns: its size by hand, and what is left alone."""
 
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -98,12 +99,12 @@ def test_a_checkpoint_from_before_had_no_noise() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ModelConfig(context_noise=-0.1), r"model\.context_noise=-0\.1: expected a finite number, at least 0"),
-        (ModelConfig(context_noise=float("nan")), r"model\.context_noise=nan: expected a finite number"),
-        (ModelConfig(image_noise=ImageNoise(pixel=1.5)), r"model\.image_noise\.pixel=1\.5: expected 0 to 1, the full"),
-        (ModelConfig(image_noise=ImageNoise(shift=65)), r"model\.image_noise\.shift=65: expected 0 to the size of an"),
+        (ModelConfig(context_noise=-0.1), "context_noise=-0.1: expected a finite number, at least 0"),
+        (ModelConfig(context_noise=float("nan")), "context_noise=nan: expected a finite number, at least 0"),
+        (ModelConfig(image_noise=ImageNoise(pixel=1.5)), "pixel=1.5: expected a share of the full range, from 0 to 1"),
+        (ModelConfig(image_noise=ImageNoise(shift=65)), "shift=65: expected a whole number of pixels, from 0 to 64"),
     ],
 )
 def test_noise_that_means_nothing_is_refused(config: ModelConfig, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         config.check()

@@ -23,9 +23,9 @@ def good(model: WorldActionModel, tmp_path: Path) -> tuple[dict[str, Any], dict[
     ("way", "value", "reason"),
     [
         (("model", "width"), 10**12, "model.width=1000000000000: expected a whole number from 1 to 8192"),
-        (("model", "n_layers"), -1, "model.n_layers=-1: expected a whole number from 1 to 8192"),
-        (("model", "n_heads"), True, "model.n_heads=True: expected a whole number from 1 to 8192"),
-        (("model", "chunk_size"), 4.0, "model.chunk_size=4.0: expected a whole number from 1 to 8192"),
+        (("model", "n_layers"), -1, "model.n_layers=-1: expected a whole number from 1 to 128"),
+        (("model", "n_heads"), True, "model.n_heads=True: expected a whole number from 1 to 256"),
+        (("model", "chunk_size"), 4.0, "model.chunk_size=4.0: expected a whole number from 1 to 1024"),
         (("spec", "control_hz"), 0.0, "spec.control_hz: 0.0, expected a finite number above 0"),
         (("spec", "action_high"), [-2.0, 1.0], "each low below its high"),
         (("spec", "tasks"), [3], "spec.tasks: [3], expected names"),

@@ -1,0 +1,586 @@
+"""Crafted inputs for every reader of files: damaged, hostile, or of another kind. Seeded, so that each can be repeated.
+
+A reader has a folder of good files, ways to spoil them, and the call that reads them. `fuzz.py` runs thousands, the
+tests a few dozen of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from rl.compose import compose, to_yaml
+from rl.config import TrainConfig
+from rl.deploy.contract import CONTRACT, ONNX, SCHEMA_VERSION
+from rl.deploy.lerobot import INFO, OURS, export_lerobot, import_lerobot
+from rl.deploy.pilots import OnnxPilot
+from rl.films import write_film
+from rl.report import write_report
+from rl.report_data import PAIRS
+from rl.stage_config import PretrainConfig
+from rl.videos import read_videos
+from world_model.checkpoint import CONFIG, MANIFEST, MODEL, checkpoint_files
+from world_model.episodes import Episode, EpisodeStore
+from world_model.model import WorldActionModel
+from world_model.model_config import ModelConfig
+from world_model.spec import Feature, Spec
+from world_model.store import load_model, save_model
+
+MARK = "<zz9 onload=x>"
+"""Markup that must not reach a page as it is."""
+
+VICTIM = "victim.txt"
+"""A file beside the folder of an input, which must stay as it is."""
+
+VALUES = (
+    '0 -1 1 2.5 1e300 1e999 -1e999 NaN 1e12 2147483648 9223372036854775808 18446744073709551616 "" "x" null [] {} true '
+    '[[]] [1] [null] {"a":1} "../../x" "/etc/hostname" "1e999" 0.1 "\\ud800" "$x^$" 100000000'
+).split() + [
+    json.dumps(MARK),
+    "1" * 5000,
+    "[" * 3000 + "]" * 3000,
+    json.dumps("long " * 2000),
+    "[" + "0," * 9999 + "0]",
+]
+"""What a value in a file of JSON is replaced with."""
+
+SPEC = Spec({"state": Feature((6,), "m", {"object_pos": (0, 3)})}, (-1.0,) * 2, (1.0,) * 2, ("a", "b"), 20.0)
+SIZES = ModelConfig(width=16, world_width=16, action_width=16, n_layers=1, n_heads=2)
+
+
+@dataclass
+class Reader:
+    """One reader: `make` writes good files into a folder, each of `ways` spoils them there, `read` reads them."""
+
+    make: Callable[[Path], None]
+    ways: tuple[Callable[[Path, random.Random], None], ...]
+    read: Callable[[Path], object]
+
+
+def files(folder: Path) -> list[Path]:
+    """Return every file of a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# Ways to spoil any file.
+
+
+def damaged(folder: Path, rng: random.Random) -> None:
+    """Flip bits, cut, insert or repeat bytes, or replace all of them."""
+    path = rng.choice(files(folder))
+    data = bytearray(path.read_bytes())
+    at, n = rng.randrange(len(data) + 1), rng.randint(1, 99)
+    for _ in range(rng.randint(1, 8)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    inserted = data[:at] + rng.randbytes(n) + data[at:]
+    path.write_bytes(
+        rng.choice([data, data[:at], data[:at] + data[at + n :], inserted, rng.randbytes(n), b"", data * 2])
+    )
+
+
+def other_kind(folder: Path, rng: random.Random) -> None:
+    """Put something else than a file in its place: a pipe, a device, a folder, a link, or a file without end."""
+    path = rng.choice(files(folder))
+    path.unlink()
+    kind = rng.randrange(9)
+    if kind == 0:
+        os.mkfifo(path)
+    elif kind == 1:
+        path.mkdir()
+    elif kind == 2:
+        with socket.socket(socket.AF_UNIX) as server:
+            here = Path.cwd()
+            os.chdir(path.parent)  # the name of a socket is short
+            server.bind(path.name)
+            os.chdir(here)
+    elif kind == 3:
+        with path.open("wb") as file:
+            file.truncate(rng.choice([10**9, 10**11]))
+    elif kind < 8:
+        path.symlink_to(("/dev/zero", "/dev/stdin", path.name, "nowhere")[kind - 4])
+
+
+def json_value(name: str, sign: Callable[[Path], None] = lambda folder: None) -> Callable[[Path, random.Random], None]:
+    """Return a way: replace or remove a value anywhere in a file of JSON; `sign` makes its checksums right again."""
+
+    def spoil(folder: Path, rng: random.Random) -> None:
+        path = folder / name
+        path.write_text(with_value(json.loads(path.read_text()), rng))
+        sign(folder)
+
+    return spoil
+
+
+def with_value(content: Any, rng: random.Random) -> str:
+    """Return JSON with one value replaced or removed."""
+    node, parent, key = content, content, next(iter(content))
+    while isinstance(node, dict | list) and node and (node is content or rng.random() < 0.8):
+        parent, key = node, rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+        node = node[key]
+    if rng.random() < 0.15:
+        del parent[key]
+        return json.dumps(content)
+    parent[key] = "the value"
+    return json.dumps(content).replace('"the value"', rng.choice(VALUES))
+
+
+# Checkpoints.
+
+
+def make_checkpoint(folder: Path) -> None:
+    """Write a small model that was never trained."""
+    torch.manual_seed(0)
+    save_model(folder, WorldActionModel(SIZES, SPEC), "tune")
+
+
+def signed(folder: Path) -> None:
+    """Make the manifest right for the files."""
+    found = {p.name: p.read_bytes() for p in files(folder) if p.name != MANIFEST}
+    prints = {n: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for n, data in found.items()}
+    (folder / MANIFEST).write_text(json.dumps({"files": prints}))
+
+
+def hostile_weights(folder: Path, rng: random.Random) -> None:
+    """Other kinds of numbers, values that are not finite, other shapes, or tensors of other names."""
+    path = folder / MODEL
+    tensors = load(path.read_bytes())
+    name = rng.choice(list(tensors))
+    value = tensors[name]
+    huge = torch.full(value.shape, rng.choice([1e300, float("nan"), float("inf"), 1e30]), dtype=torch.float64)
+    kinds = torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.int64, torch.uint8, torch.bool
+    cast = value.float().to(rng.choice(kinds))
+    other = rng.choice([huge, huge, cast, value.flatten(), value[:0] if value.dim() else value, value[None]])
+    path.write_bytes(save(tensors | {rng.choice([name, name, name, MARK]): other.contiguous().clone()}))
+    signed(folder)
+
+
+def hostile_header(folder: Path, rng: random.Random) -> None:
+    """Let the header of the weights claim other sizes."""
+    path = folder / MODEL
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    entry = header[rng.choice([name for name in header if name != "__metadata__"])]
+    if rng.random() < 0.3:
+        entry["shape"] = [rng.choice([0, -1, 10**9, 10**18])] * rng.randint(1, 3)
+    elif rng.random() < 0.5:
+        entry["data_offsets"] = [rng.choice([0, -1, 10**12]), rng.choice([0, 10**12, 2**63])]
+    else:
+        entry["dtype"] = rng.choice(["F64", "F4", "E8M0", "I64", "C64", "X", ""])
+    text = json.dumps(header).encode()
+    claimed = len(text) if rng.random() < 0.8 else rng.choice([2**63, 10**12, 0])
+    path.write_bytes(claimed.to_bytes(8, "little") + text + data[8 + size :])
+    signed(folder)
+
+
+def hostile_sizes(folder: Path, rng: random.Random) -> None:
+    """A config of a model that is far too large, or almost."""
+    path = folder / CONFIG
+    config = json.loads(path.read_text())
+    for name in rng.sample(sorted(set(asdict(SIZES)) - {"views", "bfloat16"}), rng.randint(1, 3)):
+        config["model"][name] = rng.choice([64, 128, 1024, 8192, 10**9])
+    config["spec"]["features"]["state"]["shape"] = rng.choice([[6], [100_000], [10**9]])
+    path.write_text(json.dumps(config))
+    signed(folder)
+
+
+def read_checkpoint(folder: Path) -> None:
+    """Load it, and what a copy would take."""
+    load_model(folder)
+    checkpoint_files(folder)
+
+
+# Shards of episodes.
+
+
+def episodes(n: int = 3) -> list[Episode]:
+    """Return short episodes of random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for i in range(n):
+        state, action = torch.randn(6, 6, generator=generator), torch.rand(5, 2, generator=generator)
+        made.append(Episode(state, action, torch.arange(5) == 4, SPEC.tasks[i % 2], "noisy", i, torch.zeros(5)))
+    return made
+
+
+def make_shards(folder: Path) -> None:
+    """Write a store of two shards."""
+    for part in (episodes(2), episodes(3)):
+        EpisodeStore(folder).append(part, SPEC)
+
+
+def hostile_shard(folder: Path, rng: random.Random) -> None:
+    """Replace a value in the header of a shard or some of its tensors, with checksums that are right for it."""
+    from world_model.episodes import _digest
+
+    path = rng.choice(files(folder))
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    tensors, text = load(data), header["__metadata__"]["wamtune"]
+    if rng.random() < 0.6:
+        text = with_value(json.loads(text), rng)
+    else:
+        name = rng.choice(list(tensors))
+        wrong = torch.tensor([rng.choice([float("nan"), 1e39, 1e300])], dtype=torch.float64).float()
+        value = tensors[name]
+        tensors[name] = rng.choice([value[:-1], value.flatten(), value.double(), value.long(), value * 0 + wrong])
+        if rng.random() < 0.3:
+            del tensors[name]
+        content = json.loads(text)
+        content["sha256"] = _digest(tensors)
+        text = json.dumps(content)
+    metadata = {"wamtune": text, "sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()}
+    path.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata))
+
+
+def read_shards(folder: Path) -> None:
+    """Ask for all that a store tells."""
+    store = EpisodeStore(folder)
+    store.count()
+    assert store.spec is not None
+    store.load()
+    store.files()
+
+
+# LeRobot datasets.
+
+
+def make_lerobot(folder: Path) -> None:
+    """Write a dataset with all that is ours in it."""
+    export_lerobot(episodes(), SPEC, folder)
+
+
+def foreign(folder: Path, rng: random.Random) -> None:
+    """Take out what is ours, and spoil the rest."""
+    (folder / OURS).unlink()
+    rng.choice([hostile_parquet, json_value(INFO), damaged])(folder, rng)
+
+
+def hostile_parquet(folder: Path, rng: random.Random) -> None:
+    """Columns of other kinds, ragged, with nulls, missing, or of far more rows than their file is large."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = rng.choice([p for p in files(folder) if p.suffix == ".parquet" and p.name != "tasks.parquet"])
+    table = pq.read_table(path)
+    i, n = rng.randrange(table.num_columns), len(table)
+    name = table.column_names[i]
+    if rng.random() < 0.1:  # a bomb: as many rows as a small file can claim
+        many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000_000, np.int8)), pa.array([b"x" * 10_000]))
+        column = rng.choice([many.indices.cast(pa.int64()), many])
+        pq.write_table(pa.table({name: column}), path)
+        return
+    numbers = [float("nan"), 1e300, -1.0, 2.0**63]
+    columns = (
+        pa.nulls(n),
+        pa.array([[1.0] * rng.randint(0, 3) for _ in range(n)]),
+        pa.array([[[1.0]] for _ in range(n)]),
+        pa.array([MARK] * n),
+        pa.array([rng.choice(numbers) for _ in range(n)]),
+        pa.array([[rng.choice(numbers)] * 2 for _ in range(n)]),
+        pa.array([None, *range(n - 1)]),
+        pa.array([-(2**63)] * n),
+        pa.array([2**64 - 1] * n, pa.uint64()),
+        pa.array([{"a": 1}] * n),
+        pa.array([0] * n, pa.timestamp("s")),
+        pa.array([1] * n),
+        pa.array([[]] * n, pa.list_(pa.string())),
+        pa.array([[None]] * n, pa.list_(pa.string())),
+    )
+    table = table.drop_columns([name]) if rng.random() < 0.1 else table.set_column(i, name, rng.choice(columns))
+    pq.write_table(table, path)
+
+
+# Videos.
+
+
+def make_videos(folder: Path) -> None:
+    """Write two short videos."""
+    (folder / "push").mkdir(parents=True)
+    for name in ("a", "b"):
+        write_film([np.full((64, 96, 3), 8 * i, np.uint8) for i in range(20)], folder / "push" / f"{name}.mp4", 30)
+
+
+def hostile_video(folder: Path, rng: random.Random) -> None:
+    """Another format under the name, or sizes in the tables of the container that the file does not have."""
+    path = rng.choice(files(folder))
+    texts = (
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n",
+        b"ffconcat version 1.0\nfile /etc/hostname\n",
+        b"RIFF" + rng.randbytes(60),
+        b"GIF89a" + rng.randbytes(60),
+    )
+    data = bytearray(path.read_bytes())
+    if rng.random() < 0.3:
+        path.write_bytes(rng.choice(texts))
+        return
+    for _ in range(rng.randint(1, 3)):
+        at = data.find(rng.choice([b"stsz", b"stsc", b"stts", b"stco", b"mdhd", b"tkhd", b"avc1", b"mvhd", b"trak"]))
+        at += rng.choice([-4, 4, 8, 12, 16, 20, 24, 28, 32, 76, 80])
+        data[at : at + 4] = rng.choice([0, 1, 2**16, 10**8, 2**31 - 1, 2**32 - 1]).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def dark_video(folder: Path, rng: random.Random) -> None:
+    """Black frames without end, in next to no bytes."""
+    kept = folder.parent / "dark.mp4"
+    if not kept.exists():
+        write_film([np.zeros((1088, 1920, 3), np.uint8)] * 300, kept, 30)
+    (folder / "push" / "a.mp4").write_bytes(kept.read_bytes())
+
+
+def video_dataset(folder: Path, rng: random.Random) -> None:
+    """A LeRobot dataset whose paths and times lead astray."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    key = rng.choice(["front", "front", "../..", "/etc"])
+    paths = (
+        "videos/{video_key}-{chunk_index:03d}.mp4",
+        "{chunk_index:0999999999d}.mp4",
+        "/etc/hostname",
+        "../push/a.mp4",
+    )
+    more = "{video_key.__class__}", "{0}", "{", "push/a.mp4", "{file_index:9d}", "x" * 5000, "a\0b", "{chunk_index!r}"
+    template: Any = rng.choice([*paths, *more, None, 7])
+    features = rng.choice([{key: {"dtype": "video"}}] * 5 + [{key: None}, [], None])  # type: ignore[list-item]
+    info = {"codebase_version": "v3.0", "fps": rng.choice([30, 30, 30, 0, -1, "x"]), "features": features}
+    (folder / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
+    (folder / INFO).write_text(json.dumps(info | {"video_path": template}))
+    times = [0.0, 0.5, 1e9, float("nan"), -1.0, float("inf")]
+    rows = {"episode_index": [0, 1], "tasks": rng.choice([[["push"], ["push"]], [["push"], []], ["push", "push"]])}
+    rows |= {f"videos/{key}/{name}": [0, rng.choice([0, -1, 2**40])] for name in ("chunk_index", "file_index")}
+    rows |= {f"videos/{key}/from_timestamp": [0.0, rng.choice(times)]}
+    rows |= {f"videos/{key}/to_timestamp": [rng.choice(times), 0.6]}
+    pq.write_table(pa.table(rows), folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
+
+
+# Exported policies.
+
+
+def make_export(folder: Path) -> None:
+    """Write the export of a policy that does what it is told to hold."""
+    write_export(folder, graph())
+
+
+def graph(op: str = "Identity", **attributes: Any) -> bytes:
+    """Return an ONNX graph with the inputs and outputs of an export, whose actions come from one node."""
+    from onnx import TensorProto, helper
+
+    shapes = {"state": [2, 6], "task": [], "noise": [1, 16], "held": [8, 2], "n_held": []}
+    ports = [
+        helper.make_tensor_value_info(
+            name, TensorProto.FLOAT if shape else TensorProto.INT64, ["batch", *shape] if shape else ["batch"]
+        )
+        for name, shape in shapes.items()
+    ]
+    out = helper.make_tensor_value_info("actions", TensorProto.FLOAT, None)
+    nodes, constants = [helper.make_node(op, ["held"], ["actions"], **attributes)], []
+    if op == "ConstantOfShape":
+        constants = [helper.make_tensor("size", TensorProto.INT64, [2], [100_000, 100_000])]
+        nodes = [helper.make_node(op, ["size"], ["actions"])]
+    if op == "Loop":
+        value = helper.make_tensor_value_info
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["x"], ["y"])],
+            "body",
+            [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("x", TensorProto.FLOAT, None)],
+            [value("go_on", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, None)],
+        )
+        constants = [
+            helper.make_tensor("n", TensorProto.INT64, [], [2**62]),
+            helper.make_tensor("true", TensorProto.BOOL, [], [True]),
+        ]
+        nodes = [helper.make_node(op, ["n", "true", "held"], ["actions"], body=body)]
+    made = helper.make_graph(nodes, "g", ports, [out], initializer=constants)
+    data: bytes = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    return data
+
+
+def write_export(folder: Path, onnx: bytes) -> None:
+    """Write a graph with a contract that is right for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ONNX).write_bytes(onnx)
+    shapes = {"state": [2, 6], "task": [], "noise": [1, 16], "held": [8, 2], "n_held": []}
+    port: dict[str, Any] = {"unit": "", "low": None, "high": None}
+    inputs = [
+        port | {"name": name, "dtype": "float32" if s else "int64", "shape": ["batch", *s], "axes": ["batch"]}
+        for name, s in shapes.items()
+    ]
+    out = port | {"name": "actions", "dtype": "float32", "shape": ["batch", 8, 2], "axes": ["batch"]}
+    sizes = {"chunk_size": 8, "n_action_steps": 4, "n_context_frames": 2, "n_denoising_steps": 2, "control_hz": 20.0}
+    texts = dict.fromkeys(("checkpoint", "stage", "compared_on", "command", "wamtune_version", "torch_version"), "x")
+    contract = {
+        **{"schema_version": SCHEMA_VERSION, "policy": "flow", "inputs": inputs, "outputs": [out]},
+        **{"spec": SPEC.to_dict(), "tasks": {"a": 0, "b": 1}, "unknown_task": 2, "latency_budget_s": 0.2},
+        **{"largest_difference": 0.0, "checkpoint_sha256": "0" * 64, **sizes, **texts},
+        "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
+    }
+    (folder / CONTRACT).write_text(json.dumps(contract))
+
+
+def hostile_graph(folder: Path, rng: random.Random) -> None:
+    """A graph that is damaged or does something else, with a contract that is right for it."""
+    data = bytearray((folder / ONNX).read_bytes())
+    for _ in range(rng.randint(1, 4)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    cut = bytes(data[: rng.randrange(len(data))])
+    others = [graph("ConstantOfShape"), graph("Loop"), graph("Shape"), graph("Nonsense"), graph("Flatten"), b""]
+    write_export(
+        folder, rng.choice([bytes(data), bytes(data), bytes(data), cut, rng.randbytes(99), rng.choice(others)])
+    )
+
+
+def read_export(folder: Path) -> None:
+    """Load it and act once."""
+    pilot = OnnxPilot(folder)
+    chunk, task = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim), torch.zeros(1, dtype=torch.long)
+    state = torch.zeros(1, pilot.n_context_frames, pilot.spec.state_dim)
+    pilot.act(state, task, torch.zeros(1, *pilot.noise_shape), chunk, task)
+
+
+# Reports of run folders.
+
+
+def make_run(folder: Path) -> None:
+    """Write what a run of `wamtune train` leaves behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(compose("mix", ["env.tasks=[push]"], TrainConfig)))
+    row = {"step": 1, "train/value_loss": 0.5, "train/ref_kl": 0.1, "train/approx_kl": 0.1, "eval/success": 0.5}
+    row |= {"train/explained_variance": 0.2, "gate/accepted": 1, "gate/champion": 0.5, "gate/challenger": 0.6}
+    row |= {"gate/won": 1, "gate/lost": 0, "rollout/dream_success": 0.3, "dream/error": 0.1, "reward/success": 1.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row | {"step": i}) + "\n" for i in range(3)))
+    result = {"task": "push", "seed": 1, "success": True, "n_steps": 5, "reward": 0.0, "run": "mix", "place": "sim"}
+    lines = [json.dumps(result | {"phase": phase, "seed": i}) for phase in ("before", "after") for i in range(3)]
+    (folder / "eval.jsonl").write_text("\n".join(lines) + "\n")
+    found = {"rho": 0.1, "low": 0.0, "high": 0.2}
+    counts = dict.fromkeys(("n", "n_compared", "both", "sim_only", "dream_only", "neither"), 1)
+    shares = dict.fromkeys(("sim", "dream", "retold_recall", "retold_false_success"), 0.5)
+    summary = {
+        **counts,
+        **shares,
+        "error_and_success": found,
+        "movement_and_success": found,
+        "error_by_step": [0.1, 0.2],
+    }
+    curve = {"simulator": [[0.1, 0.2, 0.3]] * 4, "dream of its actions": [[0.1, 0.2, 0.3]] * 4}
+    example = {"title": "A success", "seed": 1, "chunk_size": 2, "parts": {"hand_pos": curve}, "film": ""}
+    points = [{"task": "push", "seed": i, "sim": i == 1, "error": 0.1 + i, "movement": 0.2 + i} for i in range(2)]
+    pairs = {"summary": summary, "gap": [0.1, 0.0, 0.2], "points": points, "examples": [example]}
+    pairs["trust"] = {"n": 2, **found, "expected": [0.1, 0.2], "error": [0.1, 0.3]}
+    (folder / PAIRS).write_text(json.dumps(pairs))
+
+
+def hostile_rows(folder: Path, rng: random.Random) -> None:
+    """Replace values in lines of metrics and episodes, or write very many."""
+    path = folder / rng.choice(["metrics.jsonl", "eval.jsonl"])
+    lines = path.read_text().splitlines()
+    for _ in range(rng.randint(1, 3)):
+        i = rng.randrange(len(lines))
+        lines[i] = with_value(json.loads(lines[i]), rng) if lines[i].startswith('{"') else lines[i]
+    if rng.random() < 0.1:
+        lines *= rng.choice([3000, 30_000])
+    if rng.random() < 0.1:
+        lines = ["{}"] * 5_000_000
+    path.write_text("\n".join([*lines, '{"reward/' + MARK + '": 1}', '{"reward/$x^$": 1, "train/value_loss": 2}']))
+
+
+def linked_page(folder: Path, rng: random.Random) -> None:
+    """Let the page, or what it is first written to, be a link to somewhere else."""
+    (folder / rng.choice(["report.html", ".report.html.tmp"])).symlink_to(Path("..") / VICTIM)
+    if rng.random() < 0.5:
+        path = folder / PAIRS
+        path.write_text(with_value(json.loads(path.read_text()), rng))
+
+
+def hostile_name(folder: Path, rng: random.Random) -> None:
+    """A run with a name that is markup or a formula."""
+    path = folder / "config.yaml"
+    name = rng.choice([MARK, "$x^$", "x" * 5000, "\\u2028", "a\tb", "${oc.env:HOME}"])
+    path.write_text(path.read_text().replace("name: mix", f"name: {json.dumps(name)}"))
+
+
+# Configs.
+
+
+def make_config(folder: Path) -> None:
+    """Write a preset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.yaml").write_text("name: x\nbase: mix\nenv: {tasks: [push], n_envs: 4}\nppo: {n_steps: 4}\n")
+
+
+def hostile_yaml(folder: Path, rng: random.Random) -> None:
+    """Keys of the schema with values of all kinds, and YAML that few people know."""
+    keys = "seed threads env.n_envs env.n_workers ppo.n_steps dream.horizon total_timesteps n_rounds env.tasks name".split()
+    keys += "rewards.x env.isaac env.events.a.low base controls eval.seed gate.alpha checkpoint ppo policy".split()
+    values = [v for v in VALUES if len(v) < 50_000]
+    odd = "!!binary aGk= | !!set {a} | 2020-01-01 | 0x1F | 1_000 | 0o17 | 1:30 | ~ | 'a | |-|&a b|*a|<<|? a|- a"
+    value = rng.choice([*values, *odd.split("|"), "${oc.env:HOME}", "{a: {b: {c: 1}}}", "\x00", "\ufeff", "%TAG x"])
+    key = rng.choice(keys)
+    lines = "".join("  " * i + f"{part}:\n" for i, part in enumerate(key.split(".")))[:-1]
+    texts = (
+        f"name: x\n{lines} {value}\n",
+        f"name: x\n{lines}\n{'  ' * 9}- {value}\n- b",
+        f"{value}",
+        f"name: x\n{key}: {value}\n{key}: 1\n",
+        "name: x\nrewards: " + "{a: " * rng.choice([5, 19, 21, 500]) + "1" + "}" * rng.choice([5, 19, 21, 500]),
+        "? {a: 1}\n: 2\n",
+        f"name: x\nbase: {rng.choice(['mine.yaml', '../..', '/dev/zero', 'nowhere', '[mix]', '.'])}\n",
+        "\n".join(f"k{i}: [" + "x, " * 50 + "]" for i in range(400)),
+        "".join(rng.choice("[]{}:,&*!|>'\"%@`-?#\n \tab1") for _ in range(200)),
+    )
+    (folder / "mine.yaml").write_text(rng.choice(texts), encoding="utf-8", errors="surrogatepass")
+
+
+def hostile_override(folder: Path, rng: random.Random) -> None:
+    """A value on the command line, which `read_config` takes from a file."""
+    keys = "seed threads env.n_envs ppo.n_steps model.n_layers model.width stage.seed env.tasks x " + "a." * 2000 + "b"
+    value = rng.choice(
+        [v for v in VALUES if len(v) < 50_000] + ["[a", "{", "\n", "a: b", "8192", "18446744073709551616"]
+    )
+    (folder / "override").write_text(f"{rng.choice(keys.split())}{rng.choice(['=', '==', '', '=='])}{value}")
+
+
+def read_config(folder: Path) -> None:
+    """Compose it as a config of training, and as one of pre-training."""
+    override = folder / "override"
+    if not override.exists():
+        compose(folder / "mine.yaml", [], TrainConfig)
+        return
+    word = override.read_text(encoding="utf-8")
+    schema = PretrainConfig if word.startswith(("model", "stage")) else TrainConfig
+    compose(None, ["name=x", "tasks=[push]", word] if schema is PretrainConfig else ["name=x", word], schema)
+
+
+ANY = damaged, other_kind
+VIDEOS: Callable[[Path], object] = lambda folder: read_videos(folder, ("push",), 32, 10.0)  # noqa: E731
+WEIGHTS = hostile_weights, hostile_header, hostile_sizes
+RUN = hostile_rows, hostile_rows, linked_page, hostile_name
+
+READERS: dict[str, Reader] = {
+    "checkpoint": Reader(
+        make_checkpoint, (*ANY, *WEIGHTS, json_value(CONFIG, signed), json_value(MANIFEST)), read_checkpoint
+    ),
+    "shard": Reader(make_shards, (*ANY, hostile_shard, hostile_shard), read_shards),
+    "LeRobot": Reader(
+        make_lerobot, (*ANY, foreign, foreign, hostile_parquet, json_value(INFO), json_value(OURS)), import_lerobot
+    ),
+    "MP4": Reader(make_videos, (*ANY, hostile_video, hostile_video, hostile_video, dark_video, video_dataset), VIDEOS),
+    "ONNX": Reader(make_export, (*ANY, hostile_graph, hostile_graph), read_export),
+    "contract": Reader(make_export, (json_value(CONTRACT),), read_export),
+    "metrics": Reader(make_run, (*ANY, *RUN), write_report),
+    "pairs": Reader(make_run, (json_value(PAIRS), json_value(PAIRS), linked_page), write_report),
+    "YAML": Reader(make_config, (*ANY, hostile_yaml, hostile_yaml, hostile_override), read_config),
+}

@@ -1,0 +1,147 @@
+"""Crafted files, one after the other, for every reader: how many are refused, and how many crash, hang or take memory.
+
+    python benchmarks/fuzz.py [N] [SEED] [READER ...]
+
+N inputs for each reader (250), see `crafted.py`. They are read in processes of their own, which are used again: one
+that hangs for more than 10 s or wants more than 4 GB is ended. Prints a table, and fails where a reader did anything
+but read an input or refuse it in one line (`UserError`), or took more than 1 GB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+SECONDS, BYTES, MOST_BYTES = 10, 1_000_000_000, 4_000_000_000
+GOOD = "read", "refused"
+
+
+def main() -> int:
+    """Run the readers named on the command line, all by default; return the exit code."""
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    n, seed = (*numbers, *(250, 0)[len(numbers) :])
+    from benchmarks.crafted import READERS
+
+    names = [word for word in sys.argv[1:] if not word.isdigit()] or list(READERS)
+    print("| reader | inputs | read | refused | anything else | longest, s | memory, MB |\n| --- |" + " ---: |" * 6)
+    failed, total = 0, 0
+    for name in names:
+        found: Counter[str] = Counter()
+        slowest, most = 0.0, 0
+        for row in fuzz(name, n, seed):
+            word = row["word"]
+            found[word if word in GOOD else "else"] += 1
+            slowest, most = max(slowest, row["seconds"]), max(most, row["bytes"])
+            if word not in GOOD:
+                print(f"{name} {row['i']} ({row['way']}): {word}", file=sys.stderr, flush=True)
+        failed, total = failed + found["else"], total + n
+        counts = " | ".join(str(found[word]) for word in (*GOOD, "else"))
+        print(f"| {name} | {n} | {counts} | {slowest:.1f} | {most / 1e6:.0f} |", flush=True)
+    print(f"\n{total} inputs, {failed} failures")
+    return int(failed > 0)
+
+
+def fuzz(name: str, n: int, seed: int) -> list[dict[str, Any]]:
+    """Return what became of `n` inputs of a reader; a process that ends is followed by another one."""
+    rows: list[dict[str, Any]] = []
+    while len(rows) < n:
+        command = [sys.executable, __file__, "--worker", name, str(n), str(seed), str(len(rows))]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert worker.stdout is not None
+        begun: dict[str, Any] = {}
+        for line in worker.stdout:
+            row = json.loads(line)
+            if "word" in row:
+                rows.append(row)
+                begun = {}
+            else:
+                begun = row
+        code = worker.wait()
+        if len(rows) < n:
+            word = f"hung for {SECONDS} s" if code == -signal.SIGALRM else f"ended the process with {code}"
+            if not begun:
+                raise RuntimeError(f"the worker of {name} ended with {code} between two inputs")
+            rows.append({**begun, "word": word, "seconds": float(SECONDS), "bytes": 0})
+    return rows
+
+
+def work(name: str, n: int, seed: int, first: int) -> None:
+    """Read the inputs from `first` on; a line is printed before and after each."""
+    from benchmarks.crafted import READERS, VICTIM
+
+    from rewards.errors import UserError
+
+    out, reader = os.fdopen(os.dup(1), "w"), READERS[name]
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # progress of readers
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with tempfile.TemporaryDirectory() as root:
+        good, folder, victim = Path(root) / "good", Path(root) / "input", Path(root) / VICTIM
+        reader.make(good)
+        for i in range(first, n):
+            rng = random.Random(f"{name} {seed} {i}")
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(good, folder)
+            victim.write_text("whole")
+            way = rng.choice(reader.ways)
+            way(folder, rng)
+            row = {"i": i, "way": getattr(way, "__name__", "json")}
+            print(json.dumps(row), file=out, flush=True)
+            forget_peak()
+            begun, word = time.monotonic(), "read"
+            signal.alarm(SECONDS)
+            try:
+                reader.read(folder)
+            except UserError as error:
+                word = "refused" if len(str(error)) < 2000 else "refused in a long line"
+            except BaseException as error:
+                word = f"{type(error).__name__}: {error}"[:300]
+            signal.alarm(0)
+            seconds, taken = time.monotonic() - begun, peak()
+            word = word if taken <= BYTES else f"took {taken:,} bytes ({word})"
+            word = word if victim.read_text() == "whole" else "wrote through a link"
+            word = f"let markup through ({word})" if lets_markup_through(folder) else word
+            print(json.dumps({**row, "word": word, "seconds": seconds, "bytes": taken}), file=out, flush=True)
+
+
+def lets_markup_through(folder: Path) -> bool:
+    """Whether a page was written that has the markup of an input in it as it is."""
+    from benchmarks.crafted import MARK
+
+    page = folder / "report.html"
+    return page.is_file() and not page.is_symlink() and MARK.encode() in page.read_bytes()
+
+
+def forget_peak() -> None:
+    """Begin to measure the memory of this process anew, where the system can."""
+    if os.path.exists("/proc/self/clear_refs"):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Return the most memory that this process, or one that it started, had resident, in bytes."""
+    children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return max(children, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    own = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return max(children, 1024 * int(own.split()[1]))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if sys.argv[1:2] == ["--worker"]:
+        work(sys.argv[2], *(int(word) for word in sys.argv[3:6]))
+    else:
+        sys.exit(main())
