@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
+from rl.deploy.columns import Columns, ColumnsConfig, rename
 from world_model.episodes import Episode
 from world_model.files import write_folder
 from world_model.spec import Feature, Spec
@@ -27,9 +28,6 @@ FINAL_STATE = "final.observation.state"
 
 NARROWEST = 1e-3
 """Distance of the bounds of an action that never moves."""
-
-Columns = dict[str, np.ndarray]
-"""Feature name -> (frames,) or (frames, size)."""
 
 
 def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps: float | None = None) -> None:
@@ -48,21 +46,26 @@ def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps:
     write_folder(final, _dataset(episodes, spec, spec.control_hz if fps is None else fps))
 
 
-def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
-    """Read a LeRobot v3.0 dataset with `observation.state` and `action`; images and videos are passed over.
+def import_lerobot(folder: str | Path, columns: ColumnsConfig | None = None) -> tuple[list[Episode], Spec]:
+    """Read states, actions and successes of a LeRobot v3.0 dataset; images and videos are passed over.
 
-    A dataset from elsewhere says nothing of action bounds, source and seed: the bounds become the smallest and largest
-    action seen (`NARROWEST` apart, where it never moves), the source "import", the seed the number of the episode.
-    Without `next.success` no step is a success; success in the dropped last frame counts for the step before it.
+    `columns` says what the dataset calls them. A dataset from elsewhere says nothing of action bounds, source and seed:
+    the bounds become the smallest and largest action seen (`NARROWEST` apart, where it never moves), the source
+    "import", the seed the number of the episode. Where nothing tells of success no step is one; success in the dropped
+    last frame counts for the step before it.
     """
     root = Path(folder)
     info = read_info(root)
     frames, rows = read_parquet(root, "data"), read_parquet(root, "meta/episodes")
-    _check_columns(f"{root}: the dataset", frames, "observation.state", "action", "episode_index", "frame_index")
+    _check_columns(f"{root}: the dataset", frames, "episode_index", "frame_index")
     _check_columns(f"{root}: meta/episodes", rows, "episode_index", "length", "tasks")
-    spec = _read_spec(root, info, frames, rows)
+    columns = columns or ColumnsConfig()
+    if FINAL_STATE in rows and (columns.state, columns.action) != (ColumnsConfig.state, ColumnsConfig.action):
+        raise UserError(f"{root}: wamtune exported it, so it has observation.state and action; leave both keys out")
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     frames = {name: column[order] for name, column in frames.items()}
+    frames = rename(str(root), frames, rows, columns)
+    spec = _read_spec(root, info, frames, rows)
     episodes = []
     for i, number in enumerate(rows["episode_index"].tolist()):
         start, stop = np.searchsorted(frames["episode_index"], (number, number + 1))
@@ -261,7 +264,7 @@ def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns)
         pass
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{root / OURS}: it cannot be read; delete it to import the dataset without it") from error
-    state, action = (_matrix(frames[name]) for name in ("observation.state", "action"))
+    state, action = frames["observation.state"], frames["action"]
     low, high = action.min(0), action.max(0)
     still = NARROWEST / 2 * (low == high)
     return Spec(
@@ -274,7 +277,7 @@ def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns)
 
 
 def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
-    state, action = _matrix(frames["observation.state"]), _matrix(frames["action"])
+    state, action = frames["observation.state"], frames["action"]
     success = frames.get("next.success", np.zeros(len(action))).astype(bool).reshape(-1)
     reward = frames.get("next.reward")
     if FINAL_STATE in row:
@@ -294,7 +297,3 @@ def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
         task_reward=None if reward is None else torch.tensor(reward, dtype=torch.float32).reshape(-1),
         picture_every=int(row.get("picture_every", 1)),
     )
-
-
-def _matrix(column: np.ndarray) -> np.ndarray:
-    return column.reshape(len(column), -1)
