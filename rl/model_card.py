@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from world_model.windows import Windows
 
 READ_OUTS = (
     ("inverse_error", "squared error of recovered actions, in units of that of the mean action"),
+    ("imitation_error", "squared error of the policy on held-out demonstrations, in units of that of the mean action"),
     ("success_precision", "precision of the success read-out (p >= 0.9)"),
     ("success_recall", "recall of the success read-out"),
     ("progress_error", "mean error of the progress read-out"),
@@ -62,15 +64,15 @@ def figures(metrics: dict[str, Any]) -> str:
     rows = [["task", *(column for group in groups for column in _GROUPS[group][0])]]
     rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for task in sorted(tasks, key=lambda task: (task == "mean", task)):
-        cells = [task]
+        cells = [_shown(task)]
         for group in groups:
             columns, write = _GROUPS[group]
             of_task = {_named(name): row for name, row in metrics[group].items()}.get(task)
             cells += write(of_task) if of_task else [""] * len(columns)
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [_line(row, widths) for row in rows]
-    lines += [""] + [f"- {text}: {metrics[name]:.3f}" for name, text in READ_OUTS if metrics.get(name) is not None]
+    lines = [*(_line(row, widths) for row in rows), ""] if groups else []
+    lines += [f"- {text}: {metrics[name]:.3f}" for name, text in READ_OUTS if metrics.get(name) is not None]
     return "\n".join(lines)
 
 
@@ -83,13 +85,14 @@ def model_card(name: str, stage: str, parent: str, tasks: Sequence[str], about: 
     origin = f", grown from `{parent}`" if parent else ""
     counts = ", ".join(f"{n} {source}" for source, n in about["episodes"].items())
     demos = "".join(f"- demonstrations: {_counts(about['demonstrations'])}\n" for _ in [0] if about["demonstrations"])
+    place = "" if about.get("simulator", True) else "- there was no simulator: its success has not been measured\n"
     return f"""# {name}
 
 World-action model of wamtune, stage `{stage}`{origin}.
 
-- tasks: {", ".join(tasks)}
+- tasks: {", ".join(map(_shown, tasks))}
 - episodes: {counts}
-{demos}- optimizer steps: {about["step"]:,}
+{demos}{place}- optimizer steps: {about["step"]:,}
 - made by `{about["command"]}`
 
 ## Measured
@@ -163,7 +166,13 @@ _GROUPS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, float]], list[str]
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{task} {n}" for task, n in counts.items())
+    return ", ".join(f"{_shown(task)} {n}" for task, n in counts.items())
+
+
+def _shown(task: str) -> str:
+    """Return the name of a task as a cell or an item of a list shows it; a sentence is quoted."""
+    text = " ".join(task.split()).replace("|", "\\|")
+    return text if re.fullmatch(r"[\w-]+", text) else f'"{text}"'
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -9,7 +9,6 @@ was recorded. That keeps a policy from going where nobody has been; which policy
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -40,10 +39,7 @@ def recorded_episodes(config: TrainConfig, model: WorldActionModel, tasks: tuple
         raise UserError(
             f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
         )
-    if replace(store.spec, tasks=model.spec.tasks) != model.spec:
-        raise UserError(
-            f"episodes={config.episodes}: recorded with other features, bounds or rate than the checkpoint's"
-        )
+    store.check_fits(model.spec, f"episodes={config.episodes}")
     for i, episode in enumerate(episodes):
         episode.check_fits(model.spec, f"{config.episodes}: episode {i}")
     return episodes

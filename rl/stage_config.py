@@ -7,24 +7,28 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from rewards.errors import UserError
-from rl.config import IsaacConfig
+from rl.config import RECORDED, IsaacConfig
+from rl.deploy.columns import ColumnsConfig
+from world_model.episodes import Episode
 from world_model.model_config import ModelConfig
 from world_model.training import StageConfig
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Collect episodes of all kinds and learn to predict the world from them."""
+    """Collect episodes of all kinds, or take recorded ones, and learn to predict the world from them."""
 
     name: str = MISSING  # folder below runs/
-    id: str = "metaworld"  # or a task of Isaac Lab, which is then the only one of `tasks`
+    id: str = "metaworld"  # or a task of Isaac Lab, the only one of `tasks`; recorded: no simulator, collect nothing
     isaac: IsaacConfig = field(default_factory=IsaacConfig)
-    tasks: tuple[str, ...] = MISSING  # in the order of the model's task embedding
+    tasks: tuple[str, ...] = MISSING  # in the order of the model's task embedding; recorded: empty for all there are
     seed: int = 0  # of the first weights; added to stage.seed for the batches
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     n_workers: int = 0  # processes that step the simulator; 0: none beside this one
     episodes: str = ""  # folder of the episodes, completed if it has too few; empty: runs/episodes/NAME
+    dataset: str = ""  # folder of a LeRobot v3.0 dataset, imported to the episodes first; with id=recorded
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # what the dataset calls things
     videos: str = ""  # folder with TASK/*.mp4 to watch beside them, for a model with one view; empty: none
     n_expert: int = 40  # episodes per task of the scripted expert
     n_noisy: int = 60  # of the expert with noise on its actions
@@ -41,8 +45,12 @@ class PretrainConfig:
         """Refuse counts that mean nothing."""
         _at_least(self, 0, "seed", "threads", "n_workers", "n_expert", "n_noisy", "n_random", "trust_steps")
         _at_least(self, 1, "n_heldout")
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+        if len(set(self.tasks)) < len(self.tasks) or not (self.tasks or self.id == RECORDED):
             raise UserError(f"tasks={list(self.tasks)}: expected at least one task, none of them twice")
+        if self.id == RECORDED and self.model.views:
+            raise UserError("model.views: images of recorded episodes are not read yet; set model.views={}")
+        if self.dataset and self.id != RECORDED:
+            raise UserError(f"dataset={self.dataset}: id={self.id} collects its own episodes; set id={RECORDED}")
         if self.videos and len(self.model.views) != 1:
             raise UserError(f"videos={self.videos}: model.views has {len(self.model.views)} cameras, a video is of one")
         if self.n_expert + self.n_noisy + self.n_random == 0:
@@ -55,23 +63,37 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class DemonstrationsConfig:
+    """Which of the recorded episodes are demonstrations."""
+
+    episodes: str = ""  # folder of them; empty: that of the other episodes
+    sources: tuple[str, ...] = ("expert",)  # who acted in them: expert, noisy, import, ...; empty: anyone
+    success_only: bool = True  # an episode without a success is none
+
+    def include(self, episode: Episode) -> bool:
+        """Whether an episode is a demonstration."""
+        return (not self.sources or episode.source in self.sources) and (episode.is_success or not self.success_only)
+
+
+@dataclass(frozen=True)
 class TuneConfig:
     """Learn to act from few demonstrations, then refit the world decoder on what the tuned policy meets."""
 
     name: str = MISSING  # folder below runs/
     checkpoint: str = "metaworld-pretrained"  # what is tuned: a built-in name, a folder or a run folder
-    id: str = "metaworld"  # or a task of Isaac Lab
+    id: str = "metaworld"  # or a task of Isaac Lab; recorded: no simulator, so no rollouts and no success rate
     isaac: IsaacConfig = field(default_factory=IsaacConfig)
-    episodes: str = MISSING  # folder of the episodes that `wamtune pretrain` collected
+    episodes: str = MISSING  # folder of the episodes that `wamtune pretrain` collected, or of others
+    demonstrations: DemonstrationsConfig = field(default_factory=DemonstrationsConfig)
     tasks: tuple[str, ...] = ()  # to act in; empty: all the checkpoint knows
     seed: int = 0  # added to stage.seed and refit.seed
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     n_workers: int = 0  # processes that step the simulator; 0: none beside this one
-    n_demos: int = 10  # demonstrations per task: the first episodes of the expert that succeeded
+    n_demos: int = 10  # demonstrations per task, the first ones; fewer where there are fewer
     demos: dict[str, int] = field(
         default_factory=dict
-    )  # exceptions from n_demos, by task; also of tasks that are not tuned
+    )  # exceptions from n_demos, by task; so many there have to be; also of tasks that are not tuned
     n_policy: int = 110  # rollouts per task of the tuned policy for the refit, half of them exploring
     n_policy_heldout: int = 10  # beside them, kept for measuring
     n_denoising_steps: int = 2  # of the policy
@@ -96,10 +118,6 @@ class TuneConfig:
         for task, n in self.demos.items():
             if n < 1:
                 raise UserError(f"demos.{task}={n}: expected at least 1")
-
-    def n_demos_of(self, task: str) -> int:
-        """Demonstrations of one task."""
-        return self.demos.get(task, self.n_demos)
 
 
 def _at_least(config: object, low: int, *names: str) -> None:

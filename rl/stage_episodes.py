@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from rewards.errors import UserError
+from rl.config import RECORDED
 from rl.envs.sim import SimEnv
 from rl.envs.simulator import Simulator, is_isaac, pick_device
 from rl.evaluate import EpisodeResult, evaluate_sim
@@ -14,6 +16,7 @@ from rl.policy import FlowPolicy
 from rl.report_pairs import run_pairs, summarise
 from rl.stage_collect import SEEDS, SOURCES, collect_from, collect_policy
 from rl.stage_config import PretrainConfig, TuneConfig
+from rl.stage_recorded import heldout_store, import_dataset
 from rl.verbs.progress import Progress
 from world_model.episodes import Episode, EpisodeStore
 from world_model.model import WorldActionModel
@@ -31,13 +34,11 @@ def device_of(config: PretrainConfig | TuneConfig) -> str:
     return pick_device(config.device, config.id, config.isaac.device)
 
 
-def heldout_store(store: EpisodeStore) -> EpisodeStore:
-    """Return the store of the episodes that are measured on, never trained on: a folder inside that of the others."""
-    return EpisodeStore(store.folder / "heldout")
-
-
 def collect(config: PretrainConfig, store: EpisodeStore) -> None:
-    """Complete `store` and its held-out part to what `config` asks for."""
+    """Complete `store` and its held-out part to what `config` asks for; import a dataset where that is named."""
+    if config.id == RECORDED:
+        import_dataset(config, store)
+        return
     for source in SOURCES:
         _complete(config, store, source, getattr(config, f"n_{source}"), SEEDS[source])
     third, first = config.n_heldout // 3, SEEDS["heldout"]
@@ -50,20 +51,44 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
 
 
 def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Sequence[str]) -> list[Episode]:
-    """Return for each task the first episodes of the expert that succeeded, as many as `config` asks for."""
+    """Return the first demonstrations of each task: as many as `demos` says, else `n_demos` or what there is.
+
+    Raises:
+        UserError: there are fewer than `demos` says, or none at all.
+    """
     chosen: list[Episode] = []
     for task in tasks:
-        found = [e for e in episodes if e.task == task and e.source == "expert" and e.is_success]
-        wanted = config.n_demos_of(task)
-        if len(found) < wanted:
-            where = f"{config.episodes} has {len(found)} successful episodes of the expert"
-            raise UserError(f"demos.{task}={wanted}, but {where}; ask for fewer or collect more")
-        chosen += sorted(found, key=lambda e: e.seed)[:wanted]
+        of_task = [e for e in episodes if e.task == task]
+        found = [e for e in of_task if config.demonstrations.include(e)]
+        if len(found) < config.demos.get(task, 1):
+            raise _too_few(config, task, of_task, len(found))
+        chosen += sorted(found, key=lambda e: e.seed)[: config.demos.get(task, config.n_demos)]
     return chosen
 
 
+def _too_few(config: TuneConfig, task: str, of_task: Sequence[Episode], n_found: int) -> UserError:
+    rule = config.demonstrations
+    kind = "successful episodes" if rule.success_only else "episodes"
+    who = f" of source {' or '.join(rule.sources)}" if rule.sources else ""
+    where = f"{rule.episodes or config.episodes} has {n_found} {kind}{who} of this task to learn from"
+    if task in config.demos:
+        return UserError(f"demos.{task}={config.demos[task]}, but {where}; ask for fewer or collect more")
+    counts = Counter(e.source for e in of_task)
+    there = ", ".join(f"{n} of source {source}" for source, n in counts.items()) or "none of any source"
+    n_successful = sum(e.is_success for e in of_task)
+    return UserError(
+        f"task {task!r}: {where} (there are {there}, {n_successful} successful); set demonstrations.sources or "
+        "demonstrations.success_only, name another folder, or leave the task out of `tasks`"
+    )
+
+
 def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], store: EpisodeStore) -> None:
-    """Complete `store` and its held-out part with episodes of the policy, the first half of them exploring."""
+    """Complete `store` and its held-out part with episodes of the policy, the first half of them exploring.
+
+    Without a simulator there are none.
+    """
+    if config.id == RECORDED:
+        return
     parts = [(store, config.n_policy, SEEDS["policy"])]
     parts += [(heldout_store(store), config.n_policy_heldout, HELDOUT_POLICY_SEED)]
     with Progress("roll out") as progress:
@@ -82,11 +107,12 @@ def evaluate(
 ) -> tuple[list[EpisodeResult], dict[str, dict[str, float]]]:
     """Run `config.n_eval` episodes of each task without exploring, and dream them as well.
 
-    Returns the results in the simulator, and for each task the rank correlation of prediction error with success.
+    Returns the results in the simulator, and for each task the rank correlation of prediction error with success;
+    nothing where there is no simulator.
     """
     results: list[EpisodeResult] = []
     correlations: dict[str, dict[str, float]] = {}
-    if config.n_eval == 0:
+    if config.n_eval == 0 or config.id == RECORDED:
         return results, correlations
     with Progress("evaluate") as progress:
         for task in tasks:

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from rewards.errors import UserError
+from rl.config import RECORDED
 from rl.model_card import finite, model_card, noise_metrics, success_metrics, world_metrics
 from rl.stage_collect import SOURCES
 from rl.stage_config import PretrainConfig, TuneConfig
-from rl.stage_episodes import collect, demonstrations, device_of, evaluate, evaluate_noisy, heldout_store, roll_out
+from rl.stage_episodes import collect, demonstrations, device_of, evaluate, evaluate_noisy, roll_out
 from rl.stage_pictures import by_task, film, model_spec, see, see_disturbed
+from rl.stage_recorded import describe, heldout_store, load_split, recorded_tasks
 from rl.stage_trust import calibrate_trust
 from rl.verbs.progress import Progress
 from rl.verbs.run_folder import RunFolder
@@ -27,7 +29,7 @@ from rl.videos import Video, read_videos, watched
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.files import existing_folder
-from world_model.metrics import picture_metrics
+from world_model.metrics import imitation_metrics, picture_metrics
 from world_model.model import WorldActionModel
 from world_model.pictures import Pictures
 from world_model.store import half_precision, load_model, load_model_and_config, save_model
@@ -59,6 +61,7 @@ class Work:
     parent: str
     model: WorldActionModel
     unseen: Windows | None = None  # to measure on
+    simulator: bool = True  # or success cannot be measured
     step: int = 0  # optimizer steps of the phases before this one
 
     def train(
@@ -93,6 +96,7 @@ class Work:
             "episodes": dict(Counter(e.source for e in episodes)),
             "demonstrations": dict(Counter(e.task for e in demos)),
             "metrics": finite(metrics),
+            **({} if self.simulator else {"simulator": False}),
         }
         self.run.log(self.step, _flat(about["metrics"]))
         card = model_card(self.run.path.parent.name, self.stage, self.parent, spec.tasks, about)
@@ -131,15 +135,17 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     store = EpisodeStore(config.episode_folder)
-    collect(config, store)
+    if saved is None or config.id != RECORDED:  # a dataset is not needed again
+        collect(config, store)
     state = saved.state if saved else None
     if saved is None:
         torch.manual_seed(config.seed)
-        model = WorldActionModel(config.model, model_spec(replace(store.spec, tasks=config.tasks), config.model))
+        spec = replace(store.spec, tasks=config.tasks or recorded_tasks(store))
+        model = WorldActionModel(config.model, model_spec(spec, config.model))
     else:
         model = saved.model
     model.to(device_of(config))
-    work = Work(run, "pretrain", "", model)
+    work = Work(run, "pretrain", "", model, simulator=config.id != RECORDED)
     videos: list[Video] = []
     if config.videos:
         pictures_per_s = model.spec.control_hz / config.model.chunk_size
@@ -153,7 +159,8 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
             state = None
         else:
             work.step = config.pictures.n_steps
-    episodes, heldout = (_read(config, model, part, config.tasks) for part in (store, heldout_store(store)))
+    episodes, heldout = _read(config, model, store, model.spec.tasks)
+    print(describe(store.folder, episodes, heldout), flush=True)
     episodes += _disturbed(config, model, store, config.tasks, n_cameras=1)
     if videos:
         episodes += watched(model, videos)
@@ -177,16 +184,18 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
     tasks = _tasks(config, model)
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
-    if not store.shards:
-        raise UserError(f"episodes={config.episodes}: there are none; `wamtune pretrain PRESET` collects them")
-    everything = model.spec.tasks
-    episodes, unseen = (_read(config, model, part, everything) for part in (store, heldout_store(store)))
-    demos = demonstrations(config, episodes, tasks)
-    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen))
+    shown, shown_unseen = episodes, unseen = _read(config, model, store, model.spec.tasks)
+    demo_store = store
+    if config.demonstrations.episodes:
+        demo_store = EpisodeStore(config.demonstrations.episodes)
+        shown, shown_unseen = _read(config, model, demo_store, model.spec.tasks)
+    demos = demonstrations(config, shown, tasks)
+    unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
+    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), config.id != RECORDED)
     state = saved.state if saved else None
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
-        seen = demos + _disturbed(config, model, store, tasks, DEMO_CAMERAS, demos)
+        seen = demos + _disturbed(config, model, demo_store, tasks, DEMO_CAMERAS, demos)
         work.train("tune", model.windows(seen), stage, state)
         state = None
         if config.half:  # from here on the policy is the one that is stored
@@ -198,7 +207,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     unseen += heldout_store(own).load()
     work.unseen = model.windows(unseen)
     if config.refit.n_steps:
-        seen = episodes + _disturbed(config, model, store, everything, n_cameras=1)
+        seen = episodes + _disturbed(config, model, store, model.spec.tasks, n_cameras=1)
         work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
     if config.half:
         half_precision(model)  # what the refit changed; the rest is rounded already
@@ -207,17 +216,36 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         run.eval_row({"step": work.step, **result.to_row()})
     metrics = world_metrics(model, work.unseen) | success_metrics(results) | _seen_metrics(config, model, store)
     metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
-    metrics |= _trust(model, unseen, config)
+    metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
     return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
 
 
 def _read(
     config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore, tasks: Sequence[str]
-) -> list[Episode]:
-    """Load what scripts did in `tasks`, as the model sees it."""
+) -> tuple[list[Episode], list[Episode]]:
+    """Load what was done in `tasks`, as the model sees it: to learn from, and held out.
+
+    Raises:
+        UserError: there is nothing, or it was recorded on another robot; or it has no images, and the model needs them.
+    """
+    if not store.shards:
+        raise UserError(f"episodes={store.folder}: there are none; `wamtune pretrain PRESET` collects or imports them")
     if model.pictures is None:
-        return store.load(tasks, SOURCES)
-    return see(model, config.id, *film(config.id, store, model.config, tasks, SOURCES))
+        store.check_fits(model.spec, f"episodes={store.folder}")
+        return load_split(store, tasks, model.config.chunk_size)
+    if config.id == RECORDED:
+        raise UserError(f"id={RECORDED}: the checkpoint sees images, which are not recorded; tune one that does not")
+    # Only what scripts did in the simulator can be run again before the cameras.
+    parts = (film(config.id, part, model.config, tasks, SOURCES) for part in (store, heldout_store(store)))
+    learned, heldout = (see(model, config.id, *part) for part in parts)
+    return learned, heldout
+
+
+def _imitation(config: TuneConfig, model: WorldActionModel, demos: list[Episode]) -> dict[str, float]:
+    """Measure the policy on held-out demonstrations; nothing where there are none."""
+    if not any(e.length >= model.config.chunk_size for e in demos):
+        return {}
+    return imitation_metrics(model, model.windows(demos), config.n_denoising_steps)
 
 
 def _disturbed(

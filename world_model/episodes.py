@@ -88,6 +88,11 @@ class EpisodeStore:
         tasks = dict.fromkeys(task for spec in specs for task in spec.tasks)
         return replace(specs[0], tasks=tuple(tasks))
 
+    def check_fits(self, spec: Spec, where: str) -> None:
+        """Raise `UserError` unless the episodes were recorded on what a model of `spec` acts on; tasks may differ."""
+        if replace(self.spec, tasks=spec.tasks) != spec:
+            raise UserError(f"{where}: recorded with other features, bounds or rate than the checkpoint's")
+
     def __len__(self) -> int:
         return sum(len(header["episodes"]) for header in self._headers())
 

@@ -99,8 +99,19 @@ def inverse_metrics(
     batch = windows.sample(n, generator)
     context = model.encode(batch.context, batch.task)
     actions = modes.inverse(model, context, batch.future, modes.action_noise(model, n, generator), n_steps)
-    error = (actions - batch.actions).square().mean()
-    return {"inverse_error": float(error / (batch.actions - batch.actions.mean((0, 1))).square().mean())}
+    return {"inverse_error": _relative_error(actions, batch.actions)}
+
+
+@torch.inference_mode()
+def imitation_metrics(
+    model: WorldActionModel, windows: Windows, n_steps: int = 2, n: int = 1024, seed: int = 0
+) -> dict[str, float]:
+    """Mean squared error of the actions that the policy takes where `windows` begin, in units of the mean action's."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    batch = windows.sample(n, generator)
+    context = model.encode(batch.context, batch.task)
+    actions = modes.policy(model, context, modes.action_noise(model, n, generator), n_steps)
+    return {"imitation_error": _relative_error(actions, batch.actions)}
 
 
 @torch.inference_mode()
@@ -116,6 +127,11 @@ def read_out_metrics(model: WorldActionModel, windows: Windows, n: int = 4096, s
         "success_recall": hits / float(true.sum()) if true.any() else math.nan,
         "progress_error": float((progress - batch.progress.flatten()).abs().mean()),
     }
+
+
+def _relative_error(actions: Tensor, truth: Tensor) -> float:
+    """Mean squared error of actions (n, chunk_size, action_dim) in units of that of the mean action."""
+    return float((actions - truth).square().mean() / (truth - truth.mean((0, 1))).square().mean())
 
 
 def _task_metrics(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
+from rl.deploy.columns import Columns, ColumnsConfig, rename
 from world_model.episodes import Episode
 from world_model.files import JSON_BYTES, TENSOR_BYTES, open_file, parse_json, read_file, write_folder
 from world_model.spec import FASTEST, Feature, Spec
@@ -38,9 +39,6 @@ Numbers of a robot hardly compress; a file that grows a thousandfold was made to
 TEMPLATE = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?(\d))?d?\}")
 """A field of a path in info.json, such as {chunk_index:03d}."""
 
-Columns = dict[str, np.ndarray]
-"""Feature name -> (frames,) or (frames, size)."""
-
 
 def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps: float | None = None) -> None:
     """Write `episodes` as a LeRobot v3.0 dataset into the new folder `folder`; `fps` is `spec.control_hz` by default.
@@ -58,28 +56,33 @@ def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps:
     write_folder(final, _dataset(episodes, spec, spec.control_hz if fps is None else fps))
 
 
-def import_lerobot(folder: str | Path) -> tuple[list[Episode], Spec]:
-    """Read a LeRobot v3.0 dataset with `observation.state` and `action`; images and videos are passed over.
+def import_lerobot(folder: str | Path, columns: ColumnsConfig | None = None) -> tuple[list[Episode], Spec]:
+    """Read states, actions and successes of a LeRobot v3.0 dataset; images and videos are passed over.
 
-    A dataset from elsewhere says nothing of action bounds, source and seed: the bounds become the smallest and largest
-    action seen (`NARROWEST` apart, where it never moves), the source "import", the seed the number of the episode.
-    Without `next.success` no step is a success; success in the dropped last frame counts for the step before it.
+    `columns` says what the dataset calls them. A dataset from elsewhere says nothing of action bounds, source and seed:
+    the bounds become the smallest and largest action seen (`NARROWEST` apart, where it never moves), the source
+    "import", the seed the number of the episode. Where nothing tells of success no step is one; success in the dropped
+    last frame counts for the step before it.
     """
     root = Path(folder)
     info = read_info(root)
     frames, rows = read_parquet(root, "data"), read_parquet(root, "meta/episodes")
-    _check_columns(f"{root}: the dataset", frames, "observation.state", "action", "episode_index", "frame_index")
+    _check_columns(f"{root}: the dataset", frames, "episode_index", "frame_index")
     _check_columns(f"{root}: meta/episodes", rows, "episode_index", "length", "tasks")
-    for name in ("observation.state", "action", *({"next.success", "next.reward"} & frames.keys())):
-        _check_numbers(f"{root}: {name}", frames[name])
-    for columns in (frames, rows):
-        for name in {"episode_index", "frame_index", "length"} & columns.keys():
-            _check_whole(f"{root}: {name}", columns[name])
+    for columns_of in (frames, rows):
+        for name in {"episode_index", "frame_index", "length"} & columns_of.keys():
+            _check_whole(f"{root}: {name}", columns_of[name])
     if len(np.unique(rows["episode_index"])) < len(rows["episode_index"]):
         raise UserError(f"{root}: meta/episodes has an episode twice; download the dataset again")
-    spec = _read_spec(root, info, frames, rows)
+    if "next.reward" in frames:
+        _check_numbers(f"{root}: next.reward", frames["next.reward"])
+    columns = columns or ColumnsConfig()
+    if FINAL_STATE in rows and (columns.state, columns.action) != (ColumnsConfig.state, ColumnsConfig.action):
+        raise UserError(f"{root}: wamtune exported it, so it has observation.state and action; leave both keys out")
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     frames = {name: column[order] for name, column in frames.items()}
+    frames = rename(str(root), frames, rows, columns)
+    spec = _read_spec(root, info, frames, rows)
     episodes = []
     for i, number in enumerate(rows["episode_index"].tolist()):
         start, stop = np.searchsorted(frames["episode_index"], (number, number + 1))
@@ -367,7 +370,7 @@ def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns)
         pass
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{root / OURS}: it cannot be read; delete it to import the dataset without it") from error
-    state, action = (_matrix(frames[name]) for name in ("observation.state", "action"))
+    state, action = frames["observation.state"], frames["action"]
     if not len(action):
         raise UserError(f"{root}: the dataset has no frames; download it again")
     low, high = action.min(0).astype(float), action.max(0).astype(float)
@@ -390,7 +393,7 @@ def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns)
 
 
 def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
-    state, action = _matrix(frames["observation.state"]), _matrix(frames["action"])
+    state, action = frames["observation.state"], frames["action"]
     success = frames.get("next.success", np.zeros(len(action))).astype(bool).reshape(-1)
     reward = frames.get("next.reward")
     if FINAL_STATE in row:
@@ -413,7 +416,3 @@ def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
         task_reward=None if reward is None else torch.tensor(reward, dtype=torch.float32).reshape(-1),
         picture_every=every,
     )
-
-
-def _matrix(column: np.ndarray) -> np.ndarray:
-    return column.reshape(len(column), -1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from rewards.errors import UserError
-from rl.compose import find_preset, list_presets
+from rl.cli import keys_of
+from rl.compose import compose, find_preset, list_presets
+from rl.deploy.columns import ColumnsConfig
 from rl.deploy.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
 from world_model.episodes import Episode, EpisodeStore
@@ -14,29 +16,36 @@ from world_model.files import JSON_BYTES, TENSOR_BYTES, read_file, write_atomica
 
 SHARD_BYTES = TENSOR_BYTES // 4
 
-HELP = """wamtune cp NAME DEST
+HELP = f"""wamtune cp NAME DEST [key=value ...]
 
 Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or carry it away. What is there is never
 overwritten. A name that is both is copied as a preset when DEST ends with .yaml, otherwise as a checkpoint.
 
 A folder of episodes becomes a LeRobot v3.0 dataset, and a LeRobot dataset a folder of episodes; both need the extra
-`data`: pip install 'wamtune[data]'.
+`data`: pip install 'wamtune[data]'. What a dataset from elsewhere calls things is said by keys.
+
+Keys, for a LeRobot dataset:
+{keys_of(ColumnsConfig)}
 
 Examples:
   wamtune cp demo mine.yaml
-  wamtune cp runs/robot/sim datasets/arm
+  wamtune cp datasets/theirs runs/episodes/theirs success=all
 """
 
 
 def run(words: list[str]) -> None:
-    """Copy `words[0]` to `words[1]`."""
-    if len(words) != 2:
+    """Copy `words[0]` to `words[1]`; the words after them are keys of an import."""
+    if len(words) < 2:
         raise UserError("cp needs a name and a destination, for example `wamtune cp demo mine.yaml`")
-    name, final = words[0], Path(words[1])
-    if (convert := _conversion(Path(name))) is not None:
+    name, final, keys = words[0], Path(words[1]), words[2:]
+    is_dataset = (Path(name) / INFO).is_file()
+    if keys and not is_dataset:
+        raise UserError(f"unexpected {keys[0]!r}: only a LeRobot dataset has keys; leave it out")
+    if is_dataset or _holds_episodes(Path(name)):
         if final.exists():
             raise UserError(f"{final} is there already and was not touched; choose another destination")
-        print(convert(Path(name), final))
+        columns = compose(None, keys, ColumnsConfig)
+        print(_from_lerobot(Path(name), final, columns) if is_dataset else _to_lerobot(Path(name), final))
         return
     is_preset, is_checkpoint = name in dict(list_presets()), name in builtin_checkpoints() or Path(name).is_dir()
     if not is_preset and not is_checkpoint:
@@ -54,11 +63,9 @@ def run(words: list[str]) -> None:
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")
 
 
-def _conversion(folder: Path) -> Callable[[Path, Path], str] | None:
-    """How to carry a folder of episodes over; None for anything else, such as a checkpoint with episodes beside it."""
-    if (folder / INFO).is_file():
-        return _from_lerobot
-    return _to_lerobot if EpisodeStore(folder).shards and not (folder / CONFIG).is_file() else None
+def _holds_episodes(folder: Path) -> bool:
+    """Whether a folder is one of episodes, and no checkpoint with its demonstrations."""
+    return bool(EpisodeStore(folder).shards) and not (folder / CONFIG).is_file()
 
 
 def _to_lerobot(folder: Path, final: Path) -> str:
@@ -68,8 +75,8 @@ def _to_lerobot(folder: Path, final: Path) -> str:
     return f"{len(episodes)} episodes of {folder} are now a LeRobot dataset in {final}"
 
 
-def _from_lerobot(folder: Path, final: Path) -> str:
-    episodes, spec = import_lerobot(folder)
+def _from_lerobot(folder: Path, final: Path, columns: ColumnsConfig) -> str:
+    episodes, spec = import_lerobot(folder, columns)
     for group in _in_shards(episodes):
         EpisodeStore(final).append(group, spec)
     return f"the LeRobot dataset {folder} is now {len(episodes)} episodes in {final}"

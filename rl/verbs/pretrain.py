@@ -11,14 +11,16 @@ from rl.verbs.begin import begin
 HELP = f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
 Collect episodes of scripted experts, clean and noisy, and of random motion, and train a world-action model to predict
-what actions bring about. It learns no policy: that is `wamtune tune`. Given a run folder, go on where that run stopped.
+what actions bring about. With id=recorded nothing is collected: it learns from the folder `episodes`, into which
+`dataset`, a LeRobot v3.0 dataset, is imported first. One of five episodes of a task is then held out. It learns no
+policy: that is `wamtune tune`. Given a run folder, go on where that run stopped.
 
 Keys:
 {keys_of(PretrainConfig)}
 
 Examples:
   wamtune pretrain metaworld-pretrained
-  wamtune pretrain metaworld-pretrained name=push tasks=[push] stage.n_steps=3000
+  wamtune pretrain own-pretrained dataset=datasets/mine columns.success=all
 """
 
 
