@@ -66,6 +66,7 @@ class Reader:
     make: Callable[[Path], None]
     ways: tuple[Callable[[Path, random.Random], None], ...]
     read: Callable[[Path], object]
+    share: int = 3  # of the inputs of a run; less where one takes long
 
 
 def files(folder: Path) -> list[Path]:
@@ -316,7 +317,8 @@ def hostile_video(folder: Path, rng: random.Random) -> None:
     """Another format under the name, or sizes in the tables of the container that the file does not have."""
     path = rng.choice(files(folder))
     texts = (
-        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        b"m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
         b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n",
         b"ffconcat version 1.0\nfile /etc/hostname\n",
         b"RIFF" + rng.randbytes(60),
@@ -518,13 +520,15 @@ def hostile_name(folder: Path, rng: random.Random) -> None:
 def make_config(folder: Path) -> None:
     """Write a preset."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mine.yaml").write_text("name: x\nbase: mix\nenv: {tasks: [push], n_envs: 4}\nppo: {n_steps: 4}\n")
+    (folder / "mine.yaml").write_text(
+        "name: x\nbase: mix\nenv: {tasks: [push], n_envs: 4}\nppo: {n_steps: 4, batch_size: 16}\n"
+    )
 
 
 def hostile_yaml(folder: Path, rng: random.Random) -> None:
     """Keys of the schema with values of all kinds, and YAML that few people know."""
-    keys = "seed threads env.n_envs env.n_workers ppo.n_steps dream.horizon total_timesteps n_rounds env.tasks name".split()
-    keys += "rewards.x env.isaac env.events.a.low base controls eval.seed gate.alpha checkpoint ppo policy".split()
+    keys = "seed threads env.n_envs env.n_workers ppo.n_steps dream.horizon total_timesteps n_rounds name".split()
+    keys += "env.tasks rewards.x env.isaac env.events.a.low base controls eval.seed gate.alpha ppo policy".split()
     values = [v for v in VALUES if len(v) < 50_000]
     odd = "!!binary aGk= | !!set {a} | 2020-01-01 | 0x1F | 1_000 | 0o17 | 1:30 | ~ | 'a | |-|&a b|*a|<<|? a|- a"
     value = rng.choice([*values, *odd.split("|"), "${oc.env:HOME}", "{a: {b: {c: 1}}}", "\x00", "\ufeff", "%TAG x"])
@@ -578,9 +582,9 @@ READERS: dict[str, Reader] = {
         make_lerobot, (*ANY, foreign, foreign, hostile_parquet, json_value(INFO), json_value(OURS)), import_lerobot
     ),
     "MP4": Reader(make_videos, (*ANY, hostile_video, hostile_video, hostile_video, dark_video, video_dataset), VIDEOS),
-    "ONNX": Reader(make_export, (*ANY, hostile_graph, hostile_graph), read_export),
+    "ONNX": Reader(make_export, (*ANY, hostile_graph, hostile_graph), read_export, 1),
     "contract": Reader(make_export, (json_value(CONTRACT),), read_export),
-    "metrics": Reader(make_run, (*ANY, *RUN), write_report),
-    "pairs": Reader(make_run, (json_value(PAIRS), json_value(PAIRS), linked_page), write_report),
+    "metrics": Reader(make_run, (*ANY, *RUN), write_report, 1),
+    "pairs": Reader(make_run, (json_value(PAIRS), json_value(PAIRS), linked_page), write_report, 1),
     "YAML": Reader(make_config, (*ANY, hostile_yaml, hostile_yaml, hostile_override), read_config),
 }

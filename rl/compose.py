@@ -103,7 +103,7 @@ def find_preset(name_or_path: str | Path, beside: Path | None = None) -> Path:
         raise UserError(f"there is no file {str(file)!r}; give {expected}")
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-    raise UserError(f"unknown preset {name!r}; {hint}")
+    raise UserError(f"unknown preset {_shown(name)}; {hint}")
 
 
 def to_yaml(config: object) -> str:
@@ -150,11 +150,11 @@ def _override_layer(override: str) -> Layer:
         name = key.lstrip("-")
         raise UserError(f"unexpected {override!r}; write overrides as key=value: {name}={value or '...'}")
     if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
-        raise UserError(f"unexpected {override!r}; write overrides as key=value, for example seed=1")
+        raise UserError(f"unexpected {_shown(override)}; write overrides as key=value, for example seed=1")
     where = "on the command line"
     parsed = parse(f"value: {value}", f"in the value of {key!r} {where}")
     if set(parsed) != {"value"}:
-        raise UserError(f"{override!r} {where}: expected one value; quote text that spans lines")
+        raise UserError(f"{_shown(override)} {where}: expected one value; quote text that spans lines")
     nested: Any = parsed["value"]
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -183,10 +183,12 @@ def _check_tokens(text: str, where: str) -> None:
     for token in yaml.scan(text):
         # `${oc.env:SECRET}` would be resolved from any file.
         if isinstance(token, yaml.ScalarToken) and "${" in token.value:
-            raise UserError(f"{token.value!r} {where}: interpolation is not allowed; write the value out")
+            raise UserError(f"{_shown(token.value)} {where}: interpolation is not allowed; write the value out")
         # Aliases of aliases grow without bound, and the time to parse with the square of the depth.
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
-            raise UserError(f"{token.value!r} {where}: YAML anchors and aliases are not allowed; write the value out")
+            raise UserError(
+                f"{_shown(token.value)} {where}: YAML anchors and aliases are not allowed; write the value out"
+            )
         depth += isinstance(token, _YAML_BEGIN) - isinstance(token, _YAML_END)
         if depth > MAX_DEPTH:
             raise UserError(f"the YAML {where} is nested more than {MAX_DEPTH} deep")
@@ -229,7 +231,7 @@ def _check_group(value: Any, schema: Any, key: str, where: str) -> None:
     for name, item in value.items():
         full = f"{key}.{name}" if key else str(name)
         if name not in hints:
-            raise UserError(f"unknown key {full!r} {where}; {_suggestion(full, key, schema)}")
+            raise UserError(f"unknown key {_shown(full)} {where}; {_suggestion(full, key, schema)}")
         _check_value(item, hints[name], full, where)
 
 

@@ -146,7 +146,8 @@ CONFIGS = {
     "NaN": ("name: x\nppo: {gamma: .nan}\n", "ppo.gamma=nan"),
     "infinity": ("name: x\nppo: {learning_rate: .inf}\n", "ppo.learning_rate=inf"),
     "a name that climbs": ("name: ../../outside\n", "name='../../outside'"),
-    "very long": ("name: x\n#" + "x" * 10_000_000, "characters; at most"),
+    "very long": ("name: x\n#" + "x" * 10_000_000, "it has 10,000,009 bytes, at most 400,000 are read"),
+    "long": ("name: x\n#" + "x" * 300_000, "characters; at most"),
 }
 
 
