@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from omegaconf import MISSING
-
 from rewards.errors import UserError
 from rl.envs.events import Event
+
+MISSING: Any = "???"
+"""Value of a field that a preset or the command line has to give; it is that of omegaconf."""
 
 RECORDED = "recorded"
 """The `env.id` where there is no simulator: episodes begin as recorded ones and are judged in a dream of their own."""

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.extras import pip_line
 from world_model.pictures import moving, peak_signal_to_noise
 
 RED = "tab:red"
@@ -79,9 +80,7 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
     try:
         iio.imwrite(path, np.stack(frames), plugin="pyav", codec="libx264", fps=round(frames_per_s))
     except ImportError as error:
-        raise UserError(
-            f"{path}: an .mp4 needs the package av; pip install 'wamtune[video]', or take a .gif"
-        ) from error
+        raise UserError(f"{path}: an .mp4 needs the package av; {pip_line('video')}, or take a .gif") from error
 
 
 def inline_film(frames: Sequence[np.ndarray], frames_per_s: float) -> str:

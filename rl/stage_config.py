@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from rewards.errors import UserError
-from rl.config import IsaacConfig
+from rl.config import MISSING, IsaacConfig
 from world_model.model_config import ModelConfig
-from world_model.training import StageConfig
+from world_model.training_config import StageConfig
 
 
 @dataclass(frozen=True)

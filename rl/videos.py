@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy.lerobot import INFO, read_info, read_parquet
+from rl.extras import pip_line
 from rl.verbs.progress import Progress
 from world_model.episodes import Episode
 from world_model.files import existing_folder
@@ -104,7 +105,7 @@ def _decoded(path: Path) -> tuple[list[np.ndarray], float]:
         rate = float(iio.immeta(path, plugin="pyav")["fps"])
         return list(iio.imiter(path, plugin="pyav")), rate
     except ImportError as error:
-        raise UserError(f"{path}: videos are read with the package av; pip install 'wamtune[video]'") from error
+        raise UserError(f"{path}: videos are read with the package av; {pip_line('video')}") from error
     except Exception as error:  # whatever a damaged file makes the decoder say
         raise UserError(f"{path}: the video cannot be read ({type(error).__name__}); leave it out") from error
 

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rewards.errors import UserError
-from world_model.pictures import PATCH
 from world_model.view import View
+
+PATCH = 16
+"""Pixels along each side of what one token of a picture stands for."""
 
 LARGEST = 8192
 """What a size in a config may be at most: 20 times what the built-in models have."""

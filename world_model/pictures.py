@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.errors import UserError
+from world_model.model_config import PATCH
 from world_model.precision import products
-
-PATCH = 16
-"""Pixels along each side of what one token of a picture stands for."""
 
 STANDS_OUT = 0.06
 """A pixel that differs by so much of the full range from its mean over the task shows something that moves."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
+from rl.extras import pip_line
 from world_model.episodes import Episode
 from world_model.files import write_folder
 from world_model.spec import Feature, Spec
@@ -203,7 +204,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("LeRobot datasets need pyarrow; install it with pip install 'wamtune[data]'") from error
+        raise UserError(f"LeRobot datasets need pyarrow; install it with {pip_line('data')}") from error
     return pyarrow, pyarrow.parquet
 
 

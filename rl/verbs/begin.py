@@ -11,6 +11,7 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.verbs.run_folder import RunFolder
+from world_model.runs import find_run
 
 C = TypeVar("C", TrainConfig, PretrainConfig, TuneConfig)
 State = dict[str, Any]
@@ -24,10 +25,8 @@ def begin(
 
     `load` returns the state of a run folder, None where it had come to none; it is returned beside config and folder.
     """
-    if not words or "=" in words[0]:
-        raise UserError(f"{verb} needs a preset or a run folder as its first word; `wamtune ls presets` shows them")
-    folder = Path(words[0])
-    if not (folder / "config.yaml").is_file():
+    folder = find_run(words[0])
+    if folder is None:
         config = compose(words[0], words[1:], schema)
         text = f"# wamtune {verb} {' '.join(words)}\n{to_yaml(config)}"
         return config, RunFolder.create("runs", config.name, config.seed, text), None

@@ -11,19 +11,7 @@ from rl.deploy.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.files import write_atomically, write_folder
-
-HELP = """wamtune cp NAME DEST
-
-Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or carry it away. What is there is never
-overwritten. A name that is both is copied as a preset when DEST ends with .yaml, otherwise as a checkpoint.
-
-A folder of episodes becomes a LeRobot v3.0 dataset, and a LeRobot dataset a folder of episodes; both need the extra
-`data`: pip install 'wamtune[data]'.
-
-Examples:
-  wamtune cp demo mine.yaml
-  wamtune cp runs/robot/sim datasets/arm
-"""
+from world_model.runs import newest_runs
 
 
 def run(words: list[str]) -> None:
@@ -36,7 +24,8 @@ def run(words: list[str]) -> None:
             raise UserError(f"{final} is there already and was not touched; choose another destination")
         print(convert(Path(name), final))
         return
-    is_preset, is_checkpoint = name in dict(list_presets()), name in builtin_checkpoints() or Path(name).is_dir()
+    is_preset = name in dict(list_presets())
+    is_checkpoint = name in builtin_checkpoints() or Path(name).is_dir() or bool(newest_runs(name))
     if not is_preset and not is_checkpoint:
         raise UserError(f"unknown name {name!r}; expected a preset, a checkpoint or its folder; try `wamtune ls`")
     as_preset = is_preset and (not is_checkpoint or final.suffix in (".yaml", ".yml"))

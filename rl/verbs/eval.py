@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from rich.table import Table
 
-from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
-from rl.cli import keys_of
 from rl.compose import compose
-from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
+from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
 from rl.policy import FlowPolicy
+from rl.verbs.options import EvalOptions
 from rl.verbs.progress import Progress, show
 from world_model.dream_env import DreamEnv
 from world_model.model import WorldActionModel
@@ -22,51 +18,9 @@ from world_model.store import load_model
 Results = dict[str, list[EpisodeResult]]
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `wamtune eval`."""
-
-    tasks: tuple[str, ...] = ()  # empty: all the checkpoint knows
-    n_episodes: int = EvalConfig().n_episodes  # of each task
-    seed: int = EvalConfig().seed  # of the first episode
-    place: Literal["sim", "dream", "both"] = "sim"
-    n_denoising_steps: int = 2  # of the policy
-    n_action_steps: int = 0  # executed of a chunk; 0: all of it
-    id: str = "metaworld"  # or a gymnasium id
-    max_steps: int = EnvConfig().max_steps
-    n_envs: int = EnvConfig().n_envs
-    n_workers: int = 0
-
-    def check(self) -> None:
-        """Refuse counts that mean nothing."""
-        for name in ("n_episodes", "n_denoising_steps", "max_steps", "n_envs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("seed", "n_action_steps", "n_workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
-
-
-HELP = f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
-
-Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
-begun from the first states of the very same episodes, and the gap between the two. The same command prints the same
-figures.
-
-Keys:
-{keys_of(Options)}
-
-Examples:
-  wamtune eval metaworld-tuned tasks=[push,door-open] n_episodes=100
-  wamtune eval runs/demo/20250101-120000-s0 place=both
-"""
-
-
 def run(words: list[str]) -> None:
     """Evaluate and print the table."""
-    if not words or "=" in words[0]:
-        raise UserError("eval needs a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`")
-    options = compose(None, words[1:], Options)
+    options = compose(None, words[1:], EvalOptions)
     model = load_model(words[0])
     sim: Results = {}
     dream: Results = {}
@@ -79,7 +33,7 @@ def run(words: list[str]) -> None:
 
 
 def evaluate_task(
-    model: WorldActionModel, options: Options, task: str
+    model: WorldActionModel, options: EvalOptions, task: str
 ) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
     """Evaluate one task in the places of `options`; returns the episodes of simulator and dream, in the same order."""
     seeds = range(options.seed, options.seed + options.n_episodes)
@@ -128,7 +82,7 @@ def _gap(sim: list[EpisodeResult], dream: list[EpisodeResult]) -> str:
     return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _config(options: Options) -> TrainConfig:
+def _config(options: EvalOptions) -> TrainConfig:
     env = EnvConfig(
         id=options.id,
         tasks=options.tasks,
