@@ -263,7 +263,7 @@ class TrainConfig:
         if unknown := set(self.controls) - set(CONTROLS):
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:
-            raise UserError("policy=gaussian has nothing to imitate, so there are no controls; set controls=[]")
+            raise UserError("policy=gaussian has nothing to imitate, so there are no controls; leave controls out")
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,10 +29,10 @@ def begin(
     folder = find_run(words[0])
     if folder is None:
         config = compose(words[0], words[1:], schema)
-        text = f"# wamtune {verb} {' '.join(words)}\n{to_yaml(config)}"
+        text = f"# {shlex.join(['wamtune', verb, *words])}\n{to_yaml(config)}"
         return config, RunFolder.create("runs", config.name, config.seed, text), None
     if words[1:]:
-        anew = f"wamtune {verb} {folder / 'config.yaml'} {words[1]}"
+        anew = shlex.join(["wamtune", verb, str(folder / "config.yaml"), words[1]])
         raise UserError(f"{words[1]!r}: a run goes on with its own config; leave it out, or begin anew: {anew}")
     state = load(folder)
     return compose(folder, [], schema), RunFolder.open(folder, {} if state is None else state.get("mark")), state

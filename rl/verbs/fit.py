@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import yaml
@@ -45,7 +46,7 @@ def run(words: list[str]) -> None:
         "episodes": words[0],
         "env": {"tasks": [task], "events": found.events(options.spread)},
     }
-    text = f"# wamtune fit {' '.join(words)}\n{yaml.safe_dump(preset, sort_keys=False)}"
+    text = f"# {shlex.join(['wamtune', 'fit', *words])}\n{yaml.safe_dump(preset, sort_keys=False)}"
     write_atomically(Path(options.out), text.encode())
     print(f"preset: {options.out}; wamtune train {options.out}")
 
