@@ -22,10 +22,10 @@ def commands() -> Iterator[tuple[str, str]]:
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]
     for page in pages:
         text = page.read_text("utf-8")
-        blocks = re.findall(r"^```(?:bash|sh|shell|zsh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        blocks = re.findall(r"^```(?:bash|sh|shell|zsh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
         inline = re.findall(rf"`({COMMAND}[^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-        for line in ("\n".join(blocks).replace("\\\n", " ").splitlines(), inline):
-            yield from ((page.name, command) for command in line)
+        yield from ((page.name, command) for command in (*inline, *lines) if re.match(COMMAND, command))
     for preset in (*ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/*")):
         if preset.is_file():
             yield from ((preset.name, line) for line in re.findall(rf"^# +({COMMAND}.*)$", preset.read_text(), re.M))
