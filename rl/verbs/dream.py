@@ -21,6 +21,7 @@ from rl.pictures import draw_dream
 from rl.policy import FlowPolicy
 from rl.stage_collect import collect_scripted, record
 from rl.stage_pictures import run_again, see
+from rl.verbs.acting import load_actor
 from rl.verbs.options import DreamOptions
 from rl.verbs.progress import show
 from world_model import modes
@@ -38,7 +39,7 @@ THOUGHT = "what happened, and what the model thought would happen"
 def run(words: list[str]) -> None:
     """Record, replay, draw and print."""
     options = compose(None, words[1:], DreamOptions)
-    model = load_model(words[0])
+    model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
     if model.pictures is not None:
         _film(model, options)
     else:
