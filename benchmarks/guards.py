@@ -62,7 +62,7 @@ class Clock:
 
 
 def main() -> None:
-    words = "env.tasks=[box-close] n_rounds=4 dream.n_rounds=2 eval.n_episodes=32".split()
+    words = "env.tasks=box-close n_rounds=4 dream.n_rounds=2 eval.n_episodes=32".split()
     config = compose("mix", [*words, *sys.argv[1:]], TrainConfig)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     guards, saves = Clock(), Clock()

@@ -30,7 +30,7 @@ TRAIN = (
     "save_minutes=0 eval.n_episodes=4 eval.n_paired=2 gate.n_episodes=4 gate.max_episodes=4 dream.n_envs=8 "
     "dream.n_updates=1 dream.n_starts=4 dream.horizon=2 dream.refit_steps=20 dream.n_episodes=2 dream.n_rounds=1 "
     "dream.max_expected_error=0.1 ppo.n_steps=4 ppo.batch_size=16 ppo.imitation_steps=5 ppo.critic_warmup_steps=5 "
-    "ppo.bc_batch_size=8 controls=[filtered_bc]"
+    "ppo.bc_batch_size=8 controls=filtered_bc"
 )
 KINDS = {
     "pretrain": f"pretrain metaworld-pretrained tasks=[{TASK}] threads=1 episodes=episodes n_expert=4 n_noisy=4 "

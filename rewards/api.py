@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from torch import Tensor
 
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 
 AnyTerm = TypeVar("AnyTerm", bound=Callable[..., Any])
 
@@ -52,7 +52,7 @@ class Transition:
     def __getitem__(self, name: str) -> Tensor:
         """Return the named slice of `next_state`. Shape: (N, d)."""
         if name not in self.slices:
-            raise UserError(f"the state has no slice {name!r}; known: {', '.join(self.slices) or 'none'}")
+            raise UserError(f"the state has no slice {name!r}; {closest_or_known(name, self.slices)}")
         return self.next_state[:, self.slices[name]]
 
     def pictures(self) -> Tensor:

@@ -6,15 +6,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from zlib import crc32
 
 from rewards.builtin import BUILTIN
-from rewards.errors import UserError
+from rewards.errors import UserError, did_you_mean
 
 ENTRY_POINTS = "wamtune.rewards"
 
@@ -39,16 +38,12 @@ def load_term(name: str, func: str) -> Callable[..., Any]:
     return found
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the closest known word, or nothing."""
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _load_file(name: str, source: str) -> ModuleType:
     path = Path(source).expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"reward term {name!r}: there is no file {source} (looked for {path})")
+        raise UserError(
+            f"reward term {name!r}: there is no file {source} (looked for {path}, and beside the preset that names it)"
+        )
     # The name must not collide with an installed module or with a file of the same name in another folder.
     module_name = f"_wamtune_reward_{path.stem}_{crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(module_name, path)

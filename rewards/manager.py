@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rewards.api import ALWAYS_PROVIDED, Transition
-from rewards.errors import BadNumbers, UserError
-from rewards.loading import did_you_mean, load_term
+from rewards.errors import BadNumbers, UserError, did_you_mean
+from rewards.loading import load_term
 
 MAX_MAGNITUDE = 1e6
 """A larger weight or value is a mistake: one such reward ruins a critic without ever being NaN."""

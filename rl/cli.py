@@ -1,23 +1,19 @@
 """The command `wamtune`: a verb, then a preset, checkpoint, file or run folder, then `key=value`.
 
 Loading this file imports the standard library alone: with a foreign `rewards` on the path nothing else can be trusted,
-and `wamtune --help` should answer at once. Verbs are modules with `HELP` and `run(words)`, imported when called.
+and help and typos should be answered at once. Verbs are modules with `run(words)`, imported when called; what they
+say about themselves is in `rl.verbs.help`, and `rl.verbs.words` looks at their words before.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import importlib
-import inspect
-import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
-from typing import Any, get_type_hints
+from collections.abc import Sequence
 
 from rl.verbs.shadow import foreign_package
 
@@ -70,34 +66,29 @@ def _explained(error: Exception) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with --debug to see where", 1
 
 
-def keys_of(schema: type) -> str:
-    """Return a line for every key of a config schema: name, default, and the comment beside it in the source."""
-    rows = list(_rows(schema, ""))
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
-
-
 def _dispatch(words: list[str]) -> None:
-    from rewards.errors import UserError
+    from rewards.errors import UserError, closest_or_known
 
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
-        close = get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(VERBS)}"
-        raise UserError(f"unknown verb {verb!r}; {hint}")
-    module = importlib.import_module(VERBS[verb][0])
+        raise UserError(f"unknown verb {verb!r}; {closest_or_known(verb, VERBS)}")
     if {"-h", "--help"} & set(rest):
-        print(module.HELP.strip())
+        from rl.verbs.help import HELP
+
+        print(HELP[verb])
         return
     for i, word in enumerate(rest):
         if word.startswith("-"):
             key, _, value = word.lstrip("-").partition("=")
             value = value or next((v for v in rest[i + 1 : i + 2] if "=" not in v), "...")
             raise UserError(f"unexpected {word!r}; options are written as key=value: {key}={value}")
-    module.run(rest)
+    from rl.verbs.words import check_words
+
+    check_words(verb, rest)
+    importlib.import_module(VERBS[verb][0]).run(rest)
 
 
 def _overview() -> str:
@@ -119,26 +110,6 @@ def _fail(line: str, code: int, debug: bool = False) -> int:
     else:
         print(f"wamtune: {' '.join(line.split())}", file=sys.stderr)
     return code
-
-
-def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(schema), flags=re.MULTILINE))
-    hints = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if defaults is not None:  # a group may be begun with values of its own
-            default = getattr(defaults, field.name)
-        if dataclasses.is_dataclass(default):
-            yield from _rows(hints[field.name], f"{prefix}{field.name}.", default)
-            continue
-        shown = "" if default in ("???", "") else _as_yaml(default)
-        yield f"{prefix}{field.name}={shown}", comments.get(field.name, "")
-
-
-def _as_yaml(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 if __name__ == "__main__":

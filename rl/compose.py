@@ -18,8 +18,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 from world_model.files import read_file
+from world_model.runs import find_run
 
 T = TypeVar("T")
 Layer = tuple[str, dict[str, Any]]  # where the values stand ("in demo.yaml"), the values
@@ -51,13 +52,14 @@ _SCALARS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a
 
 
 def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]) -> T:
-    """Return a checked `schema` instance from a preset and `key=value` overrides (values are YAML).
+    """Return a checked `schema` instance from a preset and `key=value` overrides.
 
+    Values are YAML; a list may also be written as `tasks=push,hammer`, since zsh takes unquoted brackets for a pattern.
     A preset may name a `base:`, another preset or a file beside it, over which it is merged. Lists are replaced, groups
     merged. A dataclass of the schema may define `check(self)`; its `UserError` begins with a field name.
     """
     layers = list(_preset_layers(find_preset(preset))) if preset is not None else []
-    layers += [_override_layer(override) for override in overrides]
+    layers += [_override_layer(override, schema) for override in overrides]
     for where, values in layers:
         _check_value(values, schema, "", where)
     merged = OmegaConf.merge(OmegaConf.structured(schema), *(values for _, values in layers))
@@ -89,21 +91,19 @@ def list_presets() -> list[tuple[str, str]]:
 
 
 def find_preset(name_or_path: str | Path, beside: Path | None = None) -> Path:
-    """Return the file of a preset name, a YAML file (also one relative to `beside`) or a run folder."""
+    """Return the file of a preset name, a YAML file (also one relative to `beside`) or a run folder, see `find_run`."""
     name, known = str(name_or_path), [preset for preset, _ in list_presets()]
     if name in known:
         return (preset_folder() / f"{name}.yaml").resolve()
     file = (beside or Path()) / name
-    if file.is_dir():
-        file = file / "config.yaml"
+    if (run := find_run(file)) is not None:
+        file = run / "config.yaml"
     if file.suffix in (".yaml", ".yml"):
         if file.is_file():
             return file.resolve()
         expected = f"a preset ({', '.join(known)}), a .yaml file or a run folder"
         raise UserError(f"there is no file {str(file)!r}; give {expected}")
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-    raise UserError(f"unknown preset {_shown(name)}; {hint}")
+    raise UserError(f"unknown preset {_shown(name)}; {closest_or_known(name, known)}")
 
 
 def to_yaml(config: object) -> str:
@@ -141,10 +141,23 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
         if not isinstance(base, str):
             raise UserError(f"base={base!r} {where}: expected the name of a preset or a .yaml file")
         yield from _preset_layers(find_preset(base, beside=path.parent), (*seen, path))
-    yield where, {key: value for key, value in values.items() if key != "base"}
+    yield where, _with_files({key: value for key, value in values.items() if key != "base"}, path.parent)
 
 
-def _override_layer(override: str) -> Layer:
+def _with_files(value: Any, folder: Path) -> Any:
+    """Return `value` with the whole path of each `func: file.py:name` whose file is in `folder`, beside the preset."""
+    if isinstance(value, list):
+        return [_with_files(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _with_files(item, folder) for key, item in value.items()}
+    source, _, name = str(found.get("func", "")).rpartition(":")
+    if source.endswith(".py") and (folder / source).is_file():
+        found["func"] = f"{folder / source}:{name}"
+    return found
+
+
+def _override_layer(override: str, schema: Any) -> Layer:
     key, equals, value = override.partition("=")
     if override.startswith("-"):
         name = key.lstrip("-")
@@ -152,6 +165,8 @@ def _override_layer(override: str) -> Layer:
     if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
         raise UserError(f"unexpected {_shown(override)}; write overrides as key=value, for example seed=1")
     where = "on the command line"
+    if get_origin(_hint_of(key.split("."), schema)) in (list, tuple) and not value.lstrip().startswith("["):
+        value = f"[{value}]"
     parsed = parse(f"value: {value}", f"in the value of {key!r} {where}")
     if set(parsed) != {"value"}:
         raise UserError(f"{_shown(override)} {where}: expected one value; quote text that spans lines")
@@ -159,6 +174,17 @@ def _override_layer(override: str) -> Layer:
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return where, nested
+
+
+def _hint_of(path: Sequence[str], schema: Any) -> Any:
+    """Return the type of the field at `path` of a schema; None where the schema has no such field or leaves it open."""
+    hint = schema
+    for part in path:
+        if dataclasses.is_dataclass(hint):
+            hint = get_type_hints(hint).get(part)
+        else:
+            hint = get_args(hint)[1] if get_origin(hint) in (dict, Mapping) else None
+    return hint
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from omegaconf import MISSING
-
 from rewards.errors import UserError
 from rl.envs.events import Event
+
+MISSING: Any = "???"
+"""Value of a field that a preset or the command line has to give; it is that of omegaconf."""
 
 RECORDED = "recorded"
 """The `env.id` where there is no simulator: episodes begin as recorded ones and are judged in a dream of their own."""
@@ -262,7 +263,7 @@ class TrainConfig:
         if unknown := set(self.controls) - set(CONTROLS):
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:
-            raise UserError("policy=gaussian has nothing to imitate, so there are no controls; set controls=[]")
+            raise UserError("policy=gaussian has nothing to imitate, so there are no controls; leave controls out")
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from rewards.errors import UserError
@@ -106,10 +107,11 @@ class Dreams:
         found = prediction_metrics(self.model, self.model.windows(new))["mean"]
         return found["error_ratio"] if found["n"] else None
 
-    def refit(self) -> None:
+    def refit(self, tick: Callable[[float], None] = lambda share: None) -> None:
         """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit.
 
-        Before that, trust is calibrated on those that the world decoder has not seen yet.
+        Before that, trust is calibrated on those that the world decoder has not seen yet. `tick` hears which share of
+        the training is done.
         """
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:
@@ -117,7 +119,7 @@ class Dreams:
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
             retold = dream_of_real_actions(self.model, new)
             calibrate(self.model, retold.given.flatten(0, 1), retold.errors.flatten())
-        refit(self.model, self.episodes, config, self.config.seed + len(self.episodes))
+        refit(self.model, self.episodes, config, self.config.seed + len(self.episodes), tick)
         self.n_refitted = len(self.episodes)
 
     def _unseen(self, n_steps: int) -> list[Episode]:
@@ -125,7 +127,13 @@ class Dreams:
         return [e for e in self.episodes[self.n_refitted :] if e.length >= n_steps]
 
 
-def refit(model: WorldActionModel, episodes: list[Episode], config: DreamConfig, seed: int) -> None:
+def refit(
+    model: WorldActionModel,
+    episodes: list[Episode],
+    config: DreamConfig,
+    seed: int,
+    tick: Callable[[float], None] = lambda share: None,
+) -> None:
     """Train the world decoder of `model` on episodes; policy, encoder and read-outs keep every bit."""
     stage = StageConfig(
         n_steps=config.refit_steps,
@@ -135,4 +143,4 @@ def refit(model: WorldActionModel, episodes: list[Episode], config: DreamConfig,
         atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
         seed=seed,
     )
-    train_stage("dynamics", model, model.windows(episodes), stage)
+    train_stage("dynamics", model, model.windows(episodes), stage, log=lambda step, _: tick(step / config.refit_steps))

@@ -80,11 +80,16 @@ def evaluate_sim(
     return [results[seed] for seed in seeds]
 
 
-def evaluate_dream(policy: Acts, env: DreamEnv) -> list[EpisodeResult]:
-    """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`)."""
+def evaluate_dream(policy: Acts, env: DreamEnv, tick: Callable[[int, int], None] | None = None) -> list[EpisodeResult]:
+    """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`).
+
+    `tick` hears (finished, total).
+    """
     results: dict[int, EpisodeResult] = {}
     for result, index in _episodes(policy, env):
         results.setdefault(index, result)
+        if tick is not None:
+            tick(len(results), env.num_envs)
         if len(results) == env.num_envs:
             break
     return [results[i] for i in range(env.num_envs)]

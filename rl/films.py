@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.extras import pip_line
 from world_model.files import write_atomically
 from world_model.pictures import moving, peak_signal_to_noise
 
@@ -76,13 +78,11 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
     if path.suffix == ".gif":
         write_atomically(path, _gif(frames, frames_per_s))
         return
-    options = {"plugin": "pyav", "codec": "libx264", "fps": round(frames_per_s)}
+    options: dict[str, Any] = {"plugin": "pyav", "codec": "libx264", "fps": round(frames_per_s)}
     try:
         film = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", **options)
     except ImportError as error:
-        raise UserError(
-            f"{path}: an .mp4 needs the package av; pip install 'wamtune[video]', or take a .gif"
-        ) from error
+        raise UserError(f"{path}: an .mp4 needs the package av; {pip_line('video')}, or take a .gif") from error
     write_atomically(path, film)
 
 

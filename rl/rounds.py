@@ -23,6 +23,9 @@ from world_model.model import WorldActionModel
 START_SEED = 100_000_000
 """First seed of the resets that dreams begin from; training draws its own, gates and evaluations are far below."""
 
+_WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
+"""How long a part of a round takes, roughly and beside an evaluation or a gate; for the progress that is shown."""
+
 _STATE = (
     *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
     *("before", "parts", "champion", "real", "_critic_is_new"),
@@ -43,7 +46,7 @@ class PostTraining:
         imitation: demonstrations for the anchor.
         log: hears (executed simulator steps, values).
         say: hears a line for people.
-        tick: hears how far it is: parts done, parts in all, and what is being done.
+        tick: hears how far it is: work done, work in all, and what is being done.
         safe: hears that here `state_dict` holds all there is; True: a part has ended, False: a rollout within one.
     """
 
@@ -54,7 +57,7 @@ class PostTraining:
         imitation: Imitation | None,
         log: Log,
         say: Callable[[str], None] = print,
-        tick: Callable[[float, int, str], None] = lambda done, total, doing: None,
+        tick: Callable[[float, float, str], None] = lambda done, total, doing: None,
         safe: Callable[[bool], None] = lambda ended: None,
     ) -> None:
         self.config, self.model, self.imitation = config, model, imitation
@@ -79,7 +82,7 @@ class PostTraining:
         # A control has no use for a critic, and its first rollout teaches as every other.
         self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
         self._begun = time.monotonic()
-        self._n_done = self._n_in_all = 0
+        self._work, self._step = [1.0], 0  # what there is to do, in evaluations, and which of it is under way
 
     def places(self, round_index: int) -> list[str]:
         """What a round consists of, in order."""
@@ -87,19 +90,21 @@ class PostTraining:
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
-        # What there is to do: first evaluation, training and gate of each part of a round, last evaluation.
+        # What there is to do: first evaluation, training and gate of each part of a round, evaluations of champions.
         todo = [(place, i) for i in range(self.config.n_rounds) for place in self.places(i)]
-        self._n_done, self._n_in_all = 0, 2 + 2 * len(todo)
+        gate = float(self.config.gate.enabled)
+        parts = [work for place, _ in todo for work in (_WORK[place], gate * (place in self.config.gate.places))]
+        self._work, self._step = [1.0, *parts, float(len(todo))], 0
         if not self.before:
             self.before = before or self.evaluate()
             self.log(0, {"eval/success": success_rate(self.before)})
             self.safe(True)
         while self.n_places < len(todo):
-            self._n_done = 1 + 2 * self.n_places
+            self._step = 1 + 2 * self.n_places
             self._run_part(*todo[self.n_places])
             self.n_places, self.under_way = self.n_places + 1, False
             self.safe(True)
-        self._n_done = self._n_in_all - 1
+        self._step = len(self._work) - 1
         outcome = Outcome(self.before, self.parts, self.sim_steps, self.gate_steps)
         self._evaluate_champions(outcome)
         load_policy_state(self.policy, self.champion)
@@ -117,7 +122,7 @@ class PostTraining:
             self.policy.set_reference()
             self.under_way = True
         {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}[place](round_index)
-        self._n_done += 1
+        self._step += 1
         self.parts.append(self._gate(place, round_index))
 
     def evaluate(self) -> list[EpisodeResult]:
@@ -164,7 +169,8 @@ class PostTraining:
             self.dreams.load_state_dict(state["dreams"])
 
     def _tick(self, doing: str, share: float) -> None:
-        self.tick(self._n_done + min(share, 1.0), self._n_in_all, doing)
+        done = sum(self._work[: self._step], 0.0) + self._work[self._step] * min(share, 1.0)
+        self.tick(done, sum(self._work, 0.0), doing)
 
     def _train_imitation(self, round_index: int) -> None:
         """Take over what is quickly learned: the demonstrations of these tasks alone, and what has succeeded so far."""
@@ -189,14 +195,15 @@ class PostTraining:
             n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
             self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
             return
-        self._tick(f"round {round_index + 1}, refit of the dream", 0.0)
+        refit = f"round {round_index + 1}, refit of the dream"
+        self._tick(refit, 0.0)
         if (error := self.dreams.error()) is not None:
             self.log(self.sim_steps, {"dream/error": error})
-        self.dreams.refit()
+        self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
         first = START_SEED + (1000 * self.config.seed + round_index) * config.n_starts
         dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
         for i in range(config.n_updates + self._critic_is_new):
-            self._tick(doing, i / (config.n_updates + 1))
+            self._tick(doing, (1 + i / (config.n_updates + 1)) / 2)
             rollout = self.ppo.collect(dream, config.horizon, fresh=True)
             seen = self.dreams.weigh(rollout, i)
             self.log(self.sim_steps, {f"dream/{name}": value for name, value in seen.items()})
@@ -277,7 +284,9 @@ class PostTraining:
 
     def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts, learn: bool = True) -> list[EpisodeResult]:
         """Run episodes; imitation and dream learn from them if `learn`."""
-        results, episodes = self.arenas.record(policy, seeds, partial(self._tick, doing))
+        # Exploring comes before the training of a part, whose progress begins at 0.
+        heard = partial(self._tick, doing) if doing == "gate" else lambda share: self._tick(doing, 0.0)
+        results, episodes = self.arenas.record(policy, seeds, heard)
         if learn and self.imitation is not None:
             self.imitation.add_episodes(episodes, self.config.env.action_delay)
         if learn and self.dreams is not None:
@@ -286,11 +295,11 @@ class PostTraining:
 
     def _evaluate_champions(self, outcome: Outcome) -> None:
         results = outcome.before
-        self._n_in_all = self._n_done + sum(part.accepted for part in outcome.parts)
+        self._work[self._step :] = [1.0] * max(sum(part.accepted for part in outcome.parts), 1)
         for part in outcome.parts:
             if part.accepted:
                 load_policy_state(self.policy, part.champion)
                 results = self.evaluate()
-                self._n_done += 1
+                self._step = min(self._step + 1, len(self._work) - 1)
             part.evaluation = results
             self.log(part.sim_steps, {"eval/success": success_rate(results)})

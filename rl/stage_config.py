@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from omegaconf import MISSING
+from typing import TYPE_CHECKING
 
 from rewards.errors import UserError
-from rl.config import RECORDED, IsaacConfig
-from rl.deploy.columns import ColumnsConfig
-from world_model.episodes import Episode
+from rl.config import MISSING, RECORDED, IsaacConfig
+from rl.deploy.columns_config import ColumnsConfig
 from world_model.model_config import ModelConfig
-from world_model.training import StageConfig
+from world_model.training_config import StageConfig
+
+if TYPE_CHECKING:
+    from world_model.episodes import Episode
 
 
 @dataclass(frozen=True)

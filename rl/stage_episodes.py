@@ -128,7 +128,7 @@ def evaluate(
 def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]) -> dict[str, list[EpisodeResult]]:
     """Run the episodes of `evaluate` once more with each of `config.eval_noise` on the observations."""
     results: dict[str, list[EpisodeResult]] = {}
-    if config.n_eval == 0:
+    if config.n_eval == 0 or config.id == RECORDED:
         return results
     seeds = range(EVAL_SEED, EVAL_SEED + config.n_eval)
     with Progress("evaluate with noise") as progress:

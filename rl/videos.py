@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy.lerobot import INFO, fill_template, read_info, read_parquet
+from rl.extras import pip_line
 from rl.verbs.progress import Progress
 from world_model.episodes import Episode
 from world_model.files import existing_folder, open_file
@@ -158,7 +159,7 @@ def _av(path: Path) -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError(f"{path}: videos are read with the package av; pip install 'wamtune[video]'") from error
+        raise UserError(f"{path}: videos are read with the package av; {pip_line('video')}") from error
     return av
 
 

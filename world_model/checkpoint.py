@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 from world_model.files import (
     JSON_BYTES,
     TENSOR_BYTES,
@@ -30,6 +30,7 @@ from world_model.files import (
     sha256_of,
     write_folder,
 )
+from world_model.runs import newest_runs
 
 SCHEMA_VERSION = 1
 CONFIG, MODEL, README, MANIFEST = "config.json", "model.safetensors", "README.md", "manifest.json"
@@ -156,23 +157,25 @@ def checked_weights(where: str | Path, tensors: Mapping[str, Tensor]) -> dict[st
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """Return the folder of a checkpoint: a path to it, a run folder (its `checkpoints/last`) or a built-in name.
 
-    A folder of runs, such as `runs/demo`, stands for the newest of them that has a checkpoint.
+    A folder of runs, such as `runs/demo`, stands for the newest of them that has a checkpoint, `latest` for the newest
+    of all runs that has one.
     """
     path = Path(name_or_path)
     if path.is_file():
         raise UserError(
             f"{path} is a file; a checkpoint is a folder with {MANIFEST} (pickled .pt or .zip are not loaded)"
         )
-    runs = sorted(path.glob("[0-9]*/checkpoints"), reverse=True)  # their names begin with the time
-    candidates = [path, path / "checkpoints" / "last", *(run / "last" for run in runs)]
+    candidates = [folder / "checkpoints" / "last" for folder in (path, *newest_runs(path))]
+    candidates.insert(0, path)
     if len(path.parts) == 1:
         candidates.append(BUILTIN / path)
     for folder in map(existing_folder, candidates):
         # A damaged checkpoint is found, too: loading it says what is wrong.
         if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):
             return folder
-    known = ", ".join(builtin_checkpoints()) or "none"
-    raise UserError(f"no checkpoint at {path}; known built-in checkpoints: {known}; try `wamtune ls`")
+    raise UserError(
+        f"no checkpoint at {path}; {closest_or_known(str(path), builtin_checkpoints())}; try `wamtune ls checkpoints`"
+    )
 
 
 def builtin_checkpoints() -> list[str]:

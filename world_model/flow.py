@@ -12,8 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-ATOMS = ("joint", "policy", "dream", "inverse", "video")
-"""Corners of the square (t_video, t_action) that training visits on purpose; see `sample_noise_levels`."""
+from world_model.training_config import ATOMS
 
 
 def sample_noise_levels(

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rewards.errors import UserError
-from world_model.noise import NO_IMAGE_NOISE, ImageNoise
-from world_model.pictures import PATCH
 from world_model.view import View
+
+PATCH = 16
+"""Pixels along each side of what one token of a picture stands for."""
 
 LARGEST = {
     "n_context_frames": 256,
@@ -29,6 +30,25 @@ LARGEST = {
 MOST_VIEWS = 16
 MOST_WEIGHTS = 500_000_000
 """Weights of the layers of all three stacks together: 2 GB, 200 times those of the built-in models."""
+
+
+@dataclass(frozen=True)
+class ImageNoise:
+    """How far a camera may differ from that of the recorded images; each part is drawn uniformly up to its limit."""
+
+    brightness: float = 0.15  # added to all pixels, in either direction, in units of the full range
+    contrast: float = 0.15  # relative change of the distance to mid-grey, in either direction
+    pixel: float = 0.05  # standard deviation of white noise, in units of the full range
+    shift: int = 2  # pixels, in any direction; edges are repeated
+
+    @property
+    def is_off(self) -> bool:
+        """Whether images stay as they are."""
+        return not (self.brightness or self.contrast or self.pixel or self.shift)
+
+
+NO_IMAGE_NOISE = ImageNoise(brightness=0.0, contrast=0.0, pixel=0.0, shift=0)
+"""That of checkpoints that were made before there was image noise."""
 
 
 @dataclass(frozen=True)

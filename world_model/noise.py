@@ -7,32 +7,13 @@ also sees clean observations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from world_model.model_config import ImageNoise
+
 MIDDLE = 127.5
 """Mid-grey of an image of 8 bits: contrast changes around it."""
-
-
-@dataclass(frozen=True)
-class ImageNoise:
-    """How far a camera may differ from that of the recorded images; each part is drawn uniformly up to its limit."""
-
-    brightness: float = 0.15  # added to all pixels, in either direction, in units of the full range
-    contrast: float = 0.15  # relative change of the distance to mid-grey, in either direction
-    pixel: float = 0.05  # standard deviation of white noise, in units of the full range
-    shift: int = 2  # pixels, in any direction; edges are repeated
-
-    @property
-    def is_off(self) -> bool:
-        """Whether images stay as they are."""
-        return not (self.brightness or self.contrast or self.pixel or self.shift)
-
-
-NO_IMAGE_NOISE = ImageNoise(brightness=0.0, contrast=0.0, pixel=0.0, shift=0)
-"""That of checkpoints that were made before there was image noise."""
 
 
 def noisy_vectors(frames: Tensor, limit: float, generator: torch.Generator) -> Tensor:

@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from world_model.noise import NO_IMAGE_NOISE, ImageNoise, noisy_images
+from world_model.model_config import NO_IMAGE_NOISE, PATCH, ImageNoise
+from world_model.noise import noisy_images
 from world_model.precision import products
-
-PATCH = 16
-"""Pixels along each side of what one token of a picture stands for."""
 
 STANDS_OUT = 0.06
 """A pixel that differs by so much of the full range from its mean over the task shows something that moves."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from typing import Any
 
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Spec:
         unknown = sorted(set(env.tasks) - set(self.tasks))
         if unknown:
             raise UserError(
-                f"{where}: task {unknown[0]!r} is unknown to the checkpoint; it knows {', '.join(self.tasks)}"
+                f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {closest_or_known(unknown[0], self.tasks)}"
             )
 
 

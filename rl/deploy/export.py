@@ -23,6 +23,7 @@ from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract, make_contract
 from rl.deploy.graphs import FlowGraph, GaussianGraph
 from rl.deploy.pilots import onnx_session
+from rl.extras import pip_line
 from world_model.checkpoint import checked_weights, find_checkpoint, load_checkpoint
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.episodes import EpisodeStore
@@ -178,7 +179,7 @@ def _check_packages() -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise UserError(f"export needs {package}; install it with pip install 'wamtune[export]'") from error
+            raise UserError(f"export needs {package}; install it with {pip_line('export')}") from error
 
 
 def _flow(

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
-from rl.deploy.columns import Columns, ColumnsConfig, rename
+from rl.deploy.columns import Columns, rename
+from rl.deploy.columns_config import ColumnsConfig
+from rl.extras import pip_line
 from world_model.episodes import Episode
 from world_model.files import JSON_BYTES, TENSOR_BYTES, open_file, parse_json, read_file, write_folder
 from world_model.spec import FASTEST, Feature, Spec
@@ -266,7 +268,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("LeRobot datasets need pyarrow; install it with pip install 'wamtune[data]'") from error
+        raise UserError(f"LeRobot datasets need pyarrow; install it with {pip_line('data')}") from error
     return pyarrow, pyarrow.parquet
 
 

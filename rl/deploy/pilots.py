@@ -13,6 +13,7 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.onnx_trial import complaint
+from rl.extras import pip_line
 from world_model import modes
 from world_model.files import TENSOR_BYTES, existing_folder, read_file
 from world_model.flow import seeded_noise
@@ -106,7 +107,7 @@ def onnx_session(onnx: bytes, n_threads: int) -> Any:
     try:
         ort = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise UserError("an export needs onnxruntime to run; pip install 'wamtune[export]'") from error
+        raise UserError(f"an export needs onnxruntime to run; {pip_line('export')}") from error
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
     return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])

@@ -6,9 +6,10 @@ import importlib
 import pkgutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -164,7 +165,9 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
             found.append((f"{what}, size", str(size), f"{len(names)} names in the map"))
         if twice := sorted({name for name in names if names.count(name) > 1}):
             found.append((f"{what}, names", "each once", f"{twice[0]} twice in the map"))
-        found += [(name, "a number", _offer(name, features)) for name in names if features.get(name) is not float]
+        found += _by_part(
+            (name, "a number", _offer(name, features)) for name in names if features.get(name) is not float
+        )
     state, action = _names(spec, mapping)
     found += [
         (name, "no such action", "one that has to be sent") for name in robot.action_features if name not in action
@@ -179,6 +182,13 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
         elif scale == 0 or not np.isfinite([scale, offset]).all():
             found.append((name, "a scale that can be undone", f"{scale:g}, offset {offset:g}"))
     return found
+
+
+def _by_part(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Make one row of those that say the same of one part of the state: `image.0 ... image.511`, not 512 of them."""
+    for (_, expected, found), group in groupby(rows, lambda row: (row[0].rpartition(".")[0] or row[0], *row[1:])):
+        names = [name for name, _, _ in group]
+        yield names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}", expected, found
 
 
 def make_robot(name: str, params: Mapping[str, Any]) -> Robot:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.deploy.robots import NumberRobot
+from rl.extras import pip_line
 
 Path = tuple[str | int, ...]
 """Where a number stands in a message: names of fields and places in lists."""
@@ -85,7 +86,7 @@ class RosbridgeRobot(NumberRobot):
         try:
             client, broken = (importlib.import_module(f"websockets.{name}") for name in ("sync.client", "exceptions"))
         except ImportError as error:
-            raise UserError("rosbridge needs websockets; install it with pip install 'wamtune[ros]'") from error
+            raise UserError(f"rosbridge needs websockets; install it with {pip_line('ros')}") from error
         try:
             opened = client.connect(self.url, open_timeout=self._patience_s, max_size=MAX_BYTES)
             self._connection = self._exit.enter_context(opened)

@@ -18,8 +18,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from rewards.errors import UserError
 from rl.envs.opengl import prepare_opengl
-from rl.envs.workers import user_error
 from world_model.view import View
 
 Array = np.ndarray
@@ -75,7 +75,7 @@ def _context() -> Any:
         context.make_current()
         atexit.register(context.free)  # left to the end of the interpreter, it is freed after what frees it is gone
     except Exception as error:
-        raise user_error(
+        raise UserError(
             f"pictures need OpenGL, and MUJOCO_GL={backend} finds none ({type(error).__name__}: {error}); on Debian: "
             f"apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri"
         ) from error
@@ -87,7 +87,7 @@ def _placed(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
     if view.camera:
         names = [model.camera(i).name for i in range(model.ncam)]
         if view.camera not in names:
-            raise user_error(f"camera={view.camera!r}: the model has {', '.join(names)}")
+            raise UserError(f"camera={view.camera!r}: the model has {', '.join(names)}")
         camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, names.index(view.camera)
         return camera
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE

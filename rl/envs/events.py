@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rl.envs.workers import user_error
+from rewards.errors import UserError
 from world_model.view import View
 
 Array = np.ndarray
@@ -40,9 +40,9 @@ class Event:
         """Refuse a range that means nothing."""
         least = 0.0 if self.func in ("delay", "noise") else 1e-3
         if not least <= self.low <= self.high <= 1e3:
-            raise user_error(f"low={self.low}, high={self.high}: expected {least:g} <= low <= high <= 1000")
+            raise UserError(f"low={self.low}, high={self.high}: expected {least:g} <= low <= high <= 1000")
         if self.every < 1:
-            raise user_error(f"every={self.every}: expected at least 1 step")
+            raise UserError(f"every={self.every}: expected at least 1 step")
 
     def draw(self, *seed: int) -> float:
         """Draw what `seed` determines."""

@@ -8,8 +8,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from rewards.errors import UserError
 from rl.envs.opengl import prepare_opengl
-from rl.envs.workers import user_error
+from rl.extras import pip_line
 from world_model.view import View
 
 Array = np.ndarray
@@ -30,13 +31,13 @@ class GymTask:
         observation, action = self._env.observation_space, self._env.action_space
         for name, space in (("observation", observation), ("action", action)):
             if not isinstance(space, gymnasium.spaces.Box):
-                raise user_error(
+                raise UserError(
                     f"environment {env_id!r}: its {name} space is {type(space).__name__}, expected Box; "
                     f"wrap it or choose another environment"
                 )
         assert isinstance(action, gymnasium.spaces.Box)
         if not action.is_bounded() or len(action.shape) != 1:
-            raise user_error(f"environment {env_id!r}: its action space is {action}, expected a bounded one-axis Box")
+            raise UserError(f"environment {env_id!r}: its action space is {action}, expected a bounded one-axis Box")
         self._n_steps = 0
         self.state_dim = int(np.prod(observation.shape or (1,)))
         self.action_low, self.action_high = action.low.tolist(), action.high.tolist()
@@ -61,14 +62,12 @@ class GymTask:
         """Cut what the environment renders to a square and shrink it. Shape: (1, size, size, 3) uint8."""
         where = self._env.spec.id if self._env.spec else self._env
         if len(views) != 1:
-            raise user_error(f"environment {where}: it has one camera, model.views has {len(views)}")
+            raise UserError(f"environment {where}: it has one camera, model.views has {len(views)}")
         picture = self._env.render()
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-            raise user_error(
-                f"environment {where}: it renders no picture in colour; choose a checkpoint that sees none"
-            )
+            raise UserError(f"environment {where}: it renders no picture in colour; choose a checkpoint that sees none")
         if min(picture.shape[:2]) < size:
-            raise user_error(f"environment {where}: it renders {picture.shape[:2]}, model.picture_size is {size}")
+            raise UserError(f"environment {where}: it renders {picture.shape[:2]}, model.picture_size is {size}")
         return _shrunk(picture, size)[None]
 
     def _numbers(self, value: Any, what: str, size: int) -> Array:
@@ -88,7 +87,7 @@ class GymTask:
     def _bad(self, value: Any, what: str, expected: str) -> ValueError:
         got = " ".join(repr(value).split())[:60]
         where = f"{self._env.spec.id if self._env.spec else self._env} returned {got} as {what} at step {self._n_steps}"
-        return user_error(f"{where}; expected {expected}; nothing was learned from it")
+        return UserError(f"{where}; expected {expected}; nothing was learned from it")
 
     def close(self) -> None:
         """Release what the environment holds."""
@@ -117,10 +116,10 @@ def _make(env_id: str, renders: bool) -> gymnasium.Env[Any, Any]:
         return gymnasium.make(env_id, disable_env_checker=True, **options)
     except ImportError as error:  # gymnasium's DependencyNotInstalled as well
         if env_id.startswith("gym_pusht/"):
-            raise user_error(f"environment {env_id!r} needs a package: pip install 'wamtune[pusht]'") from error
-        raise user_error(f"environment {env_id!r} needs a package that is not installed: {_line(error)}") from error
+            raise UserError(f"environment {env_id!r} needs a package: {pip_line('pusht')}") from error
+        raise UserError(f"environment {env_id!r} needs a package that is not installed: {_line(error)}") from error
     except gymnasium.error.Error as error:
-        raise user_error(
+        raise UserError(
             f"environment {env_id!r} cannot be made: {_line(error)}; expected 'metaworld' or a registered gymnasium id"
         ) from error
 

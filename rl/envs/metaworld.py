@@ -11,8 +11,8 @@ import numpy as np
 from metaworld.env_dict import ENV_CLS_MAP
 from metaworld.policies import ENV_POLICY_MAP
 
+from rewards.errors import UserError, closest_or_known
 from rl.envs.fast_sawyer import fast_class
-from rl.envs.workers import user_error
 from world_model.view import View
 
 Array = np.ndarray
@@ -38,7 +38,7 @@ CONTROL_HZ = 80.0  # 5 physics steps of 2.5 ms an action
 def check_task(task: str) -> None:
     """Raise `UserError` with the known names when Meta-World has no such task."""
     if task not in TASKS:
-        raise user_error(f"task {task!r} is unknown to Meta-World; it knows {', '.join(TASKS)}")
+        raise UserError(f"task {task!r} is unknown to Meta-World; {closest_or_known(task, TASKS)}")
 
 
 class MetaWorldTask:

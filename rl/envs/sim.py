@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards import RewardManager
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 from rl.envs.events import Event
 from rl.envs.eyes import eyes_of
 from rl.envs.simulator import IDLE, Simulator
@@ -140,7 +140,7 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
         from rl.envs import metaworld
 
         if not tasks:
-            raise UserError(f"sim: metaworld needs tasks=[...]; it knows {', '.join(metaworld.TASKS)}")
+            raise UserError(f"sim: metaworld needs tasks=push or others; it knows {', '.join(metaworld.TASKS)}")
         for task in tasks:
             metaworld.check_task(task)
         state = Feature((metaworld.STATE_DIM,), metaworld.UNIT, dict(metaworld.SLICES))
@@ -158,5 +158,5 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
     known = tuple(task_names or present)
     unknown = [task for task in present if task not in known]
     if unknown:
-        raise UserError(f"sim: task {unknown[0]!r} is unknown to the model; it knows {', '.join(known)}")
+        raise UserError(f"sim: task {unknown[0]!r} is unknown to the model; {closest_or_known(unknown[0], known)}")
     return Spec({"state": state}, low, high, known, rate)

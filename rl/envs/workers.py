@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from rewards.errors import BadNumbers
+
 if TYPE_CHECKING:
     from rl.envs.events import Event
     from world_model.view import View
@@ -83,7 +85,7 @@ class Group:
                     try:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
                     except ValueError as error:
-                        raise bad_numbers(f"sim: environment {self.first + i}: {error}") from error
+                        raise BadNumbers(f"sim: environment {self.first + i}: {error}") from error
                     flags[:, i, j], n_executed[i] = (success, terminated, truncated), j + 1
                     over = terminated or truncated or (success and stop_on_success)
                 frames[i, j] = self.last[i]
@@ -153,20 +155,6 @@ class Workers:
             if isinstance(answer, Exception):
                 raise answer
         return answers
-
-
-def user_error(message: str) -> ValueError:
-    """Return a `UserError`; imported late because its package loads torch, which a worker has no other use for."""
-    from rewards.errors import UserError
-
-    return UserError(message)
-
-
-def bad_numbers(message: str) -> ValueError:
-    """Return a `BadNumbers`; imported late as well."""
-    from rewards.errors import BadNumbers
-
-    return BadNumbers(message)
 
 
 def make_task(env_id: str, task: str, events: Events, number: int, looked_at: bool) -> Task:

@@ -1,1 +1,1 @@
-"""The verbs of the command line: each module has `HELP` and `run(words)`, and leaves the work to the rooms below."""
+"""The verbs of the command line: each module that `rl.cli` names has `run(words)`; the work is done below."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.verbs.run_folder import RunFolder
+from world_model.runs import find_run
 
 C = TypeVar("C", TrainConfig, PretrainConfig, TuneConfig)
 State = dict[str, Any]
@@ -24,15 +26,13 @@ def begin(
 
     `load` returns the state of a run folder, None where it had come to none; it is returned beside config and folder.
     """
-    if not words or "=" in words[0]:
-        raise UserError(f"{verb} needs a preset or a run folder as its first word; `wamtune ls presets` shows them")
-    folder = Path(words[0])
-    if not (folder / "config.yaml").is_file():
+    folder = find_run(words[0])
+    if folder is None:
         config = compose(words[0], words[1:], schema)
-        text = f"# wamtune {verb} {' '.join(words)}\n{to_yaml(config)}"
+        text = f"# {shlex.join(['wamtune', verb, *words])}\n{to_yaml(config)}"
         return config, RunFolder.create("runs", config.name, config.seed, text), None
     if words[1:]:
-        anew = f"wamtune {verb} {folder / 'config.yaml'} {words[1]}"
+        anew = shlex.join(["wamtune", verb, str(folder / "config.yaml"), words[1]])
         raise UserError(f"{words[1]!r}: a run goes on with its own config; leave it out, or begin anew: {anew}")
     state = load(folder)
     return compose(folder, [], schema), RunFolder.open(folder, {} if state is None else state.get("mark")), state

@@ -14,7 +14,6 @@ from rewards import RewardManager, Transition
 from rewards.errors import UserError
 from rewards.manager import RewardStep
 from rl.build import make_rewards, make_sim, tasks_of
-from rl.cli import keys_of
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.evaluate import first_states
@@ -25,20 +24,6 @@ from world_model.env import ACTION_HISTORY, BatchedEnv
 from world_model.episodes import Episode, EpisodeStore
 from world_model.model import WorldActionModel
 from world_model.store import load_model
-
-HELP = f"""wamtune check PRESET | FILE [key=value ...]
-
-Compose a config and run each of its reward terms once: on simulated steps (random actions), on dreamed ones and on a
-recorded demonstration of the checkpoint. Prints a table of the values, or why a term cannot run there. Ends with exit
-code 2 if a term is broken for a place that the config trains in. The keys are those of `wamtune train`.
-
-Keys:
-{keys_of(TrainConfig)}
-
-Examples:
-  wamtune check mix
-  wamtune check sim rewards.smooth.func=my_rewards.py:smooth rewards.smooth.weight=-0.1
-"""
 
 N_ENVS, N_CHUNKS = 2, 4
 

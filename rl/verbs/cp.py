@@ -6,31 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rewards.errors import UserError
-from rl.cli import keys_of
 from rl.compose import compose, find_preset, list_presets
-from rl.deploy.columns import ColumnsConfig
+from rl.deploy.columns_config import ColumnsConfig
 from rl.deploy.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
 from world_model.episodes import Episode, EpisodeStore
 from world_model.files import JSON_BYTES, TENSOR_BYTES, read_file, write_atomically, write_folder
+from world_model.runs import newest_runs
 
 SHARD_BYTES = TENSOR_BYTES // 4
-
-HELP = f"""wamtune cp NAME DEST [key=value ...]
-
-Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or carry it away. What is there is never
-overwritten. A name that is both is copied as a preset when DEST ends with .yaml, otherwise as a checkpoint.
-
-A folder of episodes becomes a LeRobot v3.0 dataset, and a LeRobot dataset a folder of episodes; both need the extra
-`data`: pip install 'wamtune[data]'. What a dataset from elsewhere calls things is said by keys.
-
-Keys, for a LeRobot dataset:
-{keys_of(ColumnsConfig)}
-
-Examples:
-  wamtune cp demo mine.yaml
-  wamtune cp datasets/theirs runs/episodes/theirs success=all
-"""
 
 
 def run(words: list[str]) -> None:
@@ -47,7 +31,8 @@ def run(words: list[str]) -> None:
         columns = compose(None, keys, ColumnsConfig)
         print(_from_lerobot(Path(name), final, columns) if is_dataset else _to_lerobot(Path(name), final))
         return
-    is_preset, is_checkpoint = name in dict(list_presets()), name in builtin_checkpoints() or Path(name).is_dir()
+    is_preset = name in dict(list_presets())
+    is_checkpoint = name in builtin_checkpoints() or Path(name).is_dir() or bool(newest_runs(name))
     if not is_preset and not is_checkpoint:
         raise UserError(f"unknown name {name!r}; expected a preset, a checkpoint or its folder; try `wamtune ls`")
     as_preset = is_preset and (not is_checkpoint or final.suffix in (".yaml", ".yml"))

@@ -4,69 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rewards.errors import UserError
-from rl.cli import keys_of
 from rl.compose import compose
 from rl.deploy.compare import compare
 from rl.deploy.contract import CONTRACT, ONNX
-from rl.deploy.export import MAX_DIFFERENCE, N_PARITY, export_policy
+from rl.deploy.export import MAX_DIFFERENCE, export_policy
 from rl.deploy.pilots import load_pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
-from rl.deploy.stops import KEYS
+from rl.verbs.options import ExportOptions
+from world_model.runs import find_run
 
 ACTIONS = ("export", "run", "compare")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The keys of `wamtune deploy ... export`."""
-
-    out: str = ""  # the folder; empty: exported/ in the run folder, or here for a checkpoint
-    n_denoising_steps: int = 0  # of the policy; 0: as in the run that trained it, else 2
-    n_action_steps: int = 0  # executed of a chunk; 0: as in the run that trained it, else all of it
-    episodes: str = ""  # recorded ones to compare on; empty: those beside the checkpoint, else random states
-
-    def check(self) -> None:
-        """Refuse counts that mean nothing."""
-        for name in ("n_denoising_steps", "n_action_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
-
-
-HELP = f"""wamtune deploy CHECKPOINT | RUN_FOLDER export [key=value ...]
-wamtune deploy CHECKPOINT | RUN_FOLDER run PRESET [key=value ...]
-wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER PRESET [key=value ...]
-
-`export` writes the policy of a checkpoint as {ONNX}, with everything between a state and bounded actions inside, beside
-{CONTRACT}: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what it is.
-Before anything is written, onnxruntime must give the actions of torch on {N_PARITY} observations; prints the largest
-difference. Needs the extra `export`: pip install 'wamtune[export]'. `run` takes the folder of an export as well.
-
-`run` runs the policy on a robot: anything with the members of LeRobot's Robot, one behind rosbridge, or the simulated
-one of the preset robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. It is
-stopped by {KEYS}, by a file, Ctrl-C or a signal. Each episode that ends is
-recorded; the next run goes on with the next scene.
-
-`compare` runs two policies in pairs, who goes first drawn by lot, until it is clear which is better or n_episodes pairs
-are done; it says how many more it would take, and goes on from there when it is called again.
-
-Keys of export:
-{keys_of(Options)}
-
-Keys of run and compare:
-{keys_of(RobotConfig)}
-
-Examples:
-  wamtune deploy metaworld-tuned run robot-sim dry_run=true
-  wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30
-"""
 
 
 def run(words: list[str]) -> None:
@@ -110,7 +64,7 @@ def _robot_config(words: list[str]) -> RobotConfig:
 
 
 def _export(name: str, words: list[str]) -> None:
-    options = compose(None, words[2:], Options)
+    options = compose(None, words[2:], ExportOptions)
     folder = Path(options.out) if options.out else default_folder(name)
     command = shlex.join(["wamtune", "deploy", *words])
     contract = export_policy(name, folder, options.n_denoising_steps, options.n_action_steps, command, options.episodes)
@@ -124,8 +78,7 @@ def _export(name: str, words: list[str]) -> None:
 
 def default_folder(name: str) -> Path:
     """Return `exported/` in the run folder `name`, or in the current folder for any other checkpoint."""
-    run = Path(name)
-    return (run if (run / "config.yaml").is_file() else Path()) / "exported"
+    return (find_run(name) or Path()) / "exported"
 
 
 def _pace(contract: dict[str, Any]) -> str:

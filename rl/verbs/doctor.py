@@ -12,16 +12,6 @@ import numpy as np
 from rewards.errors import UserError
 from rl.verbs.shadow import foreign_package
 
-HELP = """wamtune doctor
-
-Look at Python, torch, the packages, the simulator, drawing and the built-in checkpoints. Every line says ok
-or missing, and what is missing says how to get it. Ends with exit code 2 if wamtune cannot do without it.
-
-Examples:
-  wamtune doctor
-  wamtune doctor --debug
-"""
-
 
 def run(words: list[str]) -> None:
     """Print a line for every check; `UserError` if a necessary one failed."""
@@ -46,7 +36,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], str], str, bool]]:
         yield name, lambda name=name: version(name), f"pip install {name}", True  # type: ignore[misc]
     yield "cuda", _cuda, "not needed: everything runs on the processor", False
     yield "own packages", _own, "see there", True
-    yield "meta-world", _metaworld, "pip install metaworld==3.1.*", True
+    yield "meta-world", _metaworld, "pip install 'metaworld==3.1.*'", True
     yield "checkpoints", _checkpoints, "install wamtune again", True
     yield "OpenGL", _opengl, "only what sees pictures of the simulator needs it", False
 

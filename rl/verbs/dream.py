@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import imageio.v3 as iio
 import torch
@@ -14,15 +13,16 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.build import make_sim
-from rl.cli import keys_of
 from rl.compose import compose
-from rl.config import DreamConfig, EnvConfig, TrainConfig
+from rl.config import EnvConfig, TrainConfig
 from rl.envs.simulator import Simulator
 from rl.films import draw_film, picture_errors, write_film
 from rl.pictures import draw_dream
 from rl.policy import FlowPolicy
 from rl.stage_collect import collect_scripted, record
 from rl.stage_pictures import run_again, see
+from rl.verbs.acting import load_actor
+from rl.verbs.options import DreamOptions
 from rl.verbs.progress import show
 from world_model import modes
 from world_model.dream_env import DreamEnv, StartStates
@@ -37,62 +37,17 @@ TITLE = "the same actions in the simulator and in the dream"
 THOUGHT = "what happened, and what the model thought would happen"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `wamtune dream`."""
-
-    task: str = "push"
-    seed: int = 2_000_000  # names the episode
-    n_chunks: int = 8  # at most
-    source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
-    n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
-    out: str = ""  # .png, for a model that sees also .gif or .mp4; empty: dream.png or dream.gif
-
-    def check(self) -> None:
-        """Refuse counts that mean nothing, and a picture that is none."""
-        for name in ("n_chunks", "n_denoising_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: expected at least 0")
-        if self.out and not self.out.endswith((".png", ".gif", ".mp4")):
-            raise UserError(
-                f"out={self.out!r}: expected the name of a .png file, or of a .gif or .mp4 for a model that sees"
-            )
-
-
-HELP = f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
-
-Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
-before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
-the error by step, beside that of "nothing moves" (the first frame repeated). Of a model that sees pictures it makes a
-film: simulator, dream, difference, and how the error grows; as .png the last real picture alone.
-
-With source=joint nothing is replayed: from what is really seen the model imagines a chunk of future together with
-actions that bring it about, these are executed, and what it thought would happen is compared with what did.
-
-Keys:
-{keys_of(Options)}
-
-Examples:
-  wamtune dream metaworld-tuned task=push
-  wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png
-"""
-
-
 def run(words: list[str]) -> None:
     """Record, replay, draw and print."""
-    if not words or "=" in words[0]:
-        raise UserError("dream needs a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`")
-    options = compose(None, words[1:], Options)
-    model = load_model(words[0])
+    options = compose(None, words[1:], DreamOptions)
+    model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
     if model.pictures is not None:
         _film(model, options)
     else:
         _curve(model, options, words[0])
 
 
-def _curve(model: WorldActionModel, options: Options, name: str) -> None:
+def _curve(model: WorldActionModel, options: DreamOptions, name: str) -> None:
     if missing := set(PARTS) - set(model.spec.slices):
         raise UserError(f"dream: the state of {name} has no slice {min(missing)!r}; take a Meta-World checkpoint")
     out = options.out or "dream.png"
@@ -107,7 +62,7 @@ def _curve(model: WorldActionModel, options: Options, name: str) -> None:
     print(f"picture: {out}")
 
 
-def _film(model: WorldActionModel, options: Options) -> None:
+def _film(model: WorldActionModel, options: DreamOptions) -> None:
     out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
     assert codec is not None
     thought: Tensor | None = None
@@ -138,7 +93,7 @@ def _film(model: WorldActionModel, options: Options) -> None:
     print(f"film, at half speed: {out}")
 
 
-def record_episode(model: WorldActionModel, options: Options) -> tuple[Episode, Tensor | None]:
+def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Episode, Tensor | None]:
     """Record one episode of up to `n_chunks` chunks in the simulator.
 
     Of source joint it comes with the frames that were imagined (n, state_dim), after the first one, which was seen.
@@ -240,13 +195,13 @@ def _env_id(task: str) -> str:
     return task if "-v" in task else "metaworld"
 
 
-def _heading(options: Options, frames: Tensor) -> str:
+def _heading(options: DreamOptions, frames: Tensor) -> str:
     how = "imagined before they happened" if options.source == "joint" else "dreamed again"
     who = "joint mode" if options.source == "joint" else f"the {options.source}"
     return f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of {who}, {how}"
 
 
-def _title(options: Options) -> str:
+def _title(options: DreamOptions) -> str:
     return f"{options.task}: {THOUGHT if options.source == 'joint' else TITLE}"
 
 

@@ -2,94 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
-from rl.cli import keys_of
 from rl.compose import compose
-from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
-from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
+from rl.config import DreamConfig, EnvConfig, TrainConfig
+from rl.evaluate import (
+    EpisodeResult,
+    describe,
+    evaluate_dream,
+    evaluate_sim,
+    first_states,
+    paired_gain,
+    success_rate,
+    wilson,
+)
 from rl.policy import FlowPolicy
+from rl.verbs.acting import load_actor
+from rl.verbs.options import EvalOptions
 from rl.verbs.progress import Progress, show
 from world_model.dream_env import DreamEnv
+from world_model.files import write_atomically
 from world_model.model import WorldActionModel
-from world_model.store import load_model
 
 Results = dict[str, list[EpisodeResult]]
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `wamtune eval`."""
-
-    tasks: tuple[str, ...] = ()  # empty: all the checkpoint knows
-    n_episodes: int = EvalConfig().n_episodes  # of each task
-    seed: int = EvalConfig().seed  # of the first episode
-    place: Literal["sim", "dream", "both"] = "sim"
-    n_denoising_steps: int = 2  # of the policy
-    n_action_steps: int = 0  # executed of a chunk; 0: all of it
-    id: str = "metaworld"  # or a gymnasium id
-    max_steps: int = EnvConfig().max_steps
-    obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
-    n_envs: int = EnvConfig().n_envs
-    n_workers: int = 0
-
-    def check(self) -> None:
-        """Refuse counts that mean nothing."""
-        for name in ("n_episodes", "n_denoising_steps", "max_steps", "n_envs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("seed", "n_action_steps", "n_workers", "obs_noise"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
-
-
-HELP = f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
-
-Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
-begun from the first states of the very same episodes, and the gap between the two. The same command prints the same
-figures.
-
-Keys:
-{keys_of(Options)}
-
-Examples:
-  wamtune eval metaworld-tuned tasks=[push,door-open] n_episodes=100
-  wamtune eval runs/demo/20250101-120000-s0 place=both
-  wamtune eval metaworld-tuned obs_noise=0.001
-"""
-
-
 def run(words: list[str]) -> None:
-    """Evaluate and print the table."""
-    if not words or "=" in words[0]:
-        raise UserError("eval needs a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`")
-    options = compose(None, words[1:], Options)
-    model = load_model(words[0])
+    """Evaluate, print the table, and write the figures where `out` says so."""
+    options = compose(None, words[1:], EvalOptions)
+    model = load_actor(words[0])
     sim: Results = {}
     dream: Results = {}
     tasks = tasks_of(_config(options), model) or (options.id,)
     with Progress(f"eval {words[0]}") as progress:
         for i, task in enumerate(tasks):
-            progress.update(i, len(tasks), task=task)
-            sim[task], dream[task] = evaluate_task(model, options, task)
+
+            def tick(share: float, begun: int = i, task: str = task) -> None:
+                progress.update(round(begun + share, 2), len(tasks), task=task)
+
+            tick(0.0)
+            sim[task], dream[task] = evaluate_task(model, options, task, tick)
+        progress.update(len(tasks), len(tasks))
     show(table(sim, dream))
+    if options.out:
+        text = json.dumps({"checkpoint": words[0], "options": asdict(options), **figures(sim, dream)}, indent=2)
+        write_atomically(Path(options.out), f"{text}\n".encode())
+        print(f"figures: {options.out}")
 
 
 def evaluate_task(
-    model: WorldActionModel, options: Options, task: str
+    model: WorldActionModel, options: EvalOptions, task: str, tick: Callable[[float], None]
 ) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
-    """Evaluate one task in the places of `options`; returns the episodes of simulator and dream, in the same order."""
+    """Evaluate one task in the places of `options`; returns the episodes of simulator and dream, in the same order.
+
+    `tick` hears which share is done.
+    """
     seeds = range(options.seed, options.seed + options.n_episodes)
     tasks = (task,) if options.id == "metaworld" else ()
     env = make_sim(_config(options), model, tasks, min(options.n_envs, options.n_episodes), rewards=False)
     try:
         policy = FlowPolicy(model, env, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
-        sim = [] if options.place == "dream" else evaluate_sim(policy, env, seeds)
+        n_places = 2 if options.place == "both" else 1
+        heard = [lambda n, total, begun=begun: tick((begun + n / total) / n_places) for begun in (0, n_places - 1)]
+        sim = [] if options.place == "dream" else evaluate_sim(policy, env, seeds, heard[0])
         if options.place == "sim":
             return sim, []
         dream = DreamEnv(
@@ -103,7 +85,7 @@ def evaluate_task(
             obs_noise=options.obs_noise,
             seed=options.seed,
         )
-        return sim, evaluate_dream(policy, dream)
+        return sim, evaluate_dream(policy, dream, heard[1])
     finally:
         env.close()
 
@@ -126,12 +108,38 @@ def table(sim: Results, dream: Results) -> Table:
     return shown
 
 
+def figures(sim: Results, dream: Results) -> dict[str, Any]:
+    """Return what the table says, and each episode, as plain numbers and text; shares from 0 to 1."""
+    rows: dict[str, Any] = {}
+    for task in (*sim, *(("all",) if len(sim) > 1 else ())):
+        found = {
+            place: [r for name, rs in results.items() for r in rs if task in (name, "all")]
+            for place, results in (("sim", sim), ("dream", dream))
+        }
+        rows[task] = {place: _share(results) for place, results in found.items() if results}
+        if all(found.values()):
+            rows[task]["gap"] = dict(zip(("mean", "low", "high"), paired_gain(*found.values()), strict=True))
+    episodes = [
+        {"place": place, **result.to_row()}
+        for place, results in (("sim", sim), ("dream", dream))
+        for of in results.values()
+        for result in of
+    ]
+    return {"success": rows, "episodes": episodes}
+
+
+def _share(results: list[EpisodeResult]) -> dict[str, Any]:
+    hits, n = sum(result.success for result in results), len(results)
+    low, high = wilson(hits, n)
+    return {"rate": success_rate(results), "low": low, "high": high, "n_episodes": n}
+
+
 def _gap(sim: list[EpisodeResult], dream: list[EpisodeResult]) -> str:
     gap, low, high = (100 * value for value in paired_gain(sim, dream))
     return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _config(options: Options) -> TrainConfig:
+def _config(options: EvalOptions) -> TrainConfig:
     env = EnvConfig(
         id=options.id,
         tasks=options.tasks,

@@ -2,64 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
 from pathlib import Path
 
 import yaml
 
 from rewards.errors import UserError
-from rl.cli import keys_of
 from rl.compose import compose
-from rl.deploy.fit import BOUNDS, fit
+from rl.deploy.fit import fit
 from rl.envs.events import NOTHING
 from rl.envs.metaworld import TASKS
 from rl.envs.sim import make_spec
+from rl.verbs.options import FitOptions
 from rl.verbs.progress import Progress
 from world_model.episodes import EpisodeStore
 from world_model.files import write_atomically
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keys of `wamtune fit`."""
-
-    task: str = ""  # of Meta-World; empty: the only one that was recorded
-    n_episodes: int = 16  # used of those that were recorded; half of them judge
-    n_steps: int = 60  # replayed of each
-    spread: float = 0.1  # training draws each factor within this share of what was found
-    seed: int = 0
-    out: str = "fitted.yaml"  # a preset of `wamtune train`, with the events and the record
-
-    def check(self) -> None:
-        """Refuse counts that mean nothing."""
-        for name, low in (("n_episodes", 2), ("n_steps", 1), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least {low}")
-        if not 0 <= self.spread < 1:
-            raise UserError(f"spread={self.spread}: expected at least 0 and less than 1")
-
-
-HELP = f"""wamtune fit EPISODES [key=value ...]
-
-Fit {", ".join(BOUNDS)} and the noise of the sensors of Meta-World to recorded episodes:
-actions are replayed, and the parameters are searched with which positions stay nearest to the record. The seed of an
-episode has to name its scene in the simulator. Writes a preset that dreams of the record, with gates in a simulator
-that is randomised around what was found.
-
-Keys:
-{keys_of(Options)}
-
-Examples:
-  wamtune fit runs/robot/sim
-  wamtune fit runs/robot/sim task=push spread=0.2 out=mine.yaml
-"""
-
-
 def run(words: list[str]) -> None:
     """Fit, print what was found, and write the preset."""
-    if not words or "=" in words[0]:
-        raise UserError("fit needs a folder of recorded episodes: wamtune fit runs/robot/sim")
-    options = compose(None, words[1:], Options)
+    options = compose(None, words[1:], FitOptions)
     store = EpisodeStore(words[0])
     known = dict.fromkeys(task for task, _, _ in store.count())
     if not known:
@@ -84,7 +46,7 @@ def run(words: list[str]) -> None:
         "episodes": words[0],
         "env": {"tasks": [task], "events": found.events(options.spread)},
     }
-    text = f"# wamtune fit {' '.join(words)}\n{yaml.safe_dump(preset, sort_keys=False)}"
+    text = f"# {shlex.join(['wamtune', 'fit', *words])}\n{yaml.safe_dump(preset, sort_keys=False)}"
     write_atomically(Path(options.out), text.encode())
     print(f"preset: {options.out}; wamtune train {options.out}")
 

@@ -13,16 +13,6 @@ from world_model.checkpoint import builtin_checkpoints, find_checkpoint, load_ch
 
 KINDS = ("checkpoints", "presets", "rewards", "tasks")
 
-HELP = """wamtune ls [checkpoints | presets | rewards | tasks]
-
-List the built-in checkpoints with their stage, tasks, size and one measured figure, the presets, the built-in reward
-terms and the tasks of the simulator. A kind shows that list alone.
-
-Examples:
-  wamtune ls
-  wamtune ls presets
-"""
-
 
 def run(words: list[str]) -> None:
     """Print the lists that `words` name, all by default."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -15,6 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 REFRESH_SECONDS = 0.25
+TRUSTED_SECONDS = 5.0
+"""Before so much time has passed, nothing is said of the time that is left."""
+
+SMOOTHED_SECONDS = 30.0
+"""An estimate moves half-way to a new one in so much time."""
+
 TABLE_WIDTH = 120
 """Columns that a table may take where nothing is known of the width: a log file scrolls."""
 
@@ -26,14 +32,22 @@ class Progress:
         title: what is going on, "train demo".
         every: seconds between plain lines; the first and the last are always printed.
         console: where to write; standard output by default.
+        clock: seconds, those of `time.monotonic` by default.
     """
 
-    def __init__(self, title: str, every: float = 10.0, console: Console | None = None) -> None:
-        self.title, self.every = title, every
+    def __init__(
+        self,
+        title: str,
+        every: float = 10.0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title, self.every, self.clock = title, every, clock
         self.console = console or Console(highlight=False)
         self._live: Live | None = None
         self._printed = 0.0
-        self._first: tuple[float, float] | None = None  # when the first `update` came, and how much was done then
+        self._left = TimeLeft()
+        self._share = 0.0  # of the work that is done, the most that was said so far
         self._pending: str | None = None
 
     def __enter__(self) -> Progress:
@@ -52,12 +66,11 @@ class Progress:
             self.console.print(self._pending, markup=False, soft_wrap=True)
 
     def update(self, done: float, total: float, **shown: Any) -> None:
-        """Show `done` of `total` and the values `shown`, floats with three digits."""
-        now = time.monotonic()
+        """Show `done` of `total` and the values `shown`, floats with three digits; it never shows less than before."""
+        now = self.clock()
         due = now - self._printed >= (REFRESH_SECONDS if self._live is not None else self.every)
-        self._first = self._first or (now, done)  # a run that goes on has much done already
-        begun, before = self._first
-        left = (now - begun) * (total - done) / (done - before) if done > before else None
+        self._share = max(self._share, done / total if total else 1.0)
+        done, left = max(done, self._share * total), self._left.update(now, self._share)
         if self._live is not None:
             self._live.update(self._panel(done, total, left, shown), refresh=due)
         else:
@@ -85,6 +98,34 @@ class Progress:
         drawn = ProgressBar(total=max(total, 1e-9), completed=done, width=40)
         bar.add_row(drawn, f"{done:,g}/{total:,g}", f"{_clock(left)} left")
         return Panel(Group(bar, table), title=self.title, title_align="left", expand=False)
+
+
+class TimeLeft:
+    """Estimate the seconds that are left from the share of the work that was done since the first call.
+
+    What a run that goes on had done before says nothing about this machine, so it does not count. The estimate is
+    smoothed: it runs down like a clock and moves towards the newest one, so a single slow part does not double it.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None  # time and share of the first call
+        self._last: tuple[float, float] | None = None  # time and estimate of the last call that had one
+
+    def update(self, now: float, share: float) -> float | None:
+        """Return the estimate at time `now`, None while there is too little to tell."""
+        self._first = self._first or (now, share)
+        begun, before = self._first
+        if share >= 1.0:
+            return 0.0
+        if share <= before or now - begun < TRUSTED_SECONDS:
+            return None
+        left = (now - begun) * (1.0 - share) / (share - before)
+        if self._last is not None:
+            passed = now - self._last[0]
+            expected = max(self._last[1] - passed, 0.0)
+            left = expected + (left - expected) * passed / (passed + SMOOTHED_SECONDS)
+        self._last = now, left
+        return left
 
 
 def show(table: Table) -> None:

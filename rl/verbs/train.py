@@ -13,7 +13,6 @@ from rich.table import Table
 from safetensors.torch import save
 
 from rewards.errors import BadNumbers
-from rl.cli import keys_of
 from rl.compose import to_yaml
 from rl.config import RECORDED, TrainConfig
 from rl.evaluate import EpisodeResult, describe, paired_gain, success_rate
@@ -32,21 +31,6 @@ from rl.verbs.run_state import Run, load_state, save_state
 from world_model.checkpoint import find_checkpoint, save_checkpoint
 from world_model.episodes import EpisodeStore
 from world_model.store import load_model, save_model
-
-HELP = f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
-
-Improve a checkpoint by PPO in the simulator, in its own dream, or in both. A gate after each part of a round that
-`gate.places` names compares the new policy with the best so far on fresh episodes and rolls a loss back. At the end
-stands success before and after, on seeds that no gate saw; with `controls=[anchor,filtered_bc]` beside the same run
-without RL. Given a run folder, go on where that run stopped, to the same end.
-
-Keys:
-{keys_of(TrainConfig)}
-
-Examples:
-  wamtune train mix env.tasks=[peg-insert-side] controls=[anchor,filtered_bc]
-  wamtune train sim env.tasks=[push] total_timesteps=50_000 rewards.action_jerk.weight=-0.01
-"""
 
 BAD_NUMBERS = "bad_numbers.safetensors"
 """File of a run folder: the tensors that came with the last bad numbers."""

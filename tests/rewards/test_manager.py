@@ -161,7 +161,7 @@ def test_wrong_shape_or_type(t: Transition, monkeypatch: pytest.MonkeyPatch) -> 
     assert message(lambda t: t.action[:, :1]) == shape.format("(3, 1)")
     assert message(lambda t: t.action.sum()) == shape.format("()")
     assert message(lambda t: 1.0) == "reward term 'mine' returned a float, expected a tensor of shape (3,)"
-    unknown = "reward term 'mine': the state has no slice 'objct_pos'; known: hand_pos, gripper, object_pos"
+    unknown = "reward term 'mine': the state has no slice 'objct_pos'; did you mean 'object_pos'?"
     assert message(lambda t: t["objct_pos"]) == unknown
 
 

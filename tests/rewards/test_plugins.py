@@ -81,9 +81,8 @@ def test_entry_point(plugin: Path, t: Transition, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_loaded_is_one_line(plugin: Path) -> None:
-    assert message("absent.py:f") == (
-        f"reward term 'mine': there is no file absent.py (looked for {plugin.parent.resolve() / 'absent.py'})"
-    )
+    looked = f"looked for {plugin.parent.resolve() / 'absent.py'}, and beside the preset that names it"
+    assert message("absent.py:f") == f"reward term 'mine': there is no file absent.py ({looked})"
     assert message(f"{plugin.name}:frist_action") == (
         f"reward term 'mine': {plugin.name} has no 'frist_action'; did you mean 'first_action'?"
     )

@@ -18,6 +18,7 @@ from rewards.errors import UserError
 from rl import cli
 from rl.stage_config import PretrainConfig
 from rl.verbs import cp, doctor, ls
+from rl.verbs.help import keys_of
 from world_model import checkpoint
 from world_model.model import WorldActionModel
 from world_model.model_config import ModelConfig
@@ -72,10 +73,10 @@ def test_help_ends_with_two_examples(capsys: pytest.CaptureFixture[str], verb: s
 
 
 def test_help_lists_keys_with_default_and_comment() -> None:
-    lines = cli.keys_of(PretrainConfig).splitlines()
+    lines = keys_of(PretrainConfig).splitlines()
     assert lines[0].split(None, 1) == ["name=", "folder below runs/"]
     assert any(line.startswith("  n_noisy=60 ") and "noise on its actions" in line for line in lines)
-    assert any(line.strip().startswith("stage.atoms=[0.1, 0.0") for line in lines)
+    assert any(line.strip().startswith("stage.atoms=0.1,0.0,") for line in lines)
 
 
 @pytest.mark.parametrize(

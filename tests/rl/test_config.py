@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import UserError
+from rewards.loading import load_term
 from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
 from rl.config import EnvConfig, TrainConfig
 from rl.deploy.robot_config import RobotConfig
@@ -115,6 +116,51 @@ def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "tasks"),
+    [
+        ("push", ("push",)),
+        ("push,hammer", ("push", "hammer")),
+        ("push, hammer", ("push", "hammer")),
+        ("[push]", ("push",)),
+        ("[push,hammer]", ("push", "hammer")),
+        ("gym_pusht/PushT-v0", ("gym_pusht/PushT-v0",)),
+        ("[]", ()),
+        ("", ()),
+    ],
+)
+def test_a_list_needs_no_brackets_on_the_command_line(value: str, tasks: tuple[str, ...]) -> None:
+    """Unquoted brackets are a pattern for zsh, which then runs nothing at all."""
+    assert compose(None, ["name=x", f"env.tasks={value}"], TrainConfig).env.tasks == tasks
+
+
+def test_every_kind_of_list_is_taken_without_brackets() -> None:
+    config = compose(None, ["name=x", "tasks=a", "stage.atoms=1,0,.5,0,0", "isaac.groups=a,b"], PretrainConfig)
+    assert (config.stage.atoms, config.isaac.groups) == ((1.0, 0.0, 0.5, 0.0, 0.0), ("a", "b"))
+    words = ["robot=fake", "limits.low=-1,-0.5", "limits.boxes.hand.low=-1,2", "map.state=a,b"]
+    words += ["limits.boxes.hand.high=1,2", "limits.boxes.hand.actions=0,1"]
+    robot = compose(None, words, RobotConfig)
+    assert (robot.limits.low, robot.limits.boxes["hand"].low, robot.map.state) == ((-1, -0.5), (-1, 2), ("a", "b"))
+
+
+def test_a_list_in_a_file_is_a_list(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: x\nenv: {tasks: push}\n")
+    assert message(path) == f"env.tasks='push' in {path}: expected a list such as [push]"
+
+
+def test_a_plug_in_is_found_beside_the_preset_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "terms.py").write_text("def term(t):\n    return t.success.float()\n")
+    (tmp_path / "terms.py").write_text("")
+    path = write(tmp_path / "mine", "name: x\nrewards: {a: {func: terms.py:term, weight: 1}, b: {func: other.py:f}}\n")
+    config = compose(path, ["rewards.c={func: terms.py:term, weight: 1}"], TrainConfig)
+    func = config.rewards["a"]["func"]
+    assert func == f"{tmp_path / 'mine' / 'terms.py'}:term" and load_term("a", func)
+    assert config.rewards["b"]["func"] == "other.py:f"  # is not there, so it is looked for in the working folder
+    assert config.rewards["c"]["func"] == "terms.py:term"  # of the command line
+
+
+@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("ppo.n_epochs=many", "ppo.n_epochs='many' on the command line: expected an integer"),
@@ -130,7 +176,8 @@ def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
         ("rewards={1: {weight: 1}}", "rewards on the command line has the key 1; expected text"),
         ("name=2024", "name=2024 on the command line: expected text"),
         ("gate.enabled=1", "gate.enabled=1 on the command line: expected true or false"),
-        ("env.tasks=push", "env.tasks='push' on the command line: expected a list such as [push]"),
+        ("env.tasks={push}", "env.tasks[0]={'push': None} on the command line: expected text"),
+        ("env.tasks=push]", "cannot read the YAML in the value of 'env.tasks' on the command line"),
         ("env.tasks=[1]", "env.tasks[0]=1 on the command line: expected text"),
         ("env.kind=dreams", "env.kind='dreams' on the command line: expected one of sim, dream, mix"),
         ("dream=2", "dream=2 on the command line: expected a group of keys (n_envs, horizon"),

@@ -20,6 +20,7 @@ from rl.config import TrainConfig
 from rl.deploy import export
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.export import export_policy, load_exportable
+from rl.extras import pip_line
 from rl.gaussian_policy import GaussianPolicy
 from rl.policy import FlowPolicy, policy_state
 from world_model.checkpoint import load_checkpoint, save_checkpoint
@@ -247,7 +248,7 @@ def test_a_missing_extra_is_one_line(
     monkeypatch.setitem(sys.modules, package, None)  # importing it fails
     with pytest.raises(UserError) as error:
         export_policy(point, tmp_path / "exported")
-    assert str(error.value) == f"export needs {package}; install it with pip install 'wamtune[export]'"
+    assert str(error.value) == f"export needs {package}; install it with {pip_line('export')}"
     assert not any(tmp_path.iterdir())
 
 

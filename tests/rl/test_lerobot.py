@@ -13,6 +13,7 @@ import torch
 from rewards.errors import UserError
 from rl import cli
 from rl.deploy.lerobot import export_lerobot, import_lerobot
+from rl.extras import pip_line
 from world_model.episodes import Episode, EpisodeStore
 from world_model.spec import Feature, Spec
 
@@ -200,7 +201,7 @@ def test_without_pyarrow_the_line_names_the_extra(tmp_path, monkeypatch) -> None
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    assert line(export_lerobot, make_episodes(), SPEC, tmp_path / "d").endswith("pip install 'wamtune[data]'")
+    assert line(export_lerobot, make_episodes(), SPEC, tmp_path / "d").endswith(pip_line("data"))
     assert os.listdir(tmp_path) == []
 
 

@@ -17,7 +17,7 @@ import torch
 from rewards.errors import UserError
 from rl import cli
 from rl.compose import compose
-from rl.deploy.columns import ColumnsConfig
+from rl.deploy.columns_config import ColumnsConfig
 from rl.deploy.lerobot import import_lerobot
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.stage_episodes import demonstrations

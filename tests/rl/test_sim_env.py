@@ -1,6 +1,7 @@
 """SimEnv: honest seeds, ends, partial chunks, workers, exact resume, bad input."""
 
 import pickle
+import re
 import threading
 
 import gymnasium
@@ -12,6 +13,7 @@ from rewards.errors import UserError
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.simulator import IDLE
 from rl.envs.workers import Group, Workers
+from rl.extras import pip_line
 from rl.stage_collect import record
 from rl.stage_pictures import model_spec
 from world_model.model_config import ModelConfig
@@ -279,7 +281,7 @@ def test_gymnasium_environment_reports_its_own_reward_and_limit():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("metaworld", 1, ["pusch"]), "'pusch' is unknown to Meta-World; it knows assembly"),
+        (("metaworld", 1, ["pusch"]), "'pusch' is unknown to Meta-World; did you mean 'push'?"),
         (("metaworld", 1), "needs tasks="),
         (("Nothing-v0", 1), "'Nothing-v0' cannot be made"),
         (("Odd-v0", 1), "action space is Discrete, expected Box"),
@@ -293,13 +295,13 @@ def test_bad_input_is_one_line(arguments, message):
 
 
 def test_task_that_the_model_lacks():
-    with pytest.raises(UserError, match="'push' is unknown to the model; it knows hammer"):
+    with pytest.raises(UserError, match="'push' is unknown to the model; known: hammer"):
         SimEnv("metaworld", 1, ["push"], task_names=["hammer"])
 
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gym_pusht", None)
-    with pytest.raises(UserError, match=r"pip install 'wamtune\[pusht\]'"):
+    with pytest.raises(UserError, match=re.escape(pip_line("pusht"))):
         SimEnv("gym_pusht/PushT-v0", 1)
 
 

@@ -211,10 +211,15 @@ def test_find_by_path_run_folder_and_builtin_name(tmp_path, monkeypatch) -> None
         save(tmp_path / "runs" / "push" / time / "checkpoints" / "last", value)
     (tmp_path / "runs" / "push" / "20260103-000000-s0" / "checkpoints").mkdir(parents=True)  # nothing saved yet
     assert load_checkpoint(tmp_path / "runs" / "push")[0]["value"] == 6.0
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "runs" / "hammer" / "20260101-120000-s0" / "checkpoints" / "last", 7.0)
+    assert load_checkpoint("latest")[0]["value"] == load_checkpoint("runs/push")[0]["value"] == 6.0
+    save(tmp_path / "runs" / "hammer" / "20260104-000000-s1" / "checkpoints" / "last", 8.0)
+    assert load_checkpoint("latest")[0]["value"] == 8.0
     monkeypatch.chdir(tmp_path / "builtin" / "metaworld-tuned")
     assert load_checkpoint(".")[0]["value"] == 3.0
     missing = tmp_path / "nowhere" / "metaworld-tuned"
-    expected = f"no checkpoint at {missing}; known built-in checkpoints: metaworld-tuned; try `wamtune ls`"
+    expected = f"no checkpoint at {missing}; known: metaworld-tuned; try `wamtune ls checkpoints`"
     assert line(load_checkpoint, missing) == line(find_checkpoint, missing) == expected
 
 

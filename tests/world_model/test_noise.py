@@ -9,8 +9,8 @@ import torch
 from rewards.errors import UserError
 from world_model.codec import VectorCodec
 from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.noise import NO_IMAGE_NOISE, ImageNoise, noisy_images, noisy_vectors, shifted
+from world_model.model_config import NO_IMAGE_NOISE, ImageNoise, ModelConfig
+from world_model.noise import noisy_images, noisy_vectors, shifted
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,0 +1,22 @@
+"""Load a checkpoint that is asked to act."""
+
+from __future__ import annotations
+
+from rewards.errors import UserError
+from world_model.model import WorldActionModel
+from world_model.store import load_model_and_config
+
+
+def load_actor(name_or_path: str) -> WorldActionModel:
+    """Load a checkpoint as `load_model` does; refuse one that has learned to predict alone.
+
+    Raises:
+        UserError: as for `load_model`, or the checkpoint has not been tuned.
+    """
+    model, config = load_model_and_config(name_or_path)
+    if config.get("stage") == "pretrain":
+        raise UserError(
+            f"{name_or_path} cannot act, it only predicts: teach it with wamtune tune metaworld-tuned "
+            f"checkpoint={name_or_path}, look at what it predicts with wamtune dream {name_or_path}, or take another"
+        )
+    return model

@@ -1,0 +1,210 @@
+"""What `wamtune VERB --help` prints. Schemas are all that it imports, so the answer needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+from rl.config import TrainConfig
+from rl.deploy.columns_config import ColumnsConfig
+from rl.deploy.robot_config import RobotConfig
+from rl.deploy.stops import KEYS
+from rl.extras import pip_line
+from rl.stage_config import PretrainConfig, TuneConfig
+from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
+
+
+def keys_of(schema: type) -> str:
+    """Return a line for every key of a config schema: name, default, and the comment beside it in the source."""
+    rows = list(_rows(schema, ""))
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
+
+
+def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(schema), flags=re.MULTILINE))
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if defaults is not None:  # a group may be begun with values of its own
+            default = getattr(defaults, field.name)
+        if dataclasses.is_dataclass(default):
+            yield from _rows(hints[field.name], f"{prefix}{field.name}.", default)
+            continue
+        shown = "" if default in ("???", "") else _as_typed(default)
+        yield f"{prefix}{field.name}={shown}", comments.get(field.name, "")
+
+
+def _as_typed(value: Any) -> str:
+    """Return a value as it is written on the command line, a list without the brackets that zsh would take."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+HELP = {
+    "ls": """wamtune ls [checkpoints | presets | rewards | tasks]
+
+List the built-in checkpoints with their stage, tasks, size and one measured figure, the presets, the built-in reward
+terms and the tasks of the simulator. A kind shows that list alone.
+
+Examples:
+  wamtune ls
+  wamtune ls presets""",
+    "cp": f"""wamtune cp NAME DEST [key=value ...]
+
+Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or carry it away. What is there is never
+overwritten. A name that is both is copied as a preset when DEST ends with .yaml, otherwise as a checkpoint.
+
+A folder of episodes becomes a LeRobot v3.0 dataset, and a LeRobot dataset a folder of episodes; both need the extra
+`data`: {pip_line("data")}. What a dataset from elsewhere calls things is said by keys.
+
+Keys, for a LeRobot dataset:
+{keys_of(ColumnsConfig)}
+
+Examples:
+  wamtune cp demo mine.yaml
+  wamtune cp runs/robot/sim datasets/arm
+  wamtune cp datasets/theirs runs/episodes/theirs success=all""",
+    "pretrain": f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
+
+Collect episodes of scripted experts, clean and noisy, and of random motion, and train a world-action model to predict
+what actions bring about. With id=recorded nothing is collected: it learns from the folder `episodes`, into which
+`dataset`, a LeRobot v3.0 dataset, is imported first. One of five episodes of a task is then held out. It learns no
+policy: that is `wamtune tune`. Given a run folder, go on where that run stopped.
+
+Keys:
+{keys_of(PretrainConfig)}
+
+Examples:
+  wamtune pretrain metaworld-pretrained
+  wamtune pretrain metaworld-pretrained name=push tasks=push stage.n_steps=3000
+  wamtune pretrain own-pretrained dataset=datasets/mine columns.success=all""",
+    "tune": f"""wamtune tune PRESET | RUN_FOLDER [key=value ...]
+
+Teach a pretrained checkpoint to act from few demonstrations per task, roll the policy out, refit the world decoder on
+what it met, and measure success in the simulator. With id=recorded there is no simulator: nothing is rolled out, and
+the policy is measured on held-out demonstrations alone. Given a run folder, go on where that run stopped.
+
+Keys:
+{keys_of(TuneConfig)}
+
+Examples:
+  wamtune tune metaworld-tuned
+  wamtune tune metaworld-tuned name=push tasks=push n_demos=5""",
+    "train": f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
+
+Improve a checkpoint by PPO in the simulator, in its own dream, or in both. A gate after each part of a round that
+`gate.places` names compares the new policy with the best so far on fresh episodes and rolls a loss back. At the end
+stands success before and after, on seeds that no gate saw; with `controls=anchor,filtered_bc` beside the same run
+without RL. Given a run folder, go on where that run stopped, to the same end.
+
+Keys:
+{keys_of(TrainConfig)}
+
+Examples:
+  wamtune train mix env.tasks=peg-insert-side controls=anchor,filtered_bc
+  wamtune train sim env.tasks=push total_timesteps=50_000 rewards.action_jerk.weight=-0.01""",
+    "eval": f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
+
+Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
+begun from the first states of the very same episodes, and the gap between the two. The same command prints the same
+figures; out=FILE.json writes them with every episode. `latest` is the newest run, `runs/NAME` the newest of that name.
+
+Keys:
+{keys_of(EvalOptions)}
+
+Examples:
+  wamtune eval metaworld-tuned tasks=push,door-open n_episodes=100
+  wamtune eval runs/demo/20250101-120000-s0 place=both
+  wamtune eval metaworld-tuned obs_noise=0.001""",
+    "dream": f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
+
+Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
+before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
+the error by step, beside that of "nothing moves" (the first frame repeated). Of a model that sees pictures it makes a
+film: simulator, dream, difference, and how the error grows; as .png the last real picture alone.
+
+With source=joint nothing is replayed: from what is really seen the model imagines a chunk of future together with
+actions that bring it about, these are executed, and what it thought would happen is compared with what did.
+
+Keys:
+{keys_of(DreamOptions)}
+
+Examples:
+  wamtune dream metaworld-tuned task=push
+  wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png""",
+    "report": """wamtune report RUN_FOLDER
+
+Write report.html into the folder of a training run: success before and after with its controls, every gate, what the
+dream promised and what the simulator gave, the same episodes in both, three of them as curves, and the command to
+repeat it. One file, no network. `wamtune train` writes it by itself at its end; a run under way can be looked at too.
+
+Examples:
+  wamtune report runs/demo/20250101-120000-s0
+  wamtune report runs/mix/20250101-120000-s1""",
+    "check": f"""wamtune check PRESET | FILE [key=value ...]
+
+Compose a config and run each of its reward terms once: on simulated steps (random actions), on dreamed ones and on a
+recorded demonstration of the checkpoint. Prints a table of the values, or why a term cannot run there. Ends with exit
+code 2 if a term is broken for a place that the config trains in. The keys are those of `wamtune train`.
+
+Keys:
+{keys_of(TrainConfig)}
+
+Examples:
+  wamtune check mix
+  wamtune check sim rewards.smooth.func=my_rewards.py:smooth rewards.smooth.weight=-0.1""",
+    "deploy": f"""wamtune deploy CHECKPOINT | RUN_FOLDER export [key=value ...]
+wamtune deploy CHECKPOINT | RUN_FOLDER run PRESET [key=value ...]
+wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER PRESET [key=value ...]
+
+`export` writes the policy of a checkpoint as policy.onnx, with everything between a state and bounded actions inside,
+beside contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what
+it is. Before anything is written, onnxruntime must give the actions of torch on 1,000 observations; prints the
+largest difference. Needs the extra `export`: {pip_line("export")}
+`run` takes the folder of an export as well.
+
+`run` runs the policy on a robot: anything with the members of LeRobot's Robot, one behind rosbridge, or the simulated
+one of the preset robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. It is
+stopped by {KEYS}, by a file, Ctrl-C or a signal. Each episode that ends is
+recorded; the next run goes on with the next scene.
+
+`compare` runs two policies in pairs, who goes first drawn by lot, until it is clear which is better or n_episodes pairs
+are done; it says how many more it would take, and goes on from there when it is called again.
+
+Keys of export:
+{keys_of(ExportOptions)}
+
+Keys of run and compare:
+{keys_of(RobotConfig)}
+
+Examples:
+  wamtune deploy metaworld-tuned run robot-sim dry_run=true
+  wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30""",
+    "fit": f"""wamtune fit EPISODES [key=value ...]
+
+Fit mass, friction, damping, gain, delay and the noise of the sensors of Meta-World to recorded episodes:
+actions are replayed, and the parameters are searched with which positions stay nearest to the record. The seed of an
+episode has to name its scene in the simulator. Writes a preset that dreams of the record, with gates in a simulator
+that is randomised around what was found.
+
+Keys:
+{keys_of(FitOptions)}
+
+Examples:
+  wamtune fit runs/robot/sim
+  wamtune fit runs/robot/sim task=push spread=0.2 out=mine.yaml""",
+    "doctor": """wamtune doctor
+
+Look at Python, torch, the packages, the simulator, drawing and the built-in checkpoints. Every line says ok
+or missing, and what is missing says how to get it. Ends with exit code 2 if wamtune cannot do without it.
+
+Examples:
+  wamtune doctor
+  wamtune doctor --debug""",
+}
+"""By verb: how it is called, what it does, its keys, and two examples."""

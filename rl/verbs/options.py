@@ -1,0 +1,98 @@
+"""The keys of the verbs that read no preset: `eval`, `dream`, `deploy ... export` and `fit`.
+
+Apart from the verbs themselves, so that help and the check of a command line need no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rewards.errors import UserError
+from rl.config import DreamConfig, EnvConfig, EvalConfig
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The keys of `wamtune eval`."""
+
+    tasks: tuple[str, ...] = ()  # empty: all the checkpoint knows
+    n_episodes: int = EvalConfig().n_episodes  # of each task
+    seed: int = EvalConfig().seed  # of the first episode
+    place: Literal["sim", "dream", "both"] = "sim"
+    n_denoising_steps: int = 2  # of the policy
+    n_action_steps: int = 0  # executed of a chunk; 0: all of it
+    id: str = "metaworld"  # or a gymnasium id
+    max_steps: int = EnvConfig().max_steps
+    obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
+    n_envs: int = EnvConfig().n_envs
+    n_workers: int = 0
+    out: str = ""  # a .json file for the figures and each episode; empty: the table alone
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing, and another kind of file."""
+        _at_least(self, 1, "n_episodes", "n_denoising_steps", "max_steps", "n_envs")
+        _at_least(self, 0, "seed", "n_action_steps", "n_workers", "obs_noise")
+        if self.out and not self.out.endswith(".json"):
+            raise UserError(f"out={self.out!r}: expected the name of a .json file")
+
+
+@dataclass(frozen=True)
+class DreamOptions:
+    """The keys of `wamtune dream`."""
+
+    task: str = "push"
+    seed: int = 2_000_000  # names the episode
+    n_chunks: int = 8  # at most
+    source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
+    n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
+    out: str = ""  # .png, for a model that sees also .gif or .mp4; empty: dream.png or dream.gif
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing, and a picture that is none."""
+        _at_least(self, 1, "n_chunks", "n_denoising_steps")
+        _at_least(self, 0, "seed")
+        if self.out and not self.out.endswith((".png", ".gif", ".mp4")):
+            raise UserError(
+                f"out={self.out!r}: expected the name of a .png file, or of a .gif or .mp4 for a model that sees"
+            )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The keys of `wamtune deploy ... export`."""
+
+    out: str = ""  # the folder; empty: exported/ in the run folder, or here for a checkpoint
+    n_denoising_steps: int = 0  # of the policy; 0: as in the run that trained it, else 2
+    n_action_steps: int = 0  # executed of a chunk; 0: as in the run that trained it, else all of it
+    episodes: str = ""  # recorded ones to compare on; empty: those beside the checkpoint, else random states
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        _at_least(self, 0, "n_denoising_steps", "n_action_steps")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The keys of `wamtune fit`."""
+
+    task: str = ""  # of Meta-World; empty: the only one that was recorded
+    n_episodes: int = 16  # used of those that were recorded; half of them judge
+    n_steps: int = 60  # replayed of each
+    spread: float = 0.1  # training draws each factor within this share of what was found
+    seed: int = 0
+    out: str = "fitted.yaml"  # a preset of `wamtune train`, with the events and the record
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        _at_least(self, 2, "n_episodes")
+        _at_least(self, 1, "n_steps")
+        _at_least(self, 0, "seed")
+        if not 0 <= self.spread < 1:
+            raise UserError(f"spread={self.spread}: expected at least 0 and less than 1")
+
+
+def _at_least(options: object, low: int, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < low:
+            raise UserError(f"{name}={getattr(options, name)}: expected at least {low}")

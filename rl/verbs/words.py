@@ -1,0 +1,98 @@
+"""Check the words after a verb before the verb is imported: a typo is answered at once, not after a second of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rewards.errors import UserError
+from rl.compose import compose, list_presets
+from rl.config import TrainConfig
+from rl.deploy.robot_config import RobotConfig
+from rl.stage_config import PretrainConfig, TuneConfig
+from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
+from world_model.runs import find_run
+
+PRESETS: dict[str, type] = {"pretrain": PretrainConfig, "tune": TuneConfig, "train": TrainConfig, "check": TrainConfig}
+"""Schema of each verb that begins with a preset; `check` does without one."""
+
+OPTIONS: dict[str, type] = {"eval": EvalOptions, "dream": DreamOptions, "fit": FitOptions}
+"""Schema of each verb whose first word is a checkpoint or a folder."""
+
+ROBOT = {"export": 2, "run": 2, "compare": 3}
+"""Actions of `deploy`: how many words there are before its preset or its keys."""
+
+NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: see `wamtune ls presets`") | {
+    "eval": "a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`",
+    "dream": "a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`",
+    "fit": "a folder of recorded episodes: wamtune fit runs/robot/sim",
+}
+"""What the first word of a verb has to be."""
+
+BUILTIN = Path(__file__).resolve().parents[2] / "world_model" / "builtin"
+
+
+def check_words(verb: str, words: Sequence[str]) -> None:
+    """Raise the `UserError` that shows in `words` alone; the config that they give is dropped."""
+    name = words[0] if words and "=" not in words[0] else None
+    if name is None and verb in NEEDS:
+        raise UserError(f"{verb} needs {NEEDS[verb]}")
+    if verb in PRESETS:
+        if name is None or verb == "check" or find_run(name) is None:  # a run goes on with its own config
+            _check_preset(verb, name, words[name is not None :])
+    elif verb in OPTIONS:
+        _check_checkpoint(verb, str(name))
+        compose(None, words[1:], OPTIONS[verb])
+    elif verb == "deploy" and len(words) > 1 and words[1] in ROBOT:
+        _check_checkpoint(verb, words[0])
+        rest = words[ROBOT[words[1]] :]
+        if words[1] == "export":
+            compose(None, rest, ExportOptions)
+        elif rest and "=" not in rest[0]:
+            compose(rest[0], rest[1:], RobotConfig)
+
+
+def _check_preset(verb: str, name: str | None, overrides: Sequence[str]) -> None:
+    """Refuse what is no preset, or one of another verb, and say what it is good for."""
+    if name is None or name.endswith((".yaml", ".yml")) or _composes(name, PRESETS[verb]):
+        compose(name, overrides, PRESETS[verb])
+        return
+    builtin = _builtin_config(name)
+    if builtin.get("stage") == "pretrain":
+        what = f"a checkpoint that only predicts; wamtune tune metaworld-tuned checkpoint={name} teaches it to act"
+    elif builtin or (Path(name) / "manifest.json").is_file():
+        what = f"a checkpoint; train it with wamtune train mix checkpoint={name}, measure it with wamtune eval {name}"
+    elif verbs := [of for of, schema in PRESETS.items() if of not in (verb, "check") and _composes(name, schema)]:
+        what = f"a preset of another verb: wamtune {verbs[0]} {name}"
+    elif _composes(name, RobotConfig):
+        what = f"a preset of another verb: wamtune deploy metaworld-tuned run {name}"
+    elif name in _builtin_config("metaworld-tuned")["spec"]["tasks"]:
+        what = f"a task; name a preset before it: wamtune {verb} mix env.tasks={name}"
+    else:
+        compose(name, overrides, PRESETS[verb])
+        return
+    raise UserError(f"{verb} {name}: expected a preset of wamtune {verb}, and {name} is {what}")
+
+
+def _check_checkpoint(verb: str, name: str) -> None:
+    if name in dict(list_presets()) and not _builtin_config(name) and not Path(name).exists():
+        raise UserError(f"{verb} {name}: {name} is a preset; expected a checkpoint or a run, such as metaworld-tuned")
+
+
+def _composes(preset: str, schema: type) -> bool:
+    try:
+        compose(preset, [], schema)
+    except UserError:
+        return False
+    return True
+
+
+def _builtin_config(name: str) -> dict[str, Any]:
+    """Return the config of a built-in checkpoint, an empty one where there is none of that name."""
+    path = BUILTIN / Path(name).name / "config.json"
+    if len(Path(name).parts) != 1 or not path.is_file():
+        return {}
+    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return config
