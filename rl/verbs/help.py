@@ -67,7 +67,6 @@ Keys, for a LeRobot dataset:
 
 Examples:
   wamtune cp demo mine.yaml
-  wamtune cp runs/robot/sim datasets/arm
   wamtune cp datasets/theirs runs/episodes/theirs success=all""",
     "pretrain": f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
@@ -80,7 +79,6 @@ Keys:
 {keys_of(PretrainConfig)}
 
 Examples:
-  wamtune pretrain metaworld-pretrained
   wamtune pretrain metaworld-pretrained name=push tasks=push stage.n_steps=3000
   wamtune pretrain own-pretrained dataset=datasets/mine columns.success=all""",
     "tune": f"""wamtune tune PRESET | RUN_FOLDER [key=value ...]
@@ -119,8 +117,7 @@ Keys:
 
 Examples:
   wamtune eval metaworld-tuned tasks=push,door-open n_episodes=100
-  wamtune eval runs/demo/20250101-120000-s0 place=both
-  wamtune eval metaworld-tuned obs_noise=0.001""",
+  wamtune eval runs/demo/20250101-120000-s0 place=both obs_noise=0.001""",
     "dream": f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
 
 Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
