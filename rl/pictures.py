@@ -14,9 +14,13 @@ from torch import Tensor
 from rl.evaluate import EpisodeResult, success_rate, wilson
 from world_model.files import write_atomically
 
+PLAIN = {"text.parse_math": False}
+"""A name such as $x^$ is no formula."""
+
 GREY, BLUE, RED = "0.72", "tab:blue", "tab:red"
 
 
+@matplotlib.rc_context(PLAIN)
 def draw_before_after(
     runs: Mapping[str, tuple[Sequence[EpisodeResult], Sequence[EpisodeResult]]], path: str | Path
 ) -> None:
@@ -33,6 +37,7 @@ def draw_before_after(
     _save(figure, path)
 
 
+@matplotlib.rc_context(PLAIN)
 def draw_dream(
     true: Mapping[str, Tensor], dreamed: Mapping[str, Tensor], chunk_size: int, title: str, path: str | Path
 ) -> None:
@@ -80,6 +85,5 @@ def _column(values: Tensor, i: int) -> list[float]:
 
 def _save(figure: Figure, path: str | Path) -> None:
     drawn = io.BytesIO()
-    with matplotlib.rc_context({"text.parse_math": False}):  # a name such as $x^$ is no formula
-        figure.savefig(drawn, format="png", dpi=120)  # a bare Figure draws with Agg: no window system is asked for
+    figure.savefig(drawn, format="png", dpi=120)  # a bare Figure draws with Agg: no window system is asked for
     write_atomically(Path(path), drawn.getvalue())

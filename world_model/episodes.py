@@ -196,6 +196,7 @@ def _open(shard: Path) -> tuple[BinaryIO, dict[str, Any], dict[str, Any]]:
         if version > SCHEMA_VERSION:
             raise UserError(f"{shard}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
         _check_rows(header["episodes"])
+        _spec(shard, header["spec"])
     except UserError:
         file.close()
         raise
@@ -214,6 +215,13 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
         every = row.get("picture_every", 1)  # older shards have no pictures
         if not fits or type(every) is not int or every < 1:
             raise ValueError("a row of episodes")
+
+
+def _spec(shard: Path, spec: dict[str, Any]) -> Spec:
+    try:
+        return Spec.from_dict(spec)
+    except UserError as error:
+        raise UserError(f"{shard}: {error}; delete it and collect its episodes again") from error
 
 
 def _header(shard: Path) -> dict[str, Any]:
@@ -252,7 +260,7 @@ def read_shard(
     if not any(wanted):
         return []
     header, tensors = _read(shard)
-    spec, lengths = Spec.from_dict(header["spec"]), [row["length"] for row in rows]
+    spec, lengths = _spec(shard, header["spec"]), [row["length"] for row in rows]
     try:
         parts = zip(
             tensors["observation.state"].split([length + 1 for length in lengths]),

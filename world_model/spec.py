@@ -93,7 +93,7 @@ FASTEST = 10_000.0
 
 MOST_ACTIONS, MOST_TASKS = 10_000, 100_000
 
-MOST_NUMBER = 3.4e38
+MOST_NUMBER = 3.4028235e38
 """The largest in single precision, in which bounds are used."""
 
 

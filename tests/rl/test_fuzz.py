@@ -16,7 +16,7 @@ from benchmarks.crafted import MARK, READERS, VICTIM
 from rewards.errors import UserError
 
 N = {"ONNX": 10, "contract": 25, "MP4": 25, "metrics": 5, "pairs": 10}
-"""Inputs of a reader, 40 by default; a graph is tried in a process of its own and a report drawn: that takes long."""
+"""Inputs of a reader, 40 by default; a graph is tried in its own process and a report is drawn: that takes long."""
 
 SLOW = ("dark_video", "hostile_sizes")
 """Ways that take seconds, left to the benchmark and to tests of their own."""
