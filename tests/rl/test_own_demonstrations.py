@@ -275,9 +275,9 @@ def test_fewer_demonstrations_than_asked_for() -> None:
     assert chosen(episodes, "n_demos=10", tasks=TASKS[:1]) == [0, 1, 2]  # the default takes what is there
     with pytest.raises(UserError, match=re.escape(f"demos.{TASKS[0]}=4, but runs/episodes/own-pretrained has 3 ")):
         chosen(episodes, sentence, tasks=TASKS[:1])
-    with pytest.raises(UserError, match=r"task 'b': .* 0 successful episodes .* 1 of source import, 0 successful"):
+    with pytest.raises(UserError, match=r"task 'b': .* 0 successful episodes .*1 of source import, 0 successful"):
         chosen(episodes, tasks=("b",))
-    with pytest.raises(UserError, match=r"0 successful episodes of source expert .* there are 3 of source import"):
+    with pytest.raises(UserError, match=r"0 successful episodes of source expert .*there are 3 of source import"):
         chosen(episodes, "demonstrations.sources=[expert]", tasks=TASKS[:1])
 
 

@@ -14,6 +14,7 @@ from rl.compose import compose
 from rl.evaluate import EpisodeResult
 from rl.model_card import figures, finite, success_metrics
 from rl.stage_config import PretrainConfig, TuneConfig
+from rl.stage_recorded import heldout_store, load_split
 from rl.verbs.begin import begin
 from rl.verbs.run_folder import read_rows
 from world_model.episodes import EpisodeStore
@@ -129,9 +130,18 @@ def test_metrics_are_logged_and_held_out_is_measured_on_the_way() -> None:
 
 def test_held_out_episodes_are_apart() -> None:
     store = EpisodeStore("episodes")
-    heldout = stage_episodes.heldout_store(store).load()
+    heldout = heldout_store(store).load()
     assert [e.source for e in heldout] == ["expert"] * 2 + ["noisy"] * 4
     assert not {e.seed for e in heldout} & {e.seed for e in store.load()}
+
+
+def test_scripted_episodes_are_chosen_as_they_were_collected() -> None:
+    store = EpisodeStore("episodes")
+    learned, heldout = load_split(store, (TASK,), 8)
+    for part, found in ((learned, store.load()), (heldout, heldout_store(store).load())):
+        assert [(e.source, e.seed, e.length) for e in part] == [(e.source, e.seed, e.length) for e in found]
+    demos = stage_episodes.demonstrations(compose("tune.yaml", [], TuneConfig), learned, [TASK])
+    assert [(e.source, e.seed, e.is_success) for e in demos] == [("expert", 0, True), ("expert", 1, True)]
 
 
 def test_interrupted_pretraining_ends_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +181,7 @@ def test_tuning_keeps_its_promises_however_often_it_is_stopped(monkeypatch: pyte
     assert config["metrics"]["success"][TASK]["n"] == 2 and set(config["metrics"]["error_and_success"]) == {TASK}
     demos = EpisodeStore(run / "checkpoints" / "last").load(tasks=[TASK])
     assert [(e.source, e.is_success) for e in demos] == [("expert", True)] * 2
-    assert len(stage_episodes.heldout_store(EpisodeStore(run / "episodes")).load()) == 1
+    assert len(heldout_store(EpisodeStore(run / "episodes")).load()) == 1
     assert [(r["task"], r["seed"]) for r in read_rows(run / "eval.jsonl")] == [(TASK, 700_000), (TASK, 700_001)]
 
     # While imitating; after the rollouts, before anything of the refit was saved; in the refit.
@@ -188,7 +198,7 @@ def test_tune_refuses_what_it_cannot_do() -> None:
                 stages.tune(config, folder)
         return str(error.value)
 
-    assert "has 3 successful episodes of the expert" in refuse(f"demos.{TASK}=99")
+    assert "has 3 successful episodes of source expert" in refuse(f"demos.{TASK}=99")
     assert "there are none" in refuse("episodes=nowhere")
     assert "'fly' is not one of the checkpoint's" in refuse("tasks=[fly]")
     assert "'fly' is not one of the checkpoint's" in refuse("demos.fly=1")
