@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rl.deploy.export import MAX_DIFFERENCE, N_PARITY, export_policy
 from rl.deploy.pilots import load_pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
-from rl.deploy.stops import KEYS
+from rl.deploy.stops import KEYS, has_terminal
 
 ACTIONS = ("export", "run", "compare")
 
@@ -51,8 +50,8 @@ difference. Needs the extra `export`: pip install 'wamtune[export]'. `run` takes
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot, one behind rosbridge, or the simulated
 one of the preset robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. It is
-stopped by {KEYS}, by a file, Ctrl-C or a signal. Each episode that ends is
-recorded; the next run goes on with the next scene.
+stopped by {KEYS}, by a file, Ctrl-C or a signal; the exit code is then 2. Each
+episode that ends is recorded; the next run goes on with the next scene.
 
 `compare` runs two policies in pairs, who goes first drawn by lot, until it is clear which is better or n_episodes pairs
 are done; it says how many more it would take, and goes on from there when it is called again.
@@ -83,13 +82,15 @@ def _run(name: str, words: list[str]) -> None:
     if len(words) < 3 or "=" in words[2]:
         raise UserError(f"deploy {name} run needs a preset that names a robot and its limits, such as robot-sim")
     config = _robot_config(words[2:])
-    lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=sys.stdin.isatty())
+    lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=has_terminal())
     periods = sorted(p for one in lived for p in one.periods)
     solved = sum(any(one.success) for one in lived)
     print(f"{solved} of {len(lived)} episodes reported success")
     if periods:
         middle, most = periods[len(periods) // 2], periods[int(0.99 * (len(periods) - 1))]
         print(f"period: median {1000 * middle:.1f} ms, 99 % below {1000 * most:.1f} ms")
+    if lived[-1].stopped:
+        raise UserError(f"the robot was stopped: {lived[-1].reason}")
 
 
 def _compare(name: str, words: list[str]) -> None:
@@ -97,14 +98,16 @@ def _compare(name: str, words: list[str]) -> None:
         raise UserError(f"deploy {name} compare needs a challenger and a preset of a robot, such as robot-sim")
     config = _robot_config(words[3:])
     champion, challenger = (load_pilot(n, config.n_denoising_steps) for n in (name, words[2]))
-    score = compare(champion, challenger, (name, words[2]), config, keys=sys.stdin.isatty())
+    score = compare(champion, challenger, (name, words[2]), config, keys=has_terminal())
     print(score.verdict(config.alpha))
+    if score.stopped:
+        raise UserError(f"the robot was stopped: {score.stopped}; the same command goes on from here")
 
 
 def _robot_config(words: list[str]) -> RobotConfig:
     torch.set_num_threads(1)  # more would only wait for each other beside the loop
     config = compose(words[0], words[1:], RobotConfig)
-    if config.success == "key" and not sys.stdin.isatty():
+    if config.success == "key" and not has_terminal():
         raise UserError("success=key: expected a terminal to type s in; run it in one, or choose robot or read_out")
     return config
 
