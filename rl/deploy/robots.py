@@ -56,7 +56,7 @@ class Robot(Protocol):
         """Return the newest observation."""
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        """Command it; returns what was really sent."""
+        """Command it; returns what was really sent, in the same units, which is recorded as the action."""
 
     def disconnect(self) -> None:
         """Let go of it, standing still."""

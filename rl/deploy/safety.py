@@ -161,7 +161,8 @@ class Guard:
             raise Stop(f"the observation has shape {values.shape}, expected {(self.state_dim,)}")
         if not (finite := _finite(values)).all():
             i = int(np.flatnonzero(~finite)[0])
-            raise Stop(f"entry {i} of the observation is not finite in single precision: {values[i]:g}")
+            how = f" in single precision: {values[i]:g}" if np.isfinite(values[i]) else ""
+            raise Stop(f"entry {i} of the observation is not finite{how}")
         try:
             when = float(_numbers([stamp])[0])
         except NOT_NUMBERS:
