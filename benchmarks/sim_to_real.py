@@ -125,7 +125,7 @@ class Walk:
     def run(self, model: WorldActionModel, folder: Path, n: int, seed: int) -> float:
         """Let a policy run `n` episodes on the robot, which are recorded in `folder`; return its share of successes."""
         differs = {**{k: v for k, v in ROBOT.items() if k != "delay"}, "delay_s": ROBOT["delay"] / CONTROL_HZ}
-        params = {"task": self.task, "paced": False, "seed": seed, **differs}
+        params = {"paced": False, "seed": seed, **differs}
         words = [f"params={json.dumps(params)}", f"task={self.task}", f"n_episodes={n}", f"seed={seed}"]
         config = compose("robot-sim", [*words, f"episodes={folder}"], RobotConfig)
         lived = run_session(ModelPilot(model, 2), config, say=lambda line: None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,10 +18,23 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rewards.errors import UserError
-from world_model.files import TENSOR_BYTES, open_file, parse_json, read_all, read_file, update, write_atomically
+from world_model.files import (
+    TENSOR_BYTES,
+    cannot_write,
+    lock,
+    open_file,
+    parse_json,
+    read_all,
+    read_file,
+    update,
+    write_atomically,
+)
 from world_model.spec import Spec
 
 SCHEMA_VERSION = 1
+
+WAIT_S = 30.0
+"""How long `append` waits for another process that writes to the folder."""
 
 
 @dataclass
@@ -73,6 +88,7 @@ class EpisodeStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._is_locked = False  # by `writer`
 
     @property
     def shards(self) -> list[Path]:
@@ -101,17 +117,42 @@ class EpisodeStore:
         rows = [row for header in self._headers() for row in header["episodes"]]
         return Counter((row["task"], row["source"], row["is_success"]) for row in rows)
 
+    @contextmanager
+    def writer(self, spec: Spec) -> Iterator[None]:
+        """Be the one writer of the folder, and see before there is anything to write that episodes of `spec` can be.
+
+        Raises:
+            UserError: another process writes to it, it cannot be written to, or its episodes are of another robot.
+        """
+        with lock(self.folder):
+            try:
+                tempfile.TemporaryFile(dir=self.folder).close()
+            except OSError as error:
+                raise cannot_write(self.folder, error) from error
+            self._check_same(spec)
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
     def append(self, episodes: list[Episode], spec: Spec) -> None:
         """Write `episodes` as one new shard; after a crash it is there whole or not at all."""
         if not episodes:
             return
         for i, episode in enumerate(episodes):
             episode.check_fits(spec, f"{self.folder}: episode {i} of {len(episodes)} (task {episode.task})")
+        with nullcontext() if self._is_locked else lock(self.folder, WAIT_S):
+            self._check_same(spec)
+            # A copy that somebody made, such as `episodes-000001 (copy)`, has no number.
+            numbers = [int(name) for shard in self.shards if (name := shard.stem.removeprefix("episodes-")).isdecimal()]
+            number = max(numbers, default=-1) + 1
+            write_atomically(self.folder / f"episodes-{number:06d}.safetensors", pack_episodes(episodes, spec))
+
+    def _check_same(self, spec: Spec) -> None:
         shards = self.shards
         if shards and replace(Spec.from_dict(_header(shards[0])["spec"]), tasks=spec.tasks) != spec:
             raise UserError(f"{self.folder}: its episodes have other features, bounds or rate; choose another folder")
-        number = int(shards[-1].stem.removeprefix("episodes-")) + 1 if shards else 0
-        write_atomically(self.folder / f"episodes-{number:06d}.safetensors", pack_episodes(episodes, spec))
 
     def load(self, tasks: Collection[str] | None = None, sources: Collection[str] | None = None) -> list[Episode]:
         """Read the episodes of these tasks and sources, all by default, in the order in which they were appended.

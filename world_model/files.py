@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -158,6 +159,39 @@ def existing_folder(final: Path) -> Path:
         return final
     previous = _beside(final, "previous")
     return previous if previous.is_dir() else final
+
+
+def lock(folder: Path, wait_s: float = 0.0) -> TextIO:
+    """Hold the lock of a folder, which is made, until the returned file is closed or the process ends, however it ends.
+
+    Args:
+        folder: that one process at a time writes to.
+        wait_s: seconds to wait for another one.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written to.
+    """
+    import fcntl  # not where there is no POSIX, which reads checkpoints all the same
+
+    last = time.monotonic() + wait_s
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() < last:
+                time.sleep(0.01)
+                continue
+            file.close()
+            raise UserError(f"{folder}: another process is writing to it; wait for it, or end it first") from None
+        except OSError as error:
+            file.close()
+            raise cannot_write(folder, error) from error
 
 
 def remove(path: Path) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rewards.errors import UserError
@@ -36,6 +36,7 @@ class Score:
     lost: int = 0
     both: int = 0
     neither: int = 0
+    stopped: str = field(default="", compare=False)  # why the robot was stopped before all were run
 
     @staticmethod
     def of(pairs: list[dict[str, bool]]) -> Score:
@@ -123,11 +124,11 @@ def compare(
             for side in (s for s in order if s not in pairs[i]):
                 pilot = champion if side == "champion" else challenger
                 lived = session.run(pilot, first + i, f"pair {i + 1}, {('first', 'second')[len(pairs[i])]}")
-                if lived.failed or not lived.stopped:
+                if lived.failed or lived.ended:
                     pairs[i][side] = any(lived.success)
                     _write(path, names, pairs)
                 if lived.stopped:
-                    return Score.of(pairs)
+                    return replace(Score.of(pairs), stopped=lived.reason)
     return Score.of(pairs)
 
 
@@ -161,6 +162,6 @@ def _read(path: Path, names: tuple[str, str]) -> list[dict[str, bool]]:
 
 
 def _write(path: Path, names: tuple[str, str], pairs: list[dict[str, bool]]) -> None:
-    score = asdict(Score.of(pairs))
+    score = {name: n for name, n in asdict(Score.of(pairs)).items() if name != "stopped"}
     rows = dict(zip(SIDES, names, strict=True)) | {"first_scene": first_scene(names), "pairs": pairs, "score": score}
     write_atomically(path, (json.dumps(rows, indent=1) + "\n").encode())

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from rl.deploy.calls import Calls
 from rl.deploy.planner import Planner
 from rl.deploy.robots import Interface
 from rl.deploy.safety import Gate, Guard, NoRoom, Refused, Stop
 from world_model.episodes import Episode
 
 Array = np.ndarray
+T = TypeVar("T")
 
-Judge = Callable[[Array, dict[str, Any]], bool]
+Judge = Callable[[Array, Mapping[str, Any]], bool]
 """(frame (state_dim,), the whole observation) -> whether the task is solved."""
 
 SPIN_S = 0.001
@@ -38,6 +41,12 @@ LEAD = 0.1
 
 UNHURRIED_S = 60.0
 """The same for a robot that waits for its commands."""
+
+FIRST_S = 10.0
+"""How long the first observation of an episode may take, before anything was sent."""
+
+COME_TO_REST_S = 1.0
+"""How long the commands at the end of an episode may take to get within `max_change` of standing still."""
 
 
 class Immediate(Executor):
@@ -55,12 +64,13 @@ class Lived:
     """What happened in one episode on a robot."""
 
     frames: list[Array] = field(default_factory=list)  # (state_dim,), the first one and one after each command
-    sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot took it
+    sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot says that it took it
     success: list[bool] = field(default_factory=list)
     periods: list[float] = field(default_factory=list)  # seconds from one command to the next
     n_late: int = 0  # commands for which there was no plan in time
     reason: str = ""  # why it ended
-    stopped: bool = False  # by a stop, and not by itself
+    ended: bool = False  # by itself, whatever came after that
+    stopped: bool = False  # there was a stop, or the robot did not stand still at the end: no other may begin
     failed: bool = False  # by a stop for what the policy did
 
     def to_episode(self, task: str, source: str, seed: int) -> Episode | None:
@@ -71,9 +81,44 @@ class Lived:
         return Episode(state, action, torch.tensor(self.success), task, source, seed)
 
 
-def robot_says(frame: Array, observation: dict[str, Any]) -> bool:
-    """Whether the robot itself reports a success; one that knows nothing of it never does."""
-    return bool(observation.get("success", False))
+def robot_says(frame: Array, observation: Mapping[str, Any]) -> bool:
+    """Whether the robot itself reports a success; one that knows nothing of it never does.
+
+    Raises:
+        Stop: what it reports is neither true nor false.
+    """
+    success = observation.get("success", False)
+    if not isinstance(success, bool | np.bool_):  # the text "False" would be a success
+        raise Stop(f"the observation has success={repr(success)[:60]}, expected True or False")
+    return bool(success)
+
+
+class Pace:
+    """The rate at which commands are sent, and the periods that came of it.
+
+    Args:
+        hz: commands a second.
+        real_time: else nobody waits for the time.
+    """
+
+    def __init__(self, hz: float, real_time: bool) -> None:
+        self.hz, self.real_time = hz, real_time
+        self.periods: list[float] = []  # seconds from one command to the next
+        self._due, self._sent = time.monotonic(), np.nan
+
+    def wait_to_send(self) -> None:
+        """Wait until the next command is due."""
+        if self.real_time:
+            _wait(self._due)
+
+    def wait_to_observe(self) -> None:
+        """Note that a command was sent, and wait until it is time to see what came of it."""
+        now = time.monotonic()
+        if self._sent == self._sent:  # not the first one
+            self.periods.append(now - self._sent)
+        self._sent, self._due = now, self._due + 1 / self.hz
+        if self.real_time:
+            _wait(self._due - LEAD / self.hz)
 
 
 @dataclass
@@ -92,65 +137,93 @@ class Loop:
     send: Callable[[Array], Array | None] | None = None  # takes the commands in place of the robot, for a dry run
     judge: Judge = robot_says  # whether a frame is a success
     real_time: bool = True  # else the robot waits for its commands, and so does nobody else
+    reset: Callable[[], None] = lambda: None  # makes the robot ready for the episode
+    calls: Calls = field(default_factory=Calls)  # by which the robot is talked to
 
     def run(self) -> Lived:
         """Run the episode."""
         lived = Lived()
         patience = PERIODS / self.hz if self.real_time else UNHURRIED_S
         executor: Executor = ThreadPoolExecutor(1) if self.real_time else Immediate()
-        with promptly() if self.real_time else nullcontext(), executor:
-            planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
-            gate = Gate(self.send or self.interface.send, self.guard.still, patience, self.watch)
+        gate = Gate(self.send or self.interface.send, self.guard.still, patience, self.watch)
+        said = ""
+        with executor:
             try:
-                frame, _ = self._observe(lived)
-                context = np.repeat(frame[None], self.n_context_frames, axis=0)
-                planner.begin(context)
                 with gate:
-                    self._live(lived, planner, gate, context)
+                    self._call("reset", self.reset, gate)
+                    with promptly() if self.real_time else nullcontext():
+                        self._live(lived, gate, executor)
                     gate.shut(lived.reason)
             except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
-                lived.reason, lived.stopped = str(stop), True
+                said = str(stop)
                 lived.failed = isinstance(stop, Refused) and bool(lived.sent or not isinstance(stop, NoRoom))
-            if gate.reason not in (None, lived.reason):  # it was shut before, or the robot did not stand still
-                lived.reason, lived.stopped, lived.failed = str(gate.reason), True, False
+        self._conclude(lived, gate, said)
         return lived
+
+    def _conclude(self, lived: Lived, gate: Gate, said: str) -> None:
+        """Say why it ended, where there was a stop, which `said` why, or the robot did not stand still at the end."""
+        why = said if said.startswith(f"{gate.reason}; ") else str(gate.reason)  # which was there before it
+        lived.stopped = why != lived.reason
+        lived.failed = lived.failed and why == said and not lived.ended
+        lived.reason = f"{lived.reason}; {why}" if lived.ended and not why.startswith(lived.reason) else why
 
     def _clock(self) -> Callable[[], float]:
         """Seconds, as the planner counts them: without real time a plan takes one period, as it does with it."""
         return time.monotonic if self.real_time else partial(next, itertools.count(step=1 / self.hz))
 
-    def _live(self, lived: Lived, planner: Planner, gate: Gate, context: Array) -> None:
-        late, due, before = 0, time.monotonic(), None
+    def _live(self, lived: Lived, gate: Gate, executor: Executor) -> None:
+        planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
+        frame, _ = self._observe(gate, FIRST_S)
+        lived.frames.append(frame)
+        context = np.repeat(frame[None], self.n_context_frames, axis=0)
+        planner.begin(context)
+        late, pace = 0, Pace(self.hz, self.real_time)
+        lived.periods = pace.periods
         for k in range(self.max_steps):
             action = planner.step(k, context)
             late = 0 if action is not None else late + 1
             lived.n_late += action is None
             if late > self.max_late:
                 raise Stop(f"there was no plan for {late} commands in a row")
-            command = self.guard.command(self.guard.hold(context[-1]) if action is None else action, context[-1])
-            if self.real_time:
-                _wait(due)
-            taken = gate.send(command)
-            now = time.monotonic()
-            if before is not None:
-                lived.periods.append(now - before)
-            before, due = now, due + 1 / self.hz
-            if self.real_time:
-                _wait(due - LEAD / self.hz)
-            frame, success = self._observe(lived)
+            taken = self._command(self.guard.hold(context[-1]) if action is None else action, context[-1], gate, pace)
+            frame, success = self._observe(gate)
+            lived.frames.append(frame)
             lived.sent.append(taken)
             lived.success.append(success)
             context = np.concatenate([context[1:], frame[None]])
             if success:
-                lived.reason = "success"
-                return
-        lived.reason = f"{self.max_steps} steps"
+                break
+        lived.ended, lived.reason = True, "success" if success else f"{self.max_steps} steps"
+        try:
+            self._come_to_rest(frame, gate, pace)
+        except Exception as error:  # what was done is done, whatever happens now
+            raise error if isinstance(error, Stop) else Stop(repr(error)) from error
 
-    def _observe(self, lived: Lived) -> tuple[Array, bool]:
-        values, stamp, observation = self.interface.observe()
+    def _come_to_rest(self, frame: Array, gate: Gate, pace: Pace) -> None:
+        """Slow down within the limits, so that the command to stand still, which nothing holds back, is no jump."""
+        for _ in range(math.ceil(COME_TO_REST_S * self.hz)):
+            if self.guard.may_stand:
+                return
+            self._command(self.guard.hold(frame), frame, gate, pace)
+            frame, _ = self._observe(gate)
+
+    def _command(self, action: Array, frame: Array, gate: Gate, pace: Pace) -> Array:
+        """Send what the guard lets through of `action`; return what the robot took, when it is time to observe."""
+        command = self.guard.command(action, frame)
+        pace.wait_to_send()
+        answer = self._call("send_action", partial(gate.send, command), gate)
+        taken = self.guard.answer(answer, command, frame)
+        pace.wait_to_observe()
+        return taken
+
+    def _observe(self, gate: Gate, within_s: float | None = None) -> tuple[Array, bool]:
+        """Return the newest frame (state_dim,), and whether it is a success."""
+        values, stamp, observation = self._call("get_observation", self.interface.observe, gate, within_s)
         frame = self.guard.observe(values, stamp, time.monotonic())
-        lived.frames.append(frame)
         return frame, self.judge(frame, observation)
+
+    def _call(self, name: str, call: Callable[[], T], gate: Gate, within_s: float | None = None) -> T:
+        return self.calls(name, call, lambda: gate.reason or self.watch(), within_s)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rewards.errors import UserError
+from rl.deploy.safety import NOT_NUMBERS, Stop
 from world_model.spec import Spec
 
 Array = np.ndarray
@@ -55,7 +57,7 @@ class Robot(Protocol):
         """Return the newest observation."""
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        """Command it; returns what was really sent."""
+        """Command it; returns what was really sent, in the same units, which is recorded as the action."""
 
     def disconnect(self) -> None:
         """Let go of it, standing still."""
@@ -113,7 +115,7 @@ class Interface:
     def __init__(self, robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> None:
         self.robot, self.spec = robot, spec
         # The watchdog sends from a thread of its own, and few robots can be talked to from two at once.
-        self._talking, self._patience_s = threading.Lock(), 1 / hz
+        self._talking, self._begun, self._patience_s = threading.Lock(), 0.0, 1 / hz
         if found := differences(robot, spec, mapping, hz):
             rows = "; ".join(f"{name}: expected {policy}, found {theirs}" for name, policy, theirs in found)
             raise UserError(f"the robot is not what the policy expects, nothing was sent: {rows}")
@@ -123,32 +125,54 @@ class Interface:
             for values, default in ((mapping.scale, 1.0), (mapping.offset, 0.0))
         )
 
-    def observe(self) -> tuple[list[Any], float, dict[str, Any]]:
-        """Return the frame (state_dim,) as it is, unchecked, the time it was taken, and the whole observation."""
-        with self._talking:
+    def observe(self) -> tuple[list[Any], Any, Mapping[str, Any]]:
+        """Return the frame (state_dim,), the time it was taken, and the whole observation, all of it unchecked.
+
+        Raises:
+            Stop: the observation is no dict.
+        """
+        with self._turn():
             observation = self.robot.get_observation()
+        if not isinstance(observation, Mapping):
+            raise Stop(f"the observation is no dict of numbers by name: {repr(observation)[:60]}")
         frame = [self._ours(name, observation.get(name)) for name in self.state_names]
         return frame, observation.get("timestamp", time.monotonic()), observation
 
-    def send(self, command: Array) -> Array:
-        """Send a command (action_dim,) under the names, scales and offsets of the robot; return what it really took."""
-        values = zip(self.action_names, command.tolist(), strict=True)
-        action = {n: (v - self._offset[n]) / self._scale[n] for n, v in values}
-        # A robot that hangs in an observation must not keep the command to stand still from passing.
-        waited = self._talking.acquire(timeout=self._patience_s)
+    def send(self, command: Array) -> list[Any]:
+        """Send a command (action_dim,) under the names, scales and offsets of the robot.
+
+        Returns:
+            What the robot says that it took (action_dim,), unchecked; what it says nothing of, it took as it was.
+        """
+        sent = dict(zip(self.action_names, command.tolist(), strict=True))
+        with self._turn():
+            taken = self.robot.send_action({n: (v - self._offset[n]) / self._scale[n] for n, v in sent.items()})
+        if taken is None:
+            return [*sent.values()]
+        if not isinstance(taken, Mapping):
+            return [repr(taken)]  # which the guard refuses
+        found = {name: self._ours(name, taken.get(name)) for name in sent}
+        return [sent[n] if v is None or (isinstance(v, float) and v != v) else v for n, v in found.items()]
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until nobody else talks to the robot, but not for one that has talked for a period: it hangs."""
+        left = self._begun + self._patience_s - time.monotonic()
+        waited = self._talking.acquire(timeout=min(max(left, 0.0), self._patience_s))
+        self._begun = time.monotonic()
         try:
-            taken = self.robot.send_action(action) or {}  # one that says nothing took it as it was
+            yield
         finally:
             if waited:
                 self._talking.release()
-        found = np.array([self._ours(name, taken.get(name)) for name in self.action_names], np.float64)
-        return np.where(np.isfinite(found), found, command)  # what it does not say it took as it was
 
     def _ours(self, name: str, value: Any) -> Any:
+        if isinstance(value, bool | np.bool_ | str | bytes):  # of which float would make numbers
+            return value  # the guard says what is wrong with it
         try:
             return self._scale[name] * float(value) + self._offset[name]
-        except (TypeError, ValueError):
-            return value  # the guard says what is wrong with it
+        except NOT_NUMBERS:
+            return value
 
 
 def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[tuple[str, str, str]]:
@@ -191,20 +215,38 @@ def _by_part(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, s
         yield names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}", expected, found
 
 
-def make_robot(name: str, params: Mapping[str, Any]) -> Robot:
+def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
     """Return the robot of a name: `fake`, `sim`, `rosbridge`, or that of a LeRobot plug-in.
 
+    Args:
+        name: of the robot.
+        params: of it.
+        task: that it is for; robots of ours that have to know it are told.
+
     Raises:
-        UserError: there is none, or its parameters do not fit.
+        UserError: there is none, its parameters do not fit, or they name another task.
     """
     try:
         if name in OURS:
             module, attribute = OURS[name]
-            robot: Robot = getattr(importlib.import_module(module), attribute)(**params)
+            maker = getattr(importlib.import_module(module), attribute)
+            robot: Robot = maker(**_with_task(maker, params, task))
             return robot
         return _from_lerobot(name, params)
     except TypeError as error:
         raise UserError(f"robot={name}: its parameters {dict(params)} do not fit: {error}") from error
+
+
+def _with_task(maker: Callable[..., Robot], params: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """Tell a robot that has to know its task the one of the session: the one source of what it runs."""
+    if not task or "task" not in inspect.signature(maker).parameters:
+        return params
+    if (theirs := params.get("task", task)) != task:
+        raise UserError(
+            f"params.task={theirs}: expected {task}, the task that the session runs and records; "
+            f"leave params.task out, and say task={theirs} if that is what you mean"
+        )
+    return {**params, "task": task}
 
 
 def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:

@@ -10,11 +10,13 @@ import importlib
 import json
 import math
 import re
+import socket
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 from rewards.errors import UserError
 from rl.deploy.robots import NumberRobot
@@ -68,9 +70,11 @@ class RosbridgeRobot(NumberRobot):
         self._success, self._stamp, self._reset, self._patience_s = success, stamp, reset, patience_s
         if hz is not None:
             self.control_hz = hz
+        self._subscribed = sorted({self._places[name][0] for name in (*state, success, stamp) if name})
         self._heard: dict[str, tuple[Any, float]] = {}  # by topic: message, and when it came
+        self._stamped: tuple[Any, float] = (None, math.nan)  # the newest stamp, and the same by the clock of here
         self._begun = 0.0  # when it was made ready for the episode
-        self._answers: dict[str, bool] = {}
+        self._call, self._answer = "", False  # the newest call of a service, and its answer
         self._changed = threading.Condition()
         self._exit = ExitStack()
         self._connection: Any = None
@@ -88,15 +92,21 @@ class RosbridgeRobot(NumberRobot):
         except ImportError as error:
             raise UserError(f"rosbridge needs websockets; install it with {pip_line('ros')}") from error
         try:
-            opened = client.connect(self.url, open_timeout=self._patience_s, max_size=MAX_BYTES)
-            self._connection = self._exit.enter_context(opened)
+            # With a socket of ours it goes where the url says: through no proxy, and after no redirect.
+            address = urlsplit(self.url)
+            port = address.port or (443 if address.scheme == "wss" else 80)
+            opened = self._exit.enter_context(socket.create_connection((address.hostname, port), self._patience_s))
+            opened.settimeout(None)
+            options = {"sock": opened, "open_timeout": self._patience_s, "max_size": MAX_BYTES}
+            self._connection = self._exit.enter_context(client.connect(self.url, **options))
         except (OSError, ValueError, broken.WebSocketException) as error:
+            self._exit.close()
             raise UserError(f"{self.url}: there is no rosbridge ({error}); start it or name another url") from error
         self._lost = ""
         threading.Thread(target=self._listen, daemon=True).start()
-        needed = {self._places[name][0] for name in self.state}
+        needed = {self._places[name][0] for name in (*self.state, self._stamp) if name}
         throttle = int(500 / self.control_hz) if hasattr(self, "control_hz") else 0  # ms; more often tells no more
-        for topic in sorted({self._places[name][0] for name in (*self.state, self._success, self._stamp) if name}):
+        for topic in self._subscribed:
             self._tell({"op": "subscribe", "topic": topic, "queue_length": 1, "throttle_rate": throttle})
         for topic in self._commanded:
             self._tell({"op": "advertise", "topic": topic, "type": self.types[topic]})
@@ -108,9 +118,9 @@ class RosbridgeRobot(NumberRobot):
     def reset(self, scene: int) -> None:
         """Ask for an episode to be made ready, if there is a service for it; a success from before is forgotten."""
         if self._reset:
-            call = f"reset {scene} {time.monotonic()}"
-            self._tell({"op": "call_service", "service": self._reset, "id": call, "args": {}})
-            if not self._wait(lambda: call in self._answers) or not self._answers[call]:
+            self._call, self._answer = f"reset {scene} {time.monotonic()}", False
+            self._tell({"op": "call_service", "service": self._reset, "id": self._call, "args": {}})
+            if not self._wait(lambda: not self._call) or not self._answer:
                 raise ConnectionError(f"the service {self._reset} did not answer that the robot is ready")
         self._begun = time.monotonic()
 
@@ -118,9 +128,9 @@ class RosbridgeRobot(NumberRobot):
         """Return the newest numbers, and when they were taken."""
         with self._changed:
             self._check()
-            heard = dict(self._heard)
+            heard, taken = dict(self._heard), self._taken()
         found: dict[str, Any] = {name: _look_up(heard, *self._places[name]) for name in self.state}
-        found["timestamp"] = self._taken(heard)
+        found["timestamp"] = taken
         if self._success:
             topic, path = self._places[self._success]
             is_new = heard.get(topic, (None, 0.0))[1] >= self._begun
@@ -143,15 +153,22 @@ class RosbridgeRobot(NumberRobot):
             self._exit.close()
             self._connection = None
 
-    def _taken(self, heard: dict[str, tuple[Any, float]]) -> float:
+    def _taken(self) -> float:
         """When the state was taken, seconds of `time.monotonic`; nan where the robot does not say it as it should."""
-        if not self._stamp:
-            return min(heard[self._places[name][0]][1] for name in self.state)
-        stamp = _look_up(heard, *self._places[self._stamp])
+        if self._stamp:
+            return self._stamped[1]
+        return min(self._heard[self._places[name][0]][1] for name in self.state)
+
+    def _note_stamp(self, now: float) -> None:
+        """Turn the newest stamp into seconds of `time.monotonic`, once: read again, it must not be another time."""
+        stamp = _look_up(self._heard, *self._places[self._stamp])
+        if stamp == self._stamped[0]:
+            return
         try:
-            return time.monotonic() - time.time() + stamp["sec"] + 1e-9 * stamp["nanosec"]
-        except (KeyError, TypeError):
-            return math.nan
+            taken = now - time.time() + float(stamp["sec"]) + 1e-9 * float(stamp["nanosec"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            taken = math.nan
+        self._stamped = stamp, taken
 
     def _listen(self) -> None:
         connection = self._connection
@@ -172,10 +189,13 @@ class RosbridgeRobot(NumberRobot):
         except (ValueError, AttributeError, RecursionError):
             return  # what cannot be read is not seen; if it goes on, observations are stale and stop the robot
         with self._changed:
-            if op == "publish" and isinstance(topic, str):
-                self._heard[topic] = message.get("msg"), time.monotonic()
-            elif op == "service_response" and isinstance(answer, str):
-                self._answers[answer] = message.get("result") is True
+            if op == "publish" and topic in self._subscribed:  # nothing else is kept, whatever is sent
+                now = time.monotonic()
+                self._heard[topic] = message.get("msg"), now
+                if self._stamp and topic == self._places[self._stamp][0]:
+                    self._note_stamp(now)
+            elif op == "service_response" and self._call and answer == self._call:
+                self._call, self._answer = "", message.get("result") is True
             self._changed.notify_all()
 
     def _tell(self, message: dict[str, Any]) -> None:

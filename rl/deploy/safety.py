@@ -10,12 +10,36 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import pi
+from typing import Any
 
 import numpy as np
 
 from rewards.errors import UserError
 
 Array = np.ndarray
+
+GRACE_S = 1.0
+"""How long a call that hangs may still return after a stop, before it is given up."""
+
+TRIES = 3
+"""Times that the command to stand still is sent where a robot refuses it: one lost packet is not the end."""
+
+ROUNDING = 1e-6
+"""Share of a number by which an answer may differ from it: robots that keep single precision, and scales, round."""
+
+NOT_NUMBERS = (TypeError, ValueError, OverflowError)
+"""What is raised where something is no list of numbers, or one of them is too large for a float64."""
+
+UNITS = {
+    "degrees, not radians": (180 / pi, 0.0),
+    "radians, not degrees": (pi / 180, 0.0),
+    "millimetres, not metres": (1000.0, 0.0),
+    "metres, not millimetres": (0.001, 0.0),
+    "percent": (100.0, 0.0),
+    "motor ticks, 4096 a turn": (4096 / (2 * pi), 2048.0),
+}
+"""Mistakes that are common: unit -> (scale, offset), answer = scale * command + offset."""
 
 
 class Stop(Exception):
@@ -60,7 +84,7 @@ class Limits:
         """
         for name in ("low", "high", "max_change", *(("still",) if self.still else ())):
             values = getattr(self, name)
-            if len(values) != action_dim or not np.isfinite(values).all():
+            if len(values) != action_dim or not _finite(np.array(values)).all():
                 raise UserError(
                     f"limits.{name}={list(values)}: expected {action_dim} finite numbers, one for each action; "
                     "there is no start without limits"
@@ -116,26 +140,39 @@ class Guard:
             return self.still
         return frame[self.slices[self.limits.start]] if self.last is None else self.last
 
-    def observe(self, frame: object, stamp: float, now: float) -> Array:
+    @property
+    def may_stand(self) -> bool:
+        """Whether the command to stand still is within `max_change` of the last one."""
+        if self.still is None or self.last is None:
+            return True
+        return bool((np.abs(self.last - self.still) <= self.max_change * (1 + ROUNDING)).all())
+
+    def observe(self, frame: object, stamp: object, now: float) -> Array:
         """Return the frame (state_dim,) if it may be acted on; `stamp` and `now` are seconds of one clock.
 
         Raises:
             Stop: it is not finite, of another size, stale, of the future, or older than the one before it.
         """
         try:
-            values = np.asarray(frame, np.float64)
-        except (TypeError, ValueError):
+            values = _numbers(frame)
+        except NOT_NUMBERS:
             raise Stop(f"the observation is no list of numbers: {repr(frame)[:60]}") from None
         if values.shape != (self.state_dim,):
             raise Stop(f"the observation has shape {values.shape}, expected {(self.state_dim,)}")
-        if not np.isfinite(values).all():
-            raise Stop(f"entry {int(np.flatnonzero(~np.isfinite(values))[0])} of the observation is not finite")
-        age, most = now - stamp, self.limits.max_age_s
+        if not (finite := _finite(values)).all():
+            i = int(np.flatnonzero(~finite)[0])
+            how = f" in single precision: {values[i]:g}" if np.isfinite(values[i]) else ""
+            raise Stop(f"entry {i} of the observation is not finite{how}")
+        try:
+            when = float(_numbers([stamp])[0])
+        except NOT_NUMBERS:
+            raise Stop(f"the time of the observation is {repr(stamp)[:60]}, expected seconds") from None
+        age, most = now - when, self.limits.max_age_s
         if not abs(age) <= most:  # also where the stamp is no number
             raise Stop(f"the observation is {age:.3f} s old, at most {most:g} s is allowed, before now or after")
-        if stamp < self.stamp:
-            raise Stop(f"the observation is {self.stamp - stamp:.3f} s older than the one before it")
-        self.stamp = stamp
+        if when < self.stamp:
+            raise Stop(f"the observation is {self.stamp - when:.3f} s older than the one before it")
+        self.stamp = when
         return values
 
     def command(self, action: object, frame: Array) -> Array:
@@ -146,8 +183,8 @@ class Guard:
             NoRoom: no command keeps all limits.
         """
         try:
-            wanted = np.asarray(action, np.float64)
-        except (TypeError, ValueError):
+            wanted = _numbers(action)
+        except NOT_NUMBERS:
             raise Refused(f"the action is no list of numbers: {repr(action)[:60]}") from None
         if wanted.shape != (self.action_dim,) or not np.isfinite(wanted).all():
             raise Refused(f"the action is {repr(wanted)[:60]}, expected {self.action_dim} finite numbers")
@@ -167,6 +204,45 @@ class Guard:
         self.last = np.clip(wanted, low, high)
         return self.last
 
+    def answer(self, taken: object, command: Array, frame: Array) -> Array:
+        """Return what a robot says that it took of `command` (action_dim,), which is what will be recorded.
+
+        Args:
+            taken: what it says.
+            command: what it was sent, as the guard let it through.
+            frame: (state_dim,) seen before.
+
+        Raises:
+            Stop: it is beyond the limits, or further from the command than one command may be from the next.
+        """
+        try:
+            values = _numbers(taken)
+        except NOT_NUMBERS:
+            raise Stop(f"the answer to a command is no list of numbers: {repr(taken)[:60]}") from None
+        if values.shape != (self.action_dim,):
+            raise Stop(f"the answer to a command has shape {values.shape}, expected {(self.action_dim,)}")
+        low, high = np.maximum(self.low, command - self.max_change), np.minimum(self.high, command + self.max_change)
+        slack = ROUNDING * np.maximum(1.0, np.abs(command))
+        within = (low - slack <= values) & (values <= high + slack)  # not where it is no number
+        if not within.all():
+            i = int(np.flatnonzero(~within)[0])
+            raise Stop(
+                f"the robot answers that it took {values[i]:g} where action {i} was {command[i]:g}; "
+                f"it seems to answer {self._spoken(values, command, frame)}; correct the map or its send_action"
+            )
+        return np.clip(values, low, high)
+
+    def _spoken(self, values: Array, command: Array, frame: Array) -> str:
+        """Guess what the numbers are with which a robot answers."""
+        for unit, (scale, offset) in UNITS.items():
+            if np.allclose(values, scale * command + offset, rtol=0.02, atol=0.6 if offset else 0.0):
+                return f"in {unit}"
+        part = self.slices.get(self.limits.start, slice(0, 0))
+        if self.still is None and (np.abs(values - frame[part]) <= self.max_change).all():
+            return "the positions that it measures, not those that it was sent"
+        whole = 100 <= np.abs(values).max() < 1e6 and np.array_equal(values, np.round(values))
+        return "in motor ticks" if whole else "in other units than those of the policy"
+
 
 class Gate:
     """The one door to a robot. Once it is shut, the command to stand still has passed, and nothing passes any more.
@@ -174,39 +250,38 @@ class Gate:
     A command that hangs in the robot meanwhile may come through later; then the one to stand still follows it.
 
     Args:
-        send: hands a command to the robot; returns what it really took, None: all of it.
-        still: the command that is sent when the gate is shut; None: the last one that was handed over, if any.
-        patience_s: without a command for so long the watchdog shuts it.
+        send: hands a command to the robot; returns what it says that it took, None: all of it.
+        still: the command that is sent when the gate is shut; None: the last one that was sent, if any.
+        patience_s: so long after a command was sent without another, the watchdog shuts it.
         watch: asked by the watchdog for stops that nobody waits for, such as a file; returns a reason or None.
     """
 
     def __init__(
         self,
-        send: Callable[[Array], Array | None],
+        send: Callable[[Array], Any],
         still: Array | None,
         patience_s: float,
         watch: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._send, self._still, self._patience, self._watch = send, still, patience_s, watch
         self._sending, self._shutting, self._over = threading.Lock(), threading.Lock(), threading.Event()
-        self._last = time.monotonic()
-        self._handed: Array | None = None  # the last command that the robot took
+        self._last = np.inf  # when the newest command was sent, or begun to be
+        self._sent: Array | None = None  # the newest command
         self._passed = False  # the command to stand still went past one that hangs
         self.reason: str | None = None  # why it is shut
         self._watchdog = threading.Thread(target=self._guard, daemon=True)
 
     def __enter__(self) -> Gate:
-        self._last = time.monotonic()
         self._watchdog.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.shut("the end" if kind is None else str(error) or kind.__name__)
         self._over.set()
-        self._watchdog.join()
+        self._watchdog.join(2 * GRACE_S)  # no longer: a robot may hang in the command to stand still
 
-    def send(self, command: Array) -> Array:
-        """Send a command; return what the robot really took.
+    def send(self, command: Array) -> Any:
+        """Send a command that keeps all limits; return what the robot says that it took.
 
         Raises:
             Stop: the gate is shut.
@@ -216,23 +291,25 @@ class Gate:
         with self._sending:
             if self.reason is not None:
                 raise Stop(self.reason)
+            # Before it is sent, since a robot may take it and fail to say so.
+            self._last, self._sent = time.monotonic(), command
             try:
                 taken = self._send(command)
-                self._last, self._handed = time.monotonic(), command if taken is None else taken
             finally:
                 if self._passed:  # it hung, and the command to stand still went past it
                     self._stand_still()
             if self.reason is not None:
                 raise Stop(self.reason)
-            return self._handed
+            return command if taken is None else taken
 
     def shut(self, reason: str) -> None:
         """Make the robot stand still and let nothing pass from here on; the first reason stays."""
         if not self._shutting.acquire(blocking=False):
             return  # shut already, for ever
         self.reason = reason  # at once, for a `send` that waits
-        # A robot that hangs in `send` keeps the lock; then the command goes past it.
-        waited = self._sending.acquire(timeout=self._patience)
+        # A robot that hangs in `send` keeps the lock; where it does for too long, the command goes past it.
+        left = self._last + self._patience - time.monotonic()
+        waited = self._sending.acquire(timeout=min(max(left, 0.0), GRACE_S))
         self._passed = not waited
         try:
             self._stand_still()
@@ -241,16 +318,47 @@ class Gate:
                 self._sending.release()
 
     def _stand_still(self) -> None:
-        try:
-            still = self._handed if self._still is None else self._still
-            if still is not None:
+        """Command it in a thread of its own: who asks for it must not hang as the robot does."""
+        still = self._sent if self._still is None else self._still
+        if still is None:
+            return  # it never moved
+        sending = threading.Thread(target=self._send_still, args=(still,), daemon=True)
+        sending.start()
+        sending.join(GRACE_S)
+        if sending.is_alive():
+            self.reason = f"{self.reason}; the robot hangs in the command to stand still"
+
+    def _send_still(self, still: Array) -> None:
+        complaint = ""
+        for _ in range(TRIES):
+            try:
                 self._send(still)
-        except Exception as error:  # nothing more can be done than to say so
-            self.reason = f"{self.reason}; the robot did not take the command to stand still: {error!r}"
+                return
+            except Exception as error:  # nothing more can be done than to try again, and to say so
+                complaint = repr(error)
+        self.reason = f"{self.reason}; the robot did not take the command to stand still: {complaint}"
 
     def _guard(self) -> None:
         while not self._over.wait(self._patience / 8):
-            if (reason := self._watch()) is not None:
+            try:
+                reason = self._watch()
+            except Exception as error:  # without the stops it must not go on
+                reason = f"stops cannot be looked for: {error!r}"
+            if reason is None and time.monotonic() - self._last > self._patience:
+                reason = f"no command for {self._patience:g} s: the loop hangs"
+            if reason is not None:
                 self.shut(reason)
-            elif time.monotonic() - self._last > self._patience:
-                self.shut(f"no command for {self._patience:g} s: the loop hangs")
+
+
+def _numbers(values: object) -> Array:
+    """Return numbers as float64; raise one of `NOT_NUMBERS` at what numpy would make numbers of."""
+    entries = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(entries, list | tuple) and any(isinstance(v, bool | np.bool_ | str | bytes) for v in entries):
+        raise TypeError
+    return np.asarray(values, np.float64)
+
+
+def _finite(values: Array) -> Array:
+    """Whether each number is finite where it will be: in a float32, in the network and on disk."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(values.astype(np.float32))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
+from rl.deploy.calls import Calls
 from rl.deploy.loop import Judge, Lived, Loop, robot_says
 from rl.deploy.pilots import Decider, ModelPilot, Pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.robots import Interface, differences, make_robot
-from rl.deploy.safety import Guard
+from rl.deploy.safety import Guard, Stop
 from rl.deploy.stops import Stops
 from world_model.dream_env import SURE
-from world_model.episodes import EpisodeStore
+from world_model.episodes import Episode, EpisodeStore
 from world_model.spec import Spec
+
+LET_GO_S = 10.0
+"""How long a robot may take to be let go of."""
 
 
 def run_session(
@@ -35,7 +40,7 @@ def run_session(
     """
     lived: list[Lived] = []
     with Session(pilot.spec, config, say, keys) as session:
-        n_recorded = len(session.store)  # the scenes of those are known
+        n_recorded = session.n_recorded  # the scenes of those are known
         for i in range(n_recorded, n_recorded + config.n_episodes):
             lived.append(session.run(pilot, i, f"episode {i + 1}"))
             if lived[-1].stopped:
@@ -53,7 +58,8 @@ class Session:
         keys: whether a line on standard input stops the robot.
 
     Raises:
-        UserError: there is no such robot or task, limits are missing, or the robot is not what the policy expects.
+        UserError: there is no such robot or task, limits are missing, episodes cannot be recorded to the folder, or the
+            robot is not what the policy expects.
     """
 
     def __init__(self, spec: Spec, config: RobotConfig, say: Callable[[str], None] = print, keys: bool = False) -> None:
@@ -65,23 +71,35 @@ class Session:
             raise UserError(f"no start: {reason}; {remedy}")
         self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot}")
-        self.robot = make_robot(config.robot, config.params)
+        self.robot = make_robot(config.robot, config.params, self.task)
+        self.calls = Calls()
+        self.n_recorded = 0  # episodes that were there at the beginning
 
     def __enter__(self) -> Session:
         robot, config = self.robot, self.config
-        robot.connect()
-        self._exit = ExitStack()
-        self._exit.callback(robot.disconnect)
-        with self._exit:  # lets go of it if it is refused
+        with ExitStack() as stack:  # lets go of it if it is refused
+            # Before the robot is there: what cannot be recorded is not begun.
+            if not config.dry_run:
+                stack.enter_context(self.store.writer(self.spec))
+            self.n_recorded = len(self.store)
+            robot.connect()
+            stack.callback(self._let_go)
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
                 self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
             self.interface = Interface(robot, self.spec, config.map, self.hz)
-            self._exit.enter_context(self.stops.signals())
-            self._exit = self._exit.pop_all()
+            stack.enter_context(self.stops.signals())
+            self._exit = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
+
+    def _let_go(self) -> None:
+        try:
+            self.calls("disconnect", self.robot.disconnect, lambda: None, LET_GO_S)
+        except Stop as stop:
+            self.say(f"the robot was not let go of: {stop}")
+        self.calls.close()
 
     def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
         """Run one episode, and record it if it came to its own end; none is begun after a stop.
@@ -98,27 +116,63 @@ class Session:
         if (reason := self.stops()) is not None:
             self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
-        if hasattr(self.robot, "reset") and not config.dry_run:
-            try:
-                self.robot.reset(scene)
-            except ConnectionError as error:
-                raise UserError(f"robot={config.robot}: {error}") from error
         self.guard.begin()
-        decide = Decider(pilot, self.task, config.seed + scene)
-        send = (lambda command: self.say(f"would send {np.round(command, 4).tolist()}")) if config.dry_run else None
-        counts = pilot.n_context_frames, config.n_action_steps, self.hz, config.max_steps
-        judge = make_judge(config.success, pilot, self.task, self.stops)
-        real_time = bool(getattr(self.robot, "real_time", True))
-        loop = Loop(self.interface, self.guard, decide, *counts, self.stops, config.max_late, send, judge, real_time)
-        one = loop.run()
-        if not config.dry_run and not one.stopped:  # one that was stopped says nothing about the policy
+        one = self._loop(pilot, scene).run()
+        if not config.dry_run and one.ended:  # one that was stopped says nothing about the policy
             source = f"robot, success by {config.success}"
             if (episode := one.to_episode(self.task, source, config.seed + scene)) is not None:
-                self.store.append([episode], self.spec)
+                self._record(episode, name)
         self.say(
             f"{name}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time"
         )  # it is on disk
         return one
+
+    def _loop(self, pilot: Pilot, scene: int) -> Loop:
+        config, robot = self.config, self.robot
+
+        def reset() -> None:
+            try:
+                robot.reset(scene)  # type: ignore[attr-defined]
+            except ConnectionError as error:
+                raise UserError(f"robot={config.robot}: {error}") from error
+
+        return Loop(
+            interface=self.interface,
+            guard=self.guard,
+            decide=Decider(pilot, self.task, config.seed + scene),
+            n_context_frames=pilot.n_context_frames,
+            n_action_steps=config.n_action_steps,
+            hz=self.hz,
+            max_steps=config.max_steps,
+            watch=self.stops,
+            max_late=config.max_late,
+            send=(lambda c: self.say(f"would send {np.round(c, 4).tolist()}")) if config.dry_run else None,
+            judge=make_judge(config.success, pilot, self.task, self.stops),
+            real_time=bool(getattr(robot, "real_time", True)),
+            reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
+            calls=self.calls,
+        )
+
+    def _record(self, episode: Episode, name: str) -> None:
+        """Write an episode to the store; where that fails, to a new folder at home or among temporary files.
+
+        Raises:
+            UserError: it is not in the store; says where it is instead.
+        """
+        try:
+            self.store.append([episode], self.spec)
+            return
+        except Exception as error:  # whatever it is, the robot has done its part
+            why = error
+        for parent in (Path("~").expanduser(), Path(tempfile.gettempdir())):
+            try:
+                second = EpisodeStore(tempfile.mkdtemp(prefix="wamtune-episodes-", dir=parent))
+                second.append([episode], self.spec)
+            except Exception as error:
+                why = error
+                continue
+            raise UserError(f"{why}; {name} was written to {second.folder} instead") from why
+        raise UserError(f"{name} is lost, it could be written nowhere: {why}") from why
 
 
 def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
@@ -138,7 +192,7 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
     index, before = torch.tensor([model.spec.tasks.index(task)]), [False]
 
     @torch.inference_mode()
-    def read_out(frame: np.ndarray, observation: dict[str, Any]) -> bool:
+    def read_out(frame: np.ndarray, observation: Mapping[str, Any]) -> bool:
         p, _ = model.read_frames(torch.tensor(frame, dtype=torch.float32).unsqueeze(0), index)
         sure, was_sure = bool(p >= SURE), before[0]
         before[0] = sure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rl.deploy.export import MAX_DIFFERENCE, export_policy
 from rl.deploy.pilots import load_pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
+from rl.deploy.stops import has_terminal
 from rl.verbs.options import ExportOptions
 from world_model.runs import find_run
 
@@ -37,13 +37,15 @@ def _run(name: str, words: list[str]) -> None:
     if len(words) < 3 or "=" in words[2]:
         raise UserError(f"deploy {name} run needs a preset that names a robot and its limits, such as robot-sim")
     config = _robot_config(words[2:])
-    lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=sys.stdin.isatty())
+    lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=has_terminal())
     periods = sorted(p for one in lived for p in one.periods)
     solved = sum(any(one.success) for one in lived)
     print(f"{solved} of {len(lived)} episodes reported success")
     if periods:
         middle, most = periods[len(periods) // 2], periods[int(0.99 * (len(periods) - 1))]
         print(f"period: median {1000 * middle:.1f} ms, 99 % below {1000 * most:.1f} ms")
+    if lived[-1].stopped:
+        raise UserError(f"the robot was stopped: {lived[-1].reason}")
 
 
 def _compare(name: str, words: list[str]) -> None:
@@ -51,14 +53,16 @@ def _compare(name: str, words: list[str]) -> None:
         raise UserError(f"deploy {name} compare needs a challenger and a preset of a robot, such as robot-sim")
     config = _robot_config(words[3:])
     champion, challenger = (load_pilot(n, config.n_denoising_steps) for n in (name, words[2]))
-    score = compare(champion, challenger, (name, words[2]), config, keys=sys.stdin.isatty())
+    score = compare(champion, challenger, (name, words[2]), config, keys=has_terminal())
     print(score.verdict(config.alpha))
+    if score.stopped:
+        raise UserError(f"the robot was stopped: {score.stopped}; the same command goes on from here")
 
 
 def _robot_config(words: list[str]) -> RobotConfig:
     torch.set_num_threads(1)  # more would only wait for each other beside the loop
     config = compose(words[0], words[1:], RobotConfig)
-    if config.success == "key" and not sys.stdin.isatty():
+    if config.success == "key" and not has_terminal():
         raise UserError("success=key: expected a terminal to type s in; run it in one, or choose robot or read_out")
     return config
 

@@ -167,8 +167,8 @@ largest difference. Needs the extra `export`: {pip_line("export")}
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot, one behind rosbridge, or the simulated
 one of the preset robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. It is
-stopped by {KEYS}, by a file, Ctrl-C or a signal. Each episode that ends is
-recorded; the next run goes on with the next scene.
+stopped by {KEYS}, by a file, Ctrl-C or a signal; the exit code is then 2.
+Each episode that ends is recorded; the next run goes on with the next scene.
 
 `compare` runs two policies in pairs, who goes first drawn by lot, until it is clear which is better or n_episodes pairs
 are done; it says how many more it would take, and goes on from there when it is called again.

@@ -86,7 +86,8 @@ def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[
                 ran.append((side, scene))
                 solved = solve(side, scene, len(ran))
                 failed = solved == "failed"
-                return Lived(success=[False, solved is True], stopped=failed or solved is None, failed=failed)
+                stopped = failed or solved is None
+                return Lived(success=[False, solved is True], ended=not stopped, stopped=stopped, failed=failed)
 
         monkeypatch.setattr(comparing, "Session", FakeSession)
         return ran

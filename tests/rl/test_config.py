@@ -14,8 +14,7 @@ from rewards.loading import load_term
 from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
 from rl.config import EnvConfig, TrainConfig
 from rl.deploy.robot_config import RobotConfig
-from rl.deploy.rosbridge import RosbridgeRobot
-from rl.deploy.sim_robot import SimRobot
+from rl.deploy.robots import NumberRobot, make_robot
 from rl.stage_config import PretrainConfig, TuneConfig
 
 
@@ -289,6 +288,7 @@ def test_every_preset_composes(name: str) -> None:
     verb = find_preset(name).read_text().partition("wamtune ")[2].split()[0]
     config = compose(name, [], schemas[verb])
     if isinstance(config, RobotConfig):
-        robot = RosbridgeRobot(**config.params) if config.robot == "rosbridge" else SimRobot(**config.params)
+        robot = make_robot(config.robot, config.params, config.task)
+        assert isinstance(robot, NumberRobot)
         assert len(config.limits.low) == len(robot.action)
         assert (config.map.action or robot.action) == robot.action and (config.map.state or robot.state) == robot.state

@@ -48,7 +48,7 @@ def test_an_export_runs_a_robot_and_reads_nothing_out(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pilot = load_pilot(str(folders[1]), 2)
-    monkeypatch.setattr(session, "make_robot", lambda name, params: FakeRobot(pilot.spec))
+    monkeypatch.setattr(session, "make_robot", lambda name, params, task: FakeRobot(pilot.spec))
     limits = Limits(low=(-1.0,) * 2, high=(1.0,) * 2, max_change=(0.5,) * 2, still=(0.0,) * 2, max_age_s=4.0)
     config = RobotConfig(robot="fake", task="reach", max_steps=6, n_action_steps=2, limits=limits, max_late=1000)
     (lived,) = run_session(pilot, config, say=lambda line: None)

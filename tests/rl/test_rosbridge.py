@@ -7,12 +7,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Response
 from websockets.sync.server import serve
 
 from rewards.errors import UserError
@@ -152,14 +155,55 @@ def test_what_it_must_not_act_on_stops_it(
 
 
 def test_a_delay_shows_in_the_stamp(trained: WorldActionModel, server: Server) -> None:
+    """Hours of delay and half an hour of patience: a busy machine changes neither."""
+    patient = replace(LIMITS, max_age_s=2000.0)
     with_stamp = params(server, stamp="/where.header.stamp")
-    assert not run(trained, config(server, params=with_stamp)).stopped
-    server.age = 3.0
-    assert not run(trained, config(server)).stopped  # when a message came says nothing of it
-    lived = run(trained, config(server, params=with_stamp))
-    assert lived.stopped and re.search(r"the observation is 3\.\d+ s old, at most 1 s is allowed", lived.reason)
-    lived = run(trained, config(server, params=params(server, stamp="/where.header.clock")))
+    assert not run(trained, config(server, params=with_stamp, limits=patient)).stopped
+    server.age = 7000.0
+    assert not run(trained, config(server, limits=patient)).stopped  # when a message came says nothing of it
+    lived = run(trained, config(server, params=with_stamp, limits=patient))
+    assert lived.stopped and re.search(r"the observation is 7\d+\.\d+ s old, at most 2000 s is allowed", lived.reason)
+    lived = run(trained, config(server, params=params(server, stamp="/where.header.clock"), limits=patient))
     assert lived.stopped and "the observation is nan s old" in lived.reason
+
+
+def test_a_message_that_is_read_twice_was_taken_once() -> None:
+    robot = RosbridgeRobot("ws://nowhere", ["/s.x"], [], {}, stamp="/s.header.stamp")
+    robot._connection = "open"
+    begun = time.monotonic() - time.time()
+    for second in (1000, 1001):
+        message = {"x": 0.5, "header": {"stamp": {"sec": second, "nanosec": 500_000_000}}}
+        times = set()
+        for _ in range(5):  # sent again it is the same one, too
+            robot._hear(json.dumps({"op": "publish", "topic": "/s", "msg": message}))
+            times |= {robot.get_observation()["timestamp"] for _ in range(50)}
+        assert len(times) == 1 and times.pop() == pytest.approx(begun + second + 0.5, abs=60)
+
+
+def test_what_nobody_asked_for_is_not_kept() -> None:
+    robot = RosbridgeRobot("ws://nowhere", ["/s.x"], [], {})
+    for i in range(100):
+        robot._hear(json.dumps({"op": "publish", "topic": f"/spam{i}", "msg": {"data": "spam"}}))
+        robot._hear(json.dumps({"op": "service_response", "id": f"spam{i}", "result": True}))
+    assert "spam" not in repr(vars(robot))
+
+
+def test_it_goes_where_the_url_says_and_nowhere_else(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Response(302, "Found", Headers(Location=server.url))
+    redirecting = serve(lambda connection: None, "127.0.0.1", 0, process_request=lambda *_: elsewhere)
+    threading.Thread(target=redirecting.serve_forever, daemon=True).start()
+    robot = RosbridgeRobot(**params(server, url=f"ws://127.0.0.1:{redirecting.socket.getsockname()[1]}"))
+    try:
+        with pytest.raises(UserError, match="there is no rosbridge"):
+            robot.connect()
+    finally:
+        redirecting.shutdown()
+    assert not robot.is_connected and not server.subscribed
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    robot = RosbridgeRobot(**params(server))
+    robot.connect()
+    robot.disconnect()
 
 
 def test_a_server_that_goes_away_stops_it(trained: WorldActionModel, server: Server) -> None:

@@ -261,11 +261,11 @@ def test_where_actions_are_positions_a_stop_is_no_motion() -> None:
     assert door.sent == [[0.4], [0.4]]  # the robot stands still by itself
 
 
-def test_what_the_robot_took_is_where_it_stands_still() -> None:
+def test_it_stands_still_where_it_was_sent_whatever_it_says_that_it_took() -> None:
     sent: list[float] = []
     with Gate(lambda c: (sent.append(float(c[0])), c.clip(max=0.5))[1], None, patience_s=5.0) as gate:
         assert gate.send(np.array([0.75])) == pytest.approx([0.5])
-    assert sent == [0.75, 0.5]
+    assert sent == [0.75, 0.75]
 
 
 def test_a_stop_that_is_asked_for_is_heard_before_the_first_command() -> None:
