@@ -14,7 +14,7 @@ from typing import Any
 from zlib import crc32
 
 from rewards.builtin import BUILTIN
-from rewards.errors import UserError
+from rewards.errors import UserError, blamed
 
 ENTRY_POINTS = "wamtune.rewards"
 
@@ -55,21 +55,23 @@ def _load_file(name: str, source: str) -> ModuleType:
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"reward term {name!r}: cannot load {source}: {error}") from error
+    with blamed(f"reward term {name!r}", str(path)):
+        try:
+            spec.loader.exec_module(module)
+        except (ImportError, SyntaxError) as error:
+            raise UserError(f"reward term {name!r}: cannot load {source}: {error}") from error
     return module
 
 
 def _import(name: str, source: str, attribute: str) -> ModuleType:
-    try:
-        return importlib.import_module(source)
-    except (ImportError, SyntaxError, ValueError, TypeError) as error:
-        hint = ""
-        if Path(f"{source}.py").is_file():  # an installed command does not have the current folder on its path
-            hint = f"; for the file in this folder write func: {source}.py:{attribute}"
-        raise UserError(f"reward term {name!r}: cannot import {source!r}: {error}{hint}") from error
+    with blamed(f"reward term {name!r}", ""):
+        try:
+            return importlib.import_module(source)
+        except (ImportError, SyntaxError, ValueError, TypeError) as error:
+            hint = ""
+            if Path(f"{source}.py").is_file():  # an installed command does not have the current folder on its path
+                hint = f"; for the file in this folder write func: {source}.py:{attribute}"
+            raise UserError(f"reward term {name!r}: cannot import {source!r}: {error}{hint}") from error
 
 
 def _load_entry_point(name: str, func: str) -> object:
@@ -80,7 +82,8 @@ def _load_entry_point(name: str, func: str) -> object:
             f"reward term {name!r}: unknown func {func!r}{did_you_mean(func, known)}; known: {', '.join(known)}; "
             f"for your own write func: path.py:function or module:function"
         )
-    try:
-        return points[func].load()
-    except (ImportError, SyntaxError, AttributeError) as error:
-        raise UserError(f"reward term {name!r}: cannot load entry point {func!r}: {error}") from error
+    with blamed(f"reward term {name!r}", ""):
+        try:
+            return points[func].load()
+        except (ImportError, SyntaxError, AttributeError) as error:
+            raise UserError(f"reward term {name!r}: cannot load entry point {func!r}: {error}") from error
