@@ -18,6 +18,7 @@ from rl.imitation import Imitation
 from rl.outcome import Outcome, Part, Weights
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
+from rl.trial import try_rewards
 from world_model.model import WorldActionModel
 
 START_SEED = 100_000_000
@@ -91,6 +92,8 @@ class PostTraining:
         todo = [(place, i) for i in range(self.config.n_rounds) for place in self.places(i)]
         self._n_done, self._n_in_all = 0, 2 + 2 * len(todo)
         if not self.before:
+            if before is None:
+                try_rewards(self.config, self.model, self.sim, self.dreams is not None)
             self.before = before or self.evaluate()
             self.log(0, {"eval/success": success_rate(self.before)})
             self.safe(True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from rl.imitation import Imitation, leads_to_success, whole_chunks
 from rl.outcome import Outcome, Part
 from rl.policy import policy_state
 from rl.rounds import PostTraining
+from rl.trial import try_rewards
 from rl.verbs.train import _gain_of
 from world_model.metrics import prediction_metrics
 from world_model.store import load_model
@@ -516,3 +518,28 @@ def test_a_round_that_executes_a_part_of_each_chunk(
     post.close()
     assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream"]
     assert post.imitation is not None and post.imitation.examples["sim"][1].shape[1] == post.policy.chunk_size
+
+
+@pytest.mark.parametrize("place", ["sim", "dream"])
+def test_a_bug_in_a_reward_term_shows_before_anything_is_evaluated(
+    place: str, tiny: list[str], demonstrations: list[Any], tmp_path: Path
+) -> None:
+    """Also one that shows in the dream alone, which knows no reward of the task."""
+    broken = "t.nothing" if place == "sim" else "t.action[:, 0] * t.task_reward"
+    (tmp_path / "mine.py").write_text(f"def term(t):\n    return {broken}\n")
+    post = build("mix", tiny, demonstrations, f"rewards.mine={{func: '{tmp_path}/mine.py:term', weight: 1.0}}")
+    post.evaluate = lambda: pytest.fail("evaluated first")  # type: ignore
+    with pytest.raises(UserError, match="^reward term 'mine' raised .*Error: .*; see .*/mine.py:2$"):
+        post.run()
+    post.close()
+
+
+def test_trying_the_rewards_changes_nothing_of_what_follows(tiny: list[str], demonstrations: list[Any]) -> None:
+    tried, not_tried = (build("mix", tiny, demonstrations) for _ in range(2))
+    try_rewards(tried.config, tried.model, tried.sim, dreams=True)
+    assert not tried.sim.begun
+    rollouts = [post._collect_sim(4) for post in (tried, not_tried)]
+    assert torch.equal(rollouts[0].chain, rollouts[1].chain) and torch.equal(rollouts[0].reward, rollouts[1].reward)
+    assert tried.sim.record(True) == not_tried.sim.record(True) == []
+    for post in tried, not_tried:
+        post.close()
