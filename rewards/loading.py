@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,21 @@ ENTRY_POINTS = "wamtune.rewards"
 
 def load_term(name: str, func: str) -> Callable[..., Any]:
     """Return the function, class or instance that `func` of reward term `name` points to."""
+    return _load(name, func)[0]
+
+
+def source_of(name: str, term: Mapping[str, Any] | None) -> Path | None:
+    """Return the file of the module that an active reward term comes from; None for a built-in or no term."""
+    if term is None or term.get("weight") == 0:
+        return None
+    module = _load(name, term.get("func") or name)[1]
+    return Path(module.__file__) if module is not None and module.__file__ else None
+
+
+def _load(name: str, func: str) -> tuple[Callable[..., Any], ModuleType | None]:
+    """Return what `func` points to, and the module that it was found in; None for a built-in."""
     source, colon, attribute = func.rpartition(":")
+    module: ModuleType | None = None
     if colon:
         module = _load_file(name, source) if source.endswith(".py") else _import(name, source, attribute)
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -31,12 +45,12 @@ def load_term(name: str, func: str) -> Callable[..., Any]:
     elif func in BUILTIN:
         found = BUILTIN[func]
     else:
-        found = _load_entry_point(name, func)
+        found, module = _load_entry_point(name, func)
     if not callable(found):
         raise UserError(
             f"reward term {name!r}: {func} is of type {type(found).__name__}, expected a function or a class"
         )
-    return found
+    return found, module
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -74,7 +88,7 @@ def _import(name: str, source: str, attribute: str) -> ModuleType:
             raise UserError(f"reward term {name!r}: cannot import {source!r}: {error}{hint}") from error
 
 
-def _load_entry_point(name: str, func: str) -> object:
+def _load_entry_point(name: str, func: str) -> tuple[object, ModuleType]:
     points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if func not in points:
         known = [*BUILTIN, *points]
@@ -84,6 +98,6 @@ def _load_entry_point(name: str, func: str) -> object:
         )
     with blamed(f"reward term {name!r}", ""):
         try:
-            return points[func].load()
+            return points[func].load(), importlib.import_module(points[func].module)
         except (ImportError, SyntaxError, AttributeError) as error:
             raise UserError(f"reward term {name!r}: cannot load entry point {func!r}: {error}") from error

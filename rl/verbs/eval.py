@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.table import Table
@@ -10,16 +10,21 @@ from rich.table import Table
 from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
 from rl.cli import keys_of
-from rl.compose import compose
+from rl.compose import compose, recompose
 from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
+from rl.deploy.export import load_gaussian
 from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
 from rl.policy import FlowPolicy
 from rl.verbs.progress import Progress, show
+from world_model.checkpoint import load_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.model import WorldActionModel
 from world_model.store import load_model
 
 Results = dict[str, list[EpisodeResult]]
+
+GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers"
+"""Keys that apply to a Gaussian policy, which is evaluated as it was trained in all else."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ HELP = f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
 
 Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
 begun from the first states of the very same episodes, and the gap between the two. The same command prints the same
-figures.
+figures. A run of policy=gaussian is evaluated where it was trained; of the keys it takes {", ".join(GAUSSIAN)}.
 
 Keys:
 {keys_of(Options)}
@@ -67,6 +72,9 @@ def run(words: list[str]) -> None:
     if not words or "=" in words[0]:
         raise UserError("eval needs a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`")
     options = compose(None, words[1:], Options)
+    if load_checkpoint(words[0])[0].get("policy") == "gaussian":
+        _evaluate_gaussian(words, options)
+        return
     model = load_model(words[0])
     sim: Results = {}
     dream: Results = {}
@@ -103,6 +111,28 @@ def evaluate_task(
         return sim, evaluate_dream(policy, dream)
     finally:
         env.close()
+
+
+def _evaluate_gaussian(words: list[str], options: Options) -> None:
+    """Evaluate a policy that `wamtune train policy=gaussian` made, where it was trained; it has no dream."""
+    if wrong := [key for word in words[1:] if (key := word.partition("=")[0]) not in GAUSSIAN]:
+        raise UserError(f"{wrong[0]}: a Gaussian policy is evaluated where it was trained; only {', '.join(GAUSSIAN)}")
+    about, tensors = load_checkpoint(words[0])
+    trained = recompose(str(about.get("config", "{}")), f"that {words[0]} carries", TrainConfig)
+    config = replace(trained, env=replace(trained.env, n_workers=options.n_workers))
+    policy, n_envs = load_gaussian(words[0], about, tensors), min(options.n_envs, options.n_episodes)
+    found: Results = {}
+    for task in config.env.tasks or (config.env.id,):
+        env = make_sim(config, None, (task,) if config.env.tasks else (), n_envs, rewards=False)
+        try:
+            found[task] = evaluate_sim(
+                policy.to(env.device), env, range(options.seed, options.seed + options.n_episodes)
+            )
+        finally:
+            env.close()
+    show(table(found, {task: [] for task in found}))
+    for task, results in found.items():
+        print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
 
 
 def table(sim: Results, dream: Results) -> Table:
