@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import settings
 
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.episodes import Episode
@@ -17,8 +16,6 @@ from world_model.training import StageConfig, fit_statistics, train_stage
 from world_model.windows import Windows
 
 torch.set_num_threads(1)
-settings.register_profile("unhurried", deadline=None)  # a loaded machine is no fault
-settings.load_profile("unhurried")
 
 SPEC = Spec(
     {"state": Feature((4,), "m", {"point": (0, 2), "goal": (2, 4)})},
