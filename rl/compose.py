@@ -49,11 +49,6 @@ def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]
     return _composed([*files, words], schema, str(preset or "the config"))
 
 
-def recompose(text: str, where: str, schema: type[T]) -> T:
-    """Return the config that `to_yaml` wrote, such as the one that a checkpoint carries with it."""
-    return _composed([[(where, parse(text, where))]], schema, where)
-
-
 def _composed(groups: Sequence[Sequence[Layer]], schema: type[T], name: str) -> T:
     """Merge layers, in order; those of a group, such as all overrides of a command, count as said at once."""
     layers = [layer for group in groups for layer in group]

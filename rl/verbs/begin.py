@@ -51,8 +51,8 @@ def _pinned(config: C) -> C:
     name = getattr(config, "checkpoint", "")
     if not name or getattr(config, "policy", "flow") == "gaussian":
         return config
-    run = find_checkpoint(name).parents[1]
-    return replace(config, checkpoint=str(run)) if run.parent == Path(name) else config
+    run = find_checkpoint(name).resolve().parents[1]
+    return replace(config, checkpoint=str(Path(name) / run.name)) if run.parent == Path(name).resolve() else config
 
 
 def _controls(config: object) -> tuple[str, ...]:

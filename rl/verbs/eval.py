@@ -10,13 +10,13 @@ from rich.table import Table
 from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
 from rl.cli import keys_of
-from rl.compose import compose, recompose
+from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, EvalConfig, TrainConfig
 from rl.deploy.export import load_gaussian
 from rl.evaluate import EpisodeResult, describe, evaluate_dream, evaluate_sim, first_states, paired_gain
 from rl.policy import FlowPolicy
 from rl.verbs.progress import Progress, show
-from world_model.checkpoint import load_checkpoint
+from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.model import WorldActionModel
 from world_model.store import load_model
@@ -117,9 +117,14 @@ def _evaluate_gaussian(words: list[str], options: Options) -> None:
     """Evaluate a policy that `wamtune train policy=gaussian` made, where it was trained; it has no dream."""
     if wrong := [key for word in words[1:] if (key := word.partition("=")[0]) not in GAUSSIAN]:
         raise UserError(f"{wrong[0]}: a Gaussian policy is evaluated where it was trained; only {', '.join(GAUSSIAN)}")
+    run = find_checkpoint(words[0]).resolve().parents[1]
+    if not (run / "config.yaml").is_file():  # the config in a checkpoint is not read: it may name code
+        raise UserError(
+            f"{words[0]}: a Gaussian policy is evaluated by its run folder, which says where; name that one"
+        )
+    trained = compose(run, [], TrainConfig)
+    config = replace(trained, env=replace(trained.env, n_workers=options.n_workers), rewards={})
     about, tensors = load_checkpoint(words[0])
-    trained = recompose(str(about.get("config", "{}")), f"that {words[0]} carries", TrainConfig)
-    config = replace(trained, env=replace(trained.env, n_workers=options.n_workers))
     policy, n_envs = load_gaussian(words[0], about, tensors), min(options.n_envs, options.n_episodes)
     found: Results = {}
     for task in config.env.tasks or (config.env.id,):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import UserError
-from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, recompose, to_yaml
+from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
 from rl.config import EnvConfig, TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.rosbridge import RosbridgeRobot
@@ -189,13 +189,6 @@ def test_training_without_any_reward_is_refused(preset: Path, off: str) -> None:
     assert message(preset, f"rewards.success={off}", "rewards.smooth=null") == said
     assert message(preset, "rewards.success.weight=0", "rewards.smooth.weight=0") == said
     compose(preset, [f"rewards.success={off}"], TrainConfig)  # there is another
-
-
-def test_a_config_comes_back_from_its_text(preset: Path) -> None:
-    config = compose(preset, ["seed=5"], TrainConfig)
-    assert recompose(to_yaml(config), "that a checkpoint carries", TrainConfig) == config
-    with pytest.raises(UserError, match="unknown key 'sede' that a checkpoint carries"):
-        recompose("name: x\nsede: 3", "that a checkpoint carries", TrainConfig)
 
 
 def test_mix_leaves_the_simulator_a_round() -> None:

@@ -130,6 +130,8 @@ def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -
     mean = sum(row["reward"] for row in after) / len(after)
     assert f"Pendulum-v1: the simulator's reward is {mean:.4g} an episode" in out  # the same seeds
     assert "place: a Gaussian policy is evaluated where it was trained" in call(capsys, "eval", run, "place=both")[2]
+    shutil.copytree(last, "alone")
+    assert "alone: a Gaussian policy is evaluated by its run folder" in call(capsys, "eval", "alone")[2]
     for words in (["deploy", run, "run", "robot-sim"], ["dream", run]):
         code, _, err = call(capsys, *words)
         assert code == 2 and f"{run}: it holds a Gaussian policy and no world model; `wamtune eval` measures it" in err
