@@ -71,7 +71,7 @@ def main() -> None:
     rounds: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as root, RunFolder.create(root, "guards", 0, to_yaml(config)) as folder:
         post = prepare(config)
-        post.safe = saves.around(_Saver(post, folder, [], 0.0))
+        post.safe = saves.around(_Saver(post, folder, {"runs": []}, 0.0))
         measure(post, guards, saves, rounds)
         post.run()
         post.close()

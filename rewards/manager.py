@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewards import builtin
 from rewards.api import ALWAYS_PROVIDED, Transition
-from rewards.errors import BadNumbers, UserError, did_you_mean
+from rewards.errors import BadNumbers, UserError, blamed, defined_at, did_you_mean
 from rewards.loading import load_term
 
 MAX_MAGNITUDE = 1e6
@@ -38,6 +40,16 @@ class _Term:
     requires: tuple[str, ...]
     call: Callable[[Transition], Tensor]
     keeper: Any  # the object with `reset(mask)` of a term that keeps state, else None
+    ours: bool  # a built-in, which writes nothing into a transition
+    at: str = ""  # FILE:LINE of a plug-in
+
+    def told(self, problem: str) -> str:
+        """Say `problem` of this term, and where it is defined."""
+        return f"reward term {self.name!r} {problem}" + (f"; see {self.at}" if self.at else "")
+
+    def blamed(self) -> AbstractContextManager[None]:
+        """Context in which an exception becomes a `UserError` of this term, with file and line."""
+        return blamed(f"reward term {self.name!r}", self.at.rpartition(":")[0])
 
 
 ISAAC = "isaac"
@@ -100,7 +112,7 @@ class RewardManager:
         for row, term in zip(raw, self._terms, strict=True):
             calls = n_steps if term.keeper else 1  # a term that keeps state must see the steps one by one
             for step in range(calls):
-                row[step::calls].copy_(_call(term, _rows(t, slice(step, None, calls))))
+                row[step::calls].copy_(_call(term, _handed(term, t, slice(step, None, calls))))
         if executed is not None:
             raw.masked_fill_(~executed, 0.0)  # not a product: what a term makes of a dead row may be NaN
         self._check_values(raw, t, n_steps)
@@ -113,8 +125,10 @@ class RewardManager:
 
     def reset(self, mask: Tensor) -> None:
         """Tell the terms that keep state which episodes begin. `mask`: (num_envs,) bool."""
-        for keeper in self._keepers.values():
-            keeper.reset(mask)
+        for term in self._terms:
+            if term.keeper is not None:
+                with term.blamed():
+                    term.keeper.reset(mask.clone())
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return what the terms that keep state remember: those of their attributes that are tensors or numbers."""
@@ -137,10 +151,11 @@ class RewardManager:
         bad = ~(raw.abs() <= MAX_MAGNITUDE)  # also true for NaN
         if bad.any():
             i, row = bad.nonzero()[0].tolist()
-            raise BadNumbers(
-                f"{self.place}: reward term {self.names[i]!r} returned {raw[i, row].item():g} in environment "
-                f"{row // n_steps} at step {int(t.elapsed[row])}; expected a finite value within ±{MAX_MAGNITUDE:g}"
+            problem = (
+                f"returned {raw[i, row].item():g} in environment {row // n_steps} at step {int(t.elapsed[row])}; "
+                f"expected a finite value within ±{MAX_MAGNITUDE:g}"
             )
+            raise BadNumbers(f"{self.place}: {self._terms[i].told(problem)}")
 
 
 def _build(name: str, term: Mapping[str, Any]) -> _Term:
@@ -153,22 +168,29 @@ def _build(name: str, term: Mapping[str, Any]) -> _Term:
         )
     found = load_term(name, func)
     if is_isaac_term(found):
-        return _Term(name, func, _weight(name, term), (ISAAC,), lambda t: t.own_rewards[name], None)
-    is_class = inspect.isclass(found)
+        return _Term(name, func, _weight(name, term), (ISAAC,), lambda t: t.own_rewards[name], None, ours=True)
+    is_class, params = inspect.isclass(found), copy.deepcopy(dict(params))  # no term shares a list with the config
     _check_params(name, func, found, params, is_class)
-    if is_class:
-        try:
-            target = found(**params)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"reward term {name!r}: params {params} do not fit {func}: {error}") from error
-        if not callable(target):
-            raise UserError(f"reward term {name!r}: the class {func} has no __call__(t); write one")
-        call = target
-    else:
-        target = copy.deepcopy(found)  # an instance must not share its state between sim and dream
-        call = partial(target, **params) if params else target
-    requires = _requires(name, getattr(target, "requires", ()))
-    return _Term(name, func, _weight(name, term), requires, call, target if hasattr(target, "reset") else None)
+    ours = getattr(found, "__module__", "") == builtin.__name__
+    at = "" if ours else defined_at(found)
+    with blamed(f"reward term {name!r}", at.rpartition(":")[0]):
+        # A copy of an instance: it must not share its state between sim and dream.
+        target = _built(name, func, found, params) if is_class else copy.deepcopy(found)
+        call = target if is_class or not params else partial(target, **params)
+        requires = _requires(name, getattr(target, "requires", ()))
+        keeper = target if hasattr(target, "reset") else None
+    return _Term(name, func, _weight(name, term), requires, call, keeper, ours, "" if ours else defined_at(target))
+
+
+def _built(name: str, func: str, found: Callable[..., Any], params: Mapping[str, Any]) -> Any:
+    """Build the class of a term with its params."""
+    try:
+        target = found(**params)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"reward term {name!r}: params {params} do not fit {func}: {error}") from error
+    if not callable(target):
+        raise UserError(f"reward term {name!r}: the class {func} has no __call__(t); write one")
+    return target
 
 
 def _weight(name: str, term: Mapping[str, Any]) -> float:
@@ -189,7 +211,10 @@ def _weight(name: str, term: Mapping[str, Any]) -> float:
 
 def _check_params(name: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], is_class: bool) -> None:
     first = () if is_class else (None,)  # a function gets the transition first, a class its params alone
-    signature = inspect.signature(found)
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # of a compiled function nothing is known before it is called
+        return
     try:
         signature.bind(*first, **params)
     except TypeError as error:
@@ -200,6 +225,8 @@ def _check_params(name: str, func: str, found: Callable[..., Any], params: Mappi
 def _requires(name: str, declared: Iterable[str]) -> tuple[str, ...]:
     if isinstance(declared, str):  # requires=("action") has no comma
         raise UserError(f"reward term {name!r}: requires is {declared!r}, expected a tuple; write ({declared!r},)")
+    if not isinstance(declared, Iterable) or not all(isinstance(need, str) for need in declared):
+        raise UserError(f"reward term {name!r}: requires is {declared!r}, expected a tuple of names")
     # Progress before and after a step come together.
     return tuple(dict.fromkeys("progress" if need == "next_progress" else need for need in declared))
 
@@ -213,33 +240,29 @@ def _check_provided(term: _Term, provided: Collection[str], place: str) -> None:
             )
 
 
-def _rows(t: Transition, rows: slice) -> Transition:
-    if rows == slice(0, None, 1):
-        return t
+def _handed(term: _Term, t: Transition, rows: slice) -> Transition:
+    """Return the chosen rows for a term; a plug-in gets a copy, so that nobody else ever sees what it writes there."""
+
+    def chosen(value: Tensor) -> Tensor:
+        return value[rows] if term.ours else value[rows].clone()
+
     values = ((f.name, getattr(t, f.name)) for f in fields(t))
-    chosen: dict[str, Any] = {name: value[rows] for name, value in values if isinstance(value, Tensor)}
-    chosen["own_rewards"] = {name: value[rows] for name, value in t.own_rewards.items()}
-    return replace(t, **chosen)
+    tensors: dict[str, Any] = {name: chosen(value) for name, value in values if isinstance(value, Tensor)}
+    own_rewards = {name: chosen(value) for name, value in t.own_rewards.items()}
+    return replace(t, **tensors, own_rewards=own_rewards, slices=dict(t.slices))
 
 
 def _call(term: _Term, t: Transition) -> Tensor:
-    try:
-        value = term.call(t)
-    except UserError as error:
-        raise UserError(f"reward term {term.name!r}: {error}") from error
-    except Exception as error:
-        error.add_note(f"in reward term {term.name!r} ({term.func}), which declares requires={term.requires}")
-        raise
     expected = (t.next_state.shape[0],)
+    with term.blamed():
+        value = term.call(t)
+    problem = ""
     if not isinstance(value, Tensor):
-        raise UserError(
-            f"reward term {term.name!r} returned a {type(value).__name__}, expected a tensor of shape {expected}"
-        )
-    if value.shape != expected:
-        raise UserError(
-            f"reward term {term.name!r} returned shape {tuple(value.shape)}, expected {expected}: "
-            f"one number for each environment"
-        )
-    if value.is_complex():
-        raise UserError(f"reward term {term.name!r} returned {value.dtype}, expected real numbers")
+        problem = f"a {type(value).__name__}, expected a tensor of shape {expected}"
+    elif value.shape != expected:
+        problem = f"shape {tuple(value.shape)}, expected {expected}: one number for each environment"
+    elif value.is_complex():
+        problem = f"{value.dtype}, expected real numbers"
+    if problem:
+        raise UserError(term.told(f"returned {problem}"))
     return value

@@ -57,7 +57,9 @@ def make_sim(
     else:
         if model is not None:  # before a task that it does not know is refused for its name alone
             model.spec.check_fits(seen_spec(model, make_spec(env.id, tasks)), f"env.id={env.id}")
-        options |= {"task_names": None if model is None else model.spec.tasks, "events": env.events, "seen_by": model}
+        # Without a model, too, a task has one number in all simulators of a run, also in one of that task alone.
+        names = (env.tasks or None) if model is None else model.spec.tasks
+        options |= {"task_names": names, "events": env.events, "seen_by": model}
         sim = SimEnv(env.id, n_envs, tasks or None, n_workers=env.n_workers or default_workers(), **options)
     try:
         if model is not None:

@@ -56,20 +56,47 @@ def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]
 
     Values are YAML; a list may also be written as `tasks=push,hammer`, since zsh takes unquoted brackets for a pattern.
     A preset may name a `base:`, another preset or a file beside it, over which it is merged. Lists are replaced, groups
-    merged. A dataclass of the schema may define `check(self)`; its `UserError` begins with a field name.
+    merged. A dataclass of the schema may define `check(self)`, whose `UserError` begins with a field name, and
+    `BELONGS`: see `_drop_what_belonged`.
     """
-    layers = list(_preset_layers(find_preset(preset))) if preset is not None else []
-    layers += [_override_layer(override, schema) for override in overrides]
+    files = [[layer] for layer in _preset_layers(find_preset(preset))] if preset is not None else []
+    words = [_override_layer(override, schema) for override in overrides]
+    return _composed([*files, words], schema, str(preset or "the config"))
+
+
+def _composed(groups: Sequence[Sequence[Layer]], schema: type[T], name: str) -> T:
+    """Merge layers, in order; those of a group, such as all overrides of a command, count as said at once."""
+    layers = [layer for group in groups for layer in group]
     for where, values in layers:
         _check_value(values, schema, "", where)
+    _drop_what_belonged([[values for _, values in group] for group in groups], schema)
     merged = OmegaConf.merge(OmegaConf.structured(schema), *(values for _, values in layers))
     if missing := sorted(OmegaConf.missing_keys(merged)):
         key = missing[0]
-        raise UserError(f"key {key!r} has no value in {preset or 'the config'}; add {key}=... to the command")
+        raise UserError(f"key {key!r} has no value in {name}; add {key}=... to the command")
     config = OmegaConf.to_object(merged)
     assert isinstance(config, schema)
     _run_checks(config, "")
     return config
+
+
+def _drop_what_belonged(groups: Sequence[Sequence[dict[str, Any]]], schema: Any) -> None:
+    """Drop what belongs to a value that a later group replaces: the tasks of a preset, where `env.id` is another.
+
+    A class of a schema says so by `BELONGS`, {"tasks": "id"}.
+    """
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            inner = [[v for values in g if isinstance(v := values.get(field.name), dict)] for g in groups]
+            _drop_what_belonged(inner, hints[field.name])
+    for name, owner in getattr(schema, "BELONGS", {}).items():
+        value = next(field.default for field in dataclasses.fields(schema) if field.name == owner)
+        for i, group in enumerate(groups):
+            before, value = value, next((values[owner] for values in reversed(group) if owner in values), value)
+            if value != before and not any(name in values for values in group):
+                for values in (values for lower in groups[:i] for values in lower):
+                    values.pop(name, None)
 
 
 def preset_folder() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rewards.errors import UserError
 from rl.envs.events import Event
@@ -41,7 +41,7 @@ class EnvConfig:
     kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
     # "metaworld", a task of Isaac Lab (Isaac-...), a registered gymnasium id, or "recorded": there is no simulator
     id: str = "metaworld"
-    tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
+    tasks: tuple[str, ...] = ()  # of env.id, spread evenly over the environments; empty: all the checkpoint knows
     n_envs: int = 64
     n_workers: int = 0  # processes that step them; 0: one for each thread
     max_steps: int = 150  # then an episode is truncated
@@ -51,6 +51,8 @@ class EnvConfig:
     isaac: IsaacConfig = field(default_factory=IsaacConfig)
     # domain randomisation, name: {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}
     events: dict[str, Event] = field(default_factory=dict)
+
+    BELONGS: ClassVar = {"tasks": "id"}  # who changes id and names no tasks gets those of the new one
 
     def check(self) -> None:
         """Refuse counts and deviations that mean nothing."""
@@ -68,7 +70,7 @@ class DreamConfig:
     """Branches inside the world model, begun from states met in reality."""
 
     n_envs: int = 256  # branches dreamed together, each from where an episode could begin
-    horizon: int = 20  # chunks, then truncation with bootstrap; at most to the end of the episode
+    horizon: int = 20  # whole chunks, whatever n_action_steps is; then truncation with bootstrap, if no end came before
     n_denoising_steps: int = 1  # of the future frames
     n_rounds: int | None = None  # of env.kind=mix that dream, before those in the simulator; null: by turns in each
     n_updates: int = 10  # PPO updates in the dream each round
@@ -108,9 +110,9 @@ class DreamConfig:
 class PPOConfig:
     """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
 
-    n_steps: int = 40  # chunks per environment and rollout
+    n_steps: int = 40  # whole chunks per environment and rollout, whatever n_action_steps is
     fresh_rollouts: bool = False  # each begins new episodes: more starts to learn from, but nothing that comes later
-    batch_size: int = 512  # chunks
+    batch_size: int = 512  # decisions, each of n_action_steps
     n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is that of one in the dream
     learning_rate: float = 2e-4  # of the action side
     critic_learning_rate: float = 1e-3
@@ -210,7 +212,7 @@ class TrainConfig:
     seed: int = 0
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
-    total_timesteps: int = 100_000  # executed simulator steps, evaluation and gate not counted
+    total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, then the gate
     n_action_steps: int = 8  # executed of the actions of a chunk
     on_bad_numbers: Literal["stop", "go_back"] = "stop"  # to the last saved state, with other random numbers
@@ -233,6 +235,10 @@ class TrainConfig:
     def judged_in(self) -> str:
         """Where gates and evaluations take place."""
         return "a dream of what was recorded" if self.env.id == RECORDED else "the simulator"
+
+    def n_decisions(self, n_chunks: int, chunk_size: int) -> int:
+        """Decisions that take as many steps as `n_chunks` whole chunks: more, where only a part of each is executed."""
+        return -(-n_chunks * chunk_size // self.n_action_steps)
 
     def places(self, round_index: int, can_imitate: bool) -> list[str]:
         """What a round consists of, in order; imitation is a part of the first one alone."""
@@ -260,6 +266,10 @@ class TrainConfig:
             raise UserError(f"dream.n_rounds={self.dream.n_rounds}: expected fewer than n_rounds={self.n_rounds}")
         if self.policy == "flow" and self.ppo.ent_coef > 0:
             raise UserError(f"ppo.ent_coef={self.ppo.ent_coef}: only policy=gaussian has an entropy; set it to 0")
+        if not any(_is_on(term) for term in self.rewards.values()):
+            raise UserError(
+                "rewards: no term is switched on, so there is nothing to learn; set rewards.success.weight=1"
+            )
         if unknown := set(self.controls) - set(CONTROLS):
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:
@@ -275,6 +285,11 @@ class TrainConfig:
         n_chunks = n_envs * (self.dream.horizon if self.env.kind == "dream" else self.ppo.n_steps)
         if self.ppo.batch_size > n_chunks:
             raise UserError(f"ppo.batch_size={self.ppo.batch_size} exceeds a rollout of {n_chunks} chunks; lower it")
+
+
+def _is_on(term: Any) -> bool:
+    """Whether a reward term is paid; a malformed one is refused elsewhere, with what is wrong."""
+    return term is not None and not (isinstance(term, dict) and term.get("weight") == 0)
 
 
 def _at_least(config: object, low: int, *names: str) -> None:

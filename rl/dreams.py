@@ -65,7 +65,7 @@ class Dreams:
             model,
             dream.n_envs,
             starts,
-            dream.horizon,
+            self.config.n_decisions(dream.horizon, model.config.chunk_size),
             dream.n_denoising_steps,
             rewards=self.rewards,
             seed=self.config.seed + len(self.episodes),

@@ -11,6 +11,9 @@ from rl.gate import Verdict
 
 Weights = dict[str, Tensor]
 
+STEPS = "time/total_timesteps"
+"""Key under which the executed simulator steps are logged, in the word of Stable-Baselines3."""
+
 
 @dataclass
 class Part:
@@ -23,6 +26,7 @@ class Part:
     gate_steps: int  # and for the gates
     seconds: float
     evaluation: list[EpisodeResult] = field(default_factory=list)  # of the champion, on seeds no gate saw
+    n_updates: int = 0  # so far: of PPO in simulator and dream; a part of imitation is one
 
     @property
     def accepted(self) -> bool:
@@ -38,6 +42,7 @@ class Outcome:
     parts: list[Part]
     sim_steps: int
     gate_steps: int
+    n_updates: int = 0
 
     @property
     def after(self) -> list[EpisodeResult]:

@@ -44,8 +44,8 @@ def draw_dream(
 ) -> None:
     """Draw true against dreamed curves, a row of panels for each key.
 
-    A key with values (T + 1, d) gets one panel a dimension, named x, y, z; values (T + 1,) fill one wide panel. Dotted
-    lines mark where a chunk ends.
+    A key with values (T + 1, d) gets one panel a dimension, named x, y, z; values (T + 1,) are probabilities and fill
+    one wide panel from 0 to 1. Dotted lines mark where a chunk ends.
     """
     figure = Figure(figsize=(10, 2.3 * len(true)), layout="constrained")
     rows = figure.subfigures(len(true), 1, squeeze=False)[:, 0]
@@ -55,6 +55,8 @@ def draw_dream(
         for i, axes in enumerate(panels):
             label = f"{name} {'xyz'[i]} (cm)" if columns > 1 else name
             _curves(axes, _column(true[name], i), _column(dreamed[name], i), chunk_size, label)
+            if true[name].dim() == 1:
+                axes.set_ylim(-0.02, 1.02)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.suptitle(title)
     panels[-1].set_xlabel("step")

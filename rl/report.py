@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 
 from rewards.errors import UserError
@@ -12,6 +13,7 @@ from rl import report_figures as figures
 from rl.compose import compose, diff_from_defaults
 from rl.config import TrainConfig
 from rl.evaluate import describe, paired_gain
+from rl.outcome import STEPS
 from rl.report_data import PAIRS, Row, read_metrics, read_pairs, read_results
 from world_model.files import write_atomically
 
@@ -148,9 +150,7 @@ def _places(rows: Sequence[Row]) -> str:
         "dream/error": ("error of the dream", figures.DREAM),
     }
     curves: dict[str, tuple[list[float], list[float | None]]] = {}
-    update = 0
-    for row in rows:
-        update += "train/value_loss" in row
+    for update, row in zip(_updates(rows), rows, strict=True):
         for tag, (name, _) in tags.items():
             if tag in row:
                 x, y = curves.setdefault(name, ([], []))
@@ -234,8 +234,7 @@ def _examples(pairs: Row | None) -> str:
 
 def _ppo(rows: Sequence[Row]) -> str:
     """Distance to the policy that a part began with, KL of an update, and the critic."""
-    updates = [row for row in rows if "train/value_loss" in row]
-    x = list(range(1, len(updates) + 1))
+    updates, x = _which(rows, lambda key: key == "train/value_loss")
     one = {tag: (x, [row.get(f"train/{tag}") for row in updates]) for tag in ("ref_kl", "approx_kl")}
     critic = {"explained variance": (x, [row.get("train/explained_variance") for row in updates])}
     return figures.curves(one, "update", "KL of a chunk") + figures.curves(critic, "update", "explained variance")
@@ -243,12 +242,29 @@ def _ppo(rows: Sequence[Row]) -> str:
 
 def _rewards(rows: Sequence[Row]) -> str:
     """Mean of each weighted term a step."""
-    updates = [row for row in rows if any(key.startswith("reward/") for key in row)]
+    updates, x = _which(rows, lambda key: key.startswith("reward/"))
     names = sorted(
         {key[7:] for row in updates for key in row if key.startswith("reward/") and not key.endswith("_raw")}
     )[:MOST_TERMS]
     values = {name: [row.get(f"reward/{name}") or 0.0 for row in updates] for name in names}
-    return figures.stacked(names, list(range(1, len(updates) + 1)), values, "reward a step")
+    return figures.stacked(names, x, values, "reward a step")
+
+
+def _updates(rows: Sequence[Row]) -> list[int]:
+    """Return how many updates there had been at each row: its step, or counted where that is simulator steps.
+
+    Those are rows of an older version, which wrote no `time/total_timesteps` beside.
+    """
+    counted = accumulate("train/value_loss" in row for row in rows)
+    if any(STEPS in row for row in rows):
+        return [row["step"] for row in rows]
+    return list(counted)
+
+
+def _which(rows: Sequence[Row], key: Callable[[str], bool]) -> tuple[list[Row], list[int]]:
+    """Return the rows that hold such a key, and the updates there had been."""
+    chosen = [(row, x) for row, x in zip(rows, _updates(rows), strict=True) if any(map(key, row))]
+    return [row for row, _ in chosen], [x for _, x in chosen]
 
 
 def _repeat(folder: Path, config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from rewards.errors import UserError
 from rl.arenas import Arenas
 from rl.buffer import Rollout, Samples
 from rl.build import make_policy, make_sim, tasks_of
@@ -15,9 +16,10 @@ from rl.dreams import Dreams
 from rl.evaluate import Acts, EpisodeResult, Exploring, success_rate
 from rl.gate import judge
 from rl.imitation import Imitation
-from rl.outcome import Outcome, Part, Weights
+from rl.outcome import STEPS, Outcome, Part, Weights
 from rl.policy import load_policy_state, policy_state
 from rl.ppo import ChunkPPO
+from rl.trial import try_rewards
 from world_model.model import WorldActionModel
 
 START_SEED = 100_000_000
@@ -28,7 +30,7 @@ _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
 
 _STATE = (
     *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
-    *("before", "parts", "champion", "real", "_critic_is_new"),
+    *("before", "parts", "champion", "real", "_critic_is_new", "n_updates"),
 )
 """Attributes of a run that its state holds as they are."""
 
@@ -44,7 +46,7 @@ class PostTraining:
         config: everything there is to choose.
         model: the checkpoint; None for policy=gaussian.
         imitation: demonstrations for the anchor.
-        log: hears (executed simulator steps, values).
+        log: hears (updates so far, values); `time/total_timesteps` among them are the executed simulator steps.
         say: hears a line for people.
         tick: hears how far it is: work done, work in all, and what is being done.
         safe: hears that here `state_dict` holds all there is; True: a part has ended, False: a rollout within one.
@@ -62,6 +64,8 @@ class PostTraining:
     ) -> None:
         self.config, self.model, self.imitation = config, model, imitation
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
+        self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
+        self._check_budget()
         tasks = tasks_of(config, model)
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
         self.arenas = Arenas(config, model, tasks, self.sim)
@@ -70,7 +74,7 @@ class PostTraining:
             self.policy, self.sim, config.ppo, lambda g: self.imitation.loss(g) if self.imitation else None, config.seed
         )
         self.champion = policy_state(self.policy)
-        self.sim_steps = self.gate_steps = self.gate_episodes = self.explored = 0
+        self.sim_steps = self.gate_steps = self.gate_episodes = self.explored = self.n_updates = 0
         self.before: list[EpisodeResult] = []
         self.parts: list[Part] = []
         self.n_places, self.under_way = 0, False  # how many places of the rounds are done, and has the next one begun
@@ -96,8 +100,10 @@ class PostTraining:
         parts = [work for place, _ in todo for work in (_WORK[place], gate * (place in self.config.gate.places))]
         self._work, self._step = [1.0, *parts, float(len(todo))], 0
         if not self.before:
+            if before is None:
+                try_rewards(self.config, self.model, self.sim, self.dreams is not None)
             self.before = before or self.evaluate()
-            self.log(0, {"eval/success": success_rate(self.before)})
+            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0})
             self.safe(True)
         while self.n_places < len(todo):
             self._step = 1 + 2 * self.n_places
@@ -105,7 +111,7 @@ class PostTraining:
             self.n_places, self.under_way = self.n_places + 1, False
             self.safe(True)
         self._step = len(self._work) - 1
-        outcome = Outcome(self.before, self.parts, self.sim_steps, self.gate_steps)
+        outcome = Outcome(self.before, self.parts, self.sim_steps, self.gate_steps, self.n_updates)
         self._evaluate_champions(outcome)
         load_policy_state(self.policy, self.champion)
         return outcome
@@ -168,6 +174,27 @@ class PostTraining:
         if self.dreams is not None:
             self.dreams.load_state_dict(state["dreams"])
 
+    def _n_decisions(self, n_chunks: int) -> int:
+        return self.config.n_decisions(n_chunks, self._chunk_size)
+
+    @property
+    def _rollout_size(self) -> int:
+        """Steps that a rollout in the simulator executes at most."""
+        config = self.config
+        return config.env.n_envs * self._n_decisions(config.ppo.n_steps) * config.n_action_steps
+
+    def _check_budget(self) -> None:
+        config, size = self.config, self._rollout_size
+        if config.env.kind != "dream" and config.total_timesteps < size:
+            raise UserError(
+                f"total_timesteps={config.total_timesteps}: a rollout executes {size:,} steps (env.n_envs="
+                f"{config.env.n_envs}, ppo.n_steps={config.ppo.n_steps} chunks of {self._chunk_size}); "
+                "expected at least one; raise it, or lower env.n_envs or ppo.n_steps"
+            )
+
+    def _log(self, values: dict[str, float]) -> None:
+        self.log(self.n_updates, {STEPS: self.sim_steps, **values})
+
     def _tick(self, doing: str, share: float) -> None:
         done = sum(self._work[: self._step], 0.0) + self._work[self._step] * min(share, 1.0)
         self.tick(done, sum(self._work, 0.0), doing)
@@ -176,37 +203,39 @@ class PostTraining:
         """Take over what is quickly learned: the demonstrations of these tasks alone, and what has succeeded so far."""
         self._tick(f"round {round_index + 1}, imitation", 0.0)
         self.ppo.imitate(self.config.ppo.imitation_steps)
+        self.n_updates += 1
 
     def _train_sim(self, round_index: int) -> None:
         config = self.config
         rounds = [i for i in range(config.n_rounds) if "sim" in self.places(i)]
         begun, goal = self.sim_steps, config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
-        rollout_size = config.env.n_envs * config.ppo.n_steps * config.n_action_steps
         # To the nearest rollout: short episodes leave each a little under its size, which is no reason for one more.
-        while goal - self.sim_steps > min(rollout_size, config.total_timesteps) / 2:
+        while goal - self.sim_steps > self._rollout_size / 2:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
-            self._learn("sim", self._collect_sim(config.ppo.n_steps))
+            self._learn("sim", self._collect_sim(self._n_decisions(config.ppo.n_steps)))
             self.safe(False)
 
     def _train_dream(self, round_index: int) -> None:
         assert self.dreams is not None
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
+        horizon = self._n_decisions(config.horizon)
         if not self.config.learns_from_dreams:
-            n_batches = -(-config.n_envs * config.horizon // self.config.ppo.batch_size)
+            n_batches = -(-config.n_envs * horizon // self.config.ppo.batch_size)
             self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
+            self.n_updates += config.n_updates
             return
         refit = f"round {round_index + 1}, refit of the dream"
         self._tick(refit, 0.0)
         if (error := self.dreams.error()) is not None:
-            self.log(self.sim_steps, {"dream/error": error})
+            self._log({"dream/error": error})
         self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
         first = START_SEED + (1000 * self.config.seed + round_index) * config.n_starts
         dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
         for i in range(config.n_updates + self._critic_is_new):
             self._tick(doing, (1 + i / (config.n_updates + 1)) / 2)
-            rollout = self.ppo.collect(dream, config.horizon, fresh=True)
+            rollout = self.ppo.collect(dream, horizon, fresh=True)
             seen = self.dreams.weigh(rollout, i)
-            self.log(self.sim_steps, {f"dream/{name}": value for name, value in seen.items()})
+            self._log({f"dream/{name}": value for name, value in seen.items()})
             if self.imitation is not None:
                 self.imitation.add_successes(rollout, "dream")
             self._learn("dream", rollout)
@@ -237,13 +266,14 @@ class PostTraining:
             return
         variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
         self._critic_is_new = False
-        self.log(self.sim_steps, {"critic/heldout_explained_variance": variance})
+        self._log({"critic/heldout_explained_variance": variance})
         self.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
         elsewhere = (self.real, self.config.dream.n_epochs, self.ref_kl_coef) if place == "dream" else ()
         stats = self.ppo.update(samples, *elsewhere)
+        self.n_updates += 1
         values = {f"train/{name}": value for name, value in stats.items()}
         success = rollout.success_rate(fresh=place == "dream" or self.config.ppo.fresh_rollouts)
         values[f"rollout/{place}_success"] = success
@@ -251,7 +281,7 @@ class PostTraining:
             self.dreams.success = success
         values[f"rollout/{place}_reward"] = float(rollout.reward.mean())
         values |= {f"reward/{name}": value for name, value in rollout.terms.items()}
-        self.log(self.sim_steps, values)
+        self._log(values)
 
     def _gate(self, place: str, round_index: int) -> Part:
         gate, verdict = self.config.gate, None
@@ -265,7 +295,7 @@ class PostTraining:
             self.say(f"round {round_index + 1}, {place}: {verdict}")
             where = {f"in_{name}": place == name for name in ("imitation", "dream")}
             seen = vars(verdict) | where | {"episodes": self.gate_episodes}
-            self.log(self.sim_steps, {f"gate/{name}": float(value) for name, value in seen.items()})
+            self._log({f"gate/{name}": float(value) for name, value in seen.items()})
             if place == "dream" and self.dreams is not None:
                 self.dreams.judge(verdict)
         if verdict is None or verdict.accepted:
@@ -273,7 +303,8 @@ class PostTraining:
         elif place == "dream":
             self.ref_kl_coef *= self.config.dream.rollback_factor
         load_policy_state(self.policy, self.champion)
-        return Part(place, verdict, self.champion, self.sim_steps, self.gate_steps, time.monotonic() - self._begun)
+        seconds = time.monotonic() - self._begun
+        return Part(place, verdict, self.champion, self.sim_steps, self.gate_steps, seconds, n_updates=self.n_updates)
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
@@ -302,4 +333,5 @@ class PostTraining:
                 results = self.evaluate()
                 self._step = min(self._step + 1, len(self._work) - 1)
             part.evaluation = results
-            self.log(part.sim_steps, {"eval/success": success_rate(results)})
+            # Not as `STEPS`, whose curve would run back here.
+            self.log(part.n_updates, {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps})

@@ -72,6 +72,6 @@ def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> Non
     run(bin_folder / "python", "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
     listed = run(bin_folder / "wamtune", "ls", cwd=tmp_path, PYTHONPATH="")
     assert "metaworld-tuned" in listed and "demo" in listed
-    small = ("total_timesteps=2000", "n_rounds=1", "eval.n_episodes=8", "gate.enabled=false")
+    small = ("total_timesteps=10_000", "n_rounds=1", "eval.n_episodes=8", "gate.enabled=false")
     run(bin_folder / "wamtune", "train", "demo", *small, cwd=tmp_path, PYTHONPATH="")
     assert list((tmp_path / "runs").rglob("metrics.jsonl"))

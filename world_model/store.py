@@ -45,6 +45,11 @@ def load_model(name_or_path: str | Path) -> WorldActionModel:
 def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, dict[str, Any]]:
     """`load_model`, and the whole of its `config.json`."""
     config, tensors = load_checkpoint(name_or_path)
+    if config.get("policy") == "gaussian":
+        raise UserError(
+            f"{name_or_path}: it holds a Gaussian policy and no world model; `wamtune eval` measures it, "
+            "`wamtune deploy ... export` writes it as ONNX; for anything else choose a world-action model"
+        )
     for name in ("stage", "parent"):
         if not isinstance(config.get(name, ""), str):
             raise UserError(f"{name_or_path}/config.json: {name} is {str(config[name])[:40]}, expected a word")

@@ -112,7 +112,7 @@ def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action
     if config.get("policy") == "gaussian":
         if n_denoising_steps:
             raise UserError(f"n_denoising_steps={n_denoising_steps}: policy=gaussian denoises nothing; leave it out")
-        gaussian = _load_gaussian(checkpoint, config, tensors)
+        gaussian = load_gaussian(checkpoint, config, tensors)
         size = gaussian.chunk_size
         executed = _count("n_action_steps", n_action_steps or size, size)
         graph = GaussianGraph(gaussian).eval()
@@ -214,7 +214,7 @@ def _count(name: str, value: int, most: int | None = None) -> int:
     return value
 
 
-def _load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:
+def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:
     """Build the policy that the sizes of its weights describe; `wamtune train` keeps weights and spec, no more."""
     # Late: the policy is one of Stable-Baselines3, which the flow does without.
     from rl.gaussian_policy import GaussianPolicy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,8 @@ from rewards.errors import UserError
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.stage_config import PretrainConfig, TuneConfig
-from rl.verbs.run_folder import RunFolder
+from rl.verbs.run_folder import RunFolder, lock_run
+from world_model.checkpoint import find_checkpoint
 from world_model.runs import find_run
 
 C = TypeVar("C", TrainConfig, PretrainConfig, TuneConfig)
@@ -28,11 +30,33 @@ def begin(
     """
     folder = find_run(words[0])
     if folder is None:
-        config = compose(words[0], words[1:], schema)
+        config = _pinned(compose(words[0], words[1:], schema))
         text = f"# {shlex.join(['wamtune', verb, *words])}\n{to_yaml(config)}"
-        return config, RunFolder.create("runs", config.name, config.seed, text), None
+        return config, RunFolder.create("runs", config.name, config.seed, text, _controls(config)), None
     if words[1:]:
         anew = shlex.join(["wamtune", verb, str(folder / "config.yaml"), words[1]])
         raise UserError(f"{words[1]!r}: a run goes on with its own config; leave it out, or begin anew: {anew}")
-    state = load(folder)
-    return compose(folder, [], schema), RunFolder.open(folder, {} if state is None else state.get("mark")), state
+    lock = lock_run(folder)  # before the state is read: another process may be writing it
+    try:
+        config, state = compose(folder, [], schema), load(folder)
+        mark = {} if state is None else state.get("mark")
+        return config, RunFolder.open(folder, mark, lock, _controls(config)), state
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _pinned(config: C) -> C:
+    """Name the run that a folder of runs stands for now: when a run goes on, another may be the newest of them."""
+    name = getattr(config, "checkpoint", "")
+    if not name or getattr(config, "policy", "flow") == "gaussian":
+        return config
+    run = find_checkpoint(name).resolve().parents[1]
+    if run.parent != Path(name).resolve():
+        return config
+    pinned: dict[str, Any] = {"checkpoint": str(Path(name) / run.name)}
+    return replace(config, **pinned)
+
+
+def _controls(config: object) -> tuple[str, ...]:
+    return getattr(config, "controls", ())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
+from rl.deploy.export import load_gaussian
 from rl.evaluate import (
     EpisodeResult,
     describe,
@@ -27,16 +29,23 @@ from rl.policy import FlowPolicy
 from rl.verbs.acting import load_actor
 from rl.verbs.options import EvalOptions
 from rl.verbs.progress import Progress, show
+from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.files import write_atomically
 from world_model.model import WorldActionModel
 
 Results = dict[str, list[EpisodeResult]]
 
+GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers"
+"""Keys that apply to a Gaussian policy, which is evaluated as it was trained in all else."""
+
 
 def run(words: list[str]) -> None:
     """Evaluate, print the table, and write the figures where `out` says so."""
     options = compose(None, words[1:], EvalOptions)
+    if load_checkpoint(words[0])[0].get("policy") == "gaussian":
+        _evaluate_gaussian(words, options)
+        return
     model = load_actor(words[0])
     sim: Results = {}
     dream: Results = {}
@@ -88,6 +97,33 @@ def evaluate_task(
         return sim, evaluate_dream(policy, dream, heard[1])
     finally:
         env.close()
+
+
+def _evaluate_gaussian(words: list[str], options: EvalOptions) -> None:
+    """Evaluate a policy that `wamtune train policy=gaussian` made, where it was trained; it has no dream."""
+    if wrong := [key for word in words[1:] if (key := word.partition("=")[0]) not in GAUSSIAN]:
+        raise UserError(f"{wrong[0]}: a Gaussian policy is evaluated where it was trained; only {', '.join(GAUSSIAN)}")
+    run = find_checkpoint(words[0]).resolve().parents[1]
+    if not (run / "config.yaml").is_file():  # the config in a checkpoint is not read: it may name code
+        raise UserError(
+            f"{words[0]}: a Gaussian policy is evaluated by its run folder, which says where; name that one"
+        )
+    trained = compose(run, [], TrainConfig)
+    config = replace(trained, env=replace(trained.env, n_workers=options.n_workers), rewards={})
+    about, tensors = load_checkpoint(words[0])
+    policy, n_envs = load_gaussian(words[0], about, tensors), min(options.n_envs, options.n_episodes)
+    found: Results = {}
+    for task in config.env.tasks or (config.env.id,):
+        env = make_sim(config, None, (task,) if config.env.tasks else (), n_envs, rewards=False)
+        try:
+            found[task] = evaluate_sim(
+                policy.to(env.device), env, range(options.seed, options.seed + options.n_episodes)
+            )
+        finally:
+            env.close()
+    show(table(found, {task: [] for task in found}))
+    for task, results in found.items():
+        print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
 
 
 def table(sim: Results, dream: Results) -> Table:

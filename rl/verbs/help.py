@@ -110,7 +110,8 @@ Examples:
 
 Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
 begun from the first states of the very same episodes, and the gap between the two. The same command prints the same
-figures; out=FILE.json writes them with every episode. `latest` is the newest run, `runs/NAME` the newest of that name.
+figures; out=FILE.json writes them with every episode. A run of policy=gaussian is evaluated where it was trained.
+`latest` is the newest run, `runs/NAME` the newest of that name.
 
 Keys:
 {keys_of(EvalOptions)}

@@ -6,7 +6,7 @@ import fcntl
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -25,20 +25,24 @@ METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
 class RunFolder:
     """Write metrics twice, as JSON lines and as TensorBoard events, so that both can be read while the run goes on.
 
-    Use `create` or `open`; it is a context manager that closes its files. No other process can open it meanwhile.
+    Use `create` or `open`; it is a context manager that closes its files. No other process can open it meanwhile. What
+    is logged under the name of one of the `controls`, such as `anchor/train/ref_kl`, is a run of its own in
+    TensorBoard, in `controls/anchor`, where it has the key `train/ref_kl`.
     """
 
-    def __init__(self, path: Path, lock: TextIO | None = None) -> None:
-        self.path = path
-        self._lock, self._kept = lock or _locked(path), False
+    def __init__(self, path: Path, lock: TextIO | None = None, controls: Collection[str] = ()) -> None:
+        self.path, self.controls = path, controls
+        self._lock, self._kept = lock or lock_run(path), False
         self.checkpoints, self.videos = path / "checkpoints", path / "videos"
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
         self._metrics, self._eval = open_log(path / METRICS), open_log(path / EVAL)
-        self._writer = SummaryWriter(str(path))
+        self._writers = {"": SummaryWriter(str(path))}  # control -> its own, made when it is first heard of
 
     @classmethod
-    def create(cls, root: str | Path, name: str, seed: int, config_yaml: str = "") -> RunFolder:
+    def create(
+        cls, root: str | Path, name: str, seed: int, config_yaml: str = "", controls: Collection[str] = ()
+    ) -> RunFolder:
         """Make `<root>/<name>/<YYYYmmdd-HHMMSS>-s<seed>/`, a new one always, and write its config.yaml."""
         if not name or name in (".", "..") or any(c in name for c in '/\\:*?"<>|\0'):
             raise UserError(f"name={name!r}: expected the name of a folder, letters, digits, '-' and '_'")
@@ -54,27 +58,35 @@ class RunFolder:
             except OSError as error:
                 raise UserError(f"cannot create the run folder {path}: {error.strerror}") from None
         write_atomically(path / "config.yaml", config_yaml.encode())
-        return cls(path)
+        return cls(path, controls=controls)
 
     @classmethod
-    def open(cls, path: str | Path, mark: Mapping[str, int] | None = None) -> RunFolder:
+    def open(
+        cls,
+        path: str | Path,
+        mark: Mapping[str, int] | None = None,
+        lock: TextIO | None = None,
+        controls: Collection[str] = (),
+    ) -> RunFolder:
         """Go on with a run from what it had written at `mark`, from its end by default.
 
         Later lines, and one that a crash cut short, are dropped; TensorBoard's events are written anew from the rest.
+        `lock` is what `lock_run` gave, where the caller had to look into the folder first.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
             raise UserError(f"{str(path)!r} is not a run folder: it has no config.yaml; expected runs/NAME/TIME-s0")
-        lock = _locked(path)
+        lock = lock or lock_run(path)
         for name in LINES:
             if (file := path / name).is_file():
                 written = read_file(file, LOG_BYTES)
                 end = len(written) if mark is None else mark.get(name, 0)
                 write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1])
         # What is written anew, and what a crash left of a checkpoint that was being written.
-        for leftover in (*path.glob("events.out.tfevents.*"), *path.glob("checkpoints/.*.tmp")):
+        events = "events.out.tfevents.*"
+        for leftover in (*path.glob(events), *path.glob(f"controls/*/{events}"), *path.glob("checkpoints/.*.tmp")):
             remove(leftover)
-        run = cls(path, lock)
+        run = cls(path, lock, controls)
         run._kept = True  # it was there before this run, and so may be files of others
         for row in rows_of(path / METRICS, LOG_BYTES):
             numbers = {key: value for key, value in row.items() if type(value) in (int, float)}
@@ -86,11 +98,12 @@ class RunFolder:
         return {name: (self.path / name).stat().st_size for name in LINES}
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write scalars at `step` (executed simulator steps). What is not finite becomes null, not a crash."""
+        """Write scalars at `step` (updates, of pretrain and tune optimizer steps). What is not finite becomes null."""
         numbers = {key: _finite(value) for key, value in values.items()}
         _write_row(self._metrics, {"step": step, **numbers})
         self._draw(step, numbers)
-        self._writer.flush()
+        for writer in self._writers.values():
+            writer.flush()
 
     def eval_row(self, row: Mapping[str, Any]) -> None:
         """Write one evaluated episode."""
@@ -101,8 +114,9 @@ class RunFolder:
         name = "".join(c if c.isalnum() else "-" for c in title.lower())
         write_atomically(self.videos / f"{name}.gif", gif)
         image = Summary.Image(encoded_image_string=gif, colorspace=3)
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f"films/{name}", image=image)]), step)
-        self._writer.flush()
+        writer = self._writers[""]
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f"films/{name}", image=image)]), step)
+        writer.flush()
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file into the folder, whole or not at all; from then on the folder stays, whatever happens."""
@@ -111,7 +125,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._metrics, self._eval, self._writer, self._lock):
+        for file in (self._metrics, self._eval, *self._writers.values(), self._lock):
             file.close()
 
     def __enter__(self) -> RunFolder:
@@ -128,8 +142,13 @@ class RunFolder:
 
     def _draw(self, step: int, numbers: Mapping[str, float | None]) -> None:
         for key, number in numbers.items():
+            control, _, tag = key.partition("/")
+            if control not in self.controls:
+                control, tag = "", key
+            if control not in self._writers:
+                self._writers[control] = SummaryWriter(str(self.path / "controls" / control))
             if number is not None:
-                self._writer.add_scalar(key, number, step)
+                self._writers[control].add_scalar(tag, number, step)
 
     def _holds_anything(self) -> bool:
         metrics = (self.path / METRICS).stat().st_size > 0
@@ -164,8 +183,12 @@ def rows_of(file: Path, limit: int) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _locked(path: Path) -> TextIO:
-    """Hold the lock of a run folder until the file is closed or the process ends, however it ends."""
+def lock_run(path: Path) -> TextIO:
+    """Hold the lock of a run folder until the file is closed or the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
     file = open_log(path / ".lock")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,6 +27,7 @@ from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
 from rl.verbs.progress import Progress, show
 from rl.verbs.run_folder import RunFolder
+from rl.verbs.run_inputs import check_inputs, inputs_of, keep_sources
 from rl.verbs.run_state import Run, load_state, save_state
 from world_model.checkpoint import find_checkpoint, save_checkpoint
 from world_model.episodes import EpisodeStore
@@ -46,24 +47,27 @@ def run(words: list[str]) -> None:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     runs: list[Run] = state["runs"]
     with folder:
+        inputs = _inputs(config, folder, state)
         first = prepare(config)
+        kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
+        keep_sources(config, folder.path)
         print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
         if runs:  # only controls are left to do
             first.close()
             _load_champion(first, folder.path / "checkpoints" / "last")
         for name in (config.name, *config.controls)[len(runs) :]:
             post = prepare(control_config(config, name)) if runs else first
-            runs.append(_train(name, post, folder, runs, state.pop("post", None)))
+            runs.append(_train(name, post, folder, kept, state.pop("post", None)))
             if post is first:
                 for step in ("last", str(runs[0].outcome.sim_steps)):
                     _save(folder.path / "checkpoints" / step, first, _readme(config, runs[0]))
-            save_state(folder.path, {"runs": runs, "mark": folder.mark()})
+            save_state(folder.path, {**kept, "mark": folder.mark()})
         if first.model is not None and config.eval.n_paired > 0 and config.env.id != RECORDED:
             pairs = champion_pairs(config, first.policy, first.model)
             folder.keep(PAIRS, json.dumps(pairs).encode())
             for example in pairs["examples"]:
                 if example["film"]:
-                    folder.film(example["title"], runs[0].outcome.sim_steps, gif_of(example["film"]))
+                    folder.film(example["title"], runs[0].outcome.n_updates, gif_of(example["film"]))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         report = write_report(folder.path)
         show(_table(runs, config.judged_in))
@@ -71,10 +75,30 @@ def run(words: list[str]) -> None:
         print(f"picture: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
 
 
-def _train(name: str, post: PostTraining, folder: RunFolder, runs: list[Run], state: dict[str, Any] | None) -> Run:
-    """Do one run, or the rest of one whose `state` was saved; `runs` are those before it, none for the first."""
+def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> dict[str, str] | None:
+    """Return what a saved run began with, if it is what the config names now; None where there is nothing to compare.
+
+    Raises:
+        UserError: a checkpoint or plug-in is another one now.
+    """
+    inputs: dict[str, str] | None = state.get("inputs")
+    if inputs is not None:
+        check_inputs(config, folder.path, inputs)
+    elif state["runs"] or "post" in state:
+        print(
+            "its state was saved by an older version: nothing says whether checkpoint and plug-ins have changed since"
+        )
+    return inputs
+
+
+def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any], state: dict[str, Any] | None) -> Run:
+    """Do one run, or the rest of one whose `state` was saved.
+
+    `kept` is what every saved state holds: the `runs` before this one, none for the first, and the `inputs` of all.
+    """
+    runs: list[Run] = kept["runs"]
     shown, prefix = _Shown(), f"{name}/" if runs else ""
-    post.safe = saver = _Saver(post, folder, runs, state["minutes"] if state else 0.0)
+    post.safe = saver = _Saver(post, folder, kept, state["minutes"] if state else 0.0)
     if state is not None:
         post.load_state_dict(state)
 
@@ -94,7 +118,7 @@ def _train(name: str, post: PostTraining, folder: RunFolder, runs: list[Run], st
             raise
         finally:
             post.close()
-    for phase, step, results in (("before", 0, outcome.before), ("after", outcome.sim_steps, outcome.after)):
+    for phase, step, results in (("before", 0, outcome.before), ("after", outcome.n_updates, outcome.after)):
         for result in results:
             folder.eval_row({"step": step, "run": name, "phase": phase, "place": "sim", **result.to_row()})
     return Run(name, outcome, saver.minutes)
@@ -124,8 +148,8 @@ def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | No
 class _Saver:
     """Save a run where it is safe: at the end of each part of a round, and within one every `save_minutes`."""
 
-    def __init__(self, post: PostTraining, folder: RunFolder, runs: list[Run], minutes: float) -> None:
-        self.post, self.folder, self.runs = post, folder, runs
+    def __init__(self, post: PostTraining, folder: RunFolder, kept: dict[str, Any], minutes: float) -> None:
+        self.post, self.folder, self.kept = post, folder, kept
         self._begun, self._saved = time.monotonic() - 60 * minutes, time.monotonic()
 
     @property
@@ -138,11 +162,11 @@ class _Saver:
         post, path = self.post, self.folder.path
         if not ended and time.monotonic() - self._saved < 60 * post.config.save_minutes:
             return
-        if ended and not self.runs:
+        if ended and not self.kept["runs"]:
             readme = f"# {post.config.name}\n\nThe best after {post.sim_steps:,} simulator steps; not evaluated yet.\n"
             _save(path / "checkpoints" / "last", post, readme)
         state = {"minutes": self.minutes, **post.state_dict()}
-        save_state(path, {"runs": self.runs, "mark": self.folder.mark(), "post": state})
+        save_state(path, {**self.kept, "mark": self.folder.mark(), "post": state})
         self._saved = time.monotonic()
 
 

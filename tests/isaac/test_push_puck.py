@@ -80,8 +80,8 @@ def checkpoint(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory
 
 def test_a_round_in_isaac_lab_and_in_the_dream_of_it(checkpoint: Path) -> None:
     few = "threads=1 total_timesteps=2000 n_rounds=1 env.n_envs=32 eval.n_episodes=40 ppo.bc_coef=0".split()
-    few += "ppo.n_steps=8 ppo.batch_size=64 ppo.n_epochs=1 ppo.critic_warmup_steps=0 ppo.imitation_steps=2".split()
-    few += "dream.n_envs=32 dream.n_updates=1 dream.horizon=4 dream.refit_steps=3 dream.n_starts=32".split()
+    few += "ppo.n_steps=2 ppo.batch_size=64 ppo.n_epochs=1 ppo.critic_warmup_steps=0 ppo.imitation_steps=2".split()
+    few += "dream.n_envs=32 dream.n_updates=1 dream.horizon=1 dream.refit_steps=3 dream.n_starts=32".split()
     few += "gate.n_episodes=32 gate.max_episodes=32".split()
     config = compose("isaac-push", [f"checkpoint={checkpoint}", *few], TrainConfig)
     logged: dict[str, float] = {}

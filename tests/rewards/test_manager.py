@@ -1,5 +1,6 @@
 """The reward manager: sums, masks, switches, and one clear line for every mistake."""
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -152,9 +153,12 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
 
 def test_wrong_shape_or_type(t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
     def message(term: Any) -> str:
+        """Return what is said, without where the term stands, which comes last."""
         with pytest.raises(UserError) as caught:
             managed(monkeypatch, term).compute(t)
-        return str(caught.value)
+        said, _, at = str(caught.value).rpartition("; see ")
+        assert at == f"{__file__}:{term.__code__.co_firstlineno}"
+        return said
 
     shape = "reward term 'mine' returned shape {}, expected (3,): one number for each environment"
     assert message(lambda t: t.action) == shape.format("(3, 2)")
@@ -171,9 +175,10 @@ def test_poisonous_value_names_environment_and_step(
 ) -> None:
     manager = managed(monkeypatch, lambda t: torch.tensor([0.0, value, 1.0]))
     message = (
-        f"sim: reward term 'mine' returned {value:g} in environment 1 at step 17; expected a finite value within ±1e+06"
+        f"sim: reward term 'mine' returned {value:g} in environment 1 at step 17; expected a finite value within "
+        f"±1e+06; see {__file__}:"
     )
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(UserError, match=rf"^{re.escape(message)}\d+$"):
         manager.compute(t)
     # A row that was not executed may hold anything and pays nothing.
     paid = manager.compute(t, torch.tensor([True, False, True]))
@@ -267,15 +272,68 @@ def test_chunk_in_one_call_equals_step_by_step(t: Transition, monkeypatch: pytes
         at_once.compute(Transition(**chunk, slices=t.slices), n_steps=2)
 
 
-def test_bug_in_a_term_keeps_its_traceback_and_names_the_term(t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
-    def term(t: Transition) -> Tensor:
-        assert t.progress is not None, "undeclared"
-        return t.progress
+def test_a_bug_in_a_term_is_one_line_of_the_term_with_file_and_line(
+    t: Transition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def helper(progress: Tensor | None) -> Tensor:
+        if progress is None:
+            raise RuntimeError("two\nlines")
+        return progress
 
-    manager = managed(monkeypatch, term)
-    with pytest.raises(AssertionError) as caught:
-        manager.compute(dataclasses.replace(t, progress=None))
-    assert caught.value.__notes__ == ["in reward term 'mine' (mine), which declares requires=()"]
+    class Broken:
+        def __init__(self, where: str) -> None:
+            self.where = where
+            if where == "built":
+                raise KeyError("colour")
+
+        def reset(self, mask: Tensor) -> None:
+            if self.where == "reset":
+                raise AttributeError("no such thing")
+
+        def __call__(self, t: Transition) -> Tensor:
+            return helper(t.progress)
+
+    def message(where: str) -> str:
+        with pytest.raises(UserError) as caught:
+            manager = managed(monkeypatch, Broken, params={"where": where})
+            manager.reset(torch.ones(3, dtype=torch.bool))
+            manager.compute(dataclasses.replace(t, progress=None))
+        assert caught.value.__cause__ is not None  # the traceback, for --debug
+        return str(caught.value)
+
+    first = helper.__code__.co_firstlineno
+    assert message("called") == f"reward term 'mine' raised RuntimeError: two lines; see {__file__}:{first + 2}"
+    assert message("built") == f"reward term 'mine' raised KeyError: 'colour'; see {__file__}:{first + 9}"
+    assert message("reset") == f"reward term 'mine' raised AttributeError: no such thing; see {__file__}:{first + 13}"
+
+
+def test_what_a_term_writes_into_its_arguments_stays_there(t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def term(t: Transition, goal: list[float]) -> Tensor:
+        goal.append(1.0)
+        t.slices.clear()
+        for field in dataclasses.fields(t):
+            value = getattr(t, field.name)
+            if isinstance(value, Tensor):
+                kept.append(value)
+                value.logical_not_() if value.dtype is torch.bool else value.sub_(3)
+        t.action_history.numpy()[:] = 7.0  # behind the back of torch
+        t.own_rewards["theirs"] -= 5.0
+        return t.next_state[:, 0]
+
+    t.own_rewards = {"theirs": torch.ones(3)}
+    params = {"goal": [0.0]}
+    config: Terms = {"mine": {"weight": 1.0, "params": params}, "action_l2": {"weight": 1.0}}
+    monkeypatch.setitem(BUILTIN, "mine", term)
+    before, alone = copy.deepcopy(t), RewardManager({"action_l2": {"weight": 1.0}}, SLICES, "sim").compute(t)
+    manager = RewardManager(config, SLICES, "sim")
+    paid = manager.compute(t)
+    for value in kept:  # later, too
+        value.fill_(1)
+    torch.testing.assert_close(vars(t) | {"slices": {}}, vars(before) | {"slices": {}}, rtol=0, atol=0)
+    assert t.slices == before.slices
+    assert torch.equal(paid.raw["action_l2"], alone.raw["action_l2"]) and params == {"goal": [0.0]}
 
 
 def test_requires_without_a_comma(monkeypatch: pytest.MonkeyPatch) -> None:

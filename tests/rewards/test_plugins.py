@@ -93,6 +93,10 @@ def test_what_cannot_be_loaded_is_one_line(plugin: Path) -> None:
     assert message(f"{plugin.name}:f") == (
         f"reward term 'mine': cannot load {plugin.name}: No module named 'no_such_module_here'"
     )
+    plugin.write_text("a = 1\nb = a.c\n")
+    assert message(f"{plugin.name}:f") == (
+        f"reward term 'mine' raised AttributeError: 'int' object has no attribute 'c'; see {plugin.resolve()}:2"
+    )
     plugin.write_text("def f(:")
     assert f"cannot load {plugin.name}: " in message(f"{plugin.name}:f")
 

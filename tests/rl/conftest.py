@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
 from rl.envs.sim import make_spec
@@ -17,6 +18,9 @@ from world_model.store import save_model
 from world_model.training import StageConfig, fit_statistics, train_stage
 from world_model.view import View
 from world_model.windows import Windows
+
+settings.register_profile("unhurried", deadline=None)  # a loaded machine is no fault
+settings.load_profile("unhurried")
 
 TASKS = ("button-press-topdown", "push")
 CONFIG = ModelConfig(width=32, world_width=48, action_width=32, n_layers=2, n_heads=2)

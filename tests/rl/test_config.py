@@ -215,6 +215,28 @@ def test_wrong_values(preset: Path, override: str, expected: str) -> None:
     assert expected in message(preset, override)
 
 
+def test_tasks_belong_to_the_environment_that_they_were_written_for(preset: Path, tmp_path: Path) -> None:
+    def tasks(*overrides: str, of: Path = preset) -> tuple[str, ...]:
+        return compose(of, overrides, TrainConfig).env.tasks
+
+    assert tasks("env.id=Pendulum-v1") == ()
+    assert tasks("env.id=metaworld") == ("push",)  # no other one
+    for words in (["env.tasks=[a]", "env.id=Isaac-A"], ["env.id=Isaac-A", "env.tasks=[a]"]):
+        assert tasks(*words) == ("a",)  # said at once, in whatever order
+    assert tasks("env.id=Isaac-A", "env={id: metaworld}") == ("push",)
+    child = write(tmp_path, "base: child.yaml\nenv: {id: Isaac-A}\n")
+    assert tasks(of=child) == tasks("env.n_envs=3", of=child) == ()
+    assert tasks("env.id=metaworld", of=child) == ()  # those of the base are gone
+
+
+@pytest.mark.parametrize("off", ["null", "{weight: 0}", "{weight: 0.0}"])
+def test_training_without_any_reward_is_refused(preset: Path, off: str) -> None:
+    said = "rewards: no term is switched on, so there is nothing to learn; set rewards.success.weight=1"
+    assert message(preset, f"rewards.success={off}", "rewards.smooth=null") == said
+    assert message(preset, "rewards.success.weight=0", "rewards.smooth.weight=0") == said
+    compose(preset, [f"rewards.success={off}"], TrainConfig)  # there is another
+
+
 def test_mix_leaves_the_simulator_a_round() -> None:
     with pytest.raises(UserError, match=r"dream\.n_rounds=4: expected fewer than n_rounds=4"):
         compose("mix", ["n_rounds=4"], TrainConfig)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl import cli, report
+from rl import cli, pictures, report
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.evaluate import evaluate_sim
+from rl.pictures import draw_dream
 from rl.policy import FlowPolicy
 from rl.report import PAIRS, write_report
 from rl.report_figures import trajectory
@@ -202,6 +203,32 @@ def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path, monkeypat
     text = checked(write_report(tmp_path))
     assert "Not evaluated yet" in text and "<h2>Gates</h2>" not in text
     assert f"torch {torch.__version__}" in text and "a-simulator-of-elsewhere" not in text
+
+
+def test_curves_are_drawn_over_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an older version, whose step counted what the simulator executed, by counting."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(report.figures, "curves", lambda of, *rest, **more: drawn.append(of) or "")
+    monkeypatch.setattr(report.figures, "stacked", lambda names, x, *rest: drawn.append(x) or "")
+    losses = [{"train/value_loss": 1.0, "reward/success": 0.1, "rollout/sim_success": 0.5} for _ in range(2)]
+    gate = {"gate/challenger": 0.5}
+    old = [{"step": 900, **losses[0]}, {"step": 900, **gate}, {"step": 1800, **losses[1]}]
+    new = [{"step": n, "time/total_timesteps": 900, **row} for n, row in ((1, losses[0]), (2, gate), (3, losses[1]))]
+    for rows, x in ((old, [1, 2]), (new, [1, 3])):
+        drawn.clear()
+        for section in (report._ppo, report._rewards, report._places):
+            section(rows)
+        assert drawn[0]["ref_kl"][0] == drawn[2] == drawn[3]["simulator, exploring"][0] == x
+        assert drawn[3]["simulator, in the gate"][0] == [x[-1] - 1]
+
+
+def test_probabilities_are_drawn_from_0_to_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: kept.append(figure))
+    curves = {"hand_pos": torch.rand(9, 3), "success probability": 1e-3 * torch.rand(9)}
+    draw_dream(curves, curves, 4, "title", tmp_path / "dream.png")
+    axes = kept[0].get_axes()
+    assert axes[-1].get_ylim() == (-0.02, 1.02) and all(a.get_ylim() != (-0.02, 1.02) for a in axes[:-1])
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from rl.imitation import Imitation, leads_to_success, whole_chunks
 from rl.outcome import Outcome, Part
 from rl.policy import policy_state
 from rl.rounds import PostTraining
+from rl.trial import try_rewards
 from rl.verbs.train import _gain_of
 from world_model.metrics import prediction_metrics
 from world_model.store import load_model
 
+DREAMED = "rollout/dream_success"
 Logged = list[tuple[int, dict[str, float]]]
 
 
@@ -62,6 +65,15 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     outcome = post.run()
 
     assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream", "sim", "dream"]
+    # Along the axis are updates, of PPO and parts of imitation, never the same place for two of them.
+    updates = [step for step, values in logged if "train/value_loss" in values]
+    first_dream = next(i for i, row in enumerate(v for _, v in logged if "train/value_loss" in v) if DREAMED in row)
+    assert updates == [*range(1, first_dream + 1), *range(first_dream + 2, len(updates) + 2)]
+    assert outcome.n_updates == outcome.parts[-1].n_updates == updates[-1] == len(updates) + 1
+    steps = [values["time/total_timesteps"] for _, values in logged[1 : -len(outcome.parts)]]
+    assert steps == sorted(steps) and steps[-1] == outcome.sim_steps
+    ends = [(n, values["eval/total_timesteps"]) for n, values in logged[-len(outcome.parts) :]]
+    assert ends == [(part.n_updates, part.sim_steps) for part in outcome.parts]
     assert outcome.sim_steps == post.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
@@ -136,6 +148,7 @@ def test_a_control_that_learns_nothing_from_dreams_does_not_dream(tiny: list[str
     post._train_dream(0)
     post.close()
     assert len(steps) == 5  # as many as PPO would take: 5 epochs of 8 * 2 chunks in batches of 16
+    assert post.n_updates == post.config.dream.n_updates  # and as far along the axis
     after = policy_state(post.policy)
     assert any(not torch.equal(after[name], before[name]) for name in before if ".action." in name)
 
@@ -208,7 +221,7 @@ def test_only_rounds_that_dream_begin_with_episodes_that_explore(
     tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rl.rounds, "judge", judged(True))
-    words = "n_rounds=3", "dream.n_rounds=2", "dream.n_episodes=3", "ppo.imitation_steps=0", "total_timesteps=64"
+    words = "n_rounds=3", "dream.n_rounds=2", "dream.n_episodes=3", "ppo.imitation_steps=0", "total_timesteps=128"
     post = build("mix", tiny, demonstrations, *words)
     post.run()
     post.close()
@@ -295,7 +308,7 @@ def test_a_dream_that_was_rolled_back_makes_the_next_one_stay_nearer(
     assert strict == [1, 1, 4, 16]
 
 
-@pytest.mark.parametrize(("total", "n_rollouts"), [(1, [0, 1]), (128, [0, 1]), (500, [2, 2]), (580, [2, 3])])
+@pytest.mark.parametrize(("total", "n_rollouts"), [(128, [0, 1]), (500, [2, 2]), (580, [2, 3])])
 def test_rounds_end_at_the_nearest_rollout(
     total: int, n_rollouts: list[int], tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,15 +343,16 @@ def test_rollouts_in_the_simulator_may_begin_new_episodes(
 
 @pytest.mark.parametrize("place", ["sim", "dream"])
 def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str], demonstrations: list[Any]) -> None:
-    post = build(place, tiny, demonstrations, "ppo.critic_warmup_steps=3", "total_timesteps=1", "dream.n_updates=0")
+    post = build(place, tiny, demonstrations, "ppo.critic_warmup_steps=3", "total_timesteps=128", "dream.n_updates=0")
     logged: Logged = []
     post.log = lambda step, values: logged.append((step, values))
     before = policy_state(post.policy)
     getattr(post, f"_train_{place}")(0)
     post.close()
     ((step, values),) = [entry for entry in logged if "dream/expected_error" not in entry[1]]
-    assert (step > 0) == (place == "sim")
-    assert step == post.sim_steps and "critic/heldout_explained_variance" in values
+    assert step == 0  # it is no update
+    assert (values["time/total_timesteps"] > 0) == (place == "sim")
+    assert values["time/total_timesteps"] == post.sim_steps and "critic/heldout_explained_variance" in values
     changed = {name for name, value in policy_state(post.policy).items() if not torch.equal(value, before[name])}
     assert changed and all(".value." in name for name in changed)
 
@@ -518,3 +532,63 @@ def test_a_round_that_executes_a_part_of_each_chunk(
     post.close()
     assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream"]
     assert post.imitation is not None and post.imitation.examples["sim"][1].shape[1] == post.policy.chunk_size
+
+
+@pytest.mark.parametrize("place", ["sim", "dream"])
+def test_a_bug_in_a_reward_term_shows_before_anything_is_evaluated(
+    place: str, tiny: list[str], demonstrations: list[Any], tmp_path: Path
+) -> None:
+    """Also one that shows in the dream alone, which knows no reward of the task."""
+    broken = "t.nothing" if place == "sim" else "t.action[:, 0] * t.task_reward"
+    (tmp_path / "mine.py").write_text(f"def term(t):\n    return {broken}\n")
+    post = build("mix", tiny, demonstrations, f"rewards.mine={{func: '{tmp_path}/mine.py:term', weight: 1.0}}")
+    post.evaluate = lambda: pytest.fail("evaluated first")  # type: ignore
+    with pytest.raises(UserError, match=r"^reward term 'mine' raised .*Error: .*; see .*/mine\.py:2$"):
+        post.run()
+    post.close()
+
+
+def test_trying_the_rewards_changes_nothing_of_what_follows(tiny: list[str], demonstrations: list[Any]) -> None:
+    tried, not_tried = (build("mix", tiny, demonstrations) for _ in range(2))
+    try_rewards(tried.config, tried.model, tried.sim, dreams=True)
+    assert not tried.sim.begun
+    rollouts = [post._collect_sim(4) for post in (tried, not_tried)]
+    assert torch.equal(rollouts[0].chain, rollouts[1].chain) and torch.equal(rollouts[0].reward, rollouts[1].reward)
+    assert tried.sim.record(True) == not_tried.sim.record(True) == []
+    for post in tried, not_tried:
+        post.close()
+
+
+@pytest.mark.parametrize("n_action_steps", [8, 4, 2, 3])
+def test_rollouts_and_dreams_are_as_long_whatever_part_of_a_chunk_is_executed(
+    n_action_steps: int, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    words = f"n_action_steps={n_action_steps}", "ppo.n_steps=4", "dream.horizon=3", "dream.n_updates=1"
+    post = build("mix", tiny, demonstrations, *words)
+    assert post.dreams is not None
+    dream = post.dreams.env(post.arenas.starts([0, 1]))
+    collected: list[int] = []
+
+    def collect(env: Any, n_steps: int, fresh: bool) -> None:
+        collected.append(n_steps)
+        post.sim_steps = post.config.total_timesteps
+        raise KeyboardInterrupt  # far enough
+
+    post.ppo.collect = collect  # type: ignore
+    for train in (post._train_sim, post._train_dream):
+        with pytest.raises(KeyboardInterrupt):
+            post.sim_steps = 0
+            train(0)
+    post.close()
+    assert [n * n_action_steps for n in collected] == {8: [32, 24], 4: [32, 24], 2: [32, 24], 3: [33, 24]}[
+        n_action_steps
+    ]
+    assert dream.horizon == collected[1]
+
+
+def test_a_budget_of_less_than_a_rollout_is_refused(tiny: list[str], demonstrations: list[Any]) -> None:
+    said = r"total_timesteps=127: a rollout executes 128 steps \(env\.n_envs=4, ppo\.n_steps=4 chunks of 8\); expected"
+    with pytest.raises(UserError, match=said):
+        build("sim", tiny, demonstrations, "total_timesteps=127")
+    for words in (["sim", "total_timesteps=128"], ["dream", "total_timesteps=1"]):  # a dream executes none
+        build(words[0], tiny, demonstrations, words[1]).close()

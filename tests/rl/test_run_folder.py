@@ -65,6 +65,17 @@ def test_log_writes_json_lines_and_tensorboard(tmp_path: Path) -> None:
     assert scalars(run.path, "train/loss") == [(8, 0.5), (16, 0.125)]
 
 
+def test_a_control_is_a_run_of_its_own_in_tensorboard(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "demo", seed=0, controls=["anchor"]) as run:
+        run.log(1, {"train/loss": 0.5})
+        run.log(1, {"anchor/train/loss": 0.25})
+    with RunFolder.open(run.path, controls=["anchor"]) as again:  # events are written anew
+        again.log(2, {"anchor/train/loss": 0.125})
+    assert scalars(run.path, "train/loss") == [(1, 0.5)]
+    assert scalars(run.path / "controls" / "anchor", "train/loss") == [(1, 0.25), (2, 0.125)]
+    assert read_rows(run.path / "metrics.jsonl")[1] == {"step": 1, "anchor/train/loss": 0.25}
+
+
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "demo", seed=0) as run:
         run.log(1, {"a": float("nan"), "b": torch.tensor(float("inf")), "c": 1.0})

@@ -106,7 +106,7 @@ def test_an_interrupted_run_leaves_its_champion(
 
 
 def test_a_new_run_from_the_config_of_an_old_one(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["name=again", "gate.enabled=false", "env.max_steps=8", "total_timesteps=8"]
+    few = ["name=again", "gate.enabled=false", "env.max_steps=8", "total_timesteps=128"]
     assert call(capsys, "train", "sim", *tiny, *few)[0] == 0
     (folder,) = Path("runs/again").iterdir()
     assert call(capsys, "train", str(folder / "config.yaml"), "seed=1")[0] == 0
@@ -122,6 +122,19 @@ def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -
     assert json.loads((last / "config.json").read_text())["policy"] == "gaussian"
     assert "Grown from a Gaussian MLP by PPO" in (last / "README.md").read_text()
     assert "a Gaussian MLP on Pendulum-v1, env.kind=sim" in (last.parents[1] / "report.html").read_text()
+
+    run = str(last.parents[1])
+    code, out, err = call(capsys, "eval", run, "n_episodes=4", "n_envs=2")
+    assert code == 0, err
+    after = [row for row in read_rows(last.parents[1] / "eval.jsonl") if row["phase"] == "after"]
+    mean = sum(row["reward"] for row in after) / len(after)
+    assert f"Pendulum-v1: the simulator's reward is {mean:.4g} an episode" in out  # the same seeds
+    assert "place: a Gaussian policy is evaluated where it was trained" in call(capsys, "eval", run, "place=both")[2]
+    shutil.copytree(last, "alone")
+    assert "alone: a Gaussian policy is evaluated by its run folder" in call(capsys, "eval", "alone")[2]
+    for words in (["deploy", run, "run", "robot-sim"], ["dream", run]):
+        code, _, err = call(capsys, *words)
+        assert code == 2 and f"{run}: it holds a Gaussian policy and no world model; `wamtune eval` measures it" in err
 
 
 @pytest.mark.parametrize(
@@ -223,7 +236,7 @@ def test_check_shows_what_a_plug_in_raises(tiny: list[str], capsys: pytest.Captu
 
 def test_a_plug_in_outside_the_project_trains(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.py").write_text("def gentle(t):\n    return t.action.square().sum(-1)\n")
-    few = ["gate.enabled=false", "env.max_steps=16", "total_timesteps=64"]
+    few = ["gate.enabled=false", "env.max_steps=16", "total_timesteps=128"]
     override = "rewards.gentle={func: mine.py:gentle, weight: -0.1}"
     code, _, err = call(capsys, "train", "sim", *tiny, *few, override)
     assert code == 0, err
@@ -251,6 +264,13 @@ def test_altered_weights(tiny: list[str], checkpoint: Path, capsys: pytest.Captu
 def test_sizes_that_do_not_fit(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "train", "sim", *tiny, "env.id=Pendulum-v1", "env.tasks=[]")
     assert "observation size 21" in line and "observation size 3" in line
+
+
+def test_another_environment_leaves_the_tasks_of_a_preset_behind(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "train", "demo", f"checkpoint={checkpoint}", "env.id=Pendulum-v1")
+    assert "observation size 21" in line and "observation size 3" in line and "hammer" not in line
 
 
 def test_unknown_task(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
