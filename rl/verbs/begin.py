@@ -14,7 +14,7 @@ from rl.config import TrainConfig
 from rl.stage_config import PretrainConfig, TuneConfig
 from rl.verbs.run_folder import RunFolder, lock_run
 from world_model.checkpoint import find_checkpoint
-from world_model.runs import find_run
+from world_model.runs import find_run, newest_runs
 
 C = TypeVar("C", TrainConfig, PretrainConfig, TuneConfig)
 State = dict[str, Any]
@@ -51,10 +51,11 @@ def _pinned(config: C) -> C:
     name = getattr(config, "checkpoint", "")
     if not name or getattr(config, "policy", "flow") == "gaussian":
         return config
-    run = find_checkpoint(name).resolve().parents[1]
-    if run.parent != Path(name).resolve():
+    folders = newest_runs(name)
+    if not folders:  # the name is that of a run or a checkpoint
         return config
-    pinned: dict[str, Any] = {"checkpoint": str(Path(name) / run.name)}
+    chosen = find_checkpoint(name).resolve().parents[1]
+    pinned: dict[str, Any] = {"checkpoint": next(str(folder) for folder in folders if folder.resolve() == chosen)}
     return replace(config, **pinned)
 
 
