@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -78,9 +77,9 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
     if path.suffix == ".gif":
         write_atomically(path, _gif(frames, frames_per_s))
         return
-    options: dict[str, Any] = {"plugin": "pyav", "codec": "libx264", "fps": round(frames_per_s)}
+    rate = round(frames_per_s)
     try:
-        film = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", **options)
+        film = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", plugin="pyav", codec="libx264", fps=rate)
     except ImportError as error:
         raise UserError(f"{path}: an .mp4 needs the package av; {pip_line('video')}, or take a .gif") from error
     write_atomically(path, film)

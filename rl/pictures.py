@@ -15,7 +15,7 @@ from torch import Tensor
 from rl.evaluate import EpisodeResult, success_rate, wilson
 from world_model.files import write_atomically
 
-PLAIN: Any = {"text.parse_math": False}
+PLAIN: dict[Any, Any] = {"text.parse_math": False}
 """A name such as $x^$ is no formula."""
 
 GREY, BLUE, RED = "0.72", "tab:blue", "tab:red"

@@ -63,7 +63,9 @@ def _result(row: Row) -> EpisodeResult | None:
     task, seed, success, n_steps, reward = (row.get(k) for k in ("task", "seed", "success", "n_steps", "reward"))
     if not isinstance(task, str) or type(seed) is not int or type(success) is not bool or type(n_steps) is not int:
         return None
-    return EpisodeResult(task, seed, success, n_steps, float(reward or 0.0) if is_number(reward) else 0.0)
+    return EpisodeResult(
+        task, seed, success, n_steps, float(reward) if reward is not None and is_number(reward) else 0.0
+    )
 
 
 NUMBER: Check = ("a number", is_number)

@@ -13,7 +13,6 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.onnx_trial import complaint
-from rl.extras import pip_line
 from world_model import modes
 from world_model.files import TENSOR_BYTES, existing_folder, read_file
 from world_model.flow import seeded_noise
@@ -68,28 +67,35 @@ class OnnxPilot:
 
     def __init__(self, folder: str | Path) -> None:
         contract = load_contract(folder)
+        self.spec, self.n_context_frames = Spec.from_dict(contract["spec"]), contract["n_context_frames"]
+        self.chunk_size = contract["chunk_size"]
+        ports = self._ports(folder, contract)
+        self.noise_shape = tuple(ports["noise"][1][1:])
+        path = existing_folder(Path(folder)) / ONNX
+        graph = read_file(path, TENSOR_BYTES)  # as bytes, so that it cannot name files beside it
+        _onnxruntime()
+        if why := complaint(graph, ports, ports["held"][1]):
+            raise UserError(f"{path}: the graph cannot be run ({why}); export the policy again")
+        self._session = onnx_session(graph, 1)  # more threads would only wait for each other here
+
+    def _ports(self, folder: str | Path, contract: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
+        """Return dtype and shape of each input for one robot, once they fit the sizes that the contract names."""
         ports = {port["name"]: (port["dtype"], [1, *port["shape"][1:]]) for port in contract["inputs"]}
         if "held" not in ports:
             raise UserError(f"{folder}: policy={contract['policy']} plans no chunk beside another; run a flow policy")
-        self.spec, self.n_context_frames = Spec.from_dict(contract["spec"]), contract["n_context_frames"]
-        self.chunk_size = contract["chunk_size"]
-        chunk = [1, self.chunk_size, self.spec.action_dim]
         expected = {
             "state": ("float32", [1, self.n_context_frames, self.spec.state_dim]),
             "task": ("int64", [1]),
             "noise": ("float32", ports.get("noise", ("", []))[1]),  # as many codes as it likes
-            "held": ("float32", chunk),
+            "held": ("float32", [1, self.chunk_size, self.spec.action_dim]),
             "n_held": ("int64", [1]),
         }
         if ports != expected:
             wrong = next(name for name in (*expected, *ports) if ports.get(name) != expected.get(name))
-            raise UserError(f"{folder}: the input {wrong!r} does not fit the sizes of its contract; export it again")
-        self.noise_shape: tuple[int, ...] = tuple(expected["noise"][1][1:])
-        path = existing_folder(Path(folder)) / ONNX
-        graph = read_file(path, TENSOR_BYTES)  # as bytes, so that it cannot name files beside it
-        if why := complaint(graph, ports, chunk):
-            raise UserError(f"{path}: the graph cannot be run ({why}); export the policy again")
-        self._session = onnx_session(graph, 1)  # more threads would only wait for each other here
+            raise UserError(
+                f"{folder}: the input {wrong!r:.80} does not fit the sizes of its contract; export it again"
+            )
+        return ports
 
     def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """See `Pilot.act`."""
@@ -104,13 +110,17 @@ def onnx_session(onnx: bytes, n_threads: int) -> Any:
     Raises:
         UserError: onnxruntime is missing.
     """
-    try:
-        ort = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise UserError(f"an export needs onnxruntime to run; {pip_line('export')}") from error
+    ort = _onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
     return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise UserError(f"an export needs onnxruntime to run; {pip_line('export')}") from error
 
 
 def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:

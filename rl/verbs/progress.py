@@ -69,7 +69,7 @@ class Progress:
         """Show `done` of `total` and the values `shown`, floats with three digits; it never shows less than before."""
         now = self.clock()
         due = now - self._printed >= (REFRESH_SECONDS if self._live is not None else self.every)
-        self._share = max(self._share, done / total if total else 1.0)
+        self._share = max(self._share, done / total if total else 0.0)
         done, left = max(done, self._share * total), self._left.update(now, self._share)
         if self._live is not None:
             self._live.update(self._panel(done, total, left, shown), refresh=due)
