@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -34,7 +35,10 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0 if done, 2 after a mistake that one line explains, 130 if interrupted, 1 for a bug."""
+    """Run one command; return 0 if done, 2 after a mistake that one line explains, 130 if interrupted, 1 for a bug.
+
+    141 is what a program returns whose output nobody reads any more.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     hidden = foreign_package()
@@ -46,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which a shell's background job ignores
     try:
         _dispatch([word for word in words if word != "--debug"])
+        sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), 2, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, debug)
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 128 + signal.SIGPIPE
     except Exception as error:
         return _fail(*_explained(error), debug)
     return 0

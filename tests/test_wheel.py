@@ -51,6 +51,17 @@ def test_wheel_holds_presets_and_built_ins(wheel: Path) -> None:
     assert {f"world_model/builtin/{name}" for name in built_ins if "__pycache__" not in name} <= names
 
 
+def test_wheel_says_that_its_packages_are_typed(wheel: Path) -> None:
+    assert {f"{name}/py.typed" for name in ("rl", "world_model", "rewards")} <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_wheel_names_itself_where_an_extra_is_missing(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "from rl.extras import pip_line; print(pip_line('data'))"
+    line = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert line.strip().endswith(f"pip install '{wheel.name}[data]'")
+
+
 def test_wheel_forbids_upload_and_declares_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         assert b"Classifier: Private :: Do Not Upload" in archive.read("wamtune-0.1.0.dist-info/METADATA")

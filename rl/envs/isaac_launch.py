@@ -47,22 +47,25 @@ def launch(
         gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
         raise UserError(f"env.id={env_id} is no task of Isaac Lab: {error}") from error
-    with contextlib.ExitStack() as stack, _quiet():
+    stack = contextlib.ExitStack()
+    with _quiet():
         cfg: Any = parse_env_cfg(env_id, device=device, num_envs=num_envs, overrides=list(overrides))
         cfg.seed, cfg.compute_final_obs = seed, True  # else the last observation of an episode is never seen
         _pay_too(cfg, own, env_id)
         if only_seen is not None and (term := getattr(getattr(cfg, "terminations", None), only_seen[0], None)):
             term.func = _only_seen(term.func, only_seen[1])
-        stack.enter_context(replayed_physics(device))
         try:
+            stack.enter_context(replayed_physics(device))
             stack.enter_context(launch_simulation(cfg))
-            env = gymnasium.make(env_id, cfg=cfg).unwrapped
-        except FileNotFoundError as error:
-            raise UserError(
-                f"env.id={env_id}: {error}; assets come from NVIDIA's store or, without a network, from the folder "
-                f"that ISAACSIM_ASSET_ROOT names"
-            ) from error
-        return env, stack.pop_all()
+            return gymnasium.make(env_id, cfg=cfg).unwrapped, stack
+        except BaseException as error:
+            stack.close()  # and not with the error, whose traceback Isaac Lab's launcher would print before our line
+            if isinstance(error, FileNotFoundError):
+                raise UserError(
+                    f"env.id={env_id}: {error}; assets come from NVIDIA's store or, without a network, from the folder "
+                    f"that ISAACSIM_ASSET_ROOT names; python -m rl.envs.isaac_assets FOLDER lays out some"
+                ) from error
+            raise
 
 
 def _only_seen(func: Callable[..., Tensor], seen: dict[str, Tensor]) -> Callable[..., Tensor]:

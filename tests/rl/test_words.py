@@ -81,6 +81,14 @@ def test_a_mistake_in_the_words_is_answered_without_torch(words: str, line: str)
     assert run(*words.split()) == (2, f"wamtune: {line}\n", ["omegaconf"])
 
 
+def test_output_that_nobody_reads_is_no_bug() -> None:
+    command = [sys.executable, "-c", RUN.replace("print(", "0 and print("), "train", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
 def test_help_shows_lists_as_every_shell_takes_them() -> None:
     assert "  stage.atoms=0.1,0.0,0.65,0.15,0.1\n" in HELP["pretrain"]
     assert "  gate.places=imitation,sim,dream " in HELP["train"]
