@@ -156,7 +156,7 @@ class PostTraining:
         older = "n_updates" not in state["run"]
         if older and self.config.n_action_steps < self._chunk_size:
             raise UserError(
-                f"n_action_steps={self.config.n_action_steps}: this run was begun by an older version, whose ppo.n_steps "
+                f"n_action_steps={self.config.n_action_steps}: an older version began this run, whose ppo.n_steps "
                 "and dream.horizon counted the executed parts of chunks; finish it there, or begin a new one"
             )
         for name, value in state["run"].items():

@@ -604,6 +604,6 @@ def test_a_state_of_an_older_version_goes_on_where_its_axis_ended(
         post.load_state_dict(state)
         assert post.n_updates == post.sim_steps == 900
     else:
-        with pytest.raises(UserError, match="n_action_steps=4: this run was begun by an older version"):
+        with pytest.raises(UserError, match="n_action_steps=4: an older version began this run"):
             post.load_state_dict(state)
     post.close()
