@@ -83,14 +83,14 @@ def _composed(groups: Sequence[Sequence[Layer]], schema: type[T], name: str) -> 
 def _drop_what_belonged(groups: Sequence[Sequence[dict[str, Any]]], schema: Any) -> None:
     """Drop what belongs to a value that a later group replaces: the tasks of a preset, where `env.id` is another.
 
-    A class of a schema says so by `BELONGS`, {"tasks": "id"}.
+    A class of a schema says so by `BELONGS`, pairs such as ("tasks", "id").
     """
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         if dataclasses.is_dataclass(hints[field.name]):
             inner = [[v for values in g if isinstance(v := values.get(field.name), dict)] for g in groups]
             _drop_what_belonged(inner, hints[field.name])
-    for name, owner in getattr(schema, "BELONGS", {}).items():
+    for name, owner in getattr(schema, "BELONGS", ()):
         value = next(field.default for field in dataclasses.fields(schema) if field.name == owner)
         for i, group in enumerate(groups):
             before, value = value, next((values[owner] for values in reversed(group) if owner in values), value)

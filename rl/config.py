@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from rewards.errors import UserError
 from rl.envs.events import Event
@@ -52,7 +52,7 @@ class EnvConfig:
     # domain randomisation, name: {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}
     events: dict[str, Event] = field(default_factory=dict)
 
-    BELONGS: ClassVar = {"tasks": "id"}  # who changes id and names no tasks gets those of the new one
+    BELONGS = (("tasks", "id"),)  # who changes id and names no tasks gets those of the new one
 
     def check(self) -> None:
         """Refuse counts and deviations that mean nothing."""

@@ -158,8 +158,16 @@ class PostTraining:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave; an environment of Isaac Lab begins its episodes anew."""
+        older = "n_updates" not in state["run"]
+        if older and self.config.n_action_steps < self._chunk_size:
+            raise UserError(
+                f"n_action_steps={self.config.n_action_steps}: an older version began this run, whose ppo.n_steps "
+                "and dream.horizon counted the executed parts of chunks; finish it there, or begin a new one"
+            )
         for name, value in state["run"].items():
             setattr(self, name, value)
+        if older:
+            self.n_updates = self.sim_steps  # where its axis ended
         self.real = self.real and self.real.to(self.sim.device)
         self._begun = time.monotonic() - state["seconds"]
         self.policy.load_state_dict(state["weights"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rewards.errors import UserError
@@ -56,6 +57,8 @@ def check_inputs(config: TrainConfig, folder: Path, before: Mapping[str, str]) -
                 f"checkpoint={config.checkpoint}: these are not the weights that the run began with; "
                 f"put those back, {anew}"
             )
+        if key not in sources:
+            raise UserError(f"{key}: what the run began with is not there any more; put it back, {anew}")
         copy = _copy(folder, fingerprint, sources[key])
         raise UserError(f"{key}: {sources[key]} has changed since the run began; restore it from {copy}, {anew}")
 
@@ -65,8 +68,9 @@ def _sources(config: TrainConfig) -> dict[str, Path]:
     found = {f"rewards.{name}": source_of(name, term) for name, term in config.rewards.items()}
     module, colon, _ = config.env.id.partition(":")
     if colon:  # gymnasium imports it before it makes the environment
-        spec = importlib.util.find_spec(module)
-        found["env.id"] = Path(spec.origin) if spec is not None and spec.origin else None
+        with suppress(ImportError, ValueError):  # which the environment will say
+            spec = importlib.util.find_spec(module)
+            found["env.id"] = Path(spec.origin) if spec is not None and spec.origin else None
     return {key: file for key, file in found.items() if file is not None}
 
 

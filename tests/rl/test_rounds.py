@@ -592,3 +592,20 @@ def test_a_budget_of_less_than_a_rollout_is_refused(tiny: list[str], demonstrati
         build("sim", tiny, demonstrations, "total_timesteps=127")
     for words in (["sim", "total_timesteps=128"], ["dream", "total_timesteps=1"]):  # a dream executes none
         build(words[0], tiny, demonstrations, words[1]).close()
+
+
+@pytest.mark.parametrize("n_action_steps", [8, 4])
+def test_a_state_of_an_older_version_goes_on_where_its_axis_ended(
+    n_action_steps: int, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    """Unless the older version counted other chunks."""
+    post = build("sim", tiny, demonstrations, f"n_action_steps={n_action_steps}")
+    state = post.state_dict()
+    state["run"] = {k: v for k, v in state["run"].items() if k != "n_updates"} | {"sim_steps": 900}
+    if n_action_steps == 8:
+        post.load_state_dict(state)
+        assert post.n_updates == post.sim_steps == 900
+    else:
+        with pytest.raises(UserError, match="n_action_steps=4: an older version began this run"):
+            post.load_state_dict(state)
+    post.close()
