@@ -339,7 +339,7 @@ def dark_video(folder: Path, rng: random.Random) -> None:
     """Black frames without end, in next to no bytes."""
     kept = folder.parent / "dark.mp4"
     if not kept.exists():
-        write_film([np.zeros((1088, 1920, 3), np.uint8)] * 300, kept, 30)
+        write_film([np.zeros((1088, 1920, 3), np.uint8)] * 200, kept, 30)
     (folder / "push" / "a.mp4").write_bytes(kept.read_bytes())
 
 

@@ -223,6 +223,8 @@ def parse(text: str, where: str) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except UserError:
         raise
+    except AssertionError:  # OmegaConf's answer to a number alone
+        raise UserError(f"the YAML {where} is one value; expected key: value lines") from None
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
         raise UserError(f"cannot read the YAML {where}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):

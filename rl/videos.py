@@ -26,7 +26,7 @@ VIDEO_BYTES = 4_000_000_000
 FRAME_PIXELS = 4096 * 4096
 """Pixels of a frame at most."""
 
-FREE_PIXELS, PIXELS_PER_BYTE = 500_000_000, 5_000
+FREE_PIXELS, PIXELS_PER_BYTE = 200_000_000, 5_000
 """Pixels of all frames of a file at most: FREE_PIXELS, and so many for each of its bytes.
 
 A camera needs a hundred times as many bytes; black frames without end need next to none.
