@@ -161,10 +161,10 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
             work.step = config.pictures.n_steps
     episodes, heldout = _read(config, model, store, model.spec.tasks)
     print(describe(store.folder, episodes, heldout), flush=True)
-    episodes += _disturbed(config, model, store, config.tasks, n_cameras=1)
     if videos:
         episodes += watched(model, videos)
-    windows, work.unseen = model.windows(episodes), model.windows(heldout)
+    disturbed = _disturbed(config, model, store, config.tasks, n_cameras=1)
+    windows, work.unseen = model.windows(episodes + disturbed), model.windows(heldout)
     if state is None:
         fit_statistics(model, windows)
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=state)
