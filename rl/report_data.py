@@ -70,12 +70,13 @@ def _result(row: Row) -> EpisodeResult | None:
 
 NUMBER: Check = ("a number", is_number)
 SHARE: Check = ("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
-MAYBE: Check = ("a number, null or NaN", lambda v: v is None or is_number(v) or v != v)
+MAYBE: Check = ("a number or null", lambda v: v is None or is_number(v))
+RHO: Check = ("a number or NaN", lambda v: is_number(v) or (type(v) is float and v != v))
 COUNT: Check = ("a whole number of at least 0", lambda v: type(v) is int and 0 <= v <= 10**9)
 WHOLE: Check = ("a whole number", lambda v: type(v) is int and abs(v) < 2**63)
 FLAG: Check = ("true or false", lambda v: type(v) is bool)
 TITLE: Check = ("a short text", lambda v: isinstance(v, str) and len(v) <= 200 and v.isprintable())
-CORRELATION = {"rho": MAYBE, "low": MAYBE, "high": MAYBE}
+CORRELATION = {"rho": RHO, "low": RHO, "high": RHO}
 NAMES = ("simulator", "dream of its actions", "dream of the policy")
 
 MOST_ITEMS, MOST_STEPS = 100_000, 10_000

@@ -35,6 +35,9 @@ A camera needs a hundred times as many bytes; black frames without end need next
 FREE_BYTES, EXPANSION = 300_000_000, 20
 """What the pictures taken from one file may take in memory: so many bytes, and so many for each of its own."""
 
+BLOCK = 256
+"""Pictures that are kept in one piece of memory."""
+
 FASTEST, LONGEST = 1000.0, 1_000_000
 """Frames a second, and seconds of a video, that are believed."""
 
@@ -135,24 +138,46 @@ def _pictures(path: Path, parts: list[tuple[float, float]], size: int, pictures_
             bounds = [(round(begin * rate), round(min(end, LONGEST) * rate)) for begin, end in parts]
             most = (FREE_BYTES + EXPANSION * path.stat().st_size) // (3 * size * size)
             wanted = _numbers(path, bounds, rate / pictures_per_s, most)
-            kept: dict[int, Tensor] = {}
+            kept = _Kept(size)
             frame = None
             for i, frame in enumerate(_frames(path, container, stream)):
                 if i in wanted:
-                    kept[i] = _square(frame.to_ndarray(format="rgb24"), size)
-                    if len(kept) > most:
+                    kept.add(i, frame)
+                    if len(kept.places) > most:
                         raise UserError(f"{path}: it makes more than {most:,} pictures; cut it into several files")
             if frame is not None:
-                kept[i] = _square(frame.to_ndarray(format="rgb24"), size)  # an episode may end with the file
+                kept.add(i, frame)  # an episode may end with the file
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: the video is missing; download the dataset again") from error
     except Exception as error:  # whatever a damaged file makes the decoder say
         raise UserError(f"{path}: the video cannot be read ({type(error).__name__}); leave it out") from error
-    n_frames = max(kept, default=-1) + 1
+    n_frames = max(kept.places, default=-1) + 1
     numbers = [_taken(path, first, min(n_frames, last), rate, pictures_per_s, most) for first, last in bounds]
-    return [torch.stack([kept[i] for i in of_part]).unsqueeze(1) for of_part in numbers]
+    return [torch.stack([kept.get(i) for i in of_part]).unsqueeze(1) for of_part in numbers]
+
+
+class _Kept:
+    """Pictures of a file by the number of their frame, many in one piece of memory.
+
+    Alone between frames that come and go, each would keep a hole of the size of a frame from being given back.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.places, self.blocks = size, dict[int, int](), list[Tensor]()
+
+    def add(self, i: int, frame: Any) -> None:
+        """Keep what is seen in the middle of frame `i`."""
+        place = self.places.setdefault(i, len(self.places))
+        if place // BLOCK == len(self.blocks):
+            self.blocks.append(torch.empty((BLOCK, self.size, self.size, 3), dtype=torch.uint8))
+        self.blocks[place // BLOCK][place % BLOCK] = _square(frame.to_ndarray(format="rgb24"), self.size)
+
+    def get(self, i: int) -> Tensor:
+        """Return the picture of frame `i`."""
+        place = self.places[i]
+        return self.blocks[place // BLOCK][place % BLOCK]
 
 
 def _av(path: Path) -> Any:

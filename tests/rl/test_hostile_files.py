@@ -281,16 +281,17 @@ def test_sizes_of_a_contract_are_bounded_and_fit(name: str, shape: list[int], tm
 # Reports.
 
 
-@pytest.mark.parametrize("way", [("summary", "n"), ("examples", 0, "seed"), ("trust", "n"), ("examples", 0, "film")])
-def test_markup_is_no_number(way: tuple[str | int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [("summary", "n"), ("examples", 0, "seed"), ("trust", "rho"), ("examples", 0, "film")])
+@pytest.mark.parametrize("value", [MARK, None, [1]])
+def test_markup_is_no_number(value: object, way: tuple[str | int, ...], tmp_path: Path) -> None:
     crafted.make_run(tmp_path / "run")
     pairs = node = json.loads((tmp_path / "run" / PAIRS).read_text())
     for key in way[:-1]:
         node = node[key]
-    node[way[-1]] = MARK
+    node[way[-1]] = value
     (tmp_path / "run" / PAIRS).write_text(json.dumps(pairs))
     where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in way)[1:]
-    assert f"{PAIRS}: {where}={MARK!r}, expected a" in line(lambda: write_report(tmp_path / "run"))
+    assert f"{PAIRS}: {where}={value!r}, expected a" in line(lambda: write_report(tmp_path / "run"))
 
 
 def test_half_a_pairs_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
