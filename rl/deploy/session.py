@@ -23,8 +23,8 @@ from world_model.dream_env import SURE
 from world_model.episodes import Episode, EpisodeStore
 from world_model.spec import Spec
 
-LET_GO_S = 10.0
-"""How long a robot may take to be let go of."""
+LET_GO_S = 30.0
+"""How long a robot may take to be let go of; Ctrl-C ends it at once."""
 
 
 def run_session(

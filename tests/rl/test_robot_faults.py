@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,8 @@ def test_an_answer_may_be_rounded() -> None:
 
 
 def test_one_lost_packet_of_the_last_command_loses_no_episode(robot: Robot) -> None:
-    n_until = 6 + 5  # commands of the episode, and those that slow it down
-    robot.refuses = lambda n: n == n_until + 1
-    (lived,) = run()
+    robot.refuses = lambda n: n == 7  # after the six of the episode
+    (lived,) = run(limits=replace(SPEEDS, max_change=(0.8, 0.8)))
     assert len(recorded()) == 1 and lived.ended and not lived.stopped
     assert (robot.commands[-1] == 0).all()
 
@@ -257,11 +257,11 @@ def test_who_appends_waits_for_the_other_writer(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_copy_in_the_folder_loses_nothing(robot: Robot) -> None:
     run()
-    shutil.copy(FOLDER / "episodes-000000.safetensors", FOLDER / "episodes-000000 (copy).safetensors")
+    shutil.copy(FOLDER / "episodes-000000.safetensors", FOLDER / "episodes-1 (copy).safetensors")
     run()
     run()
     names = {shard.stem for shard in EpisodeStore(FOLDER).shards}
-    assert names == {"episodes-000000", "episodes-000000 (copy)", "episodes-000001", "episodes-000002"}
+    assert names == {"episodes-000000", "episodes-1 (copy)", "episodes-000001", "episodes-000002"}
 
 
 def test_a_folder_that_cannot_be_written_to_is_seen_before_the_robot_moves(
