@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ISAAC := .venv-isaac
 ISAAC_STAMP := $(ISAAC)/.installed
+ISAAC_ASSETS := $(ISAAC)/assets/.laid-out
 CODE := rl world_model rewards tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
@@ -36,10 +37,10 @@ test: lint types
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
-isaac: $(ISAAC_STAMP)
+isaac: $(ISAAC_ASSETS)
 
 # Kernels are compiled once and kept. One process: Isaac Lab holds one environment.
-test-isaac: $(ISAAC_STAMP)
+test-isaac: $(ISAAC_ASSETS)
 	OMP_NUM_THREADS=1 WARP_CACHE_PATH=$(ISAAC)/kernels ISAACSIM_ASSET_ROOT=$(CURDIR)/$(ISAAC)/assets \
 		$(ISAAC)/bin/python -m pytest -q tests/isaac
 
@@ -75,6 +76,10 @@ $(ISAAC_STAMP): tests/isaac/requirements.txt pyproject.toml
 	@$(ISAAC)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps --ignore-requires-python isaaclab==3.0.0
 	@$(ISAAC)/bin/python -m pip install --quiet $(PIP_FLAGS) -r tests/isaac/requirements.txt
 	@$(ISAAC)/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps 'omegaconf>=2.4,<3' -e .
+	@touch $@
+
+# The robots of Isaac-Cartpole, -Ant and -Humanoid, which then need no network.
+$(ISAAC_ASSETS): rl/envs/isaac_assets.py $(ISAAC_STAMP)
 	@$(ISAAC)/bin/python -m rl.envs.isaac_assets $(ISAAC)/assets
 	@touch $@
 

@@ -36,7 +36,7 @@ def test_a_stock_robot_walks_a_few_steps(env) -> None:
 
 
 def test_a_robot_that_is_called_otherwise_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isaac_assets, "ROBOTS", (Robot("ant.usda", "ant.usd", {"no such text": "x"}),))
+    monkeypatch.setattr(isaac_assets, "ROBOTS", (Robot("ant.usda", "ant.usd", {"no such text": "nor this"}),))
     with pytest.raises(UserError, match=r"ant\.usda: expected no such text in it"):
         lay_out(tmp_path)
     monkeypatch.setattr(isaac_assets, "ROBOTS", (Robot("bee.usda", "bee.usd"),))
