@@ -9,8 +9,8 @@ of the future; exceptions; commands that get lost; get_observation, send_action 
 anything; STOP files and signals at any moment; a full disk; copies of shards.
 
 Every command that is sent and not lost is compared with `low`, `high` and `max_change`, the one to stand still as well.
-One jump is meant and counted on its own: after a stop a robot in speeds is commanded `still` at once. Every episode that ended by
-itself has to be on disk. Prints one table; the exit code is 1 where anything in its last columns is not 0.
+One jump is meant and counted on its own: after a stop a robot in speeds is commanded `still` at once. Every episode
+that ended by itself has to be on disk. Prints one table; the exit code is 1 where one of its last lines is not 0.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ def main() -> None:
     calls.GRACE_S = safety.GRACE_S = 0.05  # what hangs does so until the end of its session
     session.LET_GO_S = 0.5
     signal.signal(signal.SIGALRM, too_long)
-    for number in (signal.SIGINT, signal.SIGTERM):  # between two sessions they mean nothing; Ctrl-\\ ends all of it
+    for number in (signal.SIGINT, signal.SIGTERM):  # between two sessions they mean nothing; SIGQUIT ends all of it
         signal.signal(number, lambda *_: None)
     rows: dict[str, Counter[str]] = {"speeds": Counter(), "positions": Counter()}
     late: list[int] = []
