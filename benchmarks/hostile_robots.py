@@ -8,9 +8,9 @@ in motor ticks, degrees, measured positions, 1e39, NaN, text and wrong sizes; ob
 of the future; exceptions; commands that get lost; get_observation, send_action and reset that hang; policies that want
 anything; STOP files and signals at any moment; a full disk; copies of shards.
 
-Every command that arrives is compared with `low`, `high` and `max_change`, the one to stand still as well. One jump is
-meant and counted on its own: after a stop a robot in speeds is commanded `still` at once. Every episode that ended by
-itself has to be on disk. Prints one table; the exit code is 1 where anything in its last columns is not 0.
+Every command that is sent and not lost is compared with `low`, `high` and `max_change`, the one to stand still as well.
+One jump is meant and counted on its own: after a stop a robot in speeds is commanded `still` at once. Every episode
+that ended by itself has to be on disk. Prints one table; the exit code is 1 where one of its last lines is not 0.
 """
 
 from __future__ import annotations
@@ -172,11 +172,13 @@ class HostileRobot(FakeRobot):
         """Take a command, or lose it."""
         self.within += 1
         try:
+            n, command = self.n["send_action"] + 1, np.array([*action.values()])
+            is_lost = n in self.refuses or n >= self.refuses_from
+            if not is_lost:
+                self._watch(command)  # when it is sent: one that hangs takes effect later
             self._enter("send_action")
-            n, command = self.n["send_action"], np.array([*action.values()])
-            if n in self.refuses or n >= self.refuses_from:
+            if is_lost:
                 raise ConnectionError("a packet was lost")
-            self._watch(command)
             super().send_action(action)
             if self.in_positions:
                 self.values |= {"joints.0": command[0] - 0.1, "joints.1": command[1] + 0.1}  # it lags
@@ -240,6 +242,7 @@ class Session:
         finally:
             signal.alarm(0)
             loop.Lived, files.write_synced = note, write
+            robot.moment = lambda: None
             robot.release.set()
         last = time.monotonic() + 10
         while robot.within and time.monotonic() < last:
@@ -315,6 +318,8 @@ def main() -> None:
     calls.GRACE_S = safety.GRACE_S = 0.05  # what hangs does so until the end of its session
     session.LET_GO_S = 0.5
     signal.signal(signal.SIGALRM, too_long)
+    for number in (signal.SIGINT, signal.SIGTERM):  # between two sessions they mean nothing; SIGQUIT ends all of it
+        signal.signal(number, lambda *_: None)
     rows: dict[str, Counter[str]] = {"speeds": Counter(), "positions": Counter()}
     late: list[int] = []
     with tempfile.TemporaryDirectory() as folder, Progress("session") as progress:
