@@ -70,8 +70,8 @@ class Reader:
 
 
 def files(folder: Path) -> list[Path]:
-    """Return every file of a folder, in order."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return every file of a folder, in order; a hidden one, such as the lock of a store, is never read."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 # Ways to spoil any file.
@@ -225,7 +225,7 @@ def hostile_shard(folder: Path, rng: random.Random) -> None:
     """Replace a value in the header of a shard or some of its tensors, with checksums that are right for it."""
     from world_model.episodes import _digest
 
-    path = rng.choice(files(folder))
+    path = rng.choice(sorted(folder.glob("*.safetensors")))
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     tensors, text = load(data), header["__metadata__"]["wamtune"]

@@ -108,10 +108,14 @@ def test_rows_do_not_see_each_other(point: Path, exported: Path) -> None:
     assert (together - alone).abs().max() <= TOLERANCE
 
 
-def test_actions_stay_within_their_bounds_and_an_unknown_task_acts(exported: Path) -> None:
-    unknown = load_contract(exported)["unknown_task"]
-    state, task = 100 * torch.randn(64, 2, 4, generator=seeded()), torch.full((64,), unknown)
-    actions = act(exported, state, task, 100 * torch.randn(64, 2, 4, generator=seeded(1)), *none_held(64))
+def test_actions_stay_within_their_bounds_and_an_unknown_task_acts(point: Path, tmp_path: Path) -> None:
+    model = load_model(point)
+    model.action_codec.action.std *= 100  # what it decides is far beyond them
+    save_model(tmp_path / "wild", model, "tune")
+    export_policy(tmp_path / "wild", tmp_path / "exported")
+    unknown = load_contract(tmp_path / "exported")["unknown_task"]
+    state, task = torch.randn(64, 2, 4, generator=seeded()), torch.full((64,), unknown)
+    actions = act(tmp_path / "exported", state, task, torch.randn(64, 2, 4, generator=seeded(1)), *none_held(64))
     assert (actions == 1).any() and (actions == -1).any() and actions.abs().max() == 1
 
 

@@ -93,6 +93,8 @@ def test_expert_closes_the_loop_within_bounds():
     raise AssertionError("the scripted expert did not open the drawer")
 
 
-def test_unknown_task_names_the_known_ones():
-    with pytest.raises(UserError, match=r"'pusch' is unknown.*peg-insert-side.*push"):
+def test_unknown_task_names_the_closest_or_the_known_ones():
+    with pytest.raises(UserError, match=r"'pusch' is unknown.*did you mean 'push'\?"):
         MetaWorldTask("pusch")
+    with pytest.raises(UserError, match=r"'juggle' is unknown.*peg-insert-side.*push"):
+        MetaWorldTask("juggle")

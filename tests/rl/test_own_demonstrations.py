@@ -164,7 +164,7 @@ def test_without_a_simulator_success_is_not_measured(walked: Path) -> None:
 
 def test_the_post_trained_policy_loads_and_keeps_its_bounds(walked: Path) -> None:
     model, config = load_model_and_config(last(walked, "own"))
-    assert config["stage"] == "rl" and config["parent"] == "runs/own-tuned"
+    assert config["stage"] == "rl" and config["parent"].startswith("runs/own-tuned/")
     batch = model.windows(heldout_of(walked)).sample(64, torch.Generator().manual_seed(0))
     with torch.inference_mode():
         context = model.encode(batch.context, batch.task)
