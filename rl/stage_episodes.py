@@ -131,6 +131,7 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
     if config.n_eval == 0 or config.id == RECORDED:
         return results
     seeds = range(EVAL_SEED, EVAL_SEED + config.n_eval)
+    n_done, n_in_all = 0, len(config.eval_noise) * len(tasks) * config.n_eval
     with Progress("evaluate with noise") as progress:
         for noise in config.eval_noise:
             results[f"{noise:g}"] = of_noise = []
@@ -138,7 +139,8 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
                 env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True, obs_noise=noise)
                 of_noise += evaluate_sim(policy, env, seeds)
                 env.close()
-                progress.update(len(of_noise), len(tasks) * config.n_eval, task=task, noise=noise)
+                n_done += config.n_eval
+                progress.update(n_done, n_in_all, task=task, noise=noise)
     return results
 
 
