@@ -93,3 +93,11 @@ def test_the_policy_does_what_the_card_says():
         sim = SimEnv("metaworld", 8, [task], model.config.n_context_frames, task_names=model.spec.tasks)
         assert sum(result.success for result in evaluate_sim(FlowPolicy(model, sim), sim, range(900_000, 900_008))) >= 7
         sim.close()
+
+
+@pytest.mark.parametrize("name", ["metaworld-tuned", "metaworld-pixels-tuned"])
+def test_the_card_says_that_noise_takes_little(name):
+    """Mean success over tasks with one and three millimetres of noise on every feature and step."""
+    metrics = json.loads((find_checkpoint(name) / "config.json").read_text())["metrics"]
+    exact, noisy = metrics["success"]["mean"]["rate"], metrics["success_with_noise"]["mean"]
+    assert noisy["0.001"] >= 0.9 * exact and noisy["0.003"] >= 0.7 * exact
