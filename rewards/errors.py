@@ -31,7 +31,7 @@ def defined_at(target: Callable[..., Any]) -> str:
     """Return `FILE:LINE` of a function, of a class or of what an instance does when called; empty if unknown."""
     function: Any = target
     if inspect.isclass(target):
-        function = target.__init__  # type: ignore[misc]
+        function = target.__init__
     elif not inspect.isroutine(target):
         function = type(target).__call__
     code = getattr(inspect.unwrap(function), "__code__", None)

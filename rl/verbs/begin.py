@@ -48,9 +48,9 @@ def begin(
 
 def _pinned(config: C) -> C:
     """Name the run that a folder of runs stands for now: when a run goes on, another may be the newest of them."""
-    name = getattr(config, "checkpoint", "")
-    if not name or getattr(config, "policy", "flow") == "gaussian":
+    if isinstance(config, PretrainConfig) or (isinstance(config, TrainConfig) and config.policy == "gaussian"):
         return config
+    name = config.checkpoint
     run = find_checkpoint(name).resolve().parents[1]
     return replace(config, checkpoint=str(Path(name) / run.name)) if run.parent == Path(name).resolve() else config
 
