@@ -48,15 +48,13 @@ def begin(
 
 def _pinned(config: C) -> C:
     """Name the run that a folder of runs stands for now: when a run goes on, another may be the newest of them."""
-    name = getattr(config, "checkpoint", "")
-    if not name or getattr(config, "policy", "flow") == "gaussian":
+    if isinstance(config, PretrainConfig) or (isinstance(config, TrainConfig) and config.policy == "gaussian"):
         return config
-    folders = newest_runs(name)
+    folders = newest_runs(config.checkpoint)
     if not folders:  # the name is that of a run or a checkpoint
         return config
-    chosen = find_checkpoint(name).resolve().parents[1]
-    pinned: dict[str, Any] = {"checkpoint": next(str(folder) for folder in folders if folder.resolve() == chosen)}
-    return replace(config, **pinned)
+    chosen = find_checkpoint(config.checkpoint).resolve().parents[1]
+    return replace(config, checkpoint=next(str(folder) for folder in folders if folder.resolve() == chosen))
 
 
 def _controls(config: object) -> tuple[str, ...]:
