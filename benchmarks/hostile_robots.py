@@ -150,6 +150,9 @@ class HostileRobot(FakeRobot):
         self.within += 1
         try:
             self._enter("reset")
+            self.n["beyond max_change"] += (
+                self.at_once
+            )  # the episode before was not stopped, else there would be no other
             self.last, self.at_once = None if self.in_positions else self.last, 0
         finally:
             self.within -= 1
