@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import random
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,25 @@ class Reader:
     ways: tuple[Callable[[Path, random.Random], None], ...]
     read: Callable[[Path], object]
     share: int = 3  # of the inputs of a run; less where one takes long
+
+
+@contextmanager
+def at_most(n_bytes: int) -> Iterator[None]:
+    """Let the process have so much more memory than now, where the system says how much that is.
+
+    What it has now depends on its libraries: torch with CUDA alone takes gigabytes of addresses.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    now = next(row for row in status.read_text().splitlines() if row.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(now.split()[1]) + n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def files(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from benchmarks.crafted import MARK, READERS, VICTIM
+from benchmarks.crafted import MARK, READERS, VICTIM, at_most
 from rewards.errors import UserError
 
 N = {"ONNX": 10, "contract": 25, "MP4": 25, "metrics": 5, "pairs": 10}
@@ -33,13 +32,11 @@ def hang(number: int, frame: FrameType | None) -> None:
 @pytest.fixture(autouse=True)
 def limits() -> Iterator[None]:
     """Let nothing fill the memory of the machine, or wait for ever."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (6 * 10**9, hard))
     before = signal.signal(signal.SIGALRM, hang)
-    yield
+    with at_most(6 * 10**9):
+        yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import crafted
-from benchmarks.crafted import MARK, SIZES, SPEC
+from benchmarks.crafted import MARK, SIZES, SPEC, at_most
 from rewards.errors import UserError
 from rl import cli, videos
 from rl.compose import compose
@@ -51,30 +49,12 @@ def limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise Hung
 
     monkeypatch.chdir(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (3 * 10**9, hard))
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(120)
-    yield
+    with at_most(3 * 10**9):
+        yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-@contextmanager
-def at_most(n_bytes: int) -> Iterator[None]:
-    """Let the process have so much more memory than now, where the system says how much that is."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    now = next(row for row in status.read_text().splitlines() if row.startswith("VmData"))
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(now.split()[1]) + n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def line(call: Callable[[], object]) -> str:
