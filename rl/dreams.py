@@ -110,8 +110,8 @@ class Dreams:
     def refit(self, tick: Callable[[float], None] = lambda share: None) -> None:
         """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit.
 
-        Before that, trust is calibrated on those that the world decoder has not seen yet. `tick` hears which share of
-        the training is done.
+        Before that, trust is calibrated on those that the world decoder has not seen yet. `tick` is called with
+        the share of the training that is done.
         """
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:

@@ -83,7 +83,7 @@ def evaluate_sim(
 def evaluate_dream(policy: Acts, env: DreamEnv, tick: Callable[[int, int], None] | None = None) -> list[EpisodeResult]:
     """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`).
 
-    `tick` hears (finished, total).
+    `tick` is called with (finished, total).
     """
     results: dict[int, EpisodeResult] = {}
     for result, index in _episodes(policy, env):

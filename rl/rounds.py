@@ -46,9 +46,9 @@ class PostTraining:
         config: everything there is to choose.
         model: the checkpoint; None for policy=gaussian.
         imitation: demonstrations for the anchor.
-        log: hears (updates so far, values); `time/total_timesteps` among them are the executed simulator steps.
+        log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
         say: hears a line for people.
-        tick: hears how far it is: work done, work in all, and what is being done.
+        tick: called with (work done, work in all, what is being done).
         safe: hears that here `state_dict` holds all there is; True: a part has ended, False: a rollout within one.
     """
 

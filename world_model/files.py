@@ -161,24 +161,25 @@ def existing_folder(final: Path) -> Path:
     return previous if previous.is_dir() else final
 
 
-def lock(folder: Path, wait_s: float = 0.0) -> TextIO:
+def lock(folder: Path, wait_s: float = 0.0, called: str = "it") -> TextIO:
     """Hold the lock of a folder, which is made, until the returned file is closed or the process ends, however it ends.
 
     Args:
         folder: that one process at a time writes to.
         wait_s: seconds to wait for another one.
+        called: the folder in the message that another process holds it.
 
     Raises:
-        UserError: another process holds it, or it cannot be written to.
+        UserError: another process holds it, the lock is a link, or it cannot be written to.
     """
     import fcntl  # not where there is no POSIX, which reads checkpoints all the same
 
     last = time.monotonic() + wait_s
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
     except OSError as error:
         raise cannot_write(folder, error) from error
+    file = open_log(folder / ".lock")
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,7 +189,7 @@ def lock(folder: Path, wait_s: float = 0.0) -> TextIO:
                 time.sleep(0.01)
                 continue
             file.close()
-            raise UserError(f"{folder}: another process is writing to it; wait for it, or end it first") from None
+            raise UserError(f"{folder}: another process is writing to {called}; wait for it, or end it first") from None
         except OSError as error:
             file.close()
             raise cannot_write(folder, error) from error

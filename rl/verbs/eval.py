@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import Tensor
 
 from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
@@ -43,8 +44,9 @@ GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers"
 def run(words: list[str]) -> None:
     """Evaluate, print the table, and write the figures where `out` says so."""
     options = compose(None, words[1:], EvalOptions)
-    if load_checkpoint(words[0])[0].get("policy") == "gaussian":
-        _evaluate_gaussian(words, options)
+    about, tensors = load_checkpoint(words[0])
+    if about.get("policy") == "gaussian":
+        _evaluate_gaussian(words, options, about, tensors)
         return
     model = load_actor(words[0])
     sim: Results = {}
@@ -71,7 +73,7 @@ def evaluate_task(
 ) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
     """Evaluate one task in the places of `options`; returns the episodes of simulator and dream, in the same order.
 
-    `tick` hears which share is done.
+    `tick` is called with the share that is done.
     """
     seeds = range(options.seed, options.seed + options.n_episodes)
     tasks = (task,) if options.id == "metaworld" else ()
@@ -99,8 +101,13 @@ def evaluate_task(
         env.close()
 
 
-def _evaluate_gaussian(words: list[str], options: EvalOptions) -> None:
-    """Evaluate a policy that `wamtune train policy=gaussian` made, where it was trained; it has no dream."""
+def _evaluate_gaussian(
+    words: list[str], options: EvalOptions, about: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Evaluate a policy that `wamtune train policy=gaussian` made, where it was trained; it has no dream.
+
+    `about` and `tensors` are what `load_checkpoint` returned.
+    """
     if wrong := [key for word in words[1:] if (key := word.partition("=")[0]) not in GAUSSIAN]:
         raise UserError(f"{wrong[0]}: a Gaussian policy is evaluated where it was trained; only {', '.join(GAUSSIAN)}")
     run = find_checkpoint(words[0]).resolve().parents[1]
@@ -110,7 +117,6 @@ def _evaluate_gaussian(words: list[str], options: EvalOptions) -> None:
         )
     trained = compose(run, [], TrainConfig)
     config = replace(trained, env=replace(trained.env, n_workers=options.n_workers), rewards={})
-    about, tensors = load_checkpoint(words[0])
     policy, n_envs = load_gaussian(words[0], about, tensors), min(options.n_envs, options.n_episodes)
     found: Results = {}
     for task in config.env.tasks or (config.env.id,):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import shutil
@@ -17,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
-from world_model.files import cannot_write, open_file, open_log, read_file, remove, write_atomically
+from world_model.files import cannot_write, lock, open_file, open_log, read_file, remove, write_atomically
 
 METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
 
@@ -184,18 +183,8 @@ def rows_of(file: Path, limit: int) -> Iterator[dict[str, Any]]:
 
 
 def lock_run(path: Path) -> TextIO:
-    """Hold the lock of a run folder until the file is closed or the process ends, however it ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    file = open_log(path / ".lock")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(f"{path}: another process is writing to this run; wait for it, or end it first") from None
-    return file
+    """Hold the lock of a run folder, see `lock`."""
+    return lock(path, called="this run")
 
 
 def _finite(value: Any) -> float | None:
