@@ -8,9 +8,9 @@ in motor ticks, degrees, measured positions, 1e39, NaN, text and wrong sizes; ob
 of the future; exceptions; commands that get lost; get_observation, send_action and reset that hang; policies that want
 anything; STOP files and signals at any moment; a full disk; copies of shards.
 
-Every command that is sent and not lost is compared with `low`, `high` and `max_change`, the one to stand still as well.
-One jump is meant and counted on its own: after a stop a robot in speeds is commanded `still` at once. Every episode
-that ended by itself has to be on disk. Prints one table; the exit code is 1 where one of its last lines is not 0.
+Every command that is sent and not lost is compared with `low`, `high` and `max_change`, the ones that slow a robot down
+and make it stand still after a stop as well. Every episode that ended by itself has to be on disk. Prints one table; the
+exit code is 1 where one of its last lines is not 0.
 """
 
 from __future__ import annotations
@@ -132,7 +132,6 @@ class HostileRobot(FakeRobot):
         self.n: Counter[str] = Counter()  # calls by name, and what was wrong with commands
         self.last: np.ndarray | None = None if self.in_positions else np.array(limits.still)
         self.within = 0  # calls under way
-        self.at_once = 0  # jumps to `still` in the episode
         self.moment: Callable[[], None] = lambda: None  # asks for a stop when its time has come
         self.stop: Callable[[], None] = lambda: None  # asks for one now
 
@@ -150,10 +149,7 @@ class HostileRobot(FakeRobot):
         self.within += 1
         try:
             self._enter("reset")
-            self.n["beyond max_change"] += (
-                self.at_once
-            )  # the episode before was not stopped, else there would be no other
-            self.last, self.at_once = None if self.in_positions else self.last, 0
+            self.last = None if self.in_positions else self.last
         finally:
             self.within -= 1
 
@@ -203,9 +199,7 @@ class HostileRobot(FakeRobot):
         if not ((low - ROUNDING <= command) & (command <= high + ROUNDING)).all():
             self.n["beyond low, high"] += 1
         if not (np.abs(command - before) <= most + ROUNDING).all():
-            is_still = not self.in_positions and np.array_equal(command, self.limits.still)
-            self.at_once += is_still
-            self.n["beyond max_change"] += not is_still
+            self.n["beyond max_change"] += 1
 
 
 @dataclass
@@ -276,9 +270,6 @@ class Session:
         n: Counter[str] = Counter({"sessions": 1, "hangs": int(robot.hung_s == robot.hung_s)})
         for name in ("commands", "beyond low, high", "beyond max_change"):
             n[name] += robot.n[name]
-        jumped_at_an_end = robot.at_once > 0 and bool(lived) and lived[-1].ended and not lived[-1].stopped
-        n["beyond max_change"] += jumped_at_an_end
-        n["still at once"] += robot.at_once > 0 and not jumped_at_an_end
         found = EpisodeStore(self.folder / "recorded").load()
         for place in re.findall(r"was written to (\S+) instead", " ".join(said)):
             found += EpisodeStore(place).load()
@@ -350,7 +341,7 @@ def main() -> None:
 
 SHOWN = (
     "sessions", "hangs", "ended with an error", "episodes", "stopped", "ended", "on disk", "written elsewhere",
-    "commands", "still at once",
+    "commands",
 )  # fmt: skip
 BAD = ("lost", "recorded beyond", "beyond low, high", "beyond max_change", "did not end")
 

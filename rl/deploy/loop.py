@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import math
 import os
 import sys
 import time
@@ -44,9 +43,6 @@ UNHURRIED_S = 60.0
 
 FIRST_S = 10.0
 """How long the first observation of an episode may take, before anything was sent."""
-
-COME_TO_REST_S = 1.0
-"""How long the commands at the end of an episode may take to get within `max_change` of standing still."""
 
 
 class Immediate(Executor):
@@ -145,7 +141,14 @@ class Loop:
         lived = Lived()
         patience = PERIODS / self.hz if self.real_time else UNHURRIED_S
         executor: Executor = ThreadPoolExecutor(1) if self.real_time else Immediate()
-        gate = Gate(self.send or self.interface.send, self.guard.still, patience, self.watch)
+        gate = Gate(
+            self.send or self.interface.send,
+            self.guard.still,
+            patience,
+            self.watch,
+            max_change=self.guard.max_change,
+            period_s=1 / self.hz if self.real_time else 0.0,
+        )
         said = ""
         with executor:
             try:
@@ -194,18 +197,6 @@ class Loop:
             if success:
                 break
         lived.ended, lived.reason = True, "success" if success else f"{self.max_steps} steps"
-        try:
-            self._come_to_rest(frame, gate, pace)
-        except Exception as error:  # what was done is done, whatever happens now
-            raise error if isinstance(error, Stop) else Stop(repr(error)) from error
-
-    def _come_to_rest(self, frame: Array, gate: Gate, pace: Pace) -> None:
-        """Slow down within the limits, so that the command to stand still, which nothing holds back, is no jump."""
-        for _ in range(math.ceil(COME_TO_REST_S * self.hz)):
-            if self.guard.may_stand:
-                return
-            self._command(self.guard.hold(frame), frame, gate, pace)
-            frame, _ = self._observe(gate)
 
     def _command(self, action: Array, frame: Array, gate: Gate, pace: Pace) -> Array:
         """Send what the guard lets through of `action`; return what the robot took, when it is time to observe."""

@@ -140,13 +140,6 @@ class Guard:
             return self.still
         return frame[self.slices[self.limits.start]] if self.last is None else self.last
 
-    @property
-    def may_stand(self) -> bool:
-        """Whether the command to stand still is within `max_change` of the last one."""
-        if self.still is None or self.last is None:
-            return True
-        return bool((np.abs(self.last - self.still) <= self.max_change * (1 + ROUNDING)).all())
-
     def observe(self, frame: object, stamp: object, now: float) -> Array:
         """Return the frame (state_dim,) if it may be acted on; `stamp` and `now` are seconds of one clock.
 
@@ -245,15 +238,19 @@ class Guard:
 
 
 class Gate:
-    """The one door to a robot. Once it is shut, the command to stand still has passed, and nothing passes any more.
+    """The one door to a robot. Once it is shut, the robot is made to stand still, and nothing else passes any more.
 
-    A command that hangs in the robot meanwhile may come through later; then the one to stand still follows it.
+    A robot that is commanded speeds is slowed down to `still` by as many commands as `max_change` asks for, one a
+    period; from nearly standing still that is one command. A command that hangs in the robot meanwhile may come
+    through later; then the one to stand still follows it.
 
     Args:
         send: hands a command to the robot; returns what it says that it took, None: all of it.
-        still: the command that is sent when the gate is shut; None: the last one that was sent, if any.
+        still: the command that is sent last when the gate is shut; None: the last one that was sent, if any.
         patience_s: so long after a command was sent without another, the watchdog shuts it.
         watch: asked by the watchdog for stops that nobody waits for, such as a file; returns a reason or None.
+        max_change: (action_dim,) from one command to the next, when the gate is shut.
+        period_s: from one command to the next, when the gate is shut.
     """
 
     def __init__(
@@ -262,11 +259,15 @@ class Gate:
         still: Array | None,
         patience_s: float,
         watch: Callable[[], str | None] = lambda: None,
+        max_change: Array | float = np.inf,
+        period_s: float = 0.0,
     ) -> None:
         self._send, self._still, self._patience, self._watch = send, still, patience_s, watch
+        self._max_change, self._period = max_change, period_s
         self._sending, self._shutting, self._over = threading.Lock(), threading.Lock(), threading.Event()
+        self._slowing = threading.Lock()
         self._last = np.inf  # when the newest command was sent, or begun to be
-        self._sent: Array | None = None  # the newest command
+        self._sent = self._taken = still  # the newest command, and the newest that the robot took for sure
         self._passed = False  # the command to stand still went past one that hangs
         self.reason: str | None = None  # why it is shut
         self._watchdog = threading.Thread(target=self._guard, daemon=True)
@@ -278,7 +279,8 @@ class Gate:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.shut("the end" if kind is None else str(error) or kind.__name__)
         self._over.set()
-        self._watchdog.join(2 * GRACE_S)  # no longer: a robot may hang in the command to stand still
+        # The watchdog may be slowing the robot down; one that hangs is not waited for.
+        self._watchdog.join(self._slowing_s() + 2 * GRACE_S)
 
     def send(self, command: Array) -> Any:
         """Send a command that keeps all limits; return what the robot says that it took.
@@ -291,10 +293,9 @@ class Gate:
         with self._sending:
             if self.reason is not None:
                 raise Stop(self.reason)
-            # Before it is sent, since a robot may take it and fail to say so.
-            self._last, self._sent = time.monotonic(), command
+            self._last = time.monotonic()
             try:
-                taken = self._send(command)
+                taken = self._hand(command)
             finally:
                 if self._passed:  # it hung, and the command to stand still went past it
                     self._stand_still()
@@ -303,7 +304,7 @@ class Gate:
             return command if taken is None else taken
 
     def shut(self, reason: str) -> None:
-        """Make the robot stand still and let nothing pass from here on; the first reason stays."""
+        """Make the robot stand still and let nothing else pass from here on; the first reason stays."""
         if not self._shutting.acquire(blocking=False):
             return  # shut already, for ever
         self.reason = reason  # at once, for a `send` that waits
@@ -317,26 +318,62 @@ class Gate:
             if waited:
                 self._sending.release()
 
+    def _hand(self, command: Array) -> Any:
+        """Hand a command to the robot, and keep whether it took it for sure."""
+        self._sent = command  # before it is sent, since a robot may take it and fail to say so
+        taken = self._send(command)
+        if self._sent is command:  # it did not hang while others went past it
+            self._taken = command
+        return taken
+
     def _stand_still(self) -> None:
         """Command it in a thread of its own: who asks for it must not hang as the robot does."""
-        still = self._sent if self._still is None else self._still
-        if still is None:
+        if self._sent is None:
             return  # it never moved
-        sending = threading.Thread(target=self._send_still, args=(still,), daemon=True)
+        slowing_s = self._slowing_s()
+        sending = threading.Thread(target=self._slow_down, daemon=True)
         sending.start()
-        sending.join(GRACE_S)
+        sending.join(slowing_s + GRACE_S)
         if sending.is_alive():
             self.reason = f"{self.reason}; the robot hangs in the command to stand still"
 
-    def _send_still(self, still: Array) -> None:
+    def _slow_down(self) -> None:
+        """Send the commands that lead to standing still, each of them `TRIES` times at most."""
+        with self._slowing:  # not two at once, where a command that hung comes through while the robot slows down
+            while self._hand_again(command := self._slower()):
+                if self._still is None or np.array_equal(command, self._still):
+                    return
+                time.sleep(self._period)
+
+    def _slower(self) -> Array:
+        """The command nearest to standing still that is no further than `max_change` from the one before.
+
+        Where the newest command hangs or failed, the robot may have taken it or not, so it is near the one before too.
+        """
+        assert self._sent is not None
+        if self._still is None or self._taken is None:
+            return self._sent
+        low = np.maximum(self._sent, self._taken) - self._max_change
+        high = np.minimum(self._sent, self._taken) + self._max_change
+        return np.clip(self._still, low, high)
+
+    def _slowing_s(self) -> float:
+        """How long it takes to slow down."""
+        if self._still is None or self._sent is None:
+            return 0.0
+        return float(np.max(np.ceil(np.abs(self._sent - self._still) / self._max_change))) * self._period
+
+    def _hand_again(self, command: Array) -> bool:
+        """Hand it a command until it takes it; return whether it did."""
         complaint = ""
         for _ in range(TRIES):
             try:
-                self._send(still)
-                return
+                self._hand(command)
+                return True
             except Exception as error:  # nothing more can be done than to try again, and to say so
                 complaint = repr(error)
         self.reason = f"{self.reason}; the robot did not take the command to stand still: {complaint}"
+        return False
 
     def _guard(self) -> None:
         while not self._over.wait(self._patience / 8):

@@ -188,11 +188,6 @@ def test_an_episode_that_ended_is_recorded_whatever_comes_after_it(robot: Robot)
     (lived,) = run(n_episodes=3)
     assert len(recorded()) == 1
     assert lived.ended and lived.stopped and "6 steps; " in lived.reason and "a packet was lost" in lived.reason
-    robot.refuses, robot.n_commands = lambda n: False, 0
-    seen: list[int] = []
-    robot.misbehave = lambda o: (seen.append(1), 1 / 0 if len(seen) == 8 else o)[1]  # type: ignore[assignment]
-    (lived,) = run(n_episodes=3)
-    assert lived.ended and lived.stopped and "ZeroDivisionError" in lived.reason and len(recorded()) == 2
 
 
 def test_a_folder_of_another_robot_is_seen_before_this_one_moves(robot: Robot) -> None:
@@ -206,7 +201,7 @@ def test_a_folder_of_another_robot_is_seen_before_this_one_moves(robot: Robot) -
 
 def test_a_number_that_no_disk_holds_is_not_seen(robot: Robot) -> None:
     seen: list[int] = []
-    robot.misbehave = lambda o: (seen.append(1), {**o, "goal.1": 1e39} if len(seen) > 15 else o)[1]
+    robot.misbehave = lambda o: (seen.append(1), {**o, "goal.1": 1e39} if len(seen) > 10 else o)[1]
     first, second = run(n_episodes=3)
     assert first.ended and second.stopped
     assert second.reason == "entry 3 of the observation is not finite in single precision: 1e+39"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rewards.errors import UserError
+from rl.deploy import safety
 from rl.deploy.safety import Box, Gate, Guard, Limits, Stop
 
 SLICES = {"hand": slice(0, 2), "rest": slice(2, 3)}
@@ -149,6 +150,48 @@ def test_after_a_stop_nothing_passes() -> None:
         with pytest.raises(Stop, match="a key"):
             gate.send(np.ones(1))
     assert door.sent == [[1.0], [0.0]] and gate.reason == "a key"
+
+
+def test_a_stop_slows_a_robot_in_speeds_down_within_its_limits() -> None:
+    door = Door()
+    with Gate(door, np.zeros(2), patience_s=5.0, max_change=np.array([0.25, 0.5])) as gate:
+        gate.send(np.array([1.0, -0.75]))
+        gate.shut("a key")
+    assert door.sent == [[1.0, -0.75], [0.75, -0.25], [0.5, 0.0], [0.25, 0.0], [0.0, 0.0]]
+
+
+def test_a_robot_slows_down_at_the_rate_of_its_commands() -> None:
+    times: list[float] = []
+    with Gate(
+        lambda c: times.append(time.monotonic()), np.zeros(1), patience_s=5.0, max_change=0.25, period_s=0.05
+    ) as gate:
+        gate.send(np.ones(1))
+        gate.shut("a key")
+    assert len(times) == 5 and min(np.diff(times[1:])) >= 0.05
+
+
+def test_the_watchdog_has_slowed_the_robot_down_before_the_gate_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safety, "GRACE_S", 0.5)
+    door = Door()
+    with Gate(door, np.zeros(1), patience_s=0.05, max_change=0.125, period_s=0.15) as gate:
+        gate.send(np.ones(1))
+        while gate.reason is None:
+            time.sleep(0.001)
+    assert door.sent == [[1 - i / 8] for i in range(9)]
+
+
+def test_a_robot_that_fails_in_a_command_slows_down_from_it_and_from_the_one_before() -> None:
+    sent: list[float] = []
+
+    def door(command: np.ndarray) -> None:
+        sent.append(float(command[0]))
+        if len(sent) in (2, 3):  # it may have taken them, or not
+            raise ConnectionError("no answer")
+
+    with pytest.raises(ConnectionError), Gate(door, np.zeros(1), patience_s=5.0, max_change=0.25) as gate:
+        gate.send(np.array([0.5]))
+        gate.send(np.array([0.75]))
+    assert sent == [0.5, 0.75, 0.5, 0.5, 0.25, 0.0]  # each is near every one that may be the last it took
 
 
 def test_a_stop_wins_over_commands_from_many_threads() -> None:
