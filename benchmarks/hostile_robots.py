@@ -8,9 +8,9 @@ in motor ticks, degrees, measured positions, 1e39, NaN, text and wrong sizes; ob
 of the future; exceptions; commands that get lost; get_observation, send_action and reset that hang; policies that want
 anything; STOP files and signals at any moment; a full disk; copies of shards.
 
-Every command that is sent and not lost is compared with `low`, `high` and `max_change`, those that slow a robot down and
-make it stand still after a stop as well. Every episode that ended by itself has to be on disk. Prints one table; the exit
-code is 1 where one of its last lines is not 0.
+Every command that is sent and not lost is compared with `low`, `high` and `max_change`, those after a stop, which slow
+the robot down and make it stand still, as well. Every episode that ended by itself has to be on disk. Prints one table;
+the exit code is 1 where one of its last lines is not 0.
 """
 
 from __future__ import annotations
