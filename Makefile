@@ -79,8 +79,8 @@ $(ISAAC_STAMP): tests/isaac/requirements.txt pyproject.toml
 	@touch $@
 
 # The robots of Isaac-Cartpole, -Ant and -Humanoid, which then need no network.
-$(ISAAC_ASSETS): rl/envs/isaac_assets.py $(ISAAC_STAMP)
-	@$(ISAAC)/bin/python -m rl.envs.isaac_assets $(ISAAC)/assets
+$(ISAAC_ASSETS): rl/envs/isaac/assets.py $(ISAAC_STAMP)
+	@$(ISAAC)/bin/python -m rl.envs.isaac.assets $(ISAAC)/assets
 	@touch $@
 
 clean:

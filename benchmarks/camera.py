@@ -28,11 +28,11 @@ import torch
 from rl.compose import compose
 from rl.envs.sim import make_spec
 from rl.envs.workers import Group
-from rl.stage_config import PretrainConfig
-from rl.stage_pictures import model_spec
+from rl.stages.config import PretrainConfig
+from rl.stages.images import model_spec
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.model import WorldActionModel
 from world_model.view import View
+from world_model.wam.model import WorldActionModel
 
 SIZE, CHUNK, N_DREAMS = 64, 8, 64
 

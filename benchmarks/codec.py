@@ -19,11 +19,11 @@ from seeing import CONFIG, PICTURES, PRETRAIN, Films, filmed, train
 from torch import Tensor
 
 from rl.envs.sim import make_spec
-from rl.stage_pictures import by_task, model_spec, see
-from world_model.metrics import picture_metrics
-from world_model.model import WorldActionModel
-from world_model.pictures import PATCH, PictureCodec
-from world_model.training import fit_statistics
+from rl.stages.images import by_task, model_spec, see
+from world_model.wam.images import PATCH, PictureCodec
+from world_model.wam.metrics import picture_metrics
+from world_model.wam.model import WorldActionModel
+from world_model.wam.training import fit_statistics
 
 TASKS = ("door-open", "drawer-open", "plate-slide", "push")
 COUNTS = {"expert": 25, "noisy": 25, "random": 10}  # episodes a task

@@ -25,19 +25,19 @@ from safetensors.torch import load, save
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.deploy.contract import CONTRACT, ONNX, SCHEMA_VERSION
-from rl.deploy.lerobot import INFO, OURS, export_lerobot, import_lerobot
 from rl.deploy.pilots import OnnxPilot
-from rl.films import write_film
-from rl.report import write_report
-from rl.report_data import PAIRS
-from rl.stage_config import PretrainConfig
-from rl.videos import read_videos
+from rl.report.data import PAIRS
+from rl.report.page import write_report
+from rl.report.videos import write_film
+from rl.stages.config import PretrainConfig
+from rl.stages.videos import read_videos
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL, checkpoint_files
-from world_model.episodes import Episode, EpisodeStore
-from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.lerobot import INFO, OURS, export_lerobot, import_lerobot
 from world_model.spec import Feature, Spec
-from world_model.store import load_model, save_model
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model, save_model
 
 MARK = "<zz9 onload=x>"
 """Markup that must not reach a page as it is."""
@@ -244,7 +244,7 @@ def make_shards(folder: Path) -> None:
 
 def hostile_shard(folder: Path, rng: random.Random) -> None:
     """Replace a value in the header of a shard or some of its tensors, with checksums that are right for it."""
-    from world_model.episodes import _digest
+    from world_model.data.episodes import _digest
 
     path = rng.choice(sorted(folder.glob("*.safetensors")))
     data = path.read_bytes()

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from world_model import modes
 from world_model.checkpoint import find_checkpoint
-from world_model.episodes import EpisodeStore
-from world_model.losses import policy_loss, stage_losses
-from world_model.model import WorldActionModel
-from world_model.precision import has_bfloat16
-from world_model.store import load_model
-from world_model.training import trained_parameters
-from world_model.windows import Batch, Windows
+from world_model.data.episodes import EpisodeStore
+from world_model.data.windows import Batch, Windows
+from world_model.wam import modes
+from world_model.wam.losses import policy_loss, stage_losses
+from world_model.wam.model import WorldActionModel
+from world_model.wam.precision import has_bfloat16
+from world_model.wam.store import load_model
+from world_model.wam.training import trained_parameters
 
 REFIT = (0.0, 0.0, 1.0, 0.0, 0.0)
 """Weights of the noise levels that a refit of the dream draws."""

@@ -18,27 +18,27 @@ from typing import Any
 
 import torch
 
-import rl.ppo
+import rl.ppo.update
 import world_model.env
-import world_model.training
+import world_model.wam.training
 from rewards import RewardManager
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
-from rl.rounds import PostTraining
+from rl.rounds.loop import PostTraining
+from rl.runs.folder import RunFolder
 from rl.verbs.prepare import prepare
-from rl.verbs.run_folder import RunFolder
 from rl.verbs.train import _Saver
 
 GUARDS: list[tuple[Any, str]] = [
     (world_model.env, "checked_actions"),
     (world_model.env, "check_advance"),
     (RewardManager, "_check_values"),
-    (rl.ppo, "_check_finite"),
-    (rl.ppo, "check_loss"),
-    (rl.ppo, "check_gradients"),
-    (rl.ppo, "policy_state"),  # kept for an update that may explode
-    (world_model.training, "check_loss"),
-    (world_model.training, "check_gradients"),
+    (rl.ppo.update, "_check_finite"),
+    (rl.ppo.update, "check_loss"),
+    (rl.ppo.update, "check_gradients"),
+    (rl.ppo.update, "policy_state"),  # kept for an update that may explode
+    (world_model.wam.training, "check_loss"),
+    (world_model.wam.training, "check_gradients"),
 ]
 
 

@@ -37,13 +37,13 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy import calls, loop, safety, session
-from rl.deploy.fake import FakeRobot
 from rl.deploy.loop import Lived
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Limits
-from rl.verbs.progress import Progress
+from rl.robots.fake import FakeRobot
+from rl.runs.progress import Progress
 from world_model import files
-from world_model.episodes import EpisodeStore
+from world_model.data.episodes import EpisodeStore
 from world_model.spec import Feature, Spec
 
 SPEC = Spec(

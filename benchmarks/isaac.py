@@ -28,10 +28,10 @@ from torch import Tensor
 from rewards import RewardManager
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.envs.isaac import IsaacEnv
-from rl.evaluate import Acts, evaluate_sim, success_rate
-from rl.gaussian_policy import GaussianPolicy
-from rl.ppo import ChunkPPO
+from rl.envs.isaac.env import IsaacEnv
+from rl.policies.gaussian import GaussianPolicy
+from rl.ppo.update import ChunkPPO
+from rl.rounds.evaluate import Acts, evaluate_sim, success_rate
 
 STEPS, PER_ROLLOUT, ROUNDS = 245_760, 32, 2
 EPOCHS, BATCHES, RATE, GAMMA, LAMBDA = 10, 16, 1e-3, 0.99, 0.98
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def replay_physics(on: bool) -> None:
-    """Turn the replay of `rl.envs.isaac_graph` on or off under the environment that is there."""
+    """Turn the replay of `rl.envs.isaac.graph` on or off under the environment that is there."""
     from isaaclab.physics import PhysicsManager
     from isaaclab_newton.physics import NewtonManager
 

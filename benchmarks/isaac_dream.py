@@ -14,10 +14,10 @@ import sys
 import torch
 from torch import Tensor
 
-from rl.envs.isaac import IsaacEnv
-from world_model import modes
-from world_model.store import load_model
-from world_model.trust import HORIZON, position_error
+from rl.envs.isaac.env import IsaacEnv
+from world_model.wam import modes
+from world_model.wam.store import load_model
+from world_model.wam.trust import HORIZON, position_error
 
 TASK, N, BEFORE = "Isaac-Push-Puck", 256, 30
 

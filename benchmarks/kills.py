@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl.verbs.progress import Progress
+from rl.runs.progress import Progress
 
 TASK = "drawer-open"
 TINY = "model.width=32 model.world_width=48 model.action_width=32 model.n_layers=1 model.n_heads=2 trust_steps=20"

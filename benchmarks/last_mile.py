@@ -33,13 +33,13 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.adapters import StepVecEnv, flatten_obs
 from rl.envs.sim import SimEnv
-from rl.evaluate import EpisodeResult, evaluate_sim
+from rl.rounds.evaluate import EpisodeResult, evaluate_sim
 from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint
+from world_model.data.episodes import EpisodeStore
+from world_model.data.windows import Windows
 from world_model.env import Obs
-from world_model.episodes import EpisodeStore
 from world_model.spec import Spec
-from world_model.windows import Windows
 
 TASKS = ("assembly", "box-close", "hand-insert", "peg-insert-side", "hammer", "pick-place-wall")
 EVAL_SEED = 7_000_000

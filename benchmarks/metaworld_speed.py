@@ -21,7 +21,7 @@ import numpy as np
 from metaworld.env_dict import ENV_CLS_MAP
 from metaworld.policies import ENV_POLICY_MAP
 
-from rl.envs.fast_sawyer import fast_class
+from rl.envs.metaworld.fast_sawyer import fast_class
 
 TASKS = (
     "assembly box-close hand-insert peg-insert-side hammer pick-place-wall push pick-place drawer-open door-open "

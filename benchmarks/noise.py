@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from rl.envs.sim import SimEnv
-from rl.evaluate import evaluate_sim, success_rate
-from rl.policy import FlowPolicy
-from world_model.model import WorldActionModel
-from world_model.noise import shifted
-from world_model.store import load_model
+from rl.policies.wam import FlowPolicy
+from rl.rounds.evaluate import evaluate_sim, success_rate
+from world_model.wam.model import WorldActionModel
+from world_model.wam.noise import shifted
+from world_model.wam.store import load_model
 
 SEED = 6_000_000
 """First episode; no checkpoint was made, chosen or judged on these."""

@@ -17,8 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-from rl.verbs.progress import Progress
-from world_model.episodes import EpisodeStore
+from rl.runs.progress import Progress
+from world_model.data.episodes import EpisodeStore
 
 WORDS = "deploy metaworld-tuned run robot-sim params.paced=false max_steps=4 n_episodes=100000 episodes=recorded"
 

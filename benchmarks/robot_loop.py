@@ -20,10 +20,10 @@ import torch
 from rl.deploy.loop import Lived, Loop
 from rl.deploy.pilots import Decider, ModelPilot
 from rl.deploy.planner import Planner
-from rl.deploy.robots import Interface, RobotMap
 from rl.deploy.safety import Guard, Limits
-from rl.deploy.sim_robot import SimRobot
-from world_model.store import load_model
+from rl.envs.metaworld.robot import SimRobot
+from rl.robots.api import Interface, RobotMap
+from world_model.wam.store import load_model
 
 HZ, TASK, STEPS = 20.0, "push", 150
 

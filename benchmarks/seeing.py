@@ -8,16 +8,16 @@ from pathlib import Path
 from torch import Tensor
 
 from rl.envs.sim import make_spec
-from rl.stage_collect import SOURCES, collect_scripted
-from rl.stage_pictures import film
-from rl.verbs.progress import Progress
-from world_model.episodes import Episode, EpisodeStore
-from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.pictures import Pictures
-from world_model.training import StageConfig, train_stage
+from rl.runs.progress import Progress
+from rl.stages.collect import SOURCES, collect_scripted
+from rl.stages.images import film
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.windows import Windows
 from world_model.view import View
-from world_model.windows import Windows
+from world_model.wam.config import ModelConfig
+from world_model.wam.images import Pictures
+from world_model.wam.model import WorldActionModel
+from world_model.wam.training import StageConfig, train_stage
 
 CONFIG = ModelConfig(world_width=256, bfloat16=True, views={"front": View()})
 PICTURES = StageConfig(n_steps=2000, batch_size=64, learning_rate=2e-3)

@@ -33,23 +33,23 @@ import torch
 
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.deploy.fit import fit
 from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
+from rl.envs.metaworld.fit import fit
 from rl.envs.sim import SimEnv
-from rl.evaluate import evaluate_sim
-from rl.policy import FlowPolicy
+from rl.policies.wam import FlowPolicy
+from rl.rounds.evaluate import evaluate_sim
 from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint
-from world_model.episodes import EpisodeStore
+from world_model.data.episodes import EpisodeStore
 from world_model.files import remove
-from world_model.model import WorldActionModel
-from world_model.store import load_model, save_model
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model, save_model
 
 TASKS = ("hammer", "box-close")
 ROBOT = {"gain": 0.8, "delay": 1.0, "noise": 0.0003, "mass": 1.5, "friction": 0.7, "damping": 1.2}
-"""How the robot differs from the simulator, in the words of `rl.envs.events`."""
+"""How the robot differs from the simulator, in the words of `rl.envs.metaworld.events`."""
 
 RANDOMISED = {"gain": (0.7, 1.1), "delay": (0, 3), "noise": (0.0, 0.001), "mass": (0.5, 2.0), "friction": (0.5, 1.5)}
 RANDOMISED |= {"damping": (0.7, 1.5)}

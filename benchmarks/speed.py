@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl.buffer import Samples
 from rl.config import PPOConfig
 from rl.envs.sim import SimEnv
-from rl.policy import FlowPolicy
-from rl.ppo import ChunkPPO
+from rl.policies.wam import FlowPolicy
+from rl.ppo.buffer import Samples
+from rl.ppo.update import ChunkPPO
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Obs
-from world_model.store import load_model
+from world_model.wam.store import load_model
 
 SECONDS = 3.0
 TASK = "push"

@@ -19,14 +19,14 @@ import time
 import torch
 
 from rl.envs.sim import SimEnv
-from rl.policy import FlowPolicy
-from rl.report_pairs import correlation
-from rl.stage_collect import collect_policy, collect_scripted
+from rl.policies.wam import FlowPolicy
+from rl.report.pairs import correlation
+from rl.stages.collect import collect_policy, collect_scripted
+from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.episodes import Episode
-from world_model.model import WorldActionModel
-from world_model.store import load_model
-from world_model.trust import dream_of_real_actions, dreamed_movement, expected_error
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
+from world_model.wam.trust import dream_of_real_actions, dreamed_movement, expected_error
 
 UNSEEN = ("push-wall", "coffee-push")
 N_EPISODES = 20  # of the expert, as many noisy ones, and as many of the policy

@@ -25,13 +25,13 @@ import torch
 from seeing import CONFIG, PICTURES, PRETRAIN, filmed, train
 
 from rl.envs.sim import SimEnv, make_spec
-from rl.evaluate import evaluate_sim, success_rate
-from rl.policy import FlowPolicy
-from rl.stage_pictures import by_task, model_spec, see
-from rl.videos import watched
-from world_model.metrics import picture_metrics
-from world_model.model import WorldActionModel
-from world_model.training import StageConfig, fit_statistics
+from rl.policies.wam import FlowPolicy
+from rl.rounds.evaluate import evaluate_sim, success_rate
+from rl.stages.images import by_task, model_spec, see
+from rl.stages.videos import watched
+from world_model.wam.metrics import picture_metrics
+from world_model.wam.model import WorldActionModel
+from world_model.wam.training import StageConfig, fit_statistics
 
 KNOWN = ("button-press-topdown", "door-open", "handle-press", "plate-slide", "faucet-open", "push")
 NEW = ("drawer-open", "window-open")

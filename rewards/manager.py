@@ -17,7 +17,7 @@ from torch import Tensor
 from rewards import builtin
 from rewards.api import ALWAYS_PROVIDED, Transition
 from rewards.errors import BadNumbers, UserError, blamed, defined_at, did_you_mean
-from rewards.loading import load_term
+from rewards.plugins import load_term
 
 MAX_MAGNITUDE = 1e6
 """A larger weight or value is a mistake: one such reward ruins a critic without ever being NaN."""

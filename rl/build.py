@@ -14,11 +14,11 @@ from rl.config import RECORDED, TrainConfig
 from rl.envs.eyes import seen_spec
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.simulator import Simulator, is_isaac, pick_device
-from rl.gaussian_policy import GaussianPolicy
-from rl.policy import ChunkPolicy, FlowPolicy
+from rl.policies.gaussian import GaussianPolicy
+from rl.policies.wam import ChunkPolicy, FlowPolicy
 from world_model.env import BatchedEnv
-from world_model.model import WorldActionModel
 from world_model.spec import Spec
+from world_model.wam.model import WorldActionModel
 
 SAME = "max_steps", "terminate_on_success", "action_delay", "obs_noise"
 """Fields of `EnvConfig`, and attributes of every environment, in which simulator and dream are to be the same."""
@@ -44,14 +44,14 @@ def make_sim(
     }
     sim: Simulator
     if env.id == RECORDED:
-        from rl.recorded import Recorded
+        from rl.envs.recorded import Recorded
 
         if model is None:
             raise UserError(f"env.id={RECORDED}: policy=gaussian has no dream to judge it in; use policy=flow")
         kept = {name: options[name] for name in ("seed", *SAME)}
         sim = Recorded(config, model, tuple(tasks), n_envs, **kept)
     elif is_isaac(env.id):
-        from rl.envs.isaac import IsaacEnv
+        from rl.envs.isaac.env import IsaacEnv
 
         sim = IsaacEnv(env.id, n_envs, own_rewards=isaac_terms(config.rewards), **vars(env.isaac) | options)
     else:

@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 
-from rl.verbs.shadow import foreign_package
+from rl.shadow import foreign_package
 
 VERBS = {
     "ls": ("rl.verbs.ls", "list checkpoints, presets, reward terms and tasks"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rewards.errors import UserError
-from rl.envs.events import Event
+from rl.envs.metaworld.events import Event
 
 MISSING: Any = "???"
 """Value of a field that a preset or the command line has to give; it is that of omegaconf."""

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from world_model.data.episodes import Episode
+from world_model.data.windows import Windows
 from world_model.env import Advance, BatchedEnv, Start
-from world_model.episodes import Episode
-from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
 from world_model.spec import Feature, Spec
-from world_model.training import StageConfig, fit_statistics, train_stage
-from world_model.windows import Windows
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
+from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 torch.set_num_threads(1)
 

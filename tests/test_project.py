@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from rl import shadow
 from rl.config import TrainConfig
-from rl.verbs import shadow
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rewards", "world_model", "rl")
@@ -25,7 +25,7 @@ OURS = {"rewards": {"rewards"}, "world_model": {"world_model", "rewards"}, "rl":
 AT_TOP = {"rewards": {"torch"}, "world_model": {"torch", "numpy", "safetensors"}}
 """package -> what of others' it may import when it is loaded: acting with a checkpoint on a robot needs no more."""
 
-LOADED_BY_ISAAC_LAB = ("rl/envs/isaac_push/task.py", "rl/envs/isaac_rewards.py")
+LOADED_BY_ISAAC_LAB = ("rl/envs/isaac/push/task.py", "rl/envs/isaac/rewards.py")
 """Where a class of Isaac Lab is extended, which cannot be done inside a function; nothing else imports them."""
 
 LINES_OF_FILE, LINES_OF_FUNCTION = 500, 60

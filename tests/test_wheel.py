@@ -57,7 +57,7 @@ def test_wheel_says_that_its_packages_are_typed(wheel: Path) -> None:
 
 def test_wheel_names_itself_where_an_extra_is_missing(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from rl.extras import pip_line; print(pip_line('data'))"
+    code = "from world_model.extras import pip_line; print(pip_line('data'))"
     line = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert line.strip().endswith(f"pip install '{wheel.name}[data]'")
 

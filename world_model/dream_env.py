@@ -11,15 +11,15 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError
-from world_model import modes
 from world_model.env import Advance, BatchedEnv, ChunkStep, Obs, Start
 from world_model.flow import seeded_noise
 from world_model.guards import checked_actions
-from world_model.model import WorldActionModel
-from world_model.trust import expected_error, read
+from world_model.wam import modes
+from world_model.wam.model import WorldActionModel
+from world_model.wam.trust import expected_error, read
 
 if TYPE_CHECKING:
-    from world_model.episodes import Episode
+    from world_model.data.episodes import Episode
 
 SURE = 0.5
 """A dreamed frame counts as a success when its read-out and that of the frame before reach this probability."""

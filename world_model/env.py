@@ -14,8 +14,8 @@ from rewards import RewardManager, Transition
 from rewards.errors import BadNumbers
 from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
-from world_model.pictures import PictureCodec
 from world_model.spec import Spec
+from world_model.wam.images import PictureCodec
 
 Obs = dict[str, Tensor]
 ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from world_model.training_config import ATOMS
+from world_model.wam.training_config import ATOMS
 
 
 def sample_noise_levels(

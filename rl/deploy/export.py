@@ -23,17 +23,17 @@ from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract, make_contract
 from rl.deploy.graphs import FlowGraph, GaussianGraph
 from rl.deploy.pilots import onnx_session
-from rl.extras import pip_line
 from world_model.checkpoint import checked_weights, find_checkpoint, load_checkpoint
+from world_model.data.episodes import EpisodeStore
 from world_model.env import Advance, BatchedEnv, Start
-from world_model.episodes import EpisodeStore
+from world_model.extras import pip_line
 from world_model.files import write_folder
-from world_model.model import WorldActionModel
 from world_model.spec import Spec
-from world_model.store import load_model
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 if TYPE_CHECKING:
-    from rl.gaussian_policy import GaussianPolicy
+    from rl.policies.gaussian import GaussianPolicy
 
 N_PARITY, MAX_DIFFERENCE = 1000, 1e-4
 """Inputs on which onnxruntime must give the actions of torch, and how far one may be off, in its unit."""
@@ -217,7 +217,7 @@ def _count(name: str, value: int, most: int | None = None) -> int:
 def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:
     """Build the policy that the sizes of its weights describe; `wamtune train` keeps weights and spec, no more."""
     # Late: the policy is one of Stable-Baselines3, which the flow does without.
-    from rl.gaussian_policy import GaussianPolicy
+    from rl.policies.gaussian import GaussianPolicy
 
     tensors = checked_weights(checkpoint, tensors)
     try:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from world_model import modes
-from world_model.codec import VectorCodec
-from world_model.episodes import Episode
-from world_model.model import WorldActionModel
-from world_model.windows import Windows
+from world_model.data.episodes import Episode
+from world_model.data.windows import Windows
+from world_model.wam import modes
+from world_model.wam.codec import VectorCodec
+from world_model.wam.model import WorldActionModel
 
 if TYPE_CHECKING:
-    from rl.gaussian_policy import GaussianPolicy
+    from rl.policies.gaussian import GaussianPolicy
 
 
 class FlowGraph(nn.Module):

@@ -19,9 +19,9 @@ import torch
 
 from rl.deploy.calls import Calls
 from rl.deploy.planner import Planner
-from rl.deploy.robots import Interface
 from rl.deploy.safety import Gate, Guard, NoRoom, Refused, Stop
-from world_model.episodes import Episode
+from rl.robots.api import Interface
+from world_model.data.episodes import Episode
 
 Array = np.ndarray
 T = TypeVar("T")

@@ -13,13 +13,13 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.onnx_trial import complaint
-from rl.extras import pip_line
-from world_model import modes
+from world_model.extras import pip_line
 from world_model.files import TENSOR_BYTES, existing_folder, read_file
 from world_model.flow import seeded_noise
-from world_model.model import WorldActionModel
 from world_model.spec import Spec
-from world_model.store import load_model
+from world_model.wam import modes
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 Array = np.ndarray
 

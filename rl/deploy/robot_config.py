@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rewards.errors import UserError
-from rl.deploy.robots import RobotMap
 from rl.deploy.safety import Limits
+from rl.robots.api import RobotMap
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from rl.deploy.calls import Calls
 from rl.deploy.loop import Judge, Lived, Loop, robot_says
 from rl.deploy.pilots import Decider, ModelPilot, Pilot
 from rl.deploy.robot_config import RobotConfig
-from rl.deploy.robots import Interface, differences, make_robot
 from rl.deploy.safety import Guard, Stop
 from rl.deploy.stops import Stops
+from rl.robots.api import Interface, differences, make_robot
+from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import SURE
-from world_model.episodes import Episode, EpisodeStore
 from world_model.spec import Spec
 
 LET_GO_S = 30.0

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from world_model.model import WorldActionModel
-from world_model.pictures import PictureCodec
 from world_model.spec import Feature, Spec
+from world_model.wam.images import PictureCodec
+from world_model.wam.model import WorldActionModel
 
 PROPRIOCEPTION = ("hand_pos", "gripper")
 """Parts of a simulator's state that a robot knows of itself; the rest it has to see."""

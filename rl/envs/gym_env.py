@@ -10,7 +10,7 @@ import numpy as np
 
 from rewards.errors import UserError
 from rl.envs.opengl import prepare_opengl
-from rl.extras import pip_line
+from world_model.extras import pip_line
 from world_model.view import View
 
 Array = np.ndarray

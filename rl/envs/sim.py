@@ -11,14 +11,14 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
-from rl.envs.events import Event
 from rl.envs.eyes import eyes_of
+from rl.envs.metaworld.events import Event
 from rl.envs.simulator import IDLE, Simulator
 from rl.envs.workers import Group, Workers
 from world_model.env import Advance, ReadOut, Start
-from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
 from world_model.spec import Feature, Spec
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
 
 
 class SimEnv(Simulator):
@@ -82,7 +82,7 @@ class SimEnv(Simulator):
             raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
         if self.eyes:
             raise UserError("sim: the scripted expert has to be told where things are, and a model that sees is not")
-        from rl.envs.metaworld import scripted_expert
+        from rl.envs.metaworld.tasks import scripted_expert
 
         frames = self.context.cpu().numpy()
         newest, before = frames[:, -1], frames[:, max(0, self.n_context_frames - 2)]
@@ -137,7 +137,7 @@ class SimEnv(Simulator):
 def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str] | None = None) -> Spec:
     """Return the spec of an environment; `UserError` names an unknown task, id or space."""
     if env_id == "metaworld":
-        from rl.envs import metaworld
+        from rl.envs.metaworld import tasks as metaworld
 
         if not tasks:
             raise UserError(f"sim: metaworld needs tasks=push or others; it knows {', '.join(metaworld.TASKS)}")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.recorder import Recorder
+from rl.envs.recorder import Recorder
+from world_model.data.episodes import Episode
 from world_model.env import BatchedEnv, ChunkStep
-from world_model.episodes import Episode
 
 
 def is_isaac(env_id: str) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from rewards.errors import BadNumbers
 
 if TYPE_CHECKING:
-    from rl.envs.events import Event
+    from rl.envs.metaworld.events import Event
     from world_model.view import View
 
 Array = np.ndarray
@@ -163,8 +163,8 @@ def make_task(env_id: str, task: str, events: Events, number: int, looked_at: bo
     An environment has to know from the start that it is `looked_at`.
     """
     if env_id == "metaworld":
-        from rl.envs.events import Perturbed
-        from rl.envs.metaworld import MetaWorldTask
+        from rl.envs.metaworld.events import Perturbed
+        from rl.envs.metaworld.tasks import MetaWorldTask
 
         known = MetaWorldTask(task, looked_at)
         return Perturbed(known, events, number) if events else known

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rewards.errors import UserError
-from world_model.model import WorldActionModel
-from world_model.store import load_model_and_config
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model_and_config
 
 
 def load_actor(name_or_path: str) -> WorldActionModel:

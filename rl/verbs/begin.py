@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from rewards.errors import UserError
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
-from rl.stage_config import PretrainConfig, TuneConfig
-from rl.verbs.run_folder import RunFolder, lock_run
+from rl.runs.folder import RunFolder, lock_run
+from rl.stages.config import PretrainConfig, TuneConfig
 from world_model.checkpoint import find_checkpoint
 from world_model.runs import find_run, newest_runs
 

@@ -16,14 +16,14 @@ from rewards.manager import RewardStep
 from rl.build import make_rewards, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.evaluate import first_states
-from rl.verbs.progress import show
+from rl.rounds.evaluate import first_states
+from rl.runs.progress import show
 from world_model.checkpoint import find_checkpoint
+from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv
 from world_model.env import ACTION_HISTORY, BatchedEnv
-from world_model.episodes import Episode, EpisodeStore
-from world_model.model import WorldActionModel
-from world_model.store import load_model
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 N_ENVS, N_CHUNKS = 2, 4
 

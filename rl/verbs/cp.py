@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import compose, find_preset, list_presets
-from rl.deploy.columns_config import ColumnsConfig
-from rl.deploy.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
-from world_model.episodes import Episode, EpisodeStore
+from world_model.data.columns_config import ColumnsConfig
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.files import JSON_BYTES, TENSOR_BYTES, read_file, write_atomically, write_folder
 from world_model.runs import newest_runs
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import numpy as np
 
 from rewards.errors import UserError
-from rl.verbs.shadow import foreign_package
+from rl.shadow import foreign_package
 
 
 def run(words: list[str]) -> None:
@@ -89,7 +89,7 @@ def _metaworld() -> str:
 
 def _checkpoints() -> str:
     from world_model.checkpoint import builtin_checkpoints
-    from world_model.store import load_model
+    from world_model.wam.store import load_model
 
     names = builtin_checkpoints()
     if not names:
@@ -100,7 +100,7 @@ def _checkpoints() -> str:
 
 
 def _opengl() -> str:
-    from rl.envs.metaworld import MetaWorldTask
+    from rl.envs.metaworld.tasks import MetaWorldTask
     from world_model.view import View
 
     task = MetaWorldTask("push", looked_at=True)

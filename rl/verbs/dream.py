@@ -16,21 +16,21 @@ from rl.build import make_sim
 from rl.compose import compose
 from rl.config import EnvConfig, TrainConfig
 from rl.envs.simulator import Simulator
-from rl.films import draw_film, picture_errors, write_film
-from rl.pictures import draw_dream
-from rl.policy import FlowPolicy
-from rl.stage_collect import collect_scripted, record
-from rl.stage_pictures import run_again, see
+from rl.policies.wam import FlowPolicy
+from rl.report.plots import draw_dream
+from rl.report.videos import draw_film, picture_errors, write_film
+from rl.runs.progress import show
+from rl.stages.collect import collect_scripted, record
+from rl.stages.images import run_again, see
 from rl.verbs.acting import load_actor
 from rl.verbs.options import DreamOptions
-from rl.verbs.progress import show
-from world_model import modes
+from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.episodes import Episode
 from world_model.files import write_atomically
 from world_model.flow import seeded_noise
-from world_model.model import WorldActionModel
-from world_model.store import load_model
+from world_model.wam import modes
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 PARTS = ("object_pos", "hand_pos")
 TITLE = "the same actions in the simulator and in the dream"

@@ -16,7 +16,8 @@ from rl.build import make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.deploy.export import load_gaussian
-from rl.evaluate import (
+from rl.policies.wam import FlowPolicy
+from rl.rounds.evaluate import (
     EpisodeResult,
     describe,
     evaluate_dream,
@@ -26,14 +27,13 @@ from rl.evaluate import (
     success_rate,
     wilson,
 )
-from rl.policy import FlowPolicy
+from rl.runs.progress import Progress, show
 from rl.verbs.acting import load_actor
 from rl.verbs.options import EvalOptions
-from rl.verbs.progress import Progress, show
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.files import write_atomically
-from world_model.model import WorldActionModel
+from world_model.wam.model import WorldActionModel
 
 Results = dict[str, list[EpisodeResult]]
 

@@ -9,13 +9,13 @@ import yaml
 
 from rewards.errors import UserError
 from rl.compose import compose
-from rl.deploy.fit import fit
-from rl.envs.events import NOTHING
-from rl.envs.metaworld import TASKS
+from rl.envs.metaworld.events import NOTHING
+from rl.envs.metaworld.fit import fit
+from rl.envs.metaworld.tasks import TASKS
 from rl.envs.sim import make_spec
+from rl.runs.progress import Progress
 from rl.verbs.options import FitOptions
-from rl.verbs.progress import Progress
-from world_model.episodes import EpisodeStore
+from world_model.data.episodes import EpisodeStore
 from world_model.files import write_atomically
 
 

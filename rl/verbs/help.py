@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from rl.config import TrainConfig
-from rl.deploy.columns_config import ColumnsConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.stops import KEYS
-from rl.extras import pip_line
-from rl.stage_config import PretrainConfig, TuneConfig
+from rl.stages.config import PretrainConfig, TuneConfig
 from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
+from world_model.data.columns_config import ColumnsConfig
+from world_model.extras import pip_line
 
 
 def keys_of(schema: type) -> str:

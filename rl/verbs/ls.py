@@ -60,7 +60,7 @@ def _rewards() -> list[tuple[str, str]]:
 
 
 def _tasks() -> list[tuple[str, str]]:
-    from rl.envs.metaworld import TASKS  # late: the simulator takes a second to import
+    from rl.envs.metaworld.tasks import TASKS  # late: the simulator takes a second to import
 
     return [("metaworld", f"{len(TASKS)} tasks: {', '.join(TASKS)}"), ("other", "any registered gymnasium id")]
 

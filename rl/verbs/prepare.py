@@ -8,13 +8,13 @@ from dataclasses import replace
 from rewards.errors import UserError
 from rl.build import device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
-from rl.imitation import Imitation
-from rl.recorded import recorded_episodes
-from rl.rounds import PostTraining
+from rl.envs.recorded import recorded_episodes
+from rl.ppo.imitation import Imitation
+from rl.rounds.loop import PostTraining
 from world_model.checkpoint import find_checkpoint
-from world_model.episodes import EpisodeStore
-from world_model.model import WorldActionModel
-from world_model.store import load_model
+from world_model.data.episodes import EpisodeStore
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 
 def control_config(config: TrainConfig, name: str) -> TrainConfig:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rl.model_card import figures
-from rl.stage_config import PretrainConfig
-from rl.stages import load_state, pretrain
+from rl.report.card import figures
+from rl.stages.config import PretrainConfig
+from rl.stages.run import load_state, pretrain
 from rl.verbs.begin import begin
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rewards.errors import UserError
-from rl.report import write_report
+from rl.report.page import write_report
 from world_model.runs import find_run
 
 

@@ -15,23 +15,23 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.compose import to_yaml
 from rl.config import RECORDED, TrainConfig
-from rl.evaluate import EpisodeResult, describe, paired_gain, success_rate
-from rl.films import gif_of
-from rl.outcome import Outcome
-from rl.pictures import draw_before_after
-from rl.policy import policy_state
-from rl.report import PAIRS, write_report
-from rl.report_pairs import champion_pairs
-from rl.rounds import PostTraining
+from rl.policies.wam import policy_state
+from rl.report.page import PAIRS, write_report
+from rl.report.pairs import champion_pairs
+from rl.report.plots import draw_before_after
+from rl.report.videos import gif_of
+from rl.rounds.evaluate import EpisodeResult, describe, paired_gain, success_rate
+from rl.rounds.loop import PostTraining
+from rl.rounds.outcome import Outcome
+from rl.runs.folder import RunFolder
+from rl.runs.inputs import check_inputs, inputs_of, keep_sources
+from rl.runs.progress import Progress, show
+from rl.runs.state import Run, load_state, save_state
 from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
-from rl.verbs.progress import Progress, show
-from rl.verbs.run_folder import RunFolder
-from rl.verbs.run_inputs import check_inputs, inputs_of, keep_sources
-from rl.verbs.run_state import Run, load_state, save_state
 from world_model.checkpoint import find_checkpoint, save_checkpoint
-from world_model.episodes import EpisodeStore
-from world_model.store import load_model, save_model
+from world_model.data.episodes import EpisodeStore
+from world_model.wam.store import load_model, save_model
 
 BAD_NUMBERS = "bad_numbers.safetensors"
 """File of a run folder: the tensors that came with the last bad numbers."""

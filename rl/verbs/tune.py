@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rl.config import RECORDED
-from rl.model_card import figures
-from rl.stage_config import TuneConfig
-from rl.stages import load_state, tune
+from rl.report.card import figures
+from rl.stages.config import TuneConfig
+from rl.stages.run import load_state, tune
 from rl.verbs.begin import begin
 
 

@@ -11,7 +11,7 @@ from rewards.errors import UserError
 from rl.compose import compose, list_presets
 from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
-from rl.stage_config import PretrainConfig, TuneConfig
+from rl.stages.config import PretrainConfig, TuneConfig
 from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
 from world_model.runs import find_run
 

@@ -10,7 +10,7 @@ if find_spec("isaaclab"):
     from pathlib import Path
 
     if "ISAACSIM_ASSET_ROOT" not in os.environ:  # read when Isaac Lab is imported
-        from rl.envs.isaac_assets import lay_out
+        from rl.envs.isaac.assets import lay_out
 
         os.environ["ISAACSIM_ASSET_ROOT"] = tempfile.mkdtemp()
         lay_out(Path(os.environ["ISAACSIM_ASSET_ROOT"]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from rl.envs.isaac import IsaacEnv
+from rl.envs.isaac.env import IsaacEnv
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from rewards import RewardManager
 from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.envs.isaac import IsaacEnv
-from rl.evaluate import evaluate_sim, first_states
-from rl.gaussian_policy import GaussianPolicy
-from rl.ppo import ChunkPPO
+from rl.envs.isaac.env import IsaacEnv
+from rl.policies.gaussian import GaussianPolicy
+from rl.ppo.update import ChunkPPO
+from rl.rounds.evaluate import evaluate_sim, first_states
 
 N = 16
 POLE = {"asset_cfg": {"name": "robot", "joint_names": ["cart_to_pole"]}}
@@ -222,7 +222,7 @@ def test_ppo_collects_and_updates(env) -> None:
     ppo = ChunkPPO(GaussianPolicy(env), env, config.ppo)
     rollout = ppo.collect(env, 16)
     assert rollout.n_executed.sum() == 16 * N
-    from rl.buffer import Samples
+    from rl.ppo.buffer import Samples
 
     stats = ppo.update(Samples.from_rollout(rollout, 0.99, 0.95))
     assert 0 < stats["approx_kl"] < 1

@@ -8,14 +8,14 @@ import torch
 
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.envs.isaac import IsaacEnv
-from rl.rounds import PostTraining
-from rl.stage_collect import collect_from
-from world_model.episodes import Episode
-from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.store import load_model, save_model
-from world_model.training import StageConfig, fit_statistics, train_stage
+from rl.envs.isaac.env import IsaacEnv
+from rl.rounds.loop import PostTraining
+from rl.stages.collect import collect_from
+from world_model.data.episodes import Episode
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model, save_model
+from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 N = 64
 TASK = "Isaac-Push-Puck"
@@ -35,7 +35,7 @@ def test_isaac_lab_finds_it_by_its_entry_point() -> None:
 
     (point,) = [p for p in entry_points(group="isaaclab.tasks") if p.name == "wamtune"]
     point.load()
-    assert gymnasium.spec(TASK).kwargs["env_cfg_entry_point"] == "rl.envs.isaac_push.task:PushPuckCfg"
+    assert gymnasium.spec(TASK).kwargs["env_cfg_entry_point"] == "rl.envs.isaac.push.task:PushPuckCfg"
 
 
 def test_the_expert_solves_it(episodes: list[Episode]) -> None:
@@ -128,8 +128,8 @@ def test_the_first_image_of_an_episode_is_not_the_last_of_the_one_before() -> No
 def test_a_term_of_ours_is_paid_inside_isaac_lab() -> None:
     from isaaclab.utils import configclass
 
-    from rl.envs.isaac_push.task import PushPuckCfg
-    from rl.envs.isaac_rewards import isaac_term
+    from rl.envs.isaac.push.task import PushPuckCfg
+    from rl.envs.isaac.rewards import isaac_term
 
     @configclass
     class WithOurs(PushPuckCfg):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from isaaclab_newton.physics import NewtonManager
 
-from rl.envs.isaac import IsaacEnv
+from rl.envs.isaac.env import IsaacEnv
 
 AS_SHIPPED = "env.sim.physics.use_cuda_graph=false"
 N = 8

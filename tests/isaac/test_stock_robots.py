@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from rl.envs import isaac_assets
-from rl.envs.isaac import IsaacEnv
-from rl.envs.isaac_assets import ROBOTS, Robot, lay_out
+from rl.envs.isaac import assets as isaac_assets
+from rl.envs.isaac.assets import ROBOTS, Robot, lay_out
+from rl.envs.isaac.env import IsaacEnv
 
 SIZES = {"Isaac-Ant": (60, 8), "Isaac-Humanoid": (87, 21)}
 """Numbers of the state and of an action, as Isaac Lab documents them."""

@@ -9,15 +9,15 @@ from hypothesis import settings
 
 from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
 from rl.envs.sim import make_spec
-from rl.stage_collect import collect_scripted
-from world_model.episodes import Episode, EpisodeStore
-from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.pictures import PictureCodec
-from world_model.store import save_model
-from world_model.training import StageConfig, fit_statistics, train_stage
+from rl.stages.collect import collect_scripted
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.windows import Windows
 from world_model.view import View
-from world_model.windows import Windows
+from world_model.wam.config import ModelConfig
+from world_model.wam.images import PictureCodec
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import save_model
+from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 settings.register_profile("unhurried", deadline=None)  # a loaded machine is no fault
 settings.load_profile("unhurried")

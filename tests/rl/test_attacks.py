@@ -18,7 +18,7 @@ import torch
 
 from rewards.errors import UserError
 from rl import cli
-from rl.ppo import ChunkPPO
+from rl.ppo.update import ChunkPPO
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL, load_training_state, save_checkpoint
 
 MARK = "attacked"

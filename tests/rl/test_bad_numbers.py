@@ -14,12 +14,12 @@ from gymnasium.spaces import Box
 
 from rewards import RewardManager
 from rewards.errors import BadNumbers, UserError
-from rl.buffer import Samples
 from rl.config import PPOConfig
 from rl.envs.sim import SimEnv
-from rl.gaussian_policy import GaussianPolicy
-from rl.policy import policy_state
-from rl.ppo import ChunkPPO
+from rl.policies.gaussian import GaussianPolicy
+from rl.policies.wam import policy_state
+from rl.ppo.buffer import Samples
+from rl.ppo.update import ChunkPPO
 
 WHEN = 3
 """The step of an episode that goes wrong."""

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import UserError
-from rewards.loading import load_term
+from rewards.plugins import load_term
 from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
 from rl.config import EnvConfig, TrainConfig
 from rl.deploy.robot_config import RobotConfig
-from rl.deploy.robots import NumberRobot, make_robot
-from rl.stage_config import PretrainConfig, TuneConfig
+from rl.robots.api import NumberRobot, make_robot
+from rl.stages.config import PretrainConfig, TuneConfig
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv, GymEnv, GymVectorEnv, StepVecEnv
-from rl.policy import FlowPolicy
-from rl.ppo import ChunkPPO
+from rl.policies.wam import FlowPolicy
+from rl.ppo.update import ChunkPPO
 from world_model.dream_env import DreamEnv, StartStates
 
 HORIZON, K = 2, 4

@@ -11,12 +11,12 @@ import pytest
 from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.deploy.robots import NumberRobot, RobotMap, differences
+from rl.robots.api import NumberRobot, RobotMap, differences
 from rl.verbs import deploy
 from rl.verbs.eval import figures
 from world_model.runs import find_run
 from world_model.spec import Feature, Spec
-from world_model.store import load_model, save_model
+from world_model.wam.store import load_model, save_model
 
 EVAL = ["n_episodes=4", "n_envs=2", "max_steps=16"]
 

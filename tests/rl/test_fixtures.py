@@ -8,8 +8,8 @@ import torch
 from rl.compose import compose
 from rl.config import TrainConfig
 from world_model.checkpoint import SCHEMA_VERSION, load_training_state
-from world_model.episodes import EpisodeStore
-from world_model.store import load_model
+from world_model.data.episodes import EpisodeStore
+from world_model.wam.store import load_model
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

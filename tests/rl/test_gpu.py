@@ -9,14 +9,14 @@ from torch import Tensor
 
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.policy import policy_state
+from rl.policies.wam import policy_state
+from rl.runs.state import load_state, save_state
 from rl.verbs.prepare import prepare
-from rl.verbs.run_state import load_state, save_state
-from world_model import modes
 from world_model.checkpoint import find_checkpoint
-from world_model.episodes import EpisodeStore
-from world_model.model import WorldActionModel
-from world_model.store import load_model
+from world_model.data.episodes import EpisodeStore
+from world_model.wam import modes
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICE, N = "cuda:0", 64

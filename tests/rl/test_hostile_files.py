@@ -17,24 +17,25 @@ import pytest
 from benchmarks import crafted
 from benchmarks.crafted import MARK, SIZES, SPEC, at_most
 from rewards.errors import UserError
-from rl import cli, videos
+from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.deploy.lerobot import INFO, export_lerobot, fill_template, import_lerobot
 from rl.deploy.pilots import OnnxPilot
-from rl.evaluate import EpisodeResult
-from rl.films import write_film
-from rl.pictures import draw_before_after
-from rl.report import write_report
-from rl.report_data import PAIRS
-from rl.stage_config import PretrainConfig
-from rl.verbs.run_folder import RunFolder
-from rl.videos import read_videos
+from rl.report.data import PAIRS
+from rl.report.page import write_report
+from rl.report.plots import draw_before_after
+from rl.report.videos import write_film
+from rl.rounds.evaluate import EpisodeResult
+from rl.runs.folder import RunFolder
+from rl.stages.config import PretrainConfig
+from rl.stages.run import videos
+from rl.stages.videos import read_videos
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL
+from world_model.data.lerobot import INFO, export_lerobot, fill_template, import_lerobot
 from world_model.files import open_file, read_file, write_atomically
-from world_model.model import WorldActionModel
-from world_model.model_config import ModelConfig
-from world_model.store import load_model, save_model
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model, save_model
 
 
 class Hung(BaseException):

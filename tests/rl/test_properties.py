@@ -8,12 +8,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rl.buffer import Rollout, Samples, chunk_gae
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
-from rl.policy import FlowPolicy
-from world_model.model import Context
-from world_model.normalizer import Normalizer
+from rl.policies.wam import FlowPolicy
+from rl.ppo.buffer import Rollout, Samples, chunk_gae
+from world_model.wam.model import Context
+from world_model.wam.normalizer import Normalizer
 
 SEEDS = st.integers(0, 2**31 - 1)
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)

@@ -6,9 +6,9 @@ import torch
 from rewards import RewardManager
 from rewards.errors import UserError
 from world_model import dream_env
+from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Advance, BatchedEnv, Start
-from world_model.episodes import Episode
 from world_model.flow import seeded_noise
 
 K = 4  # chunk_size of the toy

@@ -1,0 +1,242 @@
+"""Isaac Lab behind the batched contract: any registered task, manager-based or direct, on the device it runs on.
+
+Isaac Lab's environments share one clock, restart by themselves, hand out their own buffers and leave actions unbounded.
+Here they keep the contract of every place: a chunk ends where its episode ends and the next one begins after it, what
+is returned belongs to the caller, and actions stay within `action_bound`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.envs.isaac.launch import OWN, IsaacTerm, launch, parts_of, read_spec
+from rl.envs.simulator import Simulator, pick_device
+from world_model.env import Advance, Obs, Start
+
+_open: list[str] = []
+"""The id of the environment that this process holds; there can be no second one."""
+
+
+class IsaacEnv(Simulator):
+    """`num_envs` copies of an Isaac Lab task.
+
+    Args:
+        env_id: a registered id, such as "Isaac-Cartpole".
+        groups: observation groups to read; their vectors make up the state, in order, and an image is `obs["image"]`.
+        success: the termination term that counts as success, such as "time_out" where surviving is; a task of the
+            direct workflow has no terms, so an entry of `extras` with one number for each environment. None: nothing.
+        action_bound: actions are within ± this, since Isaac Lab declares no bounds.
+        overrides: of the task's own config, in its words, such as "physics=newton_mjwarp".
+        own_rewards: Isaac Lab's reward functions to be paid, name -> (function, params).
+        device: "cpu", "cuda:0", or "auto": the GPU if there is one.
+
+    The other arguments, `batched` among them, are those of `BatchedEnv`; an episode ends at the task's own limit if
+    that is shorter. The episodes that a `reset` begins are named by the first of the seeds set and their place in the
+    batch; one that begins in between has the name -1, and cannot be repeated.
+
+    Raises:
+        UserError: Isaac Lab, the device, the id or an asset is missing, the state is no vector, there is no such
+            termination term, or this process already holds an environment.
+    """
+
+    alone = True
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        n_context_frames: int = 1,
+        max_steps: int = 10_000,
+        terminate_on_success: bool = True,
+        seed: int = 0,
+        groups: Sequence[str] = ("policy",),
+        success: str | None = "success",
+        action_bound: float = 1.0,
+        overrides: Sequence[str] = (),
+        own_rewards: Mapping[str, IsaacTerm] | None = None,
+        device: str = "auto",
+        **batched: Any,
+    ) -> None:
+        if _open:
+            raise UserError(f"sim: this process already holds {_open[0]}, and Isaac Lab can hold one; close it first")
+        self.env_id, self.groups, self.success, self.wave = env_id, tuple(groups), success, num_envs
+        self.own = list(own_rewards or {})
+        self._seen: dict[str, Tensor] = {}  # success, where it does not end an episode
+        only_seen = None if terminate_on_success or success in (None, "time_out") else (success, self._seen)
+        self._env, self._launched = launch(
+            env_id, num_envs, seed, overrides, own_rewards or {}, pick_device("auto", env_id, device), only_seen
+        )
+        _open.append(env_id)
+        try:
+            obs = self._env.reset()[0]
+            self._check_success()
+            spec = read_spec(self._env, obs, self.groups, env_id, action_bound)
+        except BaseException:
+            self.close()
+            raise
+        options = {**batched, "terminate_on_success": terminate_on_success, "seed": seed, "device": self._env.device}
+        super().__init__(spec, num_envs, n_context_frames, min(max_steps, int(self._env.max_episode_length)), **options)
+        self._executed = torch.zeros(num_envs, 0, spec.action_dim, device=self.device)
+        self._newest, self._image = self._read(obs)
+        self._fresh_image = self._image  # where episodes ended, that of the next one
+        self._begun_anew = torch.ones(num_envs, dtype=torch.bool, device=self.device)  # by Isaac Lab, at the last step
+
+    def expert_actions(self) -> Tensor:
+        """Return what the task's expert does, if its registration names one as `expert_entry_point`.
+
+        That is a function from the named parts of the state, a dict of (n, width), to actions (n, action_dim).
+        """
+        name = gymnasium.spec(self.env_id).kwargs.get("expert_entry_point")
+        if name is None:
+            raise UserError(f"sim: {self.env_id} has no scripted expert; register it with an expert_entry_point")
+        module, _, function = name.partition(":")
+        state = self.context[:, -1]
+        parts = {name: state[:, part] for name, part in self.spec.slices.items()}
+        actions: Tensor = getattr(importlib.import_module(module), function)(parts)
+        return actions
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Begin an episode everywhere; `seed` restarts every random choice, those of Isaac Lab too."""
+        if seed is not None and not self._seeds:
+            self._env.seed(seed)
+            self._begun_anew[:] = False
+        return super().reset(seed)
+
+    def observe(self) -> Obs:
+        """Observe the present state, and the present image of a task that has a camera."""
+        image = {} if self._image is None else {"image": self._image.clone()}
+        return super().observe() | image
+
+    def close(self) -> None:
+        """Close the simulator; then another one can be made."""
+        if _open:
+            _open.clear()
+            self._env.close()
+            self._launched.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add where everything in the scene is and how it moves, and the clocks of the episodes.
+
+        What a task keeps elsewhere, such as its commands or what its events have drawn, is not in it: from here things
+        go on almost, not exactly, as they did.
+        """
+        scene = _cloned(self._env.scene.get_state(is_relative=True))
+        targets = {name: [t.clone() for t in parts] for name, parts in self._targets().items()}
+        clock = self._env.episode_length_buf.clone()
+        return {**super().state_dict(), "scene": scene, "targets": targets, "clock": clock}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state)
+        everyone = torch.arange(self.num_envs, device=self.device, dtype=torch.int32)
+        # Not by a reset of the environment, whose events would draw masses and gains anew.
+        self._env.scene.reset_to(_cloned(state["scene"]), everyone, is_relative=True)
+        # `reset_to` asks each joint to stay as it is, which is not what it was asked for.
+        for name, parts in self._targets().items():
+            for target, saved in zip(parts, state["targets"][name], strict=True):
+                target.copy_(saved)
+        self._env.sim.forward()
+        self._env.episode_length_buf[:] = state["clock"]
+
+    def _targets(self) -> dict[str, list[Tensor]]:
+        """What the actuators of each robot are asked for, in Isaac Lab's own buffers."""
+        commands = {name: robot.actuators.target_command for name, robot in self._env.scene.articulations.items()}
+        return {name: [c.position.torch, c.velocity.torch, c.effort.torch] for name, c in commands.items()}
+
+    def _restart(self, mask: Tensor) -> Start:
+        which = mask.nonzero().squeeze(1)
+        named = bool(self._seeds)  # a wave begins
+        seeds = self._next_seeds(len(which))
+        if named:
+            self._newest, self._image = self._read(self._env.reset(seed=int(seeds[0]))[0])
+            self._fresh_image = self._image
+        else:
+            # Isaac Lab began a new episode in the middle of the chunk, or does not know of the end: begin (again).
+            if (late := mask & ~self._begun_anew).any():
+                self._newest, self._fresh_image = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))
+            if self._image is not None and self._fresh_image is not None:  # until now that of the end
+                self._image = torch.where(mask[:, None, None, None], self._fresh_image, self._image)
+        context = self._newest[mask][:, None].repeat(1, self.n_context_frames, 1)
+        return Start(context, torch.zeros_like(which), seeds)
+
+    def _begin_anew(self, which: Tensor) -> Mapping[str, Any]:
+        env = self._env
+        env._reset_idx(which)
+        env.scene.write_data_to_sim()
+        env.sim.forward()
+        manager = getattr(env, "observation_manager", None)
+        obs: Mapping[str, Any] = manager.compute(update_history=True) if manager else env._compute_observations()
+        return obs
+
+    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
+        self._executed = actions
+        alive = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        steps = []
+        for j in range(actions.shape[1]):
+            # Those whose episode has ended wait for the others, who cannot go on without them.
+            obs, reward, terminated, truncated, extras = self._env.step(actions[:, j] * alive[:, None])
+            ended = terminated | truncated
+            newest, image = self._read(obs)
+            frame, last_image = newest, image
+            if ended.any():  # only then is there anything new in it
+                final, final_image = self._read(extras["final_obs"])
+                frame = torch.where(ended[:, None], final, newest)
+                if image is not None and final_image is not None:
+                    last_image = torch.where(ended[:, None, None, None], final_image, image)
+            own = self._own_rewards()
+            success = self._succeeded(extras, truncated)
+            steps.append(
+                (frame, success, terminated.clone(), truncated.clone(), reward - own.sum(1) * self._env.step_dt, own)
+            )
+            if self._image is not None and last_image is not None:
+                self._image = torch.where(alive[:, None, None, None], last_image, self._image)
+            self._newest, self._fresh_image, self._begun_anew = newest, image, ended
+            alive &= ~(ended | success) if self.terminate_on_success else ~ended
+        frames, success, terminated, truncated, reward, own = (
+            torch.stack(parts, 1) for parts in zip(*steps, strict=True)
+        )
+        own_rewards = {name: own[..., i] for i, name in enumerate(self.own)}
+        return Advance(frames, success, terminated, truncated, task_reward=reward, own_rewards=own_rewards)
+
+    def _read(self, obs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """State (num_envs, state_dim) and image (num_envs, height, width, channels), in tensors of our own."""
+        parts = [part for _, part in parts_of(obs, self.groups)]
+        images = [part.clone() for part in parts if part.dim() == 4]
+        return torch.cat([part.float() for part in parts if part.dim() == 2], dim=1), images[0] if images else None
+
+    def _own_rewards(self) -> Tensor:
+        """What Isaac Lab's functions gave in the last step, by second (num_envs, n)."""
+        if not self.own:
+            return torch.zeros(self.num_envs, 0, device=self.device)
+        manager = self._env.reward_manager
+        return manager._step_reward[:, [manager.active_terms.index(OWN + name) for name in self.own]].clone()
+
+    def _succeeded(self, extras: Mapping[str, Any], truncated: Tensor) -> Tensor:
+        manager = getattr(self._env, "termination_manager", None)
+        if self.success is None:
+            return torch.zeros_like(truncated)
+        if self._seen:
+            return self._seen["success"].clone()
+        if manager is not None:
+            return manager.get_term(self.success).clone()
+        return truncated.clone() if self.success == "time_out" else torch.as_tensor(extras[self.success]).bool().clone()
+
+    def _check_success(self) -> None:
+        manager = getattr(self._env, "termination_manager", None)
+        known = [*manager.active_terms] if manager else ["time_out", *self._env.extras]
+        if self.success is not None and self.success not in known:
+            raise UserError(
+                f"env.isaac.success={self.success}: {self.env_id} has no such termination term; expected one of "
+                f"{', '.join(known)}, or null where there is no success"
+            )
+
+
+def _cloned(state: Any) -> Any:
+    return state.clone() if isinstance(state, Tensor) else {key: _cloned(value) for key, value in state.items()}

@@ -1,0 +1,140 @@
+"""Start a task of Isaac Lab with what the contract needs, and read off what it offers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.envs.isaac.graph import replayed_physics
+from world_model.spec import Feature, Spec
+
+OWN = "wamtune_"
+"""What the names of reward terms begin with that were added to a task."""
+
+IsaacTerm = tuple[Callable[..., Any], Mapping[str, Any]]
+"""A function of Isaac Lab and its params."""
+
+
+def launch(
+    env_id: str,
+    num_envs: int,
+    seed: int,
+    overrides: Sequence[str],
+    own: Mapping[str, IsaacTerm],
+    device: str,
+    only_seen: tuple[str, dict[str, Tensor]] | None,
+) -> tuple[Any, contextlib.ExitStack]:
+    """Start what the task needs and build it; the second thing returned ends it again."""
+    try:
+        import isaaclab_tasks  # noqa: F401 - registers the ids
+        from isaaclab.app import launch_simulation
+        from isaaclab_tasks.utils import parse_env_cfg
+
+        import rl.envs.isaac.push  # noqa: F401 - and this ours
+    except ImportError as error:
+        raise UserError(
+            f"env.id={env_id} needs Isaac Lab ({error}); see docs/isaac_lab.md, or make isaac for one without a GPU"
+        ) from error
+    try:
+        gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        raise UserError(f"env.id={env_id} is no task of Isaac Lab: {error}") from error
+    stack = contextlib.ExitStack()
+    with _quiet():
+        cfg: Any = parse_env_cfg(env_id, device=device, num_envs=num_envs, overrides=list(overrides))
+        cfg.seed, cfg.compute_final_obs = seed, True  # else the last observation of an episode is never seen
+        _pay_too(cfg, own, env_id)
+        if only_seen is not None and (term := getattr(getattr(cfg, "terminations", None), only_seen[0], None)):
+            term.func = _only_seen(term.func, only_seen[1])
+        try:
+            stack.enter_context(replayed_physics(device))
+            stack.enter_context(launch_simulation(cfg))
+            return gymnasium.make(env_id, cfg=cfg).unwrapped, stack
+        except BaseException as error:
+            stack.close()  # and not with the error, whose traceback Isaac Lab's launcher would print before our line
+            if isinstance(error, FileNotFoundError):
+                raise UserError(
+                    f"env.id={env_id}: {error}; assets come from NVIDIA's store or, without a network, from the folder "
+                    f"that ISAACSIM_ASSET_ROOT names; python -m rl.envs.isaac.assets FOLDER lays out some"
+                ) from error
+            raise
+
+
+def _only_seen(func: Callable[..., Tensor], seen: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """A termination term that ends nothing: what it says is kept in `seen`."""
+
+    @functools.wraps(func)  # Isaac Lab compares the signature with the params
+    def term(env: Any, **params: Any) -> Tensor:
+        seen["success"] = func(env, **params).clone()
+        return torch.zeros_like(seen["success"])
+
+    return term
+
+
+def _pay_too(cfg: Any, own: Mapping[str, IsaacTerm], env_id: str) -> None:
+    """Add reward functions to those of a manager-based task."""
+    if own and not hasattr(cfg, "rewards"):
+        name = next(iter(own))
+        raise UserError(f"rewards.{name}: {env_id} is a direct task, without reward terms of Isaac Lab; set it to null")
+    for name, (func, params) in own.items():
+        setattr(cfg.rewards, OWN + name, _reward_term(func, params))
+
+
+def _reward_term(func: Callable[..., Any], params: Mapping[str, Any]) -> Any:
+    """A term that is weighed later; a mapping with a `name` stands for a `SceneEntityCfg`."""
+    from isaaclab.managers import RewardTermCfg, SceneEntityCfg
+
+    given = {key: SceneEntityCfg(**value) if isinstance(value, Mapping) else value for key, value in params.items()}
+    return RewardTermCfg(func=func, weight=1.0, params=given)
+
+
+def read_spec(env: Any, obs: Mapping[str, Any], groups: Sequence[str], env_id: str, action_bound: float) -> Spec:
+    """Read off a running task what it offers; a `UserError` names a group that is not there or has no vector."""
+    slices: dict[str, tuple[int, int]] = {}
+    size = 0
+    for group in groups:
+        if group not in obs:
+            raise UserError(f"env.isaac.groups: {env_id} has no observation group {group!r}; it has {', '.join(obs)}")
+        for name, width in widths(env, obs, group):
+            if name:
+                slices[name] = (size, size + width)
+            size += width
+    if size == 0:
+        raise UserError(f"env.id={env_id}: no vector in its observation groups {', '.join(groups)}; add one")
+    n_actions = env.single_action_space.shape[-1]
+    bounds = (-action_bound,) * n_actions, (action_bound,) * n_actions
+    return Spec({"state": Feature((size,), "", slices)}, *bounds, (env_id,), 1 / env.step_dt)
+
+
+def widths(env: Any, obs: Mapping[str, Any], group: str) -> Iterator[tuple[str, int]]:
+    """Name and width of each vector of a group; without a name where Isaac Lab knows none."""
+    manager = getattr(env, "observation_manager", None)
+    if isinstance(obs[group], Mapping) or manager is None:
+        yield from ((name, part.shape[1]) for name, part in parts_of(obs, [group]) if part.dim() == 2)
+    elif obs[group].dim() == 2:
+        dims = manager.group_obs_term_dim[group]
+        yield from ((name, dim[0]) for name, dim in zip(manager.active_terms[group], dims, strict=True))
+
+
+def parts_of(obs: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Name, empty where there is none, and tensor (num_envs, ...) of each part of observation groups."""
+    for group in groups:
+        if isinstance(obs[group], Mapping):
+            yield from obs[group].items()
+        else:
+            yield "", obs[group]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Isaac Lab prints a page of tables for each environment that it makes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

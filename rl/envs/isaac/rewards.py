@@ -1,0 +1,82 @@
+"""A reward term of ours in a task config of Isaac Lab, so that both simulators pay for the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from isaaclab.managers import ManagerTermBase, RewardTermCfg
+from torch import Tensor
+
+from rewards import RewardManager, Transition
+from rl.envs.isaac.launch import widths
+from world_model.env import ACTION_HISTORY
+
+
+def isaac_term(
+    func: str, weight: float, params: Mapping[str, Any] | None = None, group: str = "policy", success: str = "success"
+) -> RewardTermCfg:
+    """Build a term for the `rewards` of a manager-based task.
+
+    `cfg.rewards.smooth = isaac_term("action_jerk", -0.05)`. Isaac Lab multiplies it by the seconds of a step, as it
+    does with its own; `wamtune train` does not.
+
+    Args:
+        func: a built-in name, `module:function` or `path.py:function`, as in `rewards:` of our configs.
+        weight: of the term.
+        params: of the term.
+        group: observation group whose vectors are the state; its terms are the named slices.
+        success: the termination term that counts as success, if there is one.
+    """
+    terms = {"term": {"func": func, "weight": 1.0, "params": dict(params or {})}}
+    return RewardTermCfg(func=_OurTerm, weight=weight, params={"terms": terms, "group": group, "success": success})
+
+
+class _OurTerm(ManagerTermBase):
+    """Makes transitions of what Isaac Lab knows in the middle of a step, after its ends and before its resets."""
+
+    def __init__(self, cfg: RewardTermCfg, env: Any) -> None:
+        super().__init__(cfg, env)
+        self.history = torch.zeros(env.num_envs, ACTION_HISTORY, env.action_manager.total_action_dim, device=env.device)
+        self.fresh = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+        self.manager: RewardManager | None = None  # built at the first step, when the observation manager is there
+        self.slices: dict[str, slice] = {}
+
+    def reset(self, env_ids: Any = None) -> None:
+        """Forget the actions of the episodes that ended."""
+        self.fresh[slice(None) if env_ids is None else env_ids] = True
+        if self.manager is not None:
+            self.manager.reset(self.fresh)
+
+    def __call__(self, env: Any, terms: Mapping[str, Any], group: str, success: str) -> Tensor:
+        """Pay each environment (num_envs,)."""
+        now = env.observation_manager.compute_group(group)
+        if self.manager is None:
+            self._build(env, terms, group, {group: now})
+        action = env.action_manager.action
+        # An episode starts as if its first action had always been applied, as everywhere else.
+        self.history = torch.where(self.fresh[:, None, None], action[:, None], self.history)
+        self.history = torch.cat([self.history[:, 1:], action[:, None]], dim=1)
+        self.fresh[:] = False
+        ends = env.termination_manager
+        transition = Transition(
+            state=env.obs_buf[group],
+            next_state=now,
+            action=action,
+            action_history=self.history,
+            success=ends.get_term(success) if success in ends.active_terms else torch.zeros_like(self.fresh),
+            terminated=ends.terminated.clone(),
+            elapsed=env.episode_length_buf.clone(),
+            task=torch.zeros_like(env.episode_length_buf),
+            slices=self.slices,
+        )
+        assert self.manager is not None
+        return self.manager.compute(transition).total
+
+    def _build(self, env: Any, terms: Mapping[str, Any], group: str, obs: Mapping[str, Any]) -> None:
+        at = 0
+        for name, width in widths(env, obs, group):
+            self.slices[name] = slice(at, at + width)
+            at += width
+        self.manager = RewardManager(terms, self.slices, "sim")

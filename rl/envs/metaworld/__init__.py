@@ -1,0 +1,1 @@
+"""Meta-World as a simulator: tasks, cameras, events, a simulated robot."""

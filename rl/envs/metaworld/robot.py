@@ -1,0 +1,173 @@
+"""A Meta-World arm as a robot: in a process of its own, in real time, and not quite as the simulator that taught.
+
+It has other masses, friction, damping and gains, a delay that varies, and noisy sensors, all of them fixed before. The
+process keeps the time: a command that comes late is late, and where none comes for two periods the arm stands still.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from rl.deploy.stops import SIGNALS
+from rl.envs.metaworld.events import NOTHING, Event, Perturbed
+from rl.envs.workers import end, start
+from rl.robots.api import NumberRobot, names_of
+
+Array = np.ndarray
+
+PERTURBATION = {"delay_s": 0.0, "jitter_s": 0.0} | {name: v for name, v in NOTHING.items() if name != "delay"}
+"""What can differ from the simulator: as in `NOTHING`, but a delay and its jitter in seconds."""
+
+
+class SimRobot(NumberRobot):
+    """A robot with the members of LeRobot's, which lives in another process.
+
+    Args:
+        task: of Meta-World.
+        seed: of its scene 0 and of its noise.
+        hz: of its control; None: that of Meta-World, 80.
+        paced: in real time; else it steps once for every command, as fast as it can.
+        perturbation: see `PERTURBATION`.
+    """
+
+    def __init__(
+        self, task: str, seed: int = 0, hz: float | None = None, paced: bool = True, **perturbation: float
+    ) -> None:
+        from rl.envs.sim import make_spec
+
+        if unknown := sorted(set(perturbation) - set(PERTURBATION)):
+            raise TypeError(f"unknown {unknown[0]!r}; known: task, seed, hz, paced, {', '.join(PERTURBATION)}")
+        self.spec = make_spec("metaworld", [task])
+        self.control_hz = hz or self.spec.control_hz
+        self.state, self.action = names_of(self.spec)
+        self._arguments = task, seed, self.control_hz, paced, {**PERTURBATION, **perturbation}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.seed, self.real_time = seed, paced
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def connect(self) -> None:
+        """Start its process, at the beginning of an episode."""
+        self._process = start("rl.envs.metaworld.robot")
+        self._ask("begin", *self._arguments)
+
+    def reset(self, scene: int) -> None:
+        """Begin an episode; the same number begins at the same place."""
+        self._ask("reset", self.seed + scene)
+
+    def get_observation(self) -> dict[str, Any]:
+        """Return the newest frame, when it was taken, and whether the task is solved."""
+        frame, stamp, success = self._ask("observe")
+        return {**dict(zip(self.state, frame.tolist(), strict=True)), "timestamp": stamp, "success": success}
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        """Command it."""
+        self._ask("act", np.array([action[name] for name in self.action], np.float32))
+        return action
+
+    def disconnect(self) -> None:
+        """End its process."""
+        if self._process is not None:
+            end(self._process)
+            self._process = None
+
+    def _ask(self, *message: Any) -> Any:
+        process = self._process
+        if process is None or process.poll() is not None:
+            raise ConnectionError("the simulated robot is not connected")
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            pickle.dump(message, process.stdin)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, pickle.UnpicklingError) as error:
+            raise ConnectionError("the process of the simulated robot has ended") from error
+
+
+class Arm:
+    """The arm inside the process; where nothing is paced, its clock advances by its steps."""
+
+    def __init__(self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float]) -> None:
+        from rl.envs.metaworld.tasks import MetaWorldTask
+
+        events = {q: Event(q, "startup", v, v) for q, v in perturbation.items() if q in NOTHING}  # type: ignore[arg-type]
+        self.task = Perturbed(MetaWorldTask(task), events)
+        self.period, self.paced, self.differs = 1 / hz, paced, perturbation
+        self.random = np.random.default_rng(seed)
+        self.coming: deque[tuple[float, Array]] = deque()  # commands, and when each takes effect
+        self.command, self.heard = np.zeros(4, np.float32), -np.inf
+        self.newest: tuple[Array, float, bool] = (np.zeros(0), 0.0, False)
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode, standing still."""
+        self._see(self.task.reset(seed), False)
+        self.coming.clear()
+        self.command, self.due, self.n_steps = np.zeros(4, np.float32), time.monotonic() + self.period, 0
+
+    def observe(self) -> tuple[Array, float, bool]:
+        """Frame, time, success."""
+        frame, stamp, success = self.newest
+        return frame, stamp if self.paced else time.monotonic(), success
+
+    def act(self, command: Array) -> None:
+        """Take a command, which has its effect later."""
+        now = self.heard = self.now()
+        self.coming.append((now + self.differs["delay_s"] + self.differs["jitter_s"] * self.random.random(), command))
+        if not self.paced:
+            self.step(now)
+
+    def step(self, now: float) -> None:
+        """Do a step with the command that is in effect at `now`."""
+        while self.coming and self.coming[0][0] <= now + 1e-9:  # sums of periods are rounded
+            self.command = self.coming.popleft()[1]
+        if self.paced and now - self.heard > 2 * self.period + self.differs["delay_s"] + self.differs["jitter_s"]:
+            self.command = np.zeros(4, np.float32)
+        self.n_steps += 1
+        frame, _, success, *_ = self.task.step(self.command)
+        self._see(frame, success)
+
+    def now(self) -> float:
+        """Seconds."""
+        return time.monotonic() if self.paced else self.n_steps * self.period
+
+    def _see(self, frame: Array, success: bool) -> None:
+        self.newest = frame, time.monotonic(), success
+
+
+def serve() -> None:
+    """Answer messages and keep the time, until the pipe closes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # those of a terminal are for the parent; the closing pipe ends us
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    arm: Arm | None = None
+    while True:
+        left = arm.due - time.monotonic() if arm is not None and arm.paced else None
+        if select.select([requests], [], [], None if left is None else max(left, 0.0))[0]:
+            try:
+                name, *arguments = pickle.load(requests)
+            except EOFError:
+                return
+            if name == "begin":
+                arm, answer = Arm(*arguments), None
+            else:
+                answer = getattr(arm, name)(*arguments)
+            pickle.dump(answer, answers)
+            answers.flush()
+        if arm is not None and arm.paced and time.monotonic() >= arm.due:
+            arm.step(time.monotonic())
+            arm.due += arm.period

@@ -1,0 +1,103 @@
+"""Meta-World tasks with honest seeds, unlimited goals and 21 numbers of state, and their scripted experts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from metaworld.env_dict import ENV_CLS_MAP
+from metaworld.policies import ENV_POLICY_MAP
+
+from rewards.errors import UserError, closest_or_known
+from rl.envs.metaworld.fast_sawyer import fast_class
+from world_model.view import View
+
+Array = np.ndarray
+Expert = Callable[[Array, Array], Array]
+"""(frame (21,), previous frame (21,)) -> action (4,), within bounds."""
+
+TASKS = tuple(sorted(name.removesuffix("-v3") for name in ENV_CLS_MAP))
+STATE_DIM = 21
+UNIT = "m, gripper opening 0..1, quaternions"
+SLICES = {
+    "hand_pos": (0, 3),
+    "gripper": (3, 4),
+    "object_pos": (4, 7),
+    "object_quat": (7, 11),
+    "object2_pos": (11, 14),
+    "object2_quat": (14, 18),
+    "goal_pos": (18, 21),
+}
+ACTION_LOW, ACTION_HIGH = (-1.0,) * 4, (1.0,) * 4
+CONTROL_HZ = 80.0  # 5 physics steps of 2.5 ms an action
+
+
+def check_task(task: str) -> None:
+    """Raise `UserError` with the known names when Meta-World has no such task."""
+    if task not in TASKS:
+        raise UserError(f"task {task!r} is unknown to Meta-World; {closest_or_known(task, TASKS)}")
+
+
+class MetaWorldTask:
+    """One Meta-World task behind the internal protocol of `SimEnv`: frames of 21 numbers, see `SLICES`.
+
+    It has to know from the start whether it is `looked_at`.
+    """
+
+    def __init__(self, task: str, looked_at: bool = False) -> None:
+        check_task(task)
+        self._task = task
+        self._env = fast_class(f"{task}-v3")(looked_at)
+
+    @property
+    def model(self) -> Any:
+        """The MuJoCo model, whose masses and frictions events change."""
+        return self._env.model
+
+    def reset(self, seed: int) -> Array:
+        """Begin the episode that stock begins after `env.seed(seed); env.reset()`; return its first frame (21,)."""
+        return _frame(self._env.restart(seed))
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
+        """Execute `action` (4,); return frame (21,), reward, success, terminated, truncated."""
+        obs, reward, success = self._env.advance(action)
+        return _frame(obs), reward, success, False, False
+
+    def pictures(self, views: Sequence[View], size: int) -> Array:
+        """Draw the table from each view. Shape: (n_views, size, size, 3) uint8."""
+        assert self._env.drawn, "a task that is looked at has to know it from the start"
+        return np.stack([_camera(self._task, view, size).picture(self._env.data) for view in views])
+
+    def close(self) -> None:
+        """Let go of the physics, up to 26 MB: an environment refers to itself, and would stay until it is collected."""
+        vars(self._env).clear()
+
+
+@cache
+def _camera(task: str, view: View, size: int) -> Any:
+    """One camera draws all environments of a task; late, since most never look."""
+    from rl.envs.metaworld.camera import Camera
+
+    return Camera(fast_class(f"{task}-v3")(True).model, view, size)
+
+
+def scripted_expert(task: str) -> Expert:
+    """Return Meta-World's scripted policy for `task`: (frame (21,), previous frame (21,)) -> action (4,) in [-1, 1]."""
+    check_task(task)
+    policy = ENV_POLICY_MAP[f"{task}-v3"]()
+
+    def act(frame: Array, previous: Array) -> Array:
+        obs = np.concatenate([frame[:18], previous[:18], frame[18:]]).astype(np.float64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Constant")  # it says that it clips; it does not
+            return np.clip(policy.get_action(obs), -1.0, 1.0).astype(np.float32)
+
+    return act
+
+
+def _frame(obs: Array) -> Array:
+    """Take the current frame and the goal of stock's 39 numbers; its 18:36 repeat the previous frame."""
+    return np.concatenate([obs[:18], obs[36:39]]).astype(np.float32)

@@ -1,0 +1,85 @@
+"""A place that is known from recorded episodes alone: where no simulator stands in for the robot.
+
+It begins where recorded episodes began and dreams what follows, with a world decoder of its own that is refitted on
+all of them and that no policy is trained in. A success counts where trust expects no larger error than it does on what
+was recorded. That keeps a policy from going where nobody has been; which policy is better, the robot has to say
+(`wamtune deploy ... compare`).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.config import TrainConfig
+from rl.envs.simulator import Simulator
+from rl.rounds.dreams import refit
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.env import Start
+from world_model.wam.model import WorldActionModel
+from world_model.wam.trust import calibrate, dream_of_real_actions, expected_error
+
+REFIT_SEED = 1_000_003
+"""Added to the seed of a run for the refit of the judging dream, which has to be another one than is trained in."""
+
+
+def recorded_episodes(config: TrainConfig, model: WorldActionModel, tasks: tuple[str, ...]) -> list[Episode]:
+    """Read the episodes that the config names.
+
+    Raises:
+        UserError: there are none of `tasks`, or one, or what it was recorded on, does not fit the checkpoint.
+    """
+    store = EpisodeStore(config.episodes)
+    episodes = store.load(tasks=tasks)
+    if not episodes:
+        raise UserError(
+            f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
+        )
+    store.check_fits(model.spec, f"episodes={config.episodes}")
+    for i, episode in enumerate(episodes):
+        episode.check_fits(model.spec, f"{config.episodes}: episode {i}")
+    return episodes
+
+
+class Recorded(DreamEnv, Simulator):
+    """Episodes that begin as recorded ones, dreamed by a judge; a seed names the start and the noise.
+
+    Args:
+        config: of the run; `episodes` names the folder.
+        model: which the judge is a copy of.
+        tasks: of the episodes.
+        options: see `DreamEnv`.
+
+    Raises:
+        UserError: see `recorded_episodes`; or there are too few steps to calibrate trust on.
+    """
+
+    alone = True  # one judge, for training to see where episodes begin and for gates
+
+    def __init__(
+        self, config: TrainConfig, model: WorldActionModel, tasks: tuple[str, ...], num_envs: int, **options: Any
+    ) -> None:
+        episodes = recorded_episodes(config, model, tasks)
+        judge = copy.deepcopy(model)
+        retold = dream_of_real_actions(judge, episodes)
+        calibrate(judge, retold.given.flatten(0, 1), retold.errors.flatten())
+        refit(judge, episodes, config.dream, config.seed + REFIT_SEED)
+        most = float(expected_error(judge, dream_of_real_actions(judge, episodes).given).max())
+        starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
+        never = 10**9  # chunks: an episode ends by its steps alone
+        super().__init__(judge, num_envs, starts, never, max_expected_error=most, **options)
+
+    def _restart(self, mask: Tensor) -> Start:
+        start = super()._restart(mask)
+        start.seed = self._next_seeds(int(mask.sum()))
+        index = start.seed % len(self.starts)
+        start.context, start.task = self.starts.context[index], self.starts.task[index]
+        return start
+
+    def record(self, on: bool) -> list[Episode]:
+        """Nothing: what is dreamed is not recorded as if it had happened."""
+        return []

@@ -1,0 +1,1 @@
+"""Policies: what PPO trains, what acts, and the built-in ones."""

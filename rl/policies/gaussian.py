@@ -1,0 +1,90 @@
+"""The plain policy: an MLP with Gaussian actions, whose chain has a single step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rl.policies.wam import ChunkPolicy
+from world_model.env import BatchedEnv, Obs
+from world_model.wam.model import Context
+
+
+class GaussianPolicy(ChunkPolicy):
+    """An MLP with a state-independent deviation, for any environment with vectors; actions in units of their bounds."""
+
+    middle: Tensor
+    reach: Tensor
+
+    def __init__(self, env: BatchedEnv, chunk_size: int = 1, width: int = 64, log_std: float = -0.5) -> None:
+        super().__init__(env)
+        self.chunk_size = self.n_action_steps = chunk_size
+        dim, out = env.n_context_frames * env.spec.state_dim + len(env.spec.tasks), chunk_size * env.spec.action_dim
+        self.actor, self.critic = _mlp(dim, width, out), _mlp(dim, width, 1)
+        # A small last layer: the first policy explores around the middle of the action range.
+        for parameter in self.actor[-1].parameters():
+            nn.init.normal_(parameter, std=0.01)
+        self.log_std = nn.Parameter(torch.full((out,), log_std))
+        low, high = env.action_low.repeat(chunk_size), env.action_high.repeat(chunk_size)
+        self.register_buffer("middle", (high + low) / 2)
+        self.register_buffer("reach", (high - low) / 2)
+
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
+        """Flatten the frames and append the task as one-hot; this policy is trained without noise."""
+        task = torch.nn.functional.one_hot(obs["task"], len(self.spec.tasks)).float()
+        return Context(obs["state"], [], torch.cat([obs["state"].flatten(1), task], dim=-1))
+
+    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw one Gaussian action chunk."""
+        mean = self.actor(context.features)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        chain = torch.stack([mean, mean + self.log_std.exp() * noise], dim=1).detach()
+        return self._executable(chain[:, 1]), chain, self.chain_log_prob(chain, mean.unsqueeze(1))
+
+    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
+        """Take the mean."""
+        return self._executable(self.actor(context.features))
+
+    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
+        """Shape: (n, 1, chunk_size * action_dim)."""
+        return self.actor(context.features).unsqueeze(1)
+
+    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
+        """There is no start policy to stay near: the means that acted."""
+        return chain[:, :1]
+
+    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
+        """Density of the drawn action."""
+        z = (chain[:, 1] - means[:, 0]) / self.log_std.exp()
+        each = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return each.view(len(z), self.chunk_size, -1).sum(-1)
+
+    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
+        """KL to the means that acted."""
+        return ((means - reference_means) / self.log_std.exp()).square().flatten(1).sum(1) / 2
+
+    def values_of_features(self, features: Tensor) -> Tensor:
+        """The critic MLP."""
+        return self.critic(features).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Up to a constant, the sum of log deviations."""
+        return self.log_std.sum()
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """MLP and deviation."""
+        return [*self.actor.parameters(), self.log_std]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The critic MLP."""
+        return list(self.critic.parameters())
+
+    def _executable(self, raw: Tensor) -> Tensor:
+        actions = self.middle + self.reach * raw.clamp(-1, 1)
+        return actions.view(len(raw), self.chunk_size, self.spec.action_dim)
+
+
+def _mlp(dim: int, width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))

@@ -1,0 +1,1 @@
+"""PPO on chunks of actions: update, rollout buffer and imitation."""

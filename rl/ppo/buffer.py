@@ -1,0 +1,142 @@
+"""What a rollout leaves for the update: one row a chunk, advantages over chunks of different length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from world_model.wam.model import Context
+
+
+@dataclass
+class Rollout:
+    """`n_steps` chunks of `num_envs` environments. Tensors are (n_steps, num_envs, ...) unless said otherwise."""
+
+    context: list[Context]  # one a step, num_envs rows each
+    chain: Tensor
+    log_prob: Tensor  # (…, n_action_steps)
+    value: Tensor
+    reward: Tensor  # discounted sum over the executed steps of the chunk
+    n_executed: Tensor  # steps executed, 1..k
+    terminated: Tensor  # bool
+    truncated: Tensor  # bool
+    next_value: Tensor  # value of the state after the chunk, before any restart
+    reference_means: Tensor
+    success: Tensor  # bool, success was seen in the chunk
+    frames: Tensor  # that the chunk began with, without observation noise (…, n_context_frames, state_dim)
+    actions: Tensor  # as executed (…, k, action_dim)
+    task: Tensor
+    expected_error: Tensor  # of the chunk, by trust; 0 in the simulator
+    weight: Tensor  # how much the chunk counts in an update
+    terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term a step
+
+    def success_rate(self, fresh: bool) -> float:
+        """Share of successes among the episodes that ended; 0 where none did.
+
+        Where all began with the rollout (`fresh`), only the first of each environment counts: of a second one there is
+        time to see a quick success, and none to see a failure.
+        """
+        ends = self.terminated | self.truncated
+        if fresh:
+            first = ends.long().cumsum(0) - ends.long() == 0
+            hits, ended = (self.success & first).any(0), ends.any(0)
+        else:
+            hits, ended = self.success, ends
+        return float((hits & ended).sum() / ended.sum().clamp(min=1))
+
+    def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+        """Generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""
+        done = self.terminated | self.truncated
+        return chunk_gae(
+            self.reward, self.value, self.next_value, self.n_executed, self.terminated, done, gamma, gae_lambda
+        )
+
+
+@dataclass
+class Samples:
+    """Rollouts flattened for the update: `n` rows."""
+
+    context: Context
+    chain: Tensor
+    log_prob: Tensor  # (…, n_action_steps)
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+    reference_means: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_prob)
+
+    def __getitem__(self, index: Tensor) -> Samples:
+        """Select rows."""
+        rest = {k: v[index] for k, v in vars(self).items() if k != "context"}
+        return Samples(context=self.context[index], **rest)
+
+    def to(self, device: torch.device) -> Samples:
+        """Move to a device."""
+        return Samples(**{k: v.to(device) for k, v in vars(self).items()})
+
+    @staticmethod
+    def from_rollout(rollout: Rollout, gamma: float, gae_lambda: float) -> Samples:
+        """Flatten steps and environments, with their advantages."""
+        advantage, returns = rollout.advantages(gamma, gae_lambda)
+        return Samples(
+            context=concatenate(rollout.context),
+            chain=rollout.chain.flatten(0, 1),
+            log_prob=rollout.log_prob.flatten(0, 1),
+            value=rollout.value.flatten(),
+            advantage=advantage.flatten(),
+            returns=returns.flatten(),
+            reference_means=rollout.reference_means.flatten(0, 1),
+            weight=rollout.weight.flatten(),
+        )
+
+
+def chunk_gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    n_executed: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al., 1506.02438) where a step lasts `n_executed` environment steps.
+
+    `gamma` discounts an environment step, so a chunk discounts by gamma ** n_executed; a time-out bootstraps, because
+    the episode did not end, we stopped watching (Pardo et al., 1712.00378). All inputs and both outputs, advantages and
+    returns, are (n_steps, num_envs).
+    """
+    discount = gamma ** n_executed.to(value.dtype)
+    delta = reward + discount * next_value * (~terminated) - value
+    advantage = torch.zeros_like(value)
+    running = torch.zeros_like(value[0])
+    for i in reversed(range(len(value))):
+        running = delta[i] + discount[i] * gae_lambda * (~done[i]) * running
+        advantage[i] = running
+    return advantage, advantage + value
+
+
+def discounted(reward: Tensor, gamma: float) -> Tensor:
+    """Sum of rewards (n, k) of a chunk, discounted to its first step. Shape: (n,)."""
+    return (reward * gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1)
+
+
+def explained_variance(prediction: Tensor, target: Tensor) -> float:
+    """1 - Var(target - prediction) / Var(target); 0 when the target is constant."""
+    variance = target.var(correction=0)
+    return float(1 - (target - prediction).var(correction=0) / variance) if variance > 1e-12 else 0.0
+
+
+def concatenate(contexts: list[Context]) -> Context:
+    """Join encoded observations row-wise."""
+    n_layers = len(contexts[0].cache)
+    cache = [
+        (torch.cat([c.cache[i][0] for c in contexts]), torch.cat([c.cache[i][1] for c in contexts]))
+        for i in range(n_layers)
+    ]
+    return Context(torch.cat([c.frames for c in contexts]), cache, torch.cat([c.features for c in contexts]))

@@ -1,0 +1,305 @@
+"""PPO over action chunks (Schulman et al., 1707.06347), as a subclass of Stable-Baselines3's.
+
+What differs from the parent: a step is a chunk that lasts 1..k environment steps (`chunk_gae`), the likelihood is that
+of a denoising chain, observations stay torch tensors, and a rollout may come from the simulator or from a dream.
+Imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`), of small weight, runs beside the
+policy gradient (`pg_coef`); a distance to a reference policy (`ref_kl_coef`) can be added.
+
+The ratio is clipped for each action of a chunk, given those before it, as language models do for tokens: the ratio of a
+whole chunk is outside the clip range after a step or two, and then nothing more is learned from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor, nn
+
+from rewards.errors import BadNumbers, UserError
+from rl.config import PPOConfig
+from rl.envs.adapters import ChunkVecEnv
+from rl.policies.wam import ChunkPolicy, load_policy_state, policy_state
+from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
+from world_model.env import BatchedEnv
+from world_model.guards import check_gradients, check_loss
+
+ADVANTAGE_FLOOR = 0.02
+"""Smallest deviation that advantages are divided by: without success in a rollout they are noise, and stay small."""
+
+EXPLODED = 10.0
+"""An update that gets beyond so many times `target_kl` is taken back as a whole."""
+
+REMEDY = "lower ppo.learning_rate"
+
+WARMUP_STEPS = 20
+"""Optimizer steps until the learning rate is reached."""
+
+PARENTS = (
+    *("learning_rate", "n_steps", "n_epochs", "gamma", "gae_lambda", "clip_range"),
+    *("ent_coef", "vf_coef", "max_grad_norm", "target_kl"),
+)
+"""Hyper-parameters that the parent knows by the same names."""
+
+
+class ChunkPPO(PPO):
+    """PPO whose actions are chunks.
+
+    Args:
+        policy: decides and is trained in place.
+        env: where `learn` collects; `update` takes rollouts from anywhere.
+        config: hyper-parameters.
+        imitation: draws a weighted loss to add, such as that of imitating demonstrations, or None.
+        seed: of every random choice made here.
+    """
+
+    policy: ChunkPolicy  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        env: BatchedEnv,
+        config: PPOConfig,
+        imitation: Callable[[torch.Generator], Tensor | None] | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            policy=type(policy),  # type: ignore[arg-type] # the parent does not build one: `policy` is there already
+            env=ChunkVecEnv(env, policy.n_action_steps, config.gamma),
+            **{name: getattr(config, name) for name in PARENTS},
+            batch_size=config.n_steps * env.num_envs,  # or it warns of a last batch that is smaller
+            device=env.device,
+            verbose=verbose,
+            _init_setup_model=False,
+        )
+        self.batched, self.config, self.imitation = env, config, imitation
+        self.policy, self.batch_size = policy, config.batch_size
+        self._setup_lr_schedule()
+        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.optimizer = policy.optimizer = self._fresh_optimizer()
+        self.rollout: Rollout | None = None
+        self.rollout_buffer = None  # type: ignore[assignment] # the parent hands it to `collect_rollouts`
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
+    ) -> bool:
+        """Collect with the exploring policy; SB3's `learn` calls this, then `train`."""
+        callback.on_rollout_start()
+        self.rollout = self.collect(self.batched, n_rollout_steps, self.config.fresh_rollouts)
+        self.num_timesteps += int(self.rollout.n_executed.sum())
+        callback.update_locals(locals())
+        keep_going = callback.on_step()
+        callback.on_rollout_end()
+        return keep_going
+
+    @torch.no_grad()
+    def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False) -> Rollout:
+        """Run `n_steps` chunks in each environment of `env`, going on from its state unless `fresh`.
+
+        The policy observes with the noise that it is trained with, see `ChunkPolicy.encode`.
+        """
+        policy, contexts, steps, terms = self.policy, [], [], dict[str, float]()
+        obs = env.observe() if env.begun and not fresh else env.reset()
+        context = policy.encode(obs, self.generator)
+        for _ in range(n_steps):
+            actions, chain, log_prob = policy.sample(context, self.generator)
+            frames = env.context.clone()
+            step = env.step_chunk(actions)
+            following = policy.encode(step.obs, self.generator)
+            contexts.append(context)
+            steps.append(
+                {
+                    "chain": chain,
+                    "log_prob": log_prob,
+                    "value": policy.values(context),
+                    "reward": discounted(step.reward, self.gamma),
+                    "n_executed": step.executed.sum(1),
+                    "terminated": step.terminated,
+                    "truncated": step.truncated,
+                    "next_value": policy.values_after(step, following) - env.doubt,
+                    "reference_means": policy.reference_means(context, chain),
+                    "success": step.is_success,
+                    "frames": frames,
+                    "actions": actions,
+                    "task": obs["task"],
+                    "expected_error": torch.zeros(env.num_envs, device=env.device) + env.expected_error,
+                    "weight": torch.ones(env.num_envs, device=env.device),
+                }
+            )
+            for name in step.raw:
+                terms[f"{name}_raw"] = terms.get(f"{name}_raw", 0.0) + float(step.raw[name].sum())
+                terms[name] = terms.get(name, 0.0) + float(step.weighted[name].sum())
+            obs, context = step.obs, following
+        stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0]}
+        n_executed = int(stacked["n_executed"].sum())
+        return Rollout(context=contexts, terms={k: total / n_executed for k, total in terms.items()}, **stacked)
+
+    @classmethod
+    def load(cls, *_: object, **__: object) -> NoReturn:
+        """Refuse: Stable-Baselines3's zip is unpickled, so it can run anything. `load_model` reads a checkpoint."""
+        raise UserError("a zip of Stable-Baselines3 is pickled and can run code; load a checkpoint folder instead")
+
+    def save(self, *_: object, **__: object) -> NoReturn:
+        """Refuse to write what `load` would refuse to read; `save_model` writes a checkpoint."""
+        raise UserError("a zip of Stable-Baselines3 is pickled; save the model with world_model.wam.store.save_model")
+
+    def train(self) -> None:
+        """Update from the rollout that `learn` collected last."""
+        assert self.rollout is not None
+        for name, value in self.update(Samples.from_rollout(self.rollout, self.gamma, self.gae_lambda)).items():
+            self.logger.record(f"train/{name}", value)
+        self._n_updates += 1
+
+    def update(
+        self,
+        samples: Samples,
+        real: Samples | None = None,
+        n_epochs: int | None = None,
+        ref_kl_coef: float | None = None,
+    ) -> dict[str, float]:
+        """Run the epochs of one update over the samples of a rollout; returns the means of what was seen.
+
+        The returns of `real` samples stay in the critic's loss: a dream may be wrong about what it is worth. `n_epochs`
+        and `ref_kl_coef` are those of the config unless given.
+
+        Raises:
+            UserError: a loss is not finite; nothing of it has reached the weights.
+        """
+        samples = _normalised(samples)
+        _check_finite(samples)
+        before, target_kl = policy_state(self.policy), self.target_kl or math.inf
+        seen: dict[str, list[float]] = {}
+        stop = exploded = False
+        for _ in range(n_epochs or self.n_epochs):
+            order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
+            for index in order.split(self.batch_size):
+                losses, stats = self._losses(samples[index], real, ref_kl_coef)
+                for name, value in stats.items():
+                    seen.setdefault(name, []).append(value)
+                stop, exploded = (stats.get("approx_kl", 0.0) > f * target_kl for f in (1.5, EXPLODED))
+                if stop:
+                    break
+                self._step(losses, self.optimizer)
+            if stop:
+                break
+        means = {name: sum(values) / len(values) for name, values in seen.items()}
+        if exploded:
+            load_policy_state(self.policy, before)
+        variance = explained_variance(samples.value, samples.returns)
+        return means | {"early_stop": float(stop), "taken_back": float(exploded), "explained_variance": variance}
+
+    def imitate(self, n_steps: int) -> None:
+        """Take `n_steps` optimizer steps of imitation alone, as before PPO or in place of it.
+
+        The optimizer is one of its own: gradients of imitation are small, and those of PPO, divided by what Adam
+        remembers of them, would be steps ten times too long.
+        """
+        optimizer = self._fresh_optimizer()
+        for _ in range(n_steps):
+            if (loss := self._bc_loss()) is not None:
+                self._step(loss, optimizer)
+
+    def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
+        """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""
+        samples = Samples.from_rollout(rollout, self.gamma, gae_lambda=1.0)
+        _check_finite(samples)
+        n_chunks, n_envs = rollout.value.shape
+        # Whole environments are held out, since neighbours in time tell too much; of a single one, its first chunks.
+        n = n_envs if n_envs > 1 else n_chunks
+        held = torch.arange(len(samples), device=self.device) % n < max(1, int(holdout * n))
+        train = samples[(~held).nonzero().squeeze(1)]
+        optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
+        for _ in range(n_steps):
+            loss = self._value_loss(train, 512)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            return explained_variance(self.policy.values(samples.context[held]), samples.returns[held])
+
+    def _losses(
+        self, batch: Samples, real: Samples | None, ref_kl_coef: float | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        config, policy = self.config, self.policy
+        ref_kl_coef = config.ref_kl_coef if ref_kl_coef is None else ref_kl_coef
+        value_loss = (batch.weight * (policy.values(batch.context) - batch.returns).square()).mean()
+        if real is not None:
+            value_loss = value_loss + self._value_loss(real, len(batch))
+        loss, stats = config.vf_coef * value_loss, {"value_loss": float(value_loss.detach())}
+        if config.pg_coef > 0 or ref_kl_coef > 0 or config.ent_coef > 0:
+            policy_loss, policy_stats = self._policy_loss(batch, ref_kl_coef)
+            loss, stats = loss + policy_loss, stats | policy_stats
+        if (bc_loss := self._bc_loss()) is not None:
+            loss = loss + bc_loss
+            stats["bc_loss"] = float(bc_loss.detach())
+        return loss, stats
+
+    def _bc_loss(self) -> Tensor | None:
+        loss = None if self.imitation is None else self.imitation(self.generator)
+        if loss is not None:
+            check_loss(loss, REMEDY)
+        return loss
+
+    def _policy_loss(self, batch: Samples, ref_kl_coef: float) -> tuple[Tensor, dict[str, float]]:
+        config, policy = self.config, self.policy
+        means = policy.chain_means(batch.context, batch.chain)
+        log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
+        ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)
+        clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
+        gain = torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
+        pg_loss = -(batch.weight.unsqueeze(1) * gain).mean()
+        ref_kl = policy.reference_kl(means, batch.reference_means).mean()
+        with torch.no_grad():
+            stats = {
+                # Schulman's low-variance estimate, as in SB3
+                "approx_kl": float((ratio - 1 - log_ratio).sum(1).mean()),
+                "clip_fraction": float(((ratio - 1).abs() > clip).float().mean()),
+                "policy_gradient_loss": float(pg_loss),
+                "ref_kl": float(ref_kl),
+            }
+        return config.pg_coef * pg_loss + ref_kl_coef * ref_kl - config.ent_coef * policy.entropy(), stats
+
+    def _value_loss(self, samples: Samples, n: int) -> Tensor:
+        index = torch.randint(len(samples), (n,), generator=self.generator, device=samples.returns.device)
+        features, returns = samples.context.features[index], samples.returns[index]
+        return (self.policy.values_of_features(features) - returns).square().mean()
+
+    def _fresh_optimizer(self) -> torch.optim.Adam:
+        """Adam's first steps are of full length whatever the gradient says, so the learning rate warms up."""
+        actor, critic = self.policy.actor_parameters(), self.policy.critic_parameters()
+        rates = self.config.learning_rate, self.config.critic_learning_rate
+        return torch.optim.Adam(
+            [{"params": p, "peak": rate, "n_steps": 0} for p, rate in zip((actor, critic), rates, strict=True)]
+        )
+
+    def _step(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
+        check_loss(loss, REMEDY)
+        optimizer.zero_grad()
+        loss.backward()
+        norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in optimizer.param_groups]
+        check_gradients(norms, REMEDY)
+        for group in optimizer.param_groups:  # kept in the group, its counter is part of the optimizer's state
+            group["lr"] = (
+                group["peak"] * (1 + (WARMUP_STEPS - 1) * min(1, group["n_steps"] / WARMUP_STEPS)) / WARMUP_STEPS
+            )
+            group["n_steps"] += 1
+        optimizer.step()
+
+
+def _check_finite(samples: Samples) -> None:
+    found = {"returns": samples.returns, "advantage": samples.advantage, "value": samples.value}
+    if not all(torch.isfinite(v).all() for v in found.values()):
+        problem = "a reward or value of the rollout is not finite; nothing of it was learned; check the rewards"
+        raise BadNumbers(problem, frames=samples.context.frames, chain=samples.chain, **found)
+
+
+def _normalised(samples: Samples) -> Samples:
+    share = samples.weight / samples.weight.sum()
+    advantage = samples.advantage - (share * samples.advantage).sum()
+    scale = (share * advantage.square()).sum().sqrt().clamp(min=ADVANTAGE_FLOOR)
+    return Samples(**{**vars(samples), "advantage": advantage / scale})

@@ -1,0 +1,1 @@
+"""The report of a run: page, figures, paired episodes, videos, model card."""

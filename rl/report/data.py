@@ -1,0 +1,173 @@
+"""What a report is made of, read from a run folder that anybody may have written: numbers are numbers, text is short.
+
+A line of metrics or episodes that is not what a run writes is left out, as one that a crash cut short. `pairs.json` is
+one whole: there the first field that is wrong is named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rewards.errors import UserError
+from rl.rounds.evaluate import EpisodeResult
+from rl.runs.folder import read_rows
+from world_model.files import JSON_BYTES, read_file
+
+PAIRS = "pairs.json"
+"""File of a run folder with the paired evaluation of its champion, see `rl.report.pairs`."""
+
+Row = dict[str, Any]
+Check = tuple[str, Callable[[Any], bool]]
+"""What is expected of a value, in words and as a test."""
+
+TAG = re.compile(r"[\w./ -]{1,100}")
+LARGEST = 1e30
+"""Numbers beyond are not drawn: no axis could show them beside others."""
+
+FILM = re.compile(r"data:image/gif;base64,[A-Za-z0-9+/]*={0,2}")
+"""A film is in the page itself: an address of elsewhere would tell there who reads the report."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a number that can be drawn."""
+    return type(value) in (int, float) and -LARGEST <= value <= LARGEST
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """Return the rows of `metrics.jsonl`: tag -> a number, or None where a run had none."""
+    return [row for row in read_rows(folder / "metrics.jsonl") if all(map(_is_metric, row.items()))]
+
+
+def _is_metric(item: tuple[str, Any]) -> bool:
+    tag, value = item
+    return TAG.fullmatch(tag) is not None and (value is None or is_number(value))
+
+
+def read_results(folder: Path, run: str) -> dict[str, list[EpisodeResult]]:
+    """Return the episodes of `eval.jsonl` that `run` was evaluated on before and after, the same ones in both."""
+    found: dict[str, dict[tuple[str, int], EpisodeResult]] = {"before": {}, "after": {}}
+    for row in read_rows(folder / "eval.jsonl"):
+        if row.get("run") != run or row.get("place") != "sim" or row.get("phase") not in ("before", "after"):
+            continue
+        if (result := _result(row)) is not None:
+            found[row["phase"]][result.task, result.seed] = result
+    both = [key for key in found["before"] if key in found["after"]]
+    return {phase: [results[key] for key in both] for phase, results in found.items()}
+
+
+def _result(row: Row) -> EpisodeResult | None:
+    task, seed, success, n_steps, reward = (row.get(k) for k in ("task", "seed", "success", "n_steps", "reward"))
+    if not isinstance(task, str) or type(seed) is not int or type(success) is not bool or type(n_steps) is not int:
+        return None
+    return EpisodeResult(
+        task, seed, success, n_steps, float(reward) if reward is not None and is_number(reward) else 0.0
+    )
+
+
+NUMBER: Check = ("a number", is_number)
+SHARE: Check = ("a number from 0 to 1", lambda v: is_number(v) and 0 <= v <= 1)
+MAYBE: Check = ("a number or null", lambda v: v is None or is_number(v))
+RHO: Check = ("a number or NaN", lambda v: is_number(v) or (type(v) is float and v != v))
+COUNT: Check = ("a whole number of at least 0", lambda v: type(v) is int and 0 <= v <= 10**9)
+WHOLE: Check = ("a whole number", lambda v: type(v) is int and abs(v) < 2**63)
+FLAG: Check = ("true or false", lambda v: type(v) is bool)
+TITLE: Check = ("a short text", lambda v: isinstance(v, str) and len(v) <= 200 and v.isprintable())
+CORRELATION = {"rho": RHO, "low": RHO, "high": RHO}
+NAMES = ("simulator", "dream of its actions", "dream of the policy")
+
+MOST_ITEMS, MOST_STEPS = 100_000, 10_000
+"""Items of a list at most, and steps of a curve."""
+
+
+def _is_curve(value: Any) -> bool:
+    """Positions (T, axes), all of one size."""
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_STEPS:
+        return False
+    sizes = {len(row) if isinstance(row, list) and all(map(is_number, row)) else 0 for row in value}
+    return len(sizes) == 1 and 1 <= sizes.pop() <= 100
+
+
+def _is_part(value: Any) -> bool:
+    known = isinstance(value, dict) and len(value) > 0 and set(value) <= set(NAMES)
+    return known and all(map(_is_curve, value.values())) and len({len(curve[0]) for curve in value.values()}) == 1
+
+
+def _is_parts(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and 0 < len(value) <= 10
+        and all(map(TAG.fullmatch, value))
+        and all(map(_is_part, value.values()))
+    )
+
+
+SUMMARY: dict[str, Any] = {
+    **dict.fromkeys(("n", "n_compared", "both", "sim_only", "dream_only", "neither"), COUNT),
+    **dict.fromkeys(("sim", "dream"), SHARE),
+    **dict.fromkeys(("retold_recall", "retold_false_success"), MAYBE),
+    **dict.fromkeys(("error_and_success", "movement_and_success"), CORRELATION),
+    "error_by_step": [NUMBER],
+}
+POINT: dict[str, Any] = {"sim": FLAG, "movement": NUMBER, "error": NUMBER}
+TRUST: dict[str, Any] = {"n": COUNT, **CORRELATION, "expected": [NUMBER], "error": [NUMBER]}
+EXAMPLE: dict[str, Any] = {
+    "title": TITLE,
+    "seed": WHOLE,
+    "chunk_size": ("a whole number from 1 to 10,000", lambda v: type(v) is int and 1 <= v <= 10_000),
+    "parts": ("positions by part and place", _is_parts),
+    "film": ("a GIF as text", lambda v: v == "" or (isinstance(v, str) and FILM.fullmatch(v) is not None)),
+}
+ALL: dict[str, Any] = {"summary": SUMMARY, "gap": [NUMBER], "points": [POINT], "examples": [EXAMPLE]}
+
+
+def read_pairs(folder: Path) -> Row | None:
+    """Return what `pairs.json` says, once every field that a report shows is what it should be; None without one.
+
+    Raises:
+        UserError: names the first field that is not.
+    """
+    path = folder / PAIRS
+    try:
+        pairs: Any = json.loads(read_file(path, 2 * JSON_BYTES))
+    except FileNotFoundError:
+        return None
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: it is not valid JSON; delete it to write the report without it") from error
+    wrong = next(_wrong(pairs, ALL, ""), None)
+    if wrong is None and (trust := pairs.get("trust")) is not None:
+        wrong = next(_wrong(trust, TRUST, "trust"), None)
+        if wrong is None and len(trust["expected"]) != len(trust["error"]):
+            wrong = "trust: expected and error differ in length"
+    if wrong is None and len(pairs["gap"]) != 3:
+        wrong = "gap: expected three numbers"
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong}; delete it to write the report without it")
+    return dict(pairs)
+
+
+def _wrong(value: Any, expected: Any, where: str) -> Iterator[str]:
+    """Yield what does not fit: `expected` is a check, a dict of them, or a list with the one of every item."""
+    if isinstance(expected, dict):
+        if not isinstance(value, dict):
+            yield f"{where or 'it'} is not an object"
+            return
+        for key, inner in expected.items():
+            name = f"{where}.{key}" if where else key
+            if key in value:
+                yield from _wrong(value[key], inner, name)
+            elif key != "film":  # older runs have none
+                yield f"{name} is missing"
+    elif isinstance(expected, list):
+        if not isinstance(value, list) or len(value) > MOST_ITEMS:
+            yield f"{where} is not a list of at most {MOST_ITEMS:,}"
+            return
+        for i, item in enumerate(value):
+            yield from _wrong(item, expected[0], f"{where}[{i}]")
+    elif not expected[1](value):
+        yield f"{where}={value!r:.60}, expected {expected[0]}"

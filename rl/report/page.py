@@ -1,0 +1,302 @@
+"""`report.html` of a run: what the dream promised, what the simulator gave, where they part. One file, no network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+from pathlib import Path
+
+from rewards.errors import UserError
+from rl.compose import compose, diff_from_defaults
+from rl.config import TrainConfig
+from rl.report import figures
+from rl.report.data import PAIRS, Row, read_metrics, read_pairs, read_results
+from rl.rounds.evaluate import describe, paired_gain
+from rl.rounds.outcome import STEPS
+from world_model.files import write_atomically
+
+__all__ = ["PAIRS", "write_report"]
+
+LIBRARIES = ("wamtune", "torch", "stable-baselines3", "metaworld", "mujoco", "isaaclab")
+
+MOST_GATES, MOST_TERMS, MOST_EXAMPLES = 200, 30, 10
+"""What is shown at most; of gates the last ones."""
+
+MOST_LETTERS = 60
+"""Of a name beside a curve."""
+
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --ink: #1b1f24; --quiet: #667; --line: #d8dce2; --mark: #f3f5f8 }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #14171b; --ink: #e6e9ed; --quiet: #9aa3ad; --line: #333a42; --mark: #1e2329 }
+}
+body { background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; max-width: 60rem;
+  margin: 2rem auto; padding: 0 1rem }
+h1 { margin-bottom: 0 }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
+.quiet { color: var(--quiet) }
+.big { font-size: 1.4rem }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right }
+th:first-child, td:first-child { text-align: left }
+pre { background: var(--mark); padding: .8rem; overflow-x: auto }
+svg { max-width: 100%; height: auto }
+"""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` into a run folder of `wamtune train` from what it holds; returns its path.
+
+    Raises:
+        UserError: the folder holds no finished or running training.
+    """
+    folder = Path(folder)
+    rows = read_metrics(folder)
+    if not (folder / "config.yaml").is_file() or not rows:
+        raise UserError(f"report: {folder} holds no training; expected runs/NAME/TIME-s0 with a metrics.jsonl")
+    config = compose(folder / "config.yaml", [], TrainConfig)
+    own = [row for row in rows if not any(key.partition("/")[0] in config.controls for key in row if key != "step")]
+    pairs = read_pairs(folder)
+    sections: list[tuple[str, Callable[[], str]]] = [
+        ("Before and after", lambda: _before_after(config, folder)),
+        ("Round by round", lambda: _rounds(config, rows)),
+        ("Gates", lambda: _gates(own)),
+        ("Dream and simulator", lambda: _places(own)),
+        ("The same episodes in both", lambda: _agreement(pairs)),
+        ("Does prediction tell of success?", lambda: _correlation(pairs)),
+        ("Trust", lambda: _trust(pairs)),
+        ("Three episodes", lambda: _examples(pairs)),
+        ("PPO", lambda: _ppo(own)),
+        ("Rewards", lambda: _rewards(own)),
+        ("To repeat it", lambda: _repeat(folder, config)),
+    ]
+    made = [(title, make()) for title, make in sections]
+    body = "".join(f"<section><h2>{title}</h2>{text}</section>" for title, text in made if text)
+    head = f"<h1>{_text(config.name)}</h1><p class=quiet>{_text(_about(config))}</p>"
+    page = (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width"><link rel=icon href="data:,">'
+        f"<title>{_text(config.name)}</title><style>{STYLE}</style></head><body>{head}{body}</body></html>\n"
+    )
+    path = folder / "report.html"
+    write_atomically(path, page.encode("utf-8", errors="replace"))
+    return path
+
+
+def _about(config: TrainConfig) -> str:
+    start = config.checkpoint if config.policy == "flow" else "a Gaussian MLP"
+    others = "all tasks of the checkpoint" if config.env.id == "metaworld" else config.env.id
+    return f"{start} on {', '.join(config.env.tasks) or others}, env.kind={config.env.kind}, seed {config.seed}"
+
+
+def _before_after(config: TrainConfig, folder: Path) -> str:
+    """A line for the run and for each control, on the same seeds."""
+    lines = []
+    for name in dict.fromkeys((config.name, *config.controls)):
+        results = read_results(folder, name)
+        before, after = results["before"], results["after"]
+        if before:
+            gain = paired_gain(before, after)
+            lines.append((name, describe(before), describe(after), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_points(gain))))
+    if not lines:
+        return "<p>Not evaluated yet.</p>"
+    note = f"Success in {config.judged_in}, seeds from {config.eval.seed} on, which no gate and no training saw."
+    return f"<p class=quiet>{note}</p>" + _table(("", "before", "after", "gain, points"), lines)
+
+
+def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
+    """Success of the champion after each part of a round, of the run and of its controls, on the seeds of the end."""
+    curves: dict[str, tuple[list[float], list[float | None]]] = {}
+    for name in (config.name, *config.controls):
+        tag = "eval/success" if name == config.name else f"{name}/eval/success"
+        values: list[float | None] = [row[tag] for row in rows if tag in row]
+        if len(values) > 1:
+            curves[name[:MOST_LETTERS]] = list(range(len(values))), values
+    return figures.curves(curves, "parts of the rounds", f"success in {config.judged_in}", share=True)
+
+
+def _gates(rows: Sequence[Row]) -> str:
+    """What every gate saw and decided."""
+    tags = ("gate/accepted", "gate/champion", "gate/challenger")
+    seen = [row for row in rows if all(row.get(tag) is not None for tag in tags)][-MOST_GATES:]
+    places = [next((p for p in ("dream", "imitation") if row.get(f"gate/in_{p}")), "sim") for row in seen]
+    labels = [f"{i + 1}: {place}" for i, place in enumerate(places)]
+    drawn = [
+        (label, row["gate/champion"], row["gate/challenger"], bool(row["gate/accepted"]))
+        for label, row in zip(labels, seen, strict=True)
+    ]
+    lines = [
+        (
+            label,
+            _percent(champion),
+            _percent(challenger),
+            f"{row.get('gate/won') or 0:.0f} / {row.get('gate/lost') or 0:.0f}",
+            "accepted" if accepted else "rolled back",
+        )
+        for (label, champion, challenger, accepted), row in zip(drawn, seen, strict=True)
+    ]
+    head = ("part", "champion", "challenger", "won / lost", "verdict")
+    return figures.gates(drawn) + _table(head, lines) if lines else ""
+
+
+def _places(rows: Sequence[Row]) -> str:
+    """Success while exploring in dream and simulator, update by update, and the error of the dream."""
+    tags = {
+        "rollout/dream_success": ("dream, exploring", figures.DREAM),
+        "rollout/sim_success": ("simulator, exploring", figures.SIM),
+        "gate/challenger": ("simulator, in the gate", figures.ACCEPTED),
+        "dream/error": ("error of the dream", figures.DREAM),
+    }
+    curves: dict[str, tuple[list[float], list[float | None]]] = {}
+    for update, row in zip(_updates(rows), rows, strict=True):
+        for tag, (name, _) in tags.items():
+            if tag in row:
+                x, y = curves.setdefault(name, ([], []))
+                x.append(update)
+                y.append(row[tag])
+    colors = dict(tags.values())
+    error = {name: c for name in ["error of the dream"] if (c := curves.pop(name, None)) and len(c[0]) > 1}
+    drawn = figures.curves(curves, "update", "success", share=True, colors=colors)
+    return drawn + figures.curves(error, "update", 'error in units of "repeat"', colors=colors)
+
+
+def _agreement(pairs: Row | None) -> str:
+    """Success from the same starts with the same policy noise."""
+    if pairs is None:
+        return ""
+    s, (gap, low, high) = pairs["summary"], _points(pairs["gap"])
+    lines = [("dream succeeds", s["both"], s["dream_only"]), ("dream fails", s["sim_only"], s["neither"])]
+    text = (
+        f"<p class=big>simulator {_percent(s['sim'])}, dream {_percent(s['dream'])}, gap {gap:+.1f} points "
+        f"[{low:+.1f}, {high:+.1f}]</p><p class=quiet>{s['n']} episodes of the champion, the same starts and the same "
+        f"policy noise in both.</p>"
+    )
+    text += _table(("", "simulator succeeds", "simulator fails"), lines)
+    told = [s["retold_recall"], s["retold_false_success"]]
+    if None not in told:
+        text += (
+            f"<p>The actions of the simulator, dreamed again: {_percent(told[0])} of its successes are dreamed as "
+            f"such, and {_percent(told[1])} of its failures as successes.</p>"
+        )
+    errors = [100 * e for e in s["error_by_step"]]
+    return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", "error of the object, cm")
+
+
+def _correlation(pairs: Row | None) -> str:
+    """Rank correlation of error and success, beside that of movement and success."""
+    if pairs is None:
+        return ""
+    s, found = pairs["summary"], []
+    for name, key in (("prediction error", "error_and_success"), ("amount of movement", "movement_and_success")):
+        c = s[key]
+        if c["rho"] == c["rho"]:  # not NaN
+            found.append((f"{name} and success", f"{c['rho']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"))
+    if not found:
+        return "<p>All episodes ended the same way: there is nothing to correlate.</p>"
+    note = (
+        f"<p class=quiet>Spearman, 95 % interval by bootstrap, over {s['n_compared']} episodes at the same horizon.</p>"
+    )
+    groups = {}
+    for word, hit in (("success", True), ("failure", False)):
+        of = [p for p in pairs["points"] if p["sim"] == hit]
+        groups[word] = [p["movement"] for p in of], [p["error"] for p in of]
+    drawn = figures.scatter(groups, "amount of movement predicted, m", "prediction error, m")
+    return note + _table(("", "rho"), found) + drawn
+
+
+def _trust(pairs: Row | None) -> str:
+    """Expected against true error of dreams begun all along the episodes."""
+    if pairs is None or pairs.get("trust") is None:
+        return ""
+    t = pairs["trust"]
+    note = (
+        f"Expected and true error of {t['n']} dreams of the actions that were executed, begun all along the episodes: "
+        f"rank correlation {t['rho']:+.2f} [{t['low']:+.2f}, {t['high']:+.2f}]."
+    )
+    drawn = figures.scatter({"one dream": (t["expected"], t["error"])}, "expected error, m", "prediction error, m")
+    return f"<p class=quiet>{note}</p>{drawn}"
+
+
+def _examples(pairs: Row | None) -> str:
+    """Predicted against true positions."""
+    if pairs is None:
+        return ""
+    made = []
+    for e in pairs["examples"][:MOST_EXAMPLES]:
+        film = f'<p><img alt="simulator, dream, difference" src="{_text(e["film"])}"></p>' if e.get("film") else ""
+        made.append(
+            f"<h3>{_text(e['title'])}, seed {e['seed']}</h3>{film}" + figures.trajectory(e["parts"], e["chunk_size"])
+        )
+    return "".join(made)
+
+
+def _ppo(rows: Sequence[Row]) -> str:
+    """Distance to the policy that a part began with, KL of an update, and the critic."""
+    updates, x = _which(rows, lambda key: key == "train/value_loss")
+    one = {tag: (x, [row.get(f"train/{tag}") for row in updates]) for tag in ("ref_kl", "approx_kl")}
+    critic = {"explained variance": (x, [row.get("train/explained_variance") for row in updates])}
+    return figures.curves(one, "update", "KL of a chunk") + figures.curves(critic, "update", "explained variance")
+
+
+def _rewards(rows: Sequence[Row]) -> str:
+    """Mean of each weighted term a step."""
+    updates, x = _which(rows, lambda key: key.startswith("reward/"))
+    names = sorted(
+        {key[7:] for row in updates for key in row if key.startswith("reward/") and not key.endswith("_raw")}
+    )[:MOST_TERMS]
+    values = {name: [row.get(f"reward/{name}") or 0.0 for row in updates] for name in names}
+    return figures.stacked(names, x, values, "reward a step")
+
+
+def _updates(rows: Sequence[Row]) -> list[int]:
+    """Return how many updates there had been at each row: its step, or counted where that is simulator steps.
+
+    Those are rows of an older version, which wrote no `time/total_timesteps` beside.
+    """
+    counted = accumulate("train/value_loss" in row for row in rows)
+    if any(STEPS in row for row in rows):
+        return [row["step"] for row in rows]
+    return list(counted)
+
+
+def _which(rows: Sequence[Row], key: Callable[[str], bool]) -> tuple[list[Row], list[int]]:
+    """Return the rows that hold such a key, and the updates there had been."""
+    chosen = [(row, x) for row, x in zip(rows, _updates(rows), strict=True) if any(map(key, row))]
+    return [row for row, _ in chosen], [x for _, x in chosen]
+
+
+def _repeat(folder: Path, config: TrainConfig) -> str:
+    """The command, what differs from the defaults, and the versions."""
+    changed = "\n".join(f"{key}: {value}" for key, value in diff_from_defaults(config).items() if key != "name")
+    versions = ", ".join(f"{name} {number}" for name in LIBRARIES if (number := _version(name)))
+    return (
+        f"<pre>wamtune train {_text(str(folder / 'config.yaml'))}</pre><p>Differs from the defaults in</p>"
+        f"<pre>{_text(changed) or 'nothing'}</pre><p class=quiet>{_text(versions)}</p>"
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # as Meta-World beside Isaac Lab
+        return ""
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    rows = "".join("<tr>" + "".join(f"<td>{_text(str(cell))}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><tr>{top}</tr>{rows}</table>"
+
+
+def _points(values: Sequence[float]) -> list[float]:
+    return [100 * value for value in values]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _text(value: str) -> str:
+    return html.escape(value)

@@ -1,0 +1,283 @@
+"""Paired evaluation: the same starts and the same policy noise in simulator and dream, and where the two part."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap, spearmanr
+from torch import Tensor
+
+from rl.build import SAME, make_sim, tasks_of
+from rl.config import TrainConfig
+from rl.envs.simulator import Simulator
+from rl.policies.wam import ChunkPolicy
+from rl.report.videos import draw_film, inline_film
+from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
+from world_model.data.episodes import Episode
+from world_model.dream_env import SURE, DreamEnv, StartStates
+from world_model.wam import modes
+from world_model.wam.model import WorldActionModel
+from world_model.wam.trust import HORIZON, dream_of_real_actions, expected_error, position_error
+
+
+@dataclass
+class Pair:
+    """One episode, lived three times: frames are (n_steps + 1, state_dim), the first one is where it begins."""
+
+    task: str
+    seed: int
+    sim: bool  # success in the simulator
+    dream: bool  # success in the dream, the policy acting in it
+    episode: Episode  # what the simulator showed
+    dreamed: Tensor  # what the dream showed instead
+    retold: Tensor  # the dream of the actions that the simulator executed
+    retold_success: bool  # was a success read off that
+
+    @property
+    def real(self) -> Tensor:
+        """Frames of the simulator, where the dreamed ones are."""
+        return self.episode.state.to(self.retold.device)
+
+
+def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
+    """Pair the first `config.eval.n_paired` episodes of the evaluation; returns what `report.html` shows of them."""
+    pairs: list[Pair] = []
+    tasks = tasks_of(config, model)
+    alone: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
+    seeds = config.eval.seeds[: config.eval.n_paired]
+    for i, task in enumerate(alone[: len(seeds)]):
+        sim = make_sim(config, model, task, min(config.env.n_envs, len(seeds)), rewards=False)
+        try:
+            share = seeds[i :: len(alone)]
+            pairs += run_pairs(policy, model, sim, share, config.dream.n_denoising_steps)[1]
+        finally:
+            sim.close()
+    return {
+        "summary": summarise(model, pairs),
+        "gap": gap(pairs),
+        "points": [_point(model, pair) for pair in _long(model, pairs)],
+        "trust": _trust(model, pairs),
+        "examples": _examples(model, pairs),
+    }
+
+
+def run_pairs(
+    policy: ChunkPolicy,
+    model: WorldActionModel,
+    sim: Simulator,
+    seeds: Sequence[int],
+    n_denoising_steps: int = 1,
+) -> tuple[list[EpisodeResult], list[Pair]]:
+    """Run the episodes named by `seeds` in `sim` (which runs one task), in the dream, and in the dream once more.
+
+    Returns what `evaluate_sim` does, and the pairs.
+    """
+    starts = first_states(sim, seeds)
+    sim.record(True)
+    results = evaluate_sim(policy, sim, seeds)
+    episodes = {e.seed: e for e in sim.record(False)}
+    dreamed, dream_success = _live(policy, model, sim, starts, n_denoising_steps)
+    retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
+    told = zip(results, dreamed, dream_success, retold, retold_success, strict=True)
+    return results, [Pair(r.task, r.seed, r.success, d, episodes[r.seed], x, y, s) for r, x, d, y, s in told]
+
+
+def prediction_error(model: WorldActionModel, pair: Pair) -> Tensor:
+    """Error of the retold episode, step by step (n,), in the units of `position_error`."""
+    return position_error(model, pair.real[1 : len(pair.retold)], pair.retold[1:])
+
+
+def movement(model: WorldActionModel, pair: Pair) -> float:
+    """How far the retold episode moves within the horizon, in the same units: the baseline."""
+    frames = pair.retold[: HORIZON * model.config.chunk_size + 1]
+    return float(position_error(model, frames[1:], frames[:1]).mean())
+
+
+def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Success in both places, how often they agree, how the error grows, and whether it tells of success."""
+    sim, dream = (torch.tensor([getattr(p, place) for p in pairs]) for place in ("sim", "dream"))
+    retold = torch.tensor([p.retold_success for p in pairs])
+    steps, long = HORIZON * model.config.chunk_size, _long(model, pairs)
+    errors = torch.tensor([float(prediction_error(model, p)[:steps].mean()) for p in long])
+    outcome = torch.tensor([float(p.sim) for p in long])
+    return {
+        "n": len(pairs),
+        "sim": float(sim.float().mean()),
+        "dream": float(dream.float().mean()),
+        "both": int((sim & dream).sum()),
+        "sim_only": int((sim & ~dream).sum()),
+        "dream_only": int((~sim & dream).sum()),
+        "neither": int((~sim & ~dream).sum()),
+        "retold_recall": share(retold, sim),
+        "retold_false_success": share(retold, ~sim),
+        "error_by_step": error_by_step(model, pairs),
+        "error_and_success": correlation(errors, outcome),
+        "movement_and_success": correlation(torch.tensor([movement(model, p) for p in long]), outcome),
+        "n_compared": len(long),
+    }
+
+
+def error_by_step(model: WorldActionModel, pairs: Sequence[Pair], most: int = 150) -> list[float]:
+    """Mean error after 1, 2, ... steps over the episodes that last so long, at least a tenth of them."""
+    errors = [prediction_error(model, p) for p in pairs]
+    lengths = torch.tensor([len(e) for e in errors])
+    enough = [t for t in range(min(most, int(lengths.max()))) if (lengths > t).float().mean() >= 0.1]
+    return [float(torch.stack([e[t] for e in errors if len(e) > t]).mean()) for t in enough]
+
+
+def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, float]:
+    """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap.
+
+    Where several values come from one episode, `group` (n,) says which: then whole groups are drawn.
+    """
+    if math.isnan(rho := spearman(a, b)):
+        return {"rho": math.nan, "low": math.nan, "high": math.nan}
+    x, y = a.cpu().numpy(), b.cpu().numpy()
+    names = np.arange(len(x)) if group is None else group.cpu().numpy()
+    rows = [np.flatnonzero(names == name) for name in np.unique(names)]
+
+    def of(drawn: np.ndarray) -> float:
+        index = np.concatenate([rows[i] for i in drawn])
+        return float(spearmanr(x[index], y[index]).statistic)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
+        found = bootstrap((np.arange(len(rows)),), of, vectorized=False, n_resamples=1000, rng=0, method="percentile")
+        low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
+    return {"rho": rho, "low": float(low), "high": float(high)}
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two samples (n,), NaN where there is nothing to rank: of a constant, or of two."""
+    if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
+        return math.nan
+    return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
+
+
+def share(event: Tensor, among: Tensor) -> float | None:
+    """Share of `among` (n,) bool with the event; None where there are none."""
+    return float(event[among].float().mean()) if among.any() else None
+
+
+def worst_lie(model: WorldActionModel, pairs: Sequence[Pair]) -> Pair | None:
+    """Of the successes that only the dream saw, the one whose retelling is furthest from what happened."""
+    lies = [p for p in pairs if p.dream and not p.sim and len(p.retold) > 1]
+    return max(lies, key=lambda p: float(prediction_error(model, p).mean()), default=None)
+
+
+def gap(pairs: Sequence[Pair]) -> tuple[float, float, float]:
+    """Dream minus simulator in success, with its 95 % interval."""
+    places = [[EpisodeResult(p.task, p.seed, getattr(p, place), 0, 0.0) for p in pairs] for place in ("sim", "dream")]
+    return paired_gain(*places)
+
+
+def _long(model: WorldActionModel, pairs: Sequence[Pair]) -> list[Pair]:
+    """Those that last as long as the horizon at which episodes are compared."""
+    return [p for p in pairs if len(p.retold) > HORIZON * model.config.chunk_size]
+
+
+def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
+    """One episode in figures: outcomes, and error and movement within the horizon."""
+    error = float(prediction_error(model, pair)[: HORIZON * model.config.chunk_size].mean())
+    outcomes = {name: getattr(pair, name) for name in ("task", "seed", "sim", "dream", "retold_success")}
+    return {**outcomes, "error": error, "movement": movement(model, pair)}
+
+
+@torch.no_grad()
+def _trust(model: WorldActionModel, pairs: Sequence[Pair], most: int = 300) -> dict[str, Any] | None:
+    """Expected and true error of dreams begun all along the episodes; None where trust was never calibrated."""
+    long = [p.episode for p in _long(model, pairs)]
+    if not long or not model.trust.given.fitted:
+        return None
+    retold = dream_of_real_actions(model, long)
+    expected, true = expected_error(model, retold.given).mean(1), retold.errors.mean(1)
+    shown = torch.linspace(0, len(true) - 1, min(most, len(true))).long()
+    found = correlation(expected, true, retold.episode)
+    return {**found, "n": len(true), "expected": expected[shown].tolist(), "error": true[shown].tolist()}
+
+
+def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """A success, a failure and the worst lie, as positions in the simulator and in both dreams."""
+    lie = worst_lie(model, pairs)
+    chosen = {
+        "A success": next((p for p in pairs if p.sim), None),
+        "A failure": next((p for p in pairs if not p.sim and p is not lie), None),
+        "The worst lie: the dream succeeds, the simulator does not": lie,
+    }
+    slices = {name: part for name, part in model.spec.slices.items() if name in ("hand_pos", "object_pos")}
+    return [
+        {
+            "title": title,
+            "seed": pair.seed,
+            "chunk_size": model.config.chunk_size,
+            "parts": {
+                name: {
+                    "simulator": pair.real[:, part].tolist(),
+                    "dream of its actions": pair.retold[:, part].tolist(),
+                    "dream of the policy": pair.dreamed[:, part].tolist(),
+                }
+                for name, part in slices.items()
+            },
+            "film": _film(model, pair, title),
+        }
+        for title, pair in chosen.items()
+        if pair is not None and slices
+    ]
+
+
+@torch.no_grad()
+def _film(model: WorldActionModel, pair: Pair, title: str) -> str:
+    """Draw what the simulator showed and what was dreamed of its actions, a picture a chunk; empty without cameras."""
+    codec, size = model.pictures, model.config.chunk_size
+    if codec is None:
+        return ""
+    real, dreamed = (codec.decode(x[::size, -codec.code_dim :])[:, 0].cpu() for x in (pair.real, pair.retold))
+    chunk_s = size / model.spec.control_hz
+    return inline_film(draw_film(real, dreamed, (), f"{pair.task}: {title}", chunk_s), 0.5 / chunk_s)
+
+
+def _live(
+    policy: ChunkPolicy, model: WorldActionModel, sim: Simulator, starts: StartStates, n_denoising_steps: int
+) -> tuple[list[Tensor], list[bool]]:
+    """Let the policy act in the dream from each start, until an episode ends as it does in `sim`."""
+    n, horizon = len(starts), -(-sim.max_steps // policy.n_action_steps)
+    same = {name: getattr(sim, name) for name in SAME}
+    env = DreamEnv(model, n, starts, horizon, n_denoising_steps, in_order=True, **same)
+    obs = env.reset()
+    frames = [[env.context[i, -1:].clone()] for i in range(n)]
+    alive = torch.ones_like(env.task, dtype=torch.bool)
+    success = ~alive
+    while alive.any():
+        with torch.no_grad():
+            step = env.step_chunk(policy.decide(policy.encode(obs), env.episode_seed, env.elapsed))
+        for i in alive.nonzero().squeeze(1).tolist():
+            frames[i].append(step.frames[i, step.executed[i]].clone())
+        success |= alive & step.is_success
+        alive &= ~(step.terminated | step.truncated)
+        obs = step.obs
+    return [torch.cat(f) for f in frames], success.tolist()
+
+
+@torch.no_grad()
+def _retell(
+    model: WorldActionModel, starts: StartStates, actions: Sequence[Tensor], n_denoising_steps: int
+) -> tuple[list[Tensor], list[bool]]:
+    """Dream each row of `actions` (n_steps, action_dim) from its start: frames and success.
+
+    The last chunk is completed with its last action; frames beyond the row serve the verdict alone, which takes two.
+    """
+    size = model.config.chunk_size
+    n_chunks = [-(-len(a) // size) for a in actions]
+    padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
+    dreams = modes.dream_on(model, starts.context, starts.task, padded.to(model.device), starts.seed, n_denoising_steps)
+    told = torch.cat([starts.context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
+    whole = [told[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
+    sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]
+    success = [bool((s[1:] & s[:-1]).any()) for s in sure]
+    return [told[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success

@@ -1,0 +1,92 @@
+"""Pictures as PNG: success before and after, and a dream drawn over what really happened."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rl.rounds.evaluate import EpisodeResult, success_rate, wilson
+from world_model.files import write_atomically
+
+PLAIN: dict[Any, Any] = {"text.parse_math": False}
+"""A name such as $x^$ is no formula."""
+
+GREY, BLUE, RED = "0.72", "tab:blue", "tab:red"
+
+
+@matplotlib.rc_context(PLAIN)
+def draw_before_after(
+    runs: Mapping[str, tuple[Sequence[EpisodeResult], Sequence[EpisodeResult]]], path: str | Path
+) -> None:
+    """Draw success before and after each run as bars with 95 % intervals. `runs`: name -> (before, after)."""
+    figure = Figure(figsize=(2.0 + 1.8 * len(runs), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (before, after) in enumerate(runs.values()):
+        _bar(axes, i - 0.2, before, GREY, "before" if i == 0 else None)
+        _bar(axes, i + 0.2, after, BLUE, "after" if i == 0 else None)
+    axes.set_xticks(range(len(runs)), list(runs))
+    axes.set(ylim=(0, 1), ylabel="success")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, ncols=2, loc="outside upper right")
+    _save(figure, path)
+
+
+@matplotlib.rc_context(PLAIN)
+def draw_dream(
+    true: Mapping[str, Tensor], dreamed: Mapping[str, Tensor], chunk_size: int, title: str, path: str | Path
+) -> None:
+    """Draw true against dreamed curves, a row of panels for each key.
+
+    A key with values (T + 1, d) gets one panel a dimension, named x, y, z; values (T + 1,) are probabilities and fill
+    one wide panel from 0 to 1. Dotted lines mark where a chunk ends.
+    """
+    figure = Figure(figsize=(10, 2.3 * len(true)), layout="constrained")
+    rows = figure.subfigures(len(true), 1, squeeze=False)[:, 0]
+    for row, name in zip(rows, true, strict=True):
+        columns = true[name].reshape(len(true[name]), -1).shape[1]
+        panels = row.subplots(1, columns, squeeze=False)[0]
+        for i, axes in enumerate(panels):
+            label = f"{name} {'xyz'[i]} (cm)" if columns > 1 else name
+            _curves(axes, _column(true[name], i), _column(dreamed[name], i), chunk_size, label)
+            if true[name].dim() == 1:
+                axes.set_ylim(-0.02, 1.02)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.suptitle(title)
+    panels[-1].set_xlabel("step")
+    panels[-1].legend(handles, labels, frameon=False, loc="upper left")
+    _save(figure, path)
+
+
+def _bar(axes: Axes, x: float, results: Sequence[EpisodeResult], color: str, label: str | None) -> None:
+    rate = success_rate(results)
+    low, high = wilson(sum(r.success for r in results), len(results))
+    axes.bar(x, rate, 0.38, color=color, label=label)
+    axes.errorbar(x, rate, [[max(rate - low, 0.0)], [max(high - rate, 0.0)]], color="black", capsize=3)
+    axes.annotate(f"{100 * rate:.0f} %", (x, high), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points")
+
+
+def _curves(axes: Axes, true: list[float], dreamed: list[float], chunk_size: int, label: str) -> None:
+    for step in range(0, len(true), chunk_size):
+        axes.axvline(step, color="0.85", linestyle=":", linewidth=0.8)
+    axes.plot(true, color="black", label="simulator")
+    axes.plot(dreamed, color=RED, linestyle="--", label="dream")
+    axes.set_title(label, fontsize="small", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _column(values: Tensor, i: int) -> list[float]:
+    column: list[float] = values.reshape(len(values), -1)[:, i].tolist()
+    return column
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)  # a bare Figure draws with Agg: no window system is asked for
+    write_atomically(Path(path), drawn.getvalue())

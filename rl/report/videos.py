@@ -1,0 +1,109 @@
+"""Films for people: what really happened, what was dreamed from the same actions, and where the two part."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rewards.errors import UserError
+from world_model.extras import pip_line
+from world_model.files import write_atomically
+from world_model.wam.images import moving, peak_signal_to_noise
+
+RED = "tab:red"
+
+
+def draw_film(
+    real: Tensor, dreamed: Tensor, expected_error: Sequence[float], title: str, chunk_s: float
+) -> list[np.ndarray]:
+    """Draw one picture of a film a chunk: simulator, dream, difference; below it the error so far.
+
+    Args:
+        real: pictures (n, size, size, 3) uint8, the first one before anything was dreamed.
+        dreamed: the same of the dream.
+        expected_error: what trust expects of each chunk (n - 1,); empty where it was not calibrated.
+        title: above all.
+        chunk_s: seconds of a chunk.
+    """
+    difference = (real.float() - dreamed.float()).abs().mean(-1) / 255
+    error = difference.flatten(1).mean(1)
+    frames = []
+    for i in range(len(real)):
+        figure = Figure(figsize=(7.2, 3.6), dpi=80, layout="constrained")
+        figure.suptitle(title, fontsize="medium", parse_math=False)  # a name such as $x^$ is no formula
+        grid = figure.add_gridspec(2, 3, height_ratios=(3, 1))
+        panels = ("simulator", real[i].numpy()), ("dream", dreamed[i].numpy()), ("difference", difference[i].numpy())
+        for j, (name, panel) in enumerate(panels):
+            axes = figure.add_subplot(grid[0, j])
+            axes.imshow(panel, cmap="magma", vmin=0, vmax=0.5, interpolation="nearest")
+            axes.set_title(name, fontsize="small")
+            axes.set_axis_off()
+        axes = figure.add_subplot(grid[1, :])
+        seconds = [chunk_s * k for k in range(i + 1)]
+        axes.plot(seconds, 100 * error[: i + 1], color=RED, marker=".", label="error of a pixel, %")
+        axes.set(xlim=(0, chunk_s * max(len(real) - 1, 1)), ylim=(0, max(100 * float(error.max()), 1.0)))
+        axes.set_xlabel("seconds", fontsize="small")
+        axes.spines[["top", "right"]].set_visible(False)
+        lines = axes.lines[:]
+        if expected_error:
+            beside = axes.twinx()
+            told = list(expected_error[:i])
+            lines += beside.plot(seconds[1:], told, color="0.5", linestyle="--", label="error that trust expects")
+            beside.set(ylim=(0, max(*expected_error, 1e-6)))
+            beside.spines[["top"]].set_visible(False)
+        axes.legend(
+            lines, [str(line.get_label()) for line in lines], frameon=False, fontsize="x-small", loc="upper left"
+        )
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return frames
+
+
+def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: float) -> None:
+    """Write pictures (height, width, 3) uint8 as a .gif or .mp4.
+
+    Raises:
+        UserError: an .mp4 needs the package av.
+    """
+    path = Path(path)
+    if path.suffix == ".gif":
+        write_atomically(path, _gif(frames, frames_per_s))
+        return
+    rate = round(frames_per_s)
+    try:
+        film = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", plugin="pyav", codec="libx264", fps=rate)
+    except ImportError as error:
+        raise UserError(f"{path}: an .mp4 needs the package av; {pip_line('video')}, or take a .gif") from error
+    write_atomically(path, film)
+
+
+def inline_film(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
+    """Return a GIF as the address of a picture that a page holds within itself."""
+    return "data:image/gif;base64," + base64.b64encode(_gif(frames, frames_per_s)).decode()
+
+
+def _gif(frames: Sequence[np.ndarray], frames_per_s: float) -> bytes:
+    film: bytes = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=1000 / frames_per_s, loop=0)
+    return film
+
+
+def gif_of(address: str) -> bytes:
+    """Return the GIF that `inline_film` made an address of."""
+    return base64.b64decode(address.partition(",")[2])
+
+
+def picture_errors(real: Tensor, dreamed: Tensor) -> list[tuple[float, float]]:
+    """PSNR in dB of each dreamed picture, and of the first one repeated, over the pixels that differ from the first."""
+    rows = []
+    for true, dream in zip(real[1:], dreamed[1:], strict=True):
+        mask = moving(real[0], true)
+        rows.append((peak_signal_to_noise(dream, true, mask), peak_signal_to_noise(real[0], true, mask)))
+    return rows

@@ -1,0 +1,1 @@
+"""Robots: the interface, a fake one, and one behind rosbridge."""

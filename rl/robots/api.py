@@ -1,0 +1,282 @@
+"""Robots: anything with the members of LeRobot's `Robot`, found by name, and what its numbers mean to a policy."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+
+from rewards.errors import UserError
+from rl.deploy.safety import NOT_NUMBERS, Stop
+from world_model.spec import Spec
+
+Array = np.ndarray
+
+OURS = {
+    "fake": ("rl.robots.fake", "FakeRobot"),
+    "sim": ("rl.envs.metaworld.robot", "SimRobot"),
+    "rosbridge": ("rl.robots.rosbridge", "RosbridgeRobot"),
+}
+"""Robots that come with it: where they are, imported when they are asked for."""
+
+
+class Robot(Protocol):
+    """The members of LeRobot's `Robot` that are used. An observation and an action are dicts of numbers by name.
+
+    A robot may also have `control_hz`, which is then compared with that of the policy, and `reset(scene)`, which makes
+    it ready for an episode; the same number is the same place to begin, where it can do that. Where its `real_time` is
+    False it waits for its commands, as a simulator can. An observation may hold `timestamp`, seconds of
+    `time.monotonic` at which it was taken, and `success`.
+    """
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """Name -> float for a number, or the shape of an image."""
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        """Name -> float."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can be talked to."""
+
+    def connect(self) -> None:
+        """Begin to talk, and calibrate and configure it where it needs that, as robots of LeRobot do."""
+
+    def get_observation(self) -> dict[str, Any]:
+        """Return the newest observation."""
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        """Command it; returns what was really sent, in the same units, which is recorded as the action."""
+
+    def disconnect(self) -> None:
+        """Let go of it, standing still."""
+
+
+class NumberRobot:
+    """What robots share that have numbers alone, by the names in `state` and `action`."""
+
+    state: tuple[str, ...]
+    action: tuple[str, ...]
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """A number for each entry of the state."""
+        return dict.fromkeys(self.state, float)
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        """A number for each entry of an action."""
+        return dict.fromkeys(self.action, float)
+
+
+@dataclass(frozen=True)
+class RobotMap:
+    """Which numbers of a robot are those of the policy, in order, and how they are scaled."""
+
+    state: tuple[str, ...] = ()  # a name for each entry of the state; empty: those of the spec, see `names_of`
+    action: tuple[str, ...] = ()  # a name for each entry of an action; empty: action.0, action.1, ...
+    scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: ours = scale * theirs + offset
+    offset: dict[str, float] = field(default_factory=dict)
+
+
+def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names that state and action have where nothing is mapped: slices with the number in them."""
+    names = [f"state.{i}" for i in range(spec.state_dim)]
+    for name, part in spec.slices.items():
+        for i in range(part.start, part.stop):
+            names[i] = f"{name}.{i - part.start}"
+    return tuple(names), tuple(f"action.{i}" for i in range(spec.action_dim))
+
+
+class Interface:
+    """A robot as a policy sees it: frames and actions in the order, units and signs that it was trained on.
+
+    Args:
+        robot: connected.
+        spec: of the policy.
+        mapping: names, scales and offsets.
+        hz: the rate that the loop will run at.
+
+    Raises:
+        UserError: robot and policy differ, see `differences`.
+    """
+
+    def __init__(self, robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> None:
+        self.robot, self.spec = robot, spec
+        # The watchdog sends from a thread of its own, and few robots can be talked to from two at once.
+        self._talking, self._begun, self._patience_s = threading.Lock(), 0.0, 1 / hz
+        if found := differences(robot, spec, mapping, hz):
+            rows = "; ".join(f"{name}: expected {policy}, found {theirs}" for name, policy, theirs in found)
+            raise UserError(f"the robot is not what the policy expects, nothing was sent: {rows}")
+        self.state_names, self.action_names = _names(spec, mapping)
+        self._scale, self._offset = (
+            {name: values.get(name, default) for name in (*self.state_names, *self.action_names)}
+            for values, default in ((mapping.scale, 1.0), (mapping.offset, 0.0))
+        )
+
+    def observe(self) -> tuple[list[Any], Any, Mapping[str, Any]]:
+        """Return the frame (state_dim,), the time it was taken, and the whole observation, all of it unchecked.
+
+        Raises:
+            Stop: the observation is no dict.
+        """
+        with self._turn():
+            observation = self.robot.get_observation()
+        if not isinstance(observation, Mapping):
+            raise Stop(f"the observation is no dict of numbers by name: {repr(observation)[:60]}")
+        frame = [self._ours(name, observation.get(name)) for name in self.state_names]
+        return frame, observation.get("timestamp", time.monotonic()), observation
+
+    def send(self, command: Array) -> list[Any]:
+        """Send a command (action_dim,) under the names, scales and offsets of the robot.
+
+        Returns:
+            What the robot says that it took (action_dim,), unchecked; what it says nothing of, it took as it was.
+        """
+        sent = dict(zip(self.action_names, command.tolist(), strict=True))
+        with self._turn():
+            taken = self.robot.send_action({n: (v - self._offset[n]) / self._scale[n] for n, v in sent.items()})
+        if taken is None:
+            return [*sent.values()]
+        if not isinstance(taken, Mapping):
+            return [repr(taken)]  # which the guard refuses
+        found = {name: self._ours(name, taken.get(name)) for name in sent}
+        return [sent[n] if v is None or (isinstance(v, float) and v != v) else v for n, v in found.items()]
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until nobody else talks to the robot, but not for one that has talked for a period: it hangs."""
+        left = self._begun + self._patience_s - time.monotonic()
+        waited = self._talking.acquire(timeout=min(max(left, 0.0), self._patience_s))
+        self._begun = time.monotonic()
+        try:
+            yield
+        finally:
+            if waited:
+                self._talking.release()
+
+    def _ours(self, name: str, value: Any) -> Any:
+        if isinstance(value, bool | np.bool_ | str | bytes):  # of which float would make numbers
+            return value  # the guard says what is wrong with it
+        try:
+            return self._scale[name] * float(value) + self._offset[name]
+        except NOT_NUMBERS:
+            return value
+
+
+def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[tuple[str, str, str]]:
+    """Return everything in which a robot is not what a policy of `spec` expects: what, expected, found."""
+    found = []
+    for what, names, size, features in zip(
+        ("state", "action"),
+        _names(spec, mapping),
+        (spec.state_dim, spec.action_dim),
+        (robot.observation_features, robot.action_features),
+        strict=True,
+    ):
+        if len(names) != size:
+            found.append((f"{what}, size", str(size), f"{len(names)} names in the map"))
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            found.append((f"{what}, names", "each once", f"{twice[0]} twice in the map"))
+        found += _by_part(
+            (name, "a number", _offer(name, features)) for name in names if features.get(name) is not float
+        )
+    state, action = _names(spec, mapping)
+    found += [
+        (name, "no such action", "one that has to be sent") for name in robot.action_features if name not in action
+    ]
+    theirs = getattr(robot, "control_hz", hz)
+    if not np.isclose(theirs, hz):
+        found.append(("rate", f"{hz:g} Hz", f"{theirs:g} Hz"))
+    for name in sorted({*mapping.scale, *mapping.offset}):
+        scale, offset = mapping.scale.get(name, 1.0), mapping.offset.get(name, 0.0)
+        if name not in (*state, *action):
+            found.append((name, "no such name", "a scale or offset in the map"))
+        elif scale == 0 or not np.isfinite([scale, offset]).all():
+            found.append((name, "a scale that can be undone", f"{scale:g}, offset {offset:g}"))
+    return found
+
+
+def _by_part(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Make one row of those that say the same of one part of the state: `image.0 ... image.511`, not 512 of them."""
+    for (_, expected, found), group in groupby(rows, lambda row: (row[0].rpartition(".")[0] or row[0], *row[1:])):
+        names = [name for name, _, _ in group]
+        yield names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}", expected, found
+
+
+def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
+    """Return the robot of a name: `fake`, `sim`, `rosbridge`, or that of a LeRobot plug-in.
+
+    Args:
+        name: of the robot.
+        params: of it.
+        task: that it is for; robots of ours that have to know it are told.
+
+    Raises:
+        UserError: there is none, its parameters do not fit, or they name another task.
+    """
+    try:
+        if name in OURS:
+            module, attribute = OURS[name]
+            maker = getattr(importlib.import_module(module), attribute)
+            robot: Robot = maker(**_with_task(maker, params, task))
+            return robot
+        return _from_lerobot(name, params)
+    except TypeError as error:
+        raise UserError(f"robot={name}: its parameters {dict(params)} do not fit: {error}") from error
+
+
+def _with_task(maker: Callable[..., Robot], params: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """Tell a robot that has to know its task the one of the session: the one source of what it runs."""
+    if not task or "task" not in inspect.signature(maker).parameters:
+        return params
+    if (theirs := params.get("task", task)) != task:
+        raise UserError(
+            f"params.task={theirs}: expected {task}, the task that the session runs and records; "
+            f"leave params.task out, and say task={theirs} if that is what you mean"
+        )
+    return {**params, "task": task}
+
+
+def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
+    try:
+        robots = importlib.import_module("lerobot.robots")
+    except ImportError as error:
+        known = ", ".join(OURS)
+        raise UserError(f"robot={name}: expected {known}, or a robot of LeRobot (pip install lerobot)") from error
+    # LeRobot knows a robot once its module is imported, and plug-ins of others once it has looked for them.
+    for module in pkgutil.iter_modules(robots.__path__):
+        with suppress(ImportError):  # of a library that only another robot needs
+            importlib.import_module(f"lerobot.robots.{module.name}")
+    with suppress(ImportError, AttributeError):
+        importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()
+    choices = robots.RobotConfig.get_known_choices()
+    if name not in choices:
+        raise UserError(f"robot={name}: unknown to LeRobot, which knows {', '.join(sorted(choices))}")
+    try:
+        robot: Robot = robots.make_robot_from_config(robots.RobotConfig.get_choice_class(name)(**params))
+    except ImportError as error:
+        raise UserError(f"robot={name}: {error}") from error
+    return robot
+
+
+def _names(spec: Spec, mapping: RobotMap) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    state, action = names_of(spec)
+    return mapping.state or state, mapping.action or action
+
+
+def _offer(name: str, features: Mapping[str, Any]) -> str:
+    if name not in features:
+        return f"no such; it has {', '.join(features)}"[:80]
+    return f"an image {features[name]}"

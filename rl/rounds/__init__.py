@@ -1,0 +1,1 @@
+"""The rounds of post-training: phases, gates, evaluation, dreams."""

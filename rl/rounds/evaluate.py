@@ -1,0 +1,162 @@
+"""Success of a policy, with intervals: the same episodes every time, whatever the batch they run in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rl.envs.simulator import IDLE, Simulator
+from rl.policies.wam import ChunkPolicy
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.env import BatchedEnv, Obs
+from world_model.wam.model import Context
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One evaluated episode."""
+
+    task: str
+    seed: int
+    success: bool
+    n_steps: int
+    reward: float  # the simulator's own, summed; in a dream that of the environment
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of `eval.jsonl`."""
+        return asdict(self)
+
+
+class Acts(Protocol):
+    """What an evaluation needs of a policy: to read observations, and to decide by (seed, counter) of an episode."""
+
+    def encode(self, obs: Obs) -> Any:
+        """Whatever `decide` reads."""
+
+    def decide(self, context: Any, seed: Tensor, counter: Tensor) -> Tensor:
+        """Actions (n, n_action_steps, action_dim)."""
+
+
+class Exploring:
+    """A policy that goes on exploring where it is evaluated, with noise from `generator`."""
+
+    def __init__(self, policy: ChunkPolicy, generator: torch.Generator) -> None:
+        self.encode, self.policy, self.generator = policy.encode, policy, generator
+
+    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
+        """Explore; seed and counter have no say."""
+        return self.policy.sample(context, self.generator)[0]
+
+
+def evaluate_sim(
+    policy: Acts, env: Simulator, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
+) -> list[EpisodeResult]:
+    """Run the episodes named by `seeds` without exploring; results in the order of `seeds`.
+
+    The noise of each decision depends on (episode seed, step), so a result can be repeated alone. `tick` hears
+    (finished, total). All environments of `env` must run the same task.
+    """
+    results: dict[int, EpisodeResult] = {}
+    size = env.wave or len(seeds) or 1
+    for first in range(0, len(seeds), size):
+        wave = seeds[first : first + size]
+        env.set_episode_seeds(wave)
+        for result, _ in _episodes(policy, env):
+            if result.seed != IDLE:
+                results[result.seed] = result
+            if tick is not None:
+                tick(len(results), len(set(seeds)))
+            if all(seed in results for seed in wave):
+                break
+    env.set_episode_seeds([])
+    env.begun = False  # what is under way belongs to nobody
+    return [results[seed] for seed in seeds]
+
+
+def evaluate_dream(policy: Acts, env: DreamEnv, tick: Callable[[int, int], None] | None = None) -> list[EpisodeResult]:
+    """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`).
+
+    `tick` is called with (finished, total).
+    """
+    results: dict[int, EpisodeResult] = {}
+    for result, index in _episodes(policy, env):
+        results.setdefault(index, result)
+        if tick is not None:
+            tick(len(results), env.num_envs)
+        if len(results) == env.num_envs:
+            break
+    return [results[i] for i in range(env.num_envs)]
+
+
+def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
+    """Return the states in which the episodes named by `seeds` begin, to dream the very same ones."""
+    env.set_episode_seeds(seeds)
+    frames, tasks = [], []
+    for _ in range(-(-len(seeds) // env.num_envs)):
+        env.reset()
+        frames.append(env.context.clone())
+        tasks.append(env.task.clone())
+    env.set_episode_seeds([])
+    n = len(seeds)
+    return StartStates(torch.cat(frames)[:n], torch.cat(tasks)[:n], torch.tensor(seeds, device=env.device))
+
+
+def success_rate(results: Iterable[EpisodeResult]) -> float:
+    """Share of successes."""
+    outcomes = [r.success for r in results]
+    return sum(outcomes) / len(outcomes)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, Z95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return middle - half, middle + half
+
+
+def paired_gain(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> tuple[float, float, float]:
+    """Return the gain in success on the same episodes and its 95 % interval (Wald on paired differences)."""
+    differences = [float(a.success) - float(b.success) for b, a in zip(before, after, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
+    half = Z95 * math.sqrt(variance / n)
+    return mean, mean - half, mean + half
+
+
+def describe(results: Sequence[EpisodeResult]) -> str:
+    """Say a success rate with its interval and the number of episodes, in percent."""
+    n, hits = len(results), sum(r.success for r in results)
+    low, high = wilson(hits, n)
+    return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
+
+
+def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
+    """Step for ever, yielding each episode as it ends, with the environment that ran it."""
+    obs = env.reset()
+    reward = torch.zeros(env.num_envs, device=env.device)
+    succeeded = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
+    while True:
+        seed, task, elapsed = env.episode_seed.clone(), env.task.clone(), env.elapsed.clone()
+        with torch.inference_mode():
+            actions = policy.decide(policy.encode(obs), seed, elapsed)
+        step = env.step_chunk(actions)
+        obs = step.obs
+        reward += (step.reward if step.task_reward is None else step.task_reward).sum(1)
+        succeeded |= step.is_success
+        done = step.terminated | step.truncated
+        n_steps = elapsed + step.executed.sum(1)
+        for j in done.nonzero().squeeze(1).tolist():
+            name = env.spec.tasks[int(task[j])]
+            yield EpisodeResult(name, int(seed[j]), bool(succeeded[j]), int(n_steps[j]), float(reward[j])), j
+        reward[done], succeeded[done] = 0.0, False

@@ -1,0 +1,59 @@
+"""The gate after each round: champion and challenger on the same fresh episodes; a loss is rolled back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from rl.rounds.evaluate import EpisodeResult
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate saw and decided; `won` and `lost` count episodes that only challenger or only champion solved."""
+
+    accepted: bool
+    champion: float
+    challenger: float
+    won: int
+    lost: int
+    n_episodes: int
+
+    def __str__(self) -> str:
+        word = "accepted" if self.accepted else "ROLLED BACK"
+        return (
+            f"{word}: {100 * self.champion:.0f} % -> {100 * self.challenger:.0f} % on {self.n_episodes} fresh episodes "
+            f"(won {self.won}, lost {self.lost})"
+        )
+
+
+def judge(
+    run_champion: Callable[[list[int]], list[EpisodeResult]],
+    run_challenger: Callable[[list[int]], list[EpisodeResult]],
+    first_seed: int,
+    block: int,
+    most: int,
+    alpha: float,
+    z_loss: float,
+) -> Verdict:
+    """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
+
+    Only discordant pairs tell (McNemar 1947). A difference is clear from z * sqrt(won + lost) on, where z is such that
+    luck alone makes one clear with probability `alpha`, whichever way and however many blocks there are (Bonferroni).
+    A clear loss is rolled back, and when `most` are used, one from z_loss on. Less is accepted: noise explains it, and
+    the challenger has seen more.
+    """
+    z_clear = NormalDist().inv_cdf(1 - alpha / 2 / math.ceil(most / block))
+    won = lost = champion_hits = challenger_hits = n = 0
+    clear = False
+    while n < most and not clear:
+        seeds = list(range(first_seed + n, first_seed + n + min(block, most - n)))
+        for old, new in zip(run_champion(seeds), run_challenger(seeds), strict=True):
+            champion_hits, challenger_hits = champion_hits + old.success, challenger_hits + new.success
+            won, lost = won + (new.success and not old.success), lost + (old.success and not new.success)
+        n += len(seeds)
+        clear = won != lost and abs(won - lost) >= z_clear * math.sqrt(won + lost)
+    lost_it = lost > won and (clear or lost - won >= z_loss * math.sqrt(won + lost))
+    return Verdict(not lost_it, champion_hits / n, challenger_hits / n, won, lost, n)

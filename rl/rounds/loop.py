@@ -1,0 +1,345 @@
+"""Post-training, round by round: PPO in the simulator and in the dream, a gate after each, a verdict at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from rewards.errors import UserError
+from rl.build import make_policy, make_sim, tasks_of
+from rl.config import EXPLORE_SEED, TrainConfig
+from rl.policies.wam import load_policy_state, policy_state
+from rl.ppo.buffer import Rollout, Samples
+from rl.ppo.imitation import Imitation
+from rl.ppo.update import ChunkPPO
+from rl.rounds.dreams import Dreams
+from rl.rounds.eval_envs import Arenas
+from rl.rounds.evaluate import Acts, EpisodeResult, Exploring, success_rate
+from rl.rounds.gate import judge
+from rl.rounds.outcome import STEPS, Outcome, Part, Weights
+from rl.rounds.trial import try_rewards
+from world_model.wam.model import WorldActionModel
+
+START_SEED = 100_000_000
+"""First seed of the resets that dreams begin from; training draws its own, gates and evaluations are far below."""
+
+_WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
+"""How long a part of a round takes, roughly and beside an evaluation or a gate; for the progress that is shown."""
+
+_STATE = (
+    *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
+    *("before", "parts", "champion", "real", "_critic_is_new", "n_updates"),
+)
+"""Attributes of a run that its state holds as they are."""
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class PostTraining:
+    """One run of `wamtune train`, from a start policy to an evaluated champion.
+
+    A run whose state was taken at a safe point goes on from there bit for bit, in this process or another.
+
+    Args:
+        config: everything there is to choose.
+        model: the checkpoint; None for policy=gaussian.
+        imitation: demonstrations for the anchor.
+        log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
+        say: hears a line for people.
+        tick: called with (work done, work in all, what is being done).
+        safe: hears that here `state_dict` holds all there is; True: a part has ended, False: a rollout within one.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: WorldActionModel | None,
+        imitation: Imitation | None,
+        log: Log,
+        say: Callable[[str], None] = print,
+        tick: Callable[[float, float, str], None] = lambda done, total, doing: None,
+        safe: Callable[[bool], None] = lambda ended: None,
+    ) -> None:
+        self.config, self.model, self.imitation = config, model, imitation
+        self.log, self.say, self.tick, self.safe = log, say, tick, safe
+        self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
+        self._check_budget()
+        tasks = tasks_of(config, model)
+        self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
+        self.arenas = Arenas(config, model, tasks, self.sim)
+        self.policy = make_policy(config, model, self.sim)
+        self.ppo = ChunkPPO(
+            self.policy, self.sim, config.ppo, lambda g: self.imitation.loss(g) if self.imitation else None, config.seed
+        )
+        self.champion = policy_state(self.policy)
+        self.sim_steps = self.gate_steps = self.gate_episodes = self.explored = self.n_updates = 0
+        self.before: list[EpisodeResult] = []
+        self.parts: list[Part] = []
+        self.n_places, self.under_way = 0, False  # how many places of the rounds are done, and has the next one begun
+        self.real: Samples | None = None  # Monte-Carlo returns of the last rollout in the simulator
+        # Built now, so that a term that a dream cannot serve is refused before anything runs.
+        self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
+        self.sim.record(self.dreams is not None)
+        self.ref_kl_coef = config.dream.ref_kl_coef  # as strict as the gates have taught
+        # A control has no use for a critic, and its first rollout teaches as every other.
+        self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
+        self._begun = time.monotonic()
+        self._work, self._step = [1.0], 0  # what there is to do, in evaluations, and which of it is under way
+
+    def places(self, round_index: int) -> list[str]:
+        """What a round consists of, in order."""
+        return self.config.places(round_index, self.imitation is not None)
+
+    def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
+        """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
+        # What there is to do: first evaluation, training and gate of each part of a round, evaluations of champions.
+        todo = [(place, i) for i in range(self.config.n_rounds) for place in self.places(i)]
+        gate = float(self.config.gate.enabled)
+        parts = [work for place, _ in todo for work in (_WORK[place], gate * (place in self.config.gate.places))]
+        self._work, self._step = [1.0, *parts, float(len(todo))], 0
+        if not self.before:
+            if before is None:
+                try_rewards(self.config, self.model, self.sim, self.dreams is not None)
+            self.before = before or self.evaluate()
+            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0})
+            self.safe(True)
+        while self.n_places < len(todo):
+            self._step = 1 + 2 * self.n_places
+            self._run_part(*todo[self.n_places])
+            self.n_places, self.under_way = self.n_places + 1, False
+            self.safe(True)
+        self._step = len(self._work) - 1
+        outcome = Outcome(self.before, self.parts, self.sim_steps, self.gate_steps, self.n_updates)
+        self._evaluate_champions(outcome)
+        load_policy_state(self.policy, self.champion)
+        return outcome
+
+    def _run_part(self, place: str, round_index: int) -> None:
+        """Train in `place` and hear the gate, or go on with what was under way."""
+        if not self.under_way:
+            dreams = self.dreams if "dream" in self.places(round_index) else None
+            if dreams is not None and not dreams.end and place == self.places(round_index)[0]:
+                self._explore(self.config.dream.n_episodes)
+            if dreams is not None and dreams.end and place == "dream":
+                self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
+                return
+            self.policy.set_reference()
+            self.under_way = True
+        {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}[place](round_index)
+        self._step += 1
+        self.parts.append(self._gate(place, round_index))
+
+    def evaluate(self) -> list[EpisodeResult]:
+        """Success of the present policy on the seeds of `config.eval`."""
+        results = self.arenas.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
+        self.sim.record(self.dreams is not None)  # no dream sees them, where training and judging share a simulator
+        return results
+
+    def close(self) -> None:
+        """End the simulator's processes."""
+        self.sim.close()
+        self.arenas.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that what is still to come depends on, where `safe` is heard."""
+        return {
+            "run": {name: getattr(self, name) for name in _STATE},
+            "seconds": time.monotonic() - self._begun,
+            "weights": dict(self.policy.state_dict()),
+            "optimizer": self.ppo.optimizer.state_dict(),
+            "generator": self.ppo.generator.get_state(),
+            "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
+            "arenas": [env.generator.get_state() for env in self.arenas.envs],
+            "imitation": None if self.imitation is None else self.imitation.collected(),
+            "dreams": None if self.dreams is None else self.dreams.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; an environment of Isaac Lab begins its episodes anew."""
+        older = "n_updates" not in state["run"]
+        if older and self.config.n_action_steps < self._chunk_size:
+            raise UserError(
+                f"n_action_steps={self.config.n_action_steps}: an older version began this run, whose ppo.n_steps "
+                "and dream.horizon counted the executed parts of chunks; finish it there, or begin a new one"
+            )
+        for name, value in state["run"].items():
+            setattr(self, name, value)
+        if older:
+            self.n_updates = self.sim_steps  # where its axis ended
+        self.real = self.real and self.real.to(self.sim.device)
+        self._begun = time.monotonic() - state["seconds"]
+        self.policy.load_state_dict(state["weights"])
+        self.ppo.optimizer.load_state_dict(state["optimizer"])
+        self.ppo.generator.set_state(state["generator"])
+        if state["sim"] is not None:
+            self.sim.load_state_dict(state["sim"])
+        for env, generator in zip(self.arenas.envs, state["arenas"], strict=True):
+            env.generator.set_state(generator)
+        if self.imitation is not None:
+            self.imitation.collect_again(state["imitation"])
+        if self.dreams is not None:
+            self.dreams.load_state_dict(state["dreams"])
+
+    def _n_decisions(self, n_chunks: int) -> int:
+        return self.config.n_decisions(n_chunks, self._chunk_size)
+
+    @property
+    def _rollout_size(self) -> int:
+        """Steps that a rollout in the simulator executes at most."""
+        config = self.config
+        return config.env.n_envs * self._n_decisions(config.ppo.n_steps) * config.n_action_steps
+
+    def _check_budget(self) -> None:
+        config, size = self.config, self._rollout_size
+        if config.env.kind != "dream" and config.total_timesteps < size:
+            raise UserError(
+                f"total_timesteps={config.total_timesteps}: a rollout executes {size:,} steps (env.n_envs="
+                f"{config.env.n_envs}, ppo.n_steps={config.ppo.n_steps} chunks of {self._chunk_size}); "
+                "expected at least one; raise it, or lower env.n_envs or ppo.n_steps"
+            )
+
+    def _log(self, values: dict[str, float]) -> None:
+        self.log(self.n_updates, {STEPS: self.sim_steps, **values})
+
+    def _tick(self, doing: str, share: float) -> None:
+        done = sum(self._work[: self._step], 0.0) + self._work[self._step] * min(share, 1.0)
+        self.tick(done, sum(self._work, 0.0), doing)
+
+    def _train_imitation(self, round_index: int) -> None:
+        """Take over what is quickly learned: the demonstrations of these tasks alone, and what has succeeded so far."""
+        self._tick(f"round {round_index + 1}, imitation", 0.0)
+        self.ppo.imitate(self.config.ppo.imitation_steps)
+        self.n_updates += 1
+
+    def _train_sim(self, round_index: int) -> None:
+        config = self.config
+        rounds = [i for i in range(config.n_rounds) if "sim" in self.places(i)]
+        begun, goal = self.sim_steps, config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
+        # To the nearest rollout: short episodes leave each a little under its size, which is no reason for one more.
+        while goal - self.sim_steps > self._rollout_size / 2:
+            self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
+            self._learn("sim", self._collect_sim(self._n_decisions(config.ppo.n_steps)))
+            self.safe(False)
+
+    def _train_dream(self, round_index: int) -> None:
+        assert self.dreams is not None
+        config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
+        horizon = self._n_decisions(config.horizon)
+        if not self.config.learns_from_dreams:
+            n_batches = -(-config.n_envs * horizon // self.config.ppo.batch_size)
+            self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
+            self.n_updates += config.n_updates
+            return
+        refit = f"round {round_index + 1}, refit of the dream"
+        self._tick(refit, 0.0)
+        if (error := self.dreams.error()) is not None:
+            self._log({"dream/error": error})
+        self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
+        first = START_SEED + (1000 * self.config.seed + round_index) * config.n_starts
+        dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
+        for i in range(config.n_updates + self._critic_is_new):
+            self._tick(doing, (1 + i / (config.n_updates + 1)) / 2)
+            rollout = self.ppo.collect(dream, horizon, fresh=True)
+            seen = self.dreams.weigh(rollout, i)
+            self._log({f"dream/{name}": value for name, value in seen.items()})
+            if self.imitation is not None:
+                self.imitation.add_successes(rollout, "dream")
+            self._learn("dream", rollout)
+        if self.imitation is not None:
+            self.imitation.forget_dream()
+
+    def _explore(self, n: int) -> None:
+        """Collect `n` episodes with the present policy, exploring, for the dream to be refitted on."""
+        first = EXPLORE_SEED + self.explored
+        results = self._recorded(range(first, first + n), "exploring", Exploring(self.policy, self.ppo.generator))
+        self.explored += n
+        self.sim_steps += sum(r.n_steps for r in results)
+
+    def _collect_sim(self, n_steps: int) -> Rollout:
+        rollout = self.ppo.collect(self.sim, n_steps, self.config.ppo.fresh_rollouts)
+        self.sim_steps += int(rollout.n_executed.sum())
+        if self.imitation is not None:
+            self.imitation.add_successes(rollout, "sim")
+        if self.dreams is not None:
+            self.dreams.episodes += self.sim.record(True)
+            self.real = Samples.from_rollout(rollout, self.config.ppo.gamma, gae_lambda=1.0)
+        return rollout
+
+    def _learn(self, place: str, rollout: Rollout) -> None:
+        """Update from a rollout; the very first one of a run only shows the critic what there is to expect."""
+        if not self._critic_is_new:
+            self._update(place, rollout)
+            return
+        variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
+        self._critic_is_new = False
+        self._log({"critic/heldout_explained_variance": variance})
+        self.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
+
+    def _update(self, place: str, rollout: Rollout) -> None:
+        samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
+        elsewhere = (self.real, self.config.dream.n_epochs, self.ref_kl_coef) if place == "dream" else ()
+        stats = self.ppo.update(samples, *elsewhere)
+        self.n_updates += 1
+        values = {f"train/{name}": value for name, value in stats.items()}
+        success = rollout.success_rate(fresh=place == "dream" or self.config.ppo.fresh_rollouts)
+        values[f"rollout/{place}_success"] = success
+        if place == "dream" and self.dreams is not None:
+            self.dreams.success = success
+        values[f"rollout/{place}_reward"] = float(rollout.reward.mean())
+        values |= {f"reward/{name}": value for name, value in rollout.terms.items()}
+        self._log(values)
+
+    def _gate(self, place: str, round_index: int) -> Part:
+        gate, verdict = self.config.gate, None
+        challenger = policy_state(self.policy)
+        if gate.enabled and place in gate.places:
+            contests = partial(self._contest, self.champion), partial(self._contest, challenger)
+            n_gates = self.config.n_gates(self.imitation is not None)
+            first, alpha = gate.seed + self.gate_episodes, gate.alpha / n_gates
+            verdict = judge(*contests, first, gate.n_episodes, gate.max_episodes, alpha, gate.z_loss)
+            self.gate_episodes += verdict.n_episodes
+            self.say(f"round {round_index + 1}, {place}: {verdict}")
+            where = {f"in_{name}": place == name for name in ("imitation", "dream")}
+            seen = vars(verdict) | where | {"episodes": self.gate_episodes}
+            self._log({f"gate/{name}": float(value) for name, value in seen.items()})
+            if place == "dream" and self.dreams is not None:
+                self.dreams.judge(verdict)
+        if verdict is None or verdict.accepted:
+            self.champion = challenger
+        elif place == "dream":
+            self.ref_kl_coef *= self.config.dream.rollback_factor
+        load_policy_state(self.policy, self.champion)
+        seconds = time.monotonic() - self._begun
+        return Part(place, verdict, self.champion, self.sim_steps, self.gate_steps, seconds, n_updates=self.n_updates)
+
+    def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
+        load_policy_state(self.policy, weights)
+        results = self._recorded(seeds, "gate", self.policy, self.config.gate.record)
+        if self.sim.place == "sim":  # a judge that dreams costs nobody a step
+            self.gate_steps += sum(r.n_steps for r in results)
+        return results
+
+    def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts, learn: bool = True) -> list[EpisodeResult]:
+        """Run episodes; imitation and dream learn from them if `learn`."""
+        # Exploring comes before the training of a part, whose progress begins at 0.
+        heard = partial(self._tick, doing) if doing == "gate" else lambda share: self._tick(doing, 0.0)
+        results, episodes = self.arenas.record(policy, seeds, heard)
+        if learn and self.imitation is not None:
+            self.imitation.add_episodes(episodes, self.config.env.action_delay)
+        if learn and self.dreams is not None:
+            self.dreams.episodes += episodes
+        return results
+
+    def _evaluate_champions(self, outcome: Outcome) -> None:
+        results = outcome.before
+        self._work[self._step :] = [1.0] * max(sum(part.accepted for part in outcome.parts), 1)
+        for part in outcome.parts:
+            if part.accepted:
+                load_policy_state(self.policy, part.champion)
+                results = self.evaluate()
+                self._step = min(self._step + 1, len(self._work) - 1)
+            part.evaluation = results
+            # Not as `STEPS`, whose curve would run back here.
+            self.log(part.n_updates, {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps})

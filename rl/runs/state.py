@@ -1,0 +1,44 @@
+"""What `wamtune train` saves on its way, to go on from there in a new process: `checkpoints/state` of a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.ppo.buffer import Samples
+from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.gate import Verdict
+from rl.rounds.outcome import Outcome, Part
+from world_model.checkpoint import load_training_state, pack_training_state, save_checkpoint
+from world_model.data.episodes import Episode
+from world_model.files import existing_folder
+from world_model.wam.model import Context
+
+
+@dataclass
+class Run:
+    """One run, of RL or of a control, and what it gave."""
+
+    name: str
+    outcome: Outcome
+    minutes: float
+
+
+TYPES = (Run, Outcome, Part, Verdict, EpisodeResult, Episode, Context, Samples)
+"""Dataclasses that a state may hold; no file can name another."""
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Replace the state of a run folder, whole or not at all."""
+    save_checkpoint(folder / "checkpoints" / "state", {}, {}, "# State of a run\n", pack_training_state(state))
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the state of a run folder, None where there is none.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    path = existing_folder(folder / "checkpoints" / "state")
+    return load_training_state(path, TYPES) if path.is_dir() else None

@@ -1,0 +1,1 @@
+"""The two stages before RL: pretrain and tune."""

@@ -1,0 +1,131 @@
+"""Episodes from the simulator: scripted experts (clean and noisy), random motion, or a policy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator
+from rl.policies.wam import ChunkPolicy
+from world_model.data.episodes import Episode
+from world_model.env import Obs
+
+AFTER_SUCCESS = 8
+"""Steps recorded beyond the first success, so that a model also sees what a success looks like a moment later."""
+
+SEEDS = {"expert": 0, "noisy": 100_000, "random": 200_000, "policy": 300_000, "heldout": 500_000}
+"""First episode seed of each source; gates and evaluations use seeds from a million on."""
+
+SOURCES = ("expert", "noisy", "random")
+
+Act = Callable[[Obs], Tensor]
+"""Observation -> actions (num_envs, k, action_dim)."""
+
+
+def collect_scripted(source: str, tasks: Sequence[str], n_episodes: int, seed: int | None = None) -> list[Episode]:
+    """Record `n_episodes` of each Meta-World task, see `collect_from`."""
+    with contextlib.closing(SimEnv("metaworld", len(tasks), tasks, terminate_on_success=False)) as env:
+        return collect_from(env, len(tasks), source, n_episodes, seed)
+
+
+def collect_from(env: Simulator, n_tasks: int, source: str, n_episodes: int, seed: int | None = None) -> list[Episode]:
+    """Record `n_episodes` of each task of `env` with the scripted expert, with noise on it, or with random motion.
+
+    Noise is white plus slowly drifting, of a strength drawn for each episode, so that errors of all sizes and their
+    repair are seen. `seed` is the first episode seed. The environments are dealt out to the tasks in turn, and do not
+    end an episode at its first success.
+    """
+    first = SEEDS[source] if seed is None else seed
+    generator = torch.Generator(env.device).manual_seed(first)
+    episodes: list[Episode] = []
+    at_once = env.num_envs // n_tasks
+    for i in range(0, n_episodes, at_once):
+        env.set_episode_seeds([first + i + j // n_tasks for j in range(env.num_envs)])
+        episodes += record(env, _scripted(source, env, generator), source)
+    return episodes
+
+
+def collect_policy(
+    policy: ChunkPolicy, env: Simulator, n_episodes: int, explore: bool = True, seed: int | None = None
+) -> list[Episode]:
+    """Record at least `n_episodes` of a policy in all environments of `env`, built with terminate_on_success=False."""
+    first = SEEDS["policy"] if seed is None else seed
+    generator = torch.Generator(env.device).manual_seed(first)
+    episodes: list[Episode] = []
+    while len(episodes) < n_episodes:
+        start = first + len(episodes)
+        env.set_episode_seeds(list(range(start, start + env.num_envs)))
+
+        @torch.no_grad()
+        def act(obs: Obs) -> Tensor:
+            context = policy.encode(obs)
+            if explore:
+                return policy.sample(context, generator)[0]
+            return policy.decide(context, env.episode_seed, env.elapsed)
+
+        episodes += record(env, act, "policy")
+    return episodes
+
+
+def record(env: Simulator, act: Act, source: str) -> list[Episode]:
+    """Run one episode in each environment and cut it at its end, or `AFTER_SUCCESS` steps after its first success."""
+    obs = env.reset()
+    seeds, tasks = env.episode_seed.tolist(), env.task.tolist()
+    first_success = torch.full((env.num_envs,), env.max_steps, device=env.device)
+    frames, actions, success, rewards = [obs["state"][:, -1:]], [], [], []
+    steps, length = 0, torch.zeros_like(first_success)
+    running = torch.ones_like(length, dtype=torch.bool)  # an environment that has ended is in its next episode
+    while bool((running & (first_success + AFTER_SUCCESS >= steps)).any()):
+        action = act(obs)[:, : env.max_steps - steps]
+        step = env.step_chunk(action)
+        obs = step.obs
+        frames.append(step.frames)
+        actions.append(action.clamp(env.action_low, env.action_high))
+        success.append(step.success)
+        assert step.task_reward is not None  # every simulator has a reward of its own
+        rewards.append(step.task_reward)
+        hit = step.success.float().argmax(1) + steps
+        first_success = torch.where(running & step.is_success, torch.minimum(first_success, hit), first_success)
+        length += running * step.executed.sum(1)
+        running &= ~(step.terminated | step.truncated)
+        steps += action.shape[1]
+    states, acted, succeeded, paid = (torch.cat(x, 1).cpu() for x in (frames, actions, success, rewards))
+    lengths = torch.minimum(first_success + 1 + AFTER_SUCCESS, length).tolist()
+    return [
+        Episode(
+            state=states[j, : n + 1].clone(),
+            action=acted[j, :n].clone(),
+            success=succeeded[j, :n].clone(),
+            task=env.spec.tasks[tasks[j]],
+            source=source,
+            seed=seeds[j],
+            task_reward=paid[j, :n].float().clone(),
+            picture_every=env.picture_every,
+        )
+        for j, n in enumerate(lengths)
+    ]
+
+
+def _scripted(source: str, env: Simulator, generator: torch.Generator) -> Act:
+    """Return what acts in one episode; the strength of its noise is drawn here."""
+    shape = (env.num_envs, env.spec.action_dim)
+    strength = 0.1 + 0.7 * torch.rand(env.num_envs, 1, generator=generator, device=env.device)
+    drift = torch.zeros(shape, device=env.device)
+    middle, half = (env.action_low + env.action_high) / 2, (env.action_high - env.action_low) / 2
+
+    def normal() -> Tensor:
+        return torch.randn(shape, generator=generator, device=env.device)
+
+    def act(obs: Obs) -> Tensor:
+        nonlocal drift
+        drift = 0.8 * drift + 0.6 * normal()
+        action = middle + half * drift if source == "random" else env.expert_actions()
+        if source == "noisy":
+            action = action + strength * (0.7 * drift + 0.3 * normal())
+        return action.unsqueeze(1)
+
+    return act

@@ -1,0 +1,127 @@
+"""The schemas of `wamtune pretrain` and `wamtune tune`: every field a preset or a `key=value` override may set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rewards.errors import UserError
+from rl.config import MISSING, RECORDED, IsaacConfig
+from world_model.data.columns_config import ColumnsConfig
+from world_model.wam.config import ModelConfig
+from world_model.wam.training_config import StageConfig
+
+if TYPE_CHECKING:
+    from world_model.data.episodes import Episode
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Collect episodes of all kinds, or take recorded ones, and learn to predict the world from them."""
+
+    name: str = MISSING  # folder below runs/
+    id: str = "metaworld"  # or a task of Isaac Lab, the only one of `tasks`; recorded: no simulator, collect nothing
+    isaac: IsaacConfig = field(default_factory=IsaacConfig)
+    tasks: tuple[str, ...] = MISSING  # in the order of the model's task embedding; recorded: empty for all there are
+    seed: int = 0  # of the first weights; added to stage.seed for the batches
+    threads: int = 0  # of torch; 0: all cores
+    device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
+    n_workers: int = 0  # processes that step the simulator; 0: none beside this one
+    episodes: str = ""  # folder of the episodes, completed if it has too few; empty: runs/episodes/NAME
+    dataset: str = ""  # folder of a LeRobot v3.0 dataset, imported to the episodes first; with id=recorded
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # what the dataset calls things
+    videos: str = ""  # folder with TASK/*.mp4 to watch beside them, for a model with one view; empty: none
+    n_expert: int = 40  # episodes per task of the scripted expert
+    n_noisy: int = 60  # of the expert with noise on its actions
+    n_random: int = 20  # of random motion
+    n_heldout: int = 20  # never trained on: a third by the expert, the rest noisy
+    trust_steps: int = 4000  # of the calibration of trust on the held-out episodes; 0: none
+    half: bool = True  # round the finished weights to half precision and store them so
+    model: ModelConfig = field(default_factory=ModelConfig)
+    # of the picture codec, before the rest and only where model.views names cameras
+    pictures: StageConfig = field(default_factory=lambda: StageConfig(batch_size=64, learning_rate=2e-3))
+    stage: StageConfig = field(default_factory=StageConfig)
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        _at_least(self, 0, "seed", "threads", "n_workers", "n_expert", "n_noisy", "n_random", "trust_steps")
+        _at_least(self, 1, "n_heldout")
+        if len(set(self.tasks)) < len(self.tasks) or not (self.tasks or self.id == RECORDED):
+            raise UserError(f"tasks={list(self.tasks)}: expected at least one task, none of them twice")
+        if self.id == RECORDED and self.model.views:
+            raise UserError("model.views: images of recorded episodes are not read yet; set model.views={}")
+        if self.dataset and self.id != RECORDED:
+            raise UserError(f"dataset={self.dataset}: id={self.id} collects its own episodes; set id={RECORDED}")
+        if self.videos and len(self.model.views) != 1:
+            raise UserError(f"videos={self.videos}: model.views has {len(self.model.views)} cameras, a video is of one")
+        if self.n_expert + self.n_noisy + self.n_random == 0:
+            raise UserError("n_expert, n_noisy and n_random are all 0: nothing to learn from; raise one of them")
+
+    @property
+    def episode_folder(self) -> str:
+        """Where the episodes are kept."""
+        return self.episodes or f"runs/episodes/{self.name}"
+
+
+@dataclass(frozen=True)
+class DemonstrationsConfig:
+    """Which of the recorded episodes are demonstrations."""
+
+    episodes: str = ""  # folder of them; empty: that of the other episodes
+    sources: tuple[str, ...] = ("expert",)  # who acted in them: expert, noisy, import, ...; empty: anyone
+    success_only: bool = True  # an episode without a success is none
+
+    def include(self, episode: Episode) -> bool:
+        """Whether an episode is a demonstration."""
+        return (not self.sources or episode.source in self.sources) and (episode.is_success or not self.success_only)
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Learn to act from few demonstrations, then refit the world decoder on what the tuned policy meets."""
+
+    name: str = MISSING  # folder below runs/
+    checkpoint: str = "metaworld-pretrained"  # what is tuned: a built-in name, a folder or a run folder
+    id: str = "metaworld"  # or a task of Isaac Lab; recorded: no simulator, so no rollouts and no success rate
+    isaac: IsaacConfig = field(default_factory=IsaacConfig)
+    episodes: str = MISSING  # folder of the episodes that `wamtune pretrain` collected, or of others
+    demonstrations: DemonstrationsConfig = field(default_factory=DemonstrationsConfig)
+    tasks: tuple[str, ...] = ()  # to act in; empty: all the checkpoint knows
+    seed: int = 0  # added to stage.seed and refit.seed
+    threads: int = 0  # of torch; 0: all cores
+    device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
+    n_workers: int = 0  # processes that step the simulator; 0: none beside this one
+    n_demos: int = 10  # demonstrations per task, the first ones; fewer where there are fewer
+    demos: dict[str, int] = field(
+        default_factory=dict
+    )  # exceptions from n_demos, by task; so many there have to be; also of tasks that are not tuned
+    n_policy: int = 110  # rollouts per task of the tuned policy for the refit, half of them exploring
+    n_policy_heldout: int = 10  # beside them, kept for measuring
+    n_denoising_steps: int = 2  # of the policy
+    noise_std: float = 0.2  # of the exploring rollouts, as in PPO
+    n_eval: int = 100  # episodes per task of the success table
+    # success is measured once more with each of these: white noise on every feature and step, in units of the state
+    eval_noise: tuple[float, ...] = (0.001, 0.003)
+    trust_steps: int = 4000  # of the calibration of trust on the held-out episodes; 0: none
+    half: bool = True  # round the finished weights to half precision and store them so
+    stage: StageConfig = field(default_factory=lambda: StageConfig(n_steps=5000, atoms=(0.15, 0.7, 0.0, 0.15, 0.0)))
+    # n_steps 0: no refit
+    refit: StageConfig = field(default_factory=lambda: StageConfig(n_steps=2000, atoms=(0.05, 0.0, 0.8, 0.1, 0.05)))
+
+    def check(self) -> None:
+        """Refuse counts that mean nothing."""
+        _at_least(self, 0, "seed", "threads", "n_workers", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
+        _at_least(self, 1, "n_demos", "n_denoising_steps")
+        if not all(noise > 0 for noise in self.eval_noise):
+            raise UserError(f"eval_noise={list(self.eval_noise)}: expected numbers above 0")
+        if self.noise_std <= 0:
+            raise UserError(f"noise_std={self.noise_std}: expected more than 0")
+        for task, n in self.demos.items():
+            if n < 1:
+                raise UserError(f"demos.{task}={n}: expected at least 1")
+
+
+def _at_least(config: object, low: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < low:
+            raise UserError(f"{name}={getattr(config, name)}: expected at least {low}")

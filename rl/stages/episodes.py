@@ -1,0 +1,202 @@
+"""The episodes of the two stages: what is missing is collected, in batches that an interruption leaves whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.errors import UserError
+from rl.config import RECORDED
+from rl.envs.sim import SimEnv
+from rl.envs.simulator import Simulator, is_isaac, pick_device
+from rl.policies.wam import FlowPolicy
+from rl.report.pairs import run_pairs, summarise
+from rl.rounds.evaluate import EpisodeResult, evaluate_sim
+from rl.runs.progress import Progress
+from rl.stages.collect import SEEDS, SOURCES, collect_from, collect_policy
+from rl.stages.config import PretrainConfig, TuneConfig
+from rl.stages.recorded import heldout_store, import_dataset
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.wam.model import WorldActionModel
+
+BATCH = 10
+"""Episodes per task that are collected between two writes."""
+
+MAX_ENVS = 32
+EVAL_SEED = 700_000
+HELDOUT_POLICY_SEED = SEEDS["heldout"] + 1000
+
+
+def device_of(config: PretrainConfig | TuneConfig) -> str:
+    """Where model and simulator of a config meet; see `pick_device`."""
+    return pick_device(config.device, config.id, config.isaac.device)
+
+
+def collect(config: PretrainConfig, store: EpisodeStore) -> None:
+    """Complete `store` and its held-out part to what `config` asks for; import a dataset where that is named."""
+    if config.id == RECORDED:
+        import_dataset(config, store)
+        return
+    for source in SOURCES:
+        _complete(config, store, source, getattr(config, f"n_{source}"), SEEDS[source])
+    third, first = config.n_heldout // 3, SEEDS["heldout"]
+    heldout = {"expert": third, "noisy": config.n_heldout - third}
+    if config.n_expert + config.n_noisy == 0:  # as where there is no expert
+        heldout = {"random": config.n_heldout}
+    for source, n in heldout.items():
+        _complete(config, heldout_store(store), source, n, first)
+        first += n
+
+
+def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Sequence[str]) -> list[Episode]:
+    """Return the first demonstrations of each task: as many as `demos` says, else `n_demos` or what there is.
+
+    Raises:
+        UserError: there are fewer than `demos` says, or none at all.
+    """
+    chosen: list[Episode] = []
+    for task in tasks:
+        of_task = [e for e in episodes if e.task == task]
+        found = [e for e in of_task if config.demonstrations.include(e)]
+        if len(found) < config.demos.get(task, 1):
+            raise _too_few(config, task, of_task, len(found))
+        chosen += sorted(found, key=lambda e: e.seed)[: config.demos.get(task, config.n_demos)]
+    return chosen
+
+
+def _too_few(config: TuneConfig, task: str, of_task: Sequence[Episode], n_found: int) -> UserError:
+    rule = config.demonstrations
+    kind = "successful episodes" if rule.success_only else "episodes"
+    who = f" of source {' or '.join(rule.sources)}" if rule.sources else ""
+    where = f"{rule.episodes or config.episodes} has {n_found} {kind}{who} of this task to learn from"
+    if task in config.demos:
+        return UserError(f"demos.{task}={config.demos[task]}, but {where}; ask for fewer or collect more")
+    counts = Counter(e.source for e in of_task)
+    there = ", ".join(f"{n} of source {source}" for source, n in counts.items()) or "none of any source"
+    n_successful = sum(e.is_success for e in of_task)
+    return UserError(
+        f"task {task!r}: {where} (there are {there}, {n_successful} successful); set demonstrations.sources or "
+        "demonstrations.success_only, name another folder, or leave the task out of `tasks`"
+    )
+
+
+def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], store: EpisodeStore) -> None:
+    """Complete `store` and its held-out part with episodes of the policy, the first half of them exploring.
+
+    Without a simulator there are none.
+    """
+    if config.id == RECORDED:
+        return
+    parts = [(store, config.n_policy, SEEDS["policy"])]
+    parts += [(heldout_store(store), config.n_policy_heldout, HELDOUT_POLICY_SEED)]
+    with Progress("roll out") as progress:
+        for k, (part, n, first) in enumerate(parts):
+            have = {(e.task, e.seed) for e in part.load()}
+            for i, task in enumerate(tasks):
+                progress.update(k * len(tasks) + i, len(parts) * len(tasks), task=task)
+                for explore, seed, count in ((True, first, n // 2), (False, first + n // 2, n - n // 2)):
+                    if count and (task, seed) not in have:
+                        episodes = _policy_episodes(config, model, task, count, explore, seed)
+                        part.append(episodes, model.spec)
+
+
+def evaluate(
+    config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]
+) -> tuple[list[EpisodeResult], dict[str, dict[str, float]]]:
+    """Run `config.n_eval` episodes of each task without exploring, and dream them as well.
+
+    Returns the results in the simulator, and for each task the rank correlation of prediction error with success;
+    nothing where there is no simulator.
+    """
+    results: list[EpisodeResult] = []
+    correlations: dict[str, dict[str, float]] = {}
+    if config.n_eval == 0 or config.id == RECORDED:
+        return results, correlations
+    with Progress("evaluate") as progress:
+        for task in tasks:
+            env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True)
+            of_task, pairs = run_pairs(policy, model, env, range(EVAL_SEED, EVAL_SEED + config.n_eval))
+            env.close()
+            results += of_task
+            correlations[task] = summarise(model, pairs)["error_and_success"]
+            progress.update(len(results), len(tasks) * config.n_eval, task=task)
+    return results, correlations
+
+
+def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]) -> dict[str, list[EpisodeResult]]:
+    """Run the episodes of `evaluate` once more with each of `config.eval_noise` on the observations."""
+    results: dict[str, list[EpisodeResult]] = {}
+    if config.n_eval == 0 or config.id == RECORDED:
+        return results
+    seeds = range(EVAL_SEED, EVAL_SEED + config.n_eval)
+    n_done, n_in_all = 0, len(config.eval_noise) * len(tasks) * config.n_eval
+    with Progress("evaluate with noise") as progress:
+        for noise in config.eval_noise:
+            results[f"{noise:g}"] = of_noise = []
+            for task in tasks:
+                env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True, obs_noise=noise)
+                of_noise += evaluate_sim(policy, env, seeds)
+                env.close()
+                n_done += config.n_eval
+                progress.update(n_done, n_in_all, task=task, noise=noise)
+    return results
+
+
+def _complete(config: PretrainConfig, store: EpisodeStore, source: str, n: int, first: int) -> None:
+    have = {(e.task, e.seed) for e in store.load(config.tasks, [source])}
+    # Isaac Lab lives from many environments at once, and takes its time to make them.
+    batch = n if is_isaac(config.id) else BATCH
+    with Progress(f"collect {source}") as progress:
+        for begin in range(first, first + n, max(batch, 1)):
+            seeds = range(begin, min(begin + batch, first + n))
+            lacking = [task for task in config.tasks if any((task, seed) not in have for seed in seeds)]
+            if lacking:
+                n_envs = len(seeds) if is_isaac(config.id) else len(lacking)
+                with contextlib.closing(_env(config, lacking, config.tasks, n_envs)) as env:
+                    episodes = collect_from(env, len(lacking), source, len(seeds), begin)
+                    store.append([e for e in episodes if (e.task, e.seed) not in have], env.spec)
+            progress.update(seeds.stop - first, n)
+
+
+def _env(
+    config: PretrainConfig | TuneConfig,
+    tasks: Sequence[str],
+    known: Sequence[str],
+    n_envs: int,
+    model: WorldActionModel | None = None,
+    terminate_on_success: bool = False,
+    obs_noise: float = 0.0,
+) -> Simulator:
+    frames = 2 if model is None else model.config.n_context_frames
+    options: dict[str, Any] = {"n_context_frames": frames, "terminate_on_success": terminate_on_success}
+    options |= {"obs_noise": obs_noise}
+    if is_isaac(config.id):
+        from rl.envs.isaac.env import IsaacEnv
+
+        return IsaacEnv(config.id, n_envs, **options, **vars(config.isaac) | {"device": device_of(config)})
+    options |= {"task_names": known, "seen_by": model, "device": device_of(config)}
+    return SimEnv(config.id, n_envs, tasks, n_workers=config.n_workers, **options)
+
+
+def _policy(
+    config: TuneConfig,
+    model: WorldActionModel,
+    task: str,
+    n_episodes: int,
+    terminate_on_success: bool,
+    obs_noise: float = 0.0,
+) -> tuple[Simulator, FlowPolicy]:
+    n_envs = n_episodes if is_isaac(config.id) else min(n_episodes, MAX_ENVS)
+    env = _env(config, [task], model.spec.tasks, n_envs, model, terminate_on_success, obs_noise)
+    return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
+
+
+def _policy_episodes(
+    config: TuneConfig, model: WorldActionModel, task: str, n: int, explore: bool, seed: int
+) -> list[Episode]:
+    env, policy = _policy(config, model, task, n, terminate_on_success=False)
+    episodes = collect_policy(policy, env, n, explore, seed)[:n]
+    env.close()
+    return episodes

@@ -1,0 +1,171 @@
+"""Pictures for the stages: episodes are run again before the cameras, and seen through the model's own codec."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl.envs.eyes import PROPRIOCEPTION, Eyes, eyes_of, seeing_spec
+from rl.envs.sim import make_spec
+from rl.envs.workers import Group
+from rl.runs.progress import Progress
+from rl.stages.videos import Video
+from world_model.data.episodes import Episode, EpisodeStore, read_shard
+from world_model.files import write_atomically
+from world_model.spec import Spec
+from world_model.wam.config import ModelConfig
+from world_model.wam.images import PictureCodec, Pictures
+from world_model.wam.model import WorldActionModel
+from world_model.wam.noise import noisy_images
+
+CAMERA_SEED = 0
+"""Of the cameras that disturb episodes, see `see_disturbed`."""
+
+REPEATS = 1e-4
+"""How far the last frame of an episode may be from what is recorded when it is run again."""
+
+
+def model_spec(simulated: Spec, config: ModelConfig) -> Spec:
+    """Return what a model of this config is told: all that is simulated, or proprioception and pictures.
+
+    Raises:
+        UserError: nothing is known of what a robot knows of itself there.
+    """
+    if not config.views:
+        return simulated
+    codec = PictureCodec(len(config.views), config.picture_size, config.picture_dim)
+    told = [part for part in PROPRIOCEPTION if part in simulated.slices]
+    if not told:
+        raise UserError(
+            f"model.views: the state of {simulated.tasks[0]} has none of {', '.join(PROPRIOCEPTION)}, which a robot "
+            f"knows of itself; see SLICES in rl/envs/gym_env.py, or set model.views={{}}"
+        )
+    return seeing_spec(simulated, told, codec)
+
+
+def film(
+    env_id: str, store: EpisodeStore, config: ModelConfig, tasks: Collection[str], sources: Collection[str] | None
+) -> tuple[list[Episode], list[Tensor]]:
+    """Return the episodes of a store, and the pictures of each (T + 1, n_views, size, size, 3) uint8.
+
+    They are drawn once, a file for each shard, beside the episodes.
+
+    Raises:
+        UserError: an episode does not run as it was recorded.
+    """
+    episodes: list[Episode] = []
+    pictures: list[Tensor] = []
+    with Progress("film") as progress:
+        for i, shard in enumerate(store.shards):
+            of_shard = read_shard(shard)
+            drawn = _kept(shard, config)
+            if drawn is None:
+                drawn = [_checked(env_id, episode, config, shard) for episode in of_shard]
+                _keep(shard, config, drawn)
+            for episode, its in zip(of_shard, drawn, strict=True):
+                if episode.task in tasks and (sources is None or episode.source in sources):
+                    episodes.append(episode)
+                    pictures.append(its)
+            progress.update(i + 1, len(store.shards))
+    return episodes, pictures
+
+
+def run_again(env_id: str, episode: Episode, config: ModelConfig) -> Tensor:
+    """Run an episode again before the cameras. Shape: (T + 1, n_views, size, size, 3) uint8."""
+    return _run_again(env_id, episode, config)[0]
+
+
+def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Sequence[Video] = ()) -> Pictures:
+    """Put the pictures of all episodes and videos together, those of a task apart."""
+    shown = [(e.task, its) for e, its in zip(episodes, pictures, strict=True)] + list(videos)
+    tasks = dict.fromkeys(task for task, _ in shown)
+    return Pictures([torch.cat([its for of, its in shown if of == task]) for task in tasks])
+
+
+def see(model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictures: Sequence[Tensor]) -> list[Episode]:
+    """Return the episodes as the model sees them: with a new picture, in codes, in every frame."""
+    eyes = eyes_of(model, make_spec(env_id, model.spec.tasks))
+    assert eyes is not None
+    return [_seen(eyes, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
+
+
+def see_disturbed(
+    model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictures: Sequence[Tensor], n_cameras: int
+) -> list[Episode]:
+    """Return each episode `n_cameras` times, as other cameras see it (`ImageNoise`); [] without noise."""
+    noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA_SEED)
+    copies = [] if noise.is_off else list(zip(episodes, pictures, strict=True)) * n_cameras
+    disturbed = [noisy_images(its, noise, generator, one_camera=True) for _, its in copies]
+    return see(model, env_id, [episode for episode, _ in copies], disturbed)
+
+
+def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
+    state = episode.state.to(eyes.codec.always.device)
+    return replace(episode, state=eyes.begin(state, pictures.numpy()).cpu())
+
+
+def _checked(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
+    pictures, last = _run_again(env_id, episode, config)
+    if np.abs(last - episode.state[-1].numpy()).max() > REPEATS:
+        raise UserError(
+            f"{shard}: the episode of seed {episode.seed} ({episode.task}) does not run as it was recorded; "
+            f"delete its folder, it is collected again"
+        )
+    return pictures
+
+
+def _run_again(env_id: str, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
+    """Return the pictures, and the last frame as it was simulated."""
+    group = _group(env_id, episode.task, config)
+    frames, pictures = group.reset({0: episode.seed})
+    drawn = [pictures[0]]
+    for action in episode.action.numpy():
+        steps = group.advance(action[None, None], np.array([1]), stop_on_success=False)
+        frames = steps.frames[:, -1]
+        drawn.append(steps.pictures[0])
+    return torch.from_numpy(np.stack(drawn)), frames[0]
+
+
+_groups: dict[tuple[str, ...], Group] = {}
+
+
+def _group(env_id: str, task: str, config: ModelConfig) -> Group:
+    """Return the one environment of a task that is filmed in; to make one takes as long as an episode."""
+    key = env_id, task, _described(config)
+    if key not in _groups:
+        _groups[key] = Group(env_id, [task], {}, tuple(config.views.values()), config.picture_size)
+    return _groups[key]
+
+
+def _file(shard: Path) -> Path:
+    return shard.parent / "pictures" / shard.name.replace("episodes-", "pictures-")
+
+
+def _described(config: ModelConfig) -> str:
+    views = [asdict(view) for view in config.views.values()]
+    return json.dumps({"views": views, "size": config.picture_size})
+
+
+def _keep(shard: Path, config: ModelConfig, drawn: list[Tensor]) -> None:
+    tensors = {f"{i:06d}": pictures for i, pictures in enumerate(drawn)}
+    write_atomically(_file(shard), save(tensors, metadata={"seen": _described(config)}))
+
+
+def _kept(shard: Path, config: ModelConfig) -> list[Tensor] | None:
+    """Return what was drawn before; None where it was not, or from elsewhere, or the file is damaged."""
+    try:
+        with safe_open(_file(shard), framework="pt") as file:
+            if file.metadata()["seen"] != _described(config):
+                return None
+            return [file.get_tensor(name) for name in sorted(file.keys())]
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,305 @@
+"""The two stages before RL, end to end: collect episodes, train, measure, write a checkpoint with its card.
+
+A run can be interrupted anywhere and is continued from its folder: episodes are kept batch by batch, training goes on
+from the last saved state and ends with the same weights, measuring is done again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewards.errors import UserError
+from rl.config import RECORDED
+from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
+from rl.runs.folder import RunFolder
+from rl.runs.progress import Progress
+from rl.stages.collect import SOURCES
+from rl.stages.config import PretrainConfig, TuneConfig
+from rl.stages.episodes import collect, demonstrations, device_of, evaluate, evaluate_noisy, roll_out
+from rl.stages.images import by_task, film, model_spec, see, see_disturbed
+from rl.stages.recorded import describe, heldout_store, load_split, recorded_tasks
+from rl.stages.trust import calibrate_trust
+from rl.stages.videos import Video, read_videos, watched
+from world_model.checkpoint import load_training_state, pack_training_state
+from world_model.data.episodes import Episode, EpisodeStore, pack_episodes
+from world_model.data.windows import Windows
+from world_model.files import existing_folder
+from world_model.wam.images import Pictures
+from world_model.wam.metrics import imitation_metrics, picture_metrics
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import half_precision, load_model, load_model_and_config, save_model
+from world_model.wam.training import StageConfig, fit_statistics, train_stage
+
+DEMONSTRATIONS = "episodes-000000.safetensors"
+"""File of a checkpoint folder; `EpisodeStore` reads the folder."""
+
+DEMO_CAMERAS = 8
+"""Disturbed cameras that see each demonstration: there are few, and the policy must not learn one camera by heart."""
+
+
+@dataclass
+class Saved:
+    """What the run folder of an earlier call holds."""
+
+    model: WorldActionModel
+    config: dict[str, Any]
+    state: dict[str, Any]  # of training; empty: the run is finished
+
+
+@dataclass
+class Work:
+    """A model on its way through the phases of one run."""
+
+    run: RunFolder
+    stage: str
+    parent: str
+    model: WorldActionModel
+    unseen: Windows | None = None  # to measure on
+    simulator: bool = True  # or success cannot be measured
+    step: int = 0  # optimizer steps of the phases before this one
+
+    def train(
+        self, phase: str, windows: Windows | Pictures, config: StageConfig, resume: dict[str, Any] | None = None
+    ) -> None:
+        """Run one phase of training, measuring and saving on the way; `resume` is the saved state to go on from."""
+
+        def log(step: int, values: dict[str, float]) -> None:
+            self.run.log(self.step + step, {f"{phase}/{name}": value for name, value in values.items()})
+            progress.update(step, config.n_steps, **values)
+
+        def save(step: int, state: dict[str, Any]) -> None:
+            self.model.eval()
+            if self.unseen is not None:
+                self.run.log(self.step + step, _flat(world_metrics(self.model, self.unseen)))
+            self.model.train()
+            files = pack_training_state({"phase": phase, "mark": self.run.mark(), **state})
+            self.save({"step": self.step + step}, extra=files)
+
+        with Progress(phase) as progress:
+            train_stage(phase, self.model, windows, config, log, save, resume)
+        self.step += config.n_steps
+
+    def finish(
+        self, metrics: dict[str, Any], episodes: Sequence[Episode], demos: Sequence[Episode], half: bool
+    ) -> dict[str, Any]:
+        """Write the finished checkpoint, with its demonstrations and its card, and return its config."""
+        spec = self.model.spec
+        about: dict[str, Any] = {
+            "step": self.step,
+            "command": (self.run.path / "config.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# "),
+            "episodes": dict(Counter(e.source for e in episodes)),
+            "demonstrations": dict(Counter(e.task for e in demos)),
+            "metrics": finite(metrics),
+            **({} if self.simulator else {"simulator": False}),
+        }
+        self.run.log(self.step, _flat(about["metrics"]))
+        card = model_card(self.run.path.parent.name, self.stage, self.parent, spec.tasks, about)
+        extra = {DEMONSTRATIONS: pack_episodes(list(demos), spec)} if demos else {}
+        self.save(about, card, extra, half)
+        return about
+
+    def save(
+        self, about: dict[str, Any], card: str = "", extra: dict[str, bytes] | None = None, half: bool = False
+    ) -> None:
+        """Replace `checkpoints/last`."""
+        last = self.run.checkpoints / "last"
+        save_model(last, self.model, self.stage, self.parent, about, card, extra, half)
+
+
+def load_saved(folder: Path) -> Saved | None:
+    """Return the last checkpoint of a run folder, None if the run had not come to one."""
+    last = folder / "checkpoints" / "last"
+    if not existing_folder(last).is_dir():
+        return None
+    model, config = load_model_and_config(last)
+    return Saved(model, config, {} if "metrics" in config else load_training_state(last))
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the state of training in a run folder, None where there is none yet; that of a finished run is empty."""
+    saved = load_saved(folder)
+    return None if saved is None else saved.state
+
+
+def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
+    """Collect, train and measure; return what the checkpoint's config says about it: `metrics`, `episodes`, `step`."""
+    saved = load_saved(run.path)
+    if saved is not None and not saved.state:
+        return saved.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    store = EpisodeStore(config.episode_folder)
+    if saved is None or config.id != RECORDED:  # a dataset is not needed again
+        collect(config, store)
+    state = saved.state if saved else None
+    if saved is None:
+        torch.manual_seed(config.seed)
+        spec = replace(store.spec, tasks=config.tasks or recorded_tasks(store))
+        model = WorldActionModel(config.model, model_spec(spec, config.model))
+    else:
+        model = saved.model
+    model.to(device_of(config))
+    work = Work(run, "pretrain", "", model, simulator=config.id != RECORDED)
+    videos: list[Video] = []
+    if config.videos:
+        pictures_per_s = model.spec.control_hz / config.model.chunk_size
+        videos = read_videos(config.videos, config.tasks, config.model.picture_size, pictures_per_s)
+    if model.pictures is not None:
+        if state is None or state["phase"] == "pictures":
+            pictures = by_task(*film(config.id, store, config.model, config.tasks, SOURCES), videos)
+            if state is None:
+                model.pictures.fit(pictures)
+            work.train("pictures", pictures, _seeded(config.pictures, config.seed), state)
+            state = None
+        else:
+            work.step = config.pictures.n_steps
+    episodes, heldout = _read(config, model, store, model.spec.tasks)
+    print(describe(store.folder, episodes, heldout), flush=True)
+    if videos:
+        episodes += watched(model, videos)
+    disturbed = _disturbed(config, model, store, config.tasks, n_cameras=1)
+    windows, work.unseen = model.windows(episodes + disturbed), model.windows(heldout)
+    if state is None:
+        fit_statistics(model, windows)
+    work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=state)
+    if config.half:
+        half_precision(model)
+    metrics = world_metrics(model, work.unseen) | _seen_metrics(config, model, store) | _trust(model, heldout, config)
+    return work.finish(metrics, episodes, [], config.half)
+
+
+def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
+    """Imitate, roll out, refit and evaluate; return what the checkpoint's config says about it, as `pretrain` does."""
+    saved = load_saved(run.path)
+    if saved is not None and not saved.state:
+        return saved.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
+    tasks = _tasks(config, model)
+    store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
+    shown, shown_unseen = episodes, unseen = _read(config, model, store, model.spec.tasks)
+    demo_store = store
+    if config.demonstrations.episodes:
+        demo_store = EpisodeStore(config.demonstrations.episodes)
+        shown, shown_unseen = _read(config, model, demo_store, model.spec.tasks)
+    demos = demonstrations(config, shown, tasks)
+    unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
+    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), config.id != RECORDED)
+    state = saved.state if saved else None
+    if state is None or state["phase"] == "tune":
+        stage = _seeded(config.stage, config.seed)
+        seen = demos + _disturbed(config, model, demo_store, tasks, DEMO_CAMERAS, demos)
+        work.train("tune", model.windows(seen), stage, state)
+        state = None
+        if config.half:  # from here on the policy is the one that is stored
+            half_precision(model)
+    else:
+        work.step = config.stage.n_steps
+    roll_out(config, model, tasks, own)
+    episodes += own.load()
+    unseen += heldout_store(own).load()
+    work.unseen = model.windows(unseen)
+    if config.refit.n_steps:
+        seen = episodes + _disturbed(config, model, store, model.spec.tasks, n_cameras=1)
+        work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
+    if config.half:
+        half_precision(model)  # what the refit changed; the rest is rounded already
+    results, correlations = evaluate(config, model, tasks)
+    for result in results:
+        run.eval_row({"step": work.step, **result.to_row()})
+    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _seen_metrics(config, model, store)
+    metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
+    metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
+    return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
+
+
+def _read(
+    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore, tasks: Sequence[str]
+) -> tuple[list[Episode], list[Episode]]:
+    """Load what was done in `tasks`, as the model sees it: to learn from, and held out.
+
+    Raises:
+        UserError: there is nothing, or it was recorded on another robot; or it has no images, and the model needs them.
+    """
+    if not store.shards:
+        raise UserError(f"episodes={store.folder}: there are none; `wamtune pretrain PRESET` collects or imports them")
+    if model.pictures is None:
+        store.check_fits(model.spec, f"episodes={store.folder}")
+        return load_split(store, tasks, model.config.chunk_size)
+    if config.id == RECORDED:
+        raise UserError(f"id={RECORDED}: the checkpoint sees images, which are not recorded; tune one that does not")
+    # Only what scripts did in the simulator can be run again before the cameras.
+    parts = (film(config.id, part, model.config, tasks, SOURCES) for part in (store, heldout_store(store)))
+    learned, heldout = (see(model, config.id, *part) for part in parts)
+    return learned, heldout
+
+
+def _imitation(config: TuneConfig, model: WorldActionModel, demos: list[Episode]) -> dict[str, float]:
+    """Measure the policy on held-out demonstrations; nothing where there are none."""
+    if not any(e.length >= model.config.chunk_size for e in demos):
+        return {}
+    return imitation_metrics(model, model.windows(demos), config.n_denoising_steps)
+
+
+def _disturbed(
+    config: PretrainConfig | TuneConfig,
+    model: WorldActionModel,
+    store: EpisodeStore,
+    tasks: Sequence[str],
+    n_cameras: int,
+    only: Sequence[Episode] | None = None,
+) -> list[Episode]:
+    """Load what `_read` does, as `n_cameras` disturbed cameras see it; [] for a model without images.
+
+    `only` names the episodes that are wanted; None: all.
+    """
+    if model.pictures is None:
+        return []
+    wanted = None if only is None else {(e.task, e.source, e.seed) for e in only}
+    filmed = zip(*film(config.id, store, model.config, tasks, SOURCES), strict=True)
+    chosen = [(e, its) for e, its in filmed if wanted is None or (e.task, e.source, e.seed) in wanted]
+    return see_disturbed(model, config.id, [e for e, _ in chosen], [its for _, its in chosen], n_cameras)
+
+
+def _seen_metrics(config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore) -> dict[str, Any]:
+    """Measure dreamed pictures on the held-out episodes of a store; nothing for a model that does not see."""
+    if model.pictures is None:
+        return {}
+    episodes, pictures = film(config.id, heldout_store(store), model.config, model.spec.tasks, SOURCES)
+    return {"pictures": picture_metrics(model, see(model, config.id, episodes, pictures), pictures)}
+
+
+def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:
+    rows = calibrate_trust(model, unseen, config.trust_steps)
+    if config.half:
+        half_precision(model)  # what calibration fitted; the rest is rounded already
+    return {"trust": rows} if rows else {}
+
+
+def _tasks(config: TuneConfig, model: WorldActionModel) -> tuple[str, ...]:
+    tasks = config.tasks or model.spec.tasks
+    for task in (*tasks, *config.demos):
+        if task not in model.spec.tasks:
+            raise UserError(f"task {task!r} is not one of the checkpoint's: {', '.join(model.spec.tasks)}")
+    return tasks
+
+
+def _seeded(config: StageConfig, seed: int) -> StageConfig:
+    return replace(config, seed=config.seed + seed)
+
+
+def _flat(metrics: dict[str, Any], prefix: str = "heldout") -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            values |= _flat(value, f"{prefix}/{name}")
+        elif value is not None:
+            values[f"{prefix}/{name}"] = value
+    return values

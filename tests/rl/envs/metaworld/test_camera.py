@@ -1,0 +1,243 @@
+"""Cameras and what a model sees through them; skipped where there is no OpenGL to draw with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rewards import RewardManager
+from rewards.errors import UserError
+from rl import cli
+from rl.build import make_sim
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.envs.sim import SimEnv, make_spec
+from rl.envs.workers import Group
+from rl.policies.wam import FlowPolicy
+from rl.stages import images as stage_pictures
+from rl.stages.collect import collect_scripted
+from rl.stages.images import film, run_again
+from world_model.data.episodes import EpisodeStore
+from world_model.view import View
+from world_model.wam.metrics import picture_metrics
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
+
+torch.set_num_threads(1)
+VIEW = View()
+
+
+def opengl() -> bool:
+    try:
+        Group("metaworld", ["push"], {}, (VIEW,), 16).reset({0: 1})
+    except UserError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not opengl(), reason="no OpenGL")
+
+
+def see(view: View, task: str = "push", seed: int = 3, size: int = 64) -> np.ndarray:
+    _, pictures = Group("metaworld", [task], {}, (view,), size).reset({0: seed})
+    return pictures[0, 0]
+
+
+def test_a_picture_depends_on_what_is_there_alone():
+    first, other = see(VIEW), see(VIEW, "door-open")
+    assert first.shape == (64, 64, 3) and first.std() > 20
+    assert np.array_equal(see(VIEW), first) and np.array_equal(see(VIEW, "door-open"), other)
+    assert not np.array_equal(see(VIEW, seed=4), first)
+
+
+def test_the_goal_can_be_hidden():
+    def green(picture: np.ndarray) -> int:
+        red, green, blue = picture.transpose(2, 0, 1)
+        return int(((green > 150) & (red < 80) & (blue < 80)).sum())
+
+    assert green(see(VIEW)) >= 4 and green(see(View(shows_goal=False))) == 0
+
+
+def test_a_camera_of_the_model_by_name():
+    assert not np.array_equal(see(View(camera="gripperPOV")), see(VIEW))
+    with pytest.raises(UserError, match=r"camera='wrist': the model has .*gripperPOV"):
+        see(View(camera="wrist"))
+
+
+def test_without_opengl_one_line_says_what_to_install():
+    code = "import os; from rl.envs.metaworld.tasks import MetaWorldTask as T; from world_model.view import View; "
+    code += "t = T('push', looked_at=True); t.reset(0); os.environ['MUJOCO_GL'] = 'nothing'; t.pictures((View(),), 16)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert "pictures need OpenGL, and MUJOCO_GL=nothing finds none" in last and "apt-get install libegl1" in last
+
+
+def test_a_process_that_has_drawn_ends_without_a_word():
+    code = (
+        "import torch; from rl.envs.metaworld.camera import _context; torch.kept = _context()  # outlives most modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("task", ["push", "hammer", "door-open"])  # of two, a part that only shows tells the state
+def test_drawing_leaves_the_physics_alone(task: str):
+    plain, drawn = (Group("metaworld", [task], {}, views, 64) for views in ((), (VIEW,)))
+    assert plain.envs[0].model.nbuffer < 0.2 * drawn.envs[0].model.nbuffer  # and what is only drawn takes no memory
+    actions = np.random.default_rng(0).uniform(-1, 1, (1, 40, 4)).astype(np.float32)
+    assert np.array_equal(plain.reset({0: 5})[0], drawn.reset({0: 5})[0])
+    one, other = (group.advance(actions, np.array([40]), False) for group in (plain, drawn))
+    assert np.array_equal(one.frames, other.frames) and one.pictures.size == 0
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int, seer: WorldActionModel):
+    model = seer
+    sim = SimEnv("metaworld", 2, ["push", "door-open"], n_workers=n_workers, seen_by=model)
+    told, codes = slice(0, 4), slice(4, 4 + 4 * 4)
+    assert sim.spec.to_dict() == model.spec.to_dict()
+    plain = SimEnv("metaworld", 2, ["push", "door-open"])
+    for env in (sim, plain):
+        env.set_episode_seeds([7, 8])
+    obs, full = sim.reset()["state"], plain.reset()["state"]
+    assert torch.equal(obs[..., told], full[..., told])
+    step, whole = sim.step_chunk(torch.full((2, 8, 4), 0.4)), plain.step_chunk(torch.full((2, 8, 4), 0.4))
+    assert torch.equal(step.frames[..., told], whole.frames[..., told])
+    assert torch.equal(step.frames[:, :7, codes], obs[:, -1:, codes].expand(-1, 7, -1))
+    assert (step.frames[:, 7, codes] != obs[:, -1, codes]).any(1).all()
+    assert torch.equal(step.obs["state"][:, 0, codes], obs[:, -1, codes])
+    sim.close()
+
+
+def test_what_cannot_be_seen_is_refused_by_name(seer: WorldActionModel):
+    model = seer
+    with pytest.raises(UserError, match="told 'hand_pos', which the simulator has not"):
+        SimEnv("Pendulum-v1", 1, seen_by=model)
+    with pytest.raises(UserError, match="the scripted expert has to be told where things are"):
+        SimEnv("metaworld", 1, ["push"], seen_by=model).expert_actions()
+    config = compose(None, ["name=a", "env.tasks=[push]", "n_action_steps=4"], TrainConfig)
+    sim = make_sim(config, model, ["push"], 1, rewards=False)
+    from rl.build import make_policy
+
+    with pytest.raises(UserError, match="n_action_steps=4: a model that sees gets a picture after each whole chunk"):
+        make_policy(config, model, sim)
+
+
+PRETRAIN = """# Tiny, and it sees.
+name: tiny
+tasks: [drawer-open]
+threads: 1
+episodes: episodes
+n_expert: 3
+n_noisy: 2
+n_random: 1
+n_heldout: 6
+trust_steps: 20
+model:
+  {width: 32, world_width: 48, action_width: 32, n_layers: 1, n_heads: 2,
+   picture_size: 32, picture_dim: 4, views: {front: {}}}
+pictures: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
+stage: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
+"""
+TUNE = """# Tiny.
+name: tiny-tuned
+checkpoint: pretrained
+episodes: episodes
+threads: 1
+demos: {drawer-open: 2}
+n_policy: 2
+n_policy_heldout: 1
+n_eval: 2
+trust_steps: 20
+stage: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
+refit: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
+"""
+TRAIN = """
+checkpoint=tuned env.tasks=[drawer-open] env.n_envs=2 n_rounds=1 dream.n_envs=4 dream.n_updates=1 dream.n_starts=2
+dream.refit_steps=2 dream.horizon=4 ppo.batch_size=8 ppo.imitation_steps=2 ppo.critic_warmup_steps=2 env.max_steps=32
+gate.n_episodes=2 gate.max_episodes=2 eval.n_episodes=2 eval.n_paired=2 threads=1 name=sees"""
+
+
+def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pretrain.yaml").write_text(PRETRAIN)
+    (tmp_path / "tune.yaml").write_text(TUNE)
+    assert cli.main(["pretrain", "pretrain.yaml"]) == 0
+    (tmp_path / "pretrained").symlink_to(next((tmp_path / "runs" / "tiny").iterdir()))
+    figures = (tmp_path / "pretrained" / "checkpoints" / "last" / "README.md").read_text()
+    assert "| PSNR |" in figures and "in dB over the pixels that differ" in figures
+    assert cli.main(["tune", "tune.yaml"]) == 0
+    (tmp_path / "tuned").symlink_to(next((tmp_path / "runs" / "tiny-tuned").iterdir()))
+    model = load_model("tuned")
+    assert model.pictures is not None and model.spec.features["image"].shape == (1, 32, 32, 3)
+    own = EpisodeStore(tmp_path / "tuned" / "episodes").load()
+    assert {e.picture_every for e in own} == {8}
+    assert cli.main(["train", "dream", *TRAIN.split()]) == 0
+    report = next((tmp_path / "runs" / "sees").glob("*/report.html")).read_text()
+    assert '<img alt="simulator, dream, difference" src="data:image/gif;base64,' in report
+    (run,) = (tmp_path / "runs" / "sees").iterdir()
+    films = sorted(run.glob("videos/*.gif"))
+    assert films and iio.imread(films[0]).ndim == 4
+    events = EventAccumulator(str(run), {"images": 0})
+    events.Reload()
+    shown = events.Images(f"films/{films[0].stem}")[0].encoded_image_string
+    assert events.Tags()["images"] == [f"films/{f.stem}" for f in films] and shown == films[0].read_bytes()
+    for source in ("expert", "policy", "joint"):
+        assert (
+            cli.main(["dream", "tuned", "task=drawer-open", f"source={source}", "n_chunks=3", f"out={source}.gif"]) == 0
+        )
+        film = iio.imread(f"{source}.gif")
+        assert film.shape[0] == 4 and film.shape[3] == 3 and film[0].std() > 10
+        assert not np.array_equal(film[0], film[3])
+    assert cli.main(["dream", "tuned", "task=drawer-open", "out=goals/goal.png", "source=policy"]) == 0
+    sim = SimEnv("metaworld", 1, ["drawer-open"], seen_by=model, max_steps=64, terminate_on_success=False)
+    sim.rewards = RewardManager(
+        {"goal_image": {"weight": -1.0, "params": {"path": "goals/goal.png"}}}, sim.spec.slices, "sim"
+    )
+    near = "rewards.near={func: goal_image, weight: -1.0, params: {path: goals/goal.png}}"
+    assert cli.main(["check", "pixels", "checkpoint=tuned", "env.tasks=[drawer-open]", near]) == 0
+    sim.set_episode_seeds([2_000_000])
+    policy = FlowPolicy(model, sim)
+    obs = sim.reset()
+    for _ in range(8):
+        step = sim.step_chunk(policy.decide(policy.encode(obs), sim.episode_seed, sim.elapsed))
+        obs = step.obs
+    assert step.reward[0, -1].item() == pytest.approx(0.0, abs=1e-6)  # there it is
+    assert (step.reward[0, :-1] < 0).all()
+
+
+def test_a_film_is_drawn_once_and_of_what_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seer: WorldActionModel
+):
+    store = EpisodeStore(tmp_path)
+    episodes = collect_scripted("noisy", ["push"], 2)
+    store.append(episodes, make_spec("metaworld", ["push"]))
+    again, pictures = film("metaworld", store, seer.config, ["push"], None)
+    assert [len(p) for p in pictures] == [e.length + 1 for e in again]
+    assert np.array_equal(pictures[0][0, 0].numpy(), see(VIEW, seed=episodes[0].seed, size=32))
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_pictures, "_run_again", lambda *_: pytest.fail("drawn again"))
+        _, kept = film("metaworld", store, seer.config, ["push"], None)
+    assert all(torch.equal(a, b) for a, b in zip(kept, pictures, strict=True))
+    other = EpisodeStore(tmp_path / "other")
+    episodes[0].seed += 1
+    other.append(episodes, make_spec("metaworld", ["push"]))
+    with pytest.raises(UserError, match="does not run as it was recorded"):
+        film("metaworld", other, seer.config, ["push"], None)
+
+
+def test_the_built_in_model_that_sees_predicts_pictures_it_never_saw() -> None:
+    """In dB where something moves: at least 5 above what repeating the last picture gives."""
+    model = load_model("metaworld-pixels-tuned")
+    episodes = collect_scripted("expert", ["drawer-open", "push"], 2, seed=900_000)
+    pictures = [run_again("metaworld", episode, model.config) for episode in episodes]
+    found = picture_metrics(model, stage_pictures.see(model, "metaworld", episodes, pictures), pictures)["mean"]
+    assert found["psnr"] > found["repeat"] + 5 and found["psnr_far"] > found["repeat_far"] + 5
+    assert found["shuffle_ratio"] > 1.5

@@ -1,0 +1,103 @@
+"""The built-in checkpoints do what their cards say, on a few fresh episodes."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from rl.envs.sim import SimEnv
+from rl.policies.wam import FlowPolicy
+from rl.rounds.evaluate import evaluate_sim
+from rl.stages.collect import collect_scripted
+from world_model.checkpoint import builtin_checkpoints, find_checkpoint
+from world_model.data.episodes import EpisodeStore
+from world_model.wam.metrics import inverse_metrics, prediction_metrics
+from world_model.wam.store import load_model
+
+TASKS = ("push", "pick-place")
+N_TASKS = {
+    "metaworld-pixels-pretrained": 8,
+    "metaworld-pixels-tuned": 8,
+    "metaworld-pretrained": 12,
+    "metaworld-tuned": 12,
+}
+PAIRS = [("metaworld-pretrained", "metaworld-tuned"), ("metaworld-pixels-pretrained", "metaworld-pixels-tuned")]
+LAST_MILE = ("assembly", "box-close", "hand-insert", "peg-insert-side", "hammer", "pick-place-wall")
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """Of seeds that no training saw."""
+    return collect_scripted("expert", TASKS, 3, seed=900_000) + collect_scripted("noisy", TASKS, 3, seed=900_100)
+
+
+def test_they_are_there_and_small():
+    assert builtin_checkpoints() == sorted(N_TASKS)
+    for name, n_tasks in N_TASKS.items():
+        size = sum(file.stat().st_size for file in find_checkpoint(name).iterdir())
+        assert size < (18e6 if "pixels" in name else 11e6)
+        assert len(load_model(name).spec.tasks) == n_tasks
+
+
+@pytest.mark.parametrize("name", ["metaworld-tuned", "metaworld-pixels-tuned"])
+def test_few_demonstrations_made_the_tuned_ones(name):
+    episodes = EpisodeStore(find_checkpoint(name)).load()
+    counts = Counter(episode.task for episode in episodes)
+    assert len(counts) == N_TASKS[name] and max(counts.values()) <= 20
+    assert all(episode.source == "expert" and episode.is_success for episode in episodes)
+
+
+def test_the_card_says_how_good_it_is():
+    config = json.loads((find_checkpoint("metaworld-tuned") / "config.json").read_text())
+    success = config["metrics"]["success"]
+    assert all(0.3 <= success[task]["rate"] <= 0.7 for task in LAST_MILE)  # room for the last mile
+    assert config["metrics"]["prediction"]["mean"]["error_ratio"] < 0.35
+
+
+@pytest.mark.parametrize("name", PAIRS[1])
+def test_the_card_of_one_that_sees_says_how_well_it_predicts(name):
+    """In dB where something moves; repeating the last picture is what there is to beat."""
+    found = json.loads((find_checkpoint(name) / "config.json").read_text())["metrics"]["pictures"]["mean"]
+    assert found["psnr"] > found["repeat"] + 5 and found["psnr_far"] > found["repeat_far"] + 5
+    assert found["shuffle_ratio"] > 1.5
+
+
+def test_one_that_sees_is_told_nothing_of_objects():
+    for name in PAIRS[1]:
+        assert set(load_model(name).spec.slices) == {"hand_pos", "gripper", "image"}
+
+
+@pytest.mark.parametrize("name", ["metaworld-pretrained", "metaworld-tuned"])
+def test_it_predicts_objects_and_explains_actions(name, episodes):
+    model = load_model(name)
+    windows = model.windows(episodes)
+    figures = prediction_metrics(model, windows)
+    for task in TASKS:
+        assert figures[task]["n"] > 50
+        assert figures[task]["error_ratio"] < 0.5 and figures[task]["shuffle_ratio"] > 1.5
+    expert = model.windows(episodes[:6])
+    assert inverse_metrics(model, expert, n=256)["inverse_error"] < 0.5  # 1 is what the mean action gives
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_tuning_left_the_world_encoder_alone(pair):
+    one, other = (load_model(name).encoder.state_dict() for name in pair)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_policy_does_what_the_card_says():
+    """100 of 100 episodes each."""
+    model = load_model("metaworld-tuned")
+    for task in ("drawer-open", "button-press-topdown"):
+        sim = SimEnv("metaworld", 8, [task], model.config.n_context_frames, task_names=model.spec.tasks)
+        assert sum(result.success for result in evaluate_sim(FlowPolicy(model, sim), sim, range(900_000, 900_008))) >= 7
+        sim.close()
+
+
+@pytest.mark.parametrize("name", ["metaworld-tuned", "metaworld-pixels-tuned"])
+def test_the_card_says_that_noise_takes_little(name):
+    """Mean success over tasks with one and three millimetres of noise on every feature and step."""
+    metrics = json.loads((find_checkpoint(name) / "config.json").read_text())["metrics"]
+    exact, noisy = metrics["success"]["mean"]["rate"], metrics["success_with_noise"]["mean"]
+    assert noisy["0.001"] >= 0.9 * exact and noisy["0.003"] >= 0.7 * exact

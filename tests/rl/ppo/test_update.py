@@ -1,0 +1,347 @@
+"""PPO over chunks: exact before its first update, only its own side moves, nothing broken is learned, and it learns."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch.overrides import TorchFunctionMode
+
+from rewards import RewardManager
+from rewards.errors import UserError
+from rl.config import PPOConfig
+from rl.policies.gaussian import GaussianPolicy
+from rl.policies.wam import FlowPolicy
+from rl.ppo.buffer import Samples
+from rl.ppo.update import ChunkPPO, _normalised
+from world_model.dream_env import DreamEnv, StartStates
+from world_model.wam import modes
+from world_model.wam.losses import policy_loss
+
+CONFIG = PPOConfig(
+    n_steps=4, batch_size=16, n_epochs=2, learning_rate=1e-3, gamma=0.9, bc_coef=0.0, ref_kl_coef=0.0, target_kl=None
+)
+
+
+def weights(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def samples(ppo, rollout):
+    return Samples.from_rollout(rollout, ppo.gamma, ppo.gae_lambda)
+
+
+@pytest.fixture
+def make_ppo(model, make_point):
+    def make(config=CONFIG, num_envs=8, policy="flow", imitation=None, **options):
+        env = make_point(num_envs, seed=2, **options)
+        torch.manual_seed(0)
+        if policy == "flow":
+            chosen = FlowPolicy(model, env, n_denoising_steps=3, noise_std=0.5)
+        else:
+            chosen = GaussianPolicy(env, chunk_size=4)
+        return ChunkPPO(chosen, env, config, imitation=imitation, seed=1)
+
+    return make
+
+
+@pytest.mark.parametrize("policy", ["flow", "gaussian"])
+def test_the_ratio_is_one_before_the_first_update(make_ppo, policy):
+    """Also where the executed action was clamped, and where the episode ended inside the chunk."""
+    ppo = make_ppo(replace(CONFIG, n_steps=8, n_epochs=1, batch_size=64), policy=policy, max_steps=10)
+    rollout = ppo.collect(ppo.batched, 8)
+    assert (rollout.n_executed < 4).any() and (rollout.actions.abs() == 1).any()
+    batch = samples(ppo, rollout)
+    with torch.no_grad():
+        log_prob = ppo.policy.chain_log_prob(batch.chain, ppo.policy.chain_means(batch.context, batch.chain))
+    torch.testing.assert_close(log_prob - batch.log_prob, torch.zeros(64, 4), atol=5e-5, rtol=0)
+    stats = ppo.update(batch)
+    assert stats["clip_fraction"] == 0 and abs(stats["approx_kl"]) < 1e-6 and stats["ref_kl"] == 0
+    assert abs(stats["policy_gradient_loss"]) < 1e-4  # the mean of normalised advantages
+
+
+class Copies(TorchFunctionMode):
+    """Notes what takes more than one number from the device to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in ("numpy", "tolist", "cpu", "__array__") and args[0].numel() > 1:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dreamed_rollout_and_its_update_copy_nothing_to_the_host(model, episodes):
+    starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
+    dream = DreamEnv(model, 8, starts, rewards=RewardManager({"success": {"weight": 1.0}}, (), "dream"))
+    ppo = ChunkPPO(FlowPolicy(model, dream, n_denoising_steps=3), dream, CONFIG, seed=1)
+    with Copies() as copies:
+        rollout = ppo.collect(dream, 6)
+        ppo.update(samples(ppo, rollout))
+    assert rollout.truncated.any() and copies.seen == []
+    with Copies() as copies:
+        torch.zeros(2).tolist()
+        torch.zeros(2).numpy()
+    assert copies.seen == ["tolist", "numpy"]
+
+
+def test_the_clipped_objective_by_hand(make_ppo, monkeypatch):
+    """Two chunks of two actions with ratios 1.1, 1.5 | .5, 1.0 and advantages 1, -1; clip .2."""
+    ppo = make_ppo(replace(CONFIG, n_steps=2, batch_size=2), num_envs=1)
+    batch = samples(ppo, ppo.collect(ppo.batched, 2))
+    batch.log_prob, batch.advantage = torch.zeros(2, 2), torch.tensor([1.0, -1.0])
+    ratios = torch.tensor([[1.1, 1.5], [0.5, 1.0]])
+    monkeypatch.setattr(ppo.policy, "chain_log_prob", lambda chain, means: ratios.log())
+    _, stats = ppo._policy_loss(batch, 0.0)
+    # A gain is clipped from above, a loss from below.
+    assert stats["policy_gradient_loss"] == pytest.approx(-(1.1 + 1.2 - 0.8 - 1.0) / 4, abs=1e-6)
+    assert stats["clip_fraction"] == 0.5
+    assert stats["approx_kl"] == pytest.approx(float((ratios - 1 - ratios.log()).sum(1).mean()), abs=1e-6)
+    batch.weight = torch.tensor([0.5, 0.0])
+    _, stats = ppo._policy_loss(batch, 0.0)
+    assert stats["policy_gradient_loss"] == pytest.approx(-0.5 * (1.1 + 1.2) / 4, abs=1e-6)
+
+
+def test_a_rollout_by_hand(make_ppo):
+    """Each step costs 1: a chunk of n executed steps pays -(1 + .9 + ... + .9 ** (n - 1))."""
+    ppo = make_ppo(max_steps=6, rewards=RewardManager({"time_cost": {"weight": -1.0}}, (), "sim"), obs_noise=0.0)
+    ppo.batched.terminate_on_success = False
+    rollout = ppo.collect(ppo.batched, 3)
+    assert rollout.n_executed.tolist() == [[4] * 8, [2] * 8, [4] * 8]
+    assert rollout.truncated.tolist() == [[False] * 8, [True] * 8, [False] * 8] and not rollout.terminated.any()
+    paid = torch.tensor([-(1 + 0.9 + 0.81 + 0.729), -(1 + 0.9), -(1 + 0.9 + 0.81 + 0.729)])
+    torch.testing.assert_close(rollout.reward, paid[:, None].expand(3, 8))
+    assert ppo.batched.elapsed.tolist() == [4] * 8  # 4 and 2 to the end, then 4 of the next episode
+    # The state after a chunk is valued before any restart, the next decision is taken after it.
+    torch.testing.assert_close(rollout.next_value[0], rollout.value[1])
+    assert not torch.allclose(rollout.next_value[1], rollout.value[2])
+    more = ppo.collect(ppo.batched, 1)
+    assert more.n_executed[0].tolist() == [2] * 8  # going on, up to the end of the episode
+    assert ppo.collect(ppo.batched, 1, fresh=True).n_executed[0].tolist() == [4] * 8
+
+
+def test_doubt_is_taken_from_what_a_truncation_is_worth(make_ppo):
+    sure, doubting = make_ppo(), make_ppo()
+    doubting.batched.doubt = torch.linspace(0, 0.7, 8)
+    one, other = sure.collect(sure.batched, 3), doubting.collect(doubting.batched, 3)
+    torch.testing.assert_close(other.next_value, one.next_value - torch.linspace(0, 0.7, 8))
+    assert torch.equal(one.value, other.value)
+
+
+def test_imitation_leaves_the_optimizer_of_ppo_alone(make_ppo):
+    ppo = make_ppo()
+    ppo.imitation = lambda generator: ppo.policy.model.action.out.weight.square().sum()
+    before = weights(ppo.policy.model.action)
+    ppo.imitate(2)
+    assert not ppo.optimizer.state and not same(weights(ppo.policy.model.action), before)
+
+
+def test_the_learning_rate_warms_up(make_ppo):
+    ppo = make_ppo()
+    rates = []
+    for _ in range(25):
+        ppo._step(ppo.policy.model.action.out.weight.square().sum(), ppo.optimizer)
+        rates.append(ppo.optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(CONFIG.learning_rate / 20) and rates[10] == pytest.approx(
+        CONFIG.learning_rate * 0.525
+    )
+    assert rates[20] == rates[24] == pytest.approx(CONFIG.learning_rate)
+
+
+def test_the_dream_is_bit_equal_before_and_after_an_update(make_ppo, windows):
+    ppo = make_ppo()
+    model = ppo.policy.model
+    batch = windows.sample(8, torch.Generator().manual_seed(0))
+    noise = modes.video_noise(model, 8, torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def dream():
+        frames = modes.dream(model, model.encode(batch.context, batch.task), batch.actions, noise, 2)
+        return [frames, *model.read_frames(frames.flatten(0, 1), batch.task.repeat_interleave(4))]
+
+    frames, actor, critic = dream(), weights(model.action), weights(model.value)
+    ppo.update(samples(ppo, ppo.collect(ppo.batched, 4)))
+    assert same(dream(), frames)
+    assert not same(weights(model.action), actor) and not same(weights(model.value), critic)
+
+
+def test_target_kl_stops_the_epochs(make_ppo):
+    free = make_ppo(replace(CONFIG, n_epochs=20, learning_rate=1e-2))
+    rollout = samples(free, free.collect(free.batched, 4))
+    stats = free.update(rollout)
+    assert stats["early_stop"] == 0 and stats["approx_kl"] > 0.05
+    held = make_ppo(replace(CONFIG, n_epochs=20, learning_rate=1e-2, target_kl=0.01))
+    stats = held.update(samples(held, held.collect(held.batched, 4)))
+    assert stats["early_stop"] == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_reaches_no_weight(make_ppo, bad):
+    ppo = make_ppo()
+    rollout = ppo.collect(ppo.batched, 4)
+    rollout.reward[1, 3] = bad
+    before = weights(ppo.policy)
+    with pytest.raises(UserError, match="a reward or value of the rollout is not finite"):
+        ppo.update(samples(ppo, rollout))
+    with pytest.raises(UserError, match="not finite"):
+        ppo.fit_critic(rollout, n_steps=400)
+    assert same(weights(ppo.policy), before)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_reaches_no_weight(make_ppo, bad):
+    def imitation(generator):
+        parameter = ppo.policy.actor_parameters()[0].sum()
+        # The second is 0, with the derivative 0 * inf.
+        return parameter * torch.nan if bad == "loss" else (0 * parameter).square().sqrt()
+
+    ppo = make_ppo(replace(CONFIG, bc_coef=1.0), imitation=imitation)
+    rollout = samples(ppo, ppo.collect(ppo.batched, 4))
+    before = weights(ppo.policy)
+    with pytest.raises(UserError, match=f"{bad}.*nothing of it was learned; lower ppo.learning_rate"):
+        ppo.update(rollout)
+    assert same(weights(ppo.policy), before)
+
+
+def test_anchors_hold_the_policy(make_ppo, windows):
+    """The distance to the start policy stays smaller with its coefficient, and imitation lowers its own loss."""
+    free, held = make_ppo(replace(CONFIG, n_epochs=10)), make_ppo(replace(CONFIG, n_epochs=10, ref_kl_coef=10.0))
+    distances = []
+    for ppo in (free, held):
+        ppo.policy.model = copy.deepcopy(ppo.policy.model)
+        ppo = ChunkPPO(ppo.policy, ppo.batched, ppo.config, seed=1)
+        rollout = samples(ppo, ppo.collect(ppo.batched, 4))
+        ppo.update(rollout)
+        with torch.no_grad():
+            means = ppo.policy.chain_means(rollout.context, rollout.chain)
+            distances.append(float(ppo.policy.reference_kl(means, rollout.reference_means).mean()))
+    assert distances[1] < 0.5 * distances[0]
+
+    def imitation(generator):
+        model, batch = ppo.policy.model, windows.sample(32, generator)
+        return policy_loss(model, model.encode(batch.context, batch.task), batch.actions, generator)
+
+    ppo = make_ppo(replace(CONFIG, pg_coef=0.0, n_epochs=10), imitation=imitation)
+    rollout = samples(ppo, ppo.collect(ppo.batched, 4))
+    losses = [ppo.update(rollout)["bc_loss"] for _ in range(3)]
+    assert losses[2] < losses[0]
+
+
+def test_advantages_are_normalised(make_ppo):
+    ppo = make_ppo(replace(CONFIG, n_steps=8, n_epochs=1, batch_size=64))
+    batch = samples(ppo, ppo.collect(ppo.batched, 4))
+    batch.advantage = 1000 * batch.advantage + 500
+    assert abs(ppo.update(batch)["policy_gradient_loss"]) < 1e-3  # their mean is 0
+    # By hand: a mean of (1 + 2 + 2 * 3.5) / 4 = 2.5, of squares from it (2.25 + 0.25 + 2 * 1) / 4 = 1.125
+    batch = batch[torch.arange(3)]
+    batch.advantage, batch.weight = torch.tensor([1.0, 2.0, 3.5]), torch.tensor([1.0, 1.0, 2.0])
+    torch.testing.assert_close(_normalised(batch).advantage, torch.tensor([-1.5, -0.5, 1.0]) / 1.125**0.5)
+    batch.advantage = torch.tensor([5.0, 5.0, 5.0])  # nothing to choose from: no division by 0
+    assert _normalised(batch).advantage.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("policy", "n_steps"), [("flow", 100), ("gaussian", 400)])
+def test_the_critic_learns_what_can_be_predicted(make_ppo, policy, n_steps):
+    """The farther the goal, the smaller the return."""
+    ppo = make_ppo(replace(CONFIG, critic_learning_rate=3e-3), num_envs=128, policy=policy)
+    ppo.batched.terminate_on_success = False
+    rollout = ppo.collect(ppo.batched, 2)
+    newest = torch.stack([context.frames[:, -1] for context in rollout.context])
+    rollout.reward = -(newest[..., 0] - newest[..., 2]).abs()
+    actor = [p.detach().clone() for p in ppo.policy.actor_parameters()]
+    assert ppo.fit_critic(rollout, n_steps) > 0.5
+    assert same(ppo.policy.actor_parameters(), actor)
+
+
+def test_real_returns_stay_in_the_loss_of_the_critic(make_ppo):
+    ppo = make_ppo(replace(CONFIG, n_epochs=10))
+    dreamed = samples(ppo, ppo.collect(ppo.batched, 4))
+    real = copy.copy(dreamed)
+    real.returns = dreamed.returns + 100.0
+    ppo.update(dreamed)
+    before = ppo.policy.values(dreamed.context).mean()
+    ppo.update(dreamed, real)
+    assert ppo.policy.values(dreamed.context).mean() > before + 0.5
+
+
+def test_the_critic_of_a_single_environment_can_be_fitted(make_ppo):
+    ppo = make_ppo(num_envs=1, policy="gaussian")
+    assert np.isfinite(ppo.fit_critic(ppo.collect(ppo.batched, 10), n_steps=5))
+
+
+class Count(BaseCallback):
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.stop_after, self.starts, self.ends, self.updates = stop_after, 0, 0, 0
+
+    def _on_rollout_start(self):
+        self.starts += 1
+
+    def _on_rollout_end(self):
+        self.ends += 1
+
+    def _on_step(self):
+        return self.stop_after is None or self.n_calls < self.stop_after
+
+
+@pytest.mark.parametrize("policy", ["flow", "gaussian"])
+def test_learn_runs_through_stable_baselines3(make_ppo, policy):
+    ppo, count = make_ppo(policy=policy), Count()
+    ppo.batched.terminate_on_success = False
+    before = weights(ppo.policy)
+    ppo.learn(total_timesteps=3 * 4 * 8 * 4, callback=count)  # 3 rollouts of 4 chunks of 4 steps in 8 environments
+    assert ppo.num_timesteps == 384 and (count.starts, count.n_calls, count.ends) == (3, 3, 3)
+    assert not same(weights(ppo.policy), before)
+    stop = Count(stop_after=2)
+    ppo.learn(total_timesteps=10_000, callback=stop)
+    assert stop.n_calls == 2
+    action, state = ppo.predict(ppo.env.reset(), deterministic=True)
+    assert action.shape == (8, 2) and state[0].shape == (8, 4, 2)
+
+
+@pytest.mark.parametrize(("fresh", "elapsed"), [(False, 48), (True, 16)])
+def test_each_rollout_may_begin_new_episodes(make_ppo, fresh, elapsed):
+    ppo = make_ppo(replace(CONFIG, fresh_rollouts=fresh), max_steps=400)
+    ppo.batched.terminate_on_success = False
+    ppo.learn(3 * 4 * 8 * 4)
+    assert ppo.batched.elapsed.tolist() == [elapsed] * 8
+
+
+def test_a_plain_policy_learns_to_reach_the_goal(make_ppo):
+    config = replace(CONFIG, n_steps=8, batch_size=128, n_epochs=4, learning_rate=3e-3, critic_learning_rate=3e-3)
+    rewards = RewardManager({"task_reward": {"weight": 1.0}, "success": {"weight": 1.0}}, ("task_reward",), "sim")
+    ppo = make_ppo(config, num_envs=64, policy="gaussian", rewards=rewards)
+
+    @torch.no_grad()
+    def success():
+        env = copy.copy(ppo.batched)
+        obs, solved = env.reset(seed=99), torch.zeros(64, dtype=torch.bool)
+        for _ in range(3):
+            context = ppo.policy.encode(obs)
+            step = env.step_chunk(ppo.policy.decide(context, env.episode_seed, env.elapsed))
+            solved |= step.is_success
+            obs = step.obs
+        return float(solved.float().mean())
+
+    before = success()
+    for _ in range(25):
+        ppo.update(samples(ppo, ppo.collect(ppo.batched, 8, fresh=True)))
+    assert before < 0.4 and success() > before + 0.4
+
+
+def test_the_same_seed_learns_the_same(make_ppo):
+    learned = []
+    for _ in range(2):
+        ppo = make_ppo(policy="gaussian")
+        ppo.learn(total_timesteps=256)
+        learned.append(weights(ppo.policy))
+    assert same(*learned)

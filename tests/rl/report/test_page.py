@@ -1,0 +1,239 @@
+"""Paired evaluation by hand, and the page that shows it: whole, alone, and honest about what is missing."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import Tensor
+
+from rewards.errors import UserError
+from rl import cli
+from rl.compose import compose, to_yaml
+from rl.config import TrainConfig
+from rl.envs.sim import SimEnv
+from rl.policies.wam import FlowPolicy
+from rl.report import plots as pictures
+from rl.report.figures import trajectory
+from rl.report.page import PAIRS, write_report
+from rl.report.page import page as report
+from rl.report.pairs import Pair, correlation, error_by_step, gap, prediction_error, run_pairs, summarise, worst_lie
+from rl.report.plots import draw_dream
+from rl.rounds.evaluate import evaluate_sim
+from world_model.data.episodes import Episode
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
+
+SEEDS = range(300, 306)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> WorldActionModel:
+    return load_model(str(checkpoint))
+
+
+def pair(model: WorldActionModel, seed: int, sim: bool, dream: bool, off: list[float], retold: bool = False) -> Pair:
+    """An object that lies still in the simulator and is `off` metres away in the dream, step by step."""
+    real = torch.zeros(len(off) + 1, model.spec.state_dim)
+    told = real.clone()
+    told[1:, model.spec.slices["object_pos"].start] = torch.tensor(off)
+    nothing = torch.zeros(len(off), model.spec.action_dim)
+    episode = Episode(real, nothing, torch.zeros(len(off), dtype=torch.bool), "push", "policy", seed)
+    return Pair("push", seed, sim, dream, episode, told.clone(), told, retold)
+
+
+def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
+    steps = 4 * model.config.chunk_size
+    errors = [0.01, 0.02, 0.03, 0.04]
+    outcomes = [(True, True, True), (True, False, False), (False, True, True), (False, True, False)]
+    pairs = [
+        pair(model, i, sim, dream, [error] * steps, retold)
+        for i, (error, (sim, dream, retold)) in enumerate(zip(errors, outcomes, strict=True))
+    ]
+    torch.testing.assert_close(prediction_error(model, pairs[1]), torch.full((steps,), 0.02))
+    found = summarise(model, pairs)
+    assert (found["sim"], found["dream"], found["n"], found["n_compared"]) == (0.5, 0.75, 4, 4)
+    assert [found[k] for k in ("both", "sim_only", "dream_only", "neither")] == [1, 1, 2, 0]
+    assert (found["retold_recall"], found["retold_false_success"]) == (0.5, 0.5)
+    assert found["error_by_step"] == pytest.approx([0.025] * steps)
+    # ranks 1 2 3 4 against 3.5 3.5 1.5 1.5
+    assert found["error_and_success"]["rho"] == pytest.approx(-4 / math.sqrt(5 * 4))
+    assert gap(pairs)[0] == pytest.approx(0.25)
+    assert worst_lie(model, pairs) is pairs[3]
+    assert worst_lie(model, pairs[:2]) is None
+
+
+def test_short_episodes_count_while_they_last(model: WorldActionModel) -> None:
+    pairs = [pair(model, 0, True, True, [0.1, 0.1]), pair(model, 1, True, True, [0.3, 0.3, 0.5])]
+    assert error_by_step(model, pairs) == pytest.approx([0.2, 0.2, 0.5])
+    assert summarise(model, pairs)["n_compared"] == 0  # none is as long as the horizon
+
+
+def test_positions_in_the_plane_have_two_curves() -> None:
+    drawn = trajectory(
+        {"hand_pos": {"simulator": [[0.1, 0.2], [0.2, 0.3]]}, "object_pos": {"simulator": [[0.0] * 3]}}, 8
+    )
+    assert [f"hand_pos {axis}, cm" in drawn for axis in "xyz"] == [True, True, False]
+    assert "object_pos z, cm" in drawn
+
+
+def test_correlation_has_an_interval_and_says_when_there_is_nothing() -> None:
+    x = torch.arange(40.0)
+    found = correlation(x, x.square())
+    assert found["rho"] == pytest.approx(1.0) and found["low"] == pytest.approx(1.0)
+    noisy = correlation(x, torch.randn(40, generator=torch.Generator().manual_seed(0)))
+    assert noisy["low"] < noisy["rho"] < noisy["high"] and noisy["high"] - noisy["low"] > 0.3
+    assert math.isnan(correlation(x, torch.ones(40))["rho"])
+    fourfold = [t.repeat_interleave(4) for t in (x, torch.randn(40, generator=torch.Generator().manual_seed(0)))]
+    assert correlation(*fourfold, torch.arange(40).repeat_interleave(4)) == pytest.approx(noisy)  # 40 are 40
+    rare = correlation(x, (x == 30).float())  # absent from a third of the resamples
+    assert -1 <= rare["low"] < rare["high"] <= 1
+
+
+def test_pairs_are_the_episodes_of_an_evaluation(model: WorldActionModel) -> None:
+    sim = SimEnv(
+        "metaworld", 4, ["button-press-topdown"], n_context_frames=2, task_names=model.spec.tasks, max_steps=40
+    )
+    policy = FlowPolicy(model, sim)
+    results, pairs = run_pairs(policy, model, sim, SEEDS)
+    alone = evaluate_sim(policy, sim, SEEDS)
+    sim.close()
+    assert results == alone
+    assert [(p.seed, p.sim) for p in pairs] == [(r.seed, r.success) for r in alone]
+    for p, r in zip(pairs, alone, strict=True):
+        first: Tensor = p.real[0]
+        assert len(p.real) == len(p.retold) == r.n_steps + 1
+        assert torch.equal(p.dreamed[0], first) and torch.equal(p.retold[0], first)
+        # The same noise from the same start: until something differs, the policy does the same in both.
+        torch.testing.assert_close(p.dreamed[1:5], p.retold[1:5], atol=1e-4, rtol=0)
+
+
+class Page(HTMLParser):
+    """What a browser would ask for, and whether every tag is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.asked: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+        self.asked += [v or "" for k, v in attrs if k in ("src", "href") and not (v or "").startswith(("#", "data:"))]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == [] and page.asked == []
+    drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    names = [name for drawing in drawings for name in re.findall(r' id="([^"]+)"', drawing)]
+    assert len(names) == len(set(names))  # or a drawing would be clipped by another's path
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+        assert "currentColor" in drawing  # readable on a light page and on a dark one
+    return text
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=2000 --dump-dom"
+).split()
+
+
+def in_browser(path: Path, profile: Path) -> str:
+    """What a real browser makes of the page; anything that it complains about fails."""
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", path.resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_a_browser_that_complains_is_heard(tmp_path: Path) -> None:
+    if BROWSER is None:
+        pytest.skip("no Chromium here")
+    broken = tmp_path / "broken.html"
+    broken.write_text("<!doctype html><script>nowhere()</script>")
+    with pytest.raises(AssertionError, match="nowhere is not defined"):
+        in_browser(broken, tmp_path / "profile")
+
+
+def test_a_training_ends_with_its_report(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "mix", *tiny, "controls=[anchor]", "name=a<b"]) == 2  # no such folder, no such title
+    assert cli.main(["train", "mix", *tiny, "controls=[anchor]"]) == 0
+    (folder,) = Path("runs/mix").iterdir()
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    text = checked(folder / "report.html")
+    for title in ("Before and after", "Gates", "Dream and simulator", "The same episodes in both", "PPO", "Rewards"):
+        assert f"<h2>{title}</h2>" in text
+    assert text.count("<svg") >= 6
+    assert "<td>anchor</td>" in text and f"wamtune train {folder / 'config.yaml'}" in text
+    assert "total_timesteps: 320" in text and "clip_range" not in text  # what differs from the defaults, and that alone
+    assert json.loads((folder / PAIRS).read_text())["summary"]["n"] == 4
+    if BROWSER is not None:
+        seen = in_browser(folder / "report.html", tmp_path / "profile")
+        assert seen.count("<svg") == text.count("<svg") and "<h2>To repeat it</h2>" in seen
+    (folder / "report.html").unlink()
+    assert cli.main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text(encoding="utf-8") == text
+
+
+def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "LIBRARIES", ("torch", "a-simulator-of-elsewhere"))
+    config = compose("mix", ["env.tasks=[push]"], TrainConfig)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    rows: list[dict[str, Any]] = [
+        {"step": 0, "eval/success": 0.5},
+        {"step": 9, "train/value_loss": 1.0, "train/ref_kl": None},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = checked(write_report(tmp_path))
+    assert "Not evaluated yet" in text and "<h2>Gates</h2>" not in text
+    assert f"torch {version('torch')}" in text and "a-simulator-of-elsewhere" not in text
+
+
+def test_curves_are_drawn_over_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an older version, whose step counted what the simulator executed, by counting."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(report.figures, "curves", lambda of, *rest, **more: drawn.append(of) or "")
+    monkeypatch.setattr(report.figures, "stacked", lambda names, x, *rest: drawn.append(x) or "")
+    losses = [{"train/value_loss": 1.0, "reward/success": 0.1, "rollout/sim_success": 0.5} for _ in range(2)]
+    gate = {"gate/challenger": 0.5}
+    old = [{"step": 900, **losses[0]}, {"step": 900, **gate}, {"step": 1800, **losses[1]}]
+    new = [{"step": n, "time/total_timesteps": 900, **row} for n, row in ((1, losses[0]), (2, gate), (3, losses[1]))]
+    for rows, x in ((old, [1, 2]), (new, [1, 3])):
+        drawn.clear()
+        for section in (report._ppo, report._rewards, report._places):
+            section(rows)
+        assert drawn[0]["ref_kl"][0] == drawn[2] == drawn[3]["simulator, exploring"][0] == x
+        assert drawn[3]["simulator, in the gate"][0] == [x[-1] - 1]
+
+
+def test_probabilities_are_drawn_from_0_to_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: kept.append(figure))
+    curves = {"hand_pos": torch.rand(9, 3), "success probability": 1e-3 * torch.rand(9)}
+    draw_dream(curves, curves, 4, "title", tmp_path / "dream.png")
+    axes = kept[0].get_axes()
+    assert axes[-1].get_ylim() == (-0.02, 1.02) and all(a.get_ylim() != (-0.02, 1.02) for a in axes[:-1])
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"report: .* holds no training; expected runs/NAME/TIME-s0"):
+        write_report(tmp_path)

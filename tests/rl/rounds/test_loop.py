@@ -1,0 +1,611 @@
+"""Post-training on a tiny checkpoint: what a round does, what a rollback restores, what counts as a success."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rl.ppo.imitation
+import rl.rounds.loop
+from rewards.errors import UserError
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.envs.sim import SimEnv
+from rl.policies.wam import policy_state
+from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
+from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.gate import Verdict
+from rl.rounds.loop import PostTraining
+from rl.rounds.outcome import Outcome, Part
+from rl.rounds.trial import try_rewards
+from rl.verbs.train import _gain_of
+from world_model.wam.metrics import prediction_metrics
+from world_model.wam.store import load_model
+
+DREAMED = "rollout/dream_success"
+Logged = list[tuple[int, dict[str, float]]]
+
+
+@pytest.fixture
+def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
+    # Long enough that an episode ends, for a dream to be refitted on.
+    post = build("mix", tiny, demonstrations, "n_rounds=2", "total_timesteps=640")
+    yield post
+    post.close()
+
+
+def build(preset: str, tiny: list[str], demonstrations: list[Any], *overrides: str) -> PostTraining:
+    config = compose(preset, [*tiny, *overrides], TrainConfig)
+    model = load_model(config.checkpoint)
+    buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
+    imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, 1.0, config.ppo.bc_batch_size)
+    return PostTraining(config, model, imitation, lambda step, values: None, lambda line: None)
+
+
+def judged(accepted: bool) -> Any:
+    """A gate with a mind of its own."""
+    return lambda champion, challenger, first, block, most, *strictness: Verdict(accepted, 0.5, 0.5, 0, 0, most)
+
+
+def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.rounds.loop, "judge", judged(True))
+    logged: Logged = []
+    ticks: list[tuple[float, int, str]] = []
+    post.log = lambda step, values: logged.append((step, values))
+    post.tick = lambda *tick: ticks.append(tick)
+    assert post.model is not None
+    dynamics = {
+        name for name, p in post.model.named_parameters() if any(p is q for q in post.model.dynamics_parameters())
+    }
+    before = {name: value.clone() for name, value in post.model.named_parameters()}
+    start = policy_state(post.policy)
+    outcome = post.run()
+
+    assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream", "sim", "dream"]
+    # Along the axis are updates, of PPO and parts of imitation, never the same place for two of them.
+    updates = [step for step, values in logged if "train/value_loss" in values]
+    first_dream = next(i for i, row in enumerate(v for _, v in logged if "train/value_loss" in v) if DREAMED in row)
+    assert updates == [*range(1, first_dream + 1), *range(first_dream + 2, len(updates) + 2)]
+    assert outcome.n_updates == outcome.parts[-1].n_updates == updates[-1] == len(updates) + 1
+    steps = [values["time/total_timesteps"] for _, values in logged[1 : -len(outcome.parts)]]
+    assert steps == sorted(steps) and steps[-1] == outcome.sim_steps
+    ends = [(n, values["eval/total_timesteps"]) for n, values in logged[-len(outcome.parts) :]]
+    assert ends == [(part.n_updates, part.sim_steps) for part in outcome.parts]
+    assert outcome.sim_steps == post.sim_steps >= 512
+    assert len(outcome.before) == len(outcome.after) == 4
+    assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
+    after = policy_state(post.policy)
+    assert all(torch.equal(after[name], value) for name, value in outcome.parts[-1].champion.items())
+    assert any(not torch.equal(after[name], start[name]) for name in start if ".action." in name)
+    for name, value in post.model.named_parameters():
+        trained = name in dynamics or name.startswith(("action.", "value."))
+        assert trained or torch.equal(value, before[name]), name
+    assert any(
+        not torch.equal(value, before[name]) for name, value in post.model.named_parameters() if name in dynamics
+    )
+
+    tags = {tag for _, values in logged for tag in values}
+    assert {"eval/success", "gate/accepted", "train/approx_kl", "train/ref_kl", "train/bc_loss"} <= tags
+    assert {"rollout/dream_success", "rollout/sim_reward", "reward/success", "reward/success_raw"} <= tags
+    shares = [done / total for done, total, _ in ticks]
+    assert all(0 <= share <= 1 for share in shares) and shares[-1] == 1.0
+
+
+def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.rounds.loop, "judge", judged(False))
+    start = {name: value.clone() for name, value in post.champion.items()}
+    post._train_dream(0)
+    trained = policy_state(post.policy)
+    assert any(not torch.equal(trained[name], start[name]) for name in start)
+    part = post._gate("dream", 0)
+    assert not part.accepted
+    restored = policy_state(post.policy)
+    assert restored.keys() == start.keys()
+    assert all(torch.equal(restored[name], start[name]) for name in start)
+
+
+def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
+    no, champion = Verdict(False, 1.0, 0.0, 0, 4, 4), post.champion
+    before = [EpisodeResult("push", 0, True, 5, 1.0)]
+    outcome = Outcome(before, [Part("dream", no, champion, 0, 0, 0.0), Part("sim", no, champion, 9, 0, 0.0)], 9, 0)
+    post.evaluate = lambda: pytest.fail("the champion is that of the start, and was evaluated")  # type: ignore
+    post._evaluate_champions(outcome)
+    assert outcome.after is before
+
+
+def test_dreams_begin_where_episodes_begin_and_that_costs_no_step(post: PostTraining) -> None:
+    begun: list[Any] = []
+    starts_of = post.arenas.starts
+    post.arenas.starts = lambda seeds: begun.append(starts_of(seeds)) or begun[-1]  # type: ignore
+    for round_index in (0, 0, 1):
+        post._train_dream(round_index)
+    first, again, other = begun
+    assert len(first) == 4
+    assert post.sim_steps == post.gate_steps == 0
+    assert torch.equal(first.context, again.context)
+    assert not torch.isin(first.context[:, -1], other.context[:, -1]).all(1).any()
+
+
+def test_dreams_of_several_tasks_begin_in_each(tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("dream", tiny, demonstrations, "env.tasks=[button-press-topdown,push]", "dream.n_starts=5")
+    starts = post.arenas.starts(range(5))
+    post.close()
+    assert post.model is not None
+    names = [post.model.spec.tasks[i] for i in starts.task.tolist()]
+    assert names == ["button-press-topdown"] * 3 + ["push"] * 2
+
+
+def test_a_control_that_learns_nothing_from_dreams_does_not_dream(tiny: list[str], demonstrations: list[Any]) -> None:
+    nothing = ("ppo.pg_coef=0", "ppo.success_bc_coef=0", "dream.success_bc_coef=0")
+    post = build("dream", tiny, demonstrations, *nothing)
+    post.ppo.collect = lambda *args, **kwargs: pytest.fail("it dreamed")  # type: ignore
+    steps: list[int] = []
+    imitate, post.ppo._step = post.ppo._step, lambda *given: (steps.append(1), imitate(*given))[1]  # type: ignore
+    before = policy_state(post.policy)
+    post._train_dream(0)
+    post.close()
+    assert len(steps) == 5  # as many as PPO would take: 5 epochs of 8 * 2 chunks in batches of 16
+    assert post.n_updates == post.config.dream.n_updates  # and as far along the axis
+    after = policy_state(post.policy)
+    assert any(not torch.equal(after[name], before[name]) for name in before if ".action." in name)
+
+
+@pytest.mark.parametrize("preset", ["mix", "dream"])
+def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(
+    preset: str, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    post = build(preset, tiny, demonstrations)
+    assert post.dreams is not None and (post.arenas.envs == [post.sim]) == (preset == "dream")
+    post.evaluate()
+    assert post.dreams.episodes == []
+    post._contest(post.champion, [1_000_000, 1_000_001])
+    assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001]
+    post.evaluate()
+    post._contest(post.champion, [1_000_002])
+    assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001, 1_000_002]
+    post.close()
+
+
+def test_evaluations_teach_no_dream_where_there_is_only_one_simulator(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimEnv, "alone", True)  # as Isaac Lab is
+    post = build("mix", tiny, demonstrations, "ppo.fresh_rollouts=true", "ppo.n_steps=8")
+    assert post.dreams is not None and post.arenas.envs == [post.sim]
+    post.evaluate()
+    post._collect_sim(8)
+    post.close()
+    evaluated = range(post.config.eval.seed, post.config.eval.seed + post.config.eval.n_episodes)
+    assert post.dreams.episodes and not {e.seed for e in post.dreams.episodes} & {*evaluated}
+
+
+def test_gates_may_judge_alone(tiny: list[str], demonstrations: list[Any]) -> None:
+    taught, judged_alone = (
+        build("dream", tiny, demonstrations, f"gate.record={record}") for record in ("true", "false")
+    )
+    seeds = [1_000_000, 1_000_001]
+    seen, unseen = (post._contest(post.champion, seeds) for post in (taught, judged_alone))
+    assert seen == unseen and taught.gate_steps == judged_alone.gate_steps > 0
+    for post in taught, judged_alone:  # what a gate saw does not come in with the next that explore
+        post._explore(2)
+        post.close()
+    assert taught.dreams is not None and judged_alone.dreams is not None
+    assert sorted(e.seed for e in taught.dreams.episodes) == [*seeds, 50_000_000, 50_000_001]
+    assert sorted(e.seed for e in judged_alone.dreams.episodes) == [50_000_000, 50_000_001]
+
+
+@pytest.mark.parametrize("pg_coef", [1, 0])
+def test_a_round_may_begin_with_episodes_that_explore(
+    pg_coef: int, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = [f"ppo.pg_coef={pg_coef}", "dream.success_bc_coef=0", "dream.ref_kl_coef=0", "gate.enabled=false"]
+    post = build("dream", tiny, demonstrations, "n_rounds=2", "dream.n_episodes=3", *control)
+    assert post.dreams is not None
+    explored: list[int] = []
+    sample = post.policy.sample
+    monkeypatch.setattr(post.policy, "sample", lambda *given: (explored.append(1), sample(*given))[1])
+    post._explore(3)
+    assert explored
+    post.dreams.episodes.clear()
+    post.sim_steps = post.explored = 0
+    post.run()
+    post.close()
+    assert sorted(e.seed for e in post.dreams.episodes) == [50_000_000 + i for i in range(6)]
+    assert post.sim_steps == sum(e.length for e in post.dreams.episodes) and post.gate_steps == 0
+
+
+def test_only_rounds_that_dream_begin_with_episodes_that_explore(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl.rounds.loop, "judge", judged(True))
+    words = "n_rounds=3", "dream.n_rounds=2", "dream.n_episodes=3", "ppo.imitation_steps=0", "total_timesteps=128"
+    post = build("mix", tiny, demonstrations, *words)
+    post.run()
+    post.close()
+    assert post.explored == 6 and [part.place for part in post.parts] == ["dream", "dream", "sim"]
+    post = build("dream", tiny, demonstrations, "n_rounds=3", "dream.n_episodes=3", "ppo.imitation_steps=0")
+    assert post.dreams is not None and post.config.dream.max_widenings is not None
+    post.dreams.n_widenings = post.config.dream.max_widenings  # no more dreams, and nothing to collect for them
+    post.run()
+    post.close()
+    assert post.explored == post.sim_steps == 0
+
+
+def test_a_dream_goes_on_after_success_where_the_simulator_does(tiny: list[str], demonstrations: list[Any]) -> None:
+    words = "env.terminate_on_success=false", "env.action_delay=2", "env.obs_noise=0.01"
+    post = build("dream", tiny, demonstrations, *words)
+    assert post.dreams is not None
+    dream = post.dreams.env(post.arenas.starts([0, 1]))
+    for env in post.sim, dream:
+        assert (env.terminate_on_success, env.action_delay, env.obs_noise, env.max_steps) == (False, 2, 0.01, 64)
+    post.close()
+
+
+def test_success_is_a_share_of_episodes_where_they_go_on_after_it(tiny: list[str], demonstrations: list[Any]) -> None:
+    logged: Logged = []
+    post = build("sim", tiny, demonstrations, "env.terminate_on_success=false", "ppo.fresh_rollouts=true")
+    post.log = lambda step, values: logged.append((step, values))
+    rollout = post._collect_sim(8)  # 64 steps: all four episodes end with it
+    rollout.success[2:] = torch.tensor([True, True, False, False])
+    rollout.success[2, 2] = True  # seen, and lost again: a success, as in an evaluation
+    post._update("sim", rollout)
+    post.close()
+    assert logged[-1][1]["rollout/sim_success"] == 0.75
+
+
+def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
+    assert post.dreams is not None and post.imitation is not None
+    post._collect_sim(20)
+    windows = post.dreams.model.windows(post.dreams.episodes)
+    real = post.imitation.examples.get("sim")
+    before = prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"]
+    post._train_dream(0)
+    post.dreams.config = compose("mix", ["dream.refit_steps=40", "dream.refit_learning_rate=0.003"], TrainConfig)
+    post.dreams.refit()
+    assert prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"] < before
+    assert post.imitation.examples.get("sim") is real and "dream" not in post.imitation.examples
+    assert post.dreams.n_refitted == len(post.dreams.episodes)
+
+
+def test_where_nothing_moved_there_is_no_error(post: PostTraining, demonstrations: list[Any]) -> None:
+    assert post.dreams is not None
+    post.dreams.episodes = [demonstrations[0]]
+    assert post.dreams.error() is not None
+    state = demonstrations[0].state
+    post.dreams.episodes = [replace(demonstrations[0], state=state[:1].expand_as(state))]
+    assert post.dreams.error() is None
+
+
+def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float]] = []
+    post.config = replace(post.config, gate=replace(post.config.gate, z_loss=0.5))
+
+    def judge(
+        champion: Any, challenger: Any, first: int, block: int, most: int, alpha: float, z_loss: float
+    ) -> Verdict:
+        seen.append((first, z_loss))
+        return Verdict(True, 0.0, 0.0, 0, 0, most)
+
+    monkeypatch.setattr(rl.rounds.loop, "judge", judge)
+    for i in range(3):
+        post._gate("dream", i)
+        post._gate("sim", i)  # in `mix`, what was learned in the simulator is not judged
+    assert seen == [(1_000_000, 0.5), (1_000_004, 0.5), (1_000_008, 0.5)]
+
+
+def test_a_dream_that_was_rolled_back_makes_the_next_one_stay_nearer(
+    post: PostTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter([True, False, False, False])
+    monkeypatch.setattr(rl.rounds.loop, "judge", lambda *_: Verdict(next(verdicts), 0.5, 0.4, 0, 1, 4))
+    strict = []
+    for i, place in enumerate(["dream", "sim", "dream", "dream"]):
+        post._gate(place, i)
+        strict.append(post.ref_kl_coef / post.config.dream.ref_kl_coef)
+    assert strict == [1, 1, 4, 16]
+
+
+@pytest.mark.parametrize(("total", "n_rollouts"), [(128, [0, 1]), (500, [2, 2]), (580, [2, 3])])
+def test_rounds_end_at_the_nearest_rollout(
+    total: int, n_rollouts: list[int], tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = build("sim", tiny, demonstrations, "n_rounds=2", f"total_timesteps={total}")
+    begun: list[int] = []
+
+    def collect(n_steps: int) -> None:
+        post.sim_steps += post.config.env.n_envs * n_steps * post.config.n_action_steps - 1  # an episode ended early
+        begun.append(post.sim_steps)
+
+    monkeypatch.setattr(post, "_collect_sim", collect)
+    monkeypatch.setattr(post, "_learn", lambda place, rollout: None)
+    seen = []
+    for i in range(2):
+        begun.clear()
+        post._train_sim(i)
+        seen.append(len(begun))
+    post.close()
+    assert seen == n_rollouts
+
+
+@pytest.mark.parametrize(("fresh", "n_chunks"), [("false", 4), ("true", 2)])
+def test_rollouts_in_the_simulator_may_begin_new_episodes(
+    fresh: str, n_chunks: int, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    post = build("sim", tiny, demonstrations, f"ppo.fresh_rollouts={fresh}", "env.max_steps=400")
+    for _ in range(2):
+        post._collect_sim(2)
+    post.close()
+    assert post.sim.elapsed.tolist() == [n_chunks * post.config.n_action_steps] * post.config.env.n_envs
+
+
+@pytest.mark.parametrize("place", ["sim", "dream"])
+def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build(place, tiny, demonstrations, "ppo.critic_warmup_steps=3", "total_timesteps=128", "dream.n_updates=0")
+    logged: Logged = []
+    post.log = lambda step, values: logged.append((step, values))
+    before = policy_state(post.policy)
+    getattr(post, f"_train_{place}")(0)
+    post.close()
+    ((step, values),) = [entry for entry in logged if "dream/expected_error" not in entry[1]]
+    assert step == 0  # it is no update
+    assert (values["time/total_timesteps"] > 0) == (place == "sim")
+    assert values["time/total_timesteps"] == post.sim_steps and "critic/heldout_explained_variance" in values
+    changed = {name for name, value in policy_state(post.policy).items() if not torch.equal(value, before[name])}
+    assert changed and all(".value." in name for name in changed)
+
+
+@pytest.mark.parametrize("won", [0, 2])
+def test_dreams_that_promise_ever_more_than_they_keep_come_to_an_end(
+    won: int, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the gate sees them win all the same."""
+    post = build("mix", tiny, demonstrations, "n_rounds=6", "ppo.imitation_steps=0")
+    assert post.dreams is not None
+    monkeypatch.setattr(post, "_train_sim", lambda i: None)
+    promised = iter([0.1, 0.3, 0.7, 0.9, 0.9, 0.9])
+    kept = iter(
+        [0.3, 0.4, 0.6, 0.5, 0.4, 0.3]
+    )  # gaps of -.2, -.1, .1, .4: the last two are wider, and promise too much
+    monkeypatch.setattr(post, "_train_dream", lambda i: setattr(post.dreams, "success", next(promised)))
+    monkeypatch.setattr(rl.rounds.loop, "judge", lambda *_: Verdict(False, 0.5, next(kept), won, 1, 4))
+    said: list[str] = []
+    post.say = said.append
+    parts = post.run(post.evaluate()).parts
+    post.close()
+    last = 6 if won else 4
+    assert [part.place for part in parts] == ["sim", "dream"] * last + ["sim"] * (6 - last)
+    assert [line for line in said if "no more dreams" in line] == [
+        f"round {n}: the gap widens, there are no more dreams in this run" for n in range(last + 1, 7)
+    ]
+
+
+@pytest.mark.parametrize("preset", ["sim", "dream", "mix"])
+def test_imitation_is_a_part_of_the_first_round_and_judged_where_the_config_says(
+    preset: str, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = build(preset, tiny, demonstrations, "ppo.imitation_steps=7", "n_rounds=2")
+    taken: list[int] = []
+    post.ppo.imitate = taken.append  # type: ignore
+    monkeypatch.setattr(post, "_train_sim", lambda i: None)
+    monkeypatch.setattr(post, "_train_dream", lambda i: None)
+    monkeypatch.setattr(rl.rounds.loop, "judge", judged(False))
+    parts = post.run().parts
+    post.close()
+    assert taken == [7]
+    places = {"sim": ["imitation", "sim"], "dream": ["imitation", "dream"], "mix": ["sim", "imitation", "dream"]}
+    later = [place for place in places[preset] if place != "imitation"]
+    assert [part.place for part in parts] == places[preset] + later
+    judged_ones = {"sim": {"imitation", "sim"}, "dream": {"imitation", "dream"}, "mix": {"imitation", "dream"}}
+    assert {part.place for part in parts if part.verdict is not None} == judged_ones[preset]
+    assert build(preset, tiny, demonstrations, "ppo.imitation_steps=0").places(0) == later
+
+
+def test_reward_terms_are_logged_raw_and_weighted(tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("sim", tiny, demonstrations, "rewards.time_cost.weight=-0.5", "rewards.action_l2.weight=0")
+    rollout = post.ppo.collect(post.sim, 3)
+    post.close()
+    assert rollout.terms["time_cost_raw"] == pytest.approx(1.0)  # a mean over executed steps alone
+    assert rollout.terms["time_cost"] == pytest.approx(-0.5)
+    assert rollout.terms["success"] == rollout.terms["success_raw"]
+    assert "action_l2" not in rollout.terms
+
+
+def test_several_tasks_share_the_seeds(tiny: list[str], demonstrations: list[Any]) -> None:
+    post = build("sim", tiny, demonstrations, "env.tasks=[button-press-topdown,push]", "env.max_steps=8")
+    results = post.evaluate()
+    post.close()
+    assert [(r.task, r.seed - 2_000_000) for r in results] == [
+        ("button-press-topdown", 0),
+        ("button-press-topdown", 2),
+        ("push", 1),
+        ("push", 3),
+    ]
+
+
+def test_sizes_that_do_not_fit_are_named(tiny: list[str], demonstrations: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"env\.id=Pendulum-v1.*observation size 21.*observation size 3"):
+        build("sim", tiny, demonstrations, "env.id=Pendulum-v1", "env.tasks=[]")
+
+
+def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTraining, demonstrations: list[Any]) -> None:
+    assert post.imitation is not None and post.model is not None
+    success = next(e for e in demonstrations if e.is_success)
+    failure = replace(success, success=torch.zeros_like(success.success))
+    size = post.model.config.chunk_size
+    post.model.config = replace(post.model.config, context_noise=0.0)  # to compare frames exactly
+    post.imitation.add_episodes([failure, success, failure])
+    context, actions = post.imitation.examples["sim"]
+    starts = [*range(0, success.length - size, size), success.length - size]
+    assert torch.equal(actions, torch.stack([success.action[t : t + size] for t in starts]))
+    assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
+    post.imitation.examples.clear()
+    post.imitation.add_episodes([replace(success, picture_every=size), success])  # seen, where chunks begin
+    whole = success.length // size
+    seen, everywhere = post.imitation.examples["sim"][1].split([whole, len(starts)])
+    assert torch.equal(seen, actions[:whole]) and torch.equal(everywhere, actions)
+
+
+def test_what_was_executed_late_is_imitated_where_it_was_commanded(
+    post: PostTraining, demonstrations: list[Any]
+) -> None:
+    assert post.imitation is not None and post.model is not None
+    post.model.config = replace(post.model.config, context_noise=0.0)  # to compare frames exactly
+    success = next(e for e in demonstrations if e.is_success)
+    size, delay = post.model.config.chunk_size, 3
+    post.imitation.add_episodes([success], delay)
+    context, actions = post.imitation.examples["sim"]
+    last = success.length - delay - size
+    starts = [*range(0, last, size), last]
+    assert torch.equal(actions, torch.stack([success.action[t + delay : t + delay + size] for t in starts]))
+    assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
+
+
+def test_what_was_collected_is_taken_back_in_place_of_what_there_is(
+    post: PostTraining, demonstrations: list[Any]
+) -> None:
+    assert post.imitation is not None
+    saved = post.imitation.collected()
+    post.imitation.add_episodes(demonstrations)
+    post.imitation.collect_again(saved)
+    assert [*post.imitation.examples] == ["demonstrations"]
+
+
+def test_leads_to_success_by_hand() -> None:
+    # Rows are chunks, columns environments. Column 0: success at 1, then a new episode without any.
+    # Column 1: an episode that fails ends at 0, the next succeeds at 2. Column 2: never.
+    success = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]]).bool()
+    done = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).bool()
+    expected = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]).bool()
+    assert torch.equal(leads_to_success(success, done), expected)
+
+
+def test_shares_of_the_gain_add_up() -> None:
+    def rate(n: int) -> list[EpisodeResult]:
+        return [EpisodeResult("push", i, i < n, 5, 0.0) for i in range(10)]
+
+    parts = [
+        Part(place, None, {}, 0, 0, 0.0, rate(n)) for place, n in (("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8))
+    ]
+    outcome = Outcome(rate(3), parts, 100, 50)
+    # dream: 3 -> 5 and 4 -> 7; simulator: 5 -> 4 and 7 -> 8
+    assert _gain_of(outcome, "dream") == pytest.approx(0.5)
+    assert _gain_of(outcome, "sim") == pytest.approx(0.0)
+
+
+def test_mix_dreams_first_and_the_simulator_has_the_rest(tiny: list[str], demonstrations: list[Any]) -> None:
+    """Three rounds, one of them in the dream: each of the other two executes half of the steps."""
+    post = build("mix", tiny, demonstrations, "n_rounds=3", "dream.n_rounds=1", "total_timesteps=640", "env.n_envs=8")
+    try:
+        assert [post.places(i) for i in range(3)] == [["imitation", "dream"], ["sim"], ["sim"]]
+        outcome = post.run()
+    finally:
+        post.close()
+    assert [part.place for part in outcome.parts] == ["imitation", "dream", "sim", "sim"]
+    steps = [part.sim_steps for part in outcome.parts]
+    assert steps[:2] == [0, 0] and abs(steps[2] - 320) <= 128 and abs(steps[3] - 640) <= 128
+    assert [part.verdict is None for part in outcome.parts] == [False, False, True, True]
+
+
+def test_chunks_of_which_a_part_was_executed_are_completed_by_the_next() -> None:
+    # Two environments, four chunks of 2 executed actions, counted 0 to 7; one episode ends with chunk 1.
+    actions = torch.arange(8.0).view(4, 1, 2, 1).expand(4, 2, 2, 1)
+    done = torch.tensor([[0, 0], [0, 1], [0, 0], [0, 0]]).bool()
+    chunks, whole = whole_chunks(actions, done, 5)
+    assert chunks[:, 0, :, 0].tolist() == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
+    assert whole.tolist() == [[True, False], [True, False]]
+    chunks, whole = whole_chunks(actions, done, 2)
+    assert torch.equal(chunks, actions) and whole.all() and whole.shape == done.shape
+    chunks, whole = whole_chunks(actions[:1], done[:1], 8)
+    assert len(chunks) == len(whole) == 0
+
+
+def test_a_round_that_executes_a_part_of_each_chunk(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = build("mix", tiny, demonstrations, "n_rounds=1", "total_timesteps=320", "n_action_steps=2")
+    monkeypatch.setattr(rl.rounds.loop, "judge", judged(True))
+    monkeypatch.setattr(rl.ppo.imitation, "leads_to_success", lambda success, done: torch.ones_like(success))
+    outcome = post.run()
+    post.close()
+    assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream"]
+    assert post.imitation is not None and post.imitation.examples["sim"][1].shape[1] == post.policy.chunk_size
+
+
+@pytest.mark.parametrize("place", ["sim", "dream"])
+def test_a_bug_in_a_reward_term_shows_before_anything_is_evaluated(
+    place: str, tiny: list[str], demonstrations: list[Any], tmp_path: Path
+) -> None:
+    """Also one that shows in the dream alone, which knows no reward of the task."""
+    broken = "t.nothing" if place == "sim" else "t.action[:, 0] * t.task_reward"
+    (tmp_path / "mine.py").write_text(f"def term(t):\n    return {broken}\n")
+    post = build("mix", tiny, demonstrations, f"rewards.mine={{func: '{tmp_path}/mine.py:term', weight: 1.0}}")
+    post.evaluate = lambda: pytest.fail("evaluated first")  # type: ignore
+    with pytest.raises(UserError, match=r"^reward term 'mine' raised .*Error: .*; see .*/mine\.py:2$"):
+        post.run()
+    post.close()
+
+
+def test_trying_the_rewards_changes_nothing_of_what_follows(tiny: list[str], demonstrations: list[Any]) -> None:
+    tried, not_tried = (build("mix", tiny, demonstrations) for _ in range(2))
+    try_rewards(tried.config, tried.model, tried.sim, dreams=True)
+    assert not tried.sim.begun
+    rollouts = [post._collect_sim(4) for post in (tried, not_tried)]
+    assert torch.equal(rollouts[0].chain, rollouts[1].chain) and torch.equal(rollouts[0].reward, rollouts[1].reward)
+    assert tried.sim.record(True) == not_tried.sim.record(True) == []
+    for post in tried, not_tried:
+        post.close()
+
+
+@pytest.mark.parametrize("n_action_steps", [8, 4, 2, 3])
+def test_rollouts_and_dreams_are_as_long_whatever_part_of_a_chunk_is_executed(
+    n_action_steps: int, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    words = f"n_action_steps={n_action_steps}", "ppo.n_steps=4", "dream.horizon=3", "dream.n_updates=1"
+    post = build("mix", tiny, demonstrations, *words)
+    assert post.dreams is not None
+    dream = post.dreams.env(post.arenas.starts([0, 1]))
+    collected: list[int] = []
+
+    def collect(env: Any, n_steps: int, fresh: bool) -> None:
+        collected.append(n_steps)
+        post.sim_steps = post.config.total_timesteps
+        raise KeyboardInterrupt  # far enough
+
+    post.ppo.collect = collect  # type: ignore
+    for train in (post._train_sim, post._train_dream):
+        with pytest.raises(KeyboardInterrupt):
+            post.sim_steps = 0
+            train(0)
+    post.close()
+    assert [n * n_action_steps for n in collected] == {8: [32, 24], 4: [32, 24], 2: [32, 24], 3: [33, 24]}[
+        n_action_steps
+    ]
+    assert dream.horizon == collected[1]
+
+
+def test_a_budget_of_less_than_a_rollout_is_refused(tiny: list[str], demonstrations: list[Any]) -> None:
+    said = r"total_timesteps=127: a rollout executes 128 steps \(env\.n_envs=4, ppo\.n_steps=4 chunks of 8\); expected"
+    with pytest.raises(UserError, match=said):
+        build("sim", tiny, demonstrations, "total_timesteps=127")
+    for words in (["sim", "total_timesteps=128"], ["dream", "total_timesteps=1"]):  # a dream executes none
+        build(words[0], tiny, demonstrations, words[1]).close()
+
+
+@pytest.mark.parametrize("n_action_steps", [8, 4])
+def test_a_state_of_an_older_version_goes_on_where_its_axis_ended(
+    n_action_steps: int, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    """Unless the older version counted other chunks."""
+    post = build("sim", tiny, demonstrations, f"n_action_steps={n_action_steps}")
+    state = post.state_dict()
+    state["run"] = {k: v for k, v in state["run"].items() if k != "n_updates"} | {"sim_steps": 900}
+    if n_action_steps == 8:
+        post.load_state_dict(state)
+        assert post.n_updates == post.sim_steps == 900
+    else:
+        with pytest.raises(UserError, match="n_action_steps=4: an older version began this run"):
+            post.load_state_dict(state)
+    post.close()

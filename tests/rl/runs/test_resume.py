@@ -1,0 +1,193 @@
+"""A run that is stopped anywhere and continued ends with the same bits, the same lines and the same table."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rewards.errors import UserError
+from rl import cli
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.runs.folder import RunFolder, lock_run
+from rl.runs.state import load_state, save_state
+from rl.verbs import train
+from rl.verbs.begin import begin
+from world_model.checkpoint import load_checkpoint
+from world_model.data.episodes import EpisodeStore
+from world_model.wam.store import load_model, load_model_and_config, save_model
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def stop_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next saved state of a part be the last thing that a process does."""
+    save_state = train.save_state
+
+    def save(folder: Path, state: dict[str, Any]) -> None:
+        save_state(folder, state)
+        if "post" in state:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save_state", save)
+
+
+def folder_of(name: str) -> Path:
+    (folder,) = Path("runs", name).iterdir()
+    return folder
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What a finished run leaves, but for clocks."""
+    config, tensors = load_checkpoint(folder / "checkpoints" / "last")
+    curves = {}
+    for part in ("", *(f"controls/{path.name}" for path in folder.glob("controls/*"))):
+        events = EventAccumulator(str(folder / part))
+        events.Reload()
+        curves[part] = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        "config": config | {"config": ""},
+        "weights": tensors,
+        "metrics": (folder / "metrics.jsonl").read_text(),
+        "eval": (folder / "eval.jsonl").read_text().replace(folder.parent.name, "NAME"),
+        "curves": curves,
+    }
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one["weights"].items():
+        assert torch.equal(value, other["weights"][name]), name
+    for key in one.keys() - {"weights"}:
+        assert one[key] == other[key], key
+
+
+def test_a_run_stopped_at_every_safe_point_ends_as_if_it_had_not_been(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*tiny, "save_minutes=0", "env.max_steps=40", "env.obs_noise=0.001", "eval.n_paired=2"]
+    words += ["dream.max_expected_error=0.1", "dream.n_episodes=2", "ppo.critic_warmup_steps=2"]
+    words += ["controls=[filtered_bc]"]
+    assert cli.main(["train", "mix", *words, "name=whole"]) == 0, capsys.readouterr().err
+    first, n_stops = ["train", "mix", *words, "name=pieces"], 0
+    with monkeypatch.context() as patch:
+        stop_after_a_save(patch)
+        while (code := cli.main(first)) == 130:
+            n_stops, first = n_stops + 1, ["train", str(folder_of("pieces"))]
+    assert code == 0, capsys.readouterr().err
+    assert n_stops >= 8
+    whole = everything(folder_of("whole"))
+    same(whole, everything(folder_of("pieces")))
+    assert set(whole["curves"]) == {"", "controls/filtered_bc"}
+    for curves in whole["curves"].values():
+        updates = [step for step, _ in curves["train/value_loss"]] if "train/value_loss" in curves else []
+        assert updates == sorted(set(updates))
+        steps = [value for _, value in curves["time/total_timesteps"]]
+        assert steps == sorted(steps)
+
+    out = capsys.readouterr().out
+    assert f"interrupted; to go on: wamtune train {folder_of('pieces')}" in out
+    assert cli.main(["train", str(folder_of("pieces"))]) == 0  # there is nothing left but to show it again
+    again = capsys.readouterr().out
+    assert again.splitlines()[2:] == out.splitlines()[-len(again.splitlines()) + 2 :]
+    same(everything(folder_of("whole")), everything(folder_of("pieces")))
+
+
+def test_a_run_goes_on_with_its_own_config(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/x/1").mkdir(parents=True)
+    Path("runs/x/1/config.yaml").write_text("name: x\n")
+    assert cli.main(["train", "runs/x/1", "seed=3"]) == 2
+    line = capsys.readouterr().err
+    assert "'seed=3': a run goes on with its own config" in line
+    assert line.endswith("begin anew: wamtune train runs/x/1/config.yaml seed=3\n")
+
+
+TERM = "rewards.mine={func: mine.py:term, weight: 0.5}"
+
+
+def begun(tiny: list[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
+    """The folder of a run that was stopped after its first evaluation."""
+    with monkeypatch.context() as patch:
+        stop_after_a_save(patch)
+        assert cli.main(["train", "sim", *tiny, "name=stopped", *words]) == 130
+    return folder_of("stopped")
+
+
+def test_a_run_does_not_go_on_with_another_plug_in(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "def term(t):\n    return t.action[:, 0]\n"
+    Path("mine.py").write_text(source)
+    run = begun(tiny, monkeypatch, TERM)
+    (copy,) = (run / "plugins").iterdir()
+    assert copy.name.endswith("-mine.py") and copy.read_text() == source
+    Path("mine.py").write_text(source.replace("0]", "1]"))
+    capsys.readouterr()
+    assert cli.main(["train", str(run)]) == 2
+    line = capsys.readouterr().err
+    assert f"rewards.mine: {Path('mine.py').resolve()} has changed since the run began; restore it from {copy}" in line
+    assert f"or begin a new run: wamtune train {run / 'config.yaml'}" in line and line.count("\n") == 1
+    Path("mine.py").write_bytes(copy.read_bytes())
+    assert cli.main(["train", str(run)]) == 0, capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_checkpoint(
+    tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newer = (
+        Path("runs/start", time, "checkpoints/last") for time in ("20250101-000000-s0", "20250102-000000-s0")
+    )
+    shutil.copytree(checkpoint, older)
+    run = begun(tiny, monkeypatch, "checkpoint=runs/start")
+    assert compose(run, [], TrainConfig).checkpoint == str(older.parents[1])  # not whatever is the newest later
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        next(model.action.parameters()).add_(1.0)
+    save_model(newer, model, "tune", extra=EpisodeStore(checkpoint).files())
+    capsys.readouterr()
+    shutil.copytree(older, "kept")
+    shutil.copytree(newer, older, dirs_exist_ok=True)
+    assert cli.main(["train", str(run)]) == 2
+    line = capsys.readouterr().err
+    assert f"checkpoint={older.parents[1]}: these are not the weights that the run began with; put those back" in line
+    assert (run / "checkpoints" / "state").is_dir() and line.count("\n") == 1
+    shutil.copytree("kept", older, dirs_exist_ok=True)
+    assert cli.main(["train", str(run)]) == 0, capsys.readouterr().err
+    assert load_model_and_config(run)[1]["parent"] == str(older.parents[1])
+
+
+def test_a_state_without_hashes_goes_on_and_says_so(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tiny, monkeypatch)
+    state = load_state(run)
+    assert state is not None
+    inputs = state.pop("inputs")
+    assert list(inputs) == ["checkpoint"]
+    save_state(run, state)
+    capsys.readouterr()
+    assert cli.main(["train", str(run)]) == 0
+    assert "nothing says whether checkpoint and plug-ins have changed since" in capsys.readouterr().out
+
+
+def test_a_state_is_read_when_nobody_else_writes_it(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tiny, monkeypatch)
+    read = train.load_state
+    monkeypatch.setattr(train, "load_state", lambda folder: pytest.fail("it was read beside its writer"))
+    with RunFolder.open(run):
+        assert cli.main(["train", str(run)]) == 2
+    assert "another process is writing to this run" in capsys.readouterr().err
+    monkeypatch.setattr(train, "load_state", read)
+    with pytest.raises(UserError):  # and what cannot be read leaves it free
+        begin("train", [str(run)], TrainConfig, lambda folder: (_ for _ in ()).throw(UserError("damaged")))
+    lock_run(run).close()

@@ -1,0 +1,213 @@
+"""The command line: what it lists, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rewards.errors import UserError
+from rl import cli
+from rl.stages.config import PretrainConfig
+from rl.verbs import cp, doctor, ls
+from rl.verbs.help import keys_of
+from world_model import checkpoint
+from world_model.spec import Feature, Spec
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model_and_config, save_model
+
+torch.set_num_threads(1)
+SPEC = Spec({"state": Feature((3,), "m", {"object_pos": (0, 3)})}, (-1.0,), (1.0,), ("push", "reach"), 80.0)
+
+
+def make_model() -> WorldActionModel:
+    model = WorldActionModel(ModelConfig(width=8, world_width=8, action_width=8, n_layers=1, n_heads=1), SPEC)
+    model.codec.fit(torch.randn(16, 2, 3), torch.randn(16, 8, 3))
+    model.action_codec.action.fit(torch.randn(16, 1))
+    return model
+
+
+@pytest.fixture
+def built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One built-in checkpoint, named like a preset."""
+    folder = tmp_path / "builtin"
+    metrics = {"success": {"push": {"rate": 0.5}, "mean": {"rate": 0.475}}}
+    save_model(folder / "metaworld-tuned", make_model(), "tune", about={"metrics": metrics})
+    monkeypatch.setattr(checkpoint, "BUILTIN", folder)
+    return folder / "metaworld-tuned"
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ((), ("--help",), ("help",)):
+        code, out, _ = call(capsys, *words)
+        assert code == 0
+        assert all(f"\n  {verb} " in out for verb in cli.VERBS)
+
+
+def test_overview_needs_the_standard_library_alone() -> None:
+    code = "import rl.cli, sys; rl.cli._overview(); assert not {'torch', 'rewards', 'omegaconf'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parent.parent)
+
+
+@pytest.mark.parametrize("verb", [v for v, (module, _) in cli.VERBS.items() if importlib.util.find_spec(module)])
+def test_help_ends_with_two_examples(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    code, out, _ = call(capsys, verb, "--help")
+    assert code == 0 and out.startswith(f"wamtune {verb}")
+    examples = out.partition("Examples:\n")[2].splitlines()
+    assert len(examples) == 2 and all(line.startswith(f"  wamtune {verb}") for line in examples)
+
+
+def test_help_lists_keys_with_default_and_comment() -> None:
+    lines = keys_of(PretrainConfig).splitlines()
+    assert lines[0].split(None, 1) == ["name=", "folder below runs/"]
+    assert any(line.startswith("  n_noisy=60 ") and "noise on its actions" in line for line in lines)
+    assert any(line.strip().startswith("stage.atoms=0.1,0.0,") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tarin"], "wamtune: unknown verb 'tarin'; did you mean 'train'?\n"),
+        (["pretrain", "x", "--seed=3"], "wamtune: unexpected '--seed=3'; options are written as key=value: seed=3\n"),
+        (["pretrain", "x", "--seed", "3"], "wamtune: unexpected '--seed'; options are written as key=value: seed=3\n"),
+        (["cp", "demo"], "wamtune: cp needs a name and a destination, for example `wamtune cp demo mine.yaml`\n"),
+        (["ls", "prests"], "wamtune: ls 'prests': expected one of checkpoints, presets, rewards, tasks\n"),
+    ],
+)
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
+    assert call(capsys, *words) == (2, "", line)
+
+
+def test_preset_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ((), ("seed=3",)):
+        code, _, err = call(capsys, "pretrain", *words)
+        assert code == 2 and "needs a preset or a run folder" in err
+    assert "unknown key 'sed'" in call(capsys, "pretrain", "metaworld-pretrained", "sed=1")[2]
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "--debug", "ls", "prests")
+    assert code == 2 and err.startswith("Traceback") and "UserError: ls 'prests'" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (KeyError("x"), 1, "--debug"), (UserError("a\nb"), 2, "a b")],
+)
+def test_exit_codes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, says: str
+) -> None:
+    def fail(words: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(ls, "run", fail)
+    got, _, err = call(capsys, "ls")
+    assert got == code and says in err and err.count("\n") == 1
+
+
+def test_foreign_package_is_named_before_anything_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "foreign_package", lambda: "the package 'rewards' hides ours")
+    assert call(capsys, "ls") == (2, "", "wamtune: the package 'rewards' hides ours\n")
+
+
+def test_ls(capsys: pytest.CaptureFixture[str], built_in: Path) -> None:
+    code, out, _ = call(capsys, "ls")
+    assert code == 0
+    assert "  metaworld-tuned  tune, 2 tasks, 0." in out and "MB, success 48 %" in out
+    assert re.search("\n  metaworld-pretrained +The built-in world model", out)
+    assert "1 at every step whose state solves the task, else 0.\n" in out
+    assert "50 tasks: assembly" in out
+    assert call(capsys, "ls", "rewards")[1].splitlines()[0] == "rewards"
+
+
+def test_ls_goes_on_beside_a_damaged_checkpoint(capsys: pytest.CaptureFixture[str], built_in: Path) -> None:
+    (built_in / "model.safetensors").write_bytes(b"")
+    code, out, _ = call(capsys, "ls", "checkpoints")
+    assert code == 0 and "truncated" in out
+
+
+def test_headline_of_foreign_metrics_is_empty() -> None:
+    assert ls.headline({"success": 0.5}) == ls.headline({}) == ""
+    assert ls.headline({"prediction": {"mean": {"error_ratio": 0.123}}}) == "prediction error 0.12 of standing still"
+
+
+def test_cp_preset_and_checkpoint_of_one_name(tmp_path: Path, built_in: Path) -> None:
+    cp.run(["metaworld-tuned", str(tmp_path / "mine.yaml")])
+    assert (tmp_path / "mine.yaml").read_text().startswith("# The built-in start")
+    cp.run(["metaworld-tuned", str(tmp_path / "mine")])
+    assert load_model_and_config(tmp_path / "mine")[1]["stage"] == "tune"
+    (tmp_path / "there").mkdir()
+    cp.run(["metaworld-pretrained", str(tmp_path / "there")])
+    assert (tmp_path / "there" / "metaworld-pretrained.yaml").is_file()
+
+
+def test_cp_never_overwrites(tmp_path: Path, built_in: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(UserError, match="not touched"):
+        cp.run(["metaworld-tuned", str(tmp_path / "mine.yaml")])
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+    with pytest.raises(UserError, match="unknown name"):
+        cp.run(["metaworld-tuna", str(tmp_path / "other")])
+
+
+def test_cp_refuses_a_damaged_checkpoint(tmp_path: Path, built_in: Path) -> None:
+    (built_in / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="truncated"):
+        cp.run(["metaworld-tuned", str(tmp_path / "mine")])
+    assert not (tmp_path / "mine").exists()
+
+
+def test_doctor_says_ok(capsys: pytest.CaptureFixture[str], built_in: Path) -> None:
+    code, out, err = call(capsys, "doctor")
+    assert code == 0, out + err
+    assert {line.split()[0] for line in out.splitlines()} <= {"ok", "optional"}
+    assert "ok       meta-world: one step of push" in out and "metaworld-tuned loaded and verified" in out
+
+
+def test_doctor_says_what_is_missing_and_looks_at_the_rest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, built_in: Path
+) -> None:
+    (built_in / "model.safetensors").write_bytes(b"")
+    for check in ("_opengl", "_metaworld"):
+        monkeypatch.setattr(doctor, check, lambda: 1 / 0)
+    code, out, err = call(capsys, "doctor")
+    assert code == 2 and "missing: meta-world, checkpoints" in err
+    assert "missing  meta-world: division by zero; pip install" in out
+    assert "optional OpenGL: division by zero; only what sees pictures of the simulator needs it" in out
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_termination_is_an_interruption(
+    in_background: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever ends it, it ends alike: with the last saved state, and a line that says so.
+
+    What a shell without job control starts in the background begins with SIGINT ignored.
+    """
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    if in_background:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    monkeypatch.setattr(cli, "_dispatch", lambda words: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
+    try:
+        assert cli.main(["ls"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
+    assert capsys.readouterr().err == "wamtune: interrupted\n"

@@ -1,0 +1,221 @@
+"""LeRobot v3.0 datasets: ours come back exactly, those from elsewhere by the stated rules."""
+
+import builtins
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rewards.errors import UserError
+from rl import cli
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.lerobot import export_lerobot, import_lerobot
+from world_model.extras import pip_line
+from world_model.spec import Feature, Spec
+
+SPEC = Spec({"state": Feature((5,), "m", {"object_pos": (2, 5)})}, (-1.0,) * 2, (1.0,) * 2, ("pick", "push"), 80.0)
+
+
+def make_episodes(spec: Spec = SPEC) -> list[Episode]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Episode(
+            state=torch.randn(length + 1, spec.state_dim, generator=generator),
+            action=torch.rand(length, spec.action_dim, generator=generator),
+            success=torch.arange(length) == length - 1,
+            task=spec.tasks[length % 2],
+            source="noisy",
+            seed=2**40 + length,
+            task_reward=torch.rand(length, generator=generator) if length != 3 else None,
+            picture_every=8 if length == 4 else 1,
+        )
+        for length in (3, 1, 4)
+    ]
+
+
+def assert_equal(got: list[Episode], expected: list[Episode]) -> None:
+    for mine, theirs in zip(got, expected, strict=True):
+        for name in ("state", "action", "success", "task_reward"):
+            a, b = getattr(mine, name), getattr(theirs, name)
+            assert (a is None) == (b is None), name
+            assert b is None or (a.dtype == b.dtype and torch.equal(a, b)), name
+        for name in ("task", "source", "seed", "picture_every"):
+            assert getattr(mine, name) == getattr(theirs, name), name
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_round_trip_is_exact_the_final_frame_included(tmp_path, size: int) -> None:
+    spec = Spec({"state": Feature((size,))}, (-1.0,) * size, (1.0,) * size, ("pick", "push"), 12.5)
+    export_lerobot(make_episodes(spec), spec, tmp_path / "d")
+    episodes, got = import_lerobot(tmp_path / "d")
+    assert got == spec
+    assert_equal(episodes, make_episodes(spec))
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_the_files_say_what_lerobot_expects(tmp_path) -> None:
+    export_lerobot(make_episodes(), SPEC, tmp_path)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    assert (info["codebase_version"], info["fps"], info["splits"]) == ("v3.0", 80, {"train": "0:3"})
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (3, 8, 2)
+    state = info["features"]["observation.state"]
+    assert (state["dtype"], state["shape"]) == ("float32", [5])
+    assert state["names"] == ["state_0", "state_1", "object_pos_0", "object_pos_1", "object_pos_2"]
+    data = pq.read_table(tmp_path / info["data_path"].format(chunk_index=0, file_index=0))
+    assert set(data.column_names) == set(info["features"])
+    kinds = {"float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_()}
+    for name, feature in info["features"].items():
+        kind, (size,) = kinds[feature["dtype"]], feature["shape"]
+        assert data.schema.field(name).type == (kind if size == 1 else pa.list_(kind, size))
+    columns = data.to_pydict()
+    assert columns["index"] == list(range(8))
+    assert columns["episode_index"] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert columns["frame_index"] == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert columns["timestamp"] == pytest.approx([0, 1 / 80, 2 / 80, 0, 0, 1 / 80, 2 / 80, 3 / 80])
+    assert columns["task_index"] == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert columns["next.done"] == columns["next.success"] == [False, False, True, True, False, False, False, True]
+    assert columns["next.reward"][:3] == [0.0, 0.0, 1.0]  # no task reward: success instead
+
+
+def test_offsets_and_statistics(tmp_path) -> None:
+    export_lerobot(make_episodes(), SPEC, tmp_path)
+    rows = pq.read_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet").to_pydict()
+    assert (rows["dataset_from_index"], rows["dataset_to_index"]) == ([0, 3, 4], [3, 4, 8])
+    assert (rows["length"], rows["tasks"]) == ([3, 1, 4], [["push"], ["push"], ["pick"]])
+    actions = [episode.action.double().numpy() for episode in make_episodes()]
+    stats = json.loads((tmp_path / "meta/stats.json").read_text())["action"]
+    together = np.concatenate(actions)
+    assert stats["count"] == [8]
+    for name, value in {"min": together.min(0), "mean": together.mean(0), "std": together.std(0)}.items():
+        assert stats[name] == pytest.approx(value.tolist())
+    assert rows["stats/action/max"][2] == pytest.approx(actions[2].max(0).tolist())
+
+
+def test_tasks_are_the_index_of_their_table(tmp_path) -> None:
+    export_lerobot(make_episodes(), SPEC, tmp_path)
+    table = pq.read_table(tmp_path / "meta/tasks.parquet")
+    assert table.to_pydict() == {"task_index": [0, 1], "task": ["pick", "push"]}
+    assert table.schema.pandas_metadata["index_columns"] == ["task"]
+
+
+def foreign(folder, drop: tuple[str, ...] = ()) -> None:
+    """Turn an export into what others write: several files in any order, float64, nothing of ours."""
+    export_lerobot(make_episodes(), SPEC, folder)
+    (folder / "meta/wamtune.json").unlink()
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    ours = ["final.observation.state", "source", "seed", "picture_every", "has_task_reward"]
+    pq.write_table(pq.read_table(path).drop_columns(ours), path)
+    path = folder / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path).drop_columns(list(drop))
+    table = table.set_column(1, "action", table["action"].cast(pa.list_(pa.float64())))
+    pq.write_table(table.slice(4), path)
+    pq.write_table(table.slice(0, 4), folder / "data/chunk-000/file-001.parquet")
+
+
+def test_a_foreign_dataset_gives_its_last_frame_as_last_observation(tmp_path) -> None:
+    foreign(tmp_path)
+    episodes, spec = import_lerobot(tmp_path)
+    first, _, third = make_episodes()  # the second has one frame: no step is left of it
+    assert [e.length for e in episodes] == [2, 3]
+    for got, whole in zip(episodes, (first, third), strict=True):
+        assert torch.equal(got.state, whole.state[:-1]) and torch.equal(got.action, whole.action[:-1])
+        assert got.success.tolist() == [False] * (whole.length - 2) + [True]
+    assert torch.equal(episodes[1].task_reward, third.task_reward[:-1])
+    assert [(e.task, e.source, e.seed) for e in episodes] == [("push", "import", 0), ("pick", "import", 2)]
+    every_action = torch.cat([e.action for e in make_episodes()])
+    assert spec.action_low == tuple(every_action.min(0).values.tolist())
+    assert (spec.tasks, spec.control_hz, spec.state_dim) == (("push", "pick"), 80.0, 5)
+
+
+def test_a_foreign_dataset_without_success_and_reward(tmp_path) -> None:
+    foreign(tmp_path, drop=("next.success", "next.reward"))
+    episodes, _ = import_lerobot(tmp_path)
+    assert not any(e.is_success for e in episodes) and episodes[0].task_reward is None
+
+
+def test_an_action_that_never_moves_has_narrow_bounds(tmp_path) -> None:
+    foreign(tmp_path / "dataset")
+    for path in (tmp_path / "dataset/data/chunk-000").iterdir():
+        table = pq.read_table(path)
+        still = pa.array([[a, 0.5] for a, _ in table["action"].to_pylist()], pa.list_(pa.float64()))
+        pq.write_table(table.set_column(1, "action", still), path)
+    assert cli.main(["cp", str(tmp_path / "dataset"), str(tmp_path / "store")]) == 0
+    spec = EpisodeStore(tmp_path / "store").spec
+    assert spec is not None and (spec.action_low[1], spec.action_high[1]) == pytest.approx((0.4995, 0.5005))
+
+
+def test_episodes_of_several_tasks_keep_the_first(tmp_path) -> None:
+    foreign(tmp_path)
+    path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    tasks = pa.array([["push"], ["push"], ["pick", "push", "lift", "pull"]])  # six names in three rows
+    pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", tasks), path)
+    assert [e.task for e in import_lerobot(tmp_path)[0]] == ["push", "pick"]
+    pq.write_table(table.drop_columns(["tasks"]), path)
+    assert "meta/episodes has no tasks; it has " in line(import_lerobot, tmp_path)
+
+
+def line(call, *args) -> str:
+    with pytest.raises(UserError) as error:
+        call(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_bad_datasets_are_one_line(tmp_path) -> None:
+    assert line(import_lerobot, tmp_path) == (
+        f"{tmp_path}: no meta/info.json in it; name the folder of a LeRobot v3.0 dataset"
+    )
+    export_lerobot(make_episodes(), SPEC, tmp_path)
+    data, info = tmp_path / "data/chunk-000/file-000.parquet", tmp_path / "meta/info.json"
+    whole = pq.read_table(data)
+    pq.write_table(whole.drop_columns(["action"]), data)
+    assert "the dataset has no action; it has episode_index, " in line(import_lerobot, tmp_path)
+    pq.write_table(whole.slice(0, 6), data)
+    assert "episode 2 has 2 frames, meta/episodes says 4" in line(import_lerobot, tmp_path)
+    data.write_bytes(b"PAR1")
+    assert line(import_lerobot, tmp_path) == f"{data}: the file is damaged; download the dataset again"
+    data.unlink()
+    assert "data: no parquet files in it" in line(import_lerobot, tmp_path)
+    info.write_text(info.read_text().replace("v3.0", "v2.1"))
+    assert "version v2.1, expected v3.0" in line(import_lerobot, tmp_path)
+
+
+def test_export_writes_into_a_new_folder_only(tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "exists already; choose a new folder" in line(export_lerobot, make_episodes(), SPEC, tmp_path)
+    assert "no episodes to export" in line(export_lerobot, [], SPEC, tmp_path / "d")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_without_pyarrow_the_line_names_the_extra(tmp_path, monkeypatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert line(export_lerobot, make_episodes(), SPEC, tmp_path / "d").endswith(pip_line("data"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_command_carries_episodes_there_and_back(tmp_path, capsys) -> None:
+    EpisodeStore(tmp_path / "recorded").append(make_episodes(), SPEC)
+    recorded, dataset, back = (str(tmp_path / name) for name in ("recorded", "dataset", "back"))
+    assert cli.main(["cp", recorded, dataset]) == cli.main(["cp", dataset, back]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"3 episodes of {recorded} are now a LeRobot dataset in {dataset}",
+        f"the LeRobot dataset {dataset} is now 3 episodes in {back}",
+    ]
+    assert_equal(EpisodeStore(back).load(), make_episodes())
+    assert EpisodeStore(back).spec == SPEC
+    for source in (recorded, dataset):
+        assert cli.main(["cp", source, back]) == 2
+        line = f"wamtune: {back} is there already and was not touched; choose another destination\n"
+        assert capsys.readouterr().err == line

@@ -1,0 +1,63 @@
+"""Windows of a tiny episode, each index checked by hand."""
+
+import pytest
+import torch
+
+from rewards.errors import UserError
+from world_model.data.episodes import Episode
+from world_model.data.windows import PROGRESS_DECAY, Windows, progress_labels
+
+
+def episode(length: int, first: float, success_at: int | None = None, task: str = "a") -> Episode:
+    """Frame t is first + t, action t is 10 * (first + t), so that every number says where it came from."""
+    state = first + torch.arange(length + 1.0)[:, None]
+    success = torch.zeros(length, dtype=torch.bool)
+    if success_at is not None:
+        success[success_at] = True
+    return Episode(state, 10 * state[:-1], success, task, "random", seed=0)
+
+
+def test_windows_of_two_episodes():
+    # 5 steps have 3 windows of a chunk of 3; 3 steps have one; 2 steps have none.
+    windows = Windows([episode(5, 0.0), episode(2, 50.0), episode(3, 100.0, task="b")], ("a", "b"), 3, 3)
+    assert len(windows) == 4
+    batch = windows.at(torch.arange(4))
+    # At its start an episode repeats its first frame.
+    assert batch.context[..., 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [100, 100, 100]]
+    # Action t follows the newest context frame t, frame t + 1 follows action t.
+    assert batch.actions[..., 0].tolist() == [[0, 10, 20], [10, 20, 30], [20, 30, 40], [1000, 1010, 1020]]
+    assert batch.future[..., 0].tolist() == [[1, 2, 3], [2, 3, 4], [3, 4, 5], [101, 102, 103]]
+    assert batch.task.tolist() == [0, 0, 0, 1]
+
+
+def test_success_and_progress_belong_to_the_frame_after_the_action():
+    # Success after step 3: frame 4 is the first solved one.
+    windows = Windows([episode(5, 0.0, success_at=3)], ("a",), 2, 2)
+    batch = windows.at(torch.arange(4))
+    assert batch.future[..., 0].tolist() == [[1, 2], [2, 3], [3, 4], [4, 5]]
+    assert batch.success.tolist() == [[0, 0], [0, 0], [0, 1], [1, 0]]
+    d = PROGRESS_DECAY
+    expected = torch.tensor([[d**3, d**2], [d**2, d], [d, 1], [1, 1]])
+    torch.testing.assert_close(batch.progress, expected)
+
+
+def test_progress_labels():
+    d = PROGRESS_DECAY
+    solved = torch.tensor([False, True, False, True])
+    torch.testing.assert_close(progress_labels(solved), torch.tensor([d**2, d, 1.0, 1.0, 1.0]))
+    assert progress_labels(torch.zeros(3, dtype=torch.bool)).tolist() == [0, 0, 0, 0]
+
+
+def test_samples_are_whole_windows_and_repeat_with_the_seed():
+    windows = Windows([episode(9, 0.0), episode(6, 100.0)], ("a",), 2, 4)
+    one, two = (windows.sample(200, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(one.context, two.context) and torch.equal(one.actions, two.actions)
+    newest = one.context[:, -1:]
+    assert torch.equal(one.future, newest + torch.arange(1.0, 5)[:, None])  # never across two episodes
+    assert torch.equal(one.actions, 10 * (one.future - 1))
+    assert newest.unique().numel() == len(windows)
+
+
+def test_episodes_that_are_too_short_are_refused():
+    with pytest.raises(UserError, match="none of 2 episodes has the 4 steps of a chunk"):
+        Windows([episode(3, 0.0), episode(2, 0.0)], ("a",), 2, 4)

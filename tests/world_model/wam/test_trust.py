@@ -1,0 +1,89 @@
+"""Trust: what it reads, that it finds out which chunks go wrong, and that nothing else changes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rewards.errors import UserError
+from world_model.wam.trust import HORIZON, calibrate, dream_of_real_actions, expected_error, position_error, read
+
+
+@pytest.fixture
+def context(model, windows):
+    batch = windows.sample(6, torch.Generator().manual_seed(0))
+    return model.encode(batch.context, batch.task), batch
+
+
+def test_error_is_that_of_the_normalised_state_where_there_is_no_object(model):
+    true = torch.zeros(2, 3, model.spec.state_dim)
+    off = true.clone()
+    off[..., 1] = 2 * model.codec.state.std[1]
+    torch.testing.assert_close(position_error(model, true, off), torch.full((2, 3), 2.0))
+
+
+def test_what_is_read_of_a_chunk(model, context):
+    encoded, batch = context
+    given = read(model, encoded, batch.actions, batch.context[:, -1:].expand(-1, 4, -1))
+    assert given.shape == (6, encoded.features.shape[1] + batch.actions[0].numel() + 1)
+    assert torch.allclose(given[:, -1], torch.tensor(1e-4).log())  # nothing moved
+    torch.testing.assert_close(
+        given[:, :-1], torch.cat([encoded.features, model.action_codec.encode(batch.actions).flatten(1)], 1)
+    )
+
+
+def test_it_learns_which_chunks_go_wrong_and_changes_nothing_else(model):
+    generator = torch.Generator().manual_seed(0)
+    before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("trust.")}
+    given = torch.randn(2000, model.trust.given.mean.shape[0], generator=generator)
+    errors = (0.05 * given[:, 0]).exp() * 0.01 * (1 + 9 * (given[:, 1] > 0))
+    state = torch.random.get_rng_state()
+    calibrate(model, given, errors, n_steps=300)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    fresh = torch.randn(500, given.shape[1], generator=generator)
+    with torch.no_grad():
+        said = model.trust(fresh)
+    assert said.shape == (3, 500)
+    expected = said.mean(0).exp()
+    assert expected[fresh[:, 1] > 0.3].median() > 4 * expected[fresh[:, 1] < -0.3].median()
+    assert not any(p.requires_grad for p in model.trust.parameters())
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_a_calibration_knows_nothing_of_the_one_before(model):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(200, model.trust.given.mean.shape[0], generator=generator) for _ in range(2))
+    errors = torch.rand(200, generator=generator)
+    calibrate(model, second, errors, n_steps=20)
+    alone = {k: v.clone() for k, v in model.trust.state_dict().items()}
+    calibrate(model, first, errors, n_steps=20)
+    calibrate(model, second, errors, n_steps=20)
+    assert all(torch.equal(v, alone[k]) for k, v in model.trust.state_dict().items())
+
+
+def test_an_uncalibrated_trust_says_so(model, context):
+    encoded, batch = context
+    with pytest.raises(UserError, match=r"what is read of a dreamed chunk.*has no statistics"):
+        expected_error(model, read(model, encoded, batch.actions, batch.future))
+
+
+def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
+    long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
+    assert long
+    retold = dream_of_real_actions(model, long)
+    n = len(retold.task)
+    assert retold.given.shape[:2] == retold.errors.shape == (n, HORIZON) and (retold.errors >= 0).all()
+    assert [long[i].task for i in retold.episode.tolist()] == [model.spec.tasks[i] for i in retold.task.tolist()]
+
+
+def test_dreams_begin_as_often_where_a_model_sees(model, episodes):
+    size = model.config.chunk_size
+    (long,) = [replace(e, state=e.state.repeat(2, 1)[: 2 * e.length + 1]) for e in episodes[:1]]
+    long = replace(long, action=long.action.repeat(2, 1), success=long.success.repeat(2))
+    n = len(range(0, long.length - HORIZON * size + 1, size))
+    assert n == 5
+    for every in (1, size):  # windows begin everywhere, or at new pictures alone
+        assert len(dream_of_real_actions(model, [replace(long, picture_every=every)]).task) == n
+    both = [replace(long, picture_every=every) for every in (1, size)]
+    assert dream_of_real_actions(model, both).episode.tolist() == [0] * n + [1] * n

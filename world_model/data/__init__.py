@@ -1,0 +1,1 @@
+"""Recorded episodes: on disk, in windows, and from and to LeRobot datasets."""

@@ -1,0 +1,1 @@
+"""The built-in world-action model: network, training, metrics, checkpoints."""

@@ -1,0 +1,112 @@
+"""The training objective: flow matching on both modalities at independent noise levels, and the read-outs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from world_model.data.windows import Batch
+from world_model.flow import ATOMS, noised, sample_noise_levels, uniform_noise_level
+from world_model.wam.model import Context, WorldActionModel
+from world_model.wam.modes import action_noise, video_noise
+
+
+def stage_losses(
+    stage: str, model: WorldActionModel, batch: Batch, atom_weights: tuple[float, ...], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the mean losses of a batch: `action`, `video` but in tune, `success` and `progress` in pretrain and refit.
+
+    But in tune, the action decoder learns only from clean futures (inverse dynamics): which action explains a
+    video is physics, which action to take is not.
+    """
+    n, imitate = len(batch.task), stage == "tune"
+    atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
+    task = drop_task(model, batch.task, generator)
+    acted, frames, clean_video, known, clean_action = _clean(model, batch)
+    # What is to be predicted stays the change between clean frames: noise cannot be predicted.
+    frames = model.noisy(frames, generator)
+    atom, t_action = torch.where(acted, atom, ATOMS.index("video")), torch.where(acted, t_action, 1.0)
+    context = model.encode(frames, task)
+    noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
+    noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
+
+    losses = read_out_losses(model, batch, task, acted) if stage in ("pretrain", "refit") else {}
+    inverse = atom == ATOMS.index("inverse")
+    decodes = _imitated(atom) if imitate else inverse
+    # Which actions explain a video is for the action decoder to say: the world decoder sees the video alone.
+    t_given = torch.where(inverse, 1.0, t_action)
+    sees_future, errors = atom != ATOMS.index("policy"), []
+    for rows, with_future in ((sees_future, True), (~sees_future, False)):
+        future = None
+        if with_future and rows.any():
+            estimate, future = model.predict_future(
+                context[rows], noisy_video[rows], t_video[rows], noisy_action[rows], t_given[rows]
+            )
+            if not imitate:
+                predicted = ((estimate - clean_video[rows]) * known[rows]).square().mean((1, 2))
+                losses["video"] = _mean_where(predicted, ~inverse[rows])
+        # The action decoder runs on the rows that count: a seventh of those of pre-training.
+        chosen = rows & decodes
+        if chosen.any():
+            if future is not None:
+                future = [(k[decodes[rows]], v[decodes[rows]]) for k, v in future]
+            estimate = model.predict_action(context[chosen], noisy_action[chosen], t_action[chosen], future)
+            errors.append((estimate - clean_action[chosen]).square().mean((1, 2)).sum() / n)
+    losses["action"] = sum(errors, start=clean_action.new_zeros(()))
+    return losses
+
+
+def _clean(model: WorldActionModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows with actions (n,), context frames, clean codes of the future and which of them are known, clean actions.
+
+    Of a video nobody knows what was done, nor what a robot was told beside it: those numbers are none.
+    """
+    acted = batch.actions.isfinite().flatten(1).all(1)
+    frames = torch.where(batch.context.isnan(), model.codec.state.mean, batch.context)
+    clean_video = model.codec.encode_future(frames, batch.future)
+    clean_action = model.action_codec.encode(batch.actions.nan_to_num())
+    return acted, frames, clean_video.nan_to_num(), ~clean_video.isnan(), clean_action
+
+
+def policy_loss(model: WorldActionModel, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
+    """Flow-matching loss of the policy mode alone: the imitation anchor of PPO.
+
+    Imitates `actions` (n, chunk_size, action_dim) taken in an encoded `context` of n rows, whose encoder is frozen.
+    """
+    n = len(actions)
+    t = uniform_noise_level(n, generator)
+    clean = model.action_codec.encode(actions)
+    estimate = model.predict_action(context, noised(clean, action_noise(model, n, generator), t), t)
+    return (estimate - clean).square().mean()
+
+
+def read_out_losses(model: WorldActionModel, batch: Batch, task: Tensor, judged: Tensor) -> dict[str, Tensor]:
+    """Binary cross-entropy of success and squared error of progress, on the frames that followed, as `task` (n,).
+
+    Only rows count that were `judged` (n,).
+    """
+    if not judged.any():
+        return {}
+    future = batch.future[judged]
+    logit, progress = model.read_out(
+        model.codec.state(future.flatten(0, 1)), task[judged].repeat_interleave(future.shape[1])
+    )
+    return {
+        "success": F.binary_cross_entropy_with_logits(logit, batch.success[judged].flatten()),
+        "progress": (progress - batch.progress[judged].flatten()).square().mean(),
+    }
+
+
+def drop_task(model: WorldActionModel, task: Tensor, generator: torch.Generator, share: float = 0.1) -> Tensor:
+    """Replace a share of the tasks (n,) by the null one, so that an unseen task has an embedding."""
+    drop = torch.rand(len(task), generator=generator, device=task.device) < share
+    return torch.where(drop, model.encoder.null_task, task)
+
+
+def _imitated(atom: Tensor) -> Tensor:
+    return (atom == ATOMS.index("policy")) | (atom == ATOMS.index("joint")) | (atom == ATOMS.index("inverse"))
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,180 @@
+"""Held-out figures of a world model: how far off it is where something moves, and whether it listens to actions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from world_model.data.windows import Batch, Windows
+from world_model.wam import modes
+from world_model.wam.images import moving, peak_signal_to_noise
+from world_model.wam.model import WorldActionModel
+
+if TYPE_CHECKING:
+    from world_model.data.episodes import Episode
+
+MOVED = 0.01
+"""Metres that a part must move within a window for the window to count."""
+
+
+@torch.inference_mode()
+def prediction_metrics(
+    model: WorldActionModel,
+    windows: Windows,
+    part: str = "object_pos",
+    n_steps: int = 1,
+    per_task: int = 512,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Measure prediction of `part` after one chunk, in windows in which it moves more than 1 cm.
+
+    Returns for each task (and "mean" over tasks, NaN where there is none) the error in units of "repeat the last frame"
+    (`error_ratio`), the error with shuffled actions in units of that with true ones (`shuffle_ratio`), and the number
+    of windows (`n`).
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    window_task = windows.task[windows.episode]
+    rows: dict[str, dict[str, float]] = {}
+    for index in window_task.unique().tolist():
+        candidates = (window_task == index).nonzero().squeeze(1)
+        batch = windows.at(candidates)
+        part_slice = model.spec.slices[part]
+        moved = (batch.future[:, -1, part_slice] - batch.context[:, -1, part_slice]).norm(dim=-1)
+        candidates = candidates[moved > MOVED]
+        if len(candidates) < 2:
+            continue
+        keep = candidates[torch.randperm(len(candidates), generator=generator, device=generator.device)[:per_task]]
+        rows[model.spec.tasks[index]] = _task_metrics(model, windows.at(keep), part_slice, n_steps, generator)
+    names = ("error_ratio", "shuffle_ratio")
+    rows["mean"] = {k: sum(r[k] for r in rows.values()) / len(rows) if rows else math.nan for k in names}
+    rows["mean"]["n"] = sum(r["n"] for r in rows.values() if "n" in r)
+    return rows
+
+
+@torch.inference_mode()
+def picture_metrics(
+    model: WorldActionModel,
+    episodes: Sequence[Episode],
+    pictures: Sequence[Tensor],
+    horizon: int = 4,
+    per_task: int = 128,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Compare dreamed pictures with real ones (T + 1, n_views, size, size, 3) of each episode, where something moves.
+
+    Returns for each task (and "mean" over tasks) the PSNR in dB over the pixels that differ from the picture that a
+    dream began from: after one chunk (`psnr`), after `horizon` of them (`psnr_far`), what repeating that picture gives
+    (`repeat`, `repeat_far`), the codec alone (`codec`), the root mean squared error with shuffled actions in units of
+    that with the true ones (`shuffle_ratio`), and the number of dreams (`n`).
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    shown = {id(episode): its for episode, its in zip(episodes, pictures, strict=True)}
+    rows: dict[str, dict[str, float]] = {}
+    size = model.config.chunk_size
+    for task in dict.fromkeys(e.task for e in episodes):
+        long = [e for e in episodes if e.task == task and e.length >= horizon * size]
+        if not long:
+            continue
+        windows = model.windows_of(long, model.spec.tasks, horizon * size)
+        index = torch.randperm(len(windows), generator=generator, device=generator.device)[:per_task]
+        episode = windows.episode[index]
+        begun = (windows.start[index] - windows.first[episode]).tolist()
+        which = [shown[id(windows.episodes[i])] for i in episode.tolist()]
+        real = [torch.stack([its[t + k * size] for its, t in zip(which, begun, strict=True)]) for k in (0, 1, horizon)]
+        rows[task] = _picture_row(model, windows.at(index), [its.to(model.device) for its in real], generator)
+    rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()), {})}
+    return rows
+
+
+@torch.inference_mode()
+def inverse_metrics(
+    model: WorldActionModel, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0
+) -> dict[str, float]:
+    """Mean squared error of recovered actions in units of that of the mean action (1 = nothing recovered)."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    batch = windows.sample(n, generator)
+    context = model.encode(batch.context, batch.task)
+    actions = modes.inverse(model, context, batch.future, modes.action_noise(model, n, generator), n_steps)
+    return {"inverse_error": _relative_error(actions, batch.actions)}
+
+
+@torch.inference_mode()
+def imitation_metrics(
+    model: WorldActionModel, windows: Windows, n_steps: int = 2, n: int = 1024, seed: int = 0
+) -> dict[str, float]:
+    """Mean squared error of the actions that the policy takes where `windows` begin, in units of the mean action's."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    batch = windows.sample(n, generator)
+    context = model.encode(batch.context, batch.task)
+    actions = modes.policy(model, context, modes.action_noise(model, n, generator), n_steps)
+    return {"imitation_error": _relative_error(actions, batch.actions)}
+
+
+@torch.inference_mode()
+def read_out_metrics(model: WorldActionModel, windows: Windows, n: int = 4096, seed: int = 0) -> dict[str, float]:
+    """Precision and recall of the success read-out (p >= .9), and the error of progress, on real frames."""
+    batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
+    chunk = batch.future.shape[1]
+    p, progress = model.read_frames(batch.future.flatten(0, 1), batch.task.repeat_interleave(chunk))
+    said, true = p >= 0.9, batch.success.flatten() > 0.5
+    hits = float((said & true).sum())
+    return {
+        "success_precision": hits / float(said.sum()) if said.any() else math.nan,
+        "success_recall": hits / float(true.sum()) if true.any() else math.nan,
+        "progress_error": float((progress - batch.progress.flatten()).abs().mean()),
+    }
+
+
+def _relative_error(actions: Tensor, truth: Tensor) -> float:
+    """Mean squared error of actions (n, chunk_size, action_dim) in units of that of the mean action."""
+    return float((actions - truth).square().mean() / (truth - truth.mean((0, 1))).square().mean())
+
+
+def _task_metrics(
+    model: WorldActionModel, batch: Batch, part: slice, n_steps: int, generator: torch.Generator
+) -> dict[str, float]:
+    n = len(batch.task)
+    context = model.encode(batch.context, batch.task)
+    noise = modes.video_noise(model, n, generator)
+    shuffled = batch.actions[torch.randperm(n, generator=generator, device=generator.device)]
+    truth = batch.future[:, -1, part]
+
+    def error(frames: Tensor) -> float:
+        return float((frames[:, -1, part] - truth).norm(dim=-1).mean())
+
+    predicted = error(modes.dream(model, context, batch.actions, noise, n_steps))
+    return {
+        "error_ratio": predicted / error(batch.context[:, -1:]),
+        "shuffle_ratio": error(modes.dream(model, context, shuffled, noise, n_steps)) / predicted,
+        "n": float(n),
+    }
+
+
+def _picture_row(
+    model: WorldActionModel, batch: Batch, real: list[Tensor], generator: torch.Generator
+) -> dict[str, float]:
+    codec, n, size = model.pictures, len(batch.task), model.config.chunk_size
+    assert codec is not None
+    begun, next_one, far_one = real
+
+    def dreamed(actions: Tensor) -> list[Tensor]:
+        chunks = modes.dream_on(model, batch.context, batch.task, actions, torch.arange(n, device=model.device), 1)
+        return [codec.decode(frames[:, -1, -codec.code_dim :]) for _, _, frames in chunks]
+
+    near, far = moving(begun, next_one), moving(begun, far_one)
+    true = dreamed(batch.actions)
+    shuffled = dreamed(batch.actions[torch.randperm(n, generator=generator, device=generator.device)][:, :size])
+    psnr = peak_signal_to_noise(true[0], next_one, near)
+    return {
+        "psnr": psnr,
+        "repeat": peak_signal_to_noise(begun, next_one, near),
+        "psnr_far": peak_signal_to_noise(true[-1], far_one, far),
+        "repeat_far": peak_signal_to_noise(begun, far_one, far),
+        "codec": peak_signal_to_noise(codec.decode(batch.future[:, size - 1, -codec.code_dim :]), next_one, near),
+        "shuffle_ratio": 10 ** ((psnr - peak_signal_to_noise(shuffled[0], next_one, near)) / 20),
+        "n": float(n),
+    }

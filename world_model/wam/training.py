@@ -1,0 +1,161 @@
+"""The two training stages before RL, and the refit of the world side: one loop, five settings.
+
+`pictures` comes first where a model sees: it learns what a code of a picture is, which stays from then on.
+`pretrain` learns to predict from all episodes, with no imitation. `tune` teaches the action decoder to act, from few
+demonstrations; encoder and dream keep every bit. `refit` trains the world decoder alone on newer episodes; encoder and
+action decoder keep every bit. `dynamics` is a refit that leaves the read-outs as they are: episodes of PPO end at their
+first success and say too little about what one looks like.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from world_model.data.windows import Batch, Windows
+from world_model.guards import check_gradients, check_loss
+from world_model.wam.images import PictureBatch, Pictures, picture_loss
+from world_model.wam.losses import stage_losses
+from world_model.wam.model import WorldActionModel
+from world_model.wam.training_config import StageConfig
+
+Log = Callable[[int, dict[str, float]], None]
+Save = Callable[[int, dict[str, Any]], None]
+
+
+def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
+    """Set the normaliser statistics from `n` windows, once, before pre-training; a video is no part of them."""
+    if model.pictures is not None:
+        n //= 5  # each is a hundred times as large
+    batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
+    acted = batch.actions.isfinite().flatten(1).all(1)
+    model.codec.fit(batch.context[acted], batch.future[acted])
+    model.action_codec.action.fit(batch.actions[acted].flatten(0, 1))
+
+
+def train_stage(
+    stage: str,
+    model: WorldActionModel,
+    windows: Windows | Pictures,
+    config: StageConfig,
+    log: Log | None = None,
+    save: Save | None = None,
+    resume: dict[str, Any] | None = None,
+) -> None:
+    """Train `model` in place for `config.n_steps` steps of stage pictures, pretrain, tune, refit or dynamics.
+
+    `windows` are those of all episodes, for tune of the demonstrations alone; for pictures there are pictures instead.
+    `log` is called with the mean losses every `log_every` steps, `save` with all that `resume` needs every `save_every`
+    steps and at the end; a run continued from there ends with the same weights.
+
+    Raises:
+        UserError: a loss or gradient is not finite; nothing of it has reached the weights.
+    """
+    config.check()
+    had_gradients = [p.requires_grad for p in model.parameters()]
+    try:
+        _train(stage, model, windows, config, log, save, resume)
+    finally:  # a policy that shares the model goes on training its own part
+        model.eval()
+        for parameter, had in zip(model.parameters(), had_gradients, strict=True):
+            parameter.requires_grad_(had)
+
+
+def _train(
+    stage: str,
+    model: WorldActionModel,
+    windows: Windows | Pictures,
+    config: StageConfig,
+    log: Log | None,
+    save: Save | None,
+    resume: dict[str, Any] | None,
+) -> None:
+    optimizer = torch.optim.AdamW(
+        _groups(model, trained_parameters(stage, model), config),
+        betas=(0.9, 0.95),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    generator, first = torch.Generator(model.device).manual_seed(config.seed), 0
+    sums: dict[str, float] = {}
+    if resume is not None:
+        optimizer.load_state_dict(resume["optimizer"])
+        generator.set_state(resume["generator"])
+        first, sums = resume["step"], dict(resume["sums"])
+    model.train()
+    for step in range(first, config.n_steps):
+        batch = windows.sample(config.batch_size, generator)
+        losses = _losses(stage, model, batch, config, generator)
+        share = schedule(step, config)
+        total = torch.stack([*losses.values()]).sum()
+        if total.requires_grad:  # else the batch held nothing that this stage learns from
+            _step(optimizer, total, share, config, step)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
+        if log is not None and (step + 1) % config.log_every == 0:
+            log(step + 1, {**sums, "learning_rate": config.learning_rate * share})
+            sums = {}
+        if save is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.n_steps):
+            state = {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+            save(step + 1, state | {"step": step + 1, "sums": dict(sums)})
+
+
+def _losses(
+    stage: str, model: WorldActionModel, batch: Batch | PictureBatch, config: StageConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    if not isinstance(batch, PictureBatch):
+        return stage_losses(stage, model, batch, config.atoms, generator)
+    assert model.pictures is not None
+    return {"picture": picture_loss(model.pictures, batch, model.config.image_noise, generator)}
+
+
+def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
+    """Freeze what a stage must not touch and return the rest; critic and trust are none of a stage's business."""
+    apart = "value.", "trust.", "pictures."
+    everything = (p for name, p in model.named_parameters() if not name.startswith(apart))
+    trained = {
+        "pictures": () if model.pictures is None else model.pictures.parameters(),
+        "pretrain": everything,
+        "tune": model.action_parameters(),
+        "refit": chain(model.dynamics_parameters(), model.read_out.parameters()),
+        "dynamics": model.dynamics_parameters(),
+    }
+    parameters = list(trained[stage])
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def schedule(step: int, config: StageConfig) -> float:
+    """Share of the learning rate: a linear start, then half a cosine down to 1 %."""
+    progress = step / config.n_steps
+    return min(1.0, (step + 1) / config.warmup_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _groups(model: WorldActionModel, parameters: list[nn.Parameter], config: StageConfig) -> list[dict[str, Any]]:
+    """The read-outs apart: with the rate and clipping of the rest they miss half of the successes at p >= 0.9."""
+    apart = {id(p) for p in model.read_out.parameters()}
+    groups = [
+        {"params": [p for p in parameters if id(p) not in apart], "peak": config.learning_rate},
+        {"params": [p for p in parameters if id(p) in apart], "peak": config.read_out_learning_rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, share: float, config: StageConfig, step: int) -> None:
+    remedy = f"lower learning_rate (step {step})"
+    check_loss(loss, remedy)
+    optimizer.zero_grad()
+    loss.backward()
+    norms = []
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+        norms.append(nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
+    check_gradients(norms, remedy)
+    optimizer.step()

@@ -1,0 +1,131 @@
+"""How far a dream is to be believed: the expected error of each dreamed chunk, learned where the truth was seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from world_model.wam import modes
+from world_model.wam.normalizer import Normalizer
+
+if TYPE_CHECKING:
+    from world_model.data.episodes import Episode
+    from world_model.wam.model import Context, WorldActionModel
+
+HORIZON = 4
+"""Chunks of a dream that errors are learned from: the first begins in a real state, each other where the last ended."""
+
+SMALLEST = 1e-4
+"""Errors and movements below this, in metres or normalised units, are all the same."""
+
+FARTHEST = 5.0
+"""Standard deviations from the mean beyond which what is read counts as being there."""
+
+
+class Trust(nn.Module):
+    """Small heads that read what a chunk is dreamed from and how far it moves, and say the logarithm of its error.
+
+    They begin from different weights and learn from different batches; the mean of what they say counts.
+
+    Args:
+        dim: what is read of a chunk, see `read`.
+        n_heads: heads, `width` the size of their first layer.
+    """
+
+    def __init__(self, dim: int, n_heads: int = 3, width: int = 128) -> None:
+        super().__init__()
+        self.given = Normalizer((dim,), floor=1e-3, name="what is read of a dreamed chunk")
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                *(nn.Linear(dim, width), nn.SiLU(), nn.Dropout(0.2)),
+                *(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 1)),
+            )
+            for _ in range(n_heads)
+        )
+
+    def forward(self, given: Tensor) -> Tensor:
+        """What `read` returned (n, dim) -> log error by each head (n_heads, n)."""
+        # Far from what it was fitted to, a network says anything, even that there is no error at all.
+        normalised = self.given(given).clamp(-FARTHEST, FARTHEST)
+        return torch.stack([head(normalised).squeeze(-1) for head in self.heads])
+
+
+def expected_error(model: WorldActionModel, given: Tensor) -> Tensor:
+    """Expected error (...) of chunks of which `read` made `given` (..., dim), in the units of `position_error`."""
+    return model.trust(given.flatten(0, -2)).mean(0).exp().clamp(min=SMALLEST).view(given.shape[:-1])
+
+
+def dreamed_movement(given: Tensor) -> Tensor:
+    """How far chunks of which `read` made `given` (..., dim) move, in the same units: what trust has to beat. (...)."""
+    return given[..., -1].exp()
+
+
+def position_error(model: WorldActionModel, true: Tensor, dreamed: Tensor) -> Tensor:
+    """Distance of frames (..., state_dim): metres of the object, or of normalised states where there is none. (...)."""
+    part = model.spec.slices.get("object_pos")
+    if part is None:
+        return (model.codec.state(true) - model.codec.state(dreamed)).norm(dim=-1)
+    return (true - dreamed)[..., part].norm(dim=-1)
+
+
+def read(model: WorldActionModel, context: Context, actions: Tensor, frames: Tensor) -> Tensor:
+    """What trust is judged by (n, dim): features of the context, actions, logarithm of the movement that is dreamed."""
+    moved = position_error(model, context.frames[:, -1:], frames).mean(1, keepdim=True).clamp(min=SMALLEST).log()
+    return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
+
+
+class Retold(NamedTuple):
+    """`n` dreams of what was really done, `HORIZON` chunks each."""
+
+    given: Tensor  # (n, HORIZON, dim), what trust reads of each chunk
+    errors: Tensor  # (n, HORIZON), what it should say
+    task: Tensor  # (n,), the null task for one that the model does not know
+    episode: Tensor  # (n,), number of the episode among those that are long enough
+
+
+@torch.no_grad()
+def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> Retold:
+    """Dream the executed actions from every `chunk_size`-th real state, `HORIZON` chunks far.
+
+    Raises:
+        UserError: no episode is as long as that.
+    """
+    size = model.config.chunk_size
+    tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
+    windows = model.windows_of(episodes, tasks, HORIZON * size)
+    begins = windows.start - windows.first[windows.episode]
+    index = (begins % size == 0).nonzero().squeeze(1)
+    batch = windows.at(index)
+    batch.task = batch.task.clamp(max=model.encoder.null_task)
+    given, errors = [], []
+    rows = torch.arange(len(batch.task), device=model.device)
+    dreams = modes.dream_on(model, batch.context, batch.task, batch.actions, rows, 1)
+    for (encoded, chunk, frames), true in zip(dreams, batch.future.split(size, dim=1), strict=True):
+        given.append(read(model, encoded, chunk, frames))
+        errors.append(position_error(model, true, frames).mean(1))
+    return Retold(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
+
+
+def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
+    """Fit the heads anew to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
+    trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
+    trust.given.fit(given)
+    normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
+    optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
+    trust.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of the first weights and the dropout
+        for layer in trust.heads.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        for _ in range(n_steps):
+            # each head its own batch
+            index = torch.randint(len(given), (len(trust.heads), 256), generator=generator, device=model.device)
+            said = torch.stack([head(normalised[i]).squeeze(-1) for head, i in zip(trust.heads, index, strict=True)])
+            loss = (said - target[index]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    trust.eval().requires_grad_(False)
