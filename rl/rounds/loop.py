@@ -10,7 +10,7 @@ from typing import Any
 from rewards.errors import UserError
 from rl.build import make_policy, make_sim, tasks_of
 from rl.config import EXPLORE_SEED, TrainConfig
-from rl.policies.wam import load_policy_state, policy_state
+from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import ChunkPPO

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.compose import to_yaml
 from rl.config import RECORDED, TrainConfig
-from rl.policies.wam import policy_state
+from rl.policies.api import policy_state
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
