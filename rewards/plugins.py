@@ -5,18 +5,22 @@ Nothing is imported that the user's own config does not name.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 from zlib import crc32
 
-from rewards.errors import UserError, blamed, did_you_mean
+from rewards.errors import UserError, blamed, defined_at, did_you_mean
 
 Kind = Literal["reward", "robot", "trust_signal", "simulator", "codec", "policy", "world_model"]
 
@@ -30,6 +34,9 @@ GROUPS: dict[Kind, str] = {
     "world_model": "wamtune.world_models",
 }
 """Kind of plug-in -> group of the entry points by which installed packages offer theirs."""
+
+MAX_MAGNITUDE = 1e6
+"""A larger weight or value is a mistake: one such reward ruins a critic without ever being NaN."""
 
 Builtins = Mapping[str, Callable[..., Any] | str]
 """Name -> the built-in itself, or `module:name`, which is imported when it is asked for."""
@@ -60,6 +67,103 @@ def source_file(kind: Kind, func: str, builtins: Builtins, who: str = "", key: s
 def known(kind: Kind, builtins: Builtins) -> list[str]:
     """Return the names that need no `:`: those of the built-ins, then those of installed entry points."""
     return list(dict.fromkeys([*builtins, *_entry_points(kind)]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plug-in as a config writes it: `{func, weight, params}`."""
+
+    func: str
+    weight: float
+    params: dict[str, Any]
+
+
+def read_entry(who: str, name: str, written: Mapping[str, Any], default_weight: float | None = None) -> Entry:
+    """Return the checked `{func, weight, params}` of an entry; without `func` it is the built-in `name`.
+
+    Args:
+        who: how errors begin.
+        name: of the entry.
+        written: what the config says.
+        default_weight: of an entry that gives none; None: it has to give one.
+
+    Raises:
+        UserError: a key is unknown, or a value does not fit.
+    """
+    weight = read_weight(who, written, default_weight)
+    func, params = written.get("func") or name, written.get("params") or {}
+    if not isinstance(func, str):
+        raise UserError(f"{who}: func is {func!r}, expected a name, module:function or path.py:function")
+    if not isinstance(params, Mapping):
+        raise UserError(f"{who}: params are {params!r}, expected names and values; write {{name: value}}")
+    return Entry(func, weight, copy.deepcopy(dict(params)))  # shares no list with the config
+
+
+def read_weight(who: str, written: Mapping[str, Any], default: float | None = None) -> float:
+    """Check the keys of an entry and return its weight.
+
+    Raises:
+        UserError: a key is unknown, or the weight is not a finite number within `MAX_MAGNITUDE`.
+    """
+    if not isinstance(written, Mapping):
+        raise UserError(f"{who}: expected func, weight and params, got {written!r}; write {{weight: 1.0}}")
+    for key in written:
+        if key not in ("func", "weight", "params"):
+            hint = did_you_mean(str(key), ("func", "weight", "params"))
+            raise UserError(f"{who}: unknown key {key!r}, expected func, weight or params{hint}")
+    weight = written.get("weight", default)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise UserError(f"{who}: weight is {weight!r}, expected a number; 0 switches it off")
+    if not math.isfinite(weight) or abs(weight) > MAX_MAGNITUDE:
+        raise UserError(f"{who}: weight is {weight}, expected a finite number within ±{MAX_MAGNITUDE:g}")
+    return float(weight)
+
+
+def check_params(who: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], n_given: int) -> None:
+    """Compare `params` with the signature of `found`, which is called with `n_given` arguments before them.
+
+    Raises:
+        UserError: one is missing or unknown; it says which ones there are.
+    """
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # of a compiled function nothing is known before it is called
+        return
+    try:
+        signature.bind(*(None,) * n_given, **params)
+    except TypeError as error:
+        takes = ", ".join(list(signature.parameters)[n_given:]) or "none"
+        raise UserError(f"{who}: params of {func}: {error}; it takes {takes}") from error
+
+
+def instance_of(
+    who: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], call: str, ours: bool = False
+) -> Any:
+    """Return what is called later: an instance of a class, built with `params`, or a copy of anything else.
+
+    A copy, because an instance that keeps state must not share it between simulator and dream.
+
+    Args:
+        who: how errors begin.
+        func: as the config names it.
+        found: what `load` returned.
+        params: of a class.
+        call: what an instance has to answer, for the error, such as `__call__(t)`.
+        ours: a built-in, whose errors name no line.
+
+    Raises:
+        UserError: the class does not take `params`, raises an exception, or its instances cannot be called.
+    """
+    with blamed(who, "" if ours else defined_at(found).rpartition(":")[0]):
+        if not inspect.isclass(found):
+            return copy.deepcopy(found)
+        try:
+            target = found(**params)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{who}: params {dict(params)} do not fit {func}: {error}") from error
+        if not callable(target):
+            raise UserError(f"{who}: the class {func} has no {call}; write one")
+        return target
 
 
 def load_term(name: str, func: str) -> Callable[..., Any]:

@@ -172,15 +172,16 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
 
 
 def _with_files(value: Any, folder: Path) -> Any:
-    """Return `value` with the whole path of each `func: file.py:name` whose file is in `folder`, beside the preset."""
+    """Return `value` with the whole path of each `func` or `robot` that is a `file.py:name` beside the preset."""
     if isinstance(value, list):
         return [_with_files(item, folder) for item in value]
     if not isinstance(value, dict):
         return value
     found = {key: _with_files(item, folder) for key, item in value.items()}
-    source, _, name = str(found.get("func", "")).rpartition(":")
-    if source.endswith(".py") and (folder / source).is_file():
-        found["func"] = f"{folder / source}:{name}"
+    for key in ("func", "robot"):
+        source, _, name = str(found.get(key, "")).rpartition(":")
+        if source.endswith(".py") and (folder / source).is_file():
+            found[key] = f"{folder / source}:{name}"
     return found
 
 

@@ -112,7 +112,7 @@ def test_weight_that_is_no_sane_number(weight: float) -> None:
 
 @pytest.mark.parametrize("weight", ["1.0", None, True, [1.0]])
 def test_weight_of_the_wrong_type(weight: Any) -> None:
-    message = f"reward term 'success': weight is {weight!r}, expected a number; 0 switches the term off"
+    message = f"reward term 'success': weight is {weight!r}, expected a number; 0 switches it off"
     refused({"success": {"weight": weight}}, message)
 
 
