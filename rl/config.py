@@ -84,6 +84,8 @@ class DreamConfig:
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
     weigh_by_trust: bool = False  # a chunk counts half in an update where its expected error is the median one
     redream: bool = False  # dream each success again with new noise; one that flips counts nothing
+    # signals of your own, name: {func, weight, params}, or null; a chunk counts by the product of all of them
+    trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # collected in the simulator, exploring, before each dream; their steps count as training
     refit_steps: int = 2000  # of the world decoder before each dream, on all episodes recorded so far; 0: never
     refit_learning_rate: float = 1e-3
@@ -91,7 +93,17 @@ class DreamConfig:
     @property
     def reads_trust(self) -> bool:
         """Whether trust decides on anything."""
-        return self.max_expected_error is not None or self.weigh_by_trust
+        entries = self.signals.items()
+        return self.max_expected_error is not None or "expected_error" in (_func_of(*entry) for entry in entries)
+
+    @property
+    def signals(self) -> dict[str, Any]:
+        """Trust signals that are on, name -> {func, weight, params}; `trust` may override the switches before it."""
+        ours: dict[str, Any] = {
+            "expected_error": {} if self.weigh_by_trust else None,
+            "redream": {} if self.redream else None,
+        }
+        return {name: entry for name, entry in (ours | self.trust).items() if _is_on(entry)}
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
@@ -194,7 +206,7 @@ CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
     "unsafe_dream": {
         "ppo": {"bc_coef": 0.0, "success_bc_coef": 0.0, "target_kl": None},
         "dream": {"success_bc_coef": 0.0, "ref_kl_coef": 0.0, "refit_steps": 0, "max_expected_error": None}
-        | {"weigh_by_trust": False, "redream": False},
+        | {"weigh_by_trust": False, "redream": False, "trust": {}},
         "gate": {"enabled": False},
     },
 }
@@ -287,9 +299,14 @@ class TrainConfig:
             raise UserError(f"ppo.batch_size={self.ppo.batch_size} exceeds a rollout of {n_chunks} chunks; lower it")
 
 
-def _is_on(term: Any) -> bool:
-    """Whether a reward term is paid; a malformed one is refused elsewhere, with what is wrong."""
-    return term is not None and not (isinstance(term, dict) and term.get("weight") == 0)
+def _is_on(entry: Any) -> bool:
+    """Whether a reward term or trust signal is on; a malformed one is refused elsewhere, with what is wrong."""
+    return entry is not None and not (isinstance(entry, dict) and entry.get("weight") == 0)
+
+
+def _func_of(name: str, entry: Any) -> Any:
+    """Return what an entry names: its `func`, or where it has none the built-in of its name."""
+    return (isinstance(entry, dict) and entry.get("func")) or name
 
 
 def _at_least(config: object, low: int, *names: str) -> None:

@@ -19,7 +19,7 @@ from rl.rounds.eval_envs import Arenas
 from rl.rounds.evaluate import Acts, EpisodeResult, Exploring, success_rate
 from rl.rounds.gate import judge
 from rl.rounds.outcome import STEPS, Outcome, Part, Weights
-from rl.rounds.trial import try_rewards
+from rl.rounds.trial import try_rewards, try_signals
 from world_model.wam.model import WorldActionModel
 
 START_SEED = 100_000_000
@@ -101,7 +101,9 @@ class PostTraining:
         self._work, self._step = [1.0, *parts, float(len(todo))], 0
         if not self.before:
             if before is None:
-                try_rewards(self.config, self.model, self.sim, self.dreams is not None)
+                starts = try_rewards(self.config, self.model, self.sim, self.dreams is not None)
+                if self.dreams is not None:
+                    try_signals(self.dreams, self.ppo, starts)
             self.before = before or self.evaluate()
             self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0})
             self.safe(True)
