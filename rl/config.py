@@ -8,16 +8,13 @@ from typing import Any, Literal
 from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
 from rl.envs.metaworld.events import Event
+from rl.seeds import EVAL, GATE
 
 MISSING: Any = "???"
 """Value of a field that a preset or the command line has to give; it is that of omegaconf."""
 
 RECORDED = "recorded"
 """The `env.id` where there is no simulator: episodes begin as recorded ones and are judged in a dream of their own."""
-
-JUDGE_SEED, EXPLORE_SEED = 1_000_000, 50_000_000
-"""First seed of the episodes of gates and evaluations, and of those that are collected for a refit; below the first
-are what checkpoints were made of."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ class GateConfig:
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
     z_loss: float = 0.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
-    seed: int = JUDGE_SEED  # first seed of the blocks; evaluation and training never use them
+    seed: int = GATE.start  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
@@ -176,7 +173,7 @@ class EvalConfig:
 
     n_episodes: int = 200
     n_paired: int = 100  # of them, dreamed as well for the report; 0: none
-    seed: int = 2_000_000
+    seed: int = EVAL.start
 
     @property
     def seeds(self) -> range:
@@ -278,8 +275,8 @@ class TrainConfig:
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):
-            if self.policy == "flow" and not JUDGE_SEED <= seeds.start <= seeds.stop <= EXPLORE_SEED:
-                raise UserError(f"{name}.seed={seeds.start}: expected {JUDGE_SEED} to {EXPLORE_SEED - len(seeds)}")
+            if self.policy == "flow" and not GATE.start <= seeds.start <= seeds.stop <= EVAL.stop:
+                raise UserError(f"{name}.seed={seeds.start}: expected {GATE.start} to {EVAL.stop - len(seeds)}")
         if gates.start < judged.stop and judged.start < gates.stop:
             raise UserError(f"eval.seed={judged.start}: gates may use {gates.start} to {gates.stop}; choose others")
         n_envs = self.dream.n_envs if self.env.kind == "dream" else self.env.n_envs

@@ -17,14 +17,12 @@ from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.rounds.dreams import refit
+from rl.seeds import JUDGE_REFIT
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
 from world_model.wam.model import WorldActionModel
 from world_model.wam.trust import calibrate, dream_of_real_actions, expected_error
-
-REFIT_SEED = 1_000_003
-"""Added to the seed of a run for the refit of the judging dream, which has to be another one than is trained in."""
 
 
 def recorded_episodes(config: TrainConfig, model: WorldActionModel, tasks: tuple[str, ...]) -> list[Episode]:
@@ -67,7 +65,7 @@ class Recorded(DreamEnv, Simulator):
         judge = copy.deepcopy(model)
         retold = dream_of_real_actions(judge, episodes)
         calibrate(judge, retold.given.flatten(0, 1), retold.errors.flatten())
-        refit(judge, episodes, config.dream, config.seed + REFIT_SEED)
+        refit(judge, episodes, config.dream, config.seed + JUDGE_REFIT)
         most = float(expected_error(judge, dream_of_real_actions(judge, episodes).given).max())
         starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
         never = 10**9  # chunks: an episode ends by its steps alone

@@ -43,7 +43,7 @@ class DreamOptions:
     """The keys of `wamtune dream`."""
 
     task: str = "push"
-    seed: int = 2_000_000  # names the episode
+    seed: int = EvalConfig().seed  # names the episode
     n_chunks: int = 8  # at most
     source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
     n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
