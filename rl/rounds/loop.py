@@ -16,11 +16,12 @@ from rl.ppo.imitation import Imitation
 from rl.ppo.update import ChunkPPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import Arenas
-from rl.rounds.evaluate import Acts, EpisodeResult, Exploring, success_rate
+from rl.rounds.evaluate import Acts, EpisodeResult, Exploring
 from rl.rounds.gate import judge
 from rl.rounds.outcome import STEPS, Outcome, Part, Weights
 from rl.rounds.trial import try_rewards
 from rl.seeds import EXPLORE, START
+from rl.statistics import success_rate
 from world_model.wam.model import WorldActionModel
 
 _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
