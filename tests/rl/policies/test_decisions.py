@@ -1,7 +1,7 @@
 """The built-in policies decide, and dream, what they did when they were made: no change of the code may move that.
 
-`python tests/rl/policies/test_decisions.py` writes the fixtures again, after a built-in checkpoint was remade. They hold
-numbers and no hash of them, since processors differ in the last bits of a matrix product.
+`python tests/rl/policies/test_decisions.py` writes the fixtures again, after a built-in checkpoint was remade. They
+hold numbers and no hash of them, since processors differ in the last bits of a matrix product.
 """
 
 from pathlib import Path
