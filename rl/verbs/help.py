@@ -183,7 +183,6 @@ Keys of run and compare:
 
 Examples:
   wamtune deploy metaworld-tuned run robot-sim dry_run=true
-  wamtune deploy metaworld-tuned run robot-sim robot=my_robot.py:MyRobot params.port=/dev/ttyUSB0
   wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30""",
     "fit": f"""wamtune fit EPISODES [key=value ...]
 
