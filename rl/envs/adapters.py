@@ -84,6 +84,10 @@ class StepVecEnv(VecEnv):
         """Execute; return observations (num_envs, D), rewards and dones (num_envs,), and infos."""
         assert self._actions is not None, "step_wait() without step_async()"
         result, self._actions = self._execute(self._actions), None
+        return self.translate(result)
+
+    def translate(self, result: ChunkStep) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+        """Return what `step_wait` does for a step that somebody else executed, and count it in."""
         step = self._episodes.add(result)
         infos: list[dict[str, Any]] = [
             {"TimeLimit.truncated": truncated, "is_success": success}
@@ -93,6 +97,10 @@ class StepVecEnv(VecEnv):
             infos[i]["terminal_observation"] = step.final_obs[i].copy()
             infos[i]["episode"] = {"r": float(step.returns[i]), "l": int(step.lengths[i]), "t": step.time}
         return step.obs, self._reward(result), step.done, infos
+
+    def count_anew(self) -> None:
+        """Let return and length of every episode begin at 0: somebody else has reset the environments."""
+        self._episodes.begin()
 
     def close(self) -> None:
         """Close the environments."""
@@ -253,12 +261,16 @@ class _Episodes:
         self.batched = batched
         n = batched.num_envs
         self._returns, self._lengths, self._success = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, bool)
-        self._ended = np.ones(n, bool)  # the next step counts from zero
         self._made = time.perf_counter()
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the next step of every environment count from zero."""
+        self._ended = np.ones(self.batched.num_envs, bool)
 
     def reset(self, seed: int | None) -> Array:
         """Restart all; return the first observations (num_envs, D)."""
-        self._ended = np.ones(self.batched.num_envs, bool)
+        self.begin()
         return self._numpy_obs(self.batched.reset(seed))
 
     def add(self, result: ChunkStep) -> _Step:

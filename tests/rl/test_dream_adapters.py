@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv, GymEnv, GymVectorEnv, StepVecEnv
 from rl.policies.wam import FlowPolicy
-from rl.ppo.update import ChunkPPO
+from rl.ppo.sb3 import ChunkPPO
 from world_model.dream_env import DreamEnv, StartStates
 
 HORIZON, K = 2, 4
