@@ -1,8 +1,8 @@
 """The update as an algorithm of Stable-Baselines3: `ChunkPPO("MlpPolicy", env).learn(10_000)`.
 
 It collects through our adapters and trains with `rl.ppo.update.PPO`. What is Stable-Baselines3's own stays here: its
-callbacks while a rollout is collected, its logger, and `predict` with flat observations in numpy. A run of `wamtune train`
-with callbacks collects through it as well.
+callbacks while a rollout is collected, its logger, and `predict` with flat observations in numpy. A run of
+`wamtune train` with callbacks collects through it as well.
 """
 
 from __future__ import annotations
