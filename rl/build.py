@@ -14,8 +14,9 @@ from rl.config import RECORDED, TrainConfig
 from rl.envs.eyes import seen_spec
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.simulator import Simulator, is_isaac, pick_device
+from rl.policies.api import ChunkPolicy
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import ChunkPolicy, FlowPolicy
+from rl.policies.wam import FlowPolicy
 from world_model.env import BatchedEnv
 from world_model.spec import Spec
 from world_model.wam.model import WorldActionModel

@@ -15,7 +15,6 @@ from rewards.errors import BadNumbers
 from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
 from world_model.spec import Spec
-from world_model.wam.images import PictureCodec
 
 Obs = dict[str, Tensor]
 ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -96,7 +95,7 @@ class BatchedEnv(ABC):
     place: str
     autoreset_mode = "same_step"
     begun = False  # there is a state to go on from
-    picture_codec: PictureCodec | None = None  # of the slice `image` of a state that ends in codes of pictures
+    picture_codec: Any = None  # of the slice `image` of a state that ends in codes of pictures
     doubt: Tensor | float = 0.0  # (num_envs,) to be taken from the value that a truncation is bootstrapped with
     expected_error: Tensor | float = 0.0  # (num_envs,) of the last chunk, where it was dreamed
 
@@ -164,7 +163,7 @@ class BatchedEnv(ABC):
         Raises:
             UserError: an action, returned frame or reward is not finite or absurd; environment and step are named.
         """
-        actions = checked_actions(self, actions)
+        actions = self._checked(actions)
         advance = self._advance(self._delay(actions), self.max_steps - self.elapsed)
         steps = self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1, device=self.device)
         terminated = advance.terminated | (advance.success if self.terminate_on_success else False)
@@ -172,7 +171,15 @@ class BatchedEnv(ABC):
         ended = (terminated | truncated).long()
         executed = ended.cumsum(1) - ended == 0  # up to and including the first end
         try:
-            check_advance(self, advance, executed)
+            check_advance(
+                advance.frames,
+                advance.task_reward,
+                executed,
+                place=self.place,
+                tasks=self.spec.tasks,
+                task=self.task,
+                elapsed=self.elapsed,
+            )
             reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
         except BadNumbers as error:
             error.tensors |= {"context": self.context, "actions": actions, "frames": advance.frames}
@@ -220,6 +227,10 @@ class BatchedEnv(ABC):
 
     def close(self) -> None:  # noqa: B027 - most places hold nothing to release
         """Release processes and windows."""
+
+    def _checked(self, actions: Tensor) -> Tensor:
+        """Return actions (num_envs, k, action_dim) within their bounds; see `checked_actions`."""
+        return checked_actions(actions, self.action_low, self.action_high, place=self.place, context=self.context)
 
     def _begin(self, mask: Tensor) -> None:
         start = self._restart(mask)

@@ -14,11 +14,13 @@ import torch
 from rewards.errors import UserError
 from rl.deploy.calls import Calls
 from rl.deploy.loop import Judge, Lived, Loop, robot_says
-from rl.deploy.pilots import Decider, ModelPilot, Pilot
+from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.robot_config import RobotConfig
-from rl.deploy.safety import Guard, Stop
+from rl.deploy.safety import Guard
 from rl.deploy.stops import Stops
+from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, differences, make_robot
+from rl.robots.errors import Stop
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import SURE
 from world_model.spec import Spec

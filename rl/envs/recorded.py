@@ -16,18 +16,16 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.rounds.dreams import refit
+from world_model.api import WorldModel
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
-from world_model.wam.model import WorldActionModel
-from world_model.wam.trust import calibrate, dream_of_real_actions, expected_error
 
 REFIT_SEED = 1_000_003
 """Added to the seed of a run for the refit of the judging dream, which has to be another one than is trained in."""
 
 
-def recorded_episodes(config: TrainConfig, model: WorldActionModel, tasks: tuple[str, ...]) -> list[Episode]:
+def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, ...]) -> list[Episode]:
     """Read the episodes that the config names.
 
     Raises:
@@ -61,15 +59,16 @@ class Recorded(DreamEnv, Simulator):
     alone = True  # one judge, for training to see where episodes begin and for gates
 
     def __init__(
-        self, config: TrainConfig, model: WorldActionModel, tasks: tuple[str, ...], num_envs: int, **options: Any
+        self, config: TrainConfig, model: WorldModel, tasks: tuple[str, ...], num_envs: int, **options: Any
     ) -> None:
         episodes = recorded_episodes(config, model, tasks)
         judge = copy.deepcopy(model)
-        retold = dream_of_real_actions(judge, episodes)
-        calibrate(judge, retold.given.flatten(0, 1), retold.errors.flatten())
-        refit(judge, episodes, config.dream, config.seed + REFIT_SEED)
-        most = float(expected_error(judge, dream_of_real_actions(judge, episodes).given).max())
-        starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
+        judge.calibrate_trust(episodes)
+        dream = config.dream
+        if dream.refit_steps > 0:
+            judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + REFIT_SEED)
+        most = float(judge.expected_errors(episodes).max())
+        starts = StartStates.from_episodes(episodes, model.spec.tasks, model.n_context_frames)
         never = 10**9  # chunks: an episode ends by its steps alone
         super().__init__(judge, num_envs, starts, never, max_expected_error=most, **options)
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from rewards.errors import UserError, closest_or_known
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv, StepVecEnv, action_space, observation_space, unflatten_obs
+from rl.policies.api import ChunkPolicy
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import ChunkPolicy
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.update import PPO
 from world_model.checkpoint import (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rewards.errors import BadNumbers
 from rl.config import PPOConfig
-from rl.policies.wam import ChunkPolicy, load_policy_state, policy_state
+from rl.policies.api import ChunkPolicy, load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
 from rl.ppo.schedules import load_schedule
 from world_model.env import BatchedEnv, ChunkStep

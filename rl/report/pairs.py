@@ -16,7 +16,7 @@ from torch import Tensor
 from rl.build import SAME, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.wam import ChunkPolicy
+from rl.policies.api import ChunkPolicy
 from rl.report.videos import draw_film, inline_film
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
 from world_model.data.episodes import Episode

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rewards.errors import UserError
-from rl.deploy.safety import NOT_NUMBERS, Stop
+from rl.robots.errors import NOT_NUMBERS, Stop
 from world_model.spec import Spec
 
 Array = np.ndarray

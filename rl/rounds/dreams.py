@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.build import SAME, make_rewards
-from rl.config import DreamConfig, TrainConfig
+from rl.config import TrainConfig
 from rl.ppo.buffer import Rollout
 from rl.rounds.gate import Verdict
 from rl.rounds.trust_signals import flipped, trust_weights
@@ -16,7 +16,6 @@ from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.wam.metrics import prediction_metrics
 from world_model.wam.model import WorldActionModel
-from world_model.wam.training import StageConfig, train_stage
 from world_model.wam.trust import HORIZON, calibrate, dream_of_real_actions
 
 _STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings")
@@ -119,28 +118,10 @@ class Dreams:
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
             retold = dream_of_real_actions(self.model, new)
             calibrate(self.model, retold.given.flatten(0, 1), retold.errors.flatten())
-        refit(self.model, self.episodes, config, self.config.seed + len(self.episodes), tick)
+        seed = self.config.seed + len(self.episodes)
+        self.model.refit(self.episodes, config.refit_steps, config.refit_learning_rate, seed, tick)
         self.n_refitted = len(self.episodes)
 
     def _unseen(self, n_steps: int) -> list[Episode]:
         """Episodes of at least so many steps that no refit has seen."""
         return [e for e in self.episodes[self.n_refitted :] if e.length >= n_steps]
-
-
-def refit(
-    model: WorldActionModel,
-    episodes: list[Episode],
-    config: DreamConfig,
-    seed: int,
-    tick: Callable[[float], None] = lambda share: None,
-) -> None:
-    """Train the world decoder of `model` on episodes; policy, encoder and read-outs keep every bit."""
-    stage = StageConfig(
-        n_steps=config.refit_steps,
-        batch_size=128,  # more steps buy more than larger batches
-        learning_rate=config.refit_learning_rate,
-        warmup_steps=config.refit_steps // 10 + 1,
-        atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
-        seed=seed,
-    )
-    train_stage("dynamics", model, model.windows(episodes), stage, log=lambda step, _: tick(step / config.refit_steps))

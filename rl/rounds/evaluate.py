@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rl.envs.simulator import IDLE, Simulator
-from rl.policies.wam import ChunkPolicy
+from rl.policies.api import ChunkPolicy
+from world_model.api import Context
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv, Obs
-from world_model.wam.model import Context
 
 Z95 = 1.959964
 

@@ -14,7 +14,7 @@ from rl.build import make_policy, make_sim, tasks_of
 from rl.compose import to_yaml
 from rl.config import EXPLORE_SEED, TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.wam import load_policy_state, policy_state
+from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation

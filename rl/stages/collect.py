@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl.envs.sim import SimEnv
 from rl.envs.simulator import Simulator
-from rl.policies.wam import ChunkPolicy
+from rl.policies.api import ChunkPolicy
 from world_model.data.episodes import Episode
 from world_model.env import Obs
 

@@ -15,7 +15,7 @@ from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.deploy.export import load_gaussian
+from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
 from rl.rounds.evaluate import (
     EpisodeResult,

@@ -18,9 +18,9 @@ from rl import cli
 from rl.deploy import compare as comparing
 from rl.deploy.compare import RESULTS, Score, compare
 from rl.deploy.loop import Lived
-from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Limits
+from rl.policies.wam import ModelPilot
 from world_model.wam.model import WorldActionModel
 
 LIMITS = Limits(low=(-1.0,) * 2, high=(1.0,) * 2, max_change=(0.5,) * 2, still=(0.0,) * 2)

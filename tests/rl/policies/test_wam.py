@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from rl.policies.api import load_policy_state, policy_state
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy, load_policy_state, policy_state
+from rl.policies.wam import FlowPolicy
 from world_model.flow import seeded_noise
 from world_model.wam import modes
 

@@ -21,10 +21,10 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.policies.wam import FlowPolicy
+from rl.report import page as report
 from rl.report import plots as pictures
 from rl.report.figures import trajectory
 from rl.report.page import PAIRS, write_report
-from rl.report.page import page as report
 from rl.report.pairs import Pair, correlation, error_by_step, gap, prediction_error, run_pairs, summarise, worst_lie
 from rl.report.plots import draw_dream
 from rl.rounds.evaluate import evaluate_sim
