@@ -60,18 +60,19 @@ class StepVecEnv(VecEnv):
     """A `BatchedEnv` for Stable-Baselines3, one action a step.
 
     `infos` carry what a `Monitor` adds, so returns and successes are logged without one. Environments of a batch share
-    one stream of random numbers: `seed(s)` seeds it with `s` at the next reset.
+    one stream of random numbers: `seed(s)` seeds it with `s` at the next reset. With `reset_seed` every reset does so,
+    and the same episodes follow it.
     """
 
-    def __init__(self, batched: BatchedEnv) -> None:
-        self.batched = batched
+    def __init__(self, batched: BatchedEnv, reset_seed: int | None = None) -> None:
+        self.batched, self.reset_seed = batched, reset_seed
         self._episodes = _Episodes(batched)
         self._actions: Tensor | None = None
         super().__init__(batched.num_envs, observation_space(batched), action_space(batched))
 
     def reset(self) -> Array:
         """Begin an episode everywhere; return the observations (num_envs, D)."""
-        obs = self._episodes.reset(self._seeds[0])
+        obs = self._episodes.reset(self._seeds[0] if self.reset_seed is None else self.reset_seed)
         self._reset_seeds()
         self._reset_options()
         return obs

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rewards.errors import UserError, blamed, did_you_mean
 from rewards.plugins import load_plugin, plugin_file
-from rl.envs.adapters import Array, ChunkVecEnv, StepVecEnv
+from rl.envs.adapters import ChunkVecEnv, StepVecEnv
 from rl.envs.simulator import Simulator
 from rl.ppo.buffer import Rollout
 from rl.ppo.sb3 import ChunkPPO, folder_of
@@ -197,18 +197,13 @@ class _Builder:
             params = {k: str(self.folder / v) if k in PATHS and isinstance(v, str) else v for k, v in params.items()}
         with blamed(what, _source(found)):
             if asks:
-                params["eval_env"] = _SameEpisodes(self.make_eval_env(int(params.get("n_eval_episodes", 5))))
-                self.eval_envs.append(params["eval_env"])
+                params["eval_env"] = self._eval_env(int(params.get("n_eval_episodes", 5)))
             return found(**params)
 
-
-class _SameEpisodes(StepVecEnv):
-    """An environment whose episodes are the same after every reset, so that evaluations can be compared."""
-
-    def reset(self) -> Array:
-        """Begin the first of them everywhere."""
-        self.seed(EVAL_SEED)
-        return super().reset()
+    def _eval_env(self, n_episodes: int) -> StepVecEnv:
+        """Build an environment whose evaluations all have the same episodes, so that they can be compared."""
+        self.eval_envs.append(StepVecEnv(self.make_eval_env(n_episodes), EVAL_SEED))
+        return self.eval_envs[-1]
 
 
 class _RunModel(ChunkPPO):

@@ -257,8 +257,8 @@ class PostTraining:
     def _make_eval_env(self, n_episodes: int) -> Simulator:
         """Build a simulator with the rewards of training, for callbacks that evaluate."""
         if self.sim.alone:
-            expected = "its process has one simulator, in which PPO trains; leave callbacks that evaluate out"
-            raise UserError(f"env.id={self.config.env.id}: {expected}")
+            problem = "there can be only one simulator in a process, and PPO trains in it"
+            raise UserError(f"env.id={self.config.env.id}: {problem}; leave callbacks that evaluate out")
         tasks = tasks_of(self.config, self.model)
         n_envs = max(min(n_episodes, self.config.env.n_envs), len(tasks), 1)
         # In this process: a callback steps a few environments, and workers would only take memory.
