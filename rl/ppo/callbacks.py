@@ -113,6 +113,7 @@ class RunCallbacks:
         model.at(env, n_updates)
         if not model.collect(model.env, self._called, n_steps, fresh):
             self.stopped_by = self._called.stopped_by
+            self.dump()  # no update follows, and what was recorded is not part of a saved state
         assert model.rollout is not None
         return model.rollout
 
