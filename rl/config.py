@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
 from rl.envs.metaworld.events import Event
+from rl.seeds import EVAL, GATE
 
 MISSING: Any = "???"
 """Value of a field that a preset or the command line has to give; it is that of omegaconf."""
 
 RECORDED = "recorded"
 """The `env.id` where there is no simulator: episodes begin as recorded ones and are judged in a dream of their own."""
-
-JUDGE_SEED, EXPLORE_SEED = 1_000_000, 50_000_000
-"""First seed of the episodes of gates and evaluations, and of those that are collected for a refit; below the first
-are what checkpoints were made of."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class IsaacConfig:
 
     def check(self) -> None:
         """Refuse a bound that means nothing."""
-        _positive(self, "action_bound")
+        positive(self, "action_bound")
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ class EnvConfig:
                 event.check()
             except UserError as error:
                 raise UserError(f"events.{name}.{error}") from None
-        _at_least(self, 1, "n_envs", "max_steps")
-        _at_least(self, 0, "n_workers", "action_delay", "obs_noise")
+        at_least(self, 1, "n_envs", "max_steps")
+        at_least(self, 0, "n_workers", "action_delay", "obs_noise")
 
 
 @dataclass(frozen=True)
@@ -96,15 +94,15 @@ class DreamConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
-        _at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
-        _at_least(self, 1, "rollback_factor")
-        _positive(self, "refit_learning_rate")
+        at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
+        at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
+        at_least(self, 1, "rollback_factor")
+        positive(self, "refit_learning_rate")
         for name in ("max_widenings", "n_rounds"):
             if getattr(self, name) is not None:
-                _at_least(self, 1, name)
+                at_least(self, 1, name)
         if self.max_expected_error is not None:
-            _positive(self, "max_expected_error")
+            positive(self, "max_expected_error")
 
 
 @dataclass(frozen=True)
@@ -149,15 +147,15 @@ class PPOConfig:
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
-        _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
-        _at_least(self, 0, "critic_warmup_steps", "imitation_steps")
-        _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
-        _positive(self, "critic_learning_rate", "max_grad_norm", "noise_std")
-        _positive(self, *(n for n in ("learning_rate", "clip_range") if not isinstance(getattr(self, n), Mapping)))
-        _within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
-        _require(self, ("noise_correlation",), lambda value: value < 1, "less than 1: some noise must be its own")
+        at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
+        at_least(self, 0, "critic_warmup_steps", "imitation_steps")
+        at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
+        positive(self, "critic_learning_rate", "max_grad_norm", "noise_std")
+        positive(self, *(n for n in ("learning_rate", "clip_range") if not isinstance(getattr(self, n), Mapping)))
+        within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
+        require(self, ("noise_correlation",), lambda value: value < 1, "less than 1: some noise must be its own")
         if self.target_kl is not None:
-            _positive(self, "target_kl")
+            positive(self, "target_kl")
 
 
 @dataclass(frozen=True)
@@ -171,14 +169,14 @@ class GateConfig:
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
     z_loss: float = 0.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
-    seed: int = JUDGE_SEED  # first seed of the blocks; evaluation and training never use them
+    seed: int = GATE.start  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_episodes")
-        _at_least(self, self.n_episodes, "max_episodes")
-        _at_least(self, 0, "z_loss")
-        _require(self, ("alpha",), lambda value: 0 < value < 1, "between 0 and 1")
+        at_least(self, 1, "n_episodes")
+        at_least(self, self.n_episodes, "max_episodes")
+        at_least(self, 0, "z_loss")
+        between_0_1(self, "alpha")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
 
@@ -189,7 +187,7 @@ class EvalConfig:
 
     n_episodes: int = 200
     n_paired: int = 100  # of them, dreamed as well for the report; 0: none
-    seed: int = 2_000_000
+    seed: int = EVAL.start
 
     @property
     def seeds(self) -> range:
@@ -198,8 +196,8 @@ class EvalConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_episodes")
-        _at_least(self, 0, "n_paired")
+        at_least(self, 1, "n_episodes")
+        at_least(self, 0, "n_paired")
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -272,8 +270,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""
-        _at_least(self, 0, "seed", "threads", "save_minutes")
-        _at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
+        at_least(self, 0, "seed", "threads", "save_minutes")
+        at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         if self.policy == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
         if self.env.id == RECORDED and (self.env.kind != "dream" or not self.episodes or self.dream.n_episodes > 0):
@@ -293,8 +291,8 @@ class TrainConfig:
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):
-            if self.policy == "flow" and not JUDGE_SEED <= seeds.start <= seeds.stop <= EXPLORE_SEED:
-                raise UserError(f"{name}.seed={seeds.start}: expected {JUDGE_SEED} to {EXPLORE_SEED - len(seeds)}")
+            if self.policy == "flow" and not GATE.start <= seeds.start <= seeds.stop <= EVAL.stop:
+                raise UserError(f"{name}.seed={seeds.start}: expected {GATE.start} to {EVAL.stop - len(seeds)}")
         if gates.start < judged.stop and judged.start < gates.stop:
             raise UserError(f"eval.seed={judged.start}: gates may use {gates.start} to {gates.stop}; choose others")
         n_envs = self.dream.n_envs if self.env.kind == "dream" else self.env.n_envs
@@ -306,21 +304,3 @@ class TrainConfig:
 def _is_on(term: Any) -> bool:
     """Whether a reward term is paid; a malformed one is refused elsewhere, with what is wrong."""
     return term is not None and not (isinstance(term, dict) and term.get("weight") == 0)
-
-
-def _at_least(config: object, low: int, *names: str) -> None:
-    _require(config, names, lambda value: value >= low, f"at least {low}")
-
-
-def _positive(config: object, *names: str) -> None:
-    _require(config, names, lambda value: value > 0, "more than 0")
-
-
-def _within_0_1(config: object, *names: str) -> None:
-    _require(config, names, lambda value: 0 <= value <= 1, "between 0 and 1")
-
-
-def _require(config: object, names: tuple[str, ...], holds: Any, expected: str) -> None:
-    for name in names:
-        if not holds(getattr(config, name)):
-            raise UserError(f"{name}={getattr(config, name)}: expected {expected}")

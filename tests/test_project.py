@@ -24,6 +24,7 @@ ROOMS = (
     ("world_model", "world_model.data"),
     ("world_model.wam",),
     ("rl.shadow",),
+    ("rl.seeds", "rl.statistics"),
     ("rl.config", "rl.compose"),
     ("rl.policies", "rl.robots"),
     ("rl.deploy",),

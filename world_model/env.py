@@ -14,14 +14,12 @@ from rewards import RewardManager, Transition
 from rewards.errors import BadNumbers
 from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
+from world_model.seeds import NOISE_SEED
 from world_model.spec import Spec
 
 Obs = dict[str, Tensor]
 ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
-
-NOISE_SEED = 2**31
-"""Added to the seed of an episode for its observation noise, which has to be other than that of the policy."""
 
 ACTION_HISTORY = 3
 """Actions that a `Transition` remembers, the current one included: enough for a second difference."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rewards.checks import at_least, between_0_1
 from rewards.errors import UserError
 from rl.deploy.safety import Limits
 from rl.robots.api import RobotMap
@@ -36,11 +37,6 @@ class RobotConfig:
         """Refuse a robot without a name, and counts that mean nothing."""
         if not self.robot:
             raise UserError("robot=: expected fake, sim, rosbridge, or the name of a robot of LeRobot")
-        for name, low in (("n_episodes", 1), ("max_steps", 1), ("n_action_steps", 1), ("n_denoising_steps", 1)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least {low}")
-        if not 0 < self.alpha < 1:
-            raise UserError(f"alpha={self.alpha}: expected between 0 and 1")
-        for name in ("hz", "seed", "max_late"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
+        at_least(self, 1, "n_episodes", "max_steps", "n_action_steps", "n_denoising_steps")
+        between_0_1(self, "alpha")
+        at_least(self, 0, "hz", "seed", "max_late")

@@ -16,13 +16,11 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
+from rl.seeds import JUDGE_REFIT
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
-
-REFIT_SEED = 1_000_003
-"""Added to the seed of a run for the refit of the judging dream, which has to be another one than is trained in."""
 
 
 def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, ...]) -> list[Episode]:
@@ -66,7 +64,7 @@ class Recorded(DreamEnv, Simulator):
         judge.calibrate_trust(episodes)
         dream = config.dream
         if dream.refit_steps > 0:
-            judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + REFIT_SEED)
+            judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + JUDGE_REFIT)
         most = float(judge.expected_errors(episodes).max())
         starts = StartStates.from_episodes(episodes, model.spec.tasks, model.n_context_frames)
         never = 10**9  # chunks: an episode ends by its steps alone

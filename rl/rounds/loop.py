@@ -12,7 +12,7 @@ from typing import Any
 from rewards.errors import UserError
 from rl.build import make_policy, make_sim, tasks_of
 from rl.compose import to_yaml
-from rl.config import EXPLORE_SEED, TrainConfig
+from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples
@@ -21,18 +21,17 @@ from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import Arenas
-from rl.rounds.evaluate import Acts, EpisodeResult, Exploring, success_rate
+from rl.rounds.evaluate import Acts, EpisodeResult, Exploring
 from rl.rounds.gate import judge
 from rl.rounds.outcome import STEPS, Outcome, Part, Weights
 from rl.rounds.trial import try_rewards
+from rl.seeds import EXPLORE, START
+from rl.statistics import success_rate
 from world_model.checkpoint import find_checkpoint, save_checkpoint
 from world_model.data.episodes import EpisodeStore
 from world_model.env import BatchedEnv
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import save_model
-
-START_SEED = 100_000_000
-"""First seed of the resets that dreams begin from; training draws its own, gates and evaluations are far below."""
 
 _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
 """How long a part of a round takes, roughly and beside an evaluation or a gate; for the progress that is shown."""
@@ -308,7 +307,7 @@ class PostTraining:
         if (error := self.dreams.error()) is not None:
             self._log({"dream/error": error})
         self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
-        first = START_SEED + (1000 * self.config.seed + round_index) * config.n_starts
+        first = START.start + (1000 * self.config.seed + round_index) * config.n_starts
         dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
         n_rollouts = config.n_updates + self._critic_is_new
         for i in range(n_rollouts):
@@ -327,7 +326,7 @@ class PostTraining:
 
     def _explore(self, n: int) -> None:
         """Collect `n` episodes with the present policy, exploring, for the dream to be refitted on."""
-        first = EXPLORE_SEED + self.explored
+        first = EXPLORE.start + self.explored
         results = self._recorded(range(first, first + n), "exploring", Exploring(self.policy, self.ppo.generator))
         self.explored += n
         self.sim_steps += sum(r.n_steps for r in results)

@@ -17,17 +17,9 @@ from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
-from rl.rounds.evaluate import (
-    EpisodeResult,
-    describe,
-    evaluate_dream,
-    evaluate_sim,
-    first_states,
-    paired_gain,
-    success_rate,
-    wilson,
-)
+from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
 from rl.runs.progress import Progress, show
+from rl.statistics import describe, paired_gain, success_rate, wilson
 from rl.verbs.acting import load_actor
 from rl.verbs.options import EvalOptions
 from world_model.checkpoint import find_checkpoint, load_checkpoint
