@@ -15,12 +15,13 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
 from rewards.errors import UserError, blamed, did_you_mean
-from rewards.plugins import load_plugin, plugin_file
+from rewards.plugins import load, source_file
 from rl.envs.adapters import ChunkVecEnv, StepVecEnv
 from rl.envs.simulator import Simulator
 from rl.ppo.buffer import Rollout
 from rl.ppo.sb3 import ChunkPPO, folder_of
 from rl.ppo.update import PPO
+from rl.seeds import CALLBACK_EVAL
 from world_model.env import BatchedEnv
 
 BUILTIN: dict[str, type[BaseCallback]] = {
@@ -37,16 +38,11 @@ BUILTIN: dict[str, type[BaseCallback]] = {
 }
 """What `func` may name of Stable-Baselines3. The others are made to be derived from, or for its own progress bar."""
 
-ENTRY_POINTS = "wamtune.callbacks"
-
 PATHS = ("save_path", "log_path", "best_model_save_path")
 """Params of the built-in ones that are paths; they count from the run folder."""
 
 OURS = "time/total_timesteps"
 """Logged beside everything else by the run itself; in a callback of Stable-Baselines3 it would count other steps."""
-
-EVAL_SEED = 2**40
-"""From which the episodes of a callback's evaluations are drawn; the `seed` of a config cannot be so large."""
 
 Result = TypeVar("Result")
 
@@ -151,7 +147,7 @@ def callback_files(terms: Mapping[str, Any]) -> dict[str, Path]:
     for name, term in terms.items():
         if isinstance(term, Mapping):
             func = term.get("func") or name
-            file = plugin_file(f"callback {name!r}", func, BUILTIN, ENTRY_POINTS) if isinstance(func, str) else None
+            file = source_file("callback", func, BUILTIN, who=f"callback {name!r}") if isinstance(func, str) else None
             found |= {} if file is None else {f"callbacks.{name}": file}
             params = term.get("params") or {}
             inner = {f"{name}.{key}": value for key, value in params.items() if _is_term(value)}
@@ -179,7 +175,7 @@ class _Builder:
             raise UserError(f"{what}: func is {func!r}, expected a name, module:Class or path.py:Class")
         if not isinstance(params, Mapping):
             raise UserError(f"{what}: params are {params!r}, expected names and values; write {{name: value}}")
-        found = load_plugin(what, func, BUILTIN, ENTRY_POINTS)
+        found = load("callback", func, BUILTIN, who=what)
         if not (inspect.isclass(found) and issubclass(found, BaseCallback)):
             base = f"{BaseCallback.__module__}.{BaseCallback.__name__}"
             raise UserError(f"{what}: {func} is no callback; expected a class that extends {base}")
@@ -203,7 +199,7 @@ class _Builder:
 
     def _eval_env(self, n_episodes: int) -> StepVecEnv:
         """Build an environment whose evaluations all have the same episodes, so that they can be compared."""
-        self.eval_envs.append(StepVecEnv(self.make_eval_env(n_episodes), EVAL_SEED))
+        self.eval_envs.append(StepVecEnv(self.make_eval_env(n_episodes), CALLBACK_EVAL))
         return self.eval_envs[-1]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from rewards.errors import UserError, blamed, defined_at
-from rewards.plugins import load_plugin, plugin_file
+from rewards.plugins import load, source_file
 
 Schedule = Callable[[float], float]
 """Progress remaining, from 1 at the start of the training to 0 at its end, -> value."""
@@ -44,7 +44,7 @@ def load_schedule(key: str, value: Any) -> Schedule:
     if not isinstance(func, str):
         expected = f"{', '.join(BUILTIN)}, module:function or path.py:function"
         raise UserError(f"{key}.func={func!r}: expected {expected}")
-    found = load_plugin(key, func, BUILTIN)
+    found = load("schedule", func, BUILTIN, who=key)
     try:
         inspect.signature(found).bind(**params)
     except TypeError as error:
@@ -64,4 +64,4 @@ def load_schedule(key: str, value: Any) -> Schedule:
 
 def schedule_file(key: str, value: Any) -> Path | None:
     """Return the source of the schedule that the field `key` of a config names; None for a number or a built-in."""
-    return plugin_file(key, value["func"], BUILTIN) if isinstance(value, Mapping) else None
+    return source_file("schedule", value["func"], BUILTIN, who=key) if isinstance(value, Mapping) else None

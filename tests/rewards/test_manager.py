@@ -147,7 +147,7 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
         {"action_jerks": {"weight": -1.0}},
         "reward term 'action_jerks': unknown func 'action_jerks'; did you mean 'action_jerk'?; known: success, "
         "progress, task_reward, time_cost, action_l2, action_rate, action_jerk, workspace_limit, "
-        "goal_image; for your own write func: path.py:function or module:function",
+        "goal_image; for your own write func: path.py:name or module:name",
     )
 
 

@@ -210,7 +210,7 @@ KNOWN = (
         (
             {"func": "EvalCalback"},
             f"callback 'a': unknown func 'EvalCalback'; did you mean 'EvalCallback'?; known: {KNOWN}; "
-            "for your own write func: path.py:function or module:function",
+            "for your own write func: path.py:name or module:name",
         ),
         ({"func": "mine.py:Cont"}, "callback 'a': mine.py has no 'Cont'; did you mean 'Count'?"),
         ({"func": "json:dumps"}, f"callback 'a': json:dumps is no callback; expected a class that extends {BASE}"),
