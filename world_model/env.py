@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import RewardManager, Transition
+from rewards import RewardManager
 from rewards.errors import BadNumbers
+from rewards.transitions import ACTION_HISTORY, chunk_transition, first_past
 from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
 from world_model.seeds import NOISE_SEED
@@ -20,9 +21,6 @@ from world_model.spec import Spec
 Obs = dict[str, Tensor]
 ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
-
-ACTION_HISTORY = 3
-"""Actions that a `Transition` remembers, the current one included: enough for a second difference."""
 
 _STATE = ("context", "task", "elapsed", "episode_seed", "action_history", "_fresh", "_delayed")
 """Attributes of a `BatchedEnv` that change from step to step."""
@@ -246,11 +244,12 @@ class BatchedEnv(ABC):
         return queue[:, : actions.shape[1]]
 
     def _remember(self, actions: Tensor, n_executed: Tensor) -> None:
-        first = self._fresh[:, None, None]
-        # An episode starts as if its first action had always been applied: no jerk is charged for beginning.
-        past = torch.where(first, actions[:, :1], self.action_history)
-        self.action_history = _window(torch.cat([past, actions], dim=1), n_executed, ACTION_HISTORY - 1)
+        history = torch.cat([self._past_actions(actions), actions], dim=1)
+        self.action_history = _window(history, n_executed, ACTION_HISTORY - 1)
         self._fresh = torch.zeros_like(self._fresh)
+
+    def _past_actions(self, actions: Tensor) -> Tensor:
+        return torch.where(self._fresh[:, None, None], first_past(actions), self.action_history)
 
     def _pay(
         self, actions: Tensor, advance: Advance, executed: Tensor, steps: Tensor, terminated: Tensor
@@ -259,25 +258,19 @@ class BatchedEnv(ABC):
             return (advance.success & executed).to(actions.dtype), {}, {}
         k = actions.shape[1]
         frames = torch.cat([self.context[:, -1:], advance.frames], dim=1)
-        progress = self._progress(frames) if "progress" in self.rewards.requires else None
-        past = torch.where(self._fresh[:, None, None], actions[:, :1], self.action_history)
-        history = torch.cat([past, actions], dim=1).unfold(1, ACTION_HISTORY, 1).transpose(2, 3)
-        # One call for the whole chunk: a call for each step would cost more than many a dream.
         paid = self.rewards.compute(
-            Transition(
-                state=frames[:, :-1].flatten(0, 1),
-                next_state=advance.frames.flatten(0, 1),
-                action=actions.flatten(0, 1),
-                action_history=history.flatten(0, 1),
-                success=advance.success.flatten(),
-                terminated=terminated.flatten(),
-                elapsed=steps.flatten(),
-                task=self.task.repeat_interleave(k),
+            chunk_transition(
+                frames=frames,
+                actions=actions,
+                past=self._past_actions(actions),
+                success=advance.success,
+                terminated=terminated,
+                elapsed=steps,
+                task=self.task,
                 slices=self.spec.slices,
-                progress=None if progress is None else progress[:, :-1].flatten(),
-                next_progress=None if progress is None else progress[:, 1:].flatten(),
-                task_reward=None if advance.task_reward is None else advance.task_reward.flatten(),
-                own_rewards={name: value.flatten() for name, value in advance.own_rewards.items()},
+                progress=self._progress(frames) if "progress" in self.rewards.requires else None,
+                task_reward=advance.task_reward,
+                own_rewards=advance.own_rewards,
                 codec=self.picture_codec,
             ),
             executed.flatten(),
