@@ -1,4 +1,4 @@
-"""A callback of Stable-Baselines3 for `wamtune train`: log how long chunks last, and stop at enough successes.
+"""A callback of Stable-Baselines3 for `wamtune train`: log successes in a row, and stop at enough of them.
 
 wamtune train sim env.tasks=push callbacks.enough.func=examples/my_callback.py:EnoughSuccesses
 """

@@ -130,7 +130,7 @@ class PPOConfig:
     critic_warmup_steps: int = 400  # of the optimizer, on a first rollout that teaches nothing else; 0: no such rollout
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
-    clip_range: Scheduled = 0.2  # a number or a schedule, too
+    clip_range: Scheduled = 0.2  # of the likelihood ratio; a number or a schedule
     target_kl: float | None = 10.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 2
@@ -237,8 +237,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     # name: {func, weight, params}, or null to switch a term off
     rewards: dict[str, Any] = field(default_factory=lambda: {"success": {"weight": 1.0}})
-    # of Stable-Baselines3 or your own, name: {func, params}, or null to switch one off; see docs/callbacks.md
-    callbacks: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)  # of SB3 or your own, name: {func, params}; null is off
 
     @property
     def learns_from_dreams(self) -> bool:

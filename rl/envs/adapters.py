@@ -88,7 +88,7 @@ class StepVecEnv(VecEnv):
         return self.translate(result)
 
     def translate(self, result: ChunkStep) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
-        """Return what `step_wait` does for a step that somebody else executed, and count it in."""
+        """Return what `step_wait` returns, for a step that was executed by calling `batched` directly."""
         step = self._episodes.add(result)
         infos: list[dict[str, Any]] = [
             {"TimeLimit.truncated": truncated, "is_success": success}
@@ -100,7 +100,7 @@ class StepVecEnv(VecEnv):
         return step.obs, self._reward(result), step.done, infos
 
     def count_anew(self) -> None:
-        """Let return and length of every episode begin at 0: somebody else has reset the environments."""
+        """Count return and length of every episode from 0 on, after `batched` was reset directly."""
         self._episodes.begin()
 
     def close(self) -> None:

@@ -42,13 +42,13 @@ PATHS = ("save_path", "log_path", "best_model_save_path")
 """Params of the built-in ones that are paths; they count from the run folder."""
 
 OURS = "time/total_timesteps"
-"""Logged beside everything else by the run itself; in a callback of Stable-Baselines3 it would count other steps."""
+"""Logged by the run itself in every row: executed simulator steps. Callbacks record other steps under this key."""
 
 Result = TypeVar("Result")
 
 
 class RunCallbacks:
-    """The callbacks of one run; without any, rollouts are collected as if there were no such thing.
+    """The callbacks of one run; without any, rollouts are collected by `ppo` alone.
 
     Args:
         terms: name -> `{func, params}`, or None; without `func` the built-in of that name. A param that is itself such
@@ -102,13 +102,14 @@ class RunCallbacks:
             self._restored = None
 
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool, n_updates: int) -> Rollout:
-        """Collect a rollout as `PPO.collect` does; `stopped_by` says whether a callback ended it, and with it all."""
+        """Collect a rollout as `PPO.collect` does; afterwards `stopped_by` names the callback that ended it, if any."""
         if self._model is None:
             return self._ppo.collect(env, n_steps, fresh)
         model = self._model
         model.at(env, n_updates)
-        if not model.collect(model.env, self._called, n_steps, fresh):
-            self.stopped_by = self._called.stopped_by
+        going_on = model.collect(model.env, self._called, n_steps, fresh)
+        self.stopped_by = "" if going_on else self._called.stopped_by
+        if not going_on:
             self.dump()  # no update follows, and what was recorded is not part of a saved state
         assert model.rollout is not None
         return model.rollout
@@ -156,7 +157,7 @@ def callback_files(terms: Mapping[str, Any]) -> dict[str, Path]:
 
 
 class _Builder:
-    """Builds callbacks from their terms; the environments that it makes for them are added to `eval_envs`."""
+    """Builds callbacks from their terms; environments made for their `eval_env` are added to `eval_envs`."""
 
     def __init__(self, make_eval_env: Callable[[int], Simulator], folder: Path, eval_envs: list[StepVecEnv]) -> None:
         self.make_eval_env, self.folder, self.eval_envs = make_eval_env, folder, eval_envs
@@ -219,7 +220,7 @@ class _RunModel(ChunkPPO):
         return self._n_updates
 
     def at(self, env: BatchedEnv, n_updates: int) -> None:
-        """Say where the next rollout is collected, and how many updates there were."""
+        """Set where the next rollout is collected, and how many updates there were before."""
         if env is self._first.batched:
             self.env = self._first  # it goes on counting the episodes under way
         elif env is not self.env.batched:
@@ -233,7 +234,7 @@ class _RunModel(ChunkPPO):
 
 
 class _Named(BaseCallback):
-    """Calls callbacks in their order, and says of an exception, or of the end, which of them it came from."""
+    """Calls callbacks in order; names the one that raised an exception or ended the training."""
 
     def __init__(self, callbacks: dict[str, BaseCallback]) -> None:
         super().__init__()

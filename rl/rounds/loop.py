@@ -247,7 +247,7 @@ class PostTraining:
         self.tick(done, sum(self._work, 0.0), doing)
 
     def _progress(self, share: float) -> None:
-        """Tell the schedules of PPO that so much of the present part is done; those that only imitate count nothing."""
+        """Set the progress that schedules read: `share` of this part is done. Parts of imitation do not count."""
         places = [place for i in range(self.config.n_rounds) for place in self.places(i)]
         done = sum(place != "imitation" for place in places[: self.n_places])
         n_parts = sum(place != "imitation" for place in places)
@@ -260,7 +260,7 @@ class PostTraining:
             raise UserError(f"env.id={self.config.env.id}: {problem}; leave callbacks that evaluate out")
         tasks = tasks_of(self.config, self.model)
         n_envs = max(min(n_episodes, self.config.env.n_envs), len(tasks), 1)
-        # In this process: a callback steps a few environments, and workers would only take memory.
+        # Without workers: a callback steps few environments, and processes would cost memory for the whole run.
         config = replace(self.config, env=replace(self.config.env, n_workers=0))
         return make_sim(config, self.model, tasks, n_envs, rewards=True)
 
