@@ -43,6 +43,7 @@ class Outcome:
     sim_steps: int
     gate_steps: int
     n_updates: int = 0
+    stopped_by: str = ""  # name of the callback that ended the training; empty: it ran to its end
 
     @property
     def after(self) -> list[EpisodeResult]:
