@@ -16,6 +16,7 @@ from rl.report.data import PAIRS, Row, read_metrics, read_pairs, read_results
 from rl.rounds.outcome import STEPS
 from rl.statistics import describe, paired_gain
 from world_model.files import write_atomically
+from world_model.wam.trust import METRES
 
 __all__ = ["PAIRS", "write_report"]
 
@@ -180,8 +181,10 @@ def _agreement(pairs: Row | None) -> str:
             f"<p>The actions of the simulator, dreamed again: {_percent(told[0])} of its successes are dreamed as "
             f"such, and {_percent(told[1])} of its failures as successes.</p>"
         )
-    errors = [100 * e for e in s["error_by_step"]]
-    return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", "error of the object, cm")
+    errors, label = s["error_by_step"], f"error of the state, {pairs['unit']}"
+    if pairs["unit"] == METRES:
+        errors, label = [100 * e for e in errors], "error of the object, cm"
+    return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", label)
 
 
 def _correlation(pairs: Row | None) -> str:
@@ -202,7 +205,8 @@ def _correlation(pairs: Row | None) -> str:
     for word, hit in (("success", True), ("failure", False)):
         of = [p for p in pairs["points"] if p["sim"] == hit]
         groups[word] = [p["movement"] for p in of], [p["error"] for p in of]
-    drawn = figures.scatter(groups, "amount of movement predicted, m", "prediction error, m")
+    unit = pairs["unit"]
+    drawn = figures.scatter(groups, f"amount of movement predicted, {unit}", f"prediction error, {unit}")
     return note + _table(("", "rho"), found) + drawn
 
 
@@ -210,12 +214,13 @@ def _trust(pairs: Row | None) -> str:
     """Expected against true error of dreams begun all along the episodes."""
     if pairs is None or pairs.get("trust") is None:
         return ""
-    t = pairs["trust"]
+    t, unit = pairs["trust"], pairs["unit"]
     note = (
         f"Expected and true error of {t['n']} dreams of the actions that were executed, begun all along the episodes: "
         f"rank correlation {t['rho']:+.2f} [{t['low']:+.2f}, {t['high']:+.2f}]."
     )
-    drawn = figures.scatter({"one dream": (t["expected"], t["error"])}, "expected error, m", "prediction error, m")
+    of = {"one dream": (t["expected"], t["error"])}
+    drawn = figures.scatter(of, f"expected error, {unit}", f"prediction error, {unit}")
     return f"<p class=quiet>{note}</p>{drawn}"
 
 
