@@ -108,14 +108,23 @@ def _before_after(config: TrainConfig, folder: Path) -> str:
 
 
 def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
-    """Success of the champion after each part of a round, of the run and of its controls, on the seeds of the end."""
-    curves: dict[str, tuple[list[float], list[float | None]]] = {}
+    """Success of the champion after each part of a round, of the run and of its controls, on the seeds of the end.
+
+    Equal rounds stand above each other, whatever parts they have; in runs of older versions parts are counted.
+    """
+    curves: dict[str, figures.Curve] = {}
+    said = True
     for name in (config.name, *config.controls):
-        tag = "eval/success" if name == config.name else f"{name}/eval/success"
-        values: list[float | None] = [row[tag] for row in rows if tag in row]
-        if len(values) > 1:
-            curves[name[:MOST_LETTERS]] = list(range(len(values))), values
-    return figures.curves(curves, "parts of the rounds", f"success in {config.judged_in}", share=True)
+        prefix = "eval/" if name == config.name else f"{name}/eval/"
+        seen = [row for row in rows if f"{prefix}success" in row]
+        rounds = [x for row in seen if (x := row.get(f"{prefix}rounds")) is not None]
+        said = said and len(rounds) == len(seen)
+        if len(seen) > 1:
+            curves[name[:MOST_LETTERS]] = rounds, [row[f"{prefix}success"] for row in seen]
+    if not said:
+        curves = {name: (range(len(values)), values) for name, (_, values) in curves.items()}
+    label = "rounds" if said else "parts of the rounds"
+    return figures.curves(curves, label, f"success in {config.judged_in}", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:

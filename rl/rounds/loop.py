@@ -102,7 +102,7 @@ class PostTraining:
             if before is None:
                 try_rewards(self.config, self.model, self.sim, self.dreams is not None)
             self.before = before or self.evaluate()
-            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0})
+            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0, "eval/rounds": 0.0})
             self.safe(True)
         while self.n_places < len(todo):
             self._step = 1 + 2 * self.n_places
@@ -310,8 +310,21 @@ class PostTraining:
         elif place == "dream":
             self.ref_kl_coef *= self.config.dream.rollback_factor
         load_policy_state(self.policy, self.champion)
-        seconds = time.monotonic() - self._begun
-        return Part(place, verdict, self.champion, self.sim_steps, self.gate_steps, seconds, n_updates=self.n_updates)
+        return Part(
+            place,
+            verdict,
+            self.champion,
+            self.sim_steps,
+            self.gate_steps,
+            seconds=time.monotonic() - self._begun,
+            n_updates=self.n_updates,
+            rounds=self._rounds_after(place, round_index),
+        )
+
+    def _rounds_after(self, place: str, round_index: int) -> float:
+        """Return how many rounds have ended after a part; it counts imitation even where a control has none."""
+        places = self.config.places(round_index, can_imitate=True)
+        return round_index + (places.index(place) + 1) / len(places)
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
@@ -341,4 +354,5 @@ class PostTraining:
                 self._step = min(self._step + 1, len(self._work) - 1)
             part.evaluation = results
             # Not as `STEPS`, whose curve would run back here.
-            self.log(part.n_updates, {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps})
+            values = {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps}
+            self.log(part.n_updates, values | {"eval/rounds": part.rounds})

@@ -214,6 +214,23 @@ def test_curves_are_drawn_over_updates(monkeypatch: pytest.MonkeyPatch) -> None:
         assert drawn[3]["simulator, in the gate"][0] == [x[-1] - 1]
 
 
+def test_equal_rounds_of_run_and_control_stand_above_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(report.figures, "curves", lambda of, xlabel, *rest, **more: drawn.append((of, xlabel)) or "")
+    config = compose("mix", ["env.tasks=[push]", "controls=[unsafe_dream]"], TrainConfig)
+    own = [(0.0, 0.1), (1 / 3, 0.2), (2 / 3, 0.3), (1.0, 0.4)]  # start, simulator, imitation, dream
+    other = [(0.0, 0.1), (1 / 3, 0.5), (1.0, 0.6)]  # no imitation
+    rows = [{"eval/rounds": x, "eval/success": y} for x, y in own]
+    rows += [{"unsafe_dream/eval/rounds": x, "unsafe_dream/eval/success": y} for x, y in other]
+    report._rounds(config, rows)
+    x = [[x for x, _ in of] for of in (own, other)]
+    assert drawn.pop() == ({"mix": (x[0], [0.1, 0.2, 0.3, 0.4]), "unsafe_dream": (x[1], [0.1, 0.5, 0.6])}, "rounds")
+    # A run of an older version says no rounds: its parts are counted.
+    report._rounds(config, [{tag: y for tag, y in row.items() if "success" in tag} for row in rows])
+    (curves, label) = drawn.pop()
+    assert label == "parts of the rounds" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
+
+
 UNITS = ["error of the object, cm", "amount of movement predicted, m", "prediction error, m", "expected error, m"]
 OTHERS = [
     "error of the state, normalised units",

@@ -74,6 +74,8 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     assert steps == sorted(steps) and steps[-1] == outcome.sim_steps
     ends = [(n, values["eval/total_timesteps"]) for n, values in logged[-len(outcome.parts) :]]
     assert ends == [(part.n_updates, part.sim_steps) for part in outcome.parts]
+    rounds = [values["eval/rounds"] for _, values in logged if "eval/rounds" in values]
+    assert rounds == [0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0, 1.5, 2.0]
     assert outcome.sim_steps == post.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
@@ -92,6 +94,13 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     assert {"rollout/dream_success", "rollout/sim_reward", "reward/success", "reward/success_raw"} <= tags
     shares = [done / total for done, total, _ in ticks]
     assert all(0 <= share <= 1 for share in shares) and shares[-1] == 1.0
+
+
+def test_a_round_without_imitation_ends_where_one_with_it_does(post: PostTraining) -> None:
+    post.imitation = None  # as in a control that has nothing to imitate
+    assert post.places(0) == ["sim", "dream"]
+    assert post._gate("sim", 0).rounds == pytest.approx(1 / 3)
+    assert [post._gate("dream", i).rounds for i in range(2)] == [1.0, 2.0]
 
 
 def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
