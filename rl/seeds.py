@@ -52,4 +52,4 @@ GO_BACK = 1_000
 """Added to the seed of a run, times the number of returns to a saved state, for other random numbers than before."""
 
 CAMERA = 0
-"""Of the disturbances of recorded images."""
+"""Of the cameras that disturb recorded episodes, see `rl.stages.images.see_disturbed`."""

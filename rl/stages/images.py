@@ -28,8 +28,6 @@ from world_model.wam.images import PictureCodec, Pictures
 from world_model.wam.model import WorldActionModel
 from world_model.wam.noise import noisy_images
 
-"""Of the cameras that disturb episodes, see `see_disturbed`."""
-
 REPEATS = 1e-4
 """How far the last frame of an episode may be from what is recorded when it is run again."""
 
