@@ -143,4 +143,10 @@ def refit(
         atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
         seed=seed,
     )
-    train_stage("dynamics", model, model.windows(episodes), stage, log=lambda step, _: tick(step / config.refit_steps))
+    train_stage(
+        "dynamics",
+        model,
+        model.windows(episodes, ends=True),
+        stage,
+        log=lambda step, _: tick(step / config.refit_steps),
+    )

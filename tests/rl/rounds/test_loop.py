@@ -441,9 +441,10 @@ def test_sizes_that_do_not_fit_are_named(tiny: list[str], demonstrations: list[A
 
 def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTraining, demonstrations: list[Any]) -> None:
     assert post.imitation is not None and post.model is not None
-    success = next(e for e in demonstrations if e.is_success)
+    success, size = next(e for e in demonstrations if e.is_success), post.model.config.chunk_size
+    n = success.length - (success.length - 3) % size  # whole chunks and 3 steps; the success is 8 steps before the end
+    success = replace(success, state=success.state[: n + 1], action=success.action[:n], success=success.success[:n])
     failure = replace(success, success=torch.zeros_like(success.success))
-    size = post.model.config.chunk_size
     post.model.config = replace(post.model.config, context_noise=0.0)  # to compare frames exactly
     post.imitation.add_episodes([failure, success, failure])
     context, actions = post.imitation.examples["sim"]
@@ -452,9 +453,13 @@ def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTrain
     assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
     post.imitation.examples.clear()
     post.imitation.add_episodes([replace(success, picture_every=size), success])  # seen, where chunks begin
-    whole = success.length // size
-    seen, everywhere = post.imitation.examples["sim"][1].split([whole, len(starts)])
-    assert torch.equal(seen, actions[:whole]) and torch.equal(everywhere, actions)
+    whole, left = success.length // size, 3
+    seen, everywhere = post.imitation.examples["sim"][1].split([whole + 1, len(starts)])
+    assert torch.equal(seen[:-1], actions[:whole]) and torch.equal(everywhere, actions)
+    # What is left up to the success begins at the last image, and goes on with the last action.
+    assert torch.equal(seen[-1, :left], success.action[-left:])
+    assert torch.equal(seen[-1, left:], success.action[-1:].expand(size - left, -1))
+    assert torch.equal(post.imitation.examples["sim"][0].frames[whole, -1], success.state[whole * size])
 
 
 def test_what_was_executed_late_is_imitated_where_it_was_commanded(
