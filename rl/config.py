@@ -79,7 +79,8 @@ class DreamConfig:
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
     rollback_factor: float = 4.0  # ref_kl_coef grows by it with every dream that was rolled back
     max_widenings: int | None = 2  # dreams in a row that win nothing with a wider gap, then no more; null: never
-    max_expected_error: float | None = None  # a branch ends where trust expects more, of the object in metres
+    # a branch ends where trust expects a larger error of the object, in metres; of images, in normalised units
+    max_expected_error: float | None = None
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
     weigh_by_trust: bool = False  # a chunk counts half in an update where its expected error is the median one
     redream: bool = False  # dream each success again with new noise; one that flips counts nothing

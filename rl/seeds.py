@@ -55,4 +55,4 @@ CALLBACK_EVAL = 2**40
 """Of the episodes of a callback that evaluates; the `seed` of a run, from which it draws its own, is never so large."""
 
 CAMERA = 0
-"""Of the disturbances of recorded images."""
+"""Of the cameras that disturb recorded episodes, see `rl.stages.images.see_disturbed`."""

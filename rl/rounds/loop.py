@@ -125,7 +125,7 @@ class PostTraining:
                 if self.dreams is not None:
                     try_signals(self.dreams, self.ppo, starts)
             self.before = before or self.evaluate()
-            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0})
+            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0, "eval/rounds": 0.0})
             self.safe(True)
         self.callbacks.begin(total_timesteps=self.config.total_timesteps, tb_log_name=self.config.name)
         while self.n_places < len(todo) and not self.stopped_by:
@@ -388,8 +388,21 @@ class PostTraining:
         elif place == "dream":
             self.ref_kl_coef *= self.config.dream.rollback_factor
         load_policy_state(self.policy, self.champion)
-        seconds = time.monotonic() - self._begun
-        return Part(place, verdict, self.champion, self.sim_steps, self.gate_steps, seconds, n_updates=self.n_updates)
+        return Part(
+            place,
+            verdict,
+            self.champion,
+            self.sim_steps,
+            self.gate_steps,
+            seconds=time.monotonic() - self._begun,
+            n_updates=self.n_updates,
+            rounds=self._rounds_after(place, round_index),
+        )
+
+    def _rounds_after(self, place: str, round_index: int) -> float:
+        """Return how many rounds have ended after a part; it counts imitation even where a control has none."""
+        places = self.config.places(round_index, can_imitate=True)
+        return round_index + (places.index(place) + 1) / len(places)
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
@@ -419,4 +432,5 @@ class PostTraining:
                 self._step = min(self._step + 1, len(self._work) - 1)
             part.evaluation = results
             # Not as `STEPS`, whose curve would run back here.
-            self.log(part.n_updates, {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps})
+            values = {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps}
+            self.log(part.n_updates, values | {"eval/rounds": part.rounds})

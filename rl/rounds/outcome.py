@@ -27,6 +27,7 @@ class Part:
     seconds: float
     evaluation: list[EpisodeResult] = field(default_factory=list)  # of the champion, on seeds no gate saw
     n_updates: int = 0  # so far: of PPO in simulator and dream; a part of imitation is one
+    rounds: float = 0.0  # that have ended with it; the parts that a round may have are equal shares of it
 
     @property
     def accepted(self) -> bool:
