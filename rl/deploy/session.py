@@ -72,7 +72,7 @@ class Session:
             remedy = "delete it first" if self.stops.file.exists() else "it was typed too early, start again"
             raise UserError(f"no start: {reason}; {remedy}")
         self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
-        self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot}")
+        self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
         self.robot = make_robot(config.robot, config.params, self.task)
         self.calls = Calls()
         self.n_recorded = 0  # episodes that were there at the beginning
