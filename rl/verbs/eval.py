@@ -15,6 +15,9 @@ from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
+from rl.envs.eyes import seen_spec
+from rl.envs.sim import make_spec
+from rl.envs.simulator import is_isaac
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
@@ -43,7 +46,9 @@ def run(words: list[str]) -> None:
     model = load_actor(words[0])
     sim: Results = {}
     dream: Results = {}
-    tasks = tasks_of(_config(options), model) or (options.id,)
+    tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.id,)))
+    if not is_isaac(options.id):  # the last task is looked at before the first one takes its minutes
+        model.spec.check_fits(seen_spec(model, make_spec(options.id, tasks)), f"env.id={options.id}")
     with Progress(f"eval {words[0]}") as progress:
         for i, task in enumerate(tasks):
 
