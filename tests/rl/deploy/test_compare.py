@@ -181,7 +181,10 @@ def test_results_of_something_else_are_kept(trained: WorldActionModel, live: Any
 
 
 def test_the_command_needs_two_policies_and_a_robot(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["compare"], ["compare", "b"], ["compare", "b", "alpha=0.1"]):
+    line = "deploy a compare needs a challenger and a robot: a preset such as robot-sim, or robot=..."
+    for words in (["compare"], ["compare", "b"]):
         assert cli.main(["deploy", "a", *words]) == 2
-        line = "deploy a compare needs a challenger and a robot: a preset such as robot-sim, or robot=..."
         assert capsys.readouterr().err == f"wamtune: {line}\n"
+    assert cli.main(["deploy", "a", "compare", "b", "alpha=0.1"]) == 2
+    line = "robot=: expected fake, sim, rosbridge, the name of a robot of LeRobot, or FILE.py:Class"
+    assert capsys.readouterr().err == f"wamtune: {line}\n"
