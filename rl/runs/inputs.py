@@ -66,6 +66,8 @@ def check_inputs(config: TrainConfig, folder: Path, before: Mapping[str, str]) -
 def _sources(config: TrainConfig) -> dict[str, Path]:
     """Key of the config -> file of the plug-in that it names."""
     found = {f"rewards.{name}": source_of(name, term) for name, term in config.rewards.items()}
+    if ":" in config.env.simulator:
+        found["env.simulator"] = source_of("env.simulator", {"func": config.env.simulator})
     module, colon, _ = config.env.id.partition(":")
     if colon:  # gymnasium imports it before it makes the environment
         with suppress(ImportError, ValueError):  # which the environment will say

@@ -15,6 +15,7 @@ from rewards.errors import UserError
 from rl.build import make_sim
 from rl.compose import compose
 from rl.config import EnvConfig, TrainConfig
+from rl.envs.names import env_of_tasks
 from rl.envs.simulator import Simulator
 from rl.policies.wam import FlowPolicy
 from rl.report.plots import draw_dream
@@ -41,6 +42,8 @@ def run(words: list[str]) -> None:
     """Record, replay, draw and print."""
     options = compose(None, words[1:], DreamOptions)
     model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
+    tasks = options.env.tasks or model.spec.tasks[:1]
+    options = replace(options, env=replace(env_of_tasks(options.env, tasks), tasks=tasks))
     if model.pictures is not None:
         _film(model, options)
     else:
@@ -66,20 +69,19 @@ def _film(model: WorldActionModel, options: DreamOptions) -> None:
     out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
     assert codec is not None
     thought: Tensor | None = None
-    env_id = _env_id(options.task)
-    if options.source == "expert" and env_id == "metaworld":
-        (episode,) = collect_scripted("expert", [options.task], 1, options.seed)
+    if options.source == "expert":  # it reads where things are, which a model that sees is not told
+        (episode,) = collect_scripted("expert", options.env.tasks, 1, options.seed, options.env)
     else:
         episode, thought = record_episode(model, options)
     n = min(episode.length, options.n_chunks * size)
     state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
-    real = run_again(env_id, episode, model.config)
+    real = run_again(options.env, episode, model.config)
     if out.endswith(".png"):
         write_atomically(Path(out), iio.imwrite("<bytes>", real[-1, 0].numpy(), extension=".png"))
         print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
-    (seen,) = see(model, env_id, [episode], [real]) if options.source == "expert" else (episode,)
+    (seen,) = see(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
     frames, expected = replay(model, seen, options.n_denoising_steps) if thought is None else (thought, [])
     pictures = codec.decode(frames[::size, -codec.code_dim :])
     shown, drawn = real[::size][: len(pictures), 0], pictures[:, 0]
@@ -99,10 +101,8 @@ def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Epis
     Of source joint it comes with the frames that were imagined (n, state_dim), after the first one, which was seen.
     """
     max_steps = options.n_chunks * model.config.chunk_size
-    env_config = EnvConfig(
-        id=_env_id(options.task), tasks=(options.task,), max_steps=max_steps, terminate_on_success=False
-    )
-    env = make_sim(TrainConfig(name="dream", env=env_config), model, (options.task,), 1, rewards=False)
+    env_config = EnvConfig(**vars(options.env), max_steps=max_steps, terminate_on_success=False)
+    env = make_sim(TrainConfig(name="dream", env=env_config), model, options.env.tasks, 1, rewards=False)
     try:
         env.set_episode_seeds([options.seed])
         if options.source != "joint":
@@ -190,19 +190,14 @@ def _imagining(
     return act
 
 
-def _env_id(task: str) -> str:
-    """Return the environment of a task: a gymnasium id, which ends in its version, is its own."""
-    return task if "-v" in task else "metaworld"
-
-
 def _heading(options: DreamOptions, frames: Tensor) -> str:
     how = "imagined before they happened" if options.source == "joint" else "dreamed again"
     who = "joint mode" if options.source == "joint" else f"the {options.source}"
-    return f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of {who}, {how}"
+    return f"{options.env.tasks[0]}, seed {options.seed}: {len(frames) - 1} steps of {who}, {how}"
 
 
 def _title(options: DreamOptions) -> str:
-    return f"{options.task}: {THOUGHT if options.source == 'joint' else TITLE}"
+    return f"{options.env.tasks[0]}: {THOUGHT if options.source == 'joint' else TITLE}"
 
 
 def _curves(model: WorldActionModel, episode: Episode, frames: Tensor) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ def keys_of(schema: type) -> str:
 
 
 def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(schema), flags=re.MULTILINE))
+    source = "".join(inspect.getsource(part) for part in reversed(schema.__mro__[:-1]))  # of what it inherits, too
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE))
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

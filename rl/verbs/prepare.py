@@ -6,7 +6,7 @@ import gc
 from dataclasses import replace
 
 from rewards.errors import UserError
-from rl.build import device_of, tasks_of
+from rl.build import check_simulator, device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
 from rl.ppo.imitation import Imitation
@@ -25,6 +25,7 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
 
 def prepare(config: TrainConfig) -> PostTraining:
     """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet."""
+    check_simulator(config)
     gc.collect()  # a run before this one refers to itself, and holds gigabytes
     model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
     post = PostTraining(config, model, None, log=lambda step, values: None)
