@@ -15,10 +15,10 @@ from rl.config import SimulatorConfig
 from rl.report.card import figures, finite, success_metrics
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.folder import read_rows
+from rl.stages import episodes as stage_episodes
+from rl.stages import run as stages
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.stages.recorded import heldout_store, load_split
-from rl.stages.run import episodes as stage_episodes
-from rl.stages.run import run as stages
 from rl.verbs.begin import begin
 from world_model.data.episodes import EpisodeStore
 from world_model.wam.store import load_model, load_model_and_config, save_model
