@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rewards import RewardManager
-from rewards.errors import UserError, did_you_mean
+from rewards.errors import UserError, closest_or_known
 from rewards.manager import isaac_terms
 from rewards.plugins import load_term
 from rl.config import SimulatorConfig, TrainConfig
@@ -107,6 +107,9 @@ def build_simulator(
     early = simulator.early_spec(id=env.id, tasks=tasks)
     if model is not None and early is not None:  # before a task that it does not know is refused for its name alone
         model.spec.check_fits(seen_spec(model, early), where)
+    if known_tasks and (unknown := sorted(set(tasks) - set(known_tasks))):
+        hint = closest_or_known(unknown[0], known_tasks)
+        raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {hint}")
     tasks = tuple(tasks) or (early.tasks if early is not None else _only_task(env, known_tasks))
     sim = simulator.build(
         id=env.id,
@@ -208,8 +211,8 @@ def _plugin(name: str) -> object:
     if name not in points:
         known = [*BUILTIN, *points]
         raise UserError(
-            f"env.simulator={name}: unknown{did_you_mean(name, known)}; known: {', '.join(known)}; "
-            "for your own write FILE.py:Class or module:Class"
+            f"env.simulator={name}: unknown; {closest_or_known(name, known)}; for your own write FILE.py:Class or "
+            "module:Class"
         )
     try:
         return points[name].load()

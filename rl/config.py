@@ -43,14 +43,9 @@ class SimulatorConfig:
 def _migrated(values: dict[str, Any]) -> dict[str, Any]:
     """Move `isaac` and `events` to `options`, and the two names of simulators that `id` could be to `simulator`."""
     values = dict(values)
-    if values.get("isaac") == OLD_ISAAC_DEFAULTS:  # every old run folder has them, whatever its simulator
-        del values["isaac"]
-    if values.get("events") == {}:
-        del values["events"]
-    if "isaac" in values:
-        values["options"] = _merged(values.pop("isaac"), values.get("options", {}))
-    if "events" in values:
-        values["options"] = _merged({"events": values.pop("events")}, values.get("options", {}))
+    for old, (name, unsaid) in OLD_OPTIONS.items():
+        if old in values and (said := values.pop(old)) != unsaid:
+            values["options"] = _merged({name: said} if name else said, values.get("options", {}))
     if isinstance(name := values.get("id"), str) and name in OLD_IDS:
         values = {"simulator": OLD_IDS[name]} | values | {"id": ""}
     return values
@@ -66,13 +61,17 @@ def _merged(old: Any, new: Any) -> Any:
 OLD_IDS = {"metaworld": "", "recorded": "recorded"}
 """Names of simulators that older versions wrote as `id` -> what `simulator` is instead."""
 
-OLD_ISAAC_DEFAULTS = {
-    "groups": ["policy"],
-    "success": "success",
-    "action_bound": 1.0,
-    "overrides": [],
-    "device": "auto",
+OLD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "isaac": (
+        "",
+        {"groups": ["policy"], "success": "success", "action_bound": 1.0, "overrides": [], "device": "auto"},
+    ),
+    "events": ("events", {}),
 }
+"""Group of `env` in older versions -> the option that it is now (empty: all of them), and what it held by default.
+
+A group of defaults is in every old run folder, whatever its simulator, so it is dropped.
+"""
 
 
 @dataclass(frozen=True)

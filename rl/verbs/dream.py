@@ -34,6 +34,11 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
 PARTS = ("object_pos", "hand_pos")
+"""Slices of the state that are compared, where it has both; else the first two whose names end with `_pos`."""
+
+DEFAULT_TASK = "push"
+"""The task that is shown where a checkpoint knows it and the command names none."""
+
 TITLE = "the same actions in the simulator and in the dream"
 THOUGHT = "what happened, and what the model thought would happen"
 
@@ -42,7 +47,7 @@ def run(words: list[str]) -> None:
     """Record, replay, draw and print."""
     options = compose(None, words[1:], DreamOptions)
     model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
-    tasks = options.env.tasks or model.spec.tasks[:1]
+    tasks = options.env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
     options = replace(options, env=replace(env_of_tasks(options.env, tasks), tasks=tasks))
     if model.pictures is not None:
         _film(model, options)
@@ -51,8 +56,8 @@ def run(words: list[str]) -> None:
 
 
 def _curve(model: WorldActionModel, options: DreamOptions, name: str) -> None:
-    if missing := set(PARTS) - set(model.spec.slices):
-        raise UserError(f"dream: the state of {name} has no slice {min(missing)!r}; take a Meta-World checkpoint")
+    if not _parts(model):
+        raise UserError(f"dream: the state of {name} has no slice whose name ends with _pos; take another checkpoint")
     out = options.out or "dream.png"
     if not out.endswith(".png"):
         raise UserError(f"out={out!r}: {name} sees no pictures, so there is nothing to film; take a .png")
@@ -148,12 +153,12 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
 
 def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Table:
     """Distance (cm) of dreamed from true positions at the end of each chunk, and of the first frame from them."""
-    table = Table("step", *(f"{part} {kind}, cm" for part in PARTS for kind in ("dream", "repeat")))
+    table = Table("step", *(f"{part} {kind}, cm" for part in _parts(model) for kind in ("dream", "repeat")))
     true, first = episode.state[: len(frames)], episode.state[:1]
     size = model.config.chunk_size
     for step in range(size, len(frames), size):
         cells = []
-        for part in (model.spec.slices[name] for name in PARTS):
+        for part in (model.spec.slices[name] for name in _parts(model)):
             for guess in (frames[step], first[0]):
                 cells.append(f"{100 * float((guess[part] - true[step, part]).norm()):.1f}")
         table.add_row(str(step), *cells)
@@ -190,6 +195,14 @@ def _imagining(
     return act
 
 
+def _parts(model: WorldActionModel) -> tuple[str, ...]:
+    """Return the slices of the state that are compared: positions in metres with up to three coordinates."""
+    slices = model.spec.slices
+    if set(PARTS) <= slices.keys():
+        return PARTS
+    return tuple(name for name, part in slices.items() if name.endswith("_pos") and part.stop - part.start <= 3)[:2]
+
+
 def _heading(options: DreamOptions, frames: Tensor) -> str:
     how = "imagined before they happened" if options.source == "joint" else "dreamed again"
     who = "joint mode" if options.source == "joint" else f"the {options.source}"
@@ -204,5 +217,5 @@ def _curves(model: WorldActionModel, episode: Episode, frames: Tensor) -> dict[s
     task = torch.full((len(frames),), model.spec.tasks.index(episode.task))
     p, _ = model.read_frames(frames, task)
     slices = model.spec.slices
-    curves = {name: 100 * frames[:, slices[name]] for name in PARTS}
+    curves = {name: 100 * frames[:, slices[name]] for name in _parts(model)}
     return curves | {"success probability": p.detach()}

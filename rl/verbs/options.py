@@ -43,7 +43,8 @@ class DreamOptions:
 
     MOVED = (("task", "env.tasks"),)
 
-    env: SimulatorConfig = field(default_factory=lambda: SimulatorConfig(tasks=("push",)))  # env.tasks: one
+    # env.tasks: one; empty: push, or the first that the checkpoint knows
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
     seed: int = 2_000_000  # names the episode
     n_chunks: int = 8  # at most
     source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
@@ -81,7 +82,8 @@ class FitOptions:
 
     MOVED = (("task", "env.tasks"),)
 
-    env: SimulatorConfig = field(default_factory=SimulatorConfig)  # env.tasks: one; empty: the only one recorded
+    # env.tasks: one; empty: the only one that was recorded
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
     n_episodes: int = 16  # used of those that were recorded; half of them judge
     n_steps: int = 60  # replayed of each
     spread: float = 0.1  # training draws each factor within this share of what was found
