@@ -46,8 +46,8 @@ def _migrated(values: dict[str, Any]) -> dict[str, Any]:
     for old, (name, unsaid) in OLD_OPTIONS.items():
         if old in values and (said := values.pop(old)) != unsaid:
             values["options"] = _merged({name: said} if name else said, values.get("options", {}))
-    if isinstance(name := values.get("id"), str) and name in OLD_IDS:
-        values = {"simulator": OLD_IDS[name]} | values | {"id": ""}
+    if isinstance(id := values.get("id"), str) and id in OLD_IDS:
+        values = {"simulator": OLD_IDS[id]} | values | {"id": ""}
     return values
 
 

@@ -76,7 +76,7 @@ class SimEnv(Simulator):
         # For exact resume: the actions of each environment since its episode began.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         if events and env_id != "metaworld":
-            raise UserError(f"env.events: {env_id!r} has no events of ours; only Meta-World tasks have")
+            raise UserError(f"env.options.events: {env_id!r} has no events of ours; only Meta-World tasks have")
         config = seen_by.config if seen_by and self.eyes else ModelConfig()
         looked_at = tuple(config.views.values()), config.picture_size
         described = env_id, self.task_of_env, events or {}, *looked_at
