@@ -1,4 +1,4 @@
-"""What every simulator offers beside the batched contract: episodes that have names, and a record of them."""
+"""What every simulator offers beside the batched contract: how it is built, named episodes, and a record of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from world_model.data.episodes import Episode
 from world_model.env import BatchedEnv, ChunkStep
 from world_model.spec import Spec
 from world_model.view import View
-from world_model.wam.model import WorldActionModel
 
 
 def usable_device(key: str, device: str) -> str:
@@ -45,7 +44,7 @@ OwnTerms = Mapping[str, tuple[Callable[..., Any], Mapping[str, Any]]]
 
 
 class Simulator(BatchedEnv):
-    """A place where things really happen, as far as a computer can tell.
+    """A place where episodes are simulated, not dreamed.
 
     A subclass implements `_restart`, which begins episodes with the seeds that `_next_seeds` hands out, and `_advance`.
     Its constructor takes `id`, `tasks`, `known_tasks` and `n_envs`, then the options of its own by name (the keys of
@@ -54,11 +53,11 @@ class Simulator(BatchedEnv):
         def __init__(self, id, tasks, known_tasks, n_envs, radius=0.1, **common):
             super().__init__(Spec(..., tasks=known_tasks, ...), n_envs, **common)
 
-    The class attributes and class methods say what the rest of the code would else have to ask names for.
+    The class attributes and class methods describe the simulator, so that no other code asks which one it is.
     """
 
     place = "sim"
-    """`dream` for a simulator in which nothing happens: it judges a policy, and no episodes can be collected in it."""
+    """`dream` where nothing is simulated: a policy is judged there, but no episodes can be collected."""
 
     id_is_task = False
     """Each id is one task of the same name, as in gymnasium; else `env.tasks` chooses among the tasks there are."""
@@ -95,7 +94,7 @@ class Simulator(BatchedEnv):
         options: Mapping[str, Any],
         known_tasks: Sequence[str],
         n_workers: int = 0,
-        model: WorldActionModel | None = None,
+        model: Any = None,
         own_rewards: OwnTerms | None = None,
         run: TrainConfig | None = None,
         **common: Any,
@@ -111,7 +110,7 @@ class Simulator(BatchedEnv):
             options: `env.options`.
             known_tasks: all tasks that the policy knows: `spec.tasks`, which `obs["task"]` indexes.
             n_workers: processes, for a simulator of single environments.
-            model: that acts, for a simulator that draws what it sees.
+            model: the world-action model that acts, for a simulator that draws what it sees; None: another policy.
             own_rewards: reward functions that only the simulator can compute, see `provides`.
             run: config of the run, where there is one.
             common: arguments of `BatchedEnv`.

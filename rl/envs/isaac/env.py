@@ -22,7 +22,6 @@ from rl.envs.isaac.launch import OWN, IsaacTerm, launch, parts_of, read_spec
 from rl.envs.names import IsaacOptions, typed_options
 from rl.envs.simulator import OwnTerms, Simulator, usable_device
 from world_model.env import Advance, Obs, Start
-from world_model.wam.model import WorldActionModel
 
 _open: list[str] = []
 """The id of the environment that this process holds; there can be no second one."""
@@ -65,7 +64,7 @@ class IsaacEnv(Simulator):
         options: Mapping[str, Any],
         known_tasks: Sequence[str],
         n_workers: int = 0,
-        model: WorldActionModel | None = None,
+        model: Any = None,
         own_rewards: OwnTerms | None = None,
         run: TrainConfig | None = None,
         **common: Any,
