@@ -31,7 +31,8 @@ from rl.config import TrainConfig
 from rl.envs.isaac.env import IsaacEnv
 from rl.policies.gaussian import GaussianPolicy
 from rl.ppo.update import ChunkPPO
-from rl.rounds.evaluate import Acts, evaluate_sim, success_rate
+from rl.rounds.evaluate import Acts, evaluate_sim
+from rl.statistics import success_rate
 
 STEPS, PER_ROLLOUT, ROUNDS = 245_760, 32, 2
 EPOCHS, BATCHES, RATE, GAMMA, LAMBDA = 10, 16, 1e-3, 0.99, 0.98

@@ -17,7 +17,8 @@ import torch
 
 from rl.envs.sim import SimEnv
 from rl.policies.wam import FlowPolicy
-from rl.rounds.evaluate import evaluate_sim, success_rate
+from rl.rounds.evaluate import evaluate_sim
+from rl.statistics import success_rate
 from world_model.wam.model import WorldActionModel
 from world_model.wam.noise import shifted
 from world_model.wam.store import load_model

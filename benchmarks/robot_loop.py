@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from rl.deploy.loop import Lived, Loop
-from rl.deploy.pilots import Decider, ModelPilot
+from rl.deploy.pilots import Decider
 from rl.deploy.planner import Planner
 from rl.deploy.safety import Guard, Limits
 from rl.envs.metaworld.robot import SimRobot
+from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, RobotMap
 from world_model.wam.store import load_model
 

@@ -33,12 +33,11 @@ import torch
 
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.envs.metaworld.fit import fit
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import FlowPolicy, ModelPilot
 from rl.rounds.evaluate import evaluate_sim
 from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint

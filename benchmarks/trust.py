@@ -20,8 +20,8 @@ import torch
 
 from rl.envs.sim import SimEnv
 from rl.policies.wam import FlowPolicy
-from rl.report.pairs import correlation
 from rl.stages.collect import collect_policy, collect_scripted
+from rl.statistics import correlation
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.wam.model import WorldActionModel

@@ -27,9 +27,10 @@ from seeing import CONFIG, PICTURES, PRETRAIN, filmed, train
 from rl.config import SimulatorConfig
 from rl.envs.sim import SimEnv, make_spec
 from rl.policies.wam import FlowPolicy
-from rl.rounds.evaluate import evaluate_sim, success_rate
+from rl.rounds.evaluate import evaluate_sim
 from rl.stages.images import by_task, model_spec, see
 from rl.stages.videos import watched
+from rl.statistics import success_rate
 from world_model.wam.metrics import picture_metrics
 from world_model.wam.model import WorldActionModel
 from world_model.wam.training import StageConfig, fit_statistics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -17,10 +16,7 @@ from torch import Tensor
 from rewards import builtin
 from rewards.api import ALWAYS_PROVIDED, Transition
 from rewards.errors import BadNumbers, UserError, blamed, defined_at, did_you_mean
-from rewards.plugins import load_term
-
-MAX_MAGNITUDE = 1e6
-"""A larger weight or value is a mistake: one such reward ruins a critic without ever being NaN."""
+from rewards.plugins import MAX_MAGNITUDE, check_params, instance_of, load_term, read_entry, read_weight
 
 
 @dataclass
@@ -159,67 +155,24 @@ class RewardManager:
 
 
 def _build(name: str, term: Mapping[str, Any]) -> _Term:
-    func, params = term.get("func") or name, term.get("params") or {}
-    if not isinstance(func, str):
-        raise UserError(f"reward term {name!r}: func is {func!r}, expected a name, module:function or path.py:function")
-    if not isinstance(params, Mapping):
-        raise UserError(
-            f"reward term {name!r}: params are {params!r}, expected names and values; write {{name: value}}"
-        )
+    who = f"reward term {name!r}"
+    entry = read_entry(who, name, term)
+    func, params = entry.func, entry.params
     found = load_term(name, func)
     if is_isaac_term(found):
-        return _Term(name, func, _weight(name, term), (ISAAC,), lambda t: t.own_rewards[name], None, ours=True)
-    is_class, params = inspect.isclass(found), copy.deepcopy(dict(params))  # no term shares a list with the config
-    _check_params(name, func, found, params, is_class)
+        return _Term(name, func, entry.weight, (ISAAC,), lambda t: t.own_rewards[name], None, ours=True)
+    is_class = inspect.isclass(found)
+    check_params(who, func, found, params, n_given=0 if is_class else 1)  # a function gets the transition first
     ours = getattr(found, "__module__", "") == builtin.__name__
-    at = "" if ours else defined_at(found)
-    with blamed(f"reward term {name!r}", at.rpartition(":")[0]):
-        # A copy of an instance: it must not share its state between sim and dream.
-        target = _built(name, func, found, params) if is_class else copy.deepcopy(found)
-        call = target if is_class or not params else partial(target, **params)
-        requires = _requires(name, getattr(target, "requires", ()))
-        keeper = target if hasattr(target, "reset") else None
-    return _Term(name, func, _weight(name, term), requires, call, keeper, ours, "" if ours else defined_at(target))
-
-
-def _built(name: str, func: str, found: Callable[..., Any], params: Mapping[str, Any]) -> Any:
-    """Build the class of a term with its params."""
-    try:
-        target = found(**params)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"reward term {name!r}: params {params} do not fit {func}: {error}") from error
-    if not callable(target):
-        raise UserError(f"reward term {name!r}: the class {func} has no __call__(t); write one")
-    return target
+    target = instance_of(who, func, found, params, call="__call__(t)", ours=ours)
+    call = target if is_class or not params else partial(target, **params)
+    requires = _requires(name, getattr(target, "requires", ()))
+    keeper = target if hasattr(target, "reset") else None
+    return _Term(name, func, entry.weight, requires, call, keeper, ours, "" if ours else defined_at(target))
 
 
 def _weight(name: str, term: Mapping[str, Any]) -> float:
-    """Check the keys of a term and return its weight."""
-    if not isinstance(term, Mapping):
-        raise UserError(f"reward term {name!r}: expected func, weight and params, got {term!r}; write {{weight: 1.0}}")
-    for key in term:
-        if key not in ("func", "weight", "params"):
-            hint = did_you_mean(str(key), ("func", "weight", "params"))
-            raise UserError(f"reward term {name!r}: unknown key {key!r}, expected func, weight or params{hint}")
-    weight = term.get("weight")
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise UserError(f"reward term {name!r}: weight is {weight!r}, expected a number; 0 switches the term off")
-    if not math.isfinite(weight) or abs(weight) > MAX_MAGNITUDE:
-        raise UserError(f"reward term {name!r}: weight is {weight}, expected a finite number within ±{MAX_MAGNITUDE:g}")
-    return float(weight)
-
-
-def _check_params(name: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], is_class: bool) -> None:
-    first = () if is_class else (None,)  # a function gets the transition first, a class its params alone
-    try:
-        signature = inspect.signature(found)
-    except (TypeError, ValueError):  # of a compiled function nothing is known before it is called
-        return
-    try:
-        signature.bind(*first, **params)
-    except TypeError as error:
-        takes = ", ".join(list(signature.parameters)[len(first) :]) or "none"
-        raise UserError(f"reward term {name!r}: params of {func}: {error}; it takes {takes}") from error
+    return read_weight(f"reward term {name!r}", term)
 
 
 def _requires(name: str, declared: Iterable[str]) -> tuple[str, ...]:

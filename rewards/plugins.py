@@ -1,98 +1,269 @@
-"""Find the callable behind `func`: a built-in, `module:function`, `path.py:function` or an entry point."""
+"""The one loader of plug-ins: a built-in, `module:name`, `path.py:name`, or an entry point of an installed package.
+
+Nothing is imported that the user's own config does not name.
+"""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
+import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
-from rewards.builtin import BUILTIN
-from rewards.errors import UserError, blamed, did_you_mean
+from rewards.errors import UserError, blamed, defined_at, did_you_mean
 
-ENTRY_POINTS = "wamtune.rewards"
+Kind = Literal["reward", "robot", "trust_signal", "simulator", "codec", "policy", "world_model"]
+
+GROUPS: dict[Kind, str] = {
+    "reward": "wamtune.rewards",
+    "robot": "wamtune.robots",
+    "trust_signal": "wamtune.trust_signals",
+    "simulator": "wamtune.simulators",
+    "codec": "wamtune.codecs",
+    "policy": "wamtune.policies",
+    "world_model": "wamtune.world_models",
+}
+"""Kind of plug-in -> group of the entry points by which installed packages offer theirs."""
+
+MAX_MAGNITUDE = 1e6
+"""A larger weight or value is a mistake: one such reward ruins a critic without ever being NaN."""
+
+Builtins = Mapping[str, Callable[..., Any] | str]
+"""Name -> the built-in itself, or `module:name`, which is imported when it is asked for."""
+
+
+def load(kind: Kind, func: str, builtins: Builtins, who: str = "", key: str = "func") -> Callable[..., Any]:
+    """Return the function, class or callable instance that `func` names.
+
+    Args:
+        kind: of plug-in; it decides which entry points are looked at.
+        func: a name in `builtins`, `module:name`, `path.py:name`, or the name of an entry point.
+        builtins: what comes with the project.
+        who: how errors begin, such as "reward term 'smooth'"; empty: `key=func`.
+        key: of the config that `func` was written at.
+
+    Raises:
+        UserError: there is no such thing, it is not callable, or its module raised an exception when it was imported.
+    """
+    return _find(kind, func, builtins, who, key)[0]
+
+
+def source_file(kind: Kind, func: str, builtins: Builtins, who: str = "", key: str = "func") -> Path | None:
+    """Return the file of the module that `func` is found in, see `load`; None for a built-in."""
+    module = _find(kind, func, builtins, who, key)[1]
+    return Path(module.__file__) if module is not None and module.__file__ else None
+
+
+def known(kind: Kind, builtins: Builtins) -> list[str]:
+    """Return the names that need no `:`: those of the built-ins, then those of installed entry points."""
+    return list(dict.fromkeys([*builtins, *_entry_points(kind)]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plug-in as a config writes it: `{func, weight, params}`."""
+
+    func: str
+    weight: float
+    params: dict[str, Any]
+
+
+def read_entry(who: str, name: str, written: Mapping[str, Any], default_weight: float | None = None) -> Entry:
+    """Return the checked `{func, weight, params}` of an entry; without `func` it is the built-in `name`.
+
+    Args:
+        who: how errors begin.
+        name: of the entry.
+        written: what the config says.
+        default_weight: of an entry that gives none; None: it has to give one.
+
+    Raises:
+        UserError: a key is unknown, or a value does not fit.
+    """
+    weight = read_weight(who, written, default_weight)
+    func, params = written.get("func") or name, written.get("params") or {}
+    if not isinstance(func, str):
+        raise UserError(f"{who}: func is {func!r}, expected a name, module:function or path.py:function")
+    if not isinstance(params, Mapping):
+        raise UserError(f"{who}: params are {params!r}, expected names and values; write {{name: value}}")
+    return Entry(func, weight, copy.deepcopy(dict(params)))  # shares no list with the config
+
+
+def read_weight(who: str, written: Mapping[str, Any], default: float | None = None) -> float:
+    """Check the keys of an entry and return its weight.
+
+    Raises:
+        UserError: a key is unknown, or the weight is not a finite number within `MAX_MAGNITUDE`.
+    """
+    if not isinstance(written, Mapping):
+        raise UserError(f"{who}: expected func, weight and params, got {written!r}; write {{weight: 1.0}}")
+    for key in written:
+        if key not in ("func", "weight", "params"):
+            hint = did_you_mean(str(key), ("func", "weight", "params"))
+            raise UserError(f"{who}: unknown key {key!r}, expected func, weight or params{hint}")
+    weight = written.get("weight", default)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise UserError(f"{who}: weight is {weight!r}, expected a number; 0 switches it off")
+    if not math.isfinite(weight) or abs(weight) > MAX_MAGNITUDE:
+        raise UserError(f"{who}: weight is {weight}, expected a finite number within ±{MAX_MAGNITUDE:g}")
+    return float(weight)
+
+
+def check_params(who: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], n_given: int) -> None:
+    """Compare `params` with the signature of `found`, which is called with `n_given` arguments before them.
+
+    Raises:
+        UserError: one is missing or unknown; it says which ones there are.
+    """
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # of a compiled function nothing is known before it is called
+        return
+    try:
+        signature.bind(*(None,) * n_given, **params)
+    except TypeError as error:
+        takes = ", ".join(list(signature.parameters)[n_given:]) or "none"
+        raise UserError(f"{who}: params of {func}: {error}; it takes {takes}") from error
+
+
+def instance_of(
+    who: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], call: str, ours: bool = False
+) -> Any:
+    """Return what is called later: an instance of a class, built with `params`, or a copy of anything else.
+
+    A copy, because an instance that keeps state must not share it between simulator and dream.
+
+    Args:
+        who: how errors begin.
+        func: as the config names it.
+        found: what `load` returned.
+        params: of a class.
+        call: what an instance has to answer, for the error, such as `__call__(t)`.
+        ours: a built-in, whose errors name no line.
+
+    Raises:
+        UserError: the class does not take `params`, raises an exception, or its instances cannot be called.
+    """
+    with blamed(who, "" if ours else defined_at(found).rpartition(":")[0]):
+        if not inspect.isclass(found):
+            return copy.deepcopy(found)
+        try:
+            target = found(**params)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{who}: params {dict(params)} do not fit {func}: {error}") from error
+        if not callable(target):
+            raise UserError(f"{who}: the class {func} has no {call}; write one")
+        return target
 
 
 def load_term(name: str, func: str) -> Callable[..., Any]:
     """Return the function, class or instance that `func` of reward term `name` points to."""
-    return _load(name, func)[0]
+    from rewards.builtin import BUILTIN  # late: it needs torch, which the loader itself does not
+
+    return load("reward", func, BUILTIN, who=f"reward term {name!r}")
 
 
 def source_of(name: str, term: Mapping[str, Any] | None) -> Path | None:
     """Return the file of the module that an active reward term comes from; None for a built-in or no term."""
+    from rewards.builtin import BUILTIN
+
     if term is None or term.get("weight") == 0:
         return None
-    module = _load(name, term.get("func") or name)[1]
-    return Path(module.__file__) if module is not None and module.__file__ else None
+    return source_file("reward", term.get("func") or name, BUILTIN, who=f"reward term {name!r}")
 
 
-def _load(name: str, func: str) -> tuple[Callable[..., Any], ModuleType | None]:
-    """Return what `func` points to, and the module that it was found in; None for a built-in."""
+def _find(
+    kind: Kind, func: str, builtins: Builtins, who: str, key: str
+) -> tuple[Callable[..., Any], ModuleType | None]:
+    """Return what `func` names, and the module that it was found in; None for a built-in."""
+    who = who or f"{key}={func}"
     source, colon, attribute = func.rpartition(":")
     module: ModuleType | None = None
-    if colon:
-        module = _load_file(name, source) if source.endswith(".py") else _import(name, source, attribute)
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    if func in builtins:
+        found: object = _builtin(builtins[func])
+    elif colon:
+        module = _load_file(who, source) if source.endswith(".py") else _import(who, key, source, attribute)
+        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         if not hasattr(module, attribute):  # and not `in vars`: Isaac Lab's modules import what they hold when asked
-            raise UserError(f"reward term {name!r}: {source} has no {attribute!r}{did_you_mean(attribute, public)}")
-        found: object = getattr(module, attribute)
-    elif func in BUILTIN:
-        found = BUILTIN[func]
+            raise UserError(f"{who}: {source} has no {attribute!r}{did_you_mean(attribute, public)}")
+        found = getattr(module, attribute)
     else:
-        found, module = _load_entry_point(name, func)
+        found, module = _load_entry_point(kind, func, builtins, who, key)
     if not callable(found):
-        raise UserError(
-            f"reward term {name!r}: {func} is of type {type(found).__name__}, expected a function or a class"
-        )
+        raise UserError(f"{who}: {func} is of type {type(found).__name__}, expected a function or a class")
     return found, module
 
 
-def _load_file(name: str, source: str) -> ModuleType:
+def _builtin(target: Callable[..., Any] | str) -> object:
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _load_file(who: str, source: str) -> ModuleType:
     path = Path(source).expanduser().resolve()
     if not path.is_file():
-        raise UserError(
-            f"reward term {name!r}: there is no file {source} (looked for {path}, and beside the preset that names it)"
-        )
+        raise UserError(f"{who}: there is no file {source} (looked for {path}, and beside the preset that names it)")
     # The name must not collide with an installed module or with a file of the same name in another folder.
-    module_name = f"_wamtune_reward_{path.stem}_{crc32(str(path).encode()):08x}"
+    module_name = f"_wamtune_plugin_{path.stem}_{crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
-    with blamed(f"reward term {name!r}", str(path)):
+    with blamed(who, str(path)):
         try:
             spec.loader.exec_module(module)
         except (ImportError, SyntaxError) as error:
-            raise UserError(f"reward term {name!r}: cannot load {source}: {error}") from error
+            raise UserError(f"{who}: cannot load {source}: {error}{_raised_at(error)}") from error
     return module
 
 
-def _import(name: str, source: str, attribute: str) -> ModuleType:
-    with blamed(f"reward term {name!r}", ""):
+def _import(who: str, key: str, source: str, attribute: str) -> ModuleType:
+    with blamed(who, ""):
         try:
             return importlib.import_module(source)
         except (ImportError, SyntaxError, ValueError, TypeError) as error:
-            hint = ""
-            if Path(f"{source}.py").is_file():  # an installed command does not have the current folder on its path
-                hint = f"; for the file in this folder write func: {source}.py:{attribute}"
-            raise UserError(f"reward term {name!r}: cannot import {source!r}: {error}{hint}") from error
+            hint = _raised_at(error)
+            if (
+                not hint and Path(f"{source}.py").is_file()
+            ):  # an installed command does not have the current folder on its path
+                hint = f"; for the file in this folder write {key}: {source}.py:{attribute}"
+            raise UserError(f"{who}: cannot import {source!r}: {error}{hint}") from error
 
 
-def _load_entry_point(name: str, func: str) -> tuple[object, ModuleType]:
-    points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+def _load_entry_point(kind: Kind, func: str, builtins: Builtins, who: str, key: str) -> tuple[object, ModuleType]:
+    points = _entry_points(kind)
     if func not in points:
-        known = [*BUILTIN, *points]
+        names = known(kind, builtins)
         raise UserError(
-            f"reward term {name!r}: unknown func {func!r}{did_you_mean(func, known)}; known: {', '.join(known)}; "
-            f"for your own write func: path.py:function or module:function"
+            f"{who}: unknown {key} {func!r}{did_you_mean(func, names)}; known: {', '.join(names) or 'none'}; "
+            f"for your own write {key}: path.py:name or module:name"
         )
-    with blamed(f"reward term {name!r}", ""):
+    with blamed(who, ""):
         try:
             return points[func].load(), importlib.import_module(points[func].module)
         except (ImportError, SyntaxError, AttributeError) as error:
-            raise UserError(f"reward term {name!r}: cannot load entry point {func!r}: {error}") from error
+            raise UserError(f"{who}: cannot load entry point {func!r}: {error}{_raised_at(error)}") from error
+
+
+def _entry_points(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUPS[kind])}
+
+
+def _raised_at(error: Exception) -> str:
+    """Return `; see FILE:LINE` of the line of a plug-in that raised; empty where none of its lines had run yet."""
+    ours = __file__, importlib.__file__, importlib.metadata.__file__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in ours]
+    lines = [f for f in frames if not f.filename.startswith("<")]  # <frozen importlib._bootstrap>
+    return f"; see {lines[-1].filename}:{lines[-1].lineno}" if lines else ""

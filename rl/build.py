@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +11,14 @@ import torch
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
 from rewards.manager import isaac_terms
-from rewards.plugins import load_term
+from rewards.plugins import load
 from rl.config import SimulatorConfig, TrainConfig
 from rl.envs.eyes import seen_spec
-from rl.envs.names import BUILTIN, ENTRY_POINTS, shown_name, simulator_name
+from rl.envs.names import BUILTIN, shown_name, simulator_name
 from rl.envs.simulator import Simulator
+from rl.policies.api import ChunkPolicy
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import ChunkPolicy, FlowPolicy
+from rl.policies.wam import FlowPolicy
 from world_model.env import BatchedEnv
 from world_model.spec import Spec
 from world_model.wam.model import WorldActionModel
@@ -35,11 +34,7 @@ def find_simulator(env: SimulatorConfig) -> type[Simulator]:
         UserError: there is none, or it is no `Simulator`.
     """
     name = simulator_name(env)
-    if name in BUILTIN:
-        module, _, attribute = BUILTIN[name].partition(":")
-        found: object = getattr(importlib.import_module(module), attribute)
-    else:
-        found = _plugin(name)
+    found = load("simulator", name, BUILTIN, key="env.simulator")
     if not (inspect.isclass(found) and issubclass(found, Simulator)):
         raise UserError(f"env.simulator={name}: expected a subclass of rl.envs.simulator.Simulator, got {found!r:.80}")
     return found
@@ -198,23 +193,3 @@ def _only_task(env: SimulatorConfig, known_tasks: Sequence[str]) -> tuple[str, .
     if env.id:
         return (env.id,)
     return tuple(known_tasks) or (simulator_name(env).rpartition(":")[2],)
-
-
-def _plugin(name: str) -> object:
-    """Return what `path.py:Class`, `module:Class` or an entry point names."""
-    if ":" in name:
-        try:
-            return load_term("env.simulator", name)
-        except UserError as error:
-            raise UserError(str(error).replace("reward term 'env.simulator'", f"env.simulator={name}")) from error
-    points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    if name not in points:
-        known = [*BUILTIN, *points]
-        raise UserError(
-            f"env.simulator={name}: unknown; {closest_or_known(name, known)}; for your own write FILE.py:Class or "
-            "module:Class"
-        )
-    try:
-        return points[name].load()
-    except (ImportError, SyntaxError, AttributeError) as error:
-        raise UserError(f"env.simulator={name}: cannot load this entry point: {error}") from error

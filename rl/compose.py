@@ -219,13 +219,13 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
 
 
 def _with_files(value: Any, folder: Path) -> Any:
-    """Return `value` with the whole path of each `func` or `simulator` that is a `file.py:name` beside the preset."""
+    """Return `value` with the path of each `func`, `robot` and `simulator` that is a `file.py:name` beside a preset."""
     if isinstance(value, list):
         return [_with_files(item, folder) for item in value]
     if not isinstance(value, dict):
         return value
     found = {key: _with_files(item, folder) for key, item in value.items()}
-    for key in ("func", "simulator"):
+    for key in ("func", "robot", "simulator"):
         source, _, name = str(found.get(key, "")).rpartition(":")
         if source.endswith(".py") and (folder / source).is_file():
             found[key] = f"{folder / source}:{name}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
+from rl.seeds import EVAL, GATE
 
 MISSING: Any = "???"
 """Value of a field that a preset or the command line has to give; it is that of omegaconf."""
-
-JUDGE_SEED, EXPLORE_SEED = 1_000_000, 50_000_000
-"""First seed of the episodes of gates and evaluations, and of those that are collected for a refit; below the first
-are what checkpoints were made of."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,7 @@ class SimulatorConfig:
     id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has none
     tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
     options: dict[str, Any] = field(default_factory=dict)  # of the simulator, which checks them
-    n_workers: int = (
-        0  # processes for Meta-World and gymnasium; 0: none beside this one, in train and eval one a thread
-    )
+    n_workers: int = 0  # processes for Meta-World and gymnasium; 0: none, in train and eval one for each thread
 
     # A preset's tasks are of one environment, its options and id of one simulator.
     BELONGS = (("tasks", "id"), ("tasks", "simulator"), ("options", "simulator"), ("id", "simulator"))
@@ -37,7 +33,7 @@ class SimulatorConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 0, "n_workers")
+        at_least(self, 0, "n_workers")
 
 
 def _migrated(values: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +84,8 @@ class EnvConfig(SimulatorConfig):
     def check(self) -> None:
         """Refuse counts and deviations that mean nothing."""
         super().check()
-        _at_least(self, 1, "n_envs", "max_steps")
-        _at_least(self, 0, "action_delay", "obs_noise")
+        at_least(self, 1, "n_envs", "max_steps")
+        at_least(self, 0, "action_delay", "obs_noise")
 
 
 @dataclass(frozen=True)
@@ -111,6 +107,8 @@ class DreamConfig:
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
     weigh_by_trust: bool = False  # a chunk counts half in an update where its expected error is the median one
     redream: bool = False  # dream each success again with new noise; one that flips counts nothing
+    # signals of your own, name: {func, weight, params}, or null; a chunk counts by the product of all of them
+    trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # collected in the simulator, exploring, before each dream; their steps count as training
     refit_steps: int = 2000  # of the world decoder before each dream, on all episodes recorded so far; 0: never
     refit_learning_rate: float = 1e-3
@@ -118,19 +116,29 @@ class DreamConfig:
     @property
     def reads_trust(self) -> bool:
         """Whether trust decides on anything."""
-        return self.max_expected_error is not None or self.weigh_by_trust
+        entries = self.signals.items()
+        return self.max_expected_error is not None or "expected_error" in (_func_of(*entry) for entry in entries)
+
+    @property
+    def signals(self) -> dict[str, Any]:
+        """Trust signals that are on, name -> {func, weight, params}; `trust` may override the switches before it."""
+        ours: dict[str, Any] = {
+            "expected_error": {} if self.weigh_by_trust else None,
+            "redream": {} if self.redream else None,
+        }
+        return {name: entry for name, entry in (ours | self.trust).items() if _is_on(entry)}
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
-        _at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
-        _at_least(self, 1, "rollback_factor")
-        _positive(self, "refit_learning_rate")
+        at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
+        at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
+        at_least(self, 1, "rollback_factor")
+        positive(self, "refit_learning_rate")
         for name in ("max_widenings", "n_rounds"):
             if getattr(self, name) is not None:
-                _at_least(self, 1, name)
+                at_least(self, 1, name)
         if self.max_expected_error is not None:
-            _positive(self, "max_expected_error")
+            positive(self, "max_expected_error")
 
 
 @dataclass(frozen=True)
@@ -163,14 +171,14 @@ class PPOConfig:
 
     def check(self) -> None:
         """Refuse counts, rates and shares that mean nothing."""
-        _at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
-        _at_least(self, 0, "critic_warmup_steps", "imitation_steps")
-        _at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
-        _positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
-        _within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
-        _require(self, ("noise_correlation",), lambda value: value < 1, "less than 1: some noise must be its own")
+        at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
+        at_least(self, 0, "critic_warmup_steps", "imitation_steps")
+        at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
+        positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
+        within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
+        require(self, ("noise_correlation",), lambda value: value < 1, "less than 1: some noise must be its own")
         if self.target_kl is not None:
-            _positive(self, "target_kl")
+            positive(self, "target_kl")
 
 
 @dataclass(frozen=True)
@@ -184,14 +192,14 @@ class GateConfig:
     max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
     alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
     z_loss: float = 0.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
-    seed: int = JUDGE_SEED  # first seed of the blocks; evaluation and training never use them
+    seed: int = GATE.start  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_episodes")
-        _at_least(self, self.n_episodes, "max_episodes")
-        _at_least(self, 0, "z_loss")
-        _require(self, ("alpha",), lambda value: 0 < value < 1, "between 0 and 1")
+        at_least(self, 1, "n_episodes")
+        at_least(self, self.n_episodes, "max_episodes")
+        at_least(self, 0, "z_loss")
+        between_0_1(self, "alpha")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
 
@@ -202,7 +210,7 @@ class EvalConfig:
 
     n_episodes: int = 200
     n_paired: int = 100  # of them, dreamed as well for the report; 0: none
-    seed: int = 2_000_000
+    seed: int = EVAL.start
 
     @property
     def seeds(self) -> range:
@@ -211,8 +219,8 @@ class EvalConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 1, "n_episodes")
-        _at_least(self, 0, "n_paired")
+        at_least(self, 1, "n_episodes")
+        at_least(self, 0, "n_paired")
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -221,7 +229,7 @@ CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
     "unsafe_dream": {
         "ppo": {"bc_coef": 0.0, "success_bc_coef": 0.0, "target_kl": None},
         "dream": {"success_bc_coef": 0.0, "ref_kl_coef": 0.0, "refit_steps": 0, "max_expected_error": None}
-        | {"weigh_by_trust": False, "redream": False},
+        | {"weigh_by_trust": False, "redream": False, "trust": {}},
         "gate": {"enabled": False},
     },
 }
@@ -278,8 +286,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse what only shows when several fields are seen together."""
-        _at_least(self, 0, "seed", "threads", "save_minutes")
-        _at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
+        at_least(self, 0, "seed", "threads", "save_minutes")
+        at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         if self.policy == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
         if self.env.kind == "mix" and self.n_rounds <= (self.dream.n_rounds or 0):
@@ -297,8 +305,8 @@ class TrainConfig:
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):
-            if self.policy == "flow" and not JUDGE_SEED <= seeds.start <= seeds.stop <= EXPLORE_SEED:
-                raise UserError(f"{name}.seed={seeds.start}: expected {JUDGE_SEED} to {EXPLORE_SEED - len(seeds)}")
+            if self.policy == "flow" and not GATE.start <= seeds.start <= seeds.stop <= EVAL.stop:
+                raise UserError(f"{name}.seed={seeds.start}: expected {GATE.start} to {EVAL.stop - len(seeds)}")
         if gates.start < judged.stop and judged.start < gates.stop:
             raise UserError(f"eval.seed={judged.start}: gates may use {gates.start} to {gates.stop}; choose others")
         n_envs = self.dream.n_envs if self.env.kind == "dream" else self.env.n_envs
@@ -307,24 +315,11 @@ class TrainConfig:
             raise UserError(f"ppo.batch_size={self.ppo.batch_size} exceeds a rollout of {n_chunks} chunks; lower it")
 
 
-def _is_on(term: Any) -> bool:
-    """Whether a reward term is paid; a malformed one is refused elsewhere, with what is wrong."""
-    return term is not None and not (isinstance(term, dict) and term.get("weight") == 0)
+def _is_on(entry: Any) -> bool:
+    """Whether a reward term or trust signal is on; a malformed one is refused elsewhere, with what is wrong."""
+    return entry is not None and not (isinstance(entry, dict) and entry.get("weight") == 0)
 
 
-def _at_least(config: object, low: int, *names: str) -> None:
-    _require(config, names, lambda value: value >= low, f"at least {low}")
-
-
-def _positive(config: object, *names: str) -> None:
-    _require(config, names, lambda value: value > 0, "more than 0")
-
-
-def _within_0_1(config: object, *names: str) -> None:
-    _require(config, names, lambda value: 0 <= value <= 1, "between 0 and 1")
-
-
-def _require(config: object, names: tuple[str, ...], holds: Any, expected: str) -> None:
-    for name in names:
-        if not holds(getattr(config, name)):
-            raise UserError(f"{name}={getattr(config, name)}: expected {expected}")
+def _func_of(name: str, entry: Any) -> Any:
+    """Return what an entry names: its `func`, or where it has none the built-in of its name."""
+    return (isinstance(entry, dict) and entry.get("func")) or name

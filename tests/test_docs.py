@@ -5,10 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from rewards.plugins import load
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.policies.wam import FlowPolicy
+from rl.ppo.update import ChunkPPO
+from rl.robots.api import make_robot
+from rl.rounds.trust_signals import make_signals
 from rl.verbs.help import HELP
+from world_model.wam.model import WorldActionModel
 
 ROOT = Path(__file__).resolve().parent.parent
 PATTERNS = set("[]{}*?")
@@ -52,3 +63,27 @@ def test_commands_need_no_quotes_that_are_missing() -> None:
     found = list(commands())
     assert len(found) > 60
     assert not [f"{where}: {command}" for where, command in found if unquoted(command)]
+
+
+def test_the_code_of_bring_your_own_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_point: Any, model: WorldActionModel
+) -> None:
+    """The files of the page, as they stand there, through the loader and with the params of its commands."""
+    page = (ROOT / "docs" / "bring_your_own.md").read_text("utf-8")
+    for name, code in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    effort = load("reward", "my_rewards.py:effort", {})
+    action = torch.tensor([[0.5, -1.0], [0.0, 2.0]])
+    assert effort(SimpleNamespace(action=action), power=2.0).tolist() == [1.25, 4.0]
+
+    robot = make_robot("my_robot.py:MyRobot", {"port": "/dev/ttyUSB0"}, task="reach")
+    robot.connect()
+    assert robot.is_connected and robot.action_features.keys() == {"joint.0", "joint.1"}
+
+    (signal,) = make_signals(
+        compose("dream", ["dream.trust={early: {func: my_trust.py:early, params: {halves_after: 2}}}"], TrainConfig)
+    )
+    ppo = ChunkPPO(FlowPolicy(model, env := make_point(3), 2, 0.1), env, compose("sim", [], TrainConfig).ppo)
+    trust = signal(ppo.collect(env, 3), model, seed=0)
+    torch.testing.assert_close(trust, torch.tensor([1.0, 0.5**0.5, 0.5])[:, None].expand(3, 3))

@@ -20,6 +20,29 @@ from rl.envs.names import BUILTIN
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rewards", "world_model", "rl")
 
+ROOMS = (
+    ("rewards",),
+    ("world_model", "world_model.data"),
+    ("world_model.wam",),
+    ("rl.shadow",),
+    ("rl.seeds", "rl.statistics"),
+    ("rl.config", "rl.compose"),
+    ("rl.policies", "rl.robots"),
+    ("rl.deploy",),
+    ("rl.envs",),
+    ("rl.ppo", "rl.build"),
+    ("rl.rounds",),
+    ("rl.runs",),
+    ("rl.report",),
+    ("rl.stages",),
+    ("rl.verbs",),
+    ("rl.cli",),
+)
+"""Rooms in the order of imports: each imports only its own row and those before it."""
+
+WITHOUT_OUR_MODEL = ("rl.ppo", "rl.envs", "rl.robots", "rl.deploy", "rl.policies")
+"""Rooms that know the protocols and never `world_model.wam`; of the policies, `wam.py` alone does."""
+
 OURS = {"rewards": {"rewards"}, "world_model": {"world_model", "rewards"}, "rl": {"rl", "world_model", "rewards"}}
 """package -> what of ours it may import, anywhere in a file."""
 
@@ -85,6 +108,46 @@ def simulators_asked_for(tree: ast.AST) -> Iterator[int]:
             yield node.lineno
 
 
+def module_of(path: Path) -> str:
+    """Return the dotted name of a source file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def row_of(module: str) -> int:
+    """Return the row of `ROOMS` that a module belongs to."""
+    names = (".".join(module.split(".")[:n]) for n in (2, 1))
+    return next(i for name in names for i, row in enumerate(ROOMS) if name in row)
+
+
+def modules_imported() -> dict[str, set[str]]:
+    """Return, for each module, those of ours that it imports anywhere: in functions and for type checkers as well."""
+    modules = {module_of(path): path for path in sources(*PACKAGES)}
+    found: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names if alias.name in modules}
+            elif isinstance(node, ast.ImportFrom) and node.module in modules:
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= members & modules.keys() or {node.module}
+    return found
+
+
+def circles(imported: dict[str, set[str]]) -> list[str]:
+    """Return the modules that import each other, directly or through others."""
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for name in imported[todo.pop()] - seen:
+                seen.add(name)
+                todo.append(name)
+        return seen
+
+    return sorted(name for name in imported if name in reachable(name))
+
+
 def core_dependencies() -> set[str]:
     """Import names of the dependencies that every installation has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -99,6 +162,36 @@ def test_imports_run_downwards() -> None:
         for path in sources(package)
         for name, line in imports(ast.parse(path.read_text()), package, at_top=False)
         if name in {*PACKAGES, "tests", "configs", "benchmarks", "examples"} - OURS[package]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_import_runs_from_a_room_to_a_later_one() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in modules_imported().items()
+        if name != "rl"
+        for other in sorted(others)
+        if row_of(other) > row_of(name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other() -> None:
+    assert not circles(modules_imported())
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
+def test_rooms_that_know_protocols_do_not_import_our_model() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in modules_imported().items()
+        if name.startswith(WITHOUT_OUR_MODEL) and name != "rl.policies.wam"
+        for other in sorted(others)
+        if other.startswith("world_model.wam")
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -215,6 +308,6 @@ def test_shadow_guard_names_a_foreign_module(tmp_path: Path) -> None:
 
 def test_shadow_guard_needs_nothing_of_ours() -> None:
     """It must load when a foreign `rewards` breaks everything else; `rl` itself is loaded before it."""
-    for name in ("verbs/shadow.py", "verbs/__init__.py", "__init__.py"):
+    for name in ("shadow.py", "__init__.py"):
         used = {package for package, _ in imports(ast.parse((ROOT / "rl" / name).read_text()), "rl", at_top=True)}
         assert used <= set(sys.stdlib_module_names), name

@@ -1,25 +1,19 @@
-"""The dream: a world-action model as an environment, drop-in for the simulator."""
+"""The dream: a world model as an environment, drop-in for the simulator."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError
+from world_model.api import WorldModel
+from world_model.data.episodes import Episode
 from world_model.env import Advance, BatchedEnv, ChunkStep, Obs, Start
-from world_model.flow import seeded_noise
-from world_model.guards import checked_actions
-from world_model.wam import modes
-from world_model.wam.model import WorldActionModel
-from world_model.wam.trust import expected_error, read
-
-if TYPE_CHECKING:
-    from world_model.data.episodes import Episode
 
 SURE = 0.5
 """A dreamed frame counts as a success when its read-out and that of the frame before reach this probability."""
@@ -66,7 +60,7 @@ class DreamEnv(BatchedEnv):
     is dreamed at once, and what it did comes out of that step. So `k` is 0 or `chunk_size` in what `step` returns.
 
     Args:
-        model: world decoder and read-outs are used; the action decoder is not.
+        model: predicts frames, and reads success and progress from them.
         num_envs: branches dreamed together.
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
@@ -84,7 +78,7 @@ class DreamEnv(BatchedEnv):
 
     def __init__(
         self,
-        model: WorldActionModel,
+        model: WorldModel,
         num_envs: int,
         starts: StartStates,
         horizon: int = 2,
@@ -100,10 +94,10 @@ class DreamEnv(BatchedEnv):
         pessimism: float = 0.0,
     ) -> None:
         rest = max_steps, rewards, model.read_frames, terminate_on_success, action_delay, obs_noise, seed, model.device
-        super().__init__(model.spec, num_envs, model.config.n_context_frames, *rest)
+        super().__init__(model.spec, num_envs, model.n_context_frames, *rest)
         self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
         self.n_denoising_steps = n_denoising_steps
-        self.chunk_size, self.in_order, self.picture_codec = model.config.chunk_size, in_order, model.pictures
+        self.chunk_size, self.in_order, self.picture_codec = model.chunk_size, in_order, model.image_codec
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
         self.doubt = torch.zeros(num_envs, device=self.device)
         self.expected_error = torch.zeros(num_envs, device=self.device)
@@ -118,7 +112,7 @@ class DreamEnv(BatchedEnv):
 
     def step(self, action: Tensor) -> ChunkStep:
         """Add one action (num_envs, action_dim) to the open chunk; the last one of a chunk dreams it."""
-        actions = torch.cat([self._waiting, checked_actions(self, action.unsqueeze(1))], dim=1)
+        actions = torch.cat([self._waiting, self._checked(action.unsqueeze(1))], dim=1)
         if actions.shape[1] < self.chunk_size:
             self._waiting = actions
             return self._unchanged()
@@ -172,17 +166,13 @@ class DreamEnv(BatchedEnv):
         )
 
     def _dream(self, actions: Tensor) -> Tensor:
-        """Dream the frames of a whole chunk, and say how wrong they may be where trust was calibrated."""
-        shape = self.model.codec.n_future_tokens, self.model.codec.code_dim
-        if self.n_denoising_steps > 1:
-            noise = seeded_noise(self.episode_seed, self.chunks, shape)
-        else:  # it has no say, and would be drawn row by row on the host
-            noise = torch.zeros(self.num_envs, *shape, device=self.device)
-        context = self.model.encode(self.context, self.task)
-        frames = modes.dream(self.model, context, actions, noise, self.n_denoising_steps)
-        if self.model.trust.given.fitted:
-            self.expected_error = expected_error(self.model, read(self.model, context, actions, frames))
-        return frames
+        """Dream the frames of a whole chunk, and keep how wrong they are expected to be, where the model can tell."""
+        predicted = self.model.predict(
+            self.context, self.task, actions, self.episode_seed, self.chunks, self.n_denoising_steps
+        )
+        if predicted.expected_error is not None:
+            self.expected_error = predicted.expected_error
+        return predicted.frames
 
     def state_dict(self) -> dict[str, Any]:
         """Add the state of the branches and the open chunk."""

@@ -10,22 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import RewardManager, Transition
+from rewards import RewardManager
 from rewards.errors import BadNumbers
+from rewards.transitions import ACTION_HISTORY, chunk_transition, first_past
 from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
+from world_model.seeds import NOISE_SEED
 from world_model.spec import Spec
-from world_model.wam.images import PictureCodec
 
 Obs = dict[str, Tensor]
 ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
-
-NOISE_SEED = 2**31
-"""Added to the seed of an episode for its observation noise, which has to be other than that of the policy."""
-
-ACTION_HISTORY = 3
-"""Actions that a `Transition` remembers, the current one included: enough for a second difference."""
 
 _STATE = ("context", "task", "elapsed", "episode_seed", "action_history", "_fresh", "_delayed")
 """Attributes of a `BatchedEnv` that change from step to step."""
@@ -96,7 +91,7 @@ class BatchedEnv(ABC):
     place: str
     autoreset_mode = "same_step"
     begun = False  # there is a state to go on from
-    picture_codec: PictureCodec | None = None  # of the slice `image` of a state that ends in codes of pictures
+    picture_codec: Any = None  # of the slice `image` of a state that ends in codes of pictures
     doubt: Tensor | float = 0.0  # (num_envs,) to be taken from the value that a truncation is bootstrapped with
     expected_error: Tensor | float = 0.0  # (num_envs,) of the last chunk, where it was dreamed
 
@@ -164,7 +159,7 @@ class BatchedEnv(ABC):
         Raises:
             UserError: an action, returned frame or reward is not finite or absurd; environment and step are named.
         """
-        actions = checked_actions(self, actions)
+        actions = self._checked(actions)
         advance = self._advance(self._delay(actions), self.max_steps - self.elapsed)
         steps = self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1, device=self.device)
         terminated = advance.terminated | (advance.success if self.terminate_on_success else False)
@@ -172,7 +167,15 @@ class BatchedEnv(ABC):
         ended = (terminated | truncated).long()
         executed = ended.cumsum(1) - ended == 0  # up to and including the first end
         try:
-            check_advance(self, advance, executed)
+            check_advance(
+                advance.frames,
+                advance.task_reward,
+                executed,
+                place=self.place,
+                tasks=self.spec.tasks,
+                task=self.task,
+                elapsed=self.elapsed,
+            )
             reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
         except BadNumbers as error:
             error.tensors |= {"context": self.context, "actions": actions, "frames": advance.frames}
@@ -221,6 +224,10 @@ class BatchedEnv(ABC):
     def close(self) -> None:  # noqa: B027 - most places hold nothing to release
         """Release processes and windows."""
 
+    def _checked(self, actions: Tensor) -> Tensor:
+        """Return actions (num_envs, k, action_dim) within their bounds; see `checked_actions`."""
+        return checked_actions(actions, self.action_low, self.action_high, place=self.place, context=self.context)
+
     def _begin(self, mask: Tensor) -> None:
         start = self._restart(mask)
         self.context[mask], self.task[mask] = start.context, start.task
@@ -237,11 +244,12 @@ class BatchedEnv(ABC):
         return queue[:, : actions.shape[1]]
 
     def _remember(self, actions: Tensor, n_executed: Tensor) -> None:
-        first = self._fresh[:, None, None]
-        # An episode starts as if its first action had always been applied: no jerk is charged for beginning.
-        past = torch.where(first, actions[:, :1], self.action_history)
-        self.action_history = _window(torch.cat([past, actions], dim=1), n_executed, ACTION_HISTORY - 1)
+        history = torch.cat([self._past_actions(actions), actions], dim=1)
+        self.action_history = _window(history, n_executed, ACTION_HISTORY - 1)
         self._fresh = torch.zeros_like(self._fresh)
+
+    def _past_actions(self, actions: Tensor) -> Tensor:
+        return torch.where(self._fresh[:, None, None], first_past(actions), self.action_history)
 
     def _pay(
         self, actions: Tensor, advance: Advance, executed: Tensor, steps: Tensor, terminated: Tensor
@@ -250,25 +258,19 @@ class BatchedEnv(ABC):
             return (advance.success & executed).to(actions.dtype), {}, {}
         k = actions.shape[1]
         frames = torch.cat([self.context[:, -1:], advance.frames], dim=1)
-        progress = self._progress(frames) if "progress" in self.rewards.requires else None
-        past = torch.where(self._fresh[:, None, None], actions[:, :1], self.action_history)
-        history = torch.cat([past, actions], dim=1).unfold(1, ACTION_HISTORY, 1).transpose(2, 3)
-        # One call for the whole chunk: a call for each step would cost more than many a dream.
         paid = self.rewards.compute(
-            Transition(
-                state=frames[:, :-1].flatten(0, 1),
-                next_state=advance.frames.flatten(0, 1),
-                action=actions.flatten(0, 1),
-                action_history=history.flatten(0, 1),
-                success=advance.success.flatten(),
-                terminated=terminated.flatten(),
-                elapsed=steps.flatten(),
-                task=self.task.repeat_interleave(k),
+            chunk_transition(
+                frames=frames,
+                actions=actions,
+                past=self._past_actions(actions),
+                success=advance.success,
+                terminated=terminated,
+                elapsed=steps,
+                task=self.task,
                 slices=self.spec.slices,
-                progress=None if progress is None else progress[:, :-1].flatten(),
-                next_progress=None if progress is None else progress[:, 1:].flatten(),
-                task_reward=None if advance.task_reward is None else advance.task_reward.flatten(),
-                own_rewards={name: value.flatten() for name, value in advance.own_rewards.items()},
+                progress=self._progress(frames) if "progress" in self.rewards.requires else None,
+                task_reward=advance.task_reward,
+                own_rewards=advance.own_rewards,
                 codec=self.picture_codec,
             ),
             executed.flatten(),

@@ -12,27 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from world_model.wam.training_config import ATOMS
-
-
-def sample_noise_levels(
-    n: int, weights: tuple[float, ...], generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw atom (n,) int64, t_video (n,) and t_action (n,) of training samples; `weights` are those of `ATOMS`.
-
-    Two independent uniforms almost never meet a corner, and every mode of use is a corner or an edge:
-    policy: no future; dream: t_action = 0, t_video = 1; inverse: t_video = 0; video: t_action = 1. What follows known
-    actions is all but certain, so a dream is learned as one step from pure noise.
-    """
-    device = generator.device
-    atom = torch.multinomial(torch.tensor(weights, device=device), n, replacement=True, generator=generator)
-    t_video, t_action = uniform_noise_level(n, generator), uniform_noise_level(n, generator)
-    t_action = torch.where(atom == ATOMS.index("dream"), 0.0, t_action)
-    t_action = torch.where(atom == ATOMS.index("video"), 1.0, t_action)
-    t_video = torch.where(atom == ATOMS.index("inverse"), 0.0, t_video)
-    t_video = torch.where(atom == ATOMS.index("dream"), 1.0, t_video)
-    return atom, t_video, t_action
-
 
 def uniform_noise_level(n: int, generator: torch.Generator) -> Tensor:
     """Draw noise levels (n,), a fifth of them pure noise, where every integration starts; the rest are uniform."""

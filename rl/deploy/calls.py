@@ -9,7 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from rl.deploy.safety import GRACE_S, Stop
+from rl.deploy.safety import GRACE_S
+from rl.robots.errors import Stop
 
 T = TypeVar("T")
 

@@ -19,13 +19,11 @@ from rewards.errors import UserError
 from rl.deploy.pilots import Pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import Session
+from rl.seeds import COMPARE
 from world_model.files import write_atomically
 
 RESULTS = "compare.json"
 SIDES = ("champion", "challenger")
-
-FIRST = 1_000_000
-"""Scene of the first pair at the earliest: `run` records those from 0 on, and policies learn from what is recorded."""
 
 
 @dataclass
@@ -134,7 +132,7 @@ def compare(
 
 def first_scene(names: tuple[str, str]) -> int:
     """Return the scene of the first pair: beyond those of `run`, and far from those of any other two policies."""
-    return FIRST + random.Random(", ".join(names)).randrange(2**30)
+    return COMPARE + random.Random(", ".join(names)).randrange(2**30)
 
 
 def _evidence(won: int, lost: int) -> float:

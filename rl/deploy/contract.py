@@ -8,17 +8,15 @@ import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from rewards.errors import UserError
+from rl.policies.exportable import Exportable
 from world_model.checkpoint import MODEL, find_checkpoint
 from world_model.files import JSON_BYTES, existing_folder, read_file, sha256
 from world_model.spec import Spec
-
-if TYPE_CHECKING:
-    from rl.deploy.export import Exportable
 
 SCHEMA_VERSION = 2
 ONNX, CONTRACT = "policy.onnx", "contract.json"

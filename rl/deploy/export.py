@@ -10,9 +10,8 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,47 +20,19 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract, make_contract
-from rl.deploy.graphs import FlowGraph, GaussianGraph
 from rl.deploy.pilots import onnx_session
-from world_model.checkpoint import checked_weights, find_checkpoint, load_checkpoint
+from rl.policies.exportable import Exportable
+from rl.policies.wam import load_exportable
+from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import EpisodeStore
-from world_model.env import Advance, BatchedEnv, Start
 from world_model.extras import pip_line
 from world_model.files import write_folder
-from world_model.spec import Spec
-from world_model.wam.model import WorldActionModel
-from world_model.wam.store import load_model
 
 if TYPE_CHECKING:
-    from rl.policies.gaussian import GaussianPolicy
+    pass
 
 N_PARITY, MAX_DIFFERENCE = 1000, 1e-4
 """Inputs on which onnxruntime must give the actions of torch, and how far one may be off, in its unit."""
-
-
-@dataclass(frozen=True)
-class Exportable:
-    """The policy of a checkpoint, ready to be exported, and what its contract says."""
-
-    checkpoint: str  # name or folder, as it was given
-    stage: str
-    spec: Spec
-    graph: FlowGraph | GaussianGraph
-    n_context_frames: int
-    chunk_size: int
-    n_action_steps: int
-    n_denoising_steps: int = 0  # nothing is denoised
-    noise_shape: tuple[int, int] | None = None  # (n_tokens, code_dim); None: the policy takes no noise
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the graph's inputs, in order."""
-        return ("state", "task") if self.noise_shape is None else ("state", "task", "noise", "held", "n_held")
-
-    @property
-    def is_flow(self) -> bool:
-        """Whether it takes noise, and actions to go on from."""
-        return self.noise_shape is not None
 
 
 def export_policy(
@@ -103,21 +74,6 @@ def export_policy(
     # Resolved, since beside a name such as `.` there is no place for a temporary folder.
     write_folder(final.resolve(), {ONNX: onnx, CONTRACT: text.encode()})
     return load_contract(final)
-
-
-def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action_steps: int = 0) -> Exportable:
-    """Load the policy of a checkpoint; arguments and errors are those of `export_policy`."""
-    config, tensors = load_checkpoint(checkpoint)
-    about = str(checkpoint), str(config.get("stage", ""))
-    if config.get("policy") == "gaussian":
-        if n_denoising_steps:
-            raise UserError(f"n_denoising_steps={n_denoising_steps}: policy=gaussian denoises nothing; leave it out")
-        gaussian = load_gaussian(checkpoint, config, tensors)
-        size = gaussian.chunk_size
-        executed = _count("n_action_steps", n_action_steps or size, size)
-        graph = GaussianGraph(gaussian).eval()
-        return Exportable(*about, gaussian.spec, graph, gaussian.n_context_frames, size, executed)
-    return _flow(about, load_model(checkpoint), n_denoising_steps, n_action_steps, config)
 
 
 def to_onnx(policy: Exportable) -> bytes:
@@ -180,69 +136,6 @@ def _check_packages() -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(f"export needs {package}; install it with {pip_line('export')}") from error
-
-
-def _flow(
-    about: tuple[str, str], model: WorldActionModel, n_denoising_steps: int, n_action_steps: int, config: dict[str, Any]
-) -> Exportable:
-    trained_steps, trained_executed = _as_trained(about[0], config)
-    size, codec = model.config.chunk_size, model.action_codec
-    steps = _count("n_denoising_steps", n_denoising_steps or trained_steps)
-    executed = _count("n_action_steps", n_action_steps or trained_executed or size, size)
-    graph = FlowGraph(model, steps).eval()
-    frames, noise_shape = model.config.n_context_frames, (codec.n_tokens, codec.code_dim)
-    return Exportable(*about, model.spec, graph, frames, size, executed, steps, noise_shape)
-
-
-def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
-    """Return n_denoising_steps and n_action_steps (0: not said) of the run whose config `wamtune train` kept."""
-    from rl.compose import parse
-    from rl.config import PPOConfig
-
-    run = parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
-    try:
-        steps = run.get("ppo", {}).get("n_denoising_steps", PPOConfig().n_denoising_steps)
-        return int(steps), int(run.get("n_action_steps", 0))
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{checkpoint}: the config in its config.json is not that of a run: {error!r}") from error
-
-
-def _count(name: str, value: int, most: int | None = None) -> int:
-    if value < 1 or (most is not None and value > most):
-        expected = "at least 1" if most is None else f"1 to {most}, the actions of a chunk"
-        raise UserError(f"{name}={value}: expected {expected}")
-    return value
-
-
-def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:
-    """Build the policy that the sizes of its weights describe; `wamtune train` keeps weights and spec, no more."""
-    # Late: the policy is one of Stable-Baselines3, which the flow does without.
-    from rl.policies.gaussian import GaussianPolicy
-
-    tensors = checked_weights(checkpoint, tensors)
-    try:
-        spec = Spec.from_dict(config["spec"])
-        width, n_inputs = tensors["actor.0.weight"].shape
-        frames = (n_inputs - len(spec.tasks)) // spec.state_dim
-        policy = GaussianPolicy(_Nowhere(spec, 1, frames, 1), len(tensors["log_std"]) // spec.action_dim, width)
-        missing, unexpected = policy.load_state_dict(dict(tensors), strict=False)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
-        raise UserError(f"{checkpoint}: its config and weights do not describe a Gaussian policy: {error!r}") from error
-    if wrong := [*unexpected, *(set(missing) - {"middle", "reach"})]:  # those two follow from the spec
-        raise UserError(f"{checkpoint}: tensor {min(wrong)!r} is missing or unexpected in a Gaussian policy")
-    return policy
-
-
-class _Nowhere(BatchedEnv):
-    """An environment that is nothing but its sizes."""
-
-    place = "nowhere"
-
-    def _restart(self, mask: Tensor) -> Start:
-        raise NotImplementedError
-
-    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        raise NotImplementedError
 
 
 @contextmanager

@@ -19,8 +19,9 @@ import torch
 
 from rl.deploy.calls import Calls
 from rl.deploy.planner import Planner
-from rl.deploy.safety import Gate, Guard, NoRoom, Refused, Stop
+from rl.deploy.safety import Gate, Guard, NoRoom, Refused
 from rl.robots.api import Interface
+from rl.robots.errors import Stop
 from world_model.data.episodes import Episode
 
 Array = np.ndarray

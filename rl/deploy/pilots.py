@@ -13,13 +13,11 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.onnx_trial import complaint
+from rl.policies.wam import ModelPilot
 from world_model.extras import pip_line
 from world_model.files import TENSOR_BYTES, existing_folder, read_file
 from world_model.flow import seeded_noise
 from world_model.spec import Spec
-from world_model.wam import modes
-from world_model.wam.model import WorldActionModel
-from world_model.wam.store import load_model
 
 Array = np.ndarray
 
@@ -34,26 +32,6 @@ class Pilot(Protocol):
 
     def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """Return chunks (n, chunk_size, action_dim); the arguments are the inputs of an exported `FlowGraph`."""
-
-
-class ModelPilot:
-    """A world-action model in torch.
-
-    Args:
-        model: of a checkpoint.
-        n_denoising_steps: of a chunk.
-    """
-
-    def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
-        self.model, self.n_denoising_steps, self.spec = model, n_denoising_steps, model.spec
-        self.n_context_frames, self.chunk_size = model.config.n_context_frames, model.config.chunk_size
-        self.noise_shape: tuple[int, ...] = (model.action_codec.n_tokens, model.action_codec.code_dim)
-
-    @torch.inference_mode()
-    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """See `Pilot.act`."""
-        context = self.model.encode(state, task)
-        return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
 
 
 class OnnxPilot:
@@ -128,7 +106,7 @@ def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:
     """Return the pilot of an export, if that is what the folder holds, else of a checkpoint or a run folder."""
     if (Path(name_or_folder) / CONTRACT).is_file():
         return OnnxPilot(name_or_folder)
-    return ModelPilot(load_model(name_or_folder), n_denoising_steps)
+    return ModelPilot.load(name_or_folder, n_denoising_steps)
 
 
 class Decider:

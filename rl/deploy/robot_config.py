@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rewards.checks import at_least, between_0_1
 from rewards.errors import UserError
 from rl.deploy.safety import Limits
 from rl.robots.api import RobotMap
@@ -14,8 +15,8 @@ from rl.robots.api import RobotMap
 class RobotConfig:
     """One session on a robot."""
 
-    robot: str = ""  # fake, sim, rosbridge, or the name of a robot of LeRobot
-    params: dict[str, Any] = field(default_factory=dict)  # of that robot
+    robot: str = ""  # fake, sim, rosbridge, a robot of LeRobot by its name, FILE.py:Class, module:Class
+    params: dict[str, Any] = field(default_factory=dict)  # of its constructor
     task: str = ""  # empty: the only one that the checkpoint knows
     hz: float = 0.0  # commands a second; 0: as the checkpoint was trained
     n_episodes: int = 1  # of each policy at most, where two are compared
@@ -35,12 +36,7 @@ class RobotConfig:
     def check(self) -> None:
         """Refuse a robot without a name, and counts that mean nothing."""
         if not self.robot:
-            raise UserError("robot=: expected fake, sim, rosbridge, or the name of a robot of LeRobot")
-        for name, low in (("n_episodes", 1), ("max_steps", 1), ("n_action_steps", 1), ("n_denoising_steps", 1)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least {low}")
-        if not 0 < self.alpha < 1:
-            raise UserError(f"alpha={self.alpha}: expected between 0 and 1")
-        for name in ("hz", "seed", "max_late"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 0")
+            raise UserError("robot=: expected fake, sim, rosbridge, the name of a robot of LeRobot, or FILE.py:Class")
+        at_least(self, 1, "n_episodes", "max_steps", "n_action_steps", "n_denoising_steps")
+        between_0_1(self, "alpha")
+        at_least(self, 0, "hz", "seed", "max_late")

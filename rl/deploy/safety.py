@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rewards.errors import UserError
+from rl.robots.errors import NOT_NUMBERS, Stop
 
 Array = np.ndarray
 
@@ -28,9 +29,6 @@ TRIES = 3
 ROUNDING = 1e-6
 """Share of a number by which an answer may differ from it: robots that keep single precision, and scales, round."""
 
-NOT_NUMBERS = (TypeError, ValueError, OverflowError)
-"""What is raised where something is no list of numbers, or one of them is too large for a float64."""
-
 UNITS = {
     "degrees, not radians": (180 / pi, 0.0),
     "radians, not degrees": (pi / 180, 0.0),
@@ -40,10 +38,6 @@ UNITS = {
     "motor ticks, 4096 a turn": (4096 / (2 * pi), 2048.0),
 }
 """Mistakes that are common: unit -> (scale, offset), answer = scale * command + offset."""
-
-
-class Stop(Exception):
-    """The robot is to stand still; the message says why."""
 
 
 class Refused(Stop):

@@ -14,11 +14,13 @@ import torch
 from rewards.errors import UserError
 from rl.deploy.calls import Calls
 from rl.deploy.loop import Judge, Lived, Loop, robot_says
-from rl.deploy.pilots import Decider, ModelPilot, Pilot
+from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.robot_config import RobotConfig
-from rl.deploy.safety import Guard, Stop
+from rl.deploy.safety import Guard
 from rl.deploy.stops import Stops
+from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, differences, make_robot
+from rl.robots.errors import Stop
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import SURE
 from world_model.spec import Spec
@@ -70,7 +72,7 @@ class Session:
             remedy = "delete it first" if self.stops.file.exists() else "it was typed too early, start again"
             raise UserError(f"no start: {reason}; {remedy}")
         self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
-        self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot}")
+        self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
         self.robot = make_robot(config.robot, config.params, self.task)
         self.calls = Calls()
         self.n_recorded = 0  # episodes that were there at the beginning

@@ -22,9 +22,6 @@ BUILTIN = {
 }
 """Name in `env.simulator` -> module:class."""
 
-ENTRY_POINTS = "wamtune.simulators"
-"""Group of the entry points by which an installed package names its simulators."""
-
 
 @dataclass(frozen=True)
 class NoOptions:

@@ -18,22 +18,17 @@ from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.names import NoOptions, typed_options
 from rl.envs.simulator import OwnTerms, Simulator
-from rl.rounds.dreams import refit
+from rl.seeds import JUDGE_REFIT
+from world_model.api import WorldModel
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
-from world_model.wam.model import WorldActionModel
-from world_model.wam.trust import calibrate, dream_of_real_actions, expected_error
-
-REFIT_SEED = 1_000_003
-"""Added to the seed of a run for the refit of the judging dream, which has to be another one than is trained in."""
-
 
 DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
 """Arguments of `BatchedEnv` that are not the model's."""
 
 
-def recorded_episodes(config: TrainConfig, model: WorldActionModel, tasks: tuple[str, ...]) -> list[Episode]:
+def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, ...]) -> list[Episode]:
     """Read the episodes that the config names.
 
     Raises:
@@ -76,7 +71,7 @@ class Recorded(DreamEnv, Simulator):
         options: Mapping[str, Any],
         known_tasks: Sequence[str],
         n_workers: int = 0,
-        model: WorldActionModel | None = None,
+        model: WorldModel | None = None,
         own_rewards: OwnTerms | None = None,
         run: TrainConfig | None = None,
         **common: Any,
@@ -103,15 +98,16 @@ class Recorded(DreamEnv, Simulator):
         return "no simulator: the tasks that were recorded"
 
     def __init__(
-        self, config: TrainConfig, model: WorldActionModel, tasks: tuple[str, ...], num_envs: int, **options: Any
+        self, config: TrainConfig, model: WorldModel, tasks: tuple[str, ...], num_envs: int, **options: Any
     ) -> None:
         episodes = recorded_episodes(config, model, tasks)
         judge = copy.deepcopy(model)
-        retold = dream_of_real_actions(judge, episodes)
-        calibrate(judge, retold.given.flatten(0, 1), retold.errors.flatten())
-        refit(judge, episodes, config.dream, config.seed + REFIT_SEED)
-        most = float(expected_error(judge, dream_of_real_actions(judge, episodes).given).max())
-        starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
+        judge.calibrate_trust(episodes)
+        dream = config.dream
+        if dream.refit_steps > 0:
+            judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + JUDGE_REFIT)
+        most = float(judge.expected_errors(episodes).max())
+        starts = StartStates.from_episodes(episodes, model.spec.tasks, model.n_context_frames)
         never = 10**9  # chunks: an episode ends by its steps alone
         super().__init__(judge, num_envs, starts, never, max_expected_error=most, **options)
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rl.policies.wam import ChunkPolicy
-from world_model.env import BatchedEnv, Obs
-from world_model.wam.model import Context
+from rewards.errors import UserError
+from rl.policies.api import ChunkPolicy
+from rl.policies.exportable import Graph
+from world_model.api import Context
+from world_model.checkpoint import checked_weights
+from world_model.data.episodes import Episode
+from world_model.data.windows import Windows
+from world_model.env import Advance, BatchedEnv, Obs, Start
+from world_model.spec import Spec
 
 
 class GaussianPolicy(ChunkPolicy):
@@ -86,5 +95,58 @@ class GaussianPolicy(ChunkPolicy):
         return actions.view(len(raw), self.chunk_size, self.spec.action_dim)
 
 
+class GaussianGraph(Graph):
+    """What is exported of a Gaussian policy: state and task to the mean actions, which is how it is evaluated."""
+
+    def __init__(self, policy: GaussianPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, state: Tensor, task: Tensor) -> Tensor:
+        """(n, n_context_frames, state_dim), (n,) -> (n, chunk_size, action_dim)."""
+        context = self.policy.encode({"state": state, "task": task})
+        return self.policy.decide(context, task, task)
+
+    def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs: normal states, for there are no statistics of better ones."""
+        shape = (n, self.policy.n_context_frames, self.policy.spec.state_dim)
+        task = torch.randint(len(self.policy.spec.tasks), (n,), generator=generator)
+        return torch.randn(shape, generator=generator), task
+
+    def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs from recorded episodes."""
+        tasks, size = self.policy.spec.tasks, self.policy.chunk_size
+        batch = Windows(episodes, tasks, self.policy.n_context_frames, size).sample(n, generator)
+        return batch.context, batch.task
+
+
+def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:
+    """Build the policy that the sizes of its weights describe; `wamtune train` keeps weights and spec, no more."""
+    tensors = checked_weights(checkpoint, tensors)
+    try:
+        spec = Spec.from_dict(config["spec"])
+        width, n_inputs = tensors["actor.0.weight"].shape
+        frames = (n_inputs - len(spec.tasks)) // spec.state_dim
+        policy = GaussianPolicy(_Nowhere(spec, 1, frames, 1), len(tensors["log_std"]) // spec.action_dim, width)
+        missing, unexpected = policy.load_state_dict(dict(tensors), strict=False)
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        raise UserError(f"{checkpoint}: its config and weights do not describe a Gaussian policy: {error!r}") from error
+    if wrong := [*unexpected, *(set(missing) - {"middle", "reach"})]:  # those two follow from the spec
+        raise UserError(f"{checkpoint}: tensor {min(wrong)!r} is missing or unexpected in a Gaussian policy")
+    return policy
+
+
 def _mlp(dim: int, width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
+
+
+class _Nowhere(BatchedEnv):
+    """An environment that is nothing but its sizes."""
+
+    place = "nowhere"
+
+    def _restart(self, mask: Tensor) -> Start:
+        raise NotImplementedError
+
+    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
+        raise NotImplementedError

@@ -1,134 +1,31 @@
-"""Policies that decide on a whole chunk of actions at once, with a likelihood for what they decided.
+"""The built-in world-action model as a policy: for PPO, on a robot, and as a graph to export.
 
 `FlowPolicy` denoises a chunk: its likelihood is that of all noisy steps of the stored chain (DPPO, 2409.00588;
-ReinFlow, 2505.22094). The plain `GaussianPolicy` next door goes through the same PPO.
+ReinFlow, 2505.22094).
 """
 
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from rl.envs.adapters import action_space, observation_space, unflatten_obs
-from world_model.env import BatchedEnv, ChunkStep, Obs
+from rl.policies.api import ChunkPolicy
+from rl.policies.exportable import Exportable, Graph, checked_count
+from rl.policies.gaussian import GaussianGraph, load_gaussian
+from world_model.api import Context
+from world_model.checkpoint import load_checkpoint
+from world_model.data.episodes import Episode
+from world_model.env import BatchedEnv, Obs
 from world_model.flow import gaussian_log_prob, noise_level, seeded_noise, step_mean
 from world_model.wam import modes
-from world_model.wam.model import Context, WorldActionModel
-
-
-class ChunkPolicy(BasePolicy):
-    """What PPO asks of a policy. `n` rows everywhere; a chain is whatever the likelihood needs of a decision."""
-
-    chunk_size: int
-    n_action_steps: int
-
-    def __init__(self, env: BatchedEnv) -> None:
-        super().__init__(observation_space(env), action_space(env))
-        self.spec, self.n_context_frames = env.spec, env.n_context_frames
-
-    @abstractmethod
-    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
-        """Encode an observation once; the rest of the policy reads the result.
-
-        With a `generator`, as PPO does while it learns, the noise that the policy is trained with is added first.
-        """
-
-    @abstractmethod
-    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), its log-likelihood."""
-
-    @abstractmethod
-    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Act without exploring (n, n_action_steps, action_dim); any noise depends on (seed, counter) (n,) alone."""
-
-    @abstractmethod
-    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Means of the chain's steps (n, K, ...) under the present weights."""
-
-    @abstractmethod
-    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Log-likelihood of each executed action (n, n_action_steps) given those before it, in float32.
-
-        Summed over the steps of the chain and the dimensions of the action. The rest of the chunk is left out, as in
-        DPPO (2409.00588): its noise is not what an advantage comes from.
-        """
-
-    @abstractmethod
-    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """Sum over chain steps of the Gaussian KL to the reference policy (n,)."""
-
-    @abstractmethod
-    def values_of_features(self, features: Tensor) -> Tensor:
-        """The critic's estimate (n,) from the features of encoded observations."""
-
-    def values(self, context: Context) -> Tensor:
-        """The critic's estimate (n,)."""
-        return self.values_of_features(context.features)
-
-    def values_after(self, step: ChunkStep, following: Context) -> Tensor:
-        """Return the critic's estimate (n,) of where a step led: of the end of an episode, else of what comes next."""
-        values, ended = self.values(following), step.terminated | step.truncated
-        if ended.any():
-            values[ended] = self.values(self.encode({name: of[ended] for name, of in step.final_obs.items()}))
-        return values
-
-    @abstractmethod
-    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """`chain_means` of the policy at the last `set_reference`, or at the start."""
-
-    def set_reference(self) -> None:
-        """Make the policy of now the one that distances are measured from."""
-
-    @abstractmethod
-    def actor_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the policy gradient trains."""
-
-    @abstractmethod
-    def critic_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the critic."""
-
-    def entropy(self) -> Tensor:
-        """Entropy of a decision, up to a constant."""
-        return torch.zeros((), device=self.device)
-
-    def _predict(self, observation: Tensor | dict[str, Tensor], deterministic: bool = False) -> Tensor:
-        assert isinstance(observation, Tensor)  # observations of a `VecEnv` of ours are flat
-        context = self.encode(unflatten_obs(observation, self.spec, self.n_context_frames))
-        rows = torch.arange(len(observation), device=self.device)
-        if deterministic:
-            return self.decide(context, rows, torch.zeros_like(rows))
-        seed = int(torch.randint(2**62, ()))  # from the generator that SB3 seeds, which is on the CPU
-        return self.sample(context, torch.Generator(self.device).manual_seed(seed))[0]
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return one action a row for a single-step environment; the rest of a chunk waits in `state` (SB3's word)."""
-        flat = np.atleast_2d(np.asarray(observation, dtype=np.float32))
-        n, k = len(flat), self.n_action_steps
-        if state is None:
-            state = np.zeros((n, k, self.spec.action_dim), np.float32), np.full(n, k)
-        queue, used = (part.copy() for part in state)
-        if episode_start is not None:
-            used[np.atleast_1d(episode_start).astype(bool)] = k
-        empty = used >= k
-        if empty.any():
-            with torch.no_grad():
-                chunk = self._predict(torch.as_tensor(flat[empty], device=self.device), deterministic)
-            queue[empty], used[empty] = chunk.cpu().numpy(), 0
-        action = queue[np.arange(n), used]
-        return (action[0] if np.asarray(observation).ndim == 1 else action), (queue, used + 1)
+from world_model.wam.codec import VectorCodec
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 
 class FlowPolicy(ChunkPolicy):
@@ -256,14 +153,117 @@ class FlowPolicy(ChunkPolicy):
         return actions[:, : self.n_action_steps]
 
 
-def policy_state(policy: ChunkPolicy) -> dict[str, Any]:
-    """Return a copy of the trained weights, for a rollback."""
-    return {name: value.detach().clone() for name, value in policy.named_parameters() if value.requires_grad}
+class ModelPilot:
+    """A world-action model in torch.
+
+    Args:
+        model: of a checkpoint.
+        n_denoising_steps: of a chunk.
+    """
+
+    def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
+        self.model, self.n_denoising_steps, self.spec = model, n_denoising_steps, model.spec
+        self.n_context_frames, self.chunk_size = model.config.n_context_frames, model.config.chunk_size
+        self.noise_shape: tuple[int, ...] = (model.action_codec.n_tokens, model.action_codec.code_dim)
+
+    @staticmethod
+    def load(name_or_folder: str, n_denoising_steps: int) -> ModelPilot:
+        """Load a checkpoint by built-in name, folder or run folder; see `load_model`."""
+        return ModelPilot(load_model(name_or_folder), n_denoising_steps)
+
+    @torch.inference_mode()
+    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+        """See `Pilot.act`."""
+        context = self.model.encode(state, task)
+        return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
 
 
-def load_policy_state(policy: ChunkPolicy, state: dict[str, Tensor]) -> None:
-    """Put back what `policy_state` gave."""
-    parameters = dict(policy.named_parameters())
-    with torch.no_grad():
-        for name, value in state.items():
-            parameters[name].copy_(value)
+class FlowGraph(Graph):
+    """What is exported of a world-action model: all that a chunk depends on, to the chunk of `modes.policy`."""
+
+    def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.n_denoising_steps = n_denoising_steps
+        codec = self.model.codec
+        if not isinstance(codec, VectorCodec):
+            raise UserError(
+                "export: a policy that sees pictures cannot be exported yet; choose one that acts on a state"
+            )
+        self.codec = codec
+        for statistics in (codec.state, codec.change, self.model.action_codec.action):
+            statistics.check_fitted()
+            # A graph cannot branch on a tensor, so this was asked for the last time.
+            statistics.check_fitted = lambda: None  # type: ignore[method-assign]
+
+    def forward(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+        """Decode chunks (n, chunk_size, action_dim).
+
+        Args:
+            state: (n, n_context_frames, state_dim).
+            task: (n,).
+            noise: (n, n_tokens, code_dim).
+            held: (n, chunk_size, action_dim), of which only the first `n_held` count.
+            n_held: (n,).
+        """
+        context = self.model.encode(state, task)
+        return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
+
+    def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs as they may come: states like those of the training, moving as fast, and normal noise."""
+        codec, config, spec = self.codec, self.model.config, self.model.spec
+        moved = codec.change.std[0] * torch.randn(n, config.n_context_frames, spec.state_dim, generator=generator)
+        moved[:, 0] = codec.state.invert(torch.randn(n, spec.state_dim, generator=generator))
+        task = torch.randint(len(spec.tasks), (n,), generator=generator)
+        actions = 2 * torch.rand(n, config.chunk_size, spec.action_dim, generator=generator) - 1
+        held = ((1 - actions) * self.model.action_low + (1 + actions) * self.model.action_high) / 2
+        return moved.cumsum(1), task, *self._drawn(held, generator)
+
+    def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw `n` inputs from recorded episodes, with normal noise; what is held are actions as executed."""
+        batch = self.model.windows(episodes).sample(n, generator)
+        return batch.context, batch.task, *self._drawn(batch.actions, generator)
+
+    def _drawn(self, held: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        n_held = torch.randint(self.model.config.chunk_size + 1, (len(held),), generator=generator)
+        return modes.action_noise(self.model, len(held), generator), held, n_held
+
+
+def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action_steps: int = 0) -> Exportable:
+    """Load the policy of a checkpoint; arguments and errors are those of `rl.deploy.export.export_policy`."""
+    config, tensors = load_checkpoint(checkpoint)
+    about = str(checkpoint), str(config.get("stage", ""))
+    if config.get("policy") == "gaussian":
+        if n_denoising_steps:
+            raise UserError(f"n_denoising_steps={n_denoising_steps}: policy=gaussian denoises nothing; leave it out")
+        gaussian = load_gaussian(checkpoint, config, tensors)
+        size = gaussian.chunk_size
+        executed = checked_count("n_action_steps", n_action_steps or size, size)
+        graph = GaussianGraph(gaussian).eval()
+        return Exportable(*about, gaussian.spec, graph, gaussian.n_context_frames, size, executed)
+    return _flow(about, load_model(checkpoint), n_denoising_steps, n_action_steps, config)
+
+
+def _flow(
+    about: tuple[str, str], model: WorldActionModel, n_denoising_steps: int, n_action_steps: int, config: dict[str, Any]
+) -> Exportable:
+    trained_steps, trained_executed = _as_trained(about[0], config)
+    size, codec = model.config.chunk_size, model.action_codec
+    steps = checked_count("n_denoising_steps", n_denoising_steps or trained_steps)
+    executed = checked_count("n_action_steps", n_action_steps or trained_executed or size, size)
+    graph = FlowGraph(model, steps).eval()
+    frames, noise_shape = model.config.n_context_frames, (codec.n_tokens, codec.code_dim)
+    return Exportable(*about, model.spec, graph, frames, size, executed, steps, noise_shape)
+
+
+def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
+    """Return n_denoising_steps and n_action_steps (0: not said) of the run whose config `wamtune train` kept."""
+    from rl.compose import parse  # late: a robot needs neither YAML nor the schema of `wamtune train`
+    from rl.config import PPOConfig
+
+    run = parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
+    try:
+        steps = run.get("ppo", {}).get("n_denoising_steps", PPOConfig().n_denoising_steps)
+        return int(steps), int(run.get("n_action_steps", 0))
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{checkpoint}: the config in its config.json is not that of a run: {error!r}") from error

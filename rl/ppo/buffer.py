@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from world_model.wam.model import Context
+from world_model.api import Context
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Samples:
         """Flatten steps and environments, with their advantages."""
         advantage, returns = rollout.advantages(gamma, gae_lambda)
         return Samples(
-            context=concatenate(rollout.context),
+            context=Context.join(rollout.context),
             chain=rollout.chain.flatten(0, 1),
             log_prob=rollout.log_prob.flatten(0, 1),
             value=rollout.value.flatten(),
@@ -130,13 +130,3 @@ def explained_variance(prediction: Tensor, target: Tensor) -> float:
     """1 - Var(target - prediction) / Var(target); 0 when the target is constant."""
     variance = target.var(correction=0)
     return float(1 - (target - prediction).var(correction=0) / variance) if variance > 1e-12 else 0.0
-
-
-def concatenate(contexts: list[Context]) -> Context:
-    """Join encoded observations row-wise."""
-    n_layers = len(contexts[0].cache)
-    cache = [
-        (torch.cat([c.cache[i][0] for c in contexts]), torch.cat([c.cache[i][1] for c in contexts]))
-        for i in range(n_layers)
-    ]
-    return Context(torch.cat([c.frames for c in contexts]), cache, torch.cat([c.features for c in contexts]))

@@ -7,11 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rl.ppo.buffer import Rollout, concatenate
+from rl.ppo.buffer import Rollout
+from world_model.api import Context, Imitator
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
-from world_model.wam.losses import policy_loss
-from world_model.wam.model import Context, WorldActionModel
 
 MOST = 10_000
 """Chunks of successes that are kept of each kind, the newest ones: 15 kB each with what the encoder made of them."""
@@ -38,7 +37,7 @@ class Imitation:
 
     def __init__(
         self,
-        model: WorldActionModel,
+        model: Imitator,
         demonstrations: list[Episode],
         demo_coef: float,
         sim_coef: float,
@@ -52,7 +51,7 @@ class Imitation:
         if demo_coef > 0:
             windows = model.windows(demonstrations)
             # They are few: each is encoded several times, with other noise.
-            n_copies = 1 if model.config.context_noise == 0.0 else DEMO_COPIES
+            n_copies = 1 if model.context_noise == 0.0 else DEMO_COPIES
             self._encode("demonstrations", windows, torch.arange(len(windows)).repeat(n_copies))
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
@@ -63,11 +62,11 @@ class Imitation:
     def add_successes(self, rollout: Rollout, place: str) -> None:
         """Keep the chunks of a rollout in simulator or dream that led to a success in the same episode."""
         done = rollout.terminated | rollout.truncated
-        actions, whole = whole_chunks(rollout.actions, done, self.model.config.chunk_size)
+        actions, whole = whole_chunks(rollout.actions, done, self.model.chunk_size)
         kept = leads_to_success(rollout.success, done)[: len(whole)] & whole
         if self.coefs[place] > 0 and kept.any():
             contexts = [context[rows] for context, rows in zip(rollout.context[: len(kept)], kept, strict=True)]
-            self._keep(place, concatenate(contexts), actions[kept])
+            self._keep(place, Context.join(contexts), actions[kept])
 
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
         """Keep the chunks of recorded successes, one after the other and the last one up to the end.
@@ -76,7 +75,7 @@ class Imitation:
 
         What was executed had been commanded `delay` steps before, and commands are what a policy has to learn.
         """
-        size = self.model.config.chunk_size
+        size = self.model.chunk_size
         successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= size + delay]
         if self.coefs["sim"] == 0 or not successes:
             return
@@ -109,12 +108,12 @@ class Imitation:
     def _keep(self, kind: str, context: Context, actions: Tensor) -> None:
         if kind in self.examples:
             old_context, old_actions = self.examples[kind]
-            context, actions = concatenate([old_context, context])[-MOST:], torch.cat([old_actions, actions])[-MOST:]
+            context, actions = Context.join([old_context, context])[-MOST:], torch.cat([old_actions, actions])[-MOST:]
         self.examples[kind] = context, actions
 
     def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(actions), (self.batch_size,), generator=generator, device=generator.device)
-        return policy_loss(self.model, context[index], actions[index], generator)
+        return self.model.imitation_loss(context[index], actions[index], generator)
 
 
 def _commanded(episode: Episode, delay: int) -> Episode:

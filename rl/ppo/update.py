@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rewards.errors import BadNumbers, UserError
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv
-from rl.policies.wam import ChunkPolicy, load_policy_state, policy_state
+from rl.policies.api import ChunkPolicy, load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
 from world_model.env import BatchedEnv
 from world_model.guards import check_gradients, check_loss

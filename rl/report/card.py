@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl.rounds.evaluate import EpisodeResult, success_rate, wilson
+from rl.rounds.evaluate import EpisodeResult
+from rl.statistics import success_rate, wilson
 from world_model.data.windows import Windows
 from world_model.wam.metrics import inverse_metrics, prediction_metrics, read_out_metrics
 from world_model.wam.model import WorldActionModel

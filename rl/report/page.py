@@ -14,8 +14,8 @@ from rl.compose import compose, diff_from_defaults
 from rl.config import TrainConfig
 from rl.report import figures
 from rl.report.data import PAIRS, Row, read_metrics, read_pairs, read_results
-from rl.rounds.evaluate import describe, paired_gain
 from rl.rounds.outcome import STEPS
+from rl.statistics import describe, paired_gain
 from world_model.files import write_atomically
 
 __all__ = ["PAIRS", "write_report"]

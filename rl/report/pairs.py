@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 
 from rl.build import SAME, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.wam import ChunkPolicy
+from rl.policies.api import ChunkPolicy
 from rl.report.videos import draw_film, inline_film
-from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states, paired_gain
+from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
+from rl.statistics import correlation, paired_gain, share
 from world_model.data.episodes import Episode
 from world_model.dream_env import SURE, DreamEnv, StartStates
 from world_model.wam import modes
@@ -129,40 +126,6 @@ def error_by_step(model: WorldActionModel, pairs: Sequence[Pair], most: int = 15
     lengths = torch.tensor([len(e) for e in errors])
     enough = [t for t in range(min(most, int(lengths.max()))) if (lengths > t).float().mean() >= 0.1]
     return [float(torch.stack([e[t] for e in errors if len(e) > t]).mean()) for t in enough]
-
-
-def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, float]:
-    """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap.
-
-    Where several values come from one episode, `group` (n,) says which: then whole groups are drawn.
-    """
-    if math.isnan(rho := spearman(a, b)):
-        return {"rho": math.nan, "low": math.nan, "high": math.nan}
-    x, y = a.cpu().numpy(), b.cpu().numpy()
-    names = np.arange(len(x)) if group is None else group.cpu().numpy()
-    rows = [np.flatnonzero(names == name) for name in np.unique(names)]
-
-    def of(drawn: np.ndarray) -> float:
-        index = np.concatenate([rows[i] for i in drawn])
-        return float(spearmanr(x[index], y[index]).statistic)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
-        found = bootstrap((np.arange(len(rows)),), of, vectorized=False, n_resamples=1000, rng=0, method="percentile")
-        low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
-    return {"rho": rho, "low": float(low), "high": float(high)}
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two samples (n,), NaN where there is nothing to rank: of a constant, or of two."""
-    if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
-        return math.nan
-    return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
-
-
-def share(event: Tensor, among: Tensor) -> float | None:
-    """Share of `among` (n,) bool with the event; None where there are none."""
-    return float(event[among].float().mean()) if among.any() else None
 
 
 def worst_lie(model: WorldActionModel, pairs: Sequence[Pair]) -> Pair | None:

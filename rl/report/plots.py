@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rl.rounds.evaluate import EpisodeResult, success_rate, wilson
+from rl.rounds.evaluate import EpisodeResult
+from rl.statistics import success_rate, wilson
 from world_model.files import write_atomically
 
 PLAIN: dict[Any, Any] = {"text.parse_math": False}

@@ -15,18 +15,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rewards.errors import UserError
-from rl.deploy.safety import NOT_NUMBERS, Stop
+from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.plugins import check_params, known, load
+from rl.robots.errors import NOT_NUMBERS, Stop
 from world_model.spec import Spec
 
 Array = np.ndarray
 
-OURS = {
-    "fake": ("rl.robots.fake", "FakeRobot"),
-    "sim": ("rl.envs.metaworld.robot", "SimRobot"),
-    "rosbridge": ("rl.robots.rosbridge", "RosbridgeRobot"),
+BUILTIN = {
+    "fake": "rl.robots.fake:FakeRobot",
+    "sim": "rl.envs.metaworld.robot:SimRobot",
+    "rosbridge": "rl.robots.rosbridge:RosbridgeRobot",
 }
-"""Robots that come with it: where they are, imported when they are asked for."""
+"""Robots that come with it: module:class, imported when they are asked for."""
+
+MEMBERS = (
+    *("observation_features", "action_features", "is_connected"),
+    *("connect", "get_observation", "send_action", "disconnect"),
+)
+"""What a class must have to be a `Robot`."""
 
 
 class Robot(Protocol):
@@ -216,23 +223,39 @@ def _by_part(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, s
 
 
 def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
-    """Return the robot of a name: `fake`, `sim`, `rosbridge`, or that of a LeRobot plug-in.
+    """Return the robot that a config names.
 
     Args:
-        name: of the robot.
-        params: of it.
-        task: that it is for; robots of ours that have to know it are told.
+        name: `fake`, `sim`, `rosbridge`, `path.py:Class`, `module:Class`, an entry point of the group `wamtune.robots`,
+            or the name of a robot of LeRobot.
+        params: of its constructor.
+        task: of the session; a constructor with the parameter `task` is given it.
 
     Raises:
-        UserError: there is none, its parameters do not fit, or they name another task.
+        UserError: there is no such robot, its parameters do not fit, they name another task, or it lacks a member.
     """
-    try:
-        if name in OURS:
-            module, attribute = OURS[name]
-            maker = getattr(importlib.import_module(module), attribute)
-            robot: Robot = maker(**_with_task(maker, params, task))
-            return robot
+    if ":" not in name and name not in known("robot", BUILTIN):
         return _from_lerobot(name, params)
+    who = f"robot={name}"
+    maker = load("robot", name, BUILTIN, who, key="robot")
+    params = _with_task(maker, params, task)
+    if name in BUILTIN:
+        return _built(name, maker, params)
+    check_params(who, name, maker, params, n_given=0)
+    with blamed(who, defined_at(maker).rpartition(":")[0]):
+        robot: Robot = maker(**params)
+    # Asked of the class: a property may talk to a robot that is not connected yet.
+    if missing := [member for member in MEMBERS if not hasattr(type(robot), member) and not hasattr(robot, member)]:
+        raise UserError(
+            f"{who}: {type(robot).__name__} has no {', '.join(missing)}; "
+            f"expected the members of LeRobot's Robot: {', '.join(MEMBERS)}"
+        )
+    return robot
+
+
+def _built(name: str, maker: Callable[..., Robot], params: Mapping[str, Any]) -> Robot:
+    try:
+        return maker(**params)
     except TypeError as error:
         raise UserError(f"robot={name}: its parameters {dict(params)} do not fit: {error}") from error
 
@@ -253,8 +276,11 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
     try:
         robots = importlib.import_module("lerobot.robots")
     except ImportError as error:
-        known = ", ".join(OURS)
-        raise UserError(f"robot={name}: expected {known}, or a robot of LeRobot (pip install lerobot)") from error
+        names = known("robot", BUILTIN)
+        raise UserError(
+            f"robot={name}: expected {', '.join(names)}, or a robot of LeRobot (pip install lerobot)"
+            f"{did_you_mean(name, names)}; for your own write robot=path.py:Class or robot=module:Class"
+        ) from error
     # LeRobot knows a robot once its module is imported, and plug-ins of others once it has looked for them.
     for module in pkgutil.iter_modules(robots.__path__):
         with suppress(ImportError):  # of a library that only another robot needs
@@ -263,12 +289,13 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
         importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()
     choices = robots.RobotConfig.get_known_choices()
     if name not in choices:
-        raise UserError(f"robot={name}: unknown to LeRobot, which knows {', '.join(sorted(choices))}")
+        hint = did_you_mean(name, [*known("robot", BUILTIN), *choices])
+        raise UserError(f"robot={name}: unknown to LeRobot, which knows {', '.join(sorted(choices))}{hint}")
     try:
-        robot: Robot = robots.make_robot_from_config(robots.RobotConfig.get_choice_class(name)(**params))
+        make, choice = robots.make_robot_from_config, robots.RobotConfig.get_choice_class(name)
+        return _built(name, lambda **values: make(choice(**values)), params)
     except ImportError as error:
         raise UserError(f"robot={name}: {error}") from error
-    return robot
 
 
 def _names(spec: Spec, mapping: RobotMap) -> tuple[tuple[str, ...], tuple[str, ...]]:

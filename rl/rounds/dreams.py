@@ -6,17 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rewards.errors import UserError
+from rewards.errors import BadNumbers, UserError
 from rl.build import SAME, make_rewards
-from rl.config import DreamConfig, TrainConfig
+from rl.config import TrainConfig
 from rl.ppo.buffer import Rollout
 from rl.rounds.gate import Verdict
-from rl.rounds.trust_signals import flipped, trust_weights
+from rl.rounds.trust_signals import make_signals
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.wam.metrics import prediction_metrics
 from world_model.wam.model import WorldActionModel
-from world_model.wam.training import StageConfig, train_stage
 from world_model.wam.trust import HORIZON, calibrate, dream_of_real_actions
 
 _STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings")
@@ -27,12 +26,13 @@ class Dreams:
     """The episodes that were recorded, and the dream that is refitted on them.
 
     Raises:
-        UserError: a reward term of `config` that a dream cannot serve, by name.
+        UserError: a reward term of `config` that a dream cannot serve, or a trust signal that cannot be built, by name.
     """
 
     def __init__(self, config: TrainConfig, model: WorldActionModel) -> None:
         self.config, self.model = config, model
         self.rewards = make_rewards(config, model.spec, DreamEnv.place, model)
+        self.signals = make_signals(config)
         self.episodes: list[Episode] = []
         self.n_refitted = 0  # of the episodes, in the last refit
         self.success = math.nan  # dreamed, in the last rollout
@@ -56,9 +56,10 @@ class Dreams:
         """
         dream, model = self.config.dream, self.model
         if dream.reads_trust and not model.trust.given.fitted:
+            n_steps = HORIZON * model.config.chunk_size
             raise UserError(
-                "dream.max_expected_error, dream.weigh_by_trust: the checkpoint's trust was never calibrated, nor were "
-                f"there new episodes of {HORIZON * model.config.chunk_size} steps to do it on; collect some "
+                "dream.max_expected_error, dream.weigh_by_trust, dream.trust: the checkpoint's trust was never "
+                f"calibrated, nor were there new episodes of {n_steps} steps to do it on; collect some "
                 "(dream.n_episodes, dream.refit_steps), or leave these fields out"
             )
         return DreamEnv(
@@ -75,15 +76,28 @@ class Dreams:
         )
 
     def weigh(self, rollout: Rollout, seed: int) -> dict[str, float]:
-        """Set what each chunk of a dreamed rollout counts, and take back successes that flip; returns what was seen."""
-        config, seen = self.config.dream, {"expected_error": float(rollout.expected_error.mean())}
-        if config.weigh_by_trust:
-            rollout.weight = trust_weights(rollout.expected_error)
-        if config.redream:
-            marks = flipped(self.model, rollout, config.n_denoising_steps, seed, self.config.env.action_delay)
-            n_successes = int(rollout.success.sum())
-            rollout.weight, rollout.success = rollout.weight * ~marks, rollout.success & ~marks
-            seen["flipped"] = 1 - int(rollout.success.sum()) / max(n_successes, 1)
+        """Weigh each chunk of a dreamed rollout by the product of all trust signals; returns what was seen.
+
+        A success in a chunk of weight 0 is taken back, so it is neither counted nor imitated.
+
+        Raises:
+            UserError: a signal failed, see `Signal`.
+            BadNumbers: no chunk has any weight left.
+        """
+        seen = {"expected_error": float(rollout.expected_error.mean())}
+        n_successes = max(int(rollout.success.sum()), 1)
+        # All of them judge the rollout as it was dreamed.
+        trusts = [(signal, signal(rollout, self.model, seed)) for signal in self.signals]
+        for signal, trust in trusts:
+            if signal.func == "redream":
+                seen["flipped"] = 1 - int((rollout.success & (trust > 0)).sum()) / n_successes
+            if signal.at:
+                seen[f"trust/{signal.name}"] = float(trust.mean())
+        for _, trust in trusts:
+            rollout.weight, rollout.success = rollout.weight * trust, rollout.success & (trust > 0)
+        if not rollout.weight.any():
+            names = ", ".join(signal.name for signal in self.signals)
+            raise BadNumbers(f"no chunk of a dreamed rollout is believed, by the trust signals {names} together")
         return seen
 
     @property
@@ -119,28 +133,10 @@ class Dreams:
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
             retold = dream_of_real_actions(self.model, new)
             calibrate(self.model, retold.given.flatten(0, 1), retold.errors.flatten())
-        refit(self.model, self.episodes, config, self.config.seed + len(self.episodes), tick)
+        seed = self.config.seed + len(self.episodes)
+        self.model.refit(self.episodes, config.refit_steps, config.refit_learning_rate, seed, tick)
         self.n_refitted = len(self.episodes)
 
     def _unseen(self, n_steps: int) -> list[Episode]:
         """Episodes of at least so many steps that no refit has seen."""
         return [e for e in self.episodes[self.n_refitted :] if e.length >= n_steps]
-
-
-def refit(
-    model: WorldActionModel,
-    episodes: list[Episode],
-    config: DreamConfig,
-    seed: int,
-    tick: Callable[[float], None] = lambda share: None,
-) -> None:
-    """Train the world decoder of `model` on episodes; policy, encoder and read-outs keep every bit."""
-    stage = StageConfig(
-        n_steps=config.refit_steps,
-        batch_size=128,  # more steps buy more than larger batches
-        learning_rate=config.refit_learning_rate,
-        warmup_steps=config.refit_steps // 10 + 1,
-        atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
-        seed=seed,
-    )
-    train_stage("dynamics", model, model.windows(episodes), stage, log=lambda step, _: tick(step / config.refit_steps))

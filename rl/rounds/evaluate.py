@@ -1,8 +1,7 @@
-"""Success of a policy, with intervals: the same episodes every time, whatever the batch they run in."""
+"""Success of a policy: the same episodes every time, whatever the batch they run in."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -11,12 +10,10 @@ import torch
 from torch import Tensor
 
 from rl.envs.simulator import IDLE, Simulator
-from rl.policies.wam import ChunkPolicy
+from rl.policies.api import ChunkPolicy
+from world_model.api import Context
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv, Obs
-from world_model.wam.model import Context
-
-Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -106,39 +103,6 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
     env.set_episode_seeds([])
     n = len(seeds)
     return StartStates(torch.cat(frames)[:n], torch.cat(tasks)[:n], torch.tensor(seeds, device=env.device))
-
-
-def success_rate(results: Iterable[EpisodeResult]) -> float:
-    """Share of successes."""
-    outcomes = [r.success for r in results]
-    return sum(outcomes) / len(outcomes)
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = successes / n, Z95**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return middle - half, middle + half
-
-
-def paired_gain(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> tuple[float, float, float]:
-    """Return the gain in success on the same episodes and its 95 % interval (Wald on paired differences)."""
-    differences = [float(a.success) - float(b.success) for b, a in zip(before, after, strict=True)]
-    n = len(differences)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / max(n - 1, 1)
-    half = Z95 * math.sqrt(variance / n)
-    return mean, mean - half, mean + half
-
-
-def describe(results: Sequence[EpisodeResult]) -> str:
-    """Say a success rate with its interval and the number of episodes, in percent."""
-    n, hits = len(results), sum(r.success for r in results)
-    low, high = wilson(hits, n)
-    return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
 
 
 def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:

@@ -9,21 +9,20 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.build import make_policy, make_sim, tasks_of
-from rl.config import EXPLORE_SEED, TrainConfig
-from rl.policies.wam import load_policy_state, policy_state
+from rl.config import TrainConfig
+from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import ChunkPPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import Arenas
-from rl.rounds.evaluate import Acts, EpisodeResult, Exploring, success_rate
+from rl.rounds.evaluate import Acts, EpisodeResult, Exploring
 from rl.rounds.gate import judge
 from rl.rounds.outcome import STEPS, Outcome, Part, Weights
-from rl.rounds.trial import try_rewards
+from rl.rounds.trial import try_rewards, try_signals
+from rl.seeds import EXPLORE, START
+from rl.statistics import success_rate
 from world_model.wam.model import WorldActionModel
-
-START_SEED = 100_000_000
-"""First seed of the resets that dreams begin from; training draws its own, gates and evaluations are far below."""
 
 _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
 """How long a part of a round takes, roughly and beside an evaluation or a gate; for the progress that is shown."""
@@ -101,7 +100,9 @@ class PostTraining:
         self._work, self._step = [1.0, *parts, float(len(todo))], 0
         if not self.before:
             if before is None:
-                try_rewards(self.config, self.model, self.sim, self.dreams is not None)
+                starts = try_rewards(self.config, self.model, self.sim, self.dreams is not None)
+                if self.dreams is not None:
+                    try_signals(self.dreams, self.ppo, starts)
             self.before = before or self.evaluate()
             self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0})
             self.safe(True)
@@ -237,7 +238,7 @@ class PostTraining:
         if (error := self.dreams.error()) is not None:
             self._log({"dream/error": error})
         self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
-        first = START_SEED + (1000 * self.config.seed + round_index) * config.n_starts
+        first = START.start + (1000 * self.config.seed + round_index) * config.n_starts
         dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
         for i in range(config.n_updates + self._critic_is_new):
             self._tick(doing, (1 + i / (config.n_updates + 1)) / 2)
@@ -252,7 +253,7 @@ class PostTraining:
 
     def _explore(self, n: int) -> None:
         """Collect `n` episodes with the present policy, exploring, for the dream to be refitted on."""
-        first = EXPLORE_SEED + self.explored
+        first = EXPLORE.start + self.explored
         results = self._recorded(range(first, first + n), "exploring", Exploring(self.policy, self.ppo.generator))
         self.explored += n
         self.sim_steps += sum(r.n_steps for r in results)

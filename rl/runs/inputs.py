@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from rewards.errors import UserError
-from rewards.plugins import source_of
+from rewards.plugins import source_file, source_of
 from rl.config import TrainConfig
+from rl.rounds.trust_signals import signal_files
 from world_model.checkpoint import MANIFEST, find_checkpoint
 from world_model.files import sha256, write_atomically
 
@@ -67,7 +68,9 @@ def _sources(config: TrainConfig) -> dict[str, Path]:
     """Key of the config -> file of the plug-in that it names."""
     found = {f"rewards.{name}": source_of(name, term) for name, term in config.rewards.items()}
     if ":" in config.env.simulator:
-        found["env.simulator"] = source_of("env.simulator", {"func": config.env.simulator})
+        found["env.simulator"] = source_file("simulator", config.env.simulator, {}, key="env.simulator")
+    if config.env.kind != "sim":  # without a dream, trust signals are not used
+        found |= {f"dream.trust.{name}": file for name, file in signal_files(config).items()}
     module, colon, _ = config.env.id.partition(":")
     if colon:  # gymnasium imports it before it makes the environment
         with suppress(ImportError, ValueError):  # which the environment will say

@@ -13,7 +13,7 @@ from rl.rounds.outcome import Outcome, Part
 from world_model.checkpoint import load_training_state, pack_training_state, save_checkpoint
 from world_model.data.episodes import Episode
 from world_model.files import existing_folder
-from world_model.wam.model import Context
+from world_model.api import Context
 
 
 @dataclass

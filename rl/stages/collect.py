@@ -11,15 +11,13 @@ from torch import Tensor
 from rl.build import build_simulator, find_simulator
 from rl.config import SimulatorConfig
 from rl.envs.simulator import Simulator
-from rl.policies.wam import ChunkPolicy
+from rl.policies.api import ChunkPolicy
+from rl.seeds import OF_SOURCE, POLICY
 from world_model.data.episodes import Episode
 from world_model.env import Obs
 
 AFTER_SUCCESS = 8
 """Steps recorded beyond the first success, so that a model also sees what a success looks like a moment later."""
-
-SEEDS = {"expert": 0, "noisy": 100_000, "random": 200_000, "policy": 300_000, "heldout": 500_000}
-"""First episode seed of each source; gates and evaluations use seeds from a million on."""
 
 SOURCES = ("expert", "noisy", "random")
 
@@ -56,7 +54,7 @@ def collect_from(env: Simulator, n_tasks: int, source: str, n_episodes: int, see
     repair are seen. `seed` is the first episode seed. The environments are dealt out to the tasks in turn, and do not
     end an episode at its first success.
     """
-    first = SEEDS[source] if seed is None else seed
+    first = OF_SOURCE[source].start if seed is None else seed
     generator = torch.Generator(env.device).manual_seed(first)
     episodes: list[Episode] = []
     at_once = env.num_envs // n_tasks
@@ -70,7 +68,7 @@ def collect_policy(
     policy: ChunkPolicy, env: Simulator, n_episodes: int, explore: bool = True, seed: int | None = None
 ) -> list[Episode]:
     """Record at least `n_episodes` of a policy in all environments of `env`, built with terminate_on_success=False."""
-    first = SEEDS["policy"] if seed is None else seed
+    first = POLICY.start if seed is None else seed
     generator = torch.Generator(env.device).manual_seed(first)
     episodes: list[Episode] = []
     while len(episodes) < n_episodes:

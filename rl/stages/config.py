@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rewards.checks import at_least, positive
 from rewards.errors import UserError
 from rl.config import MISSING, SimulatorConfig
 from world_model.data.columns_config import ColumnsConfig
@@ -47,8 +48,8 @@ class PretrainConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 0, "seed", "threads", "n_expert", "n_noisy", "n_random", "trust_steps")
-        _at_least(self, 1, "n_heldout")
+        at_least(self, 0, "seed", "threads", "n_expert", "n_noisy", "n_random", "trust_steps")
+        at_least(self, 1, "n_heldout")
         if len(set(self.env.tasks)) < len(self.env.tasks):
             raise UserError(f"env.tasks={list(self.env.tasks)}: expected none of them twice")
         if self.videos and len(self.model.views) != 1:
@@ -109,18 +110,11 @@ class TuneConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 0, "seed", "threads", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
-        _at_least(self, 1, "n_demos", "n_denoising_steps")
+        at_least(self, 0, "seed", "threads", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
+        at_least(self, 1, "n_demos", "n_denoising_steps")
         if not all(noise > 0 for noise in self.eval_noise):
             raise UserError(f"eval_noise={list(self.eval_noise)}: expected numbers above 0")
-        if self.noise_std <= 0:
-            raise UserError(f"noise_std={self.noise_std}: expected more than 0")
+        positive(self, "noise_std")
         for task, n in self.demos.items():
             if n < 1:
                 raise UserError(f"demos.{task}={n}: expected at least 1")
-
-
-def _at_least(config: object, low: int, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < low:
-            raise UserError(f"{name}={getattr(config, name)}: expected at least {low}")

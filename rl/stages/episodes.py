@@ -14,7 +14,8 @@ from rl.policies.wam import FlowPolicy
 from rl.report.pairs import run_pairs, summarise
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim
 from rl.runs.progress import Progress
-from rl.stages.collect import SEEDS, SOURCES, collect_from, collect_policy
+from rl.seeds import HELDOUT, HELDOUT_POLICY, OF_SOURCE, POLICY, STAGE_EVAL
+from rl.stages.collect import SOURCES, collect_from, collect_policy
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.stages.recorded import heldout_store, import_dataset
 from world_model.data.episodes import Episode, EpisodeStore
@@ -24,8 +25,6 @@ BATCH = 10
 """Episodes per task that are collected between two writes."""
 
 MAX_ENVS = 32
-EVAL_SEED = 700_000
-HELDOUT_POLICY_SEED = SEEDS["heldout"] + 1000
 
 
 def device_of(config: PretrainConfig | TuneConfig) -> str:
@@ -60,8 +59,8 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
         import_dataset(config, store)
         return
     for source in SOURCES:
-        _complete(config, store, source, getattr(config, f"n_{source}"), SEEDS[source])
-    third, first = config.n_heldout // 3, SEEDS["heldout"]
+        _complete(config, store, source, getattr(config, f"n_{source}"), OF_SOURCE[source].start)
+    third, first = config.n_heldout // 3, HELDOUT.start
     heldout = {"expert": third, "noisy": config.n_heldout - third}
     if config.n_expert + config.n_noisy == 0:  # as where there is no expert
         heldout = {"random": config.n_heldout}
@@ -109,8 +108,8 @@ def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], 
     """
     if not simulates(config):
         return
-    parts = [(store, config.n_policy, SEEDS["policy"])]
-    parts += [(heldout_store(store), config.n_policy_heldout, HELDOUT_POLICY_SEED)]
+    parts = [(store, config.n_policy, POLICY.start)]
+    parts += [(heldout_store(store), config.n_policy_heldout, HELDOUT_POLICY.start)]
     with Progress("roll out") as progress:
         for k, (part, n, first) in enumerate(parts):
             have = {(e.task, e.seed) for e in part.load()}
@@ -137,7 +136,7 @@ def evaluate(
     with Progress("evaluate") as progress:
         for task in tasks:
             env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True)
-            of_task, pairs = run_pairs(policy, model, env, range(EVAL_SEED, EVAL_SEED + config.n_eval))
+            of_task, pairs = run_pairs(policy, model, env, range(STAGE_EVAL.start, STAGE_EVAL.start + config.n_eval))
             env.close()
             results += of_task
             correlations[task] = summarise(model, pairs)["error_and_success"]
@@ -150,7 +149,7 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
     results: dict[str, list[EpisodeResult]] = {}
     if config.n_eval == 0 or not simulates(config):
         return results
-    seeds = range(EVAL_SEED, EVAL_SEED + config.n_eval)
+    seeds = range(STAGE_EVAL.start, STAGE_EVAL.start + config.n_eval)
     n_done, n_in_all = 0, len(config.eval_noise) * len(tasks) * config.n_eval
     with Progress("evaluate with noise") as progress:
         for noise in config.eval_noise:

@@ -18,6 +18,7 @@ from rl.build import find_simulator
 from rl.config import SimulatorConfig
 from rl.envs.eyes import PROPRIOCEPTION, Eyes, eyes_of, seeing_spec
 from rl.runs.progress import Progress
+from rl.seeds import CAMERA
 from rl.stages.videos import Video
 from world_model.data.episodes import Episode, EpisodeStore, read_shard
 from world_model.files import write_atomically
@@ -27,7 +28,6 @@ from world_model.wam.images import PictureCodec, Pictures
 from world_model.wam.model import WorldActionModel
 from world_model.wam.noise import noisy_images
 
-CAMERA_SEED = 0
 """Of the cameras that disturb episodes, see `see_disturbed`."""
 
 REPEATS = 1e-4
@@ -114,7 +114,7 @@ def see_disturbed(
     n_cameras: int,
 ) -> list[Episode]:
     """Return each episode `n_cameras` times, as other cameras see it (`ImageNoise`); [] without noise."""
-    noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA_SEED)
+    noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA)
     copies = [] if noise.is_off else list(zip(episodes, pictures, strict=True)) * n_cameras
     disturbed = [noisy_images(its, noise, generator, one_camera=True) for _, its in copies]
     return see(model, env, [episode for episode, _ in copies], disturbed)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rl.report.pairs import spearman
+from rl.statistics import spearman
 from world_model.data.episodes import Episode
 from world_model.wam.model import WorldActionModel
 from world_model.wam.trust import HORIZON, Retold, calibrate, dream_of_real_actions, dreamed_movement, expected_error

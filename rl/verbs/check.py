@@ -13,6 +13,7 @@ from torch import Tensor
 from rewards import RewardManager, Transition
 from rewards.errors import UserError
 from rewards.manager import RewardStep
+from rewards.transitions import chunk_transition, first_past
 from rl.build import make_rewards, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import TrainConfig
@@ -21,7 +22,7 @@ from rl.runs.progress import show
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv
-from world_model.env import ACTION_HISTORY, BatchedEnv
+from world_model.env import BatchedEnv
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
@@ -132,24 +133,21 @@ def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episo
         provides.add("task_reward")
     steps = Steps(lambda terms: RewardManager(terms, provides, "recording"), num_envs=1)
     for episode in episodes:
-        n = episode.length
-        task = torch.full((n + 1,), model.spec.tasks.index(episode.task))
-        _, progress = model.read_frames(episode.state, task)
-        past = torch.cat([episode.action[:1].expand(ACTION_HISTORY - 1, -1), episode.action])
-        t = Transition(
-            state=episode.state[:-1],
-            next_state=episode.state[1:],
-            action=episode.action,
-            action_history=past.unfold(0, ACTION_HISTORY, 1).transpose(1, 2),
+        n, actions = episode.length, episode.action.unsqueeze(0)
+        task = torch.tensor([model.spec.tasks.index(episode.task)])
+        _, progress = model.read_frames(episode.state, task.expand(n + 1))
+        t = chunk_transition(
+            frames=episode.state.unsqueeze(0),
+            actions=actions,
+            past=first_past(actions),
             success=episode.success,
             terminated=episode.success if config.env.terminate_on_success else torch.zeros_like(episode.success),
             elapsed=torch.arange(1, n + 1),
-            task=task[1:],
+            task=task,
             slices=model.spec.slices,
-            progress=progress[:-1],
-            next_progress=progress[1:],
+            progress=progress.unsqueeze(0),
             task_reward=episode.task_reward,
-            codec=model.pictures,
+            codec=model.image_codec,
         )
         steps.chunks.append((t, torch.ones(n, dtype=torch.bool), n))
     return steps

@@ -34,8 +34,10 @@ def run(words: list[str]) -> None:
 
 
 def _run(name: str, words: list[str]) -> None:
-    if len(words) < 3 or "=" in words[2]:
-        raise UserError(f"deploy {name} run needs a preset that names a robot and its limits, such as robot-sim")
+    if len(words) < 3:
+        raise UserError(
+            f"deploy {name} run needs a robot and its limits: a preset such as robot-sim, or robot=... limits.low=..."
+        )
     config = _robot_config(words[2:])
     lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=has_terminal())
     periods = sorted(p for one in lived for p in one.periods)
@@ -49,8 +51,10 @@ def _run(name: str, words: list[str]) -> None:
 
 
 def _compare(name: str, words: list[str]) -> None:
-    if len(words) < 4 or any("=" in word for word in words[2:4]):
-        raise UserError(f"deploy {name} compare needs a challenger and a preset of a robot, such as robot-sim")
+    if len(words) < 4 or "=" in words[2]:
+        raise UserError(
+            f"deploy {name} compare needs a challenger and a robot: a preset such as robot-sim, or robot=..."
+        )
     config = _robot_config(words[3:])
     champion, challenger = (load_pilot(n, config.n_denoising_steps) for n in (name, words[2]))
     score = compare(champion, challenger, (name, words[2]), config, keys=has_terminal())
@@ -61,7 +65,8 @@ def _compare(name: str, words: list[str]) -> None:
 
 def _robot_config(words: list[str]) -> RobotConfig:
     torch.set_num_threads(1)  # more would only wait for each other beside the loop
-    config = compose(words[0], words[1:], RobotConfig)
+    preset, words = (None, words) if "=" in words[0] else (words[0], words[1:])
+    config = compose(preset, words, RobotConfig)
     if config.success == "key" and not has_terminal():
         raise UserError("success=key: expected a terminal to type s in; run it in one, or choose robot or read_out")
     return config

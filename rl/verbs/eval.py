@@ -15,20 +15,12 @@ from rewards.errors import UserError
 from rl.build import make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.deploy.export import load_gaussian
 from rl.envs.names import env_of_tasks
+from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
-from rl.rounds.evaluate import (
-    EpisodeResult,
-    describe,
-    evaluate_dream,
-    evaluate_sim,
-    first_states,
-    paired_gain,
-    success_rate,
-    wilson,
-)
+from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
 from rl.runs.progress import Progress, show
+from rl.statistics import describe, paired_gain, success_rate, wilson
 from rl.verbs.acting import load_actor
 from rl.verbs.options import EvalOptions
 from world_model.checkpoint import find_checkpoint, load_checkpoint

@@ -158,8 +158,8 @@ Examples:
   wamtune check mix
   wamtune check sim rewards.smooth.func=my_rewards.py:smooth rewards.smooth.weight=-0.1""",
     "deploy": f"""wamtune deploy CHECKPOINT | RUN_FOLDER export [key=value ...]
-wamtune deploy CHECKPOINT | RUN_FOLDER run PRESET [key=value ...]
-wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER PRESET [key=value ...]
+wamtune deploy CHECKPOINT | RUN_FOLDER run [PRESET] [key=value ...]
+wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER [PRESET] [key=value ...]
 
 `export` writes the policy of a checkpoint as policy.onnx, with everything between a state and bounded actions inside,
 beside contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what
@@ -167,9 +167,10 @@ it is. Before anything is written, onnxruntime must give the actions of torch on
 largest difference. Needs the extra `export`: {pip_line("export")}
 `run` takes the folder of an export as well.
 
-`run` runs the policy on a robot: anything with the members of LeRobot's Robot, one behind rosbridge, or the simulated
-one of the preset robot-sim. Nothing is sent before limits are given and the robot is what the policy expects. It is
-stopped by {KEYS}, by a file, Ctrl-C or a signal; the exit code is then 2.
+`run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),
+one behind rosbridge, or the simulated one of the preset robot-sim. Nothing is sent before limits are given and the
+robot is what the policy expects. It is stopped by {KEYS}, by a file, Ctrl-C or a signal; the exit code
+is then 2.
 Each episode that ends is recorded; the next run goes on with the next scene.
 
 `compare` runs two policies in pairs, who goes first drawn by lot, until it is clear which is better or n_episodes pairs

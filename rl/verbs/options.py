@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rewards.checks import at_least, require
 from rewards.errors import UserError
 from rl.config import DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
 
@@ -31,8 +32,8 @@ class EvalOptions:
 
     def check(self) -> None:
         """Refuse counts that mean nothing, and another kind of file."""
-        _at_least(self, 1, "n_episodes", "n_denoising_steps", "max_steps", "n_envs")
-        _at_least(self, 0, "seed", "n_action_steps", "obs_noise")
+        at_least(self, 1, "n_episodes", "n_denoising_steps", "max_steps", "n_envs")
+        at_least(self, 0, "seed", "n_action_steps", "obs_noise")
         if self.out and not self.out.endswith(".json"):
             raise UserError(f"out={self.out!r}: expected the name of a .json file")
 
@@ -45,7 +46,7 @@ class DreamOptions:
 
     # env.tasks: one; empty: push, or the first that the checkpoint knows
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
-    seed: int = 2_000_000  # names the episode
+    seed: int = EvalConfig().seed  # names the episode
     n_chunks: int = 8  # at most
     source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
     n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
@@ -53,8 +54,8 @@ class DreamOptions:
 
     def check(self) -> None:
         """Refuse counts that mean nothing, and a picture that is none."""
-        _at_least(self, 1, "n_chunks", "n_denoising_steps")
-        _at_least(self, 0, "seed")
+        at_least(self, 1, "n_chunks", "n_denoising_steps")
+        at_least(self, 0, "seed")
         _one_task(self.env)
         if self.out and not self.out.endswith((".png", ".gif", ".mp4")):
             raise UserError(
@@ -73,7 +74,7 @@ class ExportOptions:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 0, "n_denoising_steps", "n_action_steps")
+        at_least(self, 0, "n_denoising_steps", "n_action_steps")
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,13 @@ class FitOptions:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        _at_least(self, 2, "n_episodes")
-        _at_least(self, 1, "n_steps")
-        _at_least(self, 0, "seed")
+        at_least(self, 2, "n_episodes")
+        at_least(self, 1, "n_steps")
+        at_least(self, 0, "seed")
         _one_task(self.env)
-        if not 0 <= self.spread < 1:
-            raise UserError(f"spread={self.spread}: expected at least 0 and less than 1")
+        require(self, ("spread",), lambda value: 0 <= value < 1, "at least 0 and less than 1")
 
 
 def _one_task(env: SimulatorConfig) -> None:
     if len(env.tasks) > 1:
         raise UserError(f"env.tasks={','.join(env.tasks)}: expected one task")
-
-
-def _at_least(options: object, low: int, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) < low:
-            raise UserError(f"{name}={getattr(options, name)}: expected at least {low}")

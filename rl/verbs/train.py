@@ -16,18 +16,20 @@ from rewards.errors import BadNumbers
 from rl.build import judged_in
 from rl.compose import to_yaml
 from rl.config import TrainConfig
-from rl.policies.wam import policy_state
+from rl.policies.api import policy_state
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
 from rl.report.videos import gif_of
-from rl.rounds.evaluate import EpisodeResult, describe, paired_gain, success_rate
+from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import Outcome
 from rl.runs.folder import RunFolder
 from rl.runs.inputs import check_inputs, inputs_of, keep_sources
 from rl.runs.progress import Progress, show
 from rl.runs.state import Run, load_state, save_state
+from rl.seeds import GO_BACK
+from rl.statistics import describe, paired_gain, success_rate
 from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint, save_checkpoint
@@ -142,7 +144,7 @@ def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | No
             post.load_state_dict(state["post"])
             post.sim.begun = False
             for generator in (post.ppo.generator, post.sim.generator):
-                generator.manual_seed(post.config.seed + 1_000 * n_back)
+                generator.manual_seed(post.config.seed + GO_BACK * n_back)
     raise AssertionError
 
 

@@ -112,7 +112,7 @@ def test_weight_that_is_no_sane_number(weight: float) -> None:
 
 @pytest.mark.parametrize("weight", ["1.0", None, True, [1.0]])
 def test_weight_of_the_wrong_type(weight: Any) -> None:
-    message = f"reward term 'success': weight is {weight!r}, expected a number; 0 switches the term off"
+    message = f"reward term 'success': weight is {weight!r}, expected a number; 0 switches it off"
     refused({"success": {"weight": weight}}, message)
 
 
@@ -147,7 +147,7 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
         {"action_jerks": {"weight": -1.0}},
         "reward term 'action_jerks': unknown func 'action_jerks'; did you mean 'action_jerk'?; known: success, "
         "progress, task_reward, time_cost, action_l2, action_rate, action_jerk, workspace_limit, "
-        "goal_image; for your own write func: path.py:function or module:function",
+        "goal_image; for your own write func: path.py:name or module:name",
     )
 
 

@@ -1,11 +1,13 @@
 """Terms from outside: a file, a module, an entry point, the worked example."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from rewards import RewardManager, Transition, UserError
+from rewards.plugins import GROUPS, Kind, known, load, source_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TERM = """
@@ -39,6 +41,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "reward_plugin_in_tmp.py"
     path.write_text(TERM.format(scale=1.0))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, path.stem, raising=False)  # of an earlier test, from another folder
     return path
 
 
@@ -80,6 +83,49 @@ def test_entry_point(plugin: Path, t: Transition, monkeypatch: pytest.MonkeyPatc
     assert "; did you mean 'first'?" in message("frist")
 
 
+@pytest.mark.parametrize("kind", GROUPS)
+def test_every_kind_is_found_in_the_same_ways(kind: Kind, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = plugin.parent / "some_plugins-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-plugins\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{GROUPS[kind]}]\nfirst = {plugin.stem}:first_action\n")
+    monkeypatch.syspath_prepend(plugin.parent)
+    builtins = {"print": print, "late": "math:sqrt"}
+    assert load(kind, "print", builtins) is print and source_file(kind, "print", builtins) is None
+    assert load(kind, "late", builtins)(4.0) == 2.0
+    for func in (f"{plugin.name}:first_action", f"{plugin.stem}:first_action", "first"):
+        assert load(kind, func, builtins).__name__ == "first_action"
+        found = source_file(kind, func, builtins)
+        assert found is not None and found.resolve() == plugin.resolve()
+    assert known(kind, builtins) == ["print", "late", "first"]
+    with pytest.raises(UserError) as caught:
+        load(kind, "frist", builtins, who=f"{kind}=frist", key=kind)
+    assert str(caught.value) == (
+        f"{kind}=frist: unknown {kind} 'frist'; did you mean 'first'?; known: print, late, first; "
+        f"for your own write {kind}: path.py:name or module:name"
+    )
+
+
+def test_entry_points_of_another_kind_are_not_looked_at(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = plugin.parent / "some_robots-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-robots\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[wamtune.robots]\nfirst = {plugin.stem}:first_action\n")
+    monkeypatch.syspath_prepend(plugin.parent)
+    assert known("robot", {}) == ["first"] and known("reward", {}) == []
+    with pytest.raises(UserError, match=r"^func=first: unknown func 'first'; known: none;"):
+        load("reward", "first", {})
+
+
+def test_the_line_of_a_failing_import_is_named(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plugin.parent / "broken_plugin.py").write_text("a = 1\nimport no_such_module_here\n")
+    monkeypatch.syspath_prepend(plugin.parent)
+    assert message("broken_plugin:f") == (
+        "reward term 'mine': cannot import 'broken_plugin': No module named 'no_such_module_here'; "
+        f"see {plugin.parent / 'broken_plugin.py'}:2"
+    )
+
+
 def test_what_cannot_be_loaded_is_one_line(plugin: Path) -> None:
     looked = f"looked for {plugin.parent.resolve() / 'absent.py'}, and beside the preset that names it"
     assert message("absent.py:f") == f"reward term 'mine': there is no file absent.py ({looked})"
@@ -91,7 +137,8 @@ def test_what_cannot_be_loaded_is_one_line(plugin: Path) -> None:
     )
     plugin.write_text("import no_such_module_here")
     assert message(f"{plugin.name}:f") == (
-        f"reward term 'mine': cannot load {plugin.name}: No module named 'no_such_module_here'"
+        f"reward term 'mine': cannot load {plugin.name}: No module named 'no_such_module_here'; "
+        f"see {plugin.resolve()}:1"
     )
     plugin.write_text("a = 1\nb = a.c\n")
     assert message(f"{plugin.name}:f") == (

@@ -16,8 +16,8 @@ from rewards import RewardManager
 from rewards.errors import BadNumbers, UserError
 from rl.config import PPOConfig
 from rl.envs.sim import SimEnv
+from rl.policies.api import policy_state
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import policy_state
 from rl.ppo.buffer import Samples
 from rl.ppo.update import ChunkPPO
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.policies.wam import policy_state
+from rl.policies.api import policy_state
 from rl.runs.state import load_state, save_state
 from rl.verbs.prepare import prepare
 from world_model.checkpoint import find_checkpoint

@@ -16,8 +16,8 @@ from rl.build import build_simulator, find_simulator
 from rl.config import SimulatorConfig
 from rl.envs.simulator import Simulator
 from rl.report.data import read_results
-from rl.rounds.evaluate import success_rate
 from rl.stages.collect import collect_from
+from rl.statistics import success_rate
 from world_model.data.episodes import EpisodeStore
 from world_model.spec import Feature, Spec
 from world_model.wam.config import ModelConfig
@@ -108,7 +108,7 @@ def test_its_options_are_the_arguments_of_its_class() -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("metawrold", "env.simulator=metawrold: unknown; did you mean 'metaworld'?; for your own write FILE.py:Class"),
+        ("metawrold", "env.simulator=metawrold: unknown env.simulator 'metawrold'; did you mean 'metaworld'?"),
         ("no.py:Sim", "env.simulator=no.py:Sim: there is no file no.py"),
         (
             "examples/own_simulator.py:PoinSim",

@@ -12,7 +12,7 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.policies.wam import FlowPolicy
 from rl.ppo.buffer import Rollout, Samples, chunk_gae
-from world_model.wam.model import Context
+from world_model.api import Context
 from world_model.wam.normalizer import Normalizer
 
 SEEDS = st.integers(0, 2**31 - 1)

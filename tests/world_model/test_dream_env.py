@@ -5,11 +5,11 @@ import torch
 
 from rewards import RewardManager
 from rewards.errors import UserError
-from world_model import dream_env
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.flow import seeded_noise
+from world_model.wam import trust
 
 K = 4  # chunk_size of the toy
 
@@ -197,7 +197,7 @@ def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts)
 
 def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
     expected = torch.tensor([0.01, 0.05, 0.02])
-    monkeypatch.setattr(dream_env, "expected_error", lambda model, given: expected)
+    monkeypatch.setattr(trust, "expected_error", lambda model, given: expected)
     env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03, pessimism=0.2)
     env.reset()
     assert not env.step_chunk(actions(3)).truncated.any()  # trust was never calibrated: there is nothing to go by
@@ -213,7 +213,7 @@ def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
 
 
 def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):
-    monkeypatch.setattr(dream_env, "expected_error", lambda model, given: torch.tensor([0.01, 0.05, 0.02]))
+    monkeypatch.setattr(trust, "expected_error", lambda model, given: torch.tensor([0.01, 0.05, 0.02]))
     env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03)
     monkeypatch.setattr(env.model, "read_frames", lambda frames, task: (torch.ones(len(frames)), None))
     env.model.trust.given.fit(torch.randn(9, *env.model.trust.given.mean.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rewards.checks import at_least
 from rewards.errors import UserError
 
 ALL, NONE = "all", "none"
@@ -24,5 +25,4 @@ class ColumnsConfig:
         for name in ("state", "action"):
             if not getattr(self, name):
                 raise UserError(f"{name}=[]: expected at least one column of the dataset")
-        if self.success_steps < 1:
-            raise UserError(f"success_steps={self.success_steps}: expected at least 1")
+        at_least(self, 1, "success_steps")

@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from world_model.api import Context
 from world_model.data.windows import Batch
-from world_model.flow import ATOMS, noised, sample_noise_levels, uniform_noise_level
-from world_model.wam.model import Context, WorldActionModel
+from world_model.flow import noised, uniform_noise_level
 from world_model.wam.modes import action_noise, video_noise
+from world_model.wam.network import Network
+from world_model.wam.training_config import ATOMS
 
 
 def stage_losses(
-    stage: str, model: WorldActionModel, batch: Batch, atom_weights: tuple[float, ...], generator: torch.Generator
+    stage: str, model: Network, batch: Batch, atom_weights: tuple[float, ...], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Return the mean losses of a batch: `action`, `video` but in tune, `success` and `progress` in pretrain and refit.
 
@@ -57,7 +59,7 @@ def stage_losses(
     return losses
 
 
-def _clean(model: WorldActionModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _clean(model: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows with actions (n,), context frames, clean codes of the future and which of them are known, clean actions.
 
     Of a video nobody knows what was done, nor what a robot was told beside it: those numbers are none.
@@ -69,7 +71,7 @@ def _clean(model: WorldActionModel, batch: Batch) -> tuple[Tensor, Tensor, Tenso
     return acted, frames, clean_video.nan_to_num(), ~clean_video.isnan(), clean_action
 
 
-def policy_loss(model: WorldActionModel, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
+def policy_loss(model: Network, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
     """Flow-matching loss of the policy mode alone: the imitation anchor of PPO.
 
     Imitates `actions` (n, chunk_size, action_dim) taken in an encoded `context` of n rows, whose encoder is frozen.
@@ -81,7 +83,7 @@ def policy_loss(model: WorldActionModel, context: Context, actions: Tensor, gene
     return (estimate - clean).square().mean()
 
 
-def read_out_losses(model: WorldActionModel, batch: Batch, task: Tensor, judged: Tensor) -> dict[str, Tensor]:
+def read_out_losses(model: Network, batch: Batch, task: Tensor, judged: Tensor) -> dict[str, Tensor]:
     """Binary cross-entropy of success and squared error of progress, on the frames that followed, as `task` (n,).
 
     Only rows count that were `judged` (n,).
@@ -98,7 +100,7 @@ def read_out_losses(model: WorldActionModel, batch: Batch, task: Tensor, judged:
     }
 
 
-def drop_task(model: WorldActionModel, task: Tensor, generator: torch.Generator, share: float = 0.1) -> Tensor:
+def drop_task(model: Network, task: Tensor, generator: torch.Generator, share: float = 0.1) -> Tensor:
     """Replace a share of the tasks (n,) by the null one, so that an unseen task has an embedding."""
     drop = torch.rand(len(task), generator=generator, device=task.device) < share
     return torch.where(drop, model.encoder.null_task, task)
@@ -110,3 +112,22 @@ def _imitated(atom: Tensor) -> Tensor:
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def sample_noise_levels(
+    n: int, weights: tuple[float, ...], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw atom (n,) int64, t_video (n,) and t_action (n,) of training samples; `weights` are those of `ATOMS`.
+
+    Two independent uniforms almost never meet a corner, and every mode of use is a corner or an edge:
+    policy: no future; dream: t_action = 0, t_video = 1; inverse: t_video = 0; video: t_action = 1. What follows known
+    actions is all but certain, so a dream is learned as one step from pure noise.
+    """
+    device = generator.device
+    atom = torch.multinomial(torch.tensor(weights, device=device), n, replacement=True, generator=generator)
+    t_video, t_action = uniform_noise_level(n, generator), uniform_noise_level(n, generator)
+    t_action = torch.where(atom == ATOMS.index("dream"), 0.0, t_action)
+    t_action = torch.where(atom == ATOMS.index("video"), 1.0, t_action)
+    t_video = torch.where(atom == ATOMS.index("inverse"), 0.0, t_video)
+    t_video = torch.where(atom == ATOMS.index("dream"), 1.0, t_video)
+    return atom, t_video, t_action

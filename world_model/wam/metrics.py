@@ -12,7 +12,7 @@ from torch import Tensor
 from world_model.data.windows import Batch, Windows
 from world_model.wam import modes
 from world_model.wam.images import moving, peak_signal_to_noise
-from world_model.wam.model import WorldActionModel
+from world_model.wam.network import Network
 
 if TYPE_CHECKING:
     from world_model.data.episodes import Episode
@@ -23,7 +23,7 @@ MOVED = 0.01
 
 @torch.inference_mode()
 def prediction_metrics(
-    model: WorldActionModel,
+    model: Network,
     windows: Windows,
     part: str = "object_pos",
     n_steps: int = 1,
@@ -57,7 +57,7 @@ def prediction_metrics(
 
 @torch.inference_mode()
 def picture_metrics(
-    model: WorldActionModel,
+    model: Network,
     episodes: Sequence[Episode],
     pictures: Sequence[Tensor],
     horizon: int = 4,
@@ -92,7 +92,7 @@ def picture_metrics(
 
 @torch.inference_mode()
 def inverse_metrics(
-    model: WorldActionModel, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0
+    model: Network, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0
 ) -> dict[str, float]:
     """Mean squared error of recovered actions in units of that of the mean action (1 = nothing recovered)."""
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -104,7 +104,7 @@ def inverse_metrics(
 
 @torch.inference_mode()
 def imitation_metrics(
-    model: WorldActionModel, windows: Windows, n_steps: int = 2, n: int = 1024, seed: int = 0
+    model: Network, windows: Windows, n_steps: int = 2, n: int = 1024, seed: int = 0
 ) -> dict[str, float]:
     """Mean squared error of the actions that the policy takes where `windows` begin, in units of the mean action's."""
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -115,7 +115,7 @@ def imitation_metrics(
 
 
 @torch.inference_mode()
-def read_out_metrics(model: WorldActionModel, windows: Windows, n: int = 4096, seed: int = 0) -> dict[str, float]:
+def read_out_metrics(model: Network, windows: Windows, n: int = 4096, seed: int = 0) -> dict[str, float]:
     """Precision and recall of the success read-out (p >= .9), and the error of progress, on real frames."""
     batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     chunk = batch.future.shape[1]
@@ -135,7 +135,7 @@ def _relative_error(actions: Tensor, truth: Tensor) -> float:
 
 
 def _task_metrics(
-    model: WorldActionModel, batch: Batch, part: slice, n_steps: int, generator: torch.Generator
+    model: Network, batch: Batch, part: slice, n_steps: int, generator: torch.Generator
 ) -> dict[str, float]:
     n = len(batch.task)
     context = model.encode(batch.context, batch.task)
@@ -154,9 +154,7 @@ def _task_metrics(
     }
 
 
-def _picture_row(
-    model: WorldActionModel, batch: Batch, real: list[Tensor], generator: torch.Generator
-) -> dict[str, float]:
+def _picture_row(model: Network, batch: Batch, real: list[Tensor], generator: torch.Generator) -> dict[str, float]:
     codec, n, size = model.pictures, len(batch.task), model.config.chunk_size
     assert codec is not None
     begun, next_one, far_one = real

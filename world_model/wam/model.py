@@ -1,153 +1,103 @@
-"""The world-action model: one context encoder, a world decoder and an action decoder that read its keys and values.
-
-    context frames + task ──► encoder ──► keys, values (cached)
-                                 │              │
-        future at t_video + actions at t_action ──► world decoder ──► future frames
-        actions at t_action ──────────────────────► action decoder ──► action chunk   (may also read the future tokens)
-
-The encoder and the world decoder never read the action decoder. So PPO, which trains the action decoder alone, leaves
-every dream bit-equal; and a refit, which trains the world decoder alone, leaves the policy bit-equal.
-"""
+"""The world-action model as a tenant of the protocols: what a dream, a refit and a checkpoint ask of the network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from world_model.data.windows import Windows
+from world_model.api import Context, Prediction
+from world_model.data.episodes import Episode
+from world_model.flow import seeded_noise
 from world_model.spec import Spec
-from world_model.wam.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
+from world_model.wam import modes, trust
 from world_model.wam.config import ModelConfig
 from world_model.wam.images import PictureCodec
-from world_model.wam.layers import KeysValues, NoiseLevel, Stack
-from world_model.wam.noise import noisy_vectors
-from world_model.wam.precision import products
-from world_model.wam.trust import Trust
+from world_model.wam.losses import policy_loss
+from world_model.wam.network import Network
+from world_model.wam.training import train_stage
+from world_model.wam.training_config import StageConfig
 
-if TYPE_CHECKING:
-    from world_model.data.episodes import Episode
+REFIT_BATCH_SIZE = 128
+"""Windows of a step of a refit: in the same time, more steps help more than larger batches."""
 
 
-class WorldActionModel(nn.Module):
-    """Policy, dream, inverse dynamics and video predictor in one set of weights.
-
-    Args:
-        config: sizes.
-        spec: features, action bounds and tasks; `tasks` are told apart by an embedding, an unseen task is the null one.
-    """
-
-    def __init__(self, config: ModelConfig, spec: Spec) -> None:
-        super().__init__()
-        config.check()
-        self.config, self.spec = config, spec
-        seen = len(config.views), config.picture_size, config.picture_dim, config.bfloat16
-        self.pictures = PictureCodec(*seen) if config.views else None
-        self.codec = self._make_codec()
-        self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
-        self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
-        self.world = WorldDecoder(config, self.codec.n_future_tokens, self.action_codec)
-        self.read_out = ReadOut(spec.state_dim, len(spec.tasks))
-        self.action = ActionDecoder(config, self.action_codec)
-        self.value = Value(2 * config.width)
-        self.trust = Trust(2 * config.width + config.chunk_size * spec.action_dim + 1)
-        self.register_buffer("action_low", torch.tensor(spec.action_low), persistent=False)
-        self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
-        self.action_low: Tensor
-        self.action_high: Tensor
+class WorldActionModel(Network):
+    """Policy, dream, inverse dynamics and video predictor in one set of weights. See `Network` for the arguments."""
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are, and everything that is read or dreamed with them."""
-        return self.action_low.device
+    def n_context_frames(self) -> int:
+        """Frames that a prediction begins from."""
+        return self.config.n_context_frames
 
-    def _make_codec(self) -> Codec:
-        config, spec = self.config, self.spec
-        n_codes = 0 if self.pictures is None else self.pictures.code_dim
-        vector = VectorCodec(
-            spec.state_dim - n_codes,
-            [part for name, part in spec.slices.items() if name.endswith("_pos")],
-            config.n_context_frames,
-            config.chunk_size,
-            config.frames_per_token,
-            config.width,
-            config.world_width,
-            config.context_noise,
+    @property
+    def chunk_size(self) -> int:
+        """Actions that are predicted at once."""
+        return self.config.chunk_size
+
+    @property
+    def image_codec(self) -> PictureCodec | None:
+        """Codec of the slice `image` of the state; None for a model without images."""
+        return self.pictures
+
+    @property
+    def context_noise(self) -> float:
+        """Largest deviation of the noise that observations are given while it learns, in units of the state."""
+        return self.config.context_noise
+
+    def predict(
+        self, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, counter: Tensor, n_denoising_steps: int
+    ) -> Prediction:
+        """See `WorldModel.predict`; the expected error is known once trust was calibrated."""
+        shape = self.codec.n_future_tokens, self.codec.code_dim
+        if n_denoising_steps > 1:
+            noise = seeded_noise(seed, counter, shape)
+        else:  # a single step does not depend on the noise, which would be drawn row by row on the CPU
+            noise = torch.zeros(len(task), *shape, device=self.device)
+        encoded = self.encode(context, task)
+        frames = modes.dream(self, encoded, actions, noise, n_denoising_steps)
+        if not self.trust.given.fitted:
+            return Prediction(frames)
+        return Prediction(frames, trust.expected_error(self, trust.read(self, encoded, actions, frames)))
+
+    def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` of n rows."""
+        return policy_loss(self, context, actions, generator)
+
+    def refit(
+        self,
+        episodes: list[Episode],
+        n_steps: int,
+        learning_rate: float,
+        seed: int,
+        tick: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        """Train the world decoder on episodes; see `WorldModel.refit`."""
+        stage = StageConfig(
+            n_steps=n_steps,
+            batch_size=REFIT_BATCH_SIZE,
+            learning_rate=learning_rate,
+            warmup_steps=n_steps // 10 + 1,
+            atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
+            seed=seed,
         )
-        if self.pictures is None:
-            return vector
-        return SeeingCodec(vector, self.pictures.n_tokens, self.pictures.dim, config.width, config.world_width)
+        train_stage("dynamics", self, self.windows(episodes), stage, log=lambda step, _: tick(step / n_steps))
 
-    def encode(self, context: Tensor, task: Tensor) -> Context:
-        """Encode context frames (batch, n_context_frames, state_dim) and task (batch,) once, for all decoders."""
-        with products(self.config.bfloat16, context):
-            embedded = self.codec.embed_context(context)
-            tokens, cache = self.encoder(embedded, task)
-            # The critic reads what the encoder was given beside what it made of it; it must not shape either.
-            features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
-        return Context(context, cache, features.to(context.dtype))
+    def calibrate_trust(self, episodes: list[Episode]) -> None:
+        """Fit the trust heads to the errors of dreams of `episodes`.
 
-    def noisy(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Add the noise that the model learns with to observed frames (batch, n_context_frames, state_dim).
-
-        Codes of images stay as they are: the codec has learned to give the same ones for a disturbed image.
+        Raises:
+            UserError: no episode has `trust.HORIZON` chunks.
         """
-        if self.config.context_noise == 0.0:
-            return frames
-        n = self.codec.vector_dim
-        measured = noisy_vectors(frames[..., :n], self.config.context_noise, generator)
-        return torch.cat([measured, frames[..., n:]], dim=-1)
+        retold = trust.dream_of_real_actions(self, episodes)
+        trust.calibrate(self, retold.given.flatten(0, 1), retold.errors.flatten())
 
-    def predict_future(
-        self, context: Context, codes: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor
-    ) -> tuple[Tensor, KeysValues]:
-        """Estimate the clean future codes from noisy ones at `t_video` (batch,) and actions at `t_action` (batch,).
-
-        Also returns the keys and values of the future tokens, which the action decoder may read.
-        """
-        known = codes * (1 - t_video).view(-1, 1, 1)  # noise alone says nothing, and is left out
-        with products(self.config.bfloat16, codes):
-            embedded = self.codec.embed_future(context.frames, known)
-            tokens, cache = self.world(embedded, t_video, actions, t_action, context)
-            return self.codec.predict_future(tokens).to(codes.dtype), cache
-
-    def predict_action(
-        self, context: Context, actions: Tensor, t_action: Tensor, future: KeysValues | None = None
-    ) -> Tensor:
-        """Estimate the clean action codes (batch, n_tokens, code_dim) from noisy ones at `t_action` (batch,).
-
-        `future` are keys and values of future tokens, absent in policy mode.
-        """
-        return self.action(actions, t_action, context, future)
-
-    def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Read success probability (n,) and progress (n,) off frames (n, state_dim) of tasks (n,)."""
-        logit, progress = self.read_out(self.codec.state(frames), task)
-        return logit.sigmoid(), progress
-
-    def dynamics_parameters(self) -> Iterator[nn.Parameter]:
-        """What a refit trains beside the read-outs: the world decoder, from codes to codes."""
-        yield from self.world.parameters()
-        yield from self.codec.future_parameters()
-
-    def action_parameters(self) -> Iterator[nn.Parameter]:
-        """What PPO trains beside the critic: the action decoder."""
-        yield from self.action.parameters()
-
-    def windows(self, episodes: list[Episode]) -> Windows:
-        """Cut episodes into what this model reads and predicts."""
-        return self.windows_of(episodes, self.spec.tasks, self.config.chunk_size)
-
-    def windows_of(self, episodes: list[Episode], tasks: tuple[str, ...], length: int) -> Windows:
-        """Cut episodes of any tasks into windows of `length` steps."""
-        config = self.config
-        pictures = self.spec.slices["image"] if config.views else None
-        windows = Windows(episodes, tasks, config.n_context_frames, length, pictures, config.chunk_size)
-        return windows.to(self.device)
+    def expected_errors(self, episodes: list[Episode]) -> Tensor:
+        """Expected error (n, trust.HORIZON) of the chunks of dreams of `episodes`, in the unit of `position_error`."""
+        return trust.expected_error(self, trust.dream_of_real_actions(self, episodes).given)
 
     def to_config(self) -> dict[str, Any]:
         """Return the part of `config.json` from which the same architecture is rebuilt."""
@@ -157,125 +107,3 @@ class WorldActionModel(nn.Module):
     def from_config(data: dict[str, Any]) -> WorldActionModel:
         """Build the architecture that `to_config` described, with fresh weights."""
         return WorldActionModel(ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"]))
-
-
-@dataclass
-class Context:
-    """An encoded observation: frames, keys and values for the decoders, features for the critic (batch, 2 * width)."""
-
-    frames: Tensor
-    cache: KeysValues
-    features: Tensor
-
-    def to(self, device: torch.device) -> Context:
-        """Move to a device."""
-        cache = [(k.to(device), v.to(device)) for k, v in self.cache]
-        return Context(self.frames.to(device), cache, self.features.to(device))
-
-    def __getitem__(self, index: Tensor | slice) -> Context:
-        """Select rows."""
-        return Context(self.frames[index], [(k[index], v[index]) for k, v in self.cache], self.features[index])
-
-
-class ContextEncoder(nn.Module):
-    """Task token and context tokens, attending to each other only, so that they can be encoded once."""
-
-    def __init__(self, config: ModelConfig, n_tasks: int, n_context_tokens: int) -> None:
-        super().__init__()
-        self.null_task = n_tasks
-        self.task = nn.Embedding(n_tasks + 1, config.width)
-        self.position = nn.Parameter(0.02 * torch.randn(n_context_tokens, config.width))
-        self.stack = Stack(config.n_layers, config.width, config.width, config.n_heads)
-
-    def forward(self, embedded: Tensor, task: Tensor) -> tuple[Tensor, KeysValues]:
-        """Tokens (batch, n, width) and task (batch,) -> encoded context tokens and all keys and values."""
-        tokens = torch.cat([self.task(task).unsqueeze(1), embedded + self.position], dim=1)
-        tokens, cache = self.stack(tokens)
-        return tokens[:, 1:], cache
-
-
-class WorldDecoder(nn.Module):
-    """Future tokens, reading the context; the actions are added to each of them.
-
-    What the encoder was given and made of it is added as well, so that not everything has to come through attention to
-    an encoder that is frozen when a refit comes.
-    """
-
-    def __init__(self, config: ModelConfig, n_future_tokens: int, action_codec: ActionCodec) -> None:
-        super().__init__()
-        width = config.world_width
-        self.context_in = nn.Linear(2 * config.width, width)
-        self.action_in = nn.Linear(action_codec.n_tokens * action_codec.code_dim, width)
-        self.position = nn.Parameter(0.02 * torch.randn(n_future_tokens, width))
-        self.t_video, self.t_action = NoiseLevel(width), NoiseLevel(width)
-        # Few tokens: width buys more than wide MLPs.
-        self.stack = Stack(config.n_layers, width, config.width, config.n_heads, mlp_ratio=1)
-
-    def forward(
-        self, future: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor, context: Context
-    ) -> tuple[Tensor, KeysValues]:
-        """Decode future tokens (batch, n, world_width); an action at `t_action` = 1 is noise and left out."""
-        known = actions.flatten(1) * (1 - t_action).unsqueeze(1)
-        given = self.action_in(known) + self.context_in(context.features)
-        future = future + self.position + given.unsqueeze(1) + self.t_video(t_video) + self.t_action(t_action)
-        tokens: Tensor
-        tokens, cache = self.stack(future, (context.cache,))
-        return tokens, cache
-
-
-class ActionDecoder(nn.Module):
-    """Noisy action tokens, reading the context and, where it is given, the future.
-
-    Without a future, what the encoder was given and made of it is added to each token: PPO changes how a policy sees
-    with it, while the encoder is frozen. Beside a future it would be a way not to look there.
-    """
-
-    def __init__(self, config: ModelConfig, codec: ActionCodec) -> None:
-        super().__init__()
-        self.context_in = nn.Parameter(torch.zeros(config.action_width, 2 * config.width))
-        self.embed = nn.Linear(codec.code_dim, config.action_width)
-        self.position = nn.Parameter(0.02 * torch.randn(codec.n_tokens, config.action_width))
-        self.t_action = NoiseLevel(config.action_width)
-        self.stack = Stack(config.n_layers, config.action_width, config.width, config.n_heads)
-        self.out = nn.Linear(config.action_width, codec.code_dim)
-
-    def forward(self, actions: Tensor, t_action: Tensor, context: Context, future: KeysValues | None = None) -> Tensor:
-        """Estimate clean action codes (batch, n_tokens, code_dim)."""
-        tokens = self.embed(actions) + self.position + self.t_action(t_action)
-        if future is None:
-            tokens = tokens + F.linear(context.features, self.context_in).unsqueeze(1)
-        tokens, _ = self.stack(tokens, (context.cache,) if future is None else (context.cache, future))
-        codes: Tensor = self.out(tokens)
-        return codes
-
-
-class ReadOut(nn.Module):
-    """Success logit and progress of single frames: the same for simulated, dreamed and recorded ones."""
-
-    def __init__(self, dim: int, n_tasks: int, width: int = 192) -> None:
-        super().__init__()
-        self.task = nn.Embedding(n_tasks + 1, width)
-        self.embed = nn.Linear(dim, width)
-        self.mlp = nn.Sequential(
-            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
-        )
-
-    def forward(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised frames (n, dim), task (n,) -> success logit (n,), progress in [0, 1] (n,)."""
-        out = self.mlp(self.embed(frames) + self.task(task))
-        return out[:, 0], out[:, 1].sigmoid()
-
-
-class Value(nn.Module):
-    """The critic: a trunk of its own on detached context features."""
-
-    def __init__(self, dim: int, width: int = 256) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (n, dim) -> value (n,)."""
-        value: Tensor = self.mlp(features)
-        return value.squeeze(-1)

@@ -6,19 +6,17 @@ Each takes starting noise, so that a call can be repeated; `n_steps` is the numb
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from world_model.api import Context
 from world_model.flow import noise_level, noised, seeded_noise, step_mean
-
-if TYPE_CHECKING:
-    from world_model.wam.model import Context, WorldActionModel
+from world_model.wam.network import Network
 
 
 def policy(
-    model: WorldActionModel, context: Context, noise: Tensor, n_steps: int, held: tuple[Tensor, Tensor] | None = None
+    model: Network, context: Context, noise: Tensor, n_steps: int, held: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """Decode an action chunk (batch, chunk_size, action_dim), within bounds. Future tokens are absent.
 
@@ -41,13 +39,13 @@ def policy(
     return actions if held is None else torch.where(is_held.unsqueeze(2), actions_held, actions)
 
 
-def dream(model: WorldActionModel, context: Context, actions: Tensor, noise: Tensor, n_steps: int) -> Tensor:
+def dream(model: Network, context: Context, actions: Tensor, noise: Tensor, n_steps: int) -> Tensor:
     """Predict frames (batch, chunk_size, state_dim) that follow given `actions` (batch, chunk_size, action_dim)."""
     return _predict_frames(model, context, model.action_codec.encode(actions), 0.0, noise, n_steps)
 
 
 def dream_on(
-    model: WorldActionModel, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, n_steps: int
+    model: Network, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, n_steps: int
 ) -> Iterator[tuple[Context, Tensor, Tensor]]:
     """Dream whole chunks of `actions` (batch, n * chunk_size, action_dim) one after the other, on its own frames.
 
@@ -62,13 +60,13 @@ def dream_on(
         context = torch.cat([context, frames], dim=1)[:, -model.config.n_context_frames :]
 
 
-def video(model: WorldActionModel, context: Context, noise: Tensor, n_steps: int) -> Tensor:
+def video(model: Network, context: Context, noise: Tensor, n_steps: int) -> Tensor:
     """Predict frames (batch, chunk_size, state_dim) with no action known."""
     nothing = noise.new_zeros(len(noise), model.action_codec.n_tokens, model.action_codec.code_dim)
     return _predict_frames(model, context, nothing, 1.0, noise, n_steps)
 
 
-def inverse(model: WorldActionModel, context: Context, frames: Tensor, noise: Tensor, n_steps: int) -> Tensor:
+def inverse(model: Network, context: Context, frames: Tensor, noise: Tensor, n_steps: int) -> Tensor:
     """Recover the actions (batch, chunk_size, action_dim) that explain `frames` (batch, chunk_size, state_dim)."""
     codes, clean = model.codec.encode_future(context.frames, frames), noise.new_zeros(len(noise))
     _, future = model.predict_future(context, codes, clean, noise, 1.0 - clean)
@@ -79,7 +77,7 @@ def inverse(model: WorldActionModel, context: Context, frames: Tensor, noise: Te
 
 
 def joint(
-    model: WorldActionModel, context: Context, video_noise: Tensor, action_noise: Tensor, n_steps: int
+    model: Network, context: Context, video_noise: Tensor, action_noise: Tensor, n_steps: int
 ) -> tuple[Tensor, Tensor]:
     """Imagine and act together: frames (batch, chunk_size, state_dim) and actions (batch, chunk_size, action_dim).
 
@@ -96,20 +94,20 @@ def joint(
     return model.codec.decode_future(context.frames, x_video), actions
 
 
-def video_noise(model: WorldActionModel, n: int, generator: torch.Generator) -> Tensor:
+def video_noise(model: Network, n: int, generator: torch.Generator) -> Tensor:
     """Starting noise of the future (n, n_future_tokens, code_dim)."""
     shape = (n, model.codec.n_future_tokens, model.codec.code_dim)
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
-def action_noise(model: WorldActionModel, n: int, generator: torch.Generator) -> Tensor:
+def action_noise(model: Network, n: int, generator: torch.Generator) -> Tensor:
     """Starting noise of an action chunk (n, n_tokens, code_dim)."""
     shape = (n, model.action_codec.n_tokens, model.action_codec.code_dim)
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _predict_frames(
-    model: WorldActionModel, context: Context, actions: Tensor, t_action: float, noise: Tensor, n_steps: int
+    model: Network, context: Context, actions: Tensor, t_action: float, noise: Tensor, n_steps: int
 ) -> Tensor:
     x = noise
     given = x.new_full((len(x),), t_action)

@@ -21,14 +21,14 @@ from world_model.data.windows import Batch, Windows
 from world_model.guards import check_gradients, check_loss
 from world_model.wam.images import PictureBatch, Pictures, picture_loss
 from world_model.wam.losses import stage_losses
-from world_model.wam.model import WorldActionModel
+from world_model.wam.network import Network
 from world_model.wam.training_config import StageConfig
 
 Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int, dict[str, Any]], None]
 
 
-def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
+def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
     """Set the normaliser statistics from `n` windows, once, before pre-training; a video is no part of them."""
     if model.pictures is not None:
         n //= 5  # each is a hundred times as large
@@ -40,7 +40,7 @@ def fit_statistics(model: WorldActionModel, windows: Windows, n: int = 50_000, s
 
 def train_stage(
     stage: str,
-    model: WorldActionModel,
+    model: Network,
     windows: Windows | Pictures,
     config: StageConfig,
     log: Log | None = None,
@@ -68,7 +68,7 @@ def train_stage(
 
 def _train(
     stage: str,
-    model: WorldActionModel,
+    model: Network,
     windows: Windows | Pictures,
     config: StageConfig,
     log: Log | None,
@@ -106,7 +106,7 @@ def _train(
 
 
 def _losses(
-    stage: str, model: WorldActionModel, batch: Batch | PictureBatch, config: StageConfig, generator: torch.Generator
+    stage: str, model: Network, batch: Batch | PictureBatch, config: StageConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
     if not isinstance(batch, PictureBatch):
         return stage_losses(stage, model, batch, config.atoms, generator)
@@ -114,7 +114,7 @@ def _losses(
     return {"picture": picture_loss(model.pictures, batch, model.config.image_noise, generator)}
 
 
-def trained_parameters(stage: str, model: WorldActionModel) -> list[nn.Parameter]:
+def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
     """Freeze what a stage must not touch and return the rest; critic and trust are none of a stage's business."""
     apart = "value.", "trust.", "pictures."
     everything = (p for name, p in model.named_parameters() if not name.startswith(apart))
@@ -138,7 +138,7 @@ def schedule(step: int, config: StageConfig) -> float:
     return min(1.0, (step + 1) / config.warmup_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _groups(model: WorldActionModel, parameters: list[nn.Parameter], config: StageConfig) -> list[dict[str, Any]]:
+def _groups(model: Network, parameters: list[nn.Parameter], config: StageConfig) -> list[dict[str, Any]]:
     """The read-outs apart: with the rate and clipping of the rest they miss half of the successes at p >= 0.9."""
     apart = {id(p) for p in model.read_out.parameters()}
     groups = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from rewards.checks import at_least, not_negative_finite, positive_finite
 from rewards.errors import UserError
 
 ATOMS = ("joint", "policy", "dream", "inverse", "video")
@@ -29,15 +29,9 @@ class StageConfig:
 
     def check(self) -> None:
         """Refuse sizes and weights that mean nothing."""
-        if self.n_steps < 0:
-            raise UserError(f"n_steps={self.n_steps}: expected at least 0")
-        for name in ("batch_size", "warmup_steps", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay={self.weight_decay}: expected a finite number, at least 0")
-        for name in ("learning_rate", "read_out_learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:  # also refuses NaN
-                raise UserError(f"{name}={getattr(self, name)}: expected a finite number above 0")
+        at_least(self, 0, "n_steps")
+        at_least(self, 1, "batch_size", "warmup_steps", "log_every", "save_every")
+        not_negative_finite(self, "weight_decay")
+        positive_finite(self, "learning_rate", "read_out_learning_rate", "max_grad_norm")
         if len(self.atoms) != len(ATOMS) or min(self.atoms) < 0 or sum(self.atoms) <= 0:
             raise UserError(f"atoms={self.atoms}: expected {len(ATOMS)} weights, of {', '.join(ATOMS)}")

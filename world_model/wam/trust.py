@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from world_model.api import Context
+from world_model.data.episodes import Episode
 from world_model.wam import modes
-from world_model.wam.normalizer import Normalizer
-
-if TYPE_CHECKING:
-    from world_model.data.episodes import Episode
-    from world_model.wam.model import Context, WorldActionModel
+from world_model.wam.network import Network
+from world_model.wam.trust_heads import FARTHEST
 
 HORIZON = 4
 """Chunks of a dream that errors are learned from: the first begins in a real state, each other where the last ended."""
@@ -20,39 +19,8 @@ HORIZON = 4
 SMALLEST = 1e-4
 """Errors and movements below this, in metres or normalised units, are all the same."""
 
-FARTHEST = 5.0
-"""Standard deviations from the mean beyond which what is read counts as being there."""
 
-
-class Trust(nn.Module):
-    """Small heads that read what a chunk is dreamed from and how far it moves, and say the logarithm of its error.
-
-    They begin from different weights and learn from different batches; the mean of what they say counts.
-
-    Args:
-        dim: what is read of a chunk, see `read`.
-        n_heads: heads, `width` the size of their first layer.
-    """
-
-    def __init__(self, dim: int, n_heads: int = 3, width: int = 128) -> None:
-        super().__init__()
-        self.given = Normalizer((dim,), floor=1e-3, name="what is read of a dreamed chunk")
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                *(nn.Linear(dim, width), nn.SiLU(), nn.Dropout(0.2)),
-                *(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 1)),
-            )
-            for _ in range(n_heads)
-        )
-
-    def forward(self, given: Tensor) -> Tensor:
-        """What `read` returned (n, dim) -> log error by each head (n_heads, n)."""
-        # Far from what it was fitted to, a network says anything, even that there is no error at all.
-        normalised = self.given(given).clamp(-FARTHEST, FARTHEST)
-        return torch.stack([head(normalised).squeeze(-1) for head in self.heads])
-
-
-def expected_error(model: WorldActionModel, given: Tensor) -> Tensor:
+def expected_error(model: Network, given: Tensor) -> Tensor:
     """Expected error (...) of chunks of which `read` made `given` (..., dim), in the units of `position_error`."""
     return model.trust(given.flatten(0, -2)).mean(0).exp().clamp(min=SMALLEST).view(given.shape[:-1])
 
@@ -62,7 +30,7 @@ def dreamed_movement(given: Tensor) -> Tensor:
     return given[..., -1].exp()
 
 
-def position_error(model: WorldActionModel, true: Tensor, dreamed: Tensor) -> Tensor:
+def position_error(model: Network, true: Tensor, dreamed: Tensor) -> Tensor:
     """Distance of frames (..., state_dim): metres of the object, or of normalised states where there is none. (...)."""
     part = model.spec.slices.get("object_pos")
     if part is None:
@@ -70,7 +38,7 @@ def position_error(model: WorldActionModel, true: Tensor, dreamed: Tensor) -> Te
     return (true - dreamed)[..., part].norm(dim=-1)
 
 
-def read(model: WorldActionModel, context: Context, actions: Tensor, frames: Tensor) -> Tensor:
+def read(model: Network, context: Context, actions: Tensor, frames: Tensor) -> Tensor:
     """What trust is judged by (n, dim): features of the context, actions, logarithm of the movement that is dreamed."""
     moved = position_error(model, context.frames[:, -1:], frames).mean(1, keepdim=True).clamp(min=SMALLEST).log()
     return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
@@ -86,7 +54,7 @@ class Retold(NamedTuple):
 
 
 @torch.no_grad()
-def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> Retold:
+def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
     """Dream the executed actions from every `chunk_size`-th real state, `HORIZON` chunks far.
 
     Raises:
@@ -108,7 +76,7 @@ def dream_of_real_actions(model: WorldActionModel, episodes: list[Episode]) -> R
     return Retold(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
 
 
-def calibrate(model: WorldActionModel, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
+def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
     """Fit the heads anew to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
     trust.given.fit(given)

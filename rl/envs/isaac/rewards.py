@@ -9,9 +9,9 @@ import torch
 from isaaclab.managers import ManagerTermBase, RewardTermCfg
 from torch import Tensor
 
-from rewards import RewardManager, Transition
+from rewards import RewardManager
+from rewards.transitions import ACTION_HISTORY, chunk_transition, first_past
 from rl.envs.isaac.launch import widths
-from world_model.env import ACTION_HISTORY
 
 
 def isaac_term(
@@ -38,7 +38,8 @@ class _OurTerm(ManagerTermBase):
 
     def __init__(self, cfg: RewardTermCfg, env: Any) -> None:
         super().__init__(cfg, env)
-        self.history = torch.zeros(env.num_envs, ACTION_HISTORY, env.action_manager.total_action_dim, device=env.device)
+        n_actions = env.action_manager.total_action_dim
+        self.past = torch.zeros(env.num_envs, ACTION_HISTORY - 1, n_actions, device=env.device)
         self.fresh = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         self.manager: RewardManager | None = None  # built at the first step, when the observation manager is there
         self.slices: dict[str, slice] = {}
@@ -55,22 +56,22 @@ class _OurTerm(ManagerTermBase):
         if self.manager is None:
             self._build(env, terms, group, {group: now})
         action = env.action_manager.action
-        # An episode starts as if its first action had always been applied, as everywhere else.
-        self.history = torch.where(self.fresh[:, None, None], action[:, None], self.history)
-        self.history = torch.cat([self.history[:, 1:], action[:, None]], dim=1)
-        self.fresh[:] = False
+        actions = action.unsqueeze(1)
+        past = torch.where(self.fresh[:, None, None], first_past(actions), self.past)
+        self.past = torch.cat([past[:, 1:], actions], dim=1)
         ends = env.termination_manager
-        transition = Transition(
-            state=env.obs_buf[group],
-            next_state=now,
-            action=action,
-            action_history=self.history,
-            success=ends.get_term(success) if success in ends.active_terms else torch.zeros_like(self.fresh),
+        never = torch.zeros_like(self.fresh)
+        transition = chunk_transition(
+            frames=torch.stack([env.obs_buf[group], now], dim=1),
+            actions=actions,
+            past=past,
+            success=ends.get_term(success) if success in ends.active_terms else never,
             terminated=ends.terminated.clone(),
             elapsed=env.episode_length_buf.clone(),
             task=torch.zeros_like(env.episode_length_buf),
             slices=self.slices,
         )
+        self.fresh[:] = False
         assert self.manager is not None
         return self.manager.compute(transition).total
 

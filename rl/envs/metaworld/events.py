@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rewards.checks import require
 from rewards.errors import UserError
 from world_model.view import View
 
@@ -41,8 +42,7 @@ class Event:
         least = 0.0 if self.func in ("delay", "noise") else 1e-3
         if not least <= self.low <= self.high <= 1e3:
             raise UserError(f"low={self.low}, high={self.high}: expected {least:g} <= low <= high <= 1000")
-        if self.every < 1:
-            raise UserError(f"every={self.every}: expected at least 1 step")
+        require(self, ("every",), lambda value: value >= 1, "at least 1 step")
 
     def draw(self, *seed: int) -> float:
         """Draw what `seed` determines."""

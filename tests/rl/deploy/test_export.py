@@ -19,9 +19,10 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.deploy import export
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
-from rl.deploy.export import export_policy, load_exportable
+from rl.deploy.export import export_policy
+from rl.policies.api import policy_state
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy, policy_state
+from rl.policies.wam import FlowPolicy, load_exportable
 from world_model.checkpoint import load_checkpoint, save_checkpoint
 from world_model.extras import pip_line
 from world_model.flow import seeded_noise

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from rl.deploy.loop import Immediate
-from rl.deploy.pilots import Decider, ModelPilot
+from rl.deploy.pilots import Decider
 from rl.deploy.planner import Planner
+from rl.policies.wam import ModelPilot
 from world_model.wam import modes
 from world_model.wam.model import WorldActionModel
 

@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 
 from rewards.errors import UserError
 from rl.deploy import safety
-from rl.deploy.safety import Box, Gate, Guard, Limits, Stop
+from rl.deploy.safety import Box, Gate, Guard, Limits
+from rl.robots.errors import Stop
 
 SLICES = {"hand": slice(0, 2), "rest": slice(2, 3)}
 BOX = {"hand": Box(low=(-0.1, -0.1), high=(0.1, 0.2), actions=(0, 1), per_action=0.01)}

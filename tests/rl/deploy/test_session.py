@@ -22,11 +22,11 @@ import torch
 from rewards.errors import UserError
 from rl import cli
 from rl.deploy import loop, session
-from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Box, Limits
 from rl.deploy.session import run_session
 from rl.deploy.stops import Stops
+from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, RobotMap, differences, make_robot
 from rl.robots.fake import FakeRobot
 from world_model.data.episodes import Episode, EpisodeStore

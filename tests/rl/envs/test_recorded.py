@@ -16,7 +16,7 @@ from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.recorded import Recorded
-from rl.policies.wam import policy_state
+from rl.policies.api import policy_state
 from rl.rounds.evaluate import evaluate_sim
 from rl.verbs.prepare import prepare
 from world_model.data.episodes import EpisodeStore

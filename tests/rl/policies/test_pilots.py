@@ -12,10 +12,11 @@ import torch
 from rewards.errors import UserError
 from rl.deploy import session
 from rl.deploy.export import export_policy
-from rl.deploy.pilots import Decider, ModelPilot, OnnxPilot, load_pilot
+from rl.deploy.pilots import Decider, OnnxPilot, load_pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Limits
 from rl.deploy.session import run_session
+from rl.policies.wam import ModelPilot
 from rl.robots.fake import FakeRobot
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.wam.model import WorldActionModel

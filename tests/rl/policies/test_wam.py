@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rl.envs.adapters import StepVecEnv, flatten_obs
+from rl.policies.api import load_policy_state, policy_state
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy, load_policy_state, policy_state
+from rl.policies.wam import FlowPolicy
 from world_model.flow import seeded_noise
 from world_model.wam import modes
 

@@ -21,11 +21,11 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.policies.wam import FlowPolicy
+from rl.report import page as report
 from rl.report import plots as pictures
 from rl.report.figures import trajectory
 from rl.report.page import PAIRS, write_report
-from rl.report.page import page as report
-from rl.report.pairs import Pair, correlation, error_by_step, gap, prediction_error, run_pairs, summarise, worst_lie
+from rl.report.pairs import Pair, error_by_step, gap, prediction_error, run_pairs, summarise, worst_lie
 from rl.report.plots import draw_dream
 from rl.rounds.evaluate import evaluate_sim
 from world_model.data.episodes import Episode
@@ -83,19 +83,6 @@ def test_positions_in_the_plane_have_two_curves() -> None:
     )
     assert [f"hand_pos {axis}, cm" in drawn for axis in "xyz"] == [True, True, False]
     assert "object_pos z, cm" in drawn
-
-
-def test_correlation_has_an_interval_and_says_when_there_is_nothing() -> None:
-    x = torch.arange(40.0)
-    found = correlation(x, x.square())
-    assert found["rho"] == pytest.approx(1.0) and found["low"] == pytest.approx(1.0)
-    noisy = correlation(x, torch.randn(40, generator=torch.Generator().manual_seed(0)))
-    assert noisy["low"] < noisy["rho"] < noisy["high"] and noisy["high"] - noisy["low"] > 0.3
-    assert math.isnan(correlation(x, torch.ones(40))["rho"])
-    fourfold = [t.repeat_interleave(4) for t in (x, torch.randn(40, generator=torch.Generator().manual_seed(0)))]
-    assert correlation(*fourfold, torch.arange(40).repeat_interleave(4)) == pytest.approx(noisy)  # 40 are 40
-    rare = correlation(x, (x == 30).float())  # absent from a third of the resamples
-    assert -1 <= rare["low"] < rare["high"] <= 1
 
 
 def test_pairs_are_the_episodes_of_an_evaluation(model: WorldActionModel) -> None:

@@ -20,10 +20,10 @@ from websockets.sync.server import serve
 
 from rewards.errors import UserError
 from rl.deploy import loop
-from rl.deploy.pilots import ModelPilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Limits
 from rl.deploy.session import run_session
+from rl.policies.wam import ModelPilot
 from rl.robots import rosbridge
 from rl.robots.api import RobotMap, make_robot
 from rl.robots.rosbridge import RosbridgeRobot

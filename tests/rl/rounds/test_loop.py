@@ -14,7 +14,7 @@ from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
-from rl.policies.wam import policy_state
+from rl.policies.api import policy_state
 from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict

@@ -15,6 +15,7 @@ from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.runs.folder import RunFolder, lock_run
+from rl.runs.inputs import inputs_of
 from rl.runs.state import load_state, save_state
 from rl.verbs import train
 from rl.verbs.begin import begin
@@ -137,6 +138,28 @@ def test_a_run_does_not_go_on_with_another_plug_in(
     assert f"or begin a new run: wamtune train {run / 'config.yaml'}" in line and line.count("\n") == 1
     Path("mine.py").write_bytes(copy.read_bytes())
     assert cli.main(["train", str(run)]) == 0, capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_trust_signal(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own.py").write_text("def trust(rollout, world_model, seed):\n    return rollout.weight\n")
+    with monkeypatch.context() as patch:
+        stop_after_a_save(patch)
+        assert cli.main(["train", "dream", *tiny, "name=stopped", "dream.trust={a: {func: own.py:trust}}"]) == 130
+    (copy,) = (folder_of("stopped") / "plugins").iterdir()
+    assert copy.name.endswith("-own.py") and copy.read_bytes() == Path("own.py").read_bytes()
+    Path("own.py").write_text("def trust(rollout, world_model, seed):\n    return rollout.weight / 2\n")
+    capsys.readouterr()
+    assert cli.main(["train", str(folder_of("stopped"))]) == 2
+    assert f"dream.trust.a: {Path('own.py').resolve()} has changed since the run began" in capsys.readouterr().err
+
+
+def test_without_a_dream_trust_signals_are_not_looked_at(tiny: list[str]) -> None:
+    trust = "dream.trust={a: {func: absent.py:trust}}"
+    assert "dream.trust.a" not in inputs_of(compose("sim", [*tiny, trust], TrainConfig))
+    with pytest.raises(UserError, match="trust signal 'a': there is no file absent.py"):
+        inputs_of(compose("dream", [*tiny, trust], TrainConfig))
 
 
 def test_a_run_does_not_go_on_with_another_checkpoint(

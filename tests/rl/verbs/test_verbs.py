@@ -351,3 +351,17 @@ def test_recorded_episodes_are_learned_from_as_if_they_were_collected_now(
     assert "env.kind=sim has none; use dream or mix" in refused(capsys, "train", "sim", *tiny, f"episodes={folder}")
     Path("empty").mkdir()
     assert "there are none of button-press-topdown" in refused(capsys, "train", "dream", *tiny, "episodes=empty")
+
+
+def test_the_example_of_a_trust_signal_weighs_dreams(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A file outside of ours is all that it takes; what it said is in the log, its source in the run folder."""
+    example = Path(__file__).parents[3] / "examples" / "own_trust_signal.py"
+    trust = f"dream.trust={{reach: {{func: {example}:within_reach, params: {{radius: 0.5}}}}}}"
+    code, _, err = call(capsys, "train", "dream", *tiny, trust)
+    assert code == 0, err
+    (folder,) = Path("runs/dream").iterdir()
+    values = [row["dream/trust/reach"] for row in read_rows(folder / "metrics.jsonl") if "dream/trust/reach" in row]
+    # 16 chunks in 8 branches: the first of each is at the start, the second some centimetres away.
+    assert values and all(0.5 < value < 1 for value in values)
+    assert [file.read_bytes() for file in (folder / "plugins").iterdir()] == [example.read_bytes()]
+    assert len(example.read_text().splitlines()) <= 40

@@ -102,12 +102,12 @@ def test_the_line_that_installs_an_extra_from_a_checkout(monkeypatch: pytest.Mon
 
 
 def test_the_line_that_installs_an_extra_from_a_wheel(tmp_path: Path) -> None:
-    (tmp_path / "rl").mkdir()
-    shutil.copy(ROOT / "rl" / "extras.py", tmp_path / "rl")
+    (tmp_path / "world_model").mkdir()
+    shutil.copy(ROOT / "world_model" / "extras.py", tmp_path / "world_model")
     for name, text in (("METADATA", "Metadata-Version: 2.1\nName: wamtune\nVersion: 7.8.9\n"), ("RECORD", "")):
         (tmp_path / "wamtune-7.8.9.dist-info").mkdir(exist_ok=True)
         (tmp_path / "wamtune-7.8.9.dist-info" / name).write_text(text)
-    (tmp_path / "rl" / "__init__.py").touch()
+    (tmp_path / "world_model" / "__init__.py").touch()
     code = "from world_model.extras import pip_line; print(pip_line('data'))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, check=True

@@ -1,0 +1,52 @@
+"""Checks of the values of a config: each refuses in one line what means nothing. No torch is needed for them.
+
+A config is any object with attributes. Several names are checked in their order, and the first wrong one is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from rewards.errors import UserError
+
+
+def at_least(config: object, low: float, *names: str) -> None:
+    """Raise `UserError` if one of these values is below `low`."""
+    require(config, names, lambda value: value >= low, f"at least {low}")
+
+
+def positive(config: object, *names: str) -> None:
+    """Raise `UserError` if one of these values is 0 or less."""
+    require(config, names, lambda value: value > 0, "more than 0")
+
+
+def positive_finite(config: object, *names: str) -> None:
+    """Raise `UserError` if one of these values is 0 or less, infinite or NaN."""
+    require(config, names, lambda value: 0 < value < math.inf, "a finite number above 0")
+
+
+def not_negative_finite(config: object, *names: str) -> None:
+    """Raise `UserError` if one of these values is negative, infinite or NaN."""
+    require(config, names, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
+
+
+def within_0_1(config: object, *names: str) -> None:
+    """Raise `UserError` if one of these values is below 0 or above 1."""
+    require(config, names, lambda value: 0 <= value <= 1, "between 0 and 1")
+
+
+def between_0_1(config: object, *names: str) -> None:
+    """Raise `UserError` if one of these values is not between 0 and 1; the ends are refused as well."""
+    require(config, names, lambda value: 0 < value < 1, "between 0 and 1")
+
+
+def require(config: object, names: tuple[str, ...], holds: Callable[[Any], bool], expected: str) -> None:
+    """Raise `UserError`, which says what was `expected`, if `holds` is false of one of these values.
+
+    A comparison with NaN is false, so each check above refuses it.
+    """
+    for name in names:
+        if not holds(value := getattr(config, name)):
+            raise UserError(f"{name}={value}: expected {expected}")

@@ -1,0 +1,112 @@
+"""Shares with intervals, paired differences and rank correlations: the statistics of evaluations, reports and cards."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from scipy.stats import bootstrap, spearmanr
+from torch import Tensor
+
+Z95 = 1.959964
+
+
+class Outcome(Protocol):
+    """How an episode ended."""
+
+    @property
+    def success(self) -> bool:
+        """Whether it succeeded."""
+
+
+def success_rate(results: Iterable[Outcome]) -> float:
+    """Share of successes."""
+    outcomes = [r.success for r in results]
+    return sum(outcomes) / len(outcomes)
+
+
+def describe(results: Sequence[Outcome]) -> str:
+    """Say a success rate with its interval and the number of episodes, in percent."""
+    n, hits = len(results), sum(r.success for r in results)
+    low, high = wilson(hits, n)
+    return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, Z95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return middle - half, middle + half
+
+
+def paired_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[float, float, float]:
+    """Return the gain in success on the same episodes and its 95 % interval, the score interval of Tango (1998).
+
+    With many discordant pairs it is that of Wald on paired differences. With none its width is not zero: n episodes
+    that all end as before show that the gain is small, within 3.84 / (n + 3.84), not that there is none. It leaves out
+    0 exactly where the test of McNemar is significant.
+    """
+    pairs = list(zip(before, after, strict=True))
+    won, lost = sum(a.success and not b.success for b, a in pairs), sum(b.success and not a.success for b, a in pairs)
+    n = len(pairs)
+    return (won - lost) / n, _least_gain(won, lost, n), -_least_gain(lost, won, n)
+
+
+def share(event: Tensor, among: Tensor) -> float | None:
+    """Share of `among` (n,) bool with the event; None where there are none."""
+    return float(event[among].float().mean()) if among.any() else None
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two samples (n,), NaN where there is nothing to rank: of a constant, or of two."""
+    if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
+        return math.nan
+    return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
+
+
+def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, float]:
+    """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap.
+
+    Where several values come from one episode, `group` (n,) says which: then whole groups are drawn.
+    """
+    if math.isnan(rho := spearman(a, b)):
+        return {"rho": math.nan, "low": math.nan, "high": math.nan}
+    x, y = a.cpu().numpy(), b.cpu().numpy()
+    names = np.arange(len(x)) if group is None else group.cpu().numpy()
+    rows = [np.flatnonzero(names == name) for name in np.unique(names)]
+
+    def of(drawn: np.ndarray) -> float:
+        index = np.concatenate([rows[i] for i in drawn])
+        return float(spearmanr(x[index], y[index]).statistic)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
+        found = bootstrap((np.arange(len(rows)),), of, vectorized=False, n_resamples=1000, rng=0, method="percentile")
+        low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
+    return {"rho": rho, "low": float(low), "high": float(high)}
+
+
+def _least_gain(won: int, lost: int, n: int) -> float:
+    """Return the smallest gain that `won` and `lost` of `n` pairs do not contradict at 95 %, by halving.
+
+    A gain is contradicted where won - lost is further from n * gain than `Z95` standard deviations, with the share of
+    lost pairs that is most likely given this gain (Tango, Statistics in Medicine 17, 891-908, 1998).
+    """
+    low, high = -1.0, (won - lost) / n
+    for _ in range(60):
+        gain = (low + high) / 2
+        b = (2 * n - won + lost) * gain - won - lost  # the share solves 2 n share^2 + b share + c = 0
+        c = -lost * gain * (1 - gain)
+        share_lost = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        variance = max(n * (2 * share_lost + gain * (1 - gain)), 0.0)
+        if won - lost - n * gain > Z95 * math.sqrt(variance):
+            low = gain
+        else:
+            high = gain
+    return low
