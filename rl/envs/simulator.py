@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.errors import UserError, closest_or_known
+from rewards.errors import UserError, blamed, closest_or_known, defined_at
 from rl.config import TrainConfig
 from rl.envs.recorder import Recorder
 from world_model.data.episodes import Episode
@@ -119,7 +119,10 @@ class Simulator(BatchedEnv):
             UserError: an option, id or task is unknown, or its value does not fit.
         """
         cls.check_options(options)
-        return cls(id=id, tasks=tuple(tasks), known_tasks=tuple(known_tasks), n_envs=n_envs, **options, **common)  # type: ignore[call-arg]
+        own: dict[str, Any] = {"id": id, "tasks": tuple(tasks), "known_tasks": tuple(known_tasks), "n_envs": n_envs}
+        # An exception of a constructor, such as one about an option, names its file and line.
+        with blamed(f"simulator {cls.__name__}", defined_at(cls).rpartition(":")[0]):
+            return cls(**own, **options, **common)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_its_options_are_the_arguments_of_its_class() -> None:
     assert point(1, {"radius": 0.5}).radius == 0.5  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"unknown key 'env\.options\.radus' of simulator PointSim; did you mean 'rad"):
         point(1, {"radus": 0.5})
+    Path("late.py").write_text(
+        "from examples.own_simulator import PointSim\n"
+        "class Late(PointSim):\n"
+        "    def __init__(self, id, tasks, known_tasks, n_envs, speed=1.0, **common):\n"
+        "        self.speed = float(speed)\n"
+        "        super().__init__(id, tasks, known_tasks, n_envs, **common)\n"
+    )
+    with pytest.raises(UserError, match=r"simulator Late raised ValueError: could not convert.*; see .*late\.py:4$"):
+        build_simulator(
+            SimulatorConfig("late.py:Late", options={"speed": "fast"}), [], 1, model=None, known_tasks=[], **COMMON
+        )
 
 
 @pytest.mark.parametrize(
@@ -142,3 +154,10 @@ def test_a_task_has_the_number_that_the_checkpoint_learned() -> None:
         build_simulator(wrong, ["reach"], 1, model=model, known_tasks=spec.tasks, **COMMON)
     with pytest.raises(UserError, match=r"task 'fly' is unknown to the checkpoint; known: rest, reach"):
         build_simulator(right, ["fly"], 1, model=model, known_tasks=spec.tasks, **COMMON)
+
+
+@pytest.mark.skipif(find_spec("isaaclab") is not None, reason="Isaac Lab is installed")
+def test_a_dream_of_a_task_of_isaac_lab_is_compared_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["dream", "metaworld-tuned", "task=Isaac-Push-Puck"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("wamtune: env.id=Isaac-Push-Puck needs Isaac Lab (") and line.count("\n") == 1
