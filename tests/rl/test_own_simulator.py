@@ -23,6 +23,7 @@ from world_model.data.episodes import EpisodeStore
 from world_model.spec import Feature, Spec
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel
+from world_model.wam.store import save_model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_simulator.py"
 SIMULATOR = "examples/own_simulator.py:PointSim"
@@ -158,6 +159,10 @@ def test_a_task_has_the_number_that_the_checkpoint_learned() -> None:
 
 @pytest.mark.skipif(find_spec("isaaclab") is not None, reason="Isaac Lab is installed")
 def test_a_dream_of_a_task_of_isaac_lab_is_compared_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["dream", "metaworld-tuned", "task=Isaac-Push-Puck"]) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("wamtune: env.id=Isaac-Push-Puck needs Isaac Lab (") and line.count("\n") == 1
+    state = Feature((4,), slices={"hand_pos": (0, 2), "object_pos": (2, 4)})
+    spec = Spec({"state": state}, (-1.0,) * 2, (1.0,) * 2, ("Isaac-Push-Puck",), 10.0)
+    save_model("puck", WorldActionModel(ModelConfig(width=40), spec), "tune")
+    for words in (["dream", "puck", "task=Isaac-Push-Puck"], ["dream", "puck"], ["eval", "puck"]):
+        assert cli.main(words) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("wamtune: env.id=Isaac-Push-Puck needs Isaac Lab (") and line.count("\n") == 1
