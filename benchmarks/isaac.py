@@ -30,7 +30,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.isaac.env import IsaacEnv
 from rl.policies.gaussian import GaussianPolicy
-from rl.ppo.update import ChunkPPO
+from rl.ppo.sb3 import ChunkPPO
 from rl.rounds.evaluate import Acts, evaluate_sim
 from rl.statistics import success_rate
 
@@ -87,7 +87,7 @@ def learn_ours(env: IsaacEnv, seed: int, n_steps: int) -> Acts:
     torch.manual_seed(seed)
     ppo = ChunkPPO(GaussianPolicy(env), env, config.ppo, seed=seed)
     ppo.learn(n_steps)
-    return ppo.policy
+    return ppo.policy.chunks
 
 
 def learn_sb3(env: IsaacEnv, seed: int, n_steps: int) -> Acts:

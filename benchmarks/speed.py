@@ -24,7 +24,7 @@ from rl.config import PPOConfig
 from rl.envs.sim import SimEnv
 from rl.policies.wam import FlowPolicy
 from rl.ppo.buffer import Samples
-from rl.ppo.update import ChunkPPO
+from rl.ppo.update import PPO
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Obs
 from world_model.wam.store import load_model
@@ -38,7 +38,7 @@ def main() -> None:
     model = load_model(sys.argv[1] if len(sys.argv) > 1 else "metaworld-tuned")
     sim = SimEnv("metaworld", 32, [TASK], task_names=model.spec.tasks)
     policy = FlowPolicy(model, sim)
-    ppo = ChunkPPO(policy, sim, PPOConfig(n_steps=20, batch_size=320))
+    ppo = PPO(policy, PPOConfig(n_steps=20, batch_size=320))
     sim.record(True)
     ppo.collect(sim, 19)
     starts = StartStates.from_episodes(sim.record(False), model.spec.tasks, model.config.n_context_frames)
@@ -117,7 +117,7 @@ def stock_push() -> Callable[[], int]:
     return work
 
 
-def outside_share(ppo: ChunkPPO, env: Any, n_steps: int) -> float:
+def outside_share(ppo: PPO, env: Any, n_steps: int) -> float:
     """Share of the time of one collection and update that is spent neither in the model nor in the simulator."""
     clock = Clock()
     policy, model = ppo.policy, ppo.policy.model
@@ -128,7 +128,7 @@ def outside_share(ppo: ChunkPPO, env: Any, n_steps: int) -> float:
     with clock.around(patched):
         begun = time.perf_counter()
         for _ in range(3):
-            ppo.update(Samples.from_rollout(ppo.collect(env, n_steps), ppo.gamma, ppo.gae_lambda))
+            ppo.update(Samples.from_rollout(ppo.collect(env, n_steps), ppo.config.gamma, ppo.config.gae_lambda))
         total = time.perf_counter() - begun
     return 1 - clock.inside / total
 

@@ -22,7 +22,7 @@ from zlib import crc32
 
 from rewards.errors import UserError, blamed, defined_at, did_you_mean
 
-Kind = Literal["reward", "robot", "trust_signal", "simulator", "codec", "policy", "world_model"]
+Kind = Literal["reward", "robot", "trust_signal", "simulator", "codec", "policy", "world_model", "callback", "schedule"]
 
 GROUPS: dict[Kind, str] = {
     "reward": "wamtune.rewards",
@@ -32,6 +32,8 @@ GROUPS: dict[Kind, str] = {
     "codec": "wamtune.codecs",
     "policy": "wamtune.policies",
     "world_model": "wamtune.world_models",
+    "callback": "wamtune.callbacks",
+    "schedule": "wamtune.schedules",
 }
 """Kind of plug-in -> group of the entry points by which installed packages offer theirs."""
 

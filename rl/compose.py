@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -302,7 +302,9 @@ def _check_tokens(text: str, where: str) -> None:
 def _check_value(value: Any, hint: Any, key: str, where: str) -> None:
     """Raise `UserError` unless `value` fits the type `hint`; look into groups and lists."""
     arguments = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
+    if get_origin(hint) is Annotated:  # Annotated[Any, one value, a group]: either of the two
+        _check_value(value, arguments[2] if isinstance(value, dict) else arguments[1], key, where)
+    elif get_origin(hint) in (Union, UnionType):
         if value is not None:
             _check_value(value, next(a for a in arguments if a is not NoneType), key, where)
     elif dataclasses.is_dataclass(hint):
@@ -332,7 +334,7 @@ def _check_value(value: Any, hint: Any, key: str, where: str) -> None:
 def _check_group(value: Any, schema: Any, key: str, where: str) -> None:
     if not isinstance(value, dict):
         raise _unfit(key, value, f"a group of keys ({', '.join(f.name for f in dataclasses.fields(schema))})", where)
-    hints = get_type_hints(schema)
+    hints = get_type_hints(schema, include_extras=True)
     for name, item in value.items():
         full = f"{key}.{name}" if key else str(name)
         if name not in hints:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
@@ -103,7 +104,8 @@ class DreamConfig:
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
     rollback_factor: float = 4.0  # ref_kl_coef grows by it with every dream that was rolled back
     max_widenings: int | None = 2  # dreams in a row that win nothing with a wider gap, then no more; null: never
-    max_expected_error: float | None = None  # a branch ends where trust expects more, of the object in metres
+    # a branch ends where trust expects a larger error of the object, in metres; of images, in normalised units
+    max_expected_error: float | None = None
     pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
     weigh_by_trust: bool = False  # a chunk counts half in an update where its expected error is the median one
     redream: bool = False  # dream each success again with new noise; one that flips counts nothing
@@ -142,6 +144,18 @@ class DreamConfig:
 
 
 @dataclass(frozen=True)
+class ScheduleConfig:
+    """A number that changes over the training: `linear` with start and end, or a function that returns a schedule."""
+
+    func: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+Scheduled = Annotated[Any, float, ScheduleConfig]
+"""A number, or in its place a schedule by func and params."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
 
@@ -149,12 +163,12 @@ class PPOConfig:
     fresh_rollouts: bool = False  # each begins new episodes: more starts to learn from, but nothing that comes later
     batch_size: int = 512  # decisions, each of n_action_steps
     n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is that of one in the dream
-    learning_rate: float = 2e-4  # of the action side
+    learning_rate: Scheduled = 2e-4  # of the action side; {func: linear, params: {start: 2e-4, end: 0}} changes it
     critic_learning_rate: float = 1e-3
     critic_warmup_steps: int = 400  # of the optimizer, on a first rollout that teaches nothing else; 0: no such rollout
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
-    clip_range: float = 0.2
+    clip_range: Scheduled = 0.2  # of the likelihood ratio; a number or a schedule
     target_kl: float | None = 10.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
     max_grad_norm: float = 1.0
     n_denoising_steps: int = 2
@@ -174,7 +188,8 @@ class PPOConfig:
         at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
         at_least(self, 0, "critic_warmup_steps", "imitation_steps")
         at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
-        positive(self, "learning_rate", "critic_learning_rate", "clip_range", "max_grad_norm", "noise_std")
+        positive(self, "critic_learning_rate", "max_grad_norm", "noise_std")
+        positive(self, *(n for n in ("learning_rate", "clip_range") if not isinstance(getattr(self, n), Mapping)))
         within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
         require(self, ("noise_correlation",), lambda value: value < 1, "less than 1: some noise must be its own")
         if self.target_kl is not None:
@@ -260,6 +275,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     # name: {func, weight, params}, or null to switch a term off
     rewards: dict[str, Any] = field(default_factory=lambda: {"success": {"weight": 1.0}})
+    callbacks: dict[str, Any] = field(default_factory=dict)  # of SB3 or your own, name: {func, params}; null is off
 
     @property
     def learns_from_dreams(self) -> bool:

@@ -22,7 +22,7 @@ is among 10,000 such draws with a probability of 0.1 %.
 On a robot a seed names a scene. `run` records those from `seed` on; a comparison takes its own, from `COMPARE` on.
 Noise on observations is drawn with `world_model.seeds.NOISE_SEED` added to the seed of the episode.
 
-The last three numbers of this file are no episodes; random generators begin from them.
+The last four numbers of this file are no episodes; random generators begin from them.
 """
 
 from __future__ import annotations
@@ -51,5 +51,8 @@ JUDGE_REFIT = 1_000_003
 GO_BACK = 1_000
 """Added to the seed of a run, times the number of returns to a saved state, for other random numbers than before."""
 
+CALLBACK_EVAL = 2**40
+"""Of the episodes of a callback that evaluates; the `seed` of a run, from which it draws its own, is never so large."""
+
 CAMERA = 0
-"""Of the disturbances of recorded images."""
+"""Of the cameras that disturb recorded episodes, see `rl.stages.images.see_disturbed`."""

@@ -15,7 +15,7 @@ from rewards.plugins import load
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.policies.wam import FlowPolicy
-from rl.ppo.update import ChunkPPO
+from rl.ppo.update import PPO
 from rl.robots.api import make_robot
 from rl.rounds.trust_signals import make_signals
 from rl.verbs.help import HELP
@@ -84,6 +84,6 @@ def test_the_code_of_bring_your_own_does_what_it_says(
     (signal,) = make_signals(
         compose("dream", ["dream.trust={early: {func: my_trust.py:early, params: {halves_after: 2}}}"], TrainConfig)
     )
-    ppo = ChunkPPO(FlowPolicy(model, env := make_point(3), 2, 0.1), env, compose("sim", [], TrainConfig).ppo)
+    ppo = PPO(FlowPolicy(model, env := make_point(3), 2, 0.1), env, compose("sim", [], TrainConfig).ppo)
     trust = signal(ppo.collect(env, 3), model, seed=0)
     torch.testing.assert_close(trust, torch.tensor([1.0, 0.5**0.5, 0.5])[:, None].expand(3, 3))

@@ -196,6 +196,18 @@ def test_rooms_that_know_protocols_do_not_import_our_model() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_stable_baselines3_stays_behind_its_adapters() -> None:
+    """The update and the policies do not need it, nor does anybody who acts with a checkpoint."""
+    found = {
+        name_of(path)
+        for package in PACKAGES
+        for path in sources(package)
+        for name, _ in imports(ast.parse(path.read_text()), package, at_top=False)
+        if name == "stable_baselines3"
+    }
+    assert found == {"rl/envs/adapters.py", *(f"rl/ppo/{name}.py" for name in ("callbacks", "sb3", "schedules"))}
+
+
 def test_optional_packages_are_imported_inside_functions() -> None:
     wrong = [
         f"{name_of(path)}:{line} imports {name} when it is loaded"

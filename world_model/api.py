@@ -116,8 +116,8 @@ class Imitator(Protocol):
     def context_noise(self) -> float:
         """Largest deviation of the noise that observations are given while it learns; 0: none."""
 
-    def windows(self, episodes: list[Episode]) -> Windows:
-        """Cut episodes into what it observes and the chunks of actions that follow."""
+    def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
+        """Cut episodes into what it observes and the chunks of actions that follow; `ends`: see `Windows`."""
 
     def noisy(self, frames: Tensor, generator: torch.Generator) -> Tensor:
         """Add that noise to observed frames (n, n_context_frames, state_dim)."""

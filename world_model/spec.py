@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
+from math import isclose
 from typing import Any
 
 from rewards.errors import UserError, closest_or_known
@@ -71,7 +72,10 @@ class Spec:
             raise UserError(f"spec: it does not describe features, bounds, tasks and rate: {error!r:.80}") from error
 
     def check_fits(self, env: Spec, where: str) -> None:
-        """Raise `UserError` with both sizes when a model of this spec cannot act in an environment of spec `env`."""
+        """Raise `UserError` with both values when a model of this spec cannot act in an environment of spec `env`.
+
+        The environment may have more features and wider action bounds than the model knows, but not another rate.
+        """
         for name, mine, theirs in (
             ("observation", self.state_dim, env.state_dim),
             ("action", self.action_dim, env.action_dim),
@@ -81,12 +85,39 @@ class Spec:
                     f"{where}: the checkpoint has {name} size {mine}, the environment has {name} size {theirs}; "
                     f"choose a checkpoint trained on this environment"
                 )
+        self._check_images(env, where)
+        for i, (low, high, least, most) in enumerate(
+            zip(self.action_low, self.action_high, env.action_low, env.action_high, strict=True)
+        ):
+            if low < least - _slack(least) or high > most + _slack(most):
+                raise UserError(
+                    f"{where}: action {i} of the checkpoint is from {low:g} to {high:g}, the environment clips it to "
+                    f"{least:g} to {most:g}; widen the bounds of the environment or choose a checkpoint trained on it"
+                )
+        if not isclose(self.control_hz, env.control_hz, rel_tol=SAME):
+            raise UserError(
+                f"{where}: the checkpoint acts at {self.control_hz:g} Hz, the environment runs at "
+                f"{env.control_hz:g} Hz; change the rate of the environment or choose a checkpoint trained on it"
+            )
         unknown = sorted(set(env.tasks) - set(self.tasks))
         if unknown:
             raise UserError(
                 f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {closest_or_known(unknown[0], self.tasks)}"
             )
 
+    def _check_images(self, env: Spec, where: str) -> None:
+        for name, feature in self.features.items():
+            theirs = env.features[name].shape if name in env.features else None
+            if name != "state" and theirs != feature.shape:
+                has = f"has {list(theirs)}" if theirs else "has none"
+                raise UserError(
+                    f"{where}: the checkpoint reads {name!r} of shape {list(feature.shape)}, the environment {has}; "
+                    f"choose a checkpoint trained on this environment"
+                )
+
+
+SAME = 1e-3
+"""Relative difference up to which bounds and rates are the same: they may have been rounded on their way."""
 
 FASTEST = 10_000.0
 """Steps a second that are believed."""
@@ -111,6 +142,10 @@ def _check(data: dict[str, Any]) -> None:
     ):
         if not holds:
             raise UserError(f"spec.{name}: {str(data.get(name, (low, high)))[:80]}, expected {expected}")
+
+
+def _slack(bound: float) -> float:
+    return SAME * max(abs(bound), SAME)
 
 
 def _is_feature(feature: dict[str, Any]) -> bool:

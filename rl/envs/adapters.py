@@ -60,18 +60,19 @@ class StepVecEnv(VecEnv):
     """A `BatchedEnv` for Stable-Baselines3, one action a step.
 
     `infos` carry what a `Monitor` adds, so returns and successes are logged without one. Environments of a batch share
-    one stream of random numbers: `seed(s)` seeds it with `s` at the next reset.
+    one stream of random numbers: `seed(s)` seeds it with `s` at the next reset. With `reset_seed` every reset does so,
+    and the same episodes follow it.
     """
 
-    def __init__(self, batched: BatchedEnv) -> None:
-        self.batched = batched
+    def __init__(self, batched: BatchedEnv, reset_seed: int | None = None) -> None:
+        self.batched, self.reset_seed = batched, reset_seed
         self._episodes = _Episodes(batched)
         self._actions: Tensor | None = None
         super().__init__(batched.num_envs, observation_space(batched), action_space(batched))
 
     def reset(self) -> Array:
         """Begin an episode everywhere; return the observations (num_envs, D)."""
-        obs = self._episodes.reset(self._seeds[0])
+        obs = self._episodes.reset(self._seeds[0] if self.reset_seed is None else self.reset_seed)
         self._reset_seeds()
         self._reset_options()
         return obs
@@ -84,6 +85,10 @@ class StepVecEnv(VecEnv):
         """Execute; return observations (num_envs, D), rewards and dones (num_envs,), and infos."""
         assert self._actions is not None, "step_wait() without step_async()"
         result, self._actions = self._execute(self._actions), None
+        return self.translate(result)
+
+    def translate(self, result: ChunkStep) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+        """Return what `step_wait` returns, for a step that was executed by calling `batched` directly."""
         step = self._episodes.add(result)
         infos: list[dict[str, Any]] = [
             {"TimeLimit.truncated": truncated, "is_success": success}
@@ -93,6 +98,10 @@ class StepVecEnv(VecEnv):
             infos[i]["terminal_observation"] = step.final_obs[i].copy()
             infos[i]["episode"] = {"r": float(step.returns[i]), "l": int(step.lengths[i]), "t": step.time}
         return step.obs, self._reward(result), step.done, infos
+
+    def count_anew(self) -> None:
+        """Count return and length of every episode from 0 on, after `batched` was reset directly."""
+        self._episodes.begin()
 
     def close(self) -> None:
         """Close the environments."""
@@ -253,12 +262,16 @@ class _Episodes:
         self.batched = batched
         n = batched.num_envs
         self._returns, self._lengths, self._success = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, bool)
-        self._ended = np.ones(n, bool)  # the next step counts from zero
         self._made = time.perf_counter()
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the next step of every environment count from zero."""
+        self._ended = np.ones(self.batched.num_envs, bool)
 
     def reset(self, seed: int | None) -> Array:
         """Restart all; return the first observations (num_envs, D)."""
-        self._ended = np.ones(self.batched.num_envs, bool)
+        self.begin()
         return self._numpy_obs(self.batched.reset(seed))
 
     def add(self, result: ChunkStep) -> _Step:

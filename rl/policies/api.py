@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
-import numpy as np
 import torch
-from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from rl.envs.adapters import action_space, observation_space, unflatten_obs
 from world_model.api import Context
 from world_model.env import BatchedEnv, ChunkStep, Obs
 
 
-class ChunkPolicy(BasePolicy):
+class ChunkPolicy(nn.Module, ABC):
     """What PPO asks of a policy. `n` rows everywhere; a chain is whatever the likelihood needs of a decision."""
 
     chunk_size: int
     n_action_steps: int
 
     def __init__(self, env: BatchedEnv) -> None:
-        super().__init__(observation_space(env), action_space(env))
+        super().__init__()
         self.spec, self.n_context_frames = env.spec, env.n_context_frames
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
 
     @abstractmethod
     def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
@@ -89,38 +91,6 @@ class ChunkPolicy(BasePolicy):
     def entropy(self) -> Tensor:
         """Entropy of a decision, up to a constant."""
         return torch.zeros((), device=self.device)
-
-    def _predict(self, observation: Tensor | dict[str, Tensor], deterministic: bool = False) -> Tensor:
-        assert isinstance(observation, Tensor)  # observations of a `VecEnv` of ours are flat
-        context = self.encode(unflatten_obs(observation, self.spec, self.n_context_frames))
-        rows = torch.arange(len(observation), device=self.device)
-        if deterministic:
-            return self.decide(context, rows, torch.zeros_like(rows))
-        seed = int(torch.randint(2**62, ()))  # from the generator that SB3 seeds, which is on the CPU
-        return self.sample(context, torch.Generator(self.device).manual_seed(seed))[0]
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return one action a row for a single-step environment; the rest of a chunk waits in `state` (SB3's word)."""
-        flat = np.atleast_2d(np.asarray(observation, dtype=np.float32))
-        n, k = len(flat), self.n_action_steps
-        if state is None:
-            state = np.zeros((n, k, self.spec.action_dim), np.float32), np.full(n, k)
-        queue, used = (part.copy() for part in state)
-        if episode_start is not None:
-            used[np.atleast_1d(episode_start).astype(bool)] = k
-        empty = used >= k
-        if empty.any():
-            with torch.no_grad():
-                chunk = self._predict(torch.as_tensor(flat[empty], device=self.device), deterministic)
-            queue[empty], used[empty] = chunk.cpu().numpy(), 0
-        action = queue[np.arange(n), used]
-        return (action[0] if np.asarray(observation).ndim == 1 else action), (queue, used + 1)
 
 
 def policy_state(policy: ChunkPolicy) -> dict[str, Any]:

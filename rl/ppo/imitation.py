@@ -71,7 +71,8 @@ class Imitation:
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
         """Keep the chunks of recorded successes, one after the other and the last one up to the end.
 
-        Of a model that sees they begin at new pictures alone, so that what is left of the last one is not kept.
+        Of a model that sees they begin at new pictures alone, so what is left after the last whole one is shorter than
+        a chunk. It is filled up by repeating its last action: the episode ended there, so what follows does not matter.
 
         What was executed had been commanded `delay` steps before, and commands are what a policy has to learn.
         """
@@ -79,7 +80,7 @@ class Imitation:
         successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= size + delay]
         if self.coefs["sim"] == 0 or not successes:
             return
-        windows = self.model.windows(successes)
+        windows = self.model.windows(successes, ends=True)
         begins = windows.start - windows.first[windows.episode]
         last = torch.tensor([e.length - size for e in windows.episodes], device=self.model.device)[windows.episode]
         self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))

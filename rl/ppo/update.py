@@ -1,7 +1,7 @@
-"""PPO over action chunks (Schulman et al., 1707.06347), as a subclass of Stable-Baselines3's.
+"""PPO over action chunks (Schulman et al., 1707.06347).
 
-What differs from the parent: a step is a chunk that lasts 1..k environment steps (`chunk_gae`), the likelihood is that
-of a denoising chain, observations stay torch tensors, and a rollout may come from the simulator or from a dream.
+What differs from the textbook: a step is a chunk of 1..k environment steps (`chunk_gae`), the likelihood is that of a
+denoising chain, observations stay torch tensors, and a rollout may come from the simulator or from a dream.
 Imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`), of small weight, runs beside the
 policy gradient (`pg_coef`); a distance to a reference policy (`ref_kl_coef`) can be added.
 
@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
-from rewards.errors import BadNumbers, UserError
+from rewards.errors import BadNumbers
 from rl.config import PPOConfig
-from rl.envs.adapters import ChunkVecEnv
 from rl.policies.api import ChunkPolicy, load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
-from world_model.env import BatchedEnv
+from rl.ppo.schedules import load_schedule
+from world_model.env import BatchedEnv, ChunkStep
 from world_model.guards import check_gradients, check_loss
 
 ADVANTAGE_FLOOR = 0.02
@@ -39,69 +36,43 @@ REMEDY = "lower ppo.learning_rate"
 WARMUP_STEPS = 20
 """Optimizer steps until the learning rate is reached."""
 
-PARENTS = (
-    *("learning_rate", "n_steps", "n_epochs", "gamma", "gae_lambda", "clip_range"),
-    *("ent_coef", "vf_coef", "max_grad_norm", "target_kl"),
-)
-"""Hyper-parameters that the parent knows by the same names."""
+OnStep = Callable[[Tensor, ChunkStep], bool]
+"""Called with the actions (num_envs, k, action_dim) of each chunk and what they led to; False ends the rollout."""
 
 
-class ChunkPPO(PPO):
-    """PPO whose actions are chunks.
+class PPO:
+    """PPO whose actions are chunks. The same update is an algorithm of Stable-Baselines3 in `rl.ppo.sb3`.
 
     Args:
         policy: decides and is trained in place.
-        env: where `learn` collects; `update` takes rollouts from anywhere.
         config: hyper-parameters.
         imitation: draws a weighted loss to add, such as that of imitating demonstrations, or None.
         seed: of every random choice made here.
-    """
 
-    policy: ChunkPolicy  # type: ignore[assignment]
+    Raises:
+        UserError: a schedule of the config is unknown or does not fit.
+    """
 
     def __init__(
         self,
         policy: ChunkPolicy,
-        env: BatchedEnv,
         config: PPOConfig,
         imitation: Callable[[torch.Generator], Tensor | None] | None = None,
         seed: int = 0,
-        verbose: int = 0,
     ) -> None:
-        super().__init__(
-            policy=type(policy),  # type: ignore[arg-type] # the parent does not build one: `policy` is there already
-            env=ChunkVecEnv(env, policy.n_action_steps, config.gamma),
-            **{name: getattr(config, name) for name in PARENTS},
-            batch_size=config.n_steps * env.num_envs,  # or it warns of a last batch that is smaller
-            device=env.device,
-            verbose=verbose,
-            _init_setup_model=False,
-        )
-        self.batched, self.config, self.imitation = env, config, imitation
-        self.policy, self.batch_size = policy, config.batch_size
-        self._setup_lr_schedule()
-        self.generator = torch.Generator(env.device).manual_seed(seed)
-        self.optimizer = policy.optimizer = self._fresh_optimizer()
-        self.rollout: Rollout | None = None
-        self.rollout_buffer = None  # type: ignore[assignment] # the parent hands it to `collect_rollouts`
-
-    def collect_rollouts(  # type: ignore[override]
-        self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
-    ) -> bool:
-        """Collect with the exploring policy; SB3's `learn` calls this, then `train`."""
-        callback.on_rollout_start()
-        self.rollout = self.collect(self.batched, n_rollout_steps, self.config.fresh_rollouts)
-        self.num_timesteps += int(self.rollout.n_executed.sum())
-        callback.update_locals(locals())
-        keep_going = callback.on_step()
-        callback.on_rollout_end()
-        return keep_going
+        self.policy, self.config, self.imitation = policy, config, imitation
+        self.learning_rate = load_schedule("ppo.learning_rate", config.learning_rate)
+        self.clip_range = load_schedule("ppo.clip_range", config.clip_range)
+        self.progress_remaining = 1.0  # what the schedules read: 1 at the start of the training, 0 at its end
+        self.generator = torch.Generator(policy.device).manual_seed(seed)
+        self.optimizer = self._fresh_optimizer()
 
     @torch.no_grad()
-    def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False) -> Rollout:
+    def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False, on_step: OnStep | None = None) -> Rollout:
         """Run `n_steps` chunks in each environment of `env`, going on from its state unless `fresh`.
 
-        The policy observes with the noise that it is trained with, see `ChunkPolicy.encode`.
+        The policy observes with the noise that it is trained with, see `ChunkPolicy.encode`. Where `on_step` returns
+        False, the rollout ends with that chunk.
         """
         policy, contexts, steps, terms = self.policy, [], [], dict[str, float]()
         obs = env.observe() if env.begun and not fresh else env.reset()
@@ -117,7 +88,7 @@ class ChunkPPO(PPO):
                     "chain": chain,
                     "log_prob": log_prob,
                     "value": policy.values(context),
-                    "reward": discounted(step.reward, self.gamma),
+                    "reward": discounted(step.reward, self.config.gamma),
                     "n_executed": step.executed.sum(1),
                     "terminated": step.terminated,
                     "truncated": step.truncated,
@@ -135,25 +106,11 @@ class ChunkPPO(PPO):
                 terms[f"{name}_raw"] = terms.get(f"{name}_raw", 0.0) + float(step.raw[name].sum())
                 terms[name] = terms.get(name, 0.0) + float(step.weighted[name].sum())
             obs, context = step.obs, following
+            if on_step is not None and not on_step(actions, step):
+                break
         stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0]}
         n_executed = int(stacked["n_executed"].sum())
         return Rollout(context=contexts, terms={k: total / n_executed for k, total in terms.items()}, **stacked)
-
-    @classmethod
-    def load(cls, *_: object, **__: object) -> NoReturn:
-        """Refuse: Stable-Baselines3's zip is unpickled, so it can run anything. `load_model` reads a checkpoint."""
-        raise UserError("a zip of Stable-Baselines3 is pickled and can run code; load a checkpoint folder instead")
-
-    def save(self, *_: object, **__: object) -> NoReturn:
-        """Refuse to write what `load` would refuse to read; `save_model` writes a checkpoint."""
-        raise UserError("a zip of Stable-Baselines3 is pickled; save the model with world_model.wam.store.save_model")
-
-    def train(self) -> None:
-        """Update from the rollout that `learn` collected last."""
-        assert self.rollout is not None
-        for name, value in self.update(Samples.from_rollout(self.rollout, self.gamma, self.gae_lambda)).items():
-            self.logger.record(f"train/{name}", value)
-        self._n_updates += 1
 
     def update(
         self,
@@ -172,12 +129,13 @@ class ChunkPPO(PPO):
         """
         samples = _normalised(samples)
         _check_finite(samples)
-        before, target_kl = policy_state(self.policy), self.target_kl or math.inf
+        before, target_kl = policy_state(self.policy), self.config.target_kl or math.inf
+        self.optimizer.param_groups[0]["peak"] = self.learning_rate(self.progress_remaining)  # of the actor
         seen: dict[str, list[float]] = {}
         stop = exploded = False
-        for _ in range(n_epochs or self.n_epochs):
+        for _ in range(n_epochs or self.config.n_epochs):
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
-            for index in order.split(self.batch_size):
+            for index in order.split(self.config.batch_size):
                 losses, stats = self._losses(samples[index], real, ref_kl_coef)
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
@@ -191,7 +149,8 @@ class ChunkPPO(PPO):
         if exploded:
             load_policy_state(self.policy, before)
         variance = explained_variance(samples.value, samples.returns)
-        return means | {"early_stop": float(stop), "taken_back": float(exploded), "explained_variance": variance}
+        ends = {"early_stop": float(stop), "taken_back": float(exploded), "explained_variance": variance}
+        return means | ends | self._scheduled()
 
     def imitate(self, n_steps: int) -> None:
         """Take `n_steps` optimizer steps of imitation alone, as before PPO or in place of it.
@@ -206,12 +165,12 @@ class ChunkPPO(PPO):
 
     def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
         """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""
-        samples = Samples.from_rollout(rollout, self.gamma, gae_lambda=1.0)
+        samples = Samples.from_rollout(rollout, self.config.gamma, gae_lambda=1.0)
         _check_finite(samples)
         n_chunks, n_envs = rollout.value.shape
         # Whole environments are held out, since neighbours in time tell too much; of a single one, its first chunks.
         n = n_envs if n_envs > 1 else n_chunks
-        held = torch.arange(len(samples), device=self.device) % n < max(1, int(holdout * n))
+        held = torch.arange(len(samples), device=samples.returns.device) % n < max(1, int(holdout * n))
         train = samples[(~held).nonzero().squeeze(1)]
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
         for _ in range(n_steps):
@@ -221,6 +180,12 @@ class ChunkPPO(PPO):
             optimizer.step()
         with torch.no_grad():
             return explained_variance(self.policy.values(samples.context[held]), samples.returns[held])
+
+    def _scheduled(self) -> dict[str, float]:
+        """Return the present values of what is scheduled; a plain number need not be logged."""
+        schedules = {"learning_rate": self.learning_rate, "clip_range": self.clip_range}
+        changing = (name for name in schedules if not isinstance(getattr(self.config, name), int | float))
+        return {name: schedules[name](self.progress_remaining) for name in changing}
 
     def _losses(
         self, batch: Samples, real: Samples | None, ref_kl_coef: float | None
@@ -250,7 +215,7 @@ class ChunkPPO(PPO):
         means = policy.chain_means(batch.context, batch.chain)
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
         ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)
-        clip = self.clip_range(1.0) if callable(self.clip_range) else self.clip_range
+        clip = self.clip_range(self.progress_remaining)
         gain = torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
         pg_loss = -(batch.weight.unsqueeze(1) * gain).mean()
         ref_kl = policy.reference_kl(means, batch.reference_means).mean()
@@ -272,7 +237,7 @@ class ChunkPPO(PPO):
     def _fresh_optimizer(self) -> torch.optim.Adam:
         """Adam's first steps are of full length whatever the gradient says, so the learning rate warms up."""
         actor, critic = self.policy.actor_parameters(), self.policy.critic_parameters()
-        rates = self.config.learning_rate, self.config.critic_learning_rate
+        rates = self.learning_rate(self.progress_remaining), self.config.critic_learning_rate
         return torch.optim.Adam(
             [{"params": p, "peak": rate, "n_steps": 0} for p, rate in zip((actor, critic), rates, strict=True)]
         )
@@ -281,7 +246,9 @@ class ChunkPPO(PPO):
         check_loss(loss, REMEDY)
         optimizer.zero_grad()
         loss.backward()
-        norms = [nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in optimizer.param_groups]
+        norms = [
+            nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm) for group in optimizer.param_groups
+        ]
         check_gradients(norms, REMEDY)
         for group in optimizer.param_groups:  # kept in the group, its counter is part of the optimizer's state
             group["lr"] = (

@@ -16,6 +16,7 @@ from rewards.errors import UserError
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.folder import read_rows
 from world_model.files import JSON_BYTES, read_file
+from world_model.wam.trust import METRES, NORMALISED
 
 PAIRS = "pairs.json"
 """File of a run folder with the paired evaluation of its champion, see `rl.report.pairs`."""
@@ -76,6 +77,7 @@ COUNT: Check = ("a whole number of at least 0", lambda v: type(v) is int and 0 <
 WHOLE: Check = ("a whole number", lambda v: type(v) is int and abs(v) < 2**63)
 FLAG: Check = ("true or false", lambda v: type(v) is bool)
 TITLE: Check = ("a short text", lambda v: isinstance(v, str) and len(v) <= 200 and v.isprintable())
+UNIT: Check = (f"{METRES} or {NORMALISED}", lambda v: v in (METRES, NORMALISED))
 CORRELATION = {"rho": RHO, "low": RHO, "high": RHO}
 NAMES = ("simulator", "dream of its actions", "dream of the policy")
 
@@ -121,7 +123,10 @@ EXAMPLE: dict[str, Any] = {
     "parts": ("positions by part and place", _is_parts),
     "film": ("a GIF as text", lambda v: v == "" or (isinstance(v, str) and FILM.fullmatch(v) is not None)),
 }
-ALL: dict[str, Any] = {"summary": SUMMARY, "gap": [NUMBER], "points": [POINT], "examples": [EXAMPLE]}
+OPTIONAL = ("film", "unit")
+"""Fields that runs of older versions do not have."""
+
+ALL: dict[str, Any] = {"unit": UNIT, "summary": SUMMARY, "gap": [NUMBER], "points": [POINT], "examples": [EXAMPLE]}
 
 
 def read_pairs(folder: Path) -> Row | None:
@@ -148,6 +153,9 @@ def read_pairs(folder: Path) -> Row | None:
         wrong = "gap: expected three numbers"
     if wrong is not None:
         raise UserError(f"{path}: {wrong}; delete it to write the report without it")
+    if "unit" not in pairs:  # an older run: errors are in metres where the examples show the object
+        shown = any("object_pos" in example["parts"] for example in pairs["examples"])
+        pairs["unit"] = METRES if shown else NORMALISED
     return dict(pairs)
 
 
@@ -161,7 +169,7 @@ def _wrong(value: Any, expected: Any, where: str) -> Iterator[str]:
             name = f"{where}.{key}" if where else key
             if key in value:
                 yield from _wrong(value[key], inner, name)
-            elif key != "film":  # older runs have none
+            elif key not in OPTIONAL:
                 yield f"{name} is missing"
     elif isinstance(expected, list):
         if not isinstance(value, list) or len(value) > MOST_ITEMS:

@@ -17,6 +17,7 @@ from rl.report.data import PAIRS, Row, read_metrics, read_pairs, read_results
 from rl.rounds.outcome import STEPS
 from rl.statistics import describe, paired_gain
 from world_model.files import write_atomically
+from world_model.wam.trust import METRES
 
 __all__ = ["PAIRS", "write_report"]
 
@@ -108,14 +109,23 @@ def _before_after(config: TrainConfig, folder: Path) -> str:
 
 
 def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
-    """Success of the champion after each part of a round, of the run and of its controls, on the seeds of the end."""
-    curves: dict[str, tuple[list[float], list[float | None]]] = {}
+    """Success of the champion after each part of a round, of the run and of its controls, on the seeds of the end.
+
+    Equal rounds stand above each other, whatever parts they have; in runs of older versions parts are counted.
+    """
+    curves: dict[str, figures.Curve] = {}
+    said = True
     for name in (config.name, *config.controls):
-        tag = "eval/success" if name == config.name else f"{name}/eval/success"
-        values: list[float | None] = [row[tag] for row in rows if tag in row]
-        if len(values) > 1:
-            curves[name[:MOST_LETTERS]] = list(range(len(values))), values
-    return figures.curves(curves, "parts of the rounds", f"success in {judged_in(config)}", share=True)
+        prefix = "eval/" if name == config.name else f"{name}/eval/"
+        seen = [row for row in rows if f"{prefix}success" in row]
+        rounds = [x for row in seen if (x := row.get(f"{prefix}rounds")) is not None]
+        said = said and len(rounds) == len(seen)
+        if len(seen) > 1:
+            curves[name[:MOST_LETTERS]] = rounds, [row[f"{prefix}success"] for row in seen]
+    if not said:
+        curves = {name: (range(len(values)), values) for name, (_, values) in curves.items()}
+    label = "rounds" if said else "parts of the rounds"
+    return figures.curves(curves, label, f"success in {judged_in(config)}", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:
@@ -181,8 +191,10 @@ def _agreement(pairs: Row | None) -> str:
             f"<p>The actions of the simulator, dreamed again: {_percent(told[0])} of its successes are dreamed as "
             f"such, and {_percent(told[1])} of its failures as successes.</p>"
         )
-    errors = [100 * e for e in s["error_by_step"]]
-    return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", "error of the object, cm")
+    errors, label = s["error_by_step"], f"error of the state, {pairs['unit']}"
+    if pairs["unit"] == METRES:
+        errors, label = [100 * e for e in errors], "error of the object, cm"
+    return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", label)
 
 
 def _correlation(pairs: Row | None) -> str:
@@ -203,7 +215,8 @@ def _correlation(pairs: Row | None) -> str:
     for word, hit in (("success", True), ("failure", False)):
         of = [p for p in pairs["points"] if p["sim"] == hit]
         groups[word] = [p["movement"] for p in of], [p["error"] for p in of]
-    drawn = figures.scatter(groups, "amount of movement predicted, m", "prediction error, m")
+    unit = pairs["unit"]
+    drawn = figures.scatter(groups, f"amount of movement predicted, {unit}", f"prediction error, {unit}")
     return note + _table(("", "rho"), found) + drawn
 
 
@@ -211,12 +224,13 @@ def _trust(pairs: Row | None) -> str:
     """Expected against true error of dreams begun all along the episodes."""
     if pairs is None or pairs.get("trust") is None:
         return ""
-    t = pairs["trust"]
+    t, unit = pairs["trust"], pairs["unit"]
     note = (
         f"Expected and true error of {t['n']} dreams of the actions that were executed, begun all along the episodes: "
         f"rank correlation {t['rho']:+.2f} [{t['low']:+.2f}, {t['high']:+.2f}]."
     )
-    drawn = figures.scatter({"one dream": (t["expected"], t["error"])}, "expected error, m", "prediction error, m")
+    of = {"one dream": (t["expected"], t["error"])}
+    drawn = figures.scatter(of, f"expected error, {unit}", f"prediction error, {unit}")
     return f"<p class=quiet>{note}</p>{drawn}"
 
 

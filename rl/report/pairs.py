@@ -20,7 +20,7 @@ from world_model.data.episodes import Episode
 from world_model.dream_env import SURE, DreamEnv, StartStates
 from world_model.wam import modes
 from world_model.wam.model import WorldActionModel
-from world_model.wam.trust import HORIZON, dream_of_real_actions, expected_error, position_error
+from world_model.wam.trust import HORIZON, dream_of_real_actions, error_unit, expected_error, position_error
 
 
 @dataclass
@@ -56,6 +56,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
         finally:
             sim.close()
     return {
+        "unit": error_unit(model),
         "summary": summarise(model, pairs),
         "gap": gap(pairs),
         "points": [_point(model, pair) for pair in _long(model, pairs)],

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
 from rl.build import make_policy, make_sim, tasks_of
+from rl.compose import to_yaml
 from rl.config import TrainConfig
+from rl.envs.simulator import Simulator
 from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples
+from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
-from rl.ppo.update import ChunkPPO
+from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import Arenas
 from rl.rounds.evaluate import Acts, EpisodeResult, Exploring
@@ -22,14 +27,18 @@ from rl.rounds.outcome import STEPS, Outcome, Part, Weights
 from rl.rounds.trial import try_rewards, try_signals
 from rl.seeds import EXPLORE, START
 from rl.statistics import success_rate
+from world_model.checkpoint import find_checkpoint, save_checkpoint
+from world_model.data.episodes import EpisodeStore
+from world_model.env import BatchedEnv
 from world_model.wam.model import WorldActionModel
+from world_model.wam.store import save_model
 
 _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
 """How long a part of a round takes, roughly and beside an evaluation or a gate; for the progress that is shown."""
 
 _STATE = (
     *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
-    *("before", "parts", "champion", "real", "_critic_is_new", "n_updates"),
+    *("before", "parts", "champion", "real", "_critic_is_new", "n_updates", "stopped_by"),
 )
 """Attributes of a run that its state holds as they are."""
 
@@ -49,6 +58,7 @@ class PostTraining:
         say: hears a line for people.
         tick: called with (work done, work in all, what is being done).
         safe: hears that here `state_dict` holds all there is; True: a part has ended, False: a rollout within one.
+        folder: of the run, where callbacks write.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class PostTraining:
         say: Callable[[str], None] = print,
         tick: Callable[[float, float, str], None] = lambda done, total, doing: None,
         safe: Callable[[bool], None] = lambda ended: None,
+        folder: Path = Path(),
     ) -> None:
         self.config, self.model, self.imitation = config, model, imitation
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
@@ -69,9 +80,19 @@ class PostTraining:
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
         self.arenas = Arenas(config, model, tasks, self.sim)
         self.policy = make_policy(config, model, self.sim)
-        self.ppo = ChunkPPO(
-            self.policy, self.sim, config.ppo, lambda g: self.imitation.loss(g) if self.imitation else None, config.seed
+        self.ppo = PPO(
+            self.policy, config.ppo, lambda g: self.imitation.loss(g) if self.imitation else None, config.seed
         )
+        self.callbacks = RunCallbacks(
+            config.callbacks,
+            ppo=self.ppo,
+            env=self.sim,
+            make_eval_env=self._make_eval_env,
+            folder=folder,
+            log=self._log,
+            save=lambda path: self.save(path, f"# {config.name}\n\nAfter {self.sim_steps:,} simulator steps.\n"),
+        )
+        self.stopped_by = ""  # the callback that ended the training
         self.champion = policy_state(self.policy)
         self.sim_steps = self.gate_steps = self.gate_episodes = self.explored = self.n_updates = 0
         self.before: list[EpisodeResult] = []
@@ -104,15 +125,19 @@ class PostTraining:
                 if self.dreams is not None:
                     try_signals(self.dreams, self.ppo, starts)
             self.before = before or self.evaluate()
-            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0})
+            self.log(0, {"eval/success": success_rate(self.before), "eval/total_timesteps": 0, "eval/rounds": 0.0})
             self.safe(True)
-        while self.n_places < len(todo):
+        self.callbacks.begin(total_timesteps=self.config.total_timesteps, tb_log_name=self.config.name)
+        while self.n_places < len(todo) and not self.stopped_by:
             self._step = 1 + 2 * self.n_places
             self._run_part(*todo[self.n_places])
             self.n_places, self.under_way = self.n_places + 1, False
             self.safe(True)
+        self.callbacks.end()
         self._step = len(self._work) - 1
-        outcome = Outcome(self.before, self.parts, self.sim_steps, self.gate_steps, self.n_updates)
+        outcome = Outcome(
+            self.before, self.parts, self.sim_steps, self.gate_steps, self.n_updates, stopped_by=self.stopped_by
+        )
         self._evaluate_champions(outcome)
         load_policy_state(self.policy, self.champion)
         return outcome
@@ -128,6 +153,7 @@ class PostTraining:
                 return
             self.policy.set_reference()
             self.under_way = True
+        self._progress(0.0)
         {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}[place](round_index)
         self._step += 1
         self.parts.append(self._gate(place, round_index))
@@ -138,8 +164,20 @@ class PostTraining:
         self.sim.record(self.dreams is not None)  # no dream sees them, where training and judging share a simulator
         return results
 
+    def save(self, folder: Path, readme: str) -> None:
+        """Write the present policy as a checkpoint folder, with its world model where it has one."""
+        config = self.config
+        about = {"config": to_yaml(config)}
+        if self.model is None:
+            spec = {"spec": self.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
+            save_checkpoint(folder, spec | about, policy_state(self.policy), readme)
+            return
+        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()
+        save_model(folder, self.model, "rl", config.checkpoint, about, readme, demonstrations)
+
     def close(self) -> None:
         """End the simulator's processes."""
+        self.callbacks.close()
         self.sim.close()
         self.arenas.close()
 
@@ -155,6 +193,7 @@ class PostTraining:
             "arenas": [env.generator.get_state() for env in self.arenas.envs],
             "imitation": None if self.imitation is None else self.imitation.collected(),
             "dreams": None if self.dreams is None else self.dreams.state_dict(),
+            "callbacks": self.callbacks.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -182,6 +221,7 @@ class PostTraining:
             self.imitation.collect_again(state["imitation"])
         if self.dreams is not None:
             self.dreams.load_state_dict(state["dreams"])
+        self.callbacks.load_state_dict(state.get("callbacks"))  # an older state has none
 
     def _n_decisions(self, n_chunks: int) -> int:
         return self.config.n_decisions(n_chunks, self._chunk_size)
@@ -208,6 +248,32 @@ class PostTraining:
         done = sum(self._work[: self._step], 0.0) + self._work[self._step] * min(share, 1.0)
         self.tick(done, sum(self._work, 0.0), doing)
 
+    def _progress(self, share: float) -> None:
+        """Set the progress that schedules read: `share` of this part is done. Parts of imitation do not count."""
+        places = [place for i in range(self.config.n_rounds) for place in self.places(i)]
+        done = sum(place != "imitation" for place in places[: self.n_places])
+        n_parts = sum(place != "imitation" for place in places)
+        self.ppo.progress_remaining = 1.0 - (done + min(max(share, 0.0), 1.0)) / n_parts
+
+    def _make_eval_env(self, n_episodes: int) -> Simulator:
+        """Build a simulator with the rewards of training, for callbacks that evaluate."""
+        if self.sim.alone:
+            problem = "there can be only one simulator in a process, and PPO trains in it"
+            raise UserError(f"env.id={self.config.env.id}: {problem}; leave callbacks that evaluate out")
+        tasks = tasks_of(self.config, self.model)
+        n_envs = max(min(n_episodes, self.config.env.n_envs), len(tasks), 1)
+        # Without workers: a callback steps few environments, and processes would cost memory for the whole run.
+        config = replace(self.config, env=replace(self.config.env, n_workers=0))
+        return make_sim(config, self.model, tasks, n_envs, rewards=True)
+
+    def _collect(self, env: BatchedEnv, n_steps: int, fresh: bool) -> Rollout:
+        """Collect a rollout; `stopped_by` is set where a callback ended it, and with it the training."""
+        rollout = self.callbacks.collect(env, n_steps, fresh, self.n_updates)
+        if self.callbacks.stopped_by:
+            self.stopped_by = self.callbacks.stopped_by
+            self.say(f"callback {self.stopped_by!r} ended the training after {self.n_updates} updates")
+        return rollout
+
     def _train_imitation(self, round_index: int) -> None:
         """Take over what is quickly learned: the demonstrations of these tasks alone, and what has succeeded so far."""
         self._tick(f"round {round_index + 1}, imitation", 0.0)
@@ -217,11 +283,16 @@ class PostTraining:
     def _train_sim(self, round_index: int) -> None:
         config = self.config
         rounds = [i for i in range(config.n_rounds) if "sim" in self.places(i)]
-        begun, goal = self.sim_steps, config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
+        begun, size = self.sim_steps, config.total_timesteps / len(rounds)
+        goal = config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
         # To the nearest rollout: short episodes leave each a little under its size, which is no reason for one more.
         while goal - self.sim_steps > self._rollout_size / 2:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
-            self._learn("sim", self._collect_sim(self._n_decisions(config.ppo.n_steps)))
+            self._progress(1 - (goal - self.sim_steps) / size)  # as planned: it is the same after an interruption
+            rollout = self._collect_sim(self._n_decisions(config.ppo.n_steps))
+            if self.stopped_by:
+                break
+            self._learn("sim", rollout)
             self.safe(False)
 
     def _train_dream(self, round_index: int) -> None:
@@ -240,9 +311,13 @@ class PostTraining:
         self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
         first = START.start + (1000 * self.config.seed + round_index) * config.n_starts
         dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
-        for i in range(config.n_updates + self._critic_is_new):
+        n_rollouts = config.n_updates + self._critic_is_new
+        for i in range(n_rollouts):
             self._tick(doing, (1 + i / (config.n_updates + 1)) / 2)
-            rollout = self.ppo.collect(dream, horizon, fresh=True)
+            self._progress(i / n_rollouts)
+            rollout = self._collect(dream, horizon, fresh=True)
+            if self.stopped_by:
+                break
             seen = self.dreams.weigh(rollout, i)
             self._log({f"dream/{name}": value for name, value in seen.items()})
             if self.imitation is not None:
@@ -259,7 +334,7 @@ class PostTraining:
         self.sim_steps += sum(r.n_steps for r in results)
 
     def _collect_sim(self, n_steps: int) -> Rollout:
-        rollout = self.ppo.collect(self.sim, n_steps, self.config.ppo.fresh_rollouts)
+        rollout = self._collect(self.sim, n_steps, self.config.ppo.fresh_rollouts)
         self.sim_steps += int(rollout.n_executed.sum())
         if self.imitation is not None:
             self.imitation.add_successes(rollout, "sim")
@@ -272,11 +347,12 @@ class PostTraining:
         """Update from a rollout; the very first one of a run only shows the critic what there is to expect."""
         if not self._critic_is_new:
             self._update(place, rollout)
-            return
-        variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
-        self._critic_is_new = False
-        self._log({"critic/heldout_explained_variance": variance})
-        self.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
+        else:
+            variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
+            self._critic_is_new = False
+            self._log({"critic/heldout_explained_variance": variance})
+            self.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
+        self.callbacks.dump()
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
@@ -312,8 +388,21 @@ class PostTraining:
         elif place == "dream":
             self.ref_kl_coef *= self.config.dream.rollback_factor
         load_policy_state(self.policy, self.champion)
-        seconds = time.monotonic() - self._begun
-        return Part(place, verdict, self.champion, self.sim_steps, self.gate_steps, seconds, n_updates=self.n_updates)
+        return Part(
+            place,
+            verdict,
+            self.champion,
+            self.sim_steps,
+            self.gate_steps,
+            seconds=time.monotonic() - self._begun,
+            n_updates=self.n_updates,
+            rounds=self._rounds_after(place, round_index),
+        )
+
+    def _rounds_after(self, place: str, round_index: int) -> float:
+        """Return how many rounds have ended after a part; it counts imitation even where a control has none."""
+        places = self.config.places(round_index, can_imitate=True)
+        return round_index + (places.index(place) + 1) / len(places)
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
@@ -343,4 +432,5 @@ class PostTraining:
                 self._step = min(self._step + 1, len(self._work) - 1)
             part.evaluation = results
             # Not as `STEPS`, whose curve would run back here.
-            self.log(part.n_updates, {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps})
+            values = {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps}
+            self.log(part.n_updates, values | {"eval/rounds": part.rounds})

@@ -27,6 +27,7 @@ class Part:
     seconds: float
     evaluation: list[EpisodeResult] = field(default_factory=list)  # of the champion, on seeds no gate saw
     n_updates: int = 0  # so far: of PPO in simulator and dream; a part of imitation is one
+    rounds: float = 0.0  # that have ended with it; the parts that a round may have are equal shares of it
 
     @property
     def accepted(self) -> bool:
@@ -43,6 +44,7 @@ class Outcome:
     sim_steps: int
     gate_steps: int
     n_updates: int = 0
+    stopped_by: str = ""  # name of the callback that ended the training; empty: it ran to its end
 
     @property
     def after(self) -> list[EpisodeResult]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rl.build import make_rewards
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.ppo.update import ChunkPPO
+from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv
@@ -38,7 +38,7 @@ def try_rewards(config: TrainConfig, model: WorldActionModel | None, sim: Simula
     return starts
 
 
-def try_signals(dreams: Dreams, ppo: ChunkPPO, starts: StartStates) -> None:
+def try_signals(dreams: Dreams, ppo: PPO, starts: StartStates) -> None:
     """Weigh a dreamed rollout of one chunk from `starts` with each trust signal that is a plug-in.
 
     The random numbers of `ppo` are put back: what follows is as without it.

@@ -16,6 +16,8 @@ from rewards.errors import UserError
 from rewards.plugins import source_file, source_of
 from rl.config import TrainConfig
 from rl.rounds.trust_signals import signal_files
+from rl.ppo.callbacks import callback_files
+from rl.ppo.schedules import schedule_file
 from world_model.checkpoint import MANIFEST, find_checkpoint
 from world_model.files import sha256, write_atomically
 
@@ -71,6 +73,9 @@ def _sources(config: TrainConfig) -> dict[str, Path]:
         found["env.simulator"] = source_file("simulator", config.env.simulator, {}, key="env.simulator")
     if config.env.kind != "sim":  # without a dream, trust signals are not used
         found |= {f"dream.trust.{name}": file for name, file in signal_files(config).items()}
+    found |= callback_files(config.callbacks)
+    for key in ("learning_rate", "clip_range"):
+        found[f"ppo.{key}"] = schedule_file(f"ppo.{key}", getattr(config.ppo, key))
     module, colon, _ = config.env.id.partition(":")
     if colon:  # gymnasium imports it before it makes the environment
         with suppress(ImportError, ValueError):  # which the environment will say

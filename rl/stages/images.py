@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from world_model.wam.images import PictureCodec, Pictures
 from world_model.wam.model import WorldActionModel
 from world_model.wam.noise import noisy_images
 
-"""Of the cameras that disturb episodes, see `see_disturbed`."""
+Filmed = tuple[list[Episode], list[Tensor]]
+"""Episodes, and the images of each: (T + 1, n_views, size, size, 3) uint8."""
 
 REPEATS = 1e-4
 """How far the last frame of an episode may be from what is recorded when it is run again."""
@@ -58,10 +59,11 @@ def film(
     config: ModelConfig,
     tasks: Collection[str],
     sources: Collection[str] | None,
-) -> tuple[list[Episode], list[Tensor]]:
-    """Return the episodes of a store, and the pictures of each (T + 1, n_views, size, size, 3) uint8.
+) -> Filmed:
+    """Return the episodes of a store, and the pictures of each.
 
-    They are drawn once, a file for each shard, beside the episodes.
+    They are drawn once, a file for each shard, beside the episodes. What is returned are maps of these files, which are
+    read as they are used and take no memory of their own.
 
     Raises:
         UserError: an episode does not run as it was recorded.
@@ -75,6 +77,7 @@ def film(
             if drawn is None:
                 drawn = [_checked(env, episode, config, shard) for episode in of_shard]
                 _keep(shard, config, drawn)
+                drawn = _kept(shard, config) or drawn
             for episode, its in zip(of_shard, drawn, strict=True):
                 if episode.task in tasks and (sources is None or episode.source in sources):
                     episodes.append(episode)
@@ -96,7 +99,7 @@ def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Seq
 
 
 def see(
-    model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], pictures: Sequence[Tensor]
+    model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], pictures: Iterable[Tensor]
 ) -> list[Episode]:
     """Return the episodes as the model sees them: with a new picture, in codes, in every frame."""
     simulated = find_simulator(env).early_spec(id=env.id, tasks=model.spec.tasks)
@@ -116,7 +119,8 @@ def see_disturbed(
     """Return each episode `n_cameras` times, as other cameras see it (`ImageNoise`); [] without noise."""
     noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA)
     copies = [] if noise.is_off else list(zip(episodes, pictures, strict=True)) * n_cameras
-    disturbed = [noisy_images(its, noise, generator, one_camera=True) for _, its in copies]
+    # One episode at a time: all disturbed images together would be as large as the whole film.
+    disturbed = (noisy_images(its, noise, generator, one_camera=True) for _, its in copies)
     return see(model, env, [episode for episode, _ in copies], disturbed)
 
 

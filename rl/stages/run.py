@@ -31,7 +31,7 @@ from rl.stages.episodes import (
     roll_out,
     simulates,
 )
-from rl.stages.images import by_task, film, model_spec, see, see_disturbed
+from rl.stages.images import Filmed, by_task, film, model_spec, see, see_disturbed
 from rl.stages.recorded import describe, heldout_store, load_split, recorded_tasks
 from rl.stages.trust import calibrate_trust
 from rl.stages.videos import Video, read_videos, watched
@@ -160,27 +160,25 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if config.videos:
         pictures_per_s = model.spec.control_hz / config.model.chunk_size
         videos = read_videos(config.videos, config.env.tasks, config.model.picture_size, pictures_per_s)
-    if model.pictures is not None:
+    filmed = _film(config, model, store)
+    if filmed is not None:
         if state is None or state["phase"] == "pictures":
-            pictures = by_task(*film(config.env, store, config.model, config.env.tasks, SOURCES), videos)
-            if state is None:
-                model.pictures.fit(pictures)
-            work.train("pictures", pictures, _seeded(config.pictures, config.seed), state)
+            _train_pictures(config, work, filmed[0], videos, state)
             state = None
         else:
             work.step = config.pictures.n_steps
-    episodes, heldout = _read(config, model, store, model.spec.tasks)
+    episodes, heldout = _read(config, model, store, filmed)
     print(describe(store.folder, episodes, heldout), flush=True)
     if videos:
         episodes += watched(model, videos)
-    disturbed = _disturbed(config, model, store, config.env.tasks, n_cameras=1)
+    disturbed = _disturbed(config, model, filmed, n_cameras=1)
     windows, work.unseen = model.windows(episodes + disturbed), model.windows(heldout)
     if state is None:
         fit_statistics(model, windows)
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=state)
     if config.half:
         half_precision(model)
-    metrics = world_metrics(model, work.unseen) | _seen_metrics(config, model, store) | _trust(model, heldout, config)
+    metrics = world_metrics(model, work.unseen) | _seen_metrics(config, model, filmed) | _trust(model, heldout, config)
     return work.finish(metrics, episodes, [], config.half)
 
 
@@ -194,18 +192,19 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
     tasks = _tasks(config, model)
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
-    shown, shown_unseen = episodes, unseen = _read(config, model, store, model.spec.tasks)
-    demo_store = store
+    filmed = filmed_demos = _film(config, model, store)
+    shown, shown_unseen = episodes, unseen = _read(config, model, store, filmed)
     if config.demonstrations.episodes:
         demo_store = EpisodeStore(config.demonstrations.episodes)
-        shown, shown_unseen = _read(config, model, demo_store, model.spec.tasks)
+        filmed_demos = _film(config, model, demo_store)
+        shown, shown_unseen = _read(config, model, demo_store, filmed_demos)
     demos = demonstrations(config, shown, tasks)
     unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
     work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), simulates(config))
     state = saved.state if saved else None
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
-        seen = demos + _disturbed(config, model, demo_store, tasks, DEMO_CAMERAS, demos)
+        seen = demos + _disturbed(config, model, filmed_demos, DEMO_CAMERAS, demos)
         work.train("tune", model.windows(seen), stage, state)
         state = None
         if config.half:  # from here on the policy is the one that is stored
@@ -217,40 +216,71 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     unseen += heldout_store(own).load()
     work.unseen = model.windows(unseen)
     if config.refit.n_steps:
-        seen = episodes + _disturbed(config, model, store, model.spec.tasks, n_cameras=1)
+        seen = episodes + _disturbed(config, model, filmed, n_cameras=1)
         work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
     if config.half:
         half_precision(model)  # what the refit changed; the rest is rounded already
     results, correlations = evaluate(config, model, tasks)
     for result in results:
         run.eval_row({"step": work.step, **result.to_row()})
-    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _seen_metrics(config, model, store)
+    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _seen_metrics(config, model, filmed)
     metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
     metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
     return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
 
 
-def _read(
-    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore, tasks: Sequence[str]
-) -> tuple[list[Episode], list[Episode]]:
-    """Load what was done in `tasks`, as the model sees it: to learn from, and held out.
+def _film(
+    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore
+) -> tuple[Filmed, Filmed] | None:
+    """Return the images of the episodes that `_read` reads; None for a model without images.
 
     Raises:
-        UserError: there is nothing, or it was recorded on another robot; or it has no images, and the model needs them.
+        UserError: there are no episodes, or they have no images, and the model needs them.
     """
     if not store.shards:
         raise UserError(f"episodes={store.folder}: there are none; `wamtune pretrain PRESET` collects or imports them")
     if model.pictures is None:
-        store.check_fits(model.spec, f"episodes={store.folder}")
-        return load_split(store, tasks, model.config.chunk_size)
+        return None
     if not simulates(config):
         raise UserError(
             f"{shown_name(config.env)}: the checkpoint sees images, which are not recorded; tune one that does not"
         )
     # Only what scripts did in the simulator can be run again before the cameras.
-    parts = (film(config.env, part, model.config, tasks, SOURCES) for part in (store, heldout_store(store)))
-    learned, heldout = (see(model, config.env, *part) for part in parts)
+    parts = store, heldout_store(store)
+    learned, heldout = (film(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts)
     return learned, heldout
+
+
+def _read(
+    config: PretrainConfig | TuneConfig,
+    model: WorldActionModel,
+    store: EpisodeStore,
+    filmed: tuple[Filmed, Filmed] | None,
+) -> tuple[list[Episode], list[Episode]]:
+    """Load what was done in the tasks of the model, as it sees it: to learn from, and held out.
+
+    `filmed` is what `_film` returned of the store.
+
+    Raises:
+        UserError: it was recorded on another robot.
+    """
+    if filmed is None:
+        store.check_fits(model.spec, f"episodes={store.folder}")
+        return load_split(store, model.spec.tasks, model.config.chunk_size)
+    learned, heldout = (see(model, config.env, *part) for part in filmed)
+    return learned, heldout
+
+
+def _train_pictures(
+    config: PretrainConfig, work: Work, filmed: Filmed, videos: Sequence[Video], state: dict[str, Any] | None
+) -> None:
+    """Train the codec of images on what was filmed and on videos; `state` is where to go on from."""
+    codec = work.model.pictures
+    assert codec is not None
+    pictures = by_task(*filmed, videos)  # all of them in memory, until this function returns
+    if state is None:
+        codec.fit(pictures)
+    work.train("pictures", pictures, _seeded(config.pictures, config.seed), state)
 
 
 def _imitation(config: TuneConfig, model: WorldActionModel, demos: list[Episode]) -> dict[str, float]:
@@ -263,28 +293,29 @@ def _imitation(config: TuneConfig, model: WorldActionModel, demos: list[Episode]
 def _disturbed(
     config: PretrainConfig | TuneConfig,
     model: WorldActionModel,
-    store: EpisodeStore,
-    tasks: Sequence[str],
+    filmed: tuple[Filmed, Filmed] | None,
     n_cameras: int,
     only: Sequence[Episode] | None = None,
 ) -> list[Episode]:
-    """Load what `_read` does, as `n_cameras` disturbed cameras see it; [] for a model without images.
+    """Return what `_read` returns to learn from, as `n_cameras` disturbed cameras see it; [] without images.
 
     `only` names the episodes that are wanted; None: all.
     """
-    if model.pictures is None:
+    if filmed is None:
         return []
     wanted = None if only is None else {(e.task, e.source, e.seed) for e in only}
-    filmed = zip(*film(config.env, store, model.config, tasks, SOURCES), strict=True)
-    chosen = [(e, its) for e, its in filmed if wanted is None or (e.task, e.source, e.seed) in wanted]
+    pairs = zip(*filmed[0], strict=True)
+    chosen = [(e, its) for e, its in pairs if wanted is None or (e.task, e.source, e.seed) in wanted]
     return see_disturbed(model, config.env, [e for e, _ in chosen], [its for _, its in chosen], n_cameras)
 
 
-def _seen_metrics(config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore) -> dict[str, Any]:
-    """Measure dreamed pictures on the held-out episodes of a store; nothing for a model that does not see."""
-    if model.pictures is None:
+def _seen_metrics(
+    config: PretrainConfig | TuneConfig, model: WorldActionModel, filmed: tuple[Filmed, Filmed] | None
+) -> dict[str, Any]:
+    """Measure dreamed pictures on the held-out episodes; nothing for a model that does not see."""
+    if filmed is None:
         return {}
-    episodes, pictures = film(config.env, heldout_store(store), model.config, model.spec.tasks, SOURCES)
+    episodes, pictures = filmed[1]
     return {"pictures": picture_metrics(model, see(model, config.env, episodes, pictures), pictures)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from pathlib import Path
 
 from rewards.errors import UserError
 from rl.build import check_simulator, device_of, tasks_of
@@ -23,12 +24,15 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
     return replace(config, **parts, controls=())
 
 
-def prepare(config: TrainConfig) -> PostTraining:
-    """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet."""
+def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
+    """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet.
+
+    `folder` is where its callbacks write.
+    """
     check_simulator(config)
     gc.collect()  # a run before this one refers to itself, and holds gigabytes
     model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
-    post = PostTraining(config, model, None, log=lambda step, values: None)
+    post = PostTraining(config, model, None, log=lambda step, values: None, folder=folder)
     if model is not None:
         post.imitation = _imitation(config, model)
     if config.episodes:

@@ -14,9 +14,7 @@ from safetensors.torch import save
 
 from rewards.errors import BadNumbers
 from rl.build import judged_in
-from rl.compose import to_yaml
 from rl.config import TrainConfig
-from rl.policies.api import policy_state
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
@@ -32,9 +30,7 @@ from rl.seeds import GO_BACK
 from rl.statistics import describe, paired_gain, success_rate
 from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
-from world_model.checkpoint import find_checkpoint, save_checkpoint
-from world_model.data.episodes import EpisodeStore
-from world_model.wam.store import load_model, save_model
+from world_model.wam.store import load_model
 
 BAD_NUMBERS = "bad_numbers.safetensors"
 """File of a run folder: the tensors that came with the last bad numbers."""
@@ -51,19 +47,21 @@ def run(words: list[str]) -> None:
     runs: list[Run] = state["runs"]
     with folder:
         inputs = _inputs(config, folder, state)
-        first = prepare(config)
+        first = prepare(config, folder.path)
         kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
         keep_sources(config, folder.path)
         print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
+        if callbacks := [name for name, term in config.callbacks.items() if term is not None]:
+            print(f"callbacks: {', '.join(callbacks)}", flush=True)
         if runs:  # only controls are left to do
             first.close()
             _load_champion(first, folder.path / "checkpoints" / "last")
         for name in (config.name, *config.controls)[len(runs) :]:
-            post = prepare(control_config(config, name)) if runs else first
+            post = prepare(control_config(config, name), folder.path / "controls" / name) if runs else first
             runs.append(_train(name, post, folder, kept, state.pop("post", None)))
             if post is first:
                 for step in ("last", str(runs[0].outcome.sim_steps)):
-                    _save(folder.path / "checkpoints" / step, first, _readme(config, runs[0]))
+                    first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]))
             save_state(folder.path, {**kept, "mark": folder.mark()})
         if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
             pairs = champion_pairs(config, first.policy, first.model)
@@ -167,7 +165,7 @@ class _Saver:
             return
         if ended and not self.kept["runs"]:
             readme = f"# {post.config.name}\n\nThe best after {post.sim_steps:,} simulator steps; not evaluated yet.\n"
-            _save(path / "checkpoints" / "last", post, readme)
+            post.save(path / "checkpoints" / "last", readme)
         state = {"minutes": self.minutes, **post.state_dict()}
         save_state(path, {**self.kept, "mark": self.folder.mark(), "post": state})
         self._saved = time.monotonic()
@@ -194,19 +192,8 @@ class _Shown:
             self.values["KL"] = logged["train/approx_kl"]
 
 
-def _save(path: Path, post: PostTraining, readme: str) -> None:
-    config = post.config
-    about = {"config": to_yaml(config)}
-    if post.model is None:
-        spec = {"spec": post.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
-        save_checkpoint(path, spec | about, policy_state(post.policy), readme)
-        return
-    demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()
-    save_model(path, post.model, "rl", config.checkpoint, about, readme, demonstrations)
-
-
 def _load_champion(post: PostTraining, path: Path) -> None:
-    """Put back what `_save` wrote, for a report on it; a Gaussian policy is not asked for one."""
+    """Put back what `PostTraining.save` wrote, for a report on it; a Gaussian policy is not asked for one."""
     if post.model is not None:
         post.model.load_state_dict(load_model(path).state_dict())
 
@@ -220,9 +207,11 @@ def _readme(config: TrainConfig, run: Run) -> str:
     before, after = describe(run.outcome.before), describe(run.outcome.after)
     tasks = ", ".join(dict.fromkeys(result.task for result in run.outcome.after))
     start = f"`{config.checkpoint}`" if config.policy == "flow" else "a Gaussian MLP"
+    stopped_by = run.outcome.stopped_by
+    ended = f" The callback `{stopped_by}` ended the training." if stopped_by else ""
     return (
         f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
-        f"{run.outcome.sim_steps:,} simulator steps.\n\n"
+        f"{run.outcome.sim_steps:,} simulator steps.{ended}\n\n"
         f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
         f"| before | after |\n|---|---|\n| {before} | {after} |\n"
     )

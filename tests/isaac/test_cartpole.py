@@ -13,7 +13,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.isaac.env import IsaacEnv
 from rl.policies.gaussian import GaussianPolicy
-from rl.ppo.update import ChunkPPO
+from rl.ppo.update import PPO
 from rl.rounds.evaluate import evaluate_sim, first_states
 
 N = 16
@@ -219,7 +219,7 @@ def test_there_is_one_environment_in_a_process(env) -> None:
 
 def test_ppo_collects_and_updates(env) -> None:
     config = compose("isaac", ["ppo.batch_size=64"], TrainConfig)
-    ppo = ChunkPPO(GaussianPolicy(env), env, config.ppo)
+    ppo = PPO(GaussianPolicy(env), config.ppo)
     rollout = ppo.collect(env, 16)
     assert rollout.n_executed.sum() == 16 * N
     from rl.ppo.buffer import Samples

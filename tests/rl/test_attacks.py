@@ -18,7 +18,7 @@ import torch
 
 from rewards.errors import UserError
 from rl import cli
-from rl.ppo.update import ChunkPPO
+from rl.ppo.sb3 import ChunkPPO
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL, load_training_state, save_checkpoint
 
 MARK = "attacked"
@@ -176,9 +176,9 @@ def test_a_config_inside_a_checkpoint_names_no_code(checkpoint: Path, capsys: py
     assert not Path(MARK).exists()
 
 
-def test_an_algorithm_is_not_loaded_from_a_zip() -> None:
+def test_an_algorithm_is_not_loaded_from_a_zip(make_point: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="pickled and can run code"):
-        ChunkPPO.load(sb3_zip())
+        ChunkPPO.load(sb3_zip(), make_point(1))
     assert not Path(MARK).exists()
 
 

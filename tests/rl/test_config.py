@@ -201,7 +201,7 @@ def test_a_plug_in_is_found_beside_the_preset_that_names_it(tmp_path: Path, monk
         ("env..id=x", "unexpected 'env..id=x'; write overrides as key=value"),
         ("=1", "write overrides as key=value"),
         # What each section checks for itself once everything is composed.
-        ("ppo.learning_rate=0", "ppo.learning_rate=0.0: expected more than 0"),
+        ("ppo.learning_rate=0", "ppo.learning_rate=0: expected more than 0"),
         ("ppo.gamma=1.1", "ppo.gamma=1.1: expected between 0 and 1"),
         ("n_action_steps=-1", "n_action_steps=-1: expected at least 1"),
         ("ppo.bc_batch_size=0", "ppo.bc_batch_size=0: expected at least 1"),

@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv, GymEnv, GymVectorEnv, StepVecEnv
 from rl.policies.wam import FlowPolicy
-from rl.ppo.update import ChunkPPO
+from rl.ppo.sb3 import ChunkPPO, ChunkPredictor
 from world_model.dream_env import DreamEnv, StartStates
 
 HORIZON, K = 2, 4
@@ -46,7 +46,7 @@ def test_stock_ppo_on_whole_chunks(make_dream):
 
 def test_our_policy_is_evaluated_step_by_step(make_dream, model):
     env = StepVecEnv(make_dream(4))
-    policy = FlowPolicy(model, env.batched)
+    policy = ChunkPredictor(FlowPolicy(model, env.batched), env.batched)
     _, lengths = evaluate_policy(policy, env, n_eval_episodes=4, return_episode_rewards=True, warn=False)
     assert lengths == [HORIZON * K] * 4
 

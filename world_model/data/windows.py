@@ -39,6 +39,9 @@ class Windows:
         chunk_size: actions in a chunk.
         pictures: where in a frame codes of pictures stand. A model gets a new picture every `picture_every` steps only
             and keeps the last one between, and so does a window, whatever the episodes hold.
+        ends: add a window for what is left of an episode after its last picture, where that is less than a chunk. Its
+            actions go on with the last one; its frames after the end are NaN, which no loss of the future counts.
+            Without pictures nothing is left: windows begin at every step.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Windows:
         chunk_size: int,
         pictures: slice | None = None,
         picture_every: int = 8,
+        ends: bool = False,
     ) -> None:
         usable = [e for e in episodes if e.length >= chunk_size]
         if not usable:
@@ -56,7 +60,7 @@ class Windows:
                 f"none of {len(episodes)} episodes has the {chunk_size} steps of a chunk; collect longer ones"
             )
         self.episodes, self.n_context_frames, self.chunk_size = usable, n_context_frames, chunk_size
-        self.pictures, self.picture_every = pictures, picture_every
+        self.pictures, self.picture_every, self.ends = pictures, picture_every, ends
         pad = n_context_frames - 1
         states, actions, success, progress, starts, offset = [], [], [], [], [], 0
         for episode in usable:
@@ -66,7 +70,8 @@ class Windows:
             success.append(_pad_front(episode.success.float(), pad + 1))
             progress.append(_pad_front(progress_labels(episode.success), pad))
             actions[-1] = torch.cat([actions[-1], torch.zeros_like(actions[-1][:1])])
-            starts.append(offset + pad + torch.arange(0, episode.length - chunk_size + 1, episode.picture_every))
+            stop = episode.length if ends and episode.picture_every > 1 else episode.length - chunk_size + 1
+            starts.append(offset + pad + torch.arange(0, stop, episode.picture_every))
             offset += len(states[-1])
         self.state, self.action = torch.cat(states), torch.cat(actions)
         self.success, self.progress = torch.cat(success), torch.cat(progress)
@@ -76,6 +81,7 @@ class Windows:
         self.task = torch.tensor([tasks.index(e.task) for e in usable])
         rows = torch.tensor([e.length + 1 + pad for e in usable])
         self.first = rows.cumsum(0) - rows + pad  # row of the first frame of each episode
+        self.last = rows.cumsum(0) - 1  # and of the last one
 
     def __len__(self) -> int:
         return len(self.start)
@@ -96,13 +102,16 @@ class Windows:
         start = self.start[index][:, None]  # row of the newest context frame, and of the first action
         steps = torch.arange(1, self.chunk_size + 1, device=start.device)
         context = start + torch.arange(1 - self.n_context_frames, 1, device=start.device)
-        future = start + steps
+        last = self.last[self.episode[index]][:, None]
+        future, beyond = (start + steps).minimum(last), start + steps > last
         frames, followed = self.state[context], self.state[future]
         if self.pictures is not None:
             since = steps // self.picture_every * self.picture_every
             before = (start - self.picture_every).maximum(self.first[self.episode[index]][:, None])
             frames[:, :-1, self.pictures] = self.state[before][..., self.pictures]
-            followed[..., self.pictures] = self.state[start + since][..., self.pictures]
+            followed[..., self.pictures] = self.state[(start + since).minimum(last)][..., self.pictures]
+        if self.ends:
+            followed[beyond] = torch.nan
         return Batch(
             context=frames,
             task=self.task[self.episode[index]],

@@ -84,7 +84,8 @@ class WorldActionModel(Network):
             atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
             seed=seed,
         )
-        train_stage("dynamics", self, self.windows(episodes), stage, log=lambda step, _: tick(step / n_steps))
+        windows = self.windows(episodes, ends=True)
+        train_stage("dynamics", self, windows, stage, log=lambda step, _: tick(step / n_steps))
 
     def calibrate_trust(self, episodes: list[Episode]) -> None:
         """Fit the trust heads to the errors of dreams of `episodes`.

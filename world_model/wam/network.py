@@ -135,15 +135,15 @@ class Network(nn.Module):
         """What PPO trains beside the critic: the action decoder."""
         yield from self.action.parameters()
 
-    def windows(self, episodes: list[Episode]) -> Windows:
-        """Cut episodes into what this model reads and predicts."""
-        return self.windows_of(episodes, self.spec.tasks, self.config.chunk_size)
+    def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
+        """Cut episodes into what this model reads and predicts; with `ends` also their last steps, see `Windows`."""
+        return self.windows_of(episodes, self.spec.tasks, self.config.chunk_size, ends)
 
-    def windows_of(self, episodes: list[Episode], tasks: tuple[str, ...], length: int) -> Windows:
+    def windows_of(self, episodes: list[Episode], tasks: tuple[str, ...], length: int, ends: bool = False) -> Windows:
         """Cut episodes of any tasks into windows of `length` steps."""
         config = self.config
         pictures = self.spec.slices["image"] if config.views else None
-        windows = Windows(episodes, tasks, config.n_context_frames, length, pictures, config.chunk_size)
+        windows = Windows(episodes, tasks, config.n_context_frames, length, pictures, config.chunk_size, ends)
         return windows.to(self.device)
 
 

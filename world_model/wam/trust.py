@@ -16,6 +16,9 @@ from world_model.wam.trust_heads import FARTHEST
 HORIZON = 4
 """Chunks of a dream that errors are learned from: the first begins in a real state, each other where the last ended."""
 
+METRES, NORMALISED = "m", "normalised units"
+"""Units of errors: how far the object is off; or the whole state, in standard deviations, as of a model with images."""
+
 SMALLEST = 1e-4
 """Errors and movements below this, in metres or normalised units, are all the same."""
 
@@ -36,6 +39,11 @@ def position_error(model: Network, true: Tensor, dreamed: Tensor) -> Tensor:
     if part is None:
         return (model.codec.state(true) - model.codec.state(dreamed)).norm(dim=-1)
     return (true - dreamed)[..., part].norm(dim=-1)
+
+
+def error_unit(model: Network) -> str:
+    """Return the unit of `position_error`: METRES, or NORMALISED where the model does not know where the object is."""
+    return METRES if "object_pos" in model.spec.slices else NORMALISED
 
 
 def read(model: Network, context: Context, actions: Tensor, frames: Tensor) -> Tensor:

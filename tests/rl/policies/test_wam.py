@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from rl.envs.adapters import StepVecEnv, flatten_obs
 from rl.policies.api import load_policy_state, policy_state
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.wam import FlowPolicy
@@ -173,58 +172,6 @@ def test_a_policy_may_execute_only_the_beginning_of_its_chunk(model, env):
     actions, chain, _ = policy.sample(context, seeded())
     assert actions.shape == (N, 3, 2) and chain.shape == (N, 3, 2, 4)
     assert policy.decide(context, torch.arange(N), torch.arange(N)).shape == (N, 3, 2)
-
-
-# --- predict, as Stable-Baselines3 calls it ---
-
-
-@torch.no_grad()
-def test_predict_executes_a_chunk_in_order(policy, env):
-    observation = flatten_obs(env.observe(), env.spec).numpy()
-    context = policy.encode(env.observe())
-    chunk = policy.decide(context, torch.arange(N), torch.zeros(N, dtype=torch.long)).numpy()
-    state, start = None, np.ones(N, bool)
-    for j in range(4):
-        # What is seen in the middle of a chunk does not matter.
-        action, state = policy.predict(observation + j, state, start, deterministic=True)
-        np.testing.assert_array_equal(action, chunk[:, j])
-        start = np.zeros(N, bool)
-    fresh, _ = policy.predict(observation, state, start, deterministic=True)
-    np.testing.assert_array_equal(fresh, chunk[:, 0])
-
-
-def test_predict_starts_a_new_chunk_where_an_episode_starts(either, env):
-    observation = flatten_obs(env.observe(), env.spec).numpy()
-    first, state = either.predict(observation, deterministic=True)
-    kept = state[0].copy()
-    start = np.zeros(N, bool)
-    start[2] = True
-    second, later = either.predict(observation + 0.3, state, start, deterministic=True)
-    np.testing.assert_array_equal(state[0], kept)  # the caller's state is left alone
-    others = np.arange(N) != 2
-    np.testing.assert_array_equal(second[others], state[0][others, 1])
-    np.testing.assert_array_equal(second[2], later[0][2, 0])
-    assert later[1].tolist() == [2, 2, 1, 2, 2, 2]
-    assert first.dtype == second.dtype == np.float32
-
-
-def test_predict_takes_a_single_observation(either, env):
-    observation = flatten_obs(env.observe(), env.spec).numpy()
-    action, state = either.predict(observation[0])
-    assert action.shape == (2,) and state[0].shape == (1, 4, 2)
-    action, _ = either.predict(observation[0], state)
-    np.testing.assert_array_equal(action, state[0][0, 1])
-
-
-def test_a_policy_acts_in_a_vec_env(trained, make_point):
-    env = StepVecEnv(make_point(8, seed=3))
-    policy = FlowPolicy(trained, env.batched)
-    obs, state, start, solved = env.reset(), None, np.ones(8, bool), np.zeros(8, bool)
-    for _ in range(12):
-        action, state = policy.predict(obs, state, start, deterministic=True)
-        obs, _, start, infos = env.step(action)
-        solved |= np.array([info["is_success"] for info in infos])
-    assert solved.mean() > 0.7
 
 
 def test_policy_mode_and_decide_are_one(policy, env):

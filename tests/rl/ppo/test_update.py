@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from torch.overrides import TorchFunctionMode
 
 from rewards import RewardManager
@@ -15,7 +14,7 @@ from rl.config import PPOConfig
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.wam import FlowPolicy
 from rl.ppo.buffer import Samples
-from rl.ppo.update import ChunkPPO, _normalised
+from rl.ppo.update import PPO, _normalised
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.wam import modes
 from world_model.wam.losses import policy_loss
@@ -34,7 +33,7 @@ def same(one, other):
 
 
 def samples(ppo, rollout):
-    return Samples.from_rollout(rollout, ppo.gamma, ppo.gae_lambda)
+    return Samples.from_rollout(rollout, ppo.config.gamma, ppo.config.gae_lambda)
 
 
 @pytest.fixture
@@ -46,7 +45,9 @@ def make_ppo(model, make_point):
             chosen = FlowPolicy(model, env, n_denoising_steps=3, noise_std=0.5)
         else:
             chosen = GaussianPolicy(env, chunk_size=4)
-        return ChunkPPO(chosen, env, config, imitation=imitation, seed=1)
+        ppo = PPO(chosen, config, imitation=imitation, seed=1)
+        ppo.batched = env  # where these tests collect
+        return ppo
 
     return make
 
@@ -83,7 +84,7 @@ class Copies(TorchFunctionMode):
 def test_a_dreamed_rollout_and_its_update_copy_nothing_to_the_host(model, episodes):
     starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
     dream = DreamEnv(model, 8, starts, rewards=RewardManager({"success": {"weight": 1.0}}, (), "dream"))
-    ppo = ChunkPPO(FlowPolicy(model, dream, n_denoising_steps=3), dream, CONFIG, seed=1)
+    ppo = PPO(FlowPolicy(model, dream, n_denoising_steps=3), CONFIG, seed=1)
     with Copies() as copies:
         rollout = ppo.collect(dream, 6)
         ppo.update(samples(ppo, rollout))
@@ -218,8 +219,8 @@ def test_anchors_hold_the_policy(make_ppo, windows):
     distances = []
     for ppo in (free, held):
         ppo.policy.model = copy.deepcopy(ppo.policy.model)
-        ppo = ChunkPPO(ppo.policy, ppo.batched, ppo.config, seed=1)
-        rollout = samples(ppo, ppo.collect(ppo.batched, 4))
+        env, ppo = ppo.batched, PPO(ppo.policy, ppo.config, seed=1)
+        rollout = samples(ppo, ppo.collect(env, 4))
         ppo.update(rollout)
         with torch.no_grad():
             means = ppo.policy.chain_means(rollout.context, rollout.chain)
@@ -278,44 +279,6 @@ def test_the_critic_of_a_single_environment_can_be_fitted(make_ppo):
     assert np.isfinite(ppo.fit_critic(ppo.collect(ppo.batched, 10), n_steps=5))
 
 
-class Count(BaseCallback):
-    def __init__(self, stop_after=None):
-        super().__init__()
-        self.stop_after, self.starts, self.ends, self.updates = stop_after, 0, 0, 0
-
-    def _on_rollout_start(self):
-        self.starts += 1
-
-    def _on_rollout_end(self):
-        self.ends += 1
-
-    def _on_step(self):
-        return self.stop_after is None or self.n_calls < self.stop_after
-
-
-@pytest.mark.parametrize("policy", ["flow", "gaussian"])
-def test_learn_runs_through_stable_baselines3(make_ppo, policy):
-    ppo, count = make_ppo(policy=policy), Count()
-    ppo.batched.terminate_on_success = False
-    before = weights(ppo.policy)
-    ppo.learn(total_timesteps=3 * 4 * 8 * 4, callback=count)  # 3 rollouts of 4 chunks of 4 steps in 8 environments
-    assert ppo.num_timesteps == 384 and (count.starts, count.n_calls, count.ends) == (3, 3, 3)
-    assert not same(weights(ppo.policy), before)
-    stop = Count(stop_after=2)
-    ppo.learn(total_timesteps=10_000, callback=stop)
-    assert stop.n_calls == 2
-    action, state = ppo.predict(ppo.env.reset(), deterministic=True)
-    assert action.shape == (8, 2) and state[0].shape == (8, 4, 2)
-
-
-@pytest.mark.parametrize(("fresh", "elapsed"), [(False, 48), (True, 16)])
-def test_each_rollout_may_begin_new_episodes(make_ppo, fresh, elapsed):
-    ppo = make_ppo(replace(CONFIG, fresh_rollouts=fresh), max_steps=400)
-    ppo.batched.terminate_on_success = False
-    ppo.learn(3 * 4 * 8 * 4)
-    assert ppo.batched.elapsed.tolist() == [elapsed] * 8
-
-
 def test_a_plain_policy_learns_to_reach_the_goal(make_ppo):
     config = replace(CONFIG, n_steps=8, batch_size=128, n_epochs=4, learning_rate=3e-3, critic_learning_rate=3e-3)
     rewards = RewardManager({"task_reward": {"weight": 1.0}, "success": {"weight": 1.0}}, ("task_reward",), "sim")
@@ -342,6 +305,48 @@ def test_the_same_seed_learns_the_same(make_ppo):
     learned = []
     for _ in range(2):
         ppo = make_ppo(policy="gaussian")
-        ppo.learn(total_timesteps=256)
+        for _ in range(2):
+            ppo.update(samples(ppo, ppo.collect(ppo.batched, 4)))
         learned.append(weights(ppo.policy))
     assert same(*learned)
+
+
+def test_a_rollout_ends_where_its_observer_says_so(make_ppo):
+    ppo, seen = make_ppo(), []
+
+    def on_step(actions, step):
+        seen.append((actions, step))
+        return len(seen) < 3
+
+    rollout = ppo.collect(ppo.batched, 8, on_step=on_step)
+    assert len(seen) == 3 and rollout.value.shape == (3, 8)
+    assert torch.equal(torch.stack([actions for actions, _ in seen]), rollout.actions)
+    assert torch.equal(seen[1][1].executed.sum(1), rollout.n_executed[1])
+
+
+def test_schedules_change_the_rate_and_the_clip_range(make_ppo):
+    """From 1e-3 to 2e-4, and from .2 to .1: at a quarter of the training 8e-4 and .175."""
+    rate = {"func": "linear", "params": {"start": 1e-3, "end": 2e-4}}
+    clip = {"func": "linear", "params": {"start": 0.2, "end": 0.1}}
+    ppo = make_ppo(replace(CONFIG, n_epochs=1, learning_rate=rate, clip_range=clip))
+    batch = samples(ppo, ppo.collect(ppo.batched, 4))
+    assert ppo.optimizer.param_groups[0]["peak"] == 1e-3
+    ppo.progress_remaining = 0.75
+    stats = ppo.update(batch)
+    assert stats["learning_rate"] == ppo.optimizer.param_groups[0]["peak"] == pytest.approx(8e-4)
+    assert stats["clip_range"] == pytest.approx(0.175)
+    assert ppo.optimizer.param_groups[1]["peak"] == CONFIG.critic_learning_rate
+    plain = make_ppo().update(batch)
+    assert not {"learning_rate", "clip_range"} & plain.keys()
+
+
+def test_the_clip_range_of_now_is_the_one_that_clips(make_ppo, monkeypatch):
+    """Ratio 1.15, advantage 1: not clipped at .2, clipped to 1.1 where half of the training is done."""
+    clip = {"func": "linear", "params": {"start": 0.2, "end": 0.0}}
+    ppo = make_ppo(replace(CONFIG, n_steps=1, batch_size=1, clip_range=clip), num_envs=1)
+    batch = samples(ppo, ppo.collect(ppo.batched, 1))
+    batch.log_prob, batch.advantage = torch.zeros(1, 4), torch.tensor([1.0])
+    monkeypatch.setattr(ppo.policy, "chain_log_prob", lambda chain, means: torch.full((1, 4), 1.15).log())
+    assert ppo._policy_loss(batch, 0.0)[1]["policy_gradient_loss"] == pytest.approx(-1.15, abs=1e-6)
+    ppo.progress_remaining = 0.5
+    assert ppo._policy_loss(batch, 0.0)[1]["policy_gradient_loss"] == pytest.approx(-1.1, abs=1e-6)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import crafted
 from rewards.errors import UserError
 from rl import cli
 from rl.compose import compose, to_yaml
@@ -31,6 +32,7 @@ from rl.rounds.evaluate import evaluate_sim
 from world_model.data.episodes import Episode
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
+from world_model.wam.trust import error_unit, position_error
 
 SEEDS = range(300, 306)
 
@@ -210,6 +212,62 @@ def test_curves_are_drawn_over_updates(monkeypatch: pytest.MonkeyPatch) -> None:
             section(rows)
         assert drawn[0]["ref_kl"][0] == drawn[2] == drawn[3]["simulator, exploring"][0] == x
         assert drawn[3]["simulator, in the gate"][0] == [x[-1] - 1]
+
+
+def test_equal_rounds_of_run_and_control_stand_above_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(report.figures, "curves", lambda of, xlabel, *rest, **more: drawn.append((of, xlabel)) or "")
+    config = compose("mix", ["env.tasks=[push]", "controls=[unsafe_dream]"], TrainConfig)
+    own = [(0.0, 0.1), (1 / 3, 0.2), (2 / 3, 0.3), (1.0, 0.4)]  # start, simulator, imitation, dream
+    other = [(0.0, 0.1), (1 / 3, 0.5), (1.0, 0.6)]  # no imitation
+    rows = [{"eval/rounds": x, "eval/success": y} for x, y in own]
+    rows += [{"unsafe_dream/eval/rounds": x, "unsafe_dream/eval/success": y} for x, y in other]
+    report._rounds(config, rows)
+    x = [[x for x, _ in of] for of in (own, other)]
+    assert drawn.pop() == ({"mix": (x[0], [0.1, 0.2, 0.3, 0.4]), "unsafe_dream": (x[1], [0.1, 0.5, 0.6])}, "rounds")
+    # A run of an older version says no rounds: its parts are counted.
+    report._rounds(config, [{tag: y for tag, y in row.items() if "success" in tag} for row in rows])
+    (curves, label) = drawn.pop()
+    assert label == "parts of the rounds" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
+
+
+UNITS = ["error of the object, cm", "amount of movement predicted, m", "prediction error, m", "expected error, m"]
+OTHERS = [
+    "error of the state, normalised units",
+    *(f"{name}, normalised units" for name in ("amount of movement predicted", "prediction error", "expected error")),
+]
+
+
+@pytest.mark.parametrize(
+    ("unit", "part", "shown"),
+    [("m", "hand_pos", UNITS), ("normalised units", "object_pos", OTHERS)]
+    + [(None, "object_pos", UNITS), (None, "hand_pos", OTHERS)],  # older runs do not say it
+)
+def test_errors_are_labelled_in_their_unit(tmp_path: Path, unit: str | None, part: str, shown: list[str]) -> None:
+    crafted.make_run(tmp_path)
+    pairs = json.loads((tmp_path / PAIRS).read_text())
+    pairs["examples"][0]["parts"] = {part: pairs["examples"][0]["parts"]["hand_pos"]}
+    (tmp_path / PAIRS).write_text(json.dumps(pairs | ({"unit": unit} if unit else {})))
+    text = checked(write_report(tmp_path))
+    assert all(f">{label}<" in text for label in shown)
+    assert not any(f">{label}<" in text for label in (UNITS if shown is OTHERS else OTHERS))
+
+
+def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
+    crafted.make_run(tmp_path)
+    pairs = json.loads((tmp_path / PAIRS).read_text())
+    (tmp_path / PAIRS).write_text(json.dumps(pairs | {"unit": "<b>"}))
+    with pytest.raises(UserError, match=r"pairs.json: unit='<b>', expected m or normalised units; delete it"):
+        write_report(tmp_path)
+
+
+def test_the_unit_of_an_error_is_that_of_what_is_compared(model: WorldActionModel, seer: WorldActionModel) -> None:
+    assert (error_unit(model), error_unit(seer)) == ("m", "normalised units")
+    seer.codec.state.fit(torch.randn(100, seer.spec.state_dim, generator=torch.Generator().manual_seed(0)))
+    frames = torch.zeros(2, seer.spec.state_dim)
+    frames[1] = 3 * seer.codec.state.std  # three standard deviations in each number of the state
+    error = position_error(seer, frames[:1], frames[1:])
+    assert error.item() == pytest.approx(3 * math.sqrt(seer.spec.state_dim), rel=1e-4)
 
 
 def test_probabilities_are_drawn_from_0_to_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

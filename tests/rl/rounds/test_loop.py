@@ -74,6 +74,8 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     assert steps == sorted(steps) and steps[-1] == outcome.sim_steps
     ends = [(n, values["eval/total_timesteps"]) for n, values in logged[-len(outcome.parts) :]]
     assert ends == [(part.n_updates, part.sim_steps) for part in outcome.parts]
+    rounds = [values["eval/rounds"] for _, values in logged if "eval/rounds" in values]
+    assert rounds == [0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0, 1.5, 2.0]
     assert outcome.sim_steps == post.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
@@ -92,6 +94,13 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     assert {"rollout/dream_success", "rollout/sim_reward", "reward/success", "reward/success_raw"} <= tags
     shares = [done / total for done, total, _ in ticks]
     assert all(0 <= share <= 1 for share in shares) and shares[-1] == 1.0
+
+
+def test_a_round_without_imitation_ends_where_one_with_it_does(post: PostTraining) -> None:
+    post.imitation = None  # as in a control that has nothing to imitate
+    assert post.places(0) == ["sim", "dream"]
+    assert post._gate("sim", 0).rounds == pytest.approx(1 / 3)
+    assert [post._gate("dream", i).rounds for i in range(2)] == [1.0, 2.0]
 
 
 def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,9 +441,10 @@ def test_sizes_that_do_not_fit_are_named(tiny: list[str], demonstrations: list[A
 
 def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTraining, demonstrations: list[Any]) -> None:
     assert post.imitation is not None and post.model is not None
-    success = next(e for e in demonstrations if e.is_success)
+    success, size = next(e for e in demonstrations if e.is_success), post.model.config.chunk_size
+    n = success.length - (success.length - 3) % size  # whole chunks and 3 steps; the success is 8 steps before the end
+    success = replace(success, state=success.state[: n + 1], action=success.action[:n], success=success.success[:n])
     failure = replace(success, success=torch.zeros_like(success.success))
-    size = post.model.config.chunk_size
     post.model.config = replace(post.model.config, context_noise=0.0)  # to compare frames exactly
     post.imitation.add_episodes([failure, success, failure])
     context, actions = post.imitation.examples["sim"]
@@ -443,9 +453,13 @@ def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTrain
     assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
     post.imitation.examples.clear()
     post.imitation.add_episodes([replace(success, picture_every=size), success])  # seen, where chunks begin
-    whole = success.length // size
-    seen, everywhere = post.imitation.examples["sim"][1].split([whole, len(starts)])
-    assert torch.equal(seen, actions[:whole]) and torch.equal(everywhere, actions)
+    whole, left = success.length // size, 3
+    seen, everywhere = post.imitation.examples["sim"][1].split([whole + 1, len(starts)])
+    assert torch.equal(seen[:-1], actions[:whole]) and torch.equal(everywhere, actions)
+    # What is left up to the success begins at the last image, and goes on with the last action.
+    assert torch.equal(seen[-1, :left], success.action[-left:])
+    assert torch.equal(seen[-1, left:], success.action[-1:].expand(size - left, -1))
+    assert torch.equal(post.imitation.examples["sim"][0].frames[whole, -1], success.state[whole * size])
 
 
 def test_what_was_executed_late_is_imitated_where_it_was_commanded(

@@ -13,7 +13,7 @@ from rl.build import make_policy, make_sim
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.ppo.buffer import Rollout
-from rl.ppo.update import ChunkPPO
+from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.loop import PostTraining
 from rl.rounds.trial import try_signals
@@ -33,7 +33,7 @@ def rollout(model, make_point) -> Rollout:
     """Four chunks in three branches; the actions of chunk t in branch j are all (t + 4 j) / 12."""
     env = make_point(3, seed=0)
     config = compose("sim", ["ppo.n_steps=4", "ppo.batch_size=4"], TrainConfig)
-    found = ChunkPPO(make_policy_of(model, env), env, config.ppo).collect(env, 4)
+    found = PPO(make_policy_of(model, env), config.ppo).collect(env, 4)
     numbers = torch.arange(4).view(4, 1) + 4 * torch.arange(3)
     found.actions = (numbers / 12).view(4, 3, 1, 1).expand_as(found.actions).clone()
     for name in ("success", "terminated", "truncated"):
@@ -114,7 +114,7 @@ def test_what_flips_counts_nothing_and_is_no_success(tiny, monkeypatch) -> None:
     config = compose("dream", [*tiny, "dream.redream=true", "dream.weigh_by_trust=true"], TrainConfig)
     model = load_model(config.checkpoint)
     sim = make_sim(config, model, ["button-press-topdown"], 4, rewards=False)
-    found = ChunkPPO(make_policy(config, model, sim), sim, config.ppo).collect(sim, 2)
+    found = PPO(make_policy(config, model, sim), config.ppo).collect(sim, 2)
     sim.close()
     found.success = torch.tensor([[False, True, False, False], [True, False, False, False]])
     found.expected_error = torch.ones(2, 4)

@@ -102,6 +102,60 @@ def test_a_run_stopped_at_every_safe_point_ends_as_if_it_had_not_been(
     same(everything(folder_of("whole")), everything(folder_of("pieces")))
 
 
+COUNT = """
+import json
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class Count(BaseCallback):
+    def _on_training_start(self):
+        self.n_done, self.places = 0, []
+
+    def _on_step(self):
+        self.n_done += int(self.locals["dones"].sum())
+        self.places.append(self.locals["place"])
+        self.logger.record("mine/n_done", self.n_done)
+        return self.n_calls < 11
+
+    def _on_training_end(self):
+        open("count.json", "w").write(json.dumps([self.n_done, self.n_calls, self.num_timesteps, self.places]))
+"""
+
+
+def test_callbacks_go_on_counting_where_a_run_was_stopped(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three rollouts of 4 chunks in the simulator, ended in the last chunk but one; every state of a part is saved."""
+    Path("count.py").write_text(COUNT)
+    words = [*tiny, "save_minutes=0", "total_timesteps=384", "ppo.imitation_steps=0", "env.terminate_on_success=false"]
+    words += ["callbacks.count.func=count.py:Count", "gate.enabled=false", "eval.n_paired=0"]
+    judge = "{func: EvalCallback, params: {eval_freq: 3, n_eval_episodes: 3, verbose: 0}}"
+    words += [f"callbacks.judge={judge}", "ppo.learning_rate={func: linear, params: {start: 1.0e-3, end: 0}}"]
+    assert cli.main(["train", "sim", *words, "name=whole"]) == 0, capsys.readouterr().err
+    counted = Path("count.json").read_text()
+    assert counted == f'[4, 11, {11 * 32}, {["sim"] * 11}]'.replace("'", '"')
+    Path("count.json").unlink()
+    first, n_stops = ["train", "sim", *words, "name=pieces"], 0
+    with monkeypatch.context() as patch:
+        stop_after_a_save(patch)
+        while (code := cli.main(first)) == 130:
+            n_stops, first = n_stops + 1, ["train", str(folder_of("pieces"))]
+    assert code == 0 and n_stops == 4, capsys.readouterr().err  # first evaluation, two rollouts, the end of the part
+    same(everything(folder_of("whole")), everything(folder_of("pieces")))
+    assert Path("count.json").read_text() == counted
+
+
+def test_a_run_does_not_go_on_with_another_callback(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("count.py").write_text(COUNT)
+    run = begun(tiny, monkeypatch, "callbacks.count.func=count.py:Count")
+    Path("count.py").write_text(COUNT + "# another\n")
+    capsys.readouterr()
+    assert cli.main(["train", str(run)]) == 2
+    assert f"callbacks.count: {Path('count.py').resolve()} has changed since the run began" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_with_its_own_config(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs/x/1").mkdir(parents=True)
     Path("runs/x/1/config.yaml").write_text("name: x\n")

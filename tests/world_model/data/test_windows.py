@@ -1,5 +1,7 @@
 """Windows of a tiny episode, each index checked by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,6 +30,22 @@ def test_windows_of_two_episodes():
     assert batch.actions[..., 0].tolist() == [[0, 10, 20], [10, 20, 30], [20, 30, 40], [1000, 1010, 1020]]
     assert batch.future[..., 0].tolist() == [[1, 2, 3], [2, 3, 4], [3, 4, 5], [101, 102, 103]]
     assert batch.task.tolist() == [0, 0, 0, 1]
+
+
+def test_the_end_of_an_episode_with_images_has_a_window_that_is_filled_up():
+    # Images after steps 0 and 4: one whole window of 4 steps, and 2 steps up to the success.
+    seen = replace(episode(6, 0.0, success_at=5), picture_every=4)
+    other = replace(episode(8, 100.0), picture_every=4)  # nothing is left of it
+    assert len(Windows([seen, other], ("a",), 2, 4)) == 3
+    windows = Windows([seen, other], ("a",), 2, 4, ends=True)
+    batch = windows.at(torch.arange(len(windows)))
+    assert batch.context[..., 0].tolist() == [[0, 0], [3, 4], [100, 100], [103, 104]]
+    assert batch.actions[..., 0].tolist()[:2] == [[0, 10, 20, 30], [40, 50, 50, 50]]
+    assert batch.future[:1, :, 0].tolist() == [[1, 2, 3, 4]] and batch.future[1, :2, 0].tolist() == [5, 6]
+    assert batch.future[1, 2:].isnan().all() and batch.future[2:].isfinite().all()
+    assert batch.success[1].tolist() == [0, 1, 1, 1]
+    # Without images windows begin at every step, and nothing is left.
+    assert len(Windows([episode(6, 0.0)], ("a",), 2, 4, ends=True)) == 3
 
 
 def test_success_and_progress_belong_to_the_frame_after_the_action():

@@ -22,6 +22,7 @@ from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
 from rl.policies.wam import FlowPolicy
 from rl.stages import images as stage_pictures
+from rl.stages import run as stages
 from rl.stages.collect import collect_scripted
 from rl.stages.images import film, run_again
 from world_model.data.episodes import EpisodeStore
@@ -169,11 +170,17 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pretrain.yaml").write_text(PRETRAIN)
     (tmp_path / "tune.yaml").write_text(TUNE)
+    filmed: list[str] = []
+    draw = stages.film
+    monkeypatch.setattr(stages, "film", lambda *of: filmed.append(of[1].folder.name) or draw(*of))
     assert cli.main(["pretrain", "pretrain.yaml"]) == 0
+    assert sorted(filmed) == ["episodes", "heldout"]  # each is read once, and used by all phases
     (tmp_path / "pretrained").symlink_to(next((tmp_path / "runs" / "tiny").iterdir()))
     figures = (tmp_path / "pretrained" / "checkpoints" / "last" / "README.md").read_text()
     assert "| PSNR |" in figures and "in dB over the pixels that differ" in figures
+    filmed.clear()
     assert cli.main(["tune", "tune.yaml"]) == 0
+    assert sorted(filmed) == ["episodes", "heldout"]
     (tmp_path / "tuned").symlink_to(next((tmp_path / "runs" / "tiny-tuned").iterdir()))
     model = load_model("tuned")
     assert model.pictures is not None and model.spec.features["image"].shape == (1, 32, 32, 3)

@@ -1,0 +1,234 @@
+"""The update as an algorithm of Stable-Baselines3: `ChunkPPO("MlpPolicy", env).learn(10_000)`.
+
+It collects through our adapters and trains with `rl.ppo.update.PPO`. What is Stable-Baselines3's own stays here: its
+callbacks while a rollout is collected, its logger, and `predict` with flat observations in numpy. A run of
+`wamtune train` with callbacks collects through it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from rewards.errors import UserError, closest_or_known
+from rl.config import PPOConfig
+from rl.envs.adapters import ChunkVecEnv, StepVecEnv, action_space, observation_space, unflatten_obs
+from rl.policies.api import ChunkPolicy
+from rl.policies.gaussian import GaussianPolicy
+from rl.ppo.buffer import Rollout, Samples
+from rl.ppo.update import PPO
+from world_model.checkpoint import (
+    checked_weights,
+    load_checkpoint,
+    load_training_state,
+    pack_training_state,
+    save_checkpoint,
+)
+from world_model.env import BatchedEnv, ChunkStep
+
+MLP = "MlpPolicy"
+"""Name of the one policy that is built here, `GaussianPolicy`; others are given as objects."""
+
+
+class ChunkPPO(OnPolicyAlgorithm):
+    """PPO on chunks of actions, with the members of an algorithm of Stable-Baselines3.
+
+    Args:
+        policy: "MlpPolicy", or a policy of `rl.policies`, which is trained in place.
+        env: a `StepVecEnv` or `ChunkVecEnv` of `rl.envs.adapters`, or the `BatchedEnv` itself.
+        config: hyper-parameters; those of `wamtune train` by default. Its `n_steps` counts chunks.
+        chunk_size: actions a chunk, of "MlpPolicy"; any other policy has its own.
+        imitation: draws a weighted loss to add, or None.
+        seed: of the weights of "MlpPolicy" and of every random choice of the update.
+        verbose, tensorboard_log: as in Stable-Baselines3.
+    """
+
+    policy: ChunkPredictor  # type: ignore[assignment] # it decides on chunks, an ActorCriticPolicy on steps
+    env: ChunkVecEnv
+
+    def __init__(
+        self,
+        policy: str | ChunkPolicy,
+        env: StepVecEnv | BatchedEnv,
+        config: PPOConfig | None = None,
+        *,
+        chunk_size: int = 1,
+        imitation: Callable[[torch.Generator], Tensor | None] | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
+        config, batched = config or PPOConfig(), _batched(env)
+        chosen = _mlp(policy, batched, chunk_size, seed) if isinstance(policy, str) else policy
+        self.ppo = PPO(chosen, config, imitation, seed)
+        super().__init__(
+            policy=ChunkPredictor,  # type: ignore[arg-type] # nobody builds it from its class
+            env=ChunkVecEnv(batched, chosen.n_action_steps, config.gamma),
+            learning_rate=self.ppo.learning_rate,
+            n_steps=config.n_steps,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            ent_coef=config.ent_coef,
+            vf_coef=config.vf_coef,
+            max_grad_norm=config.max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=batched.device,
+            _init_setup_model=False,
+        )
+        self.policy = ChunkPredictor(chosen, batched)
+        self._setup_lr_schedule()
+        self.rollout: Rollout | None = None
+        self.rollout_buffer = None  # type: ignore[assignment] # `learn` hands it to `collect_rollouts`
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int
+    ) -> bool:
+        """Collect `rollout`: up to `n_rollout_steps` chunks in each environment; False where a callback ended it."""
+        return self.collect(env, callback, n_rollout_steps, self.ppo.config.fresh_rollouts)
+
+    def collect(self, env: ChunkVecEnv, callback: BaseCallback, n_steps: int, fresh: bool) -> bool:
+        """Do the same; `fresh` begins new episodes. A step of the callback is a chunk in all environments."""
+        callback.on_rollout_start()
+        n_done, going_on = 0, True
+        if fresh or not env.batched.begun:
+            env.count_anew()
+
+        def on_step(actions: Tensor, step: ChunkStep) -> bool:
+            nonlocal n_done, going_on
+            n_done += 1
+            self.num_timesteps += int(step.executed.sum())
+            new_obs, rewards, dones, infos = env.translate(step)
+            self._update_info_buffer(infos, dones)
+            seen = {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
+            seen |= {"actions": actions.cpu().numpy(), "n_steps": n_done, "place": env.batched.place, "env": env}
+            callback.update_locals(seen)
+            going_on = bool(callback.on_step())
+            return going_on
+
+        self.rollout = self.ppo.collect(env.batched, n_steps, fresh, on_step)
+        if going_on:
+            callback.on_rollout_end()
+        return going_on
+
+    def train(self) -> None:
+        """Update from the rollout that was collected last."""
+        assert self.rollout is not None
+        self.ppo.progress_remaining = self._current_progress_remaining
+        samples = Samples.from_rollout(self.rollout, self.gamma, self.gae_lambda)
+        for name, value in self.ppo.update(samples).items():
+            self.logger.record(f"train/{name}", value)
+        self._n_updates += 1
+
+    def save(self, path: str | Path, *_: object, **__: object) -> None:  # type: ignore[override]
+        """Write weights, optimizer and random numbers as a checkpoint folder; a `.zip` in the name is left out.
+
+        The zip of Stable-Baselines3 is pickled, so that it can run code when it is loaded; this folder cannot.
+        """
+        state = {"optimizer": self.ppo.optimizer.state_dict(), "generator": self.ppo.generator.get_state()}
+        state |= {"num_timesteps": self.num_timesteps, "n_updates": self._n_updates}
+        weights, about = dict(self.policy.chunks.state_dict()), {"algorithm": type(self).__name__}
+        readme = f"# PPO on chunks\n\nAfter {self.num_timesteps:,} steps; load it with `rl.ppo.sb3.ChunkPPO.load`.\n"
+        save_checkpoint(folder_of(path), about, weights, readme, pack_training_state(state))
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, path: str | Path, env: StepVecEnv | BatchedEnv, policy: str | ChunkPolicy = MLP, **options: Any
+    ) -> ChunkPPO:
+        """Go on from what `save` wrote, with `policy` and `options` as the constructor was given then.
+
+        Raises:
+            UserError: it is no such folder, or its weights do not fit the policy.
+        """
+        if Path(path).is_file():
+            raise UserError(f"{path}: a zip of Stable-Baselines3 is pickled and can run code; load a checkpoint folder")
+        weights, state = load_checkpoint(folder_of(path))[1], load_training_state(folder_of(path))
+        model = cls(policy, env, **options)
+        try:
+            model.policy.chunks.load_state_dict(checked_weights(path, weights))
+            model.ppo.optimizer.load_state_dict(state["optimizer"])
+            model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            expected = "give load() the env, policy and chunk_size that it was saved with"
+            raise UserError(f"{path}: what was saved does not fit this policy; {expected}") from error
+        model.ppo.generator.set_state(state["generator"])
+        return model
+
+
+class ChunkPredictor(BasePolicy):
+    """A policy of ours as Stable-Baselines3 asks for one: `predict` with flat observations, one action at a time.
+
+    Args:
+        chunks: the policy; it is not copied.
+        env: with its observations and actions.
+    """
+
+    def __init__(self, chunks: ChunkPolicy, env: BatchedEnv) -> None:
+        super().__init__(observation_space(env), action_space(env))
+        self.chunks = chunks
+
+    def _predict(self, observation: Tensor | dict[str, Tensor], deterministic: bool = False) -> Tensor:
+        """Decide on chunks (n, n_action_steps, action_dim) for flat observations (n, D)."""
+        assert isinstance(observation, Tensor)  # observations of a `VecEnv` of ours are flat
+        policy, device = self.chunks, self.chunks.device
+        context = policy.encode(unflatten_obs(observation, policy.spec, policy.n_context_frames))
+        rows = torch.arange(len(observation), device=device)
+        if deterministic:
+            return policy.decide(context, rows, torch.zeros_like(rows))
+        seed = int(torch.randint(2**62, ()))  # from the generator that SB3 seeds, which is on the CPU
+        return policy.sample(context, torch.Generator(device).manual_seed(seed))[0]
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return one action a row for a single-step environment; the rest of a chunk waits in `state` (SB3's word)."""
+        flat = np.atleast_2d(np.asarray(observation, dtype=np.float32))
+        n, k = len(flat), self.chunks.n_action_steps
+        if state is None:
+            state = np.zeros((n, k, self.chunks.spec.action_dim), np.float32), np.full(n, k)
+        queue, used = (part.copy() for part in state)
+        if episode_start is not None:
+            used[np.atleast_1d(episode_start).astype(bool)] = k
+        empty = used >= k
+        if empty.any():
+            with torch.no_grad():
+                chunk = self._predict(torch.as_tensor(flat[empty], device=self.chunks.device), deterministic)
+            queue[empty], used[empty] = chunk.cpu().numpy(), 0
+        action = queue[np.arange(n), used]
+        return (action[0] if np.asarray(observation).ndim == 1 else action), (queue, used + 1)
+
+
+def folder_of(path: str | Path) -> Path:
+    """Return the checkpoint folder for a path that Stable-Baselines3 made, without the `.zip` that it appends."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix == ".zip" else path
+
+
+def _batched(env: StepVecEnv | BatchedEnv) -> BatchedEnv:
+    if isinstance(env, BatchedEnv | StepVecEnv):
+        return env if isinstance(env, BatchedEnv) else env.batched
+    raise UserError(
+        f"env: a {type(env).__name__} does not execute chunks; expected a VecEnv of rl.envs.adapters, "
+        "such as StepVecEnv(SimEnv('Pendulum-v1', 8))"
+    )
+
+
+def _mlp(name: str, env: BatchedEnv, chunk_size: int, seed: int) -> GaussianPolicy:
+    if name != MLP:
+        raise UserError(f"policy={name!r}: {closest_or_known(name, [MLP])}, or give a policy of rl.policies")
+    torch.manual_seed(seed)
+    return GaussianPolicy(env, chunk_size).to(env.device)

@@ -1,0 +1,36 @@
+"""What the world decoder is refitted on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+
+from rl.config import DreamConfig
+from rl.rounds.dreams import refit
+from world_model.data.episodes import Episode
+from world_model.wam.model import WorldActionModel
+from world_model.wam.training import fit_statistics
+
+
+def refitted(model: WorldActionModel, episode: Episode) -> torch.Tensor:
+    """Weights of the world decoder after a few steps on one episode."""
+    model = copy.deepcopy(model)
+    refit(model, [episode], DreamConfig(refit_steps=3), seed=0)
+    return torch.cat([p.detach().flatten() for p in model.dynamics_parameters()])
+
+
+def test_a_refit_learns_from_the_last_steps_of_an_episode_with_images(seer: WorldActionModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    size, n_steps = seer.config.chunk_size, 2 * seer.config.chunk_size + 3
+    state = torch.randn(n_steps + 1, seer.spec.state_dim, generator=generator)
+    action = torch.rand(n_steps, seer.spec.action_dim, generator=generator)
+    success = torch.arange(n_steps) == n_steps - 1
+    episode = Episode(state, action, success, "push", "policy", 0, picture_every=size)
+    fit_statistics(seer, seer.windows([episode]))
+    weights = refitted(seer, episode)
+    assert weights.isfinite().all() and torch.equal(weights, refitted(seer, episode))
+    moved = state.clone()
+    moved[-3:, 0] += 1.0  # three steps after the last whole chunk
+    assert not torch.equal(weights, refitted(seer, replace(episode, state=moved)))

@@ -1,0 +1,92 @@
+"""What a checkpoint expects of an environment: each difference that matters is named with both values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import world_model
+from rewards.errors import UserError
+from world_model.spec import Feature, Spec
+
+IMAGE = Feature((1, 64, 64, 3), "uint8")
+SPEC = Spec({"state": Feature((4,), "m")}, (-1.0, 0.0), (1.0, 2.0), ("push", "reach"), 20.0)
+SEEING = replace(SPEC, features={**SPEC.features, "images.front": IMAGE})
+OWN = "choose a checkpoint trained on this environment"
+
+
+def test_a_checkpoint_fits_what_it_was_trained_on_and_what_allows_more() -> None:
+    for env in (
+        SPEC,
+        replace(SPEC, tasks=("push",)),
+        SEEING,  # an image that nobody reads
+        replace(SPEC, action_low=(-2.0, 0.0), action_high=(1.0, 3.0)),  # a dataset: those of its actions
+        replace(SPEC, action_high=(0.9999999, 2.0000001), control_hz=20.0000003),  # rounded on the way
+    ):
+        SPEC.check_fits(env, "here")
+    SEEING.check_fits(SEEING, "here")
+
+
+@pytest.mark.parametrize(
+    ("mine", "env", "message"),
+    [
+        (
+            SPEC,
+            replace(SPEC, features={"state": Feature((3,))}),
+            f"the checkpoint has observation size 4, the environment has observation size 3; {OWN}",
+        ),
+        (
+            SPEC,
+            replace(SPEC, control_hz=30.0),
+            "the checkpoint acts at 20 Hz, the environment runs at 30 Hz; change the rate of the environment or choose "
+            "a checkpoint trained on it",
+        ),
+        (
+            SPEC,
+            replace(SPEC, action_high=(1.0, 1.5)),
+            "action 1 of the checkpoint is from 0 to 2, the environment clips it to 0 to 1.5; widen the bounds of the "
+            "environment or choose a checkpoint trained on it",
+        ),
+        (
+            SPEC,
+            replace(SPEC, action_low=(-0.5, 0.0)),
+            "action 0 of the checkpoint is from -1 to 1, the environment clips it to -0.5 to 1; widen the bounds of "
+            "the environment or choose a checkpoint trained on it",
+        ),
+        (
+            SEEING,
+            SPEC,
+            f"the checkpoint reads 'images.front' of shape [1, 64, 64, 3], the environment has none; {OWN}",
+        ),
+        (
+            SEEING,
+            replace(SPEC, features={**SPEC.features, "images.front": Feature((2, 64, 64, 3), "uint8")}),
+            f"the checkpoint reads 'images.front' of shape [1, 64, 64, 3], the environment has [2, 64, 64, 3]; {OWN}",
+        ),
+        (
+            SPEC,
+            replace(SPEC, tasks=("push", "reech")),
+            "task 'reech' is unknown to the checkpoint; did you mean 'reach'?",
+        ),
+    ],
+)
+def test_a_difference_is_named_with_both_values(mine: Spec, env: Spec, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        mine.check_fits(env, "env.id=here")
+    assert str(error.value) == f"env.id=here: {message}"
+
+
+def test_built_in_checkpoints_fit_meta_world() -> None:
+    from rl.envs.sim import make_spec
+
+    configs = sorted(Path(world_model.__file__).parent.glob("builtin/*/config.json"))
+    assert len(configs) == 4
+    for path in configs:
+        spec = Spec.from_dict(json.loads(path.read_text())["spec"])
+        env = make_spec("metaworld", spec.tasks)
+        if "image" in spec.features:  # in its frames codes of images stand in place of where things are
+            env = replace(env, features=spec.features)
+        spec.check_fits(env, path.parent.name)
