@@ -1,4 +1,4 @@
-"""A reward plug-in: a function on a batched transition, in a file of your own. See `gentle_grasp.yaml`."""
+"""A reward term of your own: a function of a batched transition. `gentle_grasp.yaml` shows how a config uses it."""
 
 from torch import Tensor
 

@@ -84,6 +84,7 @@ def test_the_code_of_bring_your_own_does_what_it_says(
     (signal,) = make_signals(
         compose("dream", ["dream.trust={early: {func: my_trust.py:early, params: {halves_after: 2}}}"], TrainConfig)
     )
-    ppo = PPO(FlowPolicy(model, env := make_point(3), 2, 0.1), env, compose("sim", [], TrainConfig).ppo)
+    env = make_point(3)
+    ppo = PPO(FlowPolicy(model, env, 2, 0.1), compose("sim", [], TrainConfig).ppo)
     trust = signal(ppo.collect(env, 3), model, seed=0)
     torch.testing.assert_close(trust, torch.tensor([1.0, 0.5**0.5, 0.5])[:, None].expand(3, 3))

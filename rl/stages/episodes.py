@@ -133,11 +133,12 @@ def evaluate(
     correlations: dict[str, dict[str, float]] = {}
     if config.n_eval == 0 or not simulates(config):
         return results, correlations
+    seeds = range(STAGE_EVAL.start, STAGE_EVAL.start + config.n_eval)
     with Progress("evaluate") as progress:
         for task in tasks:
             env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True)
-            of_task, pairs = run_pairs(policy, model, env, range(STAGE_EVAL.start, STAGE_EVAL.start + config.n_eval))
-            env.close()
+            with contextlib.closing(env):
+                of_task, pairs = run_pairs(policy, model, env, seeds)
             results += of_task
             correlations[task] = summarise(model, pairs)["error_and_success"]
             progress.update(len(results), len(tasks) * config.n_eval, task=task)
@@ -156,8 +157,8 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
             results[f"{noise:g}"] = of_noise = []
             for task in tasks:
                 env, policy = _policy(config, model, task, config.n_eval, terminate_on_success=True, obs_noise=noise)
-                of_noise += evaluate_sim(policy, env, seeds)
-                env.close()
+                with contextlib.closing(env):
+                    of_noise += evaluate_sim(policy, env, seeds)
                 n_done += config.n_eval
                 progress.update(n_done, n_in_all, task=task, noise=noise)
     return results
@@ -220,6 +221,5 @@ def _policy_episodes(
     config: TuneConfig, model: WorldActionModel, task: str, n: int, explore: bool, seed: int
 ) -> list[Episode]:
     env, policy = _policy(config, model, task, n, terminate_on_success=False)
-    episodes = collect_policy(policy, env, n, explore, seed)[:n]
-    env.close()
-    return episodes
+    with contextlib.closing(env):
+        return collect_policy(policy, env, n, explore, seed)[:n]

@@ -12,10 +12,11 @@ from rich.table import Table
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.build import make_sim, tasks_of
+from rl.build import find_simulator, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.envs.names import env_of_tasks
+from rl.envs.eyes import seen_spec
+from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
@@ -45,8 +46,10 @@ def run(words: list[str]) -> None:
     sim: Results = {}
     dream: Results = {}
     options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
-    names = tasks_of(_config(options), model)
-    tasks = names or (options.env.id,)
+    tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.env.id,)))
+    early = find_simulator(options.env).early_spec(id=options.env.id, tasks=tasks)
+    if early is not None:  # every task is checked before the first one is run
+        model.spec.check_fits(seen_spec(model, early), shown_name(options.env))
     with Progress(f"eval {words[0]}") as progress:
         for i, task in enumerate(tasks):
 

@@ -183,5 +183,5 @@ def test_results_of_something_else_are_kept(trained: WorldActionModel, live: Any
 def test_the_command_needs_two_policies_and_a_robot(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["compare"], ["compare", "b"], ["compare", "b", "alpha=0.1"]):
         assert cli.main(["deploy", "a", *words]) == 2
-        line = "deploy a compare needs a challenger and a preset of a robot, such as robot-sim"
+        line = "deploy a compare needs a challenger and a robot: a preset such as robot-sim, or robot=..."
         assert capsys.readouterr().err == f"wamtune: {line}\n"

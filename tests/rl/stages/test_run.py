@@ -175,6 +175,33 @@ def test_collecting_completes_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp
     assert len(store.shards) == n_shards
 
 
+def test_a_stage_closes_its_simulator_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Env:
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    env = Env()
+
+    def broken(*_: Any) -> None:
+        raise UserError("no more")
+
+    monkeypatch.setattr(stage_episodes, "_policy", lambda *_, **options: (env, None))
+    for name in ("run_pairs", "evaluate_sim", "collect_policy"):
+        monkeypatch.setattr(stage_episodes, name, broken)
+    config, model = TuneConfig(name="x", episodes="e", eval_noise=(0.1,)), Any
+    calls = (
+        lambda: stage_episodes.evaluate(config, model, [TASK]),
+        lambda: stage_episodes.evaluate_noisy(config, model, [TASK]),
+        lambda: stage_episodes._policy_episodes(config, model, TASK, 1, True, 0),
+    )
+    for i, stage in enumerate(calls, start=1):
+        with pytest.raises(UserError, match="no more"):
+            stage()
+        assert env.closed == i  # or its workers would outlive it
+
+
 def test_tuning_keeps_its_promises_however_often_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["tune", "tune.yaml"]) == 0
     (run,) = Path("runs", "tiny-tuned").iterdir()

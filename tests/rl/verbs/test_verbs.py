@@ -17,6 +17,7 @@ from rl.config import CONTROLS, TrainConfig
 from rl.envs.metaworld.tasks import MetaWorldTask
 from rl.rounds.loop import PostTraining
 from rl.runs.folder import read_rows
+from rl.verbs import eval as evaluation
 from rl.verbs.prepare import control_config, prepare
 from rl.verbs.train import _Shown
 from world_model.data.episodes import EpisodeStore
@@ -163,6 +164,20 @@ def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture
     assert "of 4" in table[-1] and "of 2" in table[1]
     again = call(capsys, *words)[1]
     assert [line for line in again.splitlines() if line.startswith("│")] == table[1:]
+
+
+def test_eval_looks_at_every_task_before_it_runs_one(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(evaluation, "evaluate_task", lambda model, options, task, tick: seen.append(task) or ([], []))
+    line = refused(capsys, "eval", str(checkpoint), "tasks=[push,door-open]")
+    assert "task 'door-open' is unknown to the checkpoint" in line
+    line = refused(capsys, "eval", str(checkpoint), "id=Pendulum-v1", "tasks=[push]")
+    assert "'Pendulum-v1' is its own task, tasks=['push'] does not fit; leave it out" in line
+    assert seen == []
+    assert call(capsys, "eval", str(checkpoint), "tasks=[push,push]")[0] == 0
+    assert seen == ["push"]  # once, however often it is named
 
 
 def test_eval_refuses_more_actions_than_a_chunk_has(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
