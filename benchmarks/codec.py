@@ -18,6 +18,7 @@ import torch
 from seeing import CONFIG, PICTURES, PRETRAIN, Films, filmed, train
 from torch import Tensor
 
+from rl.config import SimulatorConfig
 from rl.envs.sim import make_spec
 from rl.stages.images import by_task, model_spec, see
 from world_model.wam.images import PATCH, PictureCodec
@@ -65,7 +66,7 @@ def main() -> None:
             begun = time.monotonic()
             model = pretrained(name, films, seed)
             minutes = (time.monotonic() - begun) / 60
-            found = picture_metrics(model, see(model, "metaworld", *heldout), heldout[1])["mean"]
+            found = picture_metrics(model, see(model, SimulatorConfig(), *heldout), heldout[1])["mean"]
             columns = ("psnr", "psnr_far", "repeat", "repeat_far", "codec", "shuffle_ratio")
             cells = " | ".join(f"{found[column]:.2f}" for column in columns)
             print(f"| {name} | {seed} | {minutes:.1f} | {cells} |", flush=True)
@@ -83,7 +84,7 @@ def pretrained(name: str, films: Films, seed: int) -> WorldActionModel:
     model.pictures.fit(pictures)
     if name == "autoencoder":
         train(model, "pictures", pictures, replace(PICTURES, seed=seed))
-    windows = model.windows(see(model, "metaworld", *films))
+    windows = model.windows(see(model, SimulatorConfig(), *films))
     fit_statistics(model, windows, n=10_000)
     train(model, "pretrain", windows, stage)
     return model

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rl.config import SimulatorConfig
 from rl.envs.sim import make_spec
 from rl.runs.progress import Progress
 from rl.stages.collect import SOURCES, collect_scripted
@@ -33,7 +34,7 @@ def filmed(folder: Path, tasks: Sequence[str], counts: dict[str, int], first: in
     if not store.shards:
         for i, (source, n) in enumerate(counts.items()):
             store.append(collect_scripted(source, tasks, n, first + 10_000 * i), make_spec("metaworld", tasks))
-    return film("metaworld", store, CONFIG, tasks, SOURCES)
+    return film(SimulatorConfig(), store, CONFIG, tasks, SOURCES)
 
 
 def train(model: WorldActionModel, stage: str, data: Windows | Pictures, config: StageConfig) -> None:

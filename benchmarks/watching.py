@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from seeing import CONFIG, PICTURES, PRETRAIN, filmed, train
 
+from rl.config import SimulatorConfig
 from rl.envs.sim import SimEnv, make_spec
 from rl.policies.wam import FlowPolicy
 from rl.rounds.evaluate import evaluate_sim
@@ -83,13 +84,13 @@ def run(out: Path, seed: int, watches: bool) -> Row:
     shown = by_task(*seen, videos)
     model.pictures.fit(shown)
     train(model, "pictures", shown, replace(PICTURES, seed=seed))
-    windows = model.windows(see(model, "metaworld", *seen) + watched(model, videos))
+    windows = model.windows(see(model, SimulatorConfig(), *seen) + watched(model, videos))
     fit_statistics(model, windows)
     train(model, "pretrain", windows, replace(PRETRAIN, seed=seed))
     heldout = filmed(out / "heldout", NEW, {"expert": N_HELDOUT}, FIRST_SEED["heldout"])
-    found = picture_metrics(model, see(model, "metaworld", *heldout), heldout[1])
+    found = picture_metrics(model, see(model, SimulatorConfig(), *heldout), heldout[1])
     demos = filmed(out / "demos", NEW, {"expert": N_DEMOS}, FIRST_SEED["demos"])
-    train(model, "tune", model.windows(see(model, "metaworld", *demos)), replace(TUNE, seed=seed))
+    train(model, "tune", model.windows(see(model, SimulatorConfig(), *demos)), replace(TUNE, seed=seed))
     return {task: {"success": success(model, task), "psnr": found[task]["psnr"]} for task in NEW}
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from rewards import RewardManager
-from rewards.errors import UserError
-from rewards.manager import ISAAC, isaac_terms
-from rl.config import RECORDED, TrainConfig
+from rewards.errors import UserError, closest_or_known
+from rewards.manager import isaac_terms
+from rewards.plugins import load
+from rl.config import SimulatorConfig, TrainConfig
 from rl.envs.eyes import seen_spec
-from rl.envs.sim import SimEnv, make_spec
-from rl.envs.simulator import Simulator, is_isaac, pick_device
+from rl.envs.names import BUILTIN, shown_name, simulator_name
+from rl.envs.simulator import Simulator
 from rl.policies.api import ChunkPolicy
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.wam import FlowPolicy
@@ -25,6 +27,19 @@ SAME = "max_steps", "terminate_on_success", "action_delay", "obs_noise"
 """Fields of `EnvConfig`, and attributes of every environment, in which simulator and dream are to be the same."""
 
 
+def find_simulator(env: SimulatorConfig) -> type[Simulator]:
+    """Return the class of the simulator that a config means: built-in, `path.py:Class`, `module:Class` or entry point.
+
+    Raises:
+        UserError: there is none, or it is no `Simulator`.
+    """
+    name = simulator_name(env)
+    found = load("simulator", name, BUILTIN, key="env.simulator")
+    if not (inspect.isclass(found) and issubclass(found, Simulator)):
+        raise UserError(f"env.simulator={name}: expected a subclass of rl.envs.simulator.Simulator, got {found!r:.80}")
+    return found
+
+
 def make_sim(
     config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], n_envs: int, rewards: bool
 ) -> Simulator:
@@ -34,37 +49,22 @@ def make_sim(
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
     """
     env = config.env
-    if env.events and (env.id == RECORDED or is_isaac(env.id)):
-        raise UserError(f"env.events: env.id={env.id} has no events of ours; only Meta-World tasks have")
-    options: dict[str, Any] = {
-        "n_context_frames": 1 if model is None else model.config.n_context_frames,
-        "read_out": None if model is None else model.read_frames,
-        "seed": config.seed,
-        "device": device_of(config),
-        **{name: getattr(env, name) for name in SAME},
-    }
-    sim: Simulator
-    if env.id == RECORDED:
-        from rl.envs.recorded import Recorded
-
-        if model is None:
-            raise UserError(f"env.id={RECORDED}: policy=gaussian has no dream to judge it in; use policy=flow")
-        kept = {name: options[name] for name in ("seed", *SAME)}
-        sim = Recorded(config, model, tuple(tasks), n_envs, **kept)
-    elif is_isaac(env.id):
-        from rl.envs.isaac.env import IsaacEnv
-
-        sim = IsaacEnv(env.id, n_envs, own_rewards=isaac_terms(config.rewards), **vars(env.isaac) | options)
-    else:
-        if model is not None:  # before a task that it does not know is refused for its name alone
-            model.spec.check_fits(seen_spec(model, make_spec(env.id, tasks)), f"env.id={env.id}")
+    sim = build_simulator(
+        env,
+        tasks,
+        n_envs,
+        model=model,
         # Without a model, too, a task has one number in all simulators of a run, also in one of that task alone.
-        names = (env.tasks or None) if model is None else model.spec.tasks
-        options |= {"task_names": names, "events": env.events, "seen_by": model}
-        sim = SimEnv(env.id, n_envs, tasks or None, n_workers=env.n_workers or default_workers(), **options)
+        known_tasks=env.tasks if model is None else model.spec.tasks,
+        n_workers=env.n_workers or default_workers(),
+        run=config,
+        n_context_frames=1 if model is None else model.config.n_context_frames,
+        read_out=None if model is None else model.read_frames,
+        seed=config.seed,
+        device=device_of(config),
+        **{name: getattr(env, name) for name in SAME},
+    )
     try:
-        if model is not None:
-            model.spec.check_fits(sim.spec, f"env.id={env.id}")
         if rewards:
             sim.rewards = make_rewards(config, sim.spec, sim.place, model)
     except BaseException:
@@ -73,9 +73,87 @@ def make_sim(
     return sim
 
 
+def build_simulator(
+    env: SimulatorConfig,
+    tasks: Sequence[str],
+    n_envs: int,
+    *,
+    model: WorldActionModel | None,
+    known_tasks: Sequence[str],
+    run: TrainConfig | None = None,
+    **others: Any,
+) -> Simulator:
+    """Build a simulator for a model that acts in it, None for another policy.
+
+    Args:
+        env: names simulator, id and options.
+        tasks: to run; empty where the simulator has one task.
+        n_envs: number of environments.
+        model: that acts.
+        known_tasks: see `Simulator.build`; empty: `tasks`.
+        run: config of the run, where there is one.
+        others: see `Simulator.build`.
+
+    Raises:
+        UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
+    """
+    simulator, where = find_simulator(env), shown_name(env)
+    simulator.check_options(env.options)
+    early = simulator.early_spec(id=env.id, tasks=tasks)
+    if model is not None and early is not None:  # before a task that it does not know is refused for its name alone
+        model.spec.check_fits(seen_spec(model, early), where)
+    if known_tasks and (unknown := sorted(set(tasks) - set(known_tasks))):
+        hint = closest_or_known(unknown[0], known_tasks)
+        raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {hint}")
+    tasks = tuple(tasks) or (early.tasks if early is not None else _only_task(env, known_tasks))
+    sim = simulator.build(
+        id=env.id,
+        tasks=tasks,
+        n_envs=n_envs,
+        options=env.options,
+        known_tasks=tuple(known_tasks) or tasks,
+        model=model,
+        own_rewards=isaac_terms(run.rewards) if run is not None else {},
+        run=run,
+        **others,
+    )
+    if model is not None:
+        try:
+            model.spec.check_fits(sim.spec, where)
+            if sim.spec.tasks != model.spec.tasks:  # a task would have another number than the model learned
+                raise UserError(
+                    f"{where}: its spec names the tasks {', '.join(sim.spec.tasks)}, the checkpoint "
+                    f"{', '.join(model.spec.tasks)}; build the spec with tasks=known_tasks"
+                )
+        except BaseException:
+            sim.close()
+            raise
+    return sim
+
+
+def check_simulator(config: TrainConfig) -> None:
+    """Refuse a run whose simulator cannot be what the rest of the config needs.
+
+    Raises:
+        UserError: episodes are to be collected where nothing can be simulated.
+    """
+    judges_only = find_simulator(config.env).place == "dream"
+    if judges_only and (config.env.kind != "dream" or not config.episodes or config.dream.n_episodes > 0):
+        raise UserError(f"{shown_name(config.env)}: set env.kind=dream, episodes=FOLDER and dream.n_episodes=0")
+
+
+def judged_in(config: TrainConfig) -> str:
+    """Return where gates and evaluations take place, in words."""
+    try:
+        place = find_simulator(config.env).place
+    except UserError:  # a report can still be written where a plug-in is gone
+        place = "sim"
+    return "the simulator" if place == "sim" else "a dream of what was recorded"
+
+
 def device_of(config: TrainConfig) -> str:
-    """Where model, dream and simulator of a config meet; see `pick_device`."""
-    return pick_device(config.device, config.env.id, config.env.isaac.device)
+    """Where model, dream and simulator of a config meet; see `Simulator.pick_device`."""
+    return find_simulator(config.env).pick_device(config.device, config.env.options)
 
 
 def default_workers() -> int:
@@ -85,8 +163,8 @@ def default_workers() -> int:
 
 
 def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, ...]:
-    """Tasks of the config, or all that the checkpoint knows; none for a gymnasium id, which is its own."""
-    if config.env.tasks or config.env.id not in ("metaworld", RECORDED) or model is None:
+    """Tasks of the config, or all that the checkpoint knows; none where the id is the one task."""
+    if config.env.tasks or model is None or find_simulator(config.env).id_is_task:
         return config.env.tasks
     return model.spec.tasks
 
@@ -106,7 +184,12 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
     if model is not None:
         provides.add("progress")
     if place == "sim":
-        provides.add("task_reward")
-        if is_isaac(config.env.id):
-            provides.add(ISAAC)
+        provides |= find_simulator(config.env).provides
     return RewardManager(config.rewards, provides, place)
+
+
+def _only_task(env: SimulatorConfig, known_tasks: Sequence[str]) -> tuple[str, ...]:
+    """Return the task of a simulator whose tasks nobody named: its id, or the task that is known, or its class."""
+    if env.id:
+        return (env.id,)
+    return tuple(known_tasks) or (simulator_name(env).rpartition(":")[2],)

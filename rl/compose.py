@@ -56,8 +56,8 @@ def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]
 
     Values are YAML; a list may also be written as `tasks=push,hammer`, since zsh takes unquoted brackets for a pattern.
     A preset may name a `base:`, another preset or a file beside it, over which it is merged. Lists are replaced, groups
-    merged. A dataclass of the schema may define `check(self)`, whose `UserError` begins with a field name, and
-    `BELONGS`: see `_drop_what_belonged`.
+    merged. A dataclass of the schema may define `check(self)`, whose `UserError` begins with a field name; `BELONGS`:
+    see `_drop_what_belonged`; `MOVED` and `migrate`, for keys of older versions: see `_migrated`.
     """
     files = [[layer] for layer in _preset_layers(find_preset(preset))] if preset is not None else []
     words = [_override_layer(override, schema) for override in overrides]
@@ -66,6 +66,7 @@ def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]
 
 def _composed(groups: Sequence[Sequence[Layer]], schema: type[T], name: str) -> T:
     """Merge layers, in order; those of a group, such as all overrides of a command, count as said at once."""
+    groups = [[(where, _migrated(values, schema)) for where, values in group] for group in groups]
     layers = [layer for group in groups for layer in group]
     for where, values in layers:
         _check_value(values, schema, "", where)
@@ -78,6 +79,52 @@ def _composed(groups: Sequence[Sequence[Layer]], schema: type[T], name: str) -> 
     assert isinstance(config, schema)
     _run_checks(config, "")
     return config
+
+
+def typed(values: Mapping[str, Any], schema: type[T], key: str, where: str, remedy: str = "") -> T:
+    """Return a checked instance of the dataclass `schema` from the group of values at `key` of a composed config.
+
+    A list of texts may be written as one text with commas.
+
+    Raises:
+        UserError: a value does not fit; it says `where` the value stands, and `remedy` after an unknown key.
+    """
+    hints = get_type_hints(schema)
+    values = {
+        name: parse(f"value: [{value}]", f"in {key}.{name}")["value"]
+        if isinstance(value, str) and get_origin(hints.get(name)) is tuple
+        else value
+        for name, value in values.items()
+    }
+    for name in values:
+        if name not in hints:
+            suggestion = closest_or_known(str(name), hints)
+            raise UserError(f"unknown key {_shown(f'{key}.{name}')} {where}; {suggestion}{remedy}")
+    _check_value(values, schema, key, where)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    assert isinstance(config, schema)
+    _run_checks(config, f"{key}.")
+    return config
+
+
+def _migrated(values: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """Return values in the words of this version.
+
+    A class of a schema says what older versions wrote by `MOVED`, pairs (old key, where it is now) such as
+    ("id", "env.id"), and by a static method `migrate`, from its group of keys to the same in the words of now.
+    """
+    values = dict(values)
+    for old, new in getattr(schema, "MOVED", ()):
+        if old in values:
+            group, _, name = new.rpartition(".")
+            inner = values.setdefault(group, {})
+            if not isinstance(inner, dict):
+                break  # the check of the types names it
+            values[group] = {name: values.pop(old)} | inner
+    for name, hint in get_type_hints(schema).items():
+        if dataclasses.is_dataclass(hint) and isinstance(values.get(name), dict):
+            values[name] = _migrated(values[name], hint)
+    return schema.migrate(values) if hasattr(schema, "migrate") else values
 
 
 def _drop_what_belonged(groups: Sequence[Sequence[dict[str, Any]]], schema: Any) -> None:
@@ -172,13 +219,13 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
 
 
 def _with_files(value: Any, folder: Path) -> Any:
-    """Return `value` with the whole path of each `func` or `robot` that is a `file.py:name` beside the preset."""
+    """Return `value` with the path of each `func`, `robot` and `simulator` that is a `file.py:name` beside a preset."""
     if isinstance(value, list):
         return [_with_files(item, folder) for item in value]
     if not isinstance(value, dict):
         return value
     found = {key: _with_files(item, folder) for key, item in value.items()}
-    for key in ("func", "robot"):
+    for key in ("func", "robot", "simulator"):
         source, _, name = str(found.get(key, "")).rpartition(":")
         if source.endswith(".py") and (folder / source).is_file():
             found[key] = f"{folder / source}:{name}"
@@ -207,7 +254,9 @@ def _override_layer(override: str, schema: Any) -> Layer:
 def _hint_of(path: Sequence[str], schema: Any) -> Any:
     """Return the type of the field at `path` of a schema; None where the schema has no such field or leaves it open."""
     hint = schema
-    for part in path:
+    for i, part in enumerate(path):
+        if new := dict(getattr(hint, "MOVED", ())).get(part):
+            return _hint_of([*new.split("."), *path[i + 1 :]], hint)
         if dataclasses.is_dataclass(hint):
             hint = get_type_hints(hint).get(part)
         else:

@@ -8,60 +8,85 @@ from typing import Annotated, Any, Literal
 
 from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
-from rl.envs.metaworld.events import Event
 from rl.seeds import EVAL, GATE
 
 MISSING: Any = "???"
 """Value of a field that a preset or the command line has to give; it is that of omegaconf."""
 
-RECORDED = "recorded"
-"""The `env.id` where there is no simulator: episodes begin as recorded ones and are judged in a dream of their own."""
-
 
 @dataclass(frozen=True)
-class IsaacConfig:
-    """What only an environment of Isaac Lab has."""
+class SimulatorConfig:
+    """Where episodes run; these keys are the same in every verb."""
 
-    groups: tuple[str, ...] = ("policy",)  # observation groups that make up the state
-    success: str | None = "success"  # the termination term that counts as success; null: there is none
-    action_bound: float = 1.0  # Isaac Lab declares no bounds
-    overrides: tuple[str, ...] = ()  # of the task's own config, such as physics=newton_mjwarp
-    device: str = "auto"  # where TrainConfig.device does not say; auto: the GPU if there is one
+    simulator: str = ""  # metaworld, gymnasium, isaac, recorded, FILE.py:Class, module:Class; empty: that of env.id
+    id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has none
+    tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
+    options: dict[str, Any] = field(default_factory=dict)  # of the simulator, which checks them
+    n_workers: int = 0  # processes for Meta-World and gymnasium; 0: none, in train and eval one for each thread
+
+    # A preset's tasks are of one environment, its options and id of one simulator.
+    BELONGS = (("tasks", "id"), ("tasks", "simulator"), ("options", "simulator"), ("id", "simulator"))
+
+    @staticmethod
+    def migrate(values: dict[str, Any]) -> dict[str, Any]:
+        """Return the group `env` as older versions wrote it, in the words of this version."""
+        return _migrated(values)
 
     def check(self) -> None:
-        """Refuse a bound that means nothing."""
-        positive(self, "action_bound")
+        """Refuse counts that mean nothing."""
+        at_least(self, 0, "n_workers")
+
+
+def _migrated(values: dict[str, Any]) -> dict[str, Any]:
+    """Move `isaac` and `events` to `options`, and the two names of simulators that `id` could be to `simulator`."""
+    values = dict(values)
+    for old, (name, unsaid) in OLD_OPTIONS.items():
+        if old in values and (said := values.pop(old)) != unsaid:
+            values["options"] = _merged({name: said} if name else said, values.get("options", {}))
+    if isinstance(id := values.get("id"), str) and id in OLD_IDS:
+        values = {"simulator": OLD_IDS[id]} | values | {"id": ""}
+    return values
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Merge two groups of keys; where one is no group, return it, so that the check of the config names it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | new
+    return new if isinstance(old, dict) else old
+
+
+OLD_IDS = {"metaworld": "", "recorded": "recorded"}
+"""Names of simulators that older versions wrote as `id` -> what `simulator` is instead."""
+
+OLD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "isaac": (
+        "",
+        {"groups": ["policy"], "success": "success", "action_bound": 1.0, "overrides": [], "device": "auto"},
+    ),
+    "events": ("events", {}),
+}
+"""Group of `env` in older versions -> the option that it is now (empty: all of them), and what it held by default.
+
+A group of defaults is in every old run folder, whatever its simulator, so it is dropped.
+"""
 
 
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(SimulatorConfig):
     """The simulator, and which part of the experience comes from it."""
 
     kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
-    # "metaworld", a task of Isaac Lab (Isaac-...), a registered gymnasium id, or "recorded": there is no simulator
-    id: str = "metaworld"
-    tasks: tuple[str, ...] = ()  # of env.id, spread evenly over the environments; empty: all the checkpoint knows
     n_envs: int = 64
-    n_workers: int = 0  # processes that step them; 0: one for each thread
     max_steps: int = 150  # then an episode is truncated
     terminate_on_success: bool = True
     action_delay: int = 0  # steps between a command and its execution
     obs_noise: float = 0.0  # standard deviation added to observations, in units of the state
-    isaac: IsaacConfig = field(default_factory=IsaacConfig)
-    # domain randomisation, name: {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}
-    events: dict[str, Event] = field(default_factory=dict)
-
-    BELONGS = (("tasks", "id"),)  # who changes id and names no tasks gets those of the new one
 
     def check(self) -> None:
         """Refuse counts and deviations that mean nothing."""
-        for name, event in self.events.items():
-            try:
-                event.check()
-            except UserError as error:
-                raise UserError(f"events.{name}.{error}") from None
+        super().check()
         at_least(self, 1, "n_envs", "max_steps")
-        at_least(self, 0, "n_workers", "action_delay", "obs_noise")
+        at_least(self, 0, "action_delay", "obs_noise")
 
 
 @dataclass(frozen=True)
@@ -257,11 +282,6 @@ class TrainConfig:
         """Whether a dream teaches anything; in a control it does not, and need not be dreamed."""
         return any((self.ppo.pg_coef, self.ppo.ref_kl_coef, self.dream.success_bc_coef))
 
-    @property
-    def judged_in(self) -> str:
-        """Where gates and evaluations take place."""
-        return "a dream of what was recorded" if self.env.id == RECORDED else "the simulator"
-
     def n_decisions(self, n_chunks: int, chunk_size: int) -> int:
         """Decisions that take as many steps as `n_chunks` whole chunks: more, where only a part of each is executed."""
         return -(-n_chunks * chunk_size // self.n_action_steps)
@@ -286,8 +306,6 @@ class TrainConfig:
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         if self.policy == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
-        if self.env.id == RECORDED and (self.env.kind != "dream" or not self.episodes or self.dream.n_episodes > 0):
-            raise UserError("env.id=recorded: set env.kind=dream, episodes=FOLDER and dream.n_episodes=0")
         if self.env.kind == "mix" and self.n_rounds <= (self.dream.n_rounds or 0):
             raise UserError(f"dream.n_rounds={self.dream.n_rounds}: expected fewer than n_rounds={self.n_rounds}")
         if self.policy == "flow" and self.ppo.ent_coef > 0:

@@ -15,6 +15,7 @@ import pytest
 
 from rl import shadow
 from rl.config import TrainConfig
+from rl.envs.names import BUILTIN
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rewards", "world_model", "rl")
@@ -82,6 +83,29 @@ def imports(tree: ast.AST, package: str, at_top: bool) -> Iterator[tuple[str, in
             continue
         else:
             yield from imports(node, package, at_top)
+
+
+def simulators_asked_for(tree: ast.AST) -> Iterator[int]:
+    """Yield the line of each place that asks which simulator there is: a name compared, or a class of one imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            words = [leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)]
+            if any(isinstance(word, str) and (word in BUILTIN or word.startswith("Isaac-")) for word in words):
+                yield node.lineno
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".startswith", ".endswith")):
+            if any(word in ast.unparse(node) for word in ("Isaac", *BUILTIN)):
+                yield node.lineno
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rl.envs"):
+            if {alias.name for alias in node.names} & {
+                "SimEnv",
+                "MetaWorldSim",
+                "GymnasiumSim",
+                "IsaacEnv",
+                "Recorded",
+            }:
+                yield node.lineno
+        elif isinstance(node, ast.Name) and node.id in ("is_isaac", "RECORDED"):
+            yield node.lineno
 
 
 def module_of(path: Path) -> str:
@@ -194,6 +218,33 @@ def test_optional_packages_are_imported_inside_functions() -> None:
         and name_of(path) not in LOADED_BY_ISAAC_LAB
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_simulators_know_which_they_are() -> None:
+    """The rest asks the class of the simulator that `rl.build.find_simulator` returns."""
+    wrong = [
+        f"{name_of(path)}:{line}"
+        for path in sources("rewards", "world_model", "rl")
+        if not name_of(path).startswith("rl/envs/")
+        for line in simulators_asked_for(ast.parse(path.read_text()))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if env.id == 'metaworld': pass",
+        "x = env.id in ('isaac', 'a')",
+        "x = env.id.startswith('Isaac-')",
+        "from rl.envs.isaac.env import IsaacEnv",
+        "x = is_isaac(env.id)",
+        "x = env.id != RECORDED",
+    ],
+)
+def test_a_place_that_asks_for_the_simulator_is_found(line: str) -> None:
+    assert list(simulators_asked_for(ast.parse(line))) == [1]
+    assert not list(simulators_asked_for(ast.parse("x = load(name='metaworld') if env.id == 'push' else None")))
 
 
 def test_files_are_short() -> None:

@@ -9,18 +9,23 @@ was recorded. That keeps a policy from going where nobody has been; which policy
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from torch import Tensor
 
 from rewards.errors import UserError
 from rl.config import TrainConfig
-from rl.envs.simulator import Simulator
+from rl.envs.names import NoOptions, typed_options
+from rl.envs.simulator import OwnTerms, Simulator
 from rl.seeds import JUDGE_REFIT
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
+
+DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
+"""Arguments of `BatchedEnv` that are not the model's."""
 
 
 def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, ...]) -> list[Episode]:
@@ -55,6 +60,42 @@ class Recorded(DreamEnv, Simulator):
     """
 
     alone = True  # one judge, for training to see where episodes begin and for gates
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        id: str,
+        tasks: Sequence[str],
+        n_envs: int,
+        options: Mapping[str, Any],
+        known_tasks: Sequence[str],
+        n_workers: int = 0,
+        model: WorldModel | None = None,
+        own_rewards: OwnTerms | None = None,
+        run: TrainConfig | None = None,
+        **common: Any,
+    ) -> Self:
+        """Build environments as a config asks for them; see `Simulator.build`."""
+        cls.check_options(options)
+        if id:
+            raise UserError(f"env.id={id}: simulator recorded has no ids; leave it out")
+        if model is None:
+            raise UserError("env.simulator=recorded: policy=gaussian has no dream to judge it in; use policy=flow")
+        if run is None or not run.episodes:
+            raise UserError("env.simulator=recorded: there is no folder of episodes; train with episodes=FOLDER")
+        kept = {name: common[name] for name in DREAMED if name in common}
+        return cls(run, model, tuple(tasks), n_envs, **kept)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse any option: there are none."""
+        typed_options("recorded", options, NoOptions)
+
+    @classmethod
+    def describe_tasks(cls) -> str:
+        """Return which tasks there are."""
+        return "no simulator: the tasks that were recorded"
 
     def __init__(
         self, config: TrainConfig, model: WorldModel, tasks: tuple[str, ...], num_envs: int, **options: Any

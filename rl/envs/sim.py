@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
+from rl.config import TrainConfig
 from rl.envs.eyes import eyes_of
 from rl.envs.metaworld.events import Event
-from rl.envs.simulator import IDLE, Simulator
+from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
+from rl.envs.simulator import IDLE, Array, OwnTerms, Simulator
 from rl.envs.workers import Group, Workers
+from world_model.data.episodes import Episode
 from world_model.env import Advance, ReadOut, Start
 from world_model.spec import Feature, Spec
+from world_model.view import View
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel
 
@@ -36,6 +41,8 @@ class SimEnv(Simulator):
     The other arguments are those of `BatchedEnv`; physics are on the CPU whatever the device. An episode is named by
     its seed: it fixes goal and objects.
     """
+
+    vectorised = False
 
     def __init__(
         self,
@@ -68,13 +75,24 @@ class SimEnv(Simulator):
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env], device=self.device)
         # For exact resume: the actions of each environment since its episode began.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
-        self._executed = torch.zeros(num_envs, 0, spec.action_dim, device=self.device)
         if events and env_id != "metaworld":
-            raise UserError(f"env.events: {env_id!r} has no events of ours; only Meta-World tasks have")
+            raise UserError(f"env.options.events: {env_id!r} has no events of ours; only Meta-World tasks have")
         config = seen_by.config if seen_by and self.eyes else ModelConfig()
         looked_at = tuple(config.views.values()), config.picture_size
         described = env_id, self.task_of_env, events or {}, *looked_at
         self._envs = Workers(*described, n_workers) if n_workers else Group(*described)
+
+    @classmethod
+    def film(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
+        """Run an episode again before cameras; see `Simulator.film`."""
+        group = _filmed(id or "metaworld", episode.task, tuple(views), size)
+        frames, images = group.reset({0: episode.seed})
+        drawn = [images[0]]
+        for action in episode.action.numpy():
+            steps = group.advance(action[None, None], np.array([1]), stop_on_success=False)
+            frames = steps.frames[:, -1]
+            drawn.append(steps.pictures[0])
+        return torch.from_numpy(np.stack(drawn)), frames[0]
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""
@@ -121,7 +139,7 @@ class SimEnv(Simulator):
         return Start(frames[:, None].repeat(1, self.n_context_frames, 1), self._task_index[mask], seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        self._executed, commands = actions, actions.cpu().numpy()
+        commands = actions.cpu().numpy()
         limit = limit * (self.episode_seed != IDLE)
         steps = self._envs.advance(commands, limit.cpu().numpy(), self.terminate_on_success)
         for past, command in zip(self._past, commands, strict=True):
@@ -132,6 +150,126 @@ class SimEnv(Simulator):
             last = torch.from_numpy(steps.n_executed).to(self.device) - 1
             frames = self.eyes.go_on(frames, steps.pictures, self.context[:, -1], last)
         return Advance(frames, success, terminated, truncated, task_reward=reward)
+
+
+class MetaWorldSim(SimEnv):
+    """Tasks of Meta-World, which `env.tasks` chooses; it has no ids."""
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        id: str,
+        tasks: Sequence[str],
+        n_envs: int,
+        options: Mapping[str, Any],
+        known_tasks: Sequence[str],
+        n_workers: int = 0,
+        model: WorldActionModel | None = None,
+        own_rewards: OwnTerms | None = None,
+        run: TrainConfig | None = None,
+        **common: Any,
+    ) -> Self:
+        """Build environments as a config asks for them; see `Simulator.build`."""
+        _check_no_id(id)
+        return cls(
+            "metaworld",
+            n_envs,
+            tasks,
+            n_workers=n_workers,
+            task_names=known_tasks,
+            events=cls._typed(options).events,
+            seen_by=model,
+            **common,
+        )
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse an option that is none of `MetaWorldOptions`."""
+        cls._typed(options)
+
+    @classmethod
+    def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec:
+        """Return the spec before anything is built; `UserError` names an unknown task."""
+        _check_no_id(id)
+        return make_spec("metaworld", tasks, known_tasks)
+
+    @classmethod
+    def describe_tasks(cls) -> str:
+        """Return the names of all tasks."""
+        from rl.envs.metaworld.tasks import TASKS
+
+        return f"{len(TASKS)} tasks: {', '.join(TASKS)}"
+
+    @classmethod
+    def fit(cls, task: str, episodes: Sequence[Episode], **search: Any) -> Any:
+        """Fit physics, commands and delay to recorded episodes; see `rl.envs.metaworld.fit`."""
+        from rl.envs.metaworld.fit import fit
+
+        return fit(task, episodes, **search)
+
+    @staticmethod
+    def _typed(options: Mapping[str, Any]) -> MetaWorldOptions:
+        found: MetaWorldOptions = typed_options("metaworld", options, MetaWorldOptions)
+        return found
+
+
+class GymnasiumSim(SimEnv):
+    """Any registered id of gymnasium with Box spaces; each is one task."""
+
+    id_is_task = True
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        id: str,
+        tasks: Sequence[str],
+        n_envs: int,
+        options: Mapping[str, Any],
+        known_tasks: Sequence[str],
+        n_workers: int = 0,
+        model: WorldActionModel | None = None,
+        own_rewards: OwnTerms | None = None,
+        run: TrainConfig | None = None,
+        **common: Any,
+    ) -> Self:
+        """Build environments as a config asks for them; see `Simulator.build`."""
+        cls.check_options(options)
+        own = _checked_id(id)
+        return cls(own, n_envs, tasks, n_workers=n_workers, task_names=known_tasks, seen_by=model, **common)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse any option: there are none."""
+        typed_options("gymnasium", options, NoOptions)
+
+    @classmethod
+    def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec:
+        """Return the spec before anything is built; `UserError` names an unknown id or space."""
+        return make_spec(_checked_id(id), tasks, known_tasks)
+
+    @classmethod
+    def describe_tasks(cls) -> str:
+        """Return which ids there are."""
+        return "any registered gymnasium id"
+
+
+@cache
+def _filmed(env_id: str, task: str, views: tuple[View, ...], size: int) -> Group:
+    """Return the one environment of a task that is filmed; making one takes as long as an episode."""
+    return Group(env_id, [task], {}, views, size)
+
+
+def _check_no_id(id: str) -> None:
+    if id:
+        raise UserError(f"env.id={id}: simulator metaworld has no ids; leave it out and name tasks with env.tasks")
+
+
+def _checked_id(id: str) -> str:
+    if not id:
+        raise UserError("env.id: simulator gymnasium needs the id of an environment, such as env.id=Pendulum-v1")
+    return id
 
 
 def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str] | None = None) -> Spec:

@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from rewards.errors import UserError
+from rl.build import judged_in
 from rl.compose import compose, diff_from_defaults
 from rl.config import TrainConfig
 from rl.report import figures
@@ -88,7 +89,7 @@ def write_report(folder: str | Path) -> Path:
 
 def _about(config: TrainConfig) -> str:
     start = config.checkpoint if config.policy == "flow" else "a Gaussian MLP"
-    others = "all tasks of the checkpoint" if config.env.id == "metaworld" else config.env.id
+    others = config.env.id or "all tasks of the checkpoint"
     return f"{start} on {', '.join(config.env.tasks) or others}, env.kind={config.env.kind}, seed {config.seed}"
 
 
@@ -103,7 +104,7 @@ def _before_after(config: TrainConfig, folder: Path) -> str:
             lines.append((name, describe(before), describe(after), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_points(gain))))
     if not lines:
         return "<p>Not evaluated yet.</p>"
-    note = f"Success in {config.judged_in}, seeds from {config.eval.seed} on, which no gate and no training saw."
+    note = f"Success in {judged_in(config)}, seeds from {config.eval.seed} on, which no gate and no training saw."
     return f"<p class=quiet>{note}</p>" + _table(("", "before", "after", "gain, points"), lines)
 
 
@@ -124,7 +125,7 @@ def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
     if not said:
         curves = {name: (range(len(values)), values) for name, (_, values) in curves.items()}
     label = "rounds" if said else "parts of the rounds"
-    return figures.curves(curves, label, f"success in {config.judged_in}", share=True)
+    return figures.curves(curves, label, f"success in {judged_in(config)}", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:

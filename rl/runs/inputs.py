@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rewards.errors import UserError
-from rewards.plugins import source_of
+from rewards.plugins import source_file, source_of
 from rl.config import TrainConfig
 from rl.rounds.trust_signals import signal_files
 from rl.ppo.callbacks import callback_files
@@ -69,6 +69,8 @@ def check_inputs(config: TrainConfig, folder: Path, before: Mapping[str, str]) -
 def _sources(config: TrainConfig) -> dict[str, Path]:
     """Key of the config -> file of the plug-in that it names."""
     found = {f"rewards.{name}": source_of(name, term) for name, term in config.rewards.items()}
+    if ":" in config.env.simulator:
+        found["env.simulator"] = source_file("simulator", config.env.simulator, {}, key="env.simulator")
     if config.env.kind != "sim":  # without a dream, trust signals are not used
         found |= {f"dream.trust.{name}": file for name, file in signal_files(config).items()}
     found |= callback_files(config.callbacks)

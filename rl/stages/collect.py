@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rl.envs.sim import SimEnv
+from rl.build import build_simulator, find_simulator
+from rl.config import SimulatorConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import ChunkPolicy
 from rl.seeds import OF_SOURCE, POLICY
@@ -24,9 +25,25 @@ Act = Callable[[Obs], Tensor]
 """Observation -> actions (num_envs, k, action_dim)."""
 
 
-def collect_scripted(source: str, tasks: Sequence[str], n_episodes: int, seed: int | None = None) -> list[Episode]:
-    """Record `n_episodes` of each Meta-World task, see `collect_from`."""
-    with contextlib.closing(SimEnv("metaworld", len(tasks), tasks, terminate_on_success=False)) as env:
+def collect_scripted(
+    source: str,
+    tasks: Sequence[str],
+    n_episodes: int,
+    seed: int | None = None,
+    where: SimulatorConfig = SimulatorConfig(),  # noqa: B008 - it is frozen
+) -> list[Episode]:
+    """Record `n_episodes` of each task in the simulator of `where`, by default Meta-World; see `collect_from`."""
+    env = build_simulator(
+        where,
+        tasks,
+        len(tasks),
+        model=None,
+        known_tasks=tasks,
+        n_context_frames=2,
+        max_steps=find_simulator(where).max_steps,
+        terminate_on_success=False,
+    )
+    with contextlib.closing(env):
         return collect_from(env, len(tasks), source, n_episodes, seed)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rewards.checks import at_least, positive
 from rewards.errors import UserError
-from rl.config import MISSING, RECORDED, IsaacConfig
+from rl.config import MISSING, SimulatorConfig
 from world_model.data.columns_config import ColumnsConfig
 from world_model.wam.config import ModelConfig
 from world_model.wam.training_config import StageConfig
@@ -15,21 +15,24 @@ from world_model.wam.training_config import StageConfig
 if TYPE_CHECKING:
     from world_model.data.episodes import Episode
 
+MOVED = tuple((name, f"env.{name}") for name in ("id", "isaac", "tasks", "n_workers"))
+"""Keys of older versions, and where they are now."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Collect episodes of all kinds, or take recorded ones, and learn to predict the world from them."""
 
+    MOVED = MOVED
+
     name: str = MISSING  # folder below runs/
-    id: str = "metaworld"  # or a task of Isaac Lab, the only one of `tasks`; recorded: no simulator, collect nothing
-    isaac: IsaacConfig = field(default_factory=IsaacConfig)
-    tasks: tuple[str, ...] = MISSING  # in the order of the model's task embedding; recorded: empty for all there are
+    # env.tasks in the order of the model's task embedding; env.simulator=recorded: no simulator, collect nothing
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
     seed: int = 0  # of the first weights; added to stage.seed for the batches
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
-    n_workers: int = 0  # processes that step the simulator; 0: none beside this one
     episodes: str = ""  # folder of the episodes, completed if it has too few; empty: runs/episodes/NAME
-    dataset: str = ""  # folder of a LeRobot v3.0 dataset, imported to the episodes first; with id=recorded
+    dataset: str = ""  # folder of a LeRobot v3.0 dataset, imported to the episodes first; with env.simulator=recorded
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # what the dataset calls things
     videos: str = ""  # folder with TASK/*.mp4 to watch beside them, for a model with one view; empty: none
     n_expert: int = 40  # episodes per task of the scripted expert
@@ -45,14 +48,10 @@ class PretrainConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        at_least(self, 0, "seed", "threads", "n_workers", "n_expert", "n_noisy", "n_random", "trust_steps")
+        at_least(self, 0, "seed", "threads", "n_expert", "n_noisy", "n_random", "trust_steps")
         at_least(self, 1, "n_heldout")
-        if len(set(self.tasks)) < len(self.tasks) or not (self.tasks or self.id == RECORDED):
-            raise UserError(f"tasks={list(self.tasks)}: expected at least one task, none of them twice")
-        if self.id == RECORDED and self.model.views:
-            raise UserError("model.views: images of recorded episodes are not read yet; set model.views={}")
-        if self.dataset and self.id != RECORDED:
-            raise UserError(f"dataset={self.dataset}: id={self.id} collects its own episodes; set id={RECORDED}")
+        if len(set(self.env.tasks)) < len(self.env.tasks):
+            raise UserError(f"env.tasks={list(self.env.tasks)}: expected none of them twice")
         if self.videos and len(self.model.views) != 1:
             raise UserError(f"videos={self.videos}: model.views has {len(self.model.views)} cameras, a video is of one")
         if self.n_expert + self.n_noisy + self.n_random == 0:
@@ -81,17 +80,17 @@ class DemonstrationsConfig:
 class TuneConfig:
     """Learn to act from few demonstrations, then refit the world decoder on what the tuned policy meets."""
 
+    MOVED = MOVED
+
     name: str = MISSING  # folder below runs/
     checkpoint: str = "metaworld-pretrained"  # what is tuned: a built-in name, a folder or a run folder
-    id: str = "metaworld"  # or a task of Isaac Lab; recorded: no simulator, so no rollouts and no success rate
-    isaac: IsaacConfig = field(default_factory=IsaacConfig)
+    # env.tasks to act in; env.simulator=recorded: no simulator, so no rollouts and no success rate
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
     episodes: str = MISSING  # folder of the episodes that `wamtune pretrain` collected, or of others
     demonstrations: DemonstrationsConfig = field(default_factory=DemonstrationsConfig)
-    tasks: tuple[str, ...] = ()  # to act in; empty: all the checkpoint knows
     seed: int = 0  # added to stage.seed and refit.seed
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
-    n_workers: int = 0  # processes that step the simulator; 0: none beside this one
     n_demos: int = 10  # demonstrations per task, the first ones; fewer where there are fewer
     demos: dict[str, int] = field(
         default_factory=dict
@@ -111,7 +110,7 @@ class TuneConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
-        at_least(self, 0, "seed", "threads", "n_workers", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
+        at_least(self, 0, "seed", "threads", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
         at_least(self, 1, "n_demos", "n_denoising_steps")
         if not all(noise > 0 for noise in self.eval_noise):
             raise UserError(f"eval_noise={list(self.eval_noise)}: expected numbers above 0")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from rewards.errors import UserError
-from rl.config import RECORDED
-from rl.envs.sim import SimEnv
-from rl.envs.simulator import Simulator, is_isaac, pick_device
+from rl.build import build_simulator, find_simulator
+from rl.envs.names import shown_name
+from rl.envs.simulator import Simulator
 from rl.policies.wam import FlowPolicy
 from rl.report.pairs import run_pairs, summarise
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim
@@ -29,13 +28,34 @@ MAX_ENVS = 32
 
 
 def device_of(config: PretrainConfig | TuneConfig) -> str:
-    """Where model and simulator of a config meet; see `pick_device`."""
-    return pick_device(config.device, config.id, config.isaac.device)
+    """Where model and simulator of a config meet; see `Simulator.pick_device`."""
+    return find_simulator(config.env).pick_device(config.device, config.env.options)
+
+
+def simulates(config: PretrainConfig | TuneConfig) -> bool:
+    """Whether episodes can be run in the simulator of a config; else there are only recorded ones."""
+    return find_simulator(config.env).place == "sim"
+
+
+def check_simulator(config: PretrainConfig) -> None:
+    """Refuse a config that asks of its simulator what it cannot do.
+
+    Raises:
+        UserError: there is no task, or a dataset beside a simulator, or images of recorded episodes are asked for.
+    """
+    where = shown_name(config.env)
+    if simulates(config):
+        if not config.env.tasks:
+            raise UserError(f"env.tasks=[]: {where} needs at least one task; add env.tasks=... to the command")
+        if config.dataset:
+            raise UserError(f"dataset={config.dataset}: {where} collects its own episodes; set env.simulator=recorded")
+    elif config.model.views:
+        raise UserError("model.views: images of recorded episodes are not read yet; set model.views={}")
 
 
 def collect(config: PretrainConfig, store: EpisodeStore) -> None:
     """Complete `store` and its held-out part to what `config` asks for; import a dataset where that is named."""
-    if config.id == RECORDED:
+    if not simulates(config):
         import_dataset(config, store)
         return
     for source in SOURCES:
@@ -86,7 +106,7 @@ def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], 
 
     Without a simulator there are none.
     """
-    if config.id == RECORDED:
+    if not simulates(config):
         return
     parts = [(store, config.n_policy, POLICY.start)]
     parts += [(heldout_store(store), config.n_policy_heldout, HELDOUT_POLICY.start)]
@@ -111,7 +131,7 @@ def evaluate(
     """
     results: list[EpisodeResult] = []
     correlations: dict[str, dict[str, float]] = {}
-    if config.n_eval == 0 or config.id == RECORDED:
+    if config.n_eval == 0 or not simulates(config):
         return results, correlations
     seeds = range(STAGE_EVAL.start, STAGE_EVAL.start + config.n_eval)
     with Progress("evaluate") as progress:
@@ -128,7 +148,7 @@ def evaluate(
 def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]) -> dict[str, list[EpisodeResult]]:
     """Run the episodes of `evaluate` once more with each of `config.eval_noise` on the observations."""
     results: dict[str, list[EpisodeResult]] = {}
-    if config.n_eval == 0 or config.id == RECORDED:
+    if config.n_eval == 0 or not simulates(config):
         return results
     seeds = range(STAGE_EVAL.start, STAGE_EVAL.start + config.n_eval)
     n_done, n_in_all = 0, len(config.eval_noise) * len(tasks) * config.n_eval
@@ -145,16 +165,16 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
 
 
 def _complete(config: PretrainConfig, store: EpisodeStore, source: str, n: int, first: int) -> None:
-    have = {(e.task, e.seed) for e in store.load(config.tasks, [source])}
-    # Isaac Lab lives from many environments at once, and takes its time to make them.
-    batch = n if is_isaac(config.id) else BATCH
+    tasks, vectorised = config.env.tasks, find_simulator(config.env).vectorised
+    have = {(e.task, e.seed) for e in store.load(tasks, [source])}
+    batch = n if vectorised else BATCH
     with Progress(f"collect {source}") as progress:
         for begin in range(first, first + n, max(batch, 1)):
             seeds = range(begin, min(begin + batch, first + n))
-            lacking = [task for task in config.tasks if any((task, seed) not in have for seed in seeds)]
+            lacking = [task for task in tasks if any((task, seed) not in have for seed in seeds)]
             if lacking:
-                n_envs = len(seeds) if is_isaac(config.id) else len(lacking)
-                with contextlib.closing(_env(config, lacking, config.tasks, n_envs)) as env:
+                n_envs = len(lacking) * (len(seeds) if vectorised else 1)
+                with contextlib.closing(_env(config, lacking, tasks, n_envs)) as env:
                     episodes = collect_from(env, len(lacking), source, len(seeds), begin)
                     store.append([e for e in episodes if (e.task, e.seed) not in have], env.spec)
             progress.update(seeds.stop - first, n)
@@ -169,15 +189,19 @@ def _env(
     terminate_on_success: bool = False,
     obs_noise: float = 0.0,
 ) -> Simulator:
-    frames = 2 if model is None else model.config.n_context_frames
-    options: dict[str, Any] = {"n_context_frames": frames, "terminate_on_success": terminate_on_success}
-    options |= {"obs_noise": obs_noise}
-    if is_isaac(config.id):
-        from rl.envs.isaac.env import IsaacEnv
-
-        return IsaacEnv(config.id, n_envs, **options, **vars(config.isaac) | {"device": device_of(config)})
-    options |= {"task_names": known, "seen_by": model, "device": device_of(config)}
-    return SimEnv(config.id, n_envs, tasks, n_workers=config.n_workers, **options)
+    return build_simulator(
+        config.env,
+        tasks,
+        n_envs,
+        model=model,
+        known_tasks=known,
+        n_workers=config.env.n_workers,
+        n_context_frames=2 if model is None else model.config.n_context_frames,
+        max_steps=find_simulator(config.env).max_steps,
+        terminate_on_success=terminate_on_success,
+        obs_noise=obs_noise,
+        device=device_of(config),
+    )
 
 
 def _policy(
@@ -188,7 +212,7 @@ def _policy(
     terminate_on_success: bool,
     obs_noise: float = 0.0,
 ) -> tuple[Simulator, FlowPolicy]:
-    n_envs = n_episodes if is_isaac(config.id) else min(n_episodes, MAX_ENVS)
+    n_envs = n_episodes if find_simulator(config.env).vectorised else min(n_episodes, MAX_ENVS)
     env = _env(config, [task], model.spec.tasks, n_envs, model, terminate_on_success, obs_noise)
     return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
 

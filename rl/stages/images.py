@@ -14,9 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.build import find_simulator
+from rl.config import SimulatorConfig
 from rl.envs.eyes import PROPRIOCEPTION, Eyes, eyes_of, seeing_spec
-from rl.envs.sim import make_spec
-from rl.envs.workers import Group
 from rl.runs.progress import Progress
 from rl.seeds import CAMERA
 from rl.stages.videos import Video
@@ -54,7 +54,11 @@ def model_spec(simulated: Spec, config: ModelConfig) -> Spec:
 
 
 def film(
-    env_id: str, store: EpisodeStore, config: ModelConfig, tasks: Collection[str], sources: Collection[str] | None
+    env: SimulatorConfig,
+    store: EpisodeStore,
+    config: ModelConfig,
+    tasks: Collection[str],
+    sources: Collection[str] | None,
 ) -> Filmed:
     """Return the episodes of a store, and the pictures of each.
 
@@ -71,7 +75,7 @@ def film(
             of_shard = read_shard(shard)
             drawn = _kept(shard, config)
             if drawn is None:
-                drawn = [_checked(env_id, episode, config, shard) for episode in of_shard]
+                drawn = [_checked(env, episode, config, shard) for episode in of_shard]
                 _keep(shard, config, drawn)
                 drawn = _kept(shard, config) or drawn
             for episode, its in zip(of_shard, drawn, strict=True):
@@ -82,9 +86,9 @@ def film(
     return episodes, pictures
 
 
-def run_again(env_id: str, episode: Episode, config: ModelConfig) -> Tensor:
+def run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> Tensor:
     """Run an episode again before the cameras. Shape: (T + 1, n_views, size, size, 3) uint8."""
-    return _run_again(env_id, episode, config)[0]
+    return _run_again(env, episode, config)[0]
 
 
 def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Sequence[Video] = ()) -> Pictures:
@@ -94,22 +98,30 @@ def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Seq
     return Pictures([torch.cat([its for of, its in shown if of == task]) for task in tasks])
 
 
-def see(model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictures: Iterable[Tensor]) -> list[Episode]:
+def see(
+    model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], pictures: Iterable[Tensor]
+) -> list[Episode]:
     """Return the episodes as the model sees them: with a new picture, in codes, in every frame."""
-    eyes = eyes_of(model, make_spec(env_id, model.spec.tasks))
+    simulated = find_simulator(env).early_spec(id=env.id, tasks=model.spec.tasks)
+    assert simulated is not None  # a simulator that draws images tells its spec
+    eyes = eyes_of(model, simulated)
     assert eyes is not None
     return [_seen(eyes, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
 
 
 def see_disturbed(
-    model: WorldActionModel, env_id: str, episodes: Sequence[Episode], pictures: Sequence[Tensor], n_cameras: int
+    model: WorldActionModel,
+    env: SimulatorConfig,
+    episodes: Sequence[Episode],
+    pictures: Sequence[Tensor],
+    n_cameras: int,
 ) -> list[Episode]:
     """Return each episode `n_cameras` times, as other cameras see it (`ImageNoise`); [] without noise."""
     noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA)
     copies = [] if noise.is_off else list(zip(episodes, pictures, strict=True)) * n_cameras
     # One episode at a time: all disturbed images together would be as large as the whole film.
     disturbed = (noisy_images(its, noise, generator, one_camera=True) for _, its in copies)
-    return see(model, env_id, [episode for episode, _ in copies], disturbed)
+    return see(model, env, [episode for episode, _ in copies], disturbed)
 
 
 def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
@@ -117,8 +129,8 @@ def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
     return replace(episode, state=eyes.begin(state, pictures.numpy()).cpu())
 
 
-def _checked(env_id: str, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
-    pictures, last = _run_again(env_id, episode, config)
+def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
+    pictures, last = _run_again(env, episode, config)
     if np.abs(last - episode.state[-1].numpy()).max() > REPEATS:
         raise UserError(
             f"{shard}: the episode of seed {episode.seed} ({episode.task}) does not run as it was recorded; "
@@ -127,27 +139,10 @@ def _checked(env_id: str, episode: Episode, config: ModelConfig, shard: Path) ->
     return pictures
 
 
-def _run_again(env_id: str, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
+def _run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
     """Return the pictures, and the last frame as it was simulated."""
-    group = _group(env_id, episode.task, config)
-    frames, pictures = group.reset({0: episode.seed})
-    drawn = [pictures[0]]
-    for action in episode.action.numpy():
-        steps = group.advance(action[None, None], np.array([1]), stop_on_success=False)
-        frames = steps.frames[:, -1]
-        drawn.append(steps.pictures[0])
-    return torch.from_numpy(np.stack(drawn)), frames[0]
-
-
-_groups: dict[tuple[str, ...], Group] = {}
-
-
-def _group(env_id: str, task: str, config: ModelConfig) -> Group:
-    """Return the one environment of a task that is filmed in; to make one takes as long as an episode."""
-    key = env_id, task, _described(config)
-    if key not in _groups:
-        _groups[key] = Group(env_id, [task], {}, tuple(config.views.values()), config.picture_size)
-    return _groups[key]
+    views = tuple(config.views.values())
+    return find_simulator(env).film(id=env.id, episode=episode, views=views, size=config.picture_size)
 
 
 def _file(shard: Path) -> Path:

@@ -47,9 +47,9 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
         what = "a LeRobot dataset, not a folder of episodes" if is_dataset else "no episodes here"
         raise UserError(f"episodes={store.folder}: {what}; {remedy}")
     there = recorded_tasks(store)
-    for task in config.tasks:
+    for task in config.env.tasks:
         if task not in there:
-            raise UserError(f"tasks: {task!r} is none of those in {store.folder}: {', '.join(map(repr, there))}")
+            raise UserError(f"env.tasks: {task!r} is none of those in {store.folder}: {', '.join(map(repr, there))}")
 
 
 def recorded_tasks(store: EpisodeStore) -> tuple[str, ...]:

@@ -15,13 +15,22 @@ from typing import Any
 import torch
 
 from rewards.errors import UserError
-from rl.config import RECORDED
+from rl.envs.names import shown_name
 from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
 from rl.stages.collect import SOURCES
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.stages.episodes import collect, demonstrations, device_of, evaluate, evaluate_noisy, roll_out
+from rl.stages.episodes import (
+    check_simulator,
+    collect,
+    demonstrations,
+    device_of,
+    evaluate,
+    evaluate_noisy,
+    roll_out,
+    simulates,
+)
 from rl.stages.images import Filmed, by_task, film, model_spec, see, see_disturbed
 from rl.stages.recorded import describe, heldout_store, load_split, recorded_tasks
 from rl.stages.trust import calibrate_trust
@@ -132,24 +141,25 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
+    check_simulator(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     store = EpisodeStore(config.episode_folder)
-    if saved is None or config.id != RECORDED:  # a dataset is not needed again
+    if saved is None or simulates(config):  # a dataset is not needed again
         collect(config, store)
     state = saved.state if saved else None
     if saved is None:
         torch.manual_seed(config.seed)
-        spec = replace(store.spec, tasks=config.tasks or recorded_tasks(store))
+        spec = replace(store.spec, tasks=config.env.tasks or recorded_tasks(store))
         model = WorldActionModel(config.model, model_spec(spec, config.model))
     else:
         model = saved.model
     model.to(device_of(config))
-    work = Work(run, "pretrain", "", model, simulator=config.id != RECORDED)
+    work = Work(run, "pretrain", "", model, simulator=simulates(config))
     videos: list[Video] = []
     if config.videos:
         pictures_per_s = model.spec.control_hz / config.model.chunk_size
-        videos = read_videos(config.videos, config.tasks, config.model.picture_size, pictures_per_s)
+        videos = read_videos(config.videos, config.env.tasks, config.model.picture_size, pictures_per_s)
     filmed = _film(config, model, store)
     if filmed is not None:
         if state is None or state["phase"] == "pictures":
@@ -190,7 +200,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         shown, shown_unseen = _read(config, model, demo_store, filmed_demos)
     demos = demonstrations(config, shown, tasks)
     unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
-    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), config.id != RECORDED)
+    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), simulates(config))
     state = saved.state if saved else None
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
@@ -231,11 +241,13 @@ def _film(
         raise UserError(f"episodes={store.folder}: there are none; `wamtune pretrain PRESET` collects or imports them")
     if model.pictures is None:
         return None
-    if config.id == RECORDED:
-        raise UserError(f"id={RECORDED}: the checkpoint sees images, which are not recorded; tune one that does not")
+    if not simulates(config):
+        raise UserError(
+            f"{shown_name(config.env)}: the checkpoint sees images, which are not recorded; tune one that does not"
+        )
     # Only what scripts did in the simulator can be run again before the cameras.
     parts = store, heldout_store(store)
-    learned, heldout = (film(config.id, part, model.config, model.spec.tasks, SOURCES) for part in parts)
+    learned, heldout = (film(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts)
     return learned, heldout
 
 
@@ -255,7 +267,7 @@ def _read(
     if filmed is None:
         store.check_fits(model.spec, f"episodes={store.folder}")
         return load_split(store, model.spec.tasks, model.config.chunk_size)
-    learned, heldout = (see(model, config.id, *part) for part in filmed)
+    learned, heldout = (see(model, config.env, *part) for part in filmed)
     return learned, heldout
 
 
@@ -294,7 +306,7 @@ def _disturbed(
     wanted = None if only is None else {(e.task, e.source, e.seed) for e in only}
     pairs = zip(*filmed[0], strict=True)
     chosen = [(e, its) for e, its in pairs if wanted is None or (e.task, e.source, e.seed) in wanted]
-    return see_disturbed(model, config.id, [e for e, _ in chosen], [its for _, its in chosen], n_cameras)
+    return see_disturbed(model, config.env, [e for e, _ in chosen], [its for _, its in chosen], n_cameras)
 
 
 def _seen_metrics(
@@ -304,7 +316,7 @@ def _seen_metrics(
     if filmed is None:
         return {}
     episodes, pictures = filmed[1]
-    return {"pictures": picture_metrics(model, see(model, config.id, episodes, pictures), pictures)}
+    return {"pictures": picture_metrics(model, see(model, config.env, episodes, pictures), pictures)}
 
 
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:
@@ -315,7 +327,7 @@ def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfi
 
 
 def _tasks(config: TuneConfig, model: WorldActionModel) -> tuple[str, ...]:
-    tasks = config.tasks or model.spec.tasks
+    tasks = config.env.tasks or model.spec.tasks
     for task in (*tasks, *config.demos):
         if task not in model.spec.tasks:
             raise UserError(f"task {task!r} is not one of the checkpoint's: {', '.join(model.spec.tasks)}")

@@ -78,9 +78,10 @@ def _own() -> str:
 def _metaworld() -> str:
     import torch
 
-    from rl.envs.sim import SimEnv
+    from rl.build import build_simulator
+    from rl.config import SimulatorConfig
 
-    env = SimEnv("metaworld", 1, ["push"])
+    env = build_simulator(SimulatorConfig(), ["push"], 1, model=None, known_tasks=(), n_context_frames=1, max_steps=2)
     env.reset()
     env.step(torch.zeros(1, 4))
     env.close()

@@ -15,6 +15,7 @@ from rewards.errors import UserError
 from rl.build import make_sim
 from rl.compose import compose
 from rl.config import EnvConfig, TrainConfig
+from rl.envs.names import env_of_tasks
 from rl.envs.simulator import Simulator
 from rl.policies.wam import FlowPolicy
 from rl.report.plots import draw_dream
@@ -33,6 +34,11 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
 PARTS = ("object_pos", "hand_pos")
+"""Slices of the state that are compared, where it has both; else the first two whose names end with `_pos`."""
+
+DEFAULT_TASK = "push"
+"""The task that is shown where a checkpoint knows it and the command names none."""
+
 TITLE = "the same actions in the simulator and in the dream"
 THOUGHT = "what happened, and what the model thought would happen"
 
@@ -41,6 +47,8 @@ def run(words: list[str]) -> None:
     """Record, replay, draw and print."""
     options = compose(None, words[1:], DreamOptions)
     model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
+    tasks = options.env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
+    options = replace(options, env=replace(env_of_tasks(options.env, tasks), tasks=tasks))
     if model.pictures is not None:
         _film(model, options)
     else:
@@ -48,8 +56,8 @@ def run(words: list[str]) -> None:
 
 
 def _curve(model: WorldActionModel, options: DreamOptions, name: str) -> None:
-    if missing := set(PARTS) - set(model.spec.slices):
-        raise UserError(f"dream: the state of {name} has no slice {min(missing)!r}; take a Meta-World checkpoint")
+    if not _parts(model):
+        raise UserError(f"dream: the state of {name} has no slice whose name ends with _pos; take another checkpoint")
     out = options.out or "dream.png"
     if not out.endswith(".png"):
         raise UserError(f"out={out!r}: {name} sees no pictures, so there is nothing to film; take a .png")
@@ -66,20 +74,19 @@ def _film(model: WorldActionModel, options: DreamOptions) -> None:
     out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
     assert codec is not None
     thought: Tensor | None = None
-    env_id = _env_id(options.task)
-    if options.source == "expert" and env_id == "metaworld":
-        (episode,) = collect_scripted("expert", [options.task], 1, options.seed)
+    if options.source == "expert":  # it reads where things are, which a model that sees is not told
+        (episode,) = collect_scripted("expert", options.env.tasks, 1, options.seed, options.env)
     else:
         episode, thought = record_episode(model, options)
     n = min(episode.length, options.n_chunks * size)
     state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
-    real = run_again(env_id, episode, model.config)
+    real = run_again(options.env, episode, model.config)
     if out.endswith(".png"):
         write_atomically(Path(out), iio.imwrite("<bytes>", real[-1, 0].numpy(), extension=".png"))
         print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
-    (seen,) = see(model, env_id, [episode], [real]) if options.source == "expert" else (episode,)
+    (seen,) = see(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
     frames, expected = replay(model, seen, options.n_denoising_steps) if thought is None else (thought, [])
     pictures = codec.decode(frames[::size, -codec.code_dim :])
     shown, drawn = real[::size][: len(pictures), 0], pictures[:, 0]
@@ -99,10 +106,8 @@ def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Epis
     Of source joint it comes with the frames that were imagined (n, state_dim), after the first one, which was seen.
     """
     max_steps = options.n_chunks * model.config.chunk_size
-    env_config = EnvConfig(
-        id=_env_id(options.task), tasks=(options.task,), max_steps=max_steps, terminate_on_success=False
-    )
-    env = make_sim(TrainConfig(name="dream", env=env_config), model, (options.task,), 1, rewards=False)
+    env_config = EnvConfig(**vars(options.env), max_steps=max_steps, terminate_on_success=False)
+    env = make_sim(TrainConfig(name="dream", env=env_config), model, options.env.tasks, 1, rewards=False)
     try:
         env.set_episode_seeds([options.seed])
         if options.source != "joint":
@@ -148,12 +153,12 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
 
 def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Table:
     """Distance (cm) of dreamed from true positions at the end of each chunk, and of the first frame from them."""
-    table = Table("step", *(f"{part} {kind}, cm" for part in PARTS for kind in ("dream", "repeat")))
+    table = Table("step", *(f"{part} {kind}, cm" for part in _parts(model) for kind in ("dream", "repeat")))
     true, first = episode.state[: len(frames)], episode.state[:1]
     size = model.config.chunk_size
     for step in range(size, len(frames), size):
         cells = []
-        for part in (model.spec.slices[name] for name in PARTS):
+        for part in (model.spec.slices[name] for name in _parts(model)):
             for guess in (frames[step], first[0]):
                 cells.append(f"{100 * float((guess[part] - true[step, part]).norm()):.1f}")
         table.add_row(str(step), *cells)
@@ -190,24 +195,27 @@ def _imagining(
     return act
 
 
-def _env_id(task: str) -> str:
-    """Return the environment of a task: a gymnasium id, which ends in its version, is its own."""
-    return task if "-v" in task else "metaworld"
+def _parts(model: WorldActionModel) -> tuple[str, ...]:
+    """Return the slices of the state that are compared: positions in metres with up to three coordinates."""
+    slices = model.spec.slices
+    if set(PARTS) <= slices.keys():
+        return PARTS
+    return tuple(name for name, part in slices.items() if name.endswith("_pos") and part.stop - part.start <= 3)[:2]
 
 
 def _heading(options: DreamOptions, frames: Tensor) -> str:
     how = "imagined before they happened" if options.source == "joint" else "dreamed again"
     who = "joint mode" if options.source == "joint" else f"the {options.source}"
-    return f"{options.task}, seed {options.seed}: {len(frames) - 1} steps of {who}, {how}"
+    return f"{options.env.tasks[0]}, seed {options.seed}: {len(frames) - 1} steps of {who}, {how}"
 
 
 def _title(options: DreamOptions) -> str:
-    return f"{options.task}: {THOUGHT if options.source == 'joint' else TITLE}"
+    return f"{options.env.tasks[0]}: {THOUGHT if options.source == 'joint' else TITLE}"
 
 
 def _curves(model: WorldActionModel, episode: Episode, frames: Tensor) -> dict[str, Tensor]:
     task = torch.full((len(frames),), model.spec.tasks.index(episode.task))
     p, _ = model.read_frames(frames, task)
     slices = model.spec.slices
-    curves = {name: 100 * frames[:, slices[name]] for name in PARTS}
+    curves = {name: 100 * frames[:, slices[name]] for name in _parts(model)}
     return curves | {"success probability": p.detach()}

@@ -12,12 +12,11 @@ from rich.table import Table
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.build import make_sim, tasks_of
+from rl.build import find_simulator, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.envs.eyes import seen_spec
-from rl.envs.sim import make_spec
-from rl.envs.simulator import is_isaac
+from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
@@ -32,7 +31,7 @@ from world_model.wam.model import WorldActionModel
 
 Results = dict[str, list[EpisodeResult]]
 
-GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers"
+GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers"
 """Keys that apply to a Gaussian policy, which is evaluated as it was trained in all else."""
 
 
@@ -46,9 +45,11 @@ def run(words: list[str]) -> None:
     model = load_actor(words[0])
     sim: Results = {}
     dream: Results = {}
-    tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.id,)))
-    if not is_isaac(options.id):  # the last task is looked at before the first one takes its minutes
-        model.spec.check_fits(seen_spec(model, make_spec(options.id, tasks)), f"env.id={options.id}")
+    options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
+    tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.env.id,)))
+    early = find_simulator(options.env).early_spec(id=options.env.id, tasks=tasks)
+    if early is not None:  # every task is checked before the first one is run
+        model.spec.check_fits(seen_spec(model, early), shown_name(options.env))
     with Progress(f"eval {words[0]}") as progress:
         for i, task in enumerate(tasks):
 
@@ -73,8 +74,7 @@ def evaluate_task(
     `tick` is called with the share that is done.
     """
     seeds = range(options.seed, options.seed + options.n_episodes)
-    tasks = (task,) if options.id == "metaworld" else ()
-    env = make_sim(_config(options), model, tasks, min(options.n_envs, options.n_episodes), rewards=False)
+    env = make_sim(_config(options), model, (task,), min(options.n_envs, options.n_episodes), rewards=False)
     try:
         policy = FlowPolicy(model, env, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
         n_places = 2 if options.place == "both" else 1
@@ -113,11 +113,12 @@ def _evaluate_gaussian(
             f"{words[0]}: a Gaussian policy is evaluated by its run folder, which says where; name that one"
         )
     trained = compose(run, [], TrainConfig)
-    config = replace(trained, env=replace(trained.env, n_workers=options.n_workers), rewards={})
+    config = replace(trained, env=replace(trained.env, n_workers=options.env.n_workers), rewards={})
     policy, n_envs = load_gaussian(words[0], about, tensors), min(options.n_envs, options.n_episodes)
     found: Results = {}
-    for task in config.env.tasks or (config.env.id,):
-        env = make_sim(config, None, (task,) if config.env.tasks else (), n_envs, rewards=False)
+    for task in config.env.tasks or ("",):
+        env = make_sim(config, None, (task,) if task else (), n_envs, rewards=False)
+        task = env.spec.tasks[0] if not task else task
         try:
             found[task] = evaluate_sim(
                 policy.to(env.device), env, range(options.seed, options.seed + options.n_episodes)
@@ -180,10 +181,8 @@ def _gap(sim: list[EpisodeResult], dream: list[EpisodeResult]) -> str:
 
 def _config(options: EvalOptions) -> TrainConfig:
     env = EnvConfig(
-        id=options.id,
-        tasks=options.tasks,
+        **vars(options.env),
         n_envs=options.n_envs,
-        n_workers=options.n_workers,
         max_steps=options.max_steps,
         obs_noise=options.obs_noise,
     )

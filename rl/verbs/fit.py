@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 
 from rewards.errors import UserError
+from rl.build import find_simulator
 from rl.compose import compose
-from rl.envs.metaworld.events import NOTHING
-from rl.envs.metaworld.fit import fit
-from rl.envs.metaworld.tasks import TASKS
-from rl.envs.sim import make_spec
+from rl.config import SimulatorConfig
+from rl.envs.names import shown_name, simulator_name
+from rl.envs.simulator import Simulator
 from rl.runs.progress import Progress
 from rl.verbs.options import FitOptions
 from world_model.data.episodes import EpisodeStore
@@ -26,35 +26,49 @@ def run(words: list[str]) -> None:
     known = dict.fromkeys(task for task, _, _ in store.count())
     if not known:
         raise UserError(f"{words[0]}: no episodes here; record some with wamtune deploy CHECKPOINT run PRESET")
-    task = _task(options.task, list(known), words[0])
+    simulator = find_simulator(options.env)
+    task = _task(simulator, options.env, list(known), words[0])
     episodes = store.load(tasks=[task])[: options.n_episodes]
-    episodes[0].check_fits(make_spec("metaworld", [task]), f"{words[0]}: not as Meta-World has it")
+    spec = simulator.early_spec(id=options.env.id, tasks=[task])
+    if spec is not None:
+        episodes[0].check_fits(spec, f"{words[0]}: not as in {shown_name(options.env)}")
     with Progress("fit") as progress:
-        found = fit(
+        found = simulator.fit(
             task,
             episodes,
-            options.n_steps,
-            options.seed,
-            lambda share: progress.update(round(100 * share), 100, episodes=len(episodes)),
+            n_steps=options.n_steps,
+            seed=options.seed,
+            tick=lambda share: progress.update(round(100 * share), 100, episodes=len(episodes)),
         )
     for name, value in found.values.items():
-        print(f"{name:<10}{value:8.3g}   (simulator: {NOTHING[name]:g})")
+        print(f"{name:<10}{value:8.3g}   (simulator: {found.unchanged[name]:g})")
     print(f"error on episodes kept apart: {1000 * found.before:.1f} mm -> {1000 * found.after:.1f} mm")
     preset = {
         "name": Path(options.out).stem,
         "base": "dream",
         "episodes": words[0],
-        "env": {"tasks": [task], "events": found.events(options.spread)},
+        "env": {"tasks": [task], "options": found.options(options.spread)},
     }
     text = f"# {shlex.join(['wamtune', 'fit', *words])}\n{yaml.safe_dump(preset, sort_keys=False)}"
     write_atomically(Path(options.out), text.encode())
     print(f"preset: {options.out}; wamtune train {options.out}")
 
 
-def _task(wanted: str, recorded: list[str], folder: str) -> str:
-    known = [task for task in recorded if task in TASKS]
+def _task(simulator: type[Simulator], env: SimulatorConfig, recorded: list[str], folder: str) -> str:
+    """Return the one task that is fitted: the one that `env` names, or the only one that was recorded."""
+    known = [task for task in recorded if _has(simulator, env, task)]
     if not known:
-        raise UserError(f"{folder}: episodes of {', '.join(recorded)}; only tasks of Meta-World can be fitted")
+        name = simulator_name(env)
+        raise UserError(f"{folder}: episodes of {', '.join(recorded)}; none is a task of env.simulator={name}")
+    wanted = env.tasks[0] if env.tasks else ""
     if wanted in known or (not wanted and len(known) == 1):
         return wanted or known[0]
-    raise UserError(f"task={wanted or '(none)'}: expected one of {', '.join(known)}")
+    raise UserError(f"env.tasks={wanted or '(none)'}: expected one of {', '.join(known)}")
+
+
+def _has(simulator: type[Simulator], env: SimulatorConfig, task: str) -> bool:
+    try:
+        simulator.early_spec(id=env.id, tasks=[task])
+    except UserError:
+        return False
+    return True

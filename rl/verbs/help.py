@@ -25,7 +25,8 @@ def keys_of(schema: type) -> str:
 
 
 def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(schema), flags=re.MULTILINE))
+    source = "".join(inspect.getsource(part) for part in reversed(schema.__mro__[:-1]))  # of what it inherits, too
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE))
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -49,7 +50,7 @@ HELP = {
     "ls": """wamtune ls [checkpoints | presets | rewards | tasks]
 
 List the built-in checkpoints with their stage, tasks, size and one measured figure, the presets, the built-in reward
-terms and the tasks of the simulator. A kind shows that list alone.
+terms and the simulators with their tasks. A kind shows that list alone.
 
 Examples:
   wamtune ls
@@ -71,28 +72,28 @@ Examples:
     "pretrain": f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
 Collect episodes of scripted experts, clean and noisy, and of random motion, and train a world-action model to predict
-what actions bring about. With id=recorded nothing is collected: it learns from the folder `episodes`, into which
-`dataset`, a LeRobot v3.0 dataset, is imported first. One of five episodes of a task is then held out. It learns no
-policy: that is `wamtune tune`. Given a run folder, go on where that run stopped.
+what actions bring about. With env.simulator=recorded nothing is collected: it learns from the folder `episodes`, into
+which `dataset`, a LeRobot v3.0 dataset, is imported first. One of five episodes of a task is then held out. It learns
+no policy: that is `wamtune tune`. Given a run folder, go on where that run stopped.
 
 Keys:
 {keys_of(PretrainConfig)}
 
 Examples:
-  wamtune pretrain metaworld-pretrained name=push tasks=push stage.n_steps=3000
+  wamtune pretrain metaworld-pretrained name=push env.tasks=push stage.n_steps=3000
   wamtune pretrain own-pretrained dataset=datasets/mine columns.success=all""",
     "tune": f"""wamtune tune PRESET | RUN_FOLDER [key=value ...]
 
 Teach a pretrained checkpoint to act from few demonstrations per task, roll the policy out, refit the world decoder on
-what it met, and measure success in the simulator. With id=recorded there is no simulator: nothing is rolled out, and
-the policy is measured on held-out demonstrations alone. Given a run folder, go on where that run stopped.
+what it met, and measure success in the simulator. With env.simulator=recorded there is no simulator: nothing is rolled
+out, and the policy is measured on held-out demonstrations alone. Given a run folder, go on where that run stopped.
 
 Keys:
 {keys_of(TuneConfig)}
 
 Examples:
   wamtune tune metaworld-tuned
-  wamtune tune metaworld-tuned name=push tasks=push n_demos=5""",
+  wamtune tune metaworld-tuned name=push env.tasks=push n_demos=5""",
     "train": f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
 
 Improve a checkpoint by PPO in the simulator, in its own dream, or in both. A gate after each part of a round that
@@ -117,7 +118,7 @@ Keys:
 {keys_of(EvalOptions)}
 
 Examples:
-  wamtune eval metaworld-tuned tasks=push,door-open n_episodes=100
+  wamtune eval metaworld-tuned env.tasks=push,door-open n_episodes=100
   wamtune eval runs/demo/20250101-120000-s0 place=both obs_noise=0.001""",
     "dream": f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
 
@@ -133,8 +134,8 @@ Keys:
 {keys_of(DreamOptions)}
 
 Examples:
-  wamtune dream metaworld-tuned task=push
-  wamtune dream runs/demo/20250101-120000-s0 task=peg-insert-side source=policy n_chunks=12 out=peg.png""",
+  wamtune dream metaworld-tuned env.tasks=push
+  wamtune dream runs/demo/20250101-120000-s0 env.tasks=peg-insert-side source=policy n_chunks=12 out=peg.png""",
     "report": """wamtune report RUN_FOLDER
 
 Write report.html into the folder of a training run: success before and after with its controls, every gate, what the
@@ -196,7 +197,7 @@ Keys:
 
 Examples:
   wamtune fit runs/robot/sim
-  wamtune fit runs/robot/sim task=push spread=0.2 out=mine.yaml""",
+  wamtune fit runs/robot/sim env.tasks=push spread=0.2 out=mine.yaml""",
     "doctor": """wamtune doctor
 
 Look at Python, torch, the packages, the simulator, drawing and the built-in checkpoints. Every line says ok

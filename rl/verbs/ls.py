@@ -9,6 +9,8 @@ from typing import Any
 from rewards.builtin import BUILTIN as REWARD_TERMS
 from rewards.errors import UserError
 from rl.compose import list_presets
+from rl.config import SimulatorConfig
+from rl.envs.names import BUILTIN
 from world_model.checkpoint import builtin_checkpoints, find_checkpoint, load_checkpoint
 
 KINDS = ("checkpoints", "presets", "rewards", "tasks")
@@ -60,9 +62,9 @@ def _rewards() -> list[tuple[str, str]]:
 
 
 def _tasks() -> list[tuple[str, str]]:
-    from rl.envs.metaworld.tasks import TASKS  # late: the simulator takes a second to import
+    from rl.build import find_simulator  # late: the simulators take a second to import
 
-    return [("metaworld", f"{len(TASKS)} tasks: {', '.join(TASKS)}"), ("other", "any registered gymnasium id")]
+    return [(name, find_simulator(SimulatorConfig(simulator=name)).describe_tasks()) for name in BUILTIN]
 
 
 def _count(tasks: list[str]) -> str:

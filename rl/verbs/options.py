@@ -5,35 +5,35 @@ Apart from the verbs themselves, so that help and the check of a command line ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rewards.checks import at_least, require
 from rewards.errors import UserError
-from rl.config import DreamConfig, EnvConfig, EvalConfig
+from rl.config import DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """The keys of `wamtune eval`."""
 
-    tasks: tuple[str, ...] = ()  # empty: all the checkpoint knows
+    MOVED = (("id", "env.id"), ("tasks", "env.tasks"), ("n_workers", "env.n_workers"))
+
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
     n_episodes: int = EvalConfig().n_episodes  # of each task
     seed: int = EvalConfig().seed  # of the first episode
     place: Literal["sim", "dream", "both"] = "sim"
     n_denoising_steps: int = 2  # of the policy
     n_action_steps: int = 0  # executed of a chunk; 0: all of it
-    id: str = "metaworld"  # or a gymnasium id
     max_steps: int = EnvConfig().max_steps
     obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
     n_envs: int = EnvConfig().n_envs
-    n_workers: int = 0
     out: str = ""  # a .json file for the figures and each episode; empty: the table alone
 
     def check(self) -> None:
         """Refuse counts that mean nothing, and another kind of file."""
         at_least(self, 1, "n_episodes", "n_denoising_steps", "max_steps", "n_envs")
-        at_least(self, 0, "seed", "n_action_steps", "n_workers", "obs_noise")
+        at_least(self, 0, "seed", "n_action_steps", "obs_noise")
         if self.out and not self.out.endswith(".json"):
             raise UserError(f"out={self.out!r}: expected the name of a .json file")
 
@@ -42,7 +42,10 @@ class EvalOptions:
 class DreamOptions:
     """The keys of `wamtune dream`."""
 
-    task: str = "push"
+    MOVED = (("task", "env.tasks"),)
+
+    # env.tasks: one; empty: push, or the first that the checkpoint knows
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
     seed: int = EvalConfig().seed  # names the episode
     n_chunks: int = 8  # at most
     source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
@@ -53,6 +56,7 @@ class DreamOptions:
         """Refuse counts that mean nothing, and a picture that is none."""
         at_least(self, 1, "n_chunks", "n_denoising_steps")
         at_least(self, 0, "seed")
+        _one_task(self.env)
         if self.out and not self.out.endswith((".png", ".gif", ".mp4")):
             raise UserError(
                 f"out={self.out!r}: expected the name of a .png file, or of a .gif or .mp4 for a model that sees"
@@ -77,7 +81,10 @@ class ExportOptions:
 class FitOptions:
     """The keys of `wamtune fit`."""
 
-    task: str = ""  # of Meta-World; empty: the only one that was recorded
+    MOVED = (("task", "env.tasks"),)
+
+    # env.tasks: one; empty: the only one that was recorded
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
     n_episodes: int = 16  # used of those that were recorded; half of them judge
     n_steps: int = 60  # replayed of each
     spread: float = 0.1  # training draws each factor within this share of what was found
@@ -89,4 +96,10 @@ class FitOptions:
         at_least(self, 2, "n_episodes")
         at_least(self, 1, "n_steps")
         at_least(self, 0, "seed")
+        _one_task(self.env)
         require(self, ("spread",), lambda value: 0 <= value < 1, "at least 0 and less than 1")
+
+
+def _one_task(env: SimulatorConfig) -> None:
+    if len(env.tasks) > 1:
+        raise UserError(f"env.tasks={','.join(env.tasks)}: expected one task")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rewards.errors import UserError
-from rl.build import device_of, tasks_of
+from rl.build import check_simulator, device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
 from rl.ppo.imitation import Imitation
@@ -29,6 +29,7 @@ def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
 
     `folder` is where its callbacks write.
     """
+    check_simulator(config)
     gc.collect()  # a run before this one refers to itself, and holds gigabytes
     model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
     post = PostTraining(config, model, None, log=lambda step, values: None, folder=folder)

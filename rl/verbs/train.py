@@ -13,7 +13,8 @@ from rich.table import Table
 from safetensors.torch import save
 
 from rewards.errors import BadNumbers
-from rl.config import RECORDED, TrainConfig
+from rl.build import judged_in
+from rl.config import TrainConfig
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
@@ -62,7 +63,7 @@ def run(words: list[str]) -> None:
                 for step in ("last", str(runs[0].outcome.sim_steps)):
                     first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]))
             save_state(folder.path, {**kept, "mark": folder.mark()})
-        if first.model is not None and config.eval.n_paired > 0 and config.env.id != RECORDED:
+        if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
             pairs = champion_pairs(config, first.policy, first.model)
             folder.keep(PAIRS, json.dumps(pairs).encode())
             for example in pairs["examples"]:
@@ -70,7 +71,7 @@ def run(words: list[str]) -> None:
                     folder.film(example["title"], runs[0].outcome.n_updates, gif_of(example["film"]))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         report = write_report(folder.path)
-        show(_table(runs, config.judged_in))
+        show(_table(runs, judged_in(config)))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
         print(f"picture: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
 
@@ -211,14 +212,14 @@ def _readme(config: TrainConfig, run: Run) -> str:
     return (
         f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
         f"{run.outcome.sim_steps:,} simulator steps.{ended}\n\n"
-        f"Success in {config.judged_in} on {tasks}, seeds from {config.eval.seed} on:\n\n"
+        f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
         f"| before | after |\n|---|---|\n| {before} | {after} |\n"
     )
 
 
-def _table(runs: list[Run], judged_in: str) -> Table:
+def _table(runs: list[Run], where: str) -> Table:
     """One column for each run, one row for each figure."""
-    table = Table(title=f"success in {judged_in} on fresh episodes", title_justify="left")
+    table = Table(title=f"success in {where} on fresh episodes", title_justify="left")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rl.config import RECORDED
+from rl.envs.names import shown_name
 from rl.report.card import figures
 from rl.stages.config import TuneConfig
+from rl.stages.episodes import simulates
 from rl.stages.run import load_state, tune
 from rl.verbs.begin import begin
 
@@ -13,8 +14,8 @@ def run(words: list[str]) -> None:
     """Begin or continue a run and print what was measured."""
     config, folder, _ = begin("tune", words, TuneConfig, load_state)
     print(f"tune {config.name}; to go on after an interruption: wamtune tune {folder.path}", flush=True)
-    if config.id == RECORDED:
-        print("there is no simulator (id=recorded): no rollouts, and no success rate")
+    if not simulates(config):
+        print(f"there is no simulator ({shown_name(config.env)}): no rollouts, and no success rate")
     with folder:
         about = tune(config, folder)
     print(f"\n{figures(about['metrics'])}\n\ncheckpoint: {folder.checkpoints / 'last'}")

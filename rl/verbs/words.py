@@ -11,6 +11,7 @@ from rewards.errors import UserError
 from rl.compose import compose, list_presets
 from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
+from rl.envs.names import check_builtin_options
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
 from world_model.runs import find_run
@@ -44,7 +45,7 @@ def check_words(verb: str, words: Sequence[str]) -> None:
             _check_preset(verb, name, words[name is not None :])
     elif verb in OPTIONS:
         _check_checkpoint(verb, str(name))
-        compose(None, words[1:], OPTIONS[verb])
+        check_builtin_options(compose(None, words[1:], OPTIONS[verb]).env)
     elif verb == "deploy" and len(words) > 1 and words[1] in ROBOT:
         _check_checkpoint(verb, words[0])
         rest = words[ROBOT[words[1]] :]
@@ -57,7 +58,7 @@ def check_words(verb: str, words: Sequence[str]) -> None:
 def _check_preset(verb: str, name: str | None, overrides: Sequence[str]) -> None:
     """Refuse what is no preset, or one of another verb, and say what it is good for."""
     if name is None or name.endswith((".yaml", ".yml")) or _composes(name, PRESETS[verb]):
-        compose(name, overrides, PRESETS[verb])
+        check_builtin_options(compose(name, overrides, PRESETS[verb]).env)
         return
     builtin = _builtin_config(name)
     if builtin.get("stage") == "pretrain":

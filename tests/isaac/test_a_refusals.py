@@ -14,7 +14,7 @@ from rl.envs.isaac.env import IsaacEnv
         (
             "Isaac-Cartpole",
             {"device": "cuda:0"},
-            "env.isaac.device=cuda:0: torch cannot use that here; expected cpu, cuda:0, ... or auto",
+            "env.options.device=cuda:0: torch cannot use that here; expected cpu, cuda:0, ... or auto",
         ),
     ],
 )
@@ -43,6 +43,6 @@ def test_a_termination_term_that_is_not_there_is_refused_with_those_that_are() -
     with pytest.raises(UserError) as caught:
         IsaacEnv("Isaac-Cartpole", 16)
     assert str(caught.value) == (
-        "env.isaac.success=success: Isaac-Cartpole has no such termination term; expected one of time_out, "
+        "env.options.success=success: Isaac-Cartpole has no such termination term; expected one of time_out, "
         "cart_out_of_bounds, or null where there is no success"
     )

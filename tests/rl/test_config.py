@@ -14,6 +14,7 @@ from rewards.plugins import load_term
 from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
 from rl.config import EnvConfig, TrainConfig
 from rl.deploy.robot_config import RobotConfig
+from rl.envs.names import IsaacOptions, typed_options
 from rl.robots.api import NumberRobot, make_robot
 from rl.stages.config import PretrainConfig, TuneConfig
 
@@ -105,7 +106,7 @@ def test_unknown_key_names_file_and_suggestion(preset: Path, tmp_path: Path) -> 
     expected = f"unknown key 'ppo.learning_rat' in {path}; did you mean 'ppo.learning_rate'?"
     assert message(path) == expected
     assert message(preset, "n_epochs=3") == "unknown key 'n_epochs' on the command line; did you mean 'ppo.n_epochs'?"
-    assert "known: kind, id, tasks" in message(preset, "env.zzz=3")
+    assert "known: simulator, id, tasks" in message(preset, "env.zzz=3")
 
 
 def test_error_names_the_base_it_stands_in(tmp_path: Path) -> None:
@@ -134,7 +135,9 @@ def test_a_list_needs_no_brackets_on_the_command_line(value: str, tasks: tuple[s
 
 def test_every_kind_of_list_is_taken_without_brackets() -> None:
     config = compose(None, ["name=x", "tasks=a", "stage.atoms=1,0,.5,0,0", "isaac.groups=a,b"], PretrainConfig)
-    assert (config.stage.atoms, config.isaac.groups) == ((1.0, 0.0, 0.5, 0.0, 0.0), ("a", "b"))
+    assert (config.stage.atoms, config.env.tasks) == ((1.0, 0.0, 0.5, 0.0, 0.0), ("a",))
+    groups = typed_options("isaac", config.env.options, IsaacOptions).groups
+    assert groups == ("a", "b")
     words = ["robot=fake", "limits.low=-1,-0.5", "limits.boxes.hand.low=-1,2", "map.state=a,b"]
     words += ["limits.boxes.hand.high=1,2", "limits.boxes.hand.actions=0,1"]
     robot = compose(None, words, RobotConfig)

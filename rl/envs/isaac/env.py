@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 import torch
 from torch import Tensor
 
 from rewards.errors import UserError
+from rewards.manager import ISAAC
+from rl.config import TrainConfig
 from rl.envs.isaac.launch import OWN, IsaacTerm, launch, parts_of, read_spec
-from rl.envs.simulator import Simulator, pick_device
+from rl.envs.names import IsaacOptions, typed_options
+from rl.envs.simulator import OwnTerms, Simulator, usable_device
 from world_model.env import Advance, Obs, Start
 
 _open: list[str] = []
@@ -46,7 +49,53 @@ class IsaacEnv(Simulator):
             termination term, or this process already holds an environment.
     """
 
+    id_is_task = True
+    provides = frozenset({"task_reward", ISAAC})
+    max_steps = 10_000  # or the task's own limit, which is shorter
     alone = True
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        id: str,
+        tasks: Sequence[str],
+        n_envs: int,
+        options: Mapping[str, Any],
+        known_tasks: Sequence[str],
+        n_workers: int = 0,
+        model: Any = None,
+        own_rewards: OwnTerms | None = None,
+        run: TrainConfig | None = None,
+        **common: Any,
+    ) -> Self:
+        """Build environments as a config asks for them; see `Simulator.build`."""
+        if not id:
+            raise UserError("env.id: simulator isaac needs the id of a task, such as env.id=Isaac-Cartpole")
+        own = vars(cls._typed(options)) | {"own_rewards": own_rewards}
+        return cls(id, n_envs, **own | common)  # the device in `common` is the one that `pick_device` chose
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse an option that is none of `IsaacOptions`."""
+        cls._typed(options)
+
+    @classmethod
+    def pick_device(cls, device: str, options: Mapping[str, Any]) -> str:
+        """Return `device`, or if that is "auto" what `env.options.device` says; see `Simulator.pick_device`."""
+        if device != "auto":
+            return usable_device("device", device)
+        return usable_device("env.options.device", cls._typed(options).device)
+
+    @classmethod
+    def describe_tasks(cls) -> str:
+        """Return which ids there are."""
+        return "any registered task of Isaac Lab, such as Isaac-Cartpole, and Isaac-Push-Puck of our own"
+
+    @staticmethod
+    def _typed(options: Mapping[str, Any]) -> IsaacOptions:
+        found: IsaacOptions = typed_options("isaac", options, IsaacOptions)
+        return found
 
     def __init__(
         self,
@@ -71,7 +120,7 @@ class IsaacEnv(Simulator):
         self._seen: dict[str, Tensor] = {}  # success, where it does not end an episode
         only_seen = None if terminate_on_success or success in (None, "time_out") else (success, self._seen)
         self._env, self._launched = launch(
-            env_id, num_envs, seed, overrides, own_rewards or {}, pick_device("auto", env_id, device), only_seen
+            env_id, num_envs, seed, overrides, own_rewards or {}, usable_device("env.options.device", device), only_seen
         )
         _open.append(env_id)
         try:
@@ -83,7 +132,6 @@ class IsaacEnv(Simulator):
             raise
         options = {**batched, "terminate_on_success": terminate_on_success, "seed": seed, "device": self._env.device}
         super().__init__(spec, num_envs, n_context_frames, min(max_steps, int(self._env.max_episode_length)), **options)
-        self._executed = torch.zeros(num_envs, 0, spec.action_dim, device=self.device)
         self._newest, self._image = self._read(obs)
         self._fresh_image = self._image  # where episodes ended, that of the next one
         self._begun_anew = torch.ones(num_envs, dtype=torch.bool, device=self.device)  # by Isaac Lab, at the last step
@@ -176,7 +224,6 @@ class IsaacEnv(Simulator):
         return obs
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        self._executed = actions
         alive = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         steps = []
         for j in range(actions.shape[1]):
@@ -233,7 +280,7 @@ class IsaacEnv(Simulator):
         known = [*manager.active_terms] if manager else ["time_out", *self._env.extras]
         if self.success is not None and self.success not in known:
             raise UserError(
-                f"env.isaac.success={self.success}: {self.env_id} has no such termination term; expected one of "
+                f"env.options.success={self.success}: {self.env_id} has no such termination term; expected one of "
                 f"{', '.join(known)}, or null where there is no success"
             )
 

@@ -102,7 +102,7 @@ def read_spec(env: Any, obs: Mapping[str, Any], groups: Sequence[str], env_id: s
     size = 0
     for group in groups:
         if group not in obs:
-            raise UserError(f"env.isaac.groups: {env_id} has no observation group {group!r}; it has {', '.join(obs)}")
+            raise UserError(f"env.options.groups: {env_id} has no observation group {group!r}; it has {', '.join(obs)}")
         for name, width in widths(env, obs, group):
             if name:
                 slices[name] = (size, size + width)

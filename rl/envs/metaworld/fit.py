@@ -7,8 +7,9 @@ apart, to say how much of it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import differential_evolution
@@ -46,6 +47,11 @@ class Fit:
     values: dict[str, float]
     before: float  # with the simulator as it is
     after: float
+    unchanged: ClassVar[Mapping[str, float]] = NOTHING  # the values of the simulator as it is
+
+    def options(self, spread: float) -> dict[str, object]:
+        """Return the `env.options` that make the simulator like the episodes; see `events`."""
+        return {"events": self.events(spread)}
 
     def events(self, spread: float) -> dict[str, dict[str, object]]:
         """Domain randomisation around the fit: each factor evenly within ± `spread` of it, drawn at every reset."""

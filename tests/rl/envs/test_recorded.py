@@ -95,7 +95,7 @@ def test_a_run_asks_no_simulator(
     recorded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rl.build.SimEnv", None)
+    monkeypatch.setattr("rl.envs.sim.SimEnv.__init__", None)
     assert cli.main(["train", "dream", *recorded]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "success in a dream of what was recorded on fresh episodes" in out
@@ -110,8 +110,8 @@ def test_a_run_asks_no_simulator(
 
 @pytest.mark.parametrize("override", ["env.kind=mix", "episodes=''", "dream.n_episodes=4"])
 def test_what_it_cannot_be_without(recorded: list[str], override: str) -> None:
-    with pytest.raises(UserError, match=r"env.id=recorded: set env.kind=dream, episodes=FOLDER and dream.n_episodes=0"):
-        compose("dream", [*recorded, override], TrainConfig)
+    with pytest.raises(UserError, match=r"env.simulator=recorded: set env.kind=dream, episodes=FOLDER and dream"):
+        prepare(compose("dream", [*recorded, override], TrainConfig))
 
 
 def test_episodes_of_another_task_are_none(recorded: list[str]) -> None:

@@ -359,11 +359,11 @@ def test_what_cannot_be_learned_from_is_one_line(tmp_path: Path, monkeypatch: py
     write_dataset(tmp_path / "d", 4)
     assert "episodes=runs/episodes/own-pretrained: no episodes here" in refuse()
     assert "d: a LeRobot dataset, not a folder of episodes; dataset=d imports it" in refuse("episodes=d")
-    assert "id=metaworld collects its own episodes; set id=recorded" in refuse(
+    assert "dataset=d: env.simulator=metaworld collects its own episodes; set env.simulator=recorded" in refuse(
         "dataset=d", "id=metaworld", "tasks=[push]"
     )
     assert "model.views: images of recorded episodes are not read yet" in refuse("model.views={front: {}}")
-    assert "tasks: 'fly' is none of those in runs/episodes/own-pretrained: 'Reach" in refuse("dataset=d", "tasks=[fly]")
+    assert "env.tasks: 'fly' is none of those in runs/episodes/own-pretrained: 'R" in refuse("dataset=d", "tasks=[fly]")
 
 
 def test_another_robot_is_refused(walked: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

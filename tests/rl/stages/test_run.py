@@ -11,6 +11,7 @@ import torch
 from rewards.errors import UserError
 from rl import cli
 from rl.compose import compose
+from rl.config import SimulatorConfig
 from rl.report.card import figures, finite, success_metrics
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.folder import read_rows
@@ -163,10 +164,10 @@ def test_collecting_completes_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(stage_episodes, "BATCH", 2)
     store = EpisodeStore(tmp_path)
     values = {"n_noisy": 0, "n_random": 0, "n_heldout": 1}
-    small = PretrainConfig(name="x", tasks=(TASK,), n_expert=1, **values)
+    small = PretrainConfig(name="x", env=SimulatorConfig(tasks=(TASK,)), n_expert=1, **values)
     stage_episodes.collect(small, store)
     first = store.load()[0]
-    stage_episodes.collect(PretrainConfig(name="x", tasks=(TASK,), n_expert=3, **values), store)
+    stage_episodes.collect(PretrainConfig(name="x", env=SimulatorConfig(tasks=(TASK,)), n_expert=3, **values), store)
     assert [e.seed for e in store.load()] == [0, 1, 2]
     assert torch.equal(store.load()[0].state, first.state)
     n_shards = len(store.shards)

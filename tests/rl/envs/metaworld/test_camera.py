@@ -17,7 +17,7 @@ from rewards.errors import UserError
 from rl import cli
 from rl.build import make_sim
 from rl.compose import compose
-from rl.config import TrainConfig
+from rl.config import SimulatorConfig, TrainConfig
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
 from rl.policies.wam import FlowPolicy
@@ -226,25 +226,25 @@ def test_a_film_is_drawn_once_and_of_what_was_recorded(
     store = EpisodeStore(tmp_path)
     episodes = collect_scripted("noisy", ["push"], 2)
     store.append(episodes, make_spec("metaworld", ["push"]))
-    again, pictures = film("metaworld", store, seer.config, ["push"], None)
+    again, pictures = film(SimulatorConfig(), store, seer.config, ["push"], None)
     assert [len(p) for p in pictures] == [e.length + 1 for e in again]
     assert np.array_equal(pictures[0][0, 0].numpy(), see(VIEW, seed=episodes[0].seed, size=32))
     with monkeypatch.context() as patch:
         patch.setattr(stage_pictures, "_run_again", lambda *_: pytest.fail("drawn again"))
-        _, kept = film("metaworld", store, seer.config, ["push"], None)
+        _, kept = film(SimulatorConfig(), store, seer.config, ["push"], None)
     assert all(torch.equal(a, b) for a, b in zip(kept, pictures, strict=True))
     other = EpisodeStore(tmp_path / "other")
     episodes[0].seed += 1
     other.append(episodes, make_spec("metaworld", ["push"]))
     with pytest.raises(UserError, match="does not run as it was recorded"):
-        film("metaworld", other, seer.config, ["push"], None)
+        film(SimulatorConfig(), other, seer.config, ["push"], None)
 
 
 def test_the_built_in_model_that_sees_predicts_pictures_it_never_saw() -> None:
     """In dB where something moves: at least 5 above what repeating the last picture gives."""
     model = load_model("metaworld-pixels-tuned")
     episodes = collect_scripted("expert", ["drawer-open", "push"], 2, seed=900_000)
-    pictures = [run_again("metaworld", episode, model.config) for episode in episodes]
-    found = picture_metrics(model, stage_pictures.see(model, "metaworld", episodes, pictures), pictures)["mean"]
+    pictures = [run_again(SimulatorConfig(), episode, model.config) for episode in episodes]
+    found = picture_metrics(model, stage_pictures.see(model, SimulatorConfig(), episodes, pictures), pictures)["mean"]
     assert found["psnr"] > found["repeat"] + 5 and found["psnr_far"] > found["repeat_far"] + 5
     assert found["shuffle_ratio"] > 1.5

@@ -14,6 +14,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.metaworld.events import Event, Perturbed
 from rl.envs.metaworld.tasks import MetaWorldTask
+from rl.envs.names import MetaWorldOptions, check_builtin_options, typed_options
 from rl.envs.sim import SimEnv
 
 TASK = "button-press-topdown"
@@ -114,16 +115,20 @@ def test_an_episode_does_not_depend_on_the_ones_before() -> None:
 
 def test_events_are_written_in_a_config() -> None:
     words = ["env.tasks=[push]", "env.events.m={func: mass, low: 0.5, high: 2}"]
-    assert compose("sim", words, TrainConfig).env.events == {"m": Event("mass", "reset", 0.5, 2.0)}
+    options = compose("sim", words, TrainConfig).env.options
+    assert typed_options("metaworld", options, MetaWorldOptions).events == {"m": Event("mass", "reset", 0.5, 2.0)}
     for bad, line in (
-        ("{func: mass, low: 5, high: 2}", "env.events.m.low=5.0, high=2.0: expected 0.001 <= low <= high <= 1000"),
-        ("{func: colour}", "env.events.m.func='colour' on the command line: expected one of mass, friction"),
-        ("{func: mass, every: 0}", "env.events.m.every=0: expected at least 1 step"),
+        (
+            "{func: mass, low: 5, high: 2}",
+            "env.options.events.m.low=5.0, high=2.0: expected 0.001 <= low <= high",
+        ),
+        ("{func: colour}", "env.options.events.m.func='colour' of simulator metaworld: expected one of mass, friction"),
+        ("{func: mass, every: 0}", "env.options.events.m.every=0: expected at least 1 step"),
     ):
         with pytest.raises(UserError, match=line.replace(".", r"\.")):
-            compose("sim", ["env.tasks=[push]", f"env.events.m={bad}"], TrainConfig)
+            check_builtin_options(compose("sim", ["env.tasks=[push]", f"env.events.m={bad}"], TrainConfig).env)
     with pytest.raises(UserError, match="only Meta-World tasks have"):
         SimEnv("Pendulum-v1", 2, events=events())
     config = compose("isaac", ["env.events.m={func: mass, low: 0.5, high: 2}"], TrainConfig)
-    with pytest.raises(UserError, match=f"env.id={config.env.id} has no events of ours; only Meta-World tasks have"):
+    with pytest.raises(UserError, match=r"unknown key 'env\.options\.events' of simulator isaac; known: groups"):
         make_sim(config, None, (), 2, rewards=False)

@@ -67,9 +67,9 @@ def test_what_cannot_be_fitted() -> None:
 @pytest.mark.parametrize(
     ("task", "options", "line"),
     [
-        ("pour", [], "recorded: episodes of pour; only tasks of Meta-World can be fitted"),
-        ("pour", ["task=push"], "recorded: episodes of pour; only tasks of Meta-World can be fitted"),
-        ("push", [], "recorded: not as Meta-World has it: state has shape (3, 4), expected (3, 21)"),
+        ("pour", [], "recorded: episodes of pour; none is a task of env.simulator=metaworld"),
+        ("pour", ["task=push"], "recorded: episodes of pour; none is a task of env.simulator=metaworld"),
+        ("push", [], "recorded: not as in env.simulator=metaworld: state has shape (3, 4), expected (3, 21)"),
     ],
 )
 def test_episodes_of_another_robot(
@@ -94,12 +94,14 @@ def test_the_command_writes_a_preset(
     assert "preset: mine.yaml; wamtune train mine.yaml" in out and "mm -> " in out
     config = compose("mine.yaml", [], TrainConfig)
     assert config.env.tasks == (TASK,) and config.env.kind == "dream" and config.episodes == "recorded"
-    written = yaml.safe_load(Path("mine.yaml").read_text())["env"]["events"]
-    assert {name: event["low"] for name, event in written.items()} == {n: e.low for n, e in config.env.events.items()}
+    written = yaml.safe_load(Path("mine.yaml").read_text())["env"]["options"]["events"]
+    assert {name: event["low"] for name, event in written.items()} == {
+        name: event["low"] for name, event in config.env.options["events"].items()
+    }
     for words, line in (
         ([], "fit needs a folder of recorded episodes: wamtune fit runs/robot/sim"),
         (["none"], "none: no episodes here; record some with wamtune deploy CHECKPOINT run PRESET"),
-        (["recorded", "task=push"], f"task=push: expected one of {TASK}"),
+        (["recorded", "task=push"], f"env.tasks=push: expected one of {TASK}"),
         (["recorded", "n_episodes=1"], "n_episodes=1: expected at least 2"),
         (["recorded", "spread=1.0"], "spread=1.0: expected at least 0 and less than 1"),
     ):

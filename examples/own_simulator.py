@@ -1,0 +1,59 @@
+"""An own simulator in torch: a point that moves to a goal. No file of the toolkit has to be changed for it.
+
+    wamtune train gaussian env.simulator=examples/own_simulator.py:PointSim env.max_steps=40 rewards.success.weight=1
+
+docs/bring_your_own_simulator.md explains each part, and how to pretrain a world model on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl.envs.simulator import Simulator
+from world_model.env import Advance, Start
+from world_model.flow import seeded_noise
+from world_model.spec import Feature, Spec
+
+
+class PointSim(Simulator):
+    """A point in the plane that has to reach a goal; `radius` (m) around the goal counts as success."""
+
+    def __init__(
+        self,
+        id: str,
+        tasks: Sequence[str],
+        known_tasks: Sequence[str],
+        n_envs: int,
+        radius: float = 0.1,
+        **common: Any,
+    ) -> None:
+        state = Feature((4,), "m", slices={"point_pos": (0, 2), "goal_pos": (2, 4)})
+        low, high = (-1.0, -1.0), (1.0, 1.0)  # m/s
+        super().__init__(Spec({"state": state}, low, high, tuple(known_tasks), control_hz=10.0), n_envs, **common)
+        self.radius = radius
+
+    def _restart(self, mask: Tensor) -> Start:
+        """Begin the episodes of the next seeds: the same seed begins at the same place."""
+        seeds = self._next_seeds(int(mask.sum()))
+        first = seeded_noise(seeds, torch.zeros_like(seeds), (4,)).tanh()
+        context = first[:, None].repeat(1, self.n_context_frames, 1)
+        return Start(context, torch.zeros_like(seeds), seeds)
+
+    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
+        """Move all points by `actions` (num_envs, k, 2), one after the other."""
+        point, goal = self.context[:, -1].split(2, dim=1)
+        points = point[:, None] + (actions / self.spec.control_hz).cumsum(1)
+        goals = goal[:, None].expand_as(points)
+        distance = (points - goals).norm(dim=2)
+        never = torch.zeros_like(distance, dtype=torch.bool)
+        frames = torch.cat([points, goals], dim=2)
+        return Advance(frames, distance < self.radius, never, never, task_reward=-distance)
+
+    def expert_actions(self) -> Tensor:
+        """Go straight to the goal, slower where it is near. Shape: (num_envs, 2)."""
+        point, goal = self.context[:, -1].split(2, dim=1)
+        return ((goal - point) * self.spec.control_hz).clamp(-1.0, 1.0)

@@ -1,0 +1,113 @@
+"""Which simulator a config means, and the options of the built-in ones.
+
+Without torch, so that a command line is checked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rewards.errors import UserError
+from rl.compose import typed
+from rl.config import SimulatorConfig
+from rl.envs.metaworld.events import Event
+
+BUILTIN = {
+    "metaworld": "rl.envs.sim:MetaWorldSim",
+    "gymnasium": "rl.envs.sim:GymnasiumSim",
+    "isaac": "rl.envs.isaac.env:IsaacEnv",
+    "recorded": "rl.envs.recorded:Recorded",
+}
+"""Name in `env.simulator` -> module:class."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a simulator that has none."""
+
+
+@dataclass(frozen=True)
+class MetaWorldOptions:
+    """The options of Meta-World."""
+
+    # domain randomisation, name: {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}
+    events: dict[str, Event] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse ranges that mean nothing."""
+        for name, event in self.events.items():
+            try:
+                event.check()
+            except UserError as error:
+                raise UserError(f"events.{name}.{error}") from None
+
+
+@dataclass(frozen=True)
+class IsaacOptions:
+    """The options of Isaac Lab."""
+
+    groups: tuple[str, ...] = ("policy",)  # observation groups that make up the state
+    success: str | None = "success"  # the termination term that counts as success; null: there is none
+    action_bound: float = 1.0  # Isaac Lab declares no bounds
+    overrides: tuple[str, ...] = ()  # of the task's own config, such as physics=newton_mjwarp
+    device: str = "auto"  # used where the device of the run is auto; auto: the GPU if there is one
+
+    def check(self) -> None:
+        """Refuse a bound that means nothing."""
+        if self.action_bound <= 0:
+            raise UserError(f"action_bound={self.action_bound}: expected more than 0")
+
+
+OPTIONS: dict[str, type] = {
+    "metaworld": MetaWorldOptions,
+    "gymnasium": NoOptions,
+    "isaac": IsaacOptions,
+    "recorded": NoOptions,
+}
+"""Name of a built-in simulator -> dataclass of its options."""
+
+
+def simulator_name(env: SimulatorConfig) -> str:
+    """Return the simulator that a config means: `env.simulator`, or where that is empty the one `env.id` belongs to."""
+    if env.simulator:
+        return env.simulator
+    if not env.id:
+        return "metaworld"
+    return "isaac" if env.id.startswith("Isaac-") else "gymnasium"
+
+
+def env_of_tasks(env: SimulatorConfig, tasks: Sequence[str]) -> SimulatorConfig:
+    """Return `env`, or where it names neither simulator nor id the one that `tasks` belong to.
+
+    A task of gymnasium or Isaac Lab is named like its id: Pendulum-v1, Isaac-Cartpole. Others are those of Meta-World.
+    """
+    is_id = len(tasks) == 1 and (tasks[0].startswith("Isaac-") or "-v" in tasks[0])
+    return replace(env, id=tasks[0]) if is_id and not (env.simulator or env.id) else env
+
+
+def shown_name(env: SimulatorConfig) -> str:
+    """Return how messages name the simulator of a config: by its id, where it has one."""
+    return f"env.id={env.id}" if env.id else f"env.simulator={simulator_name(env)}"
+
+
+def check_builtin_options(env: SimulatorConfig) -> None:
+    """Check `env.options` of a built-in simulator; those of others are checked by their class.
+
+    Raises:
+        UserError: an option is unknown, or its value does not fit.
+    """
+    name = simulator_name(env)
+    if name in OPTIONS:
+        typed_options(name, env.options, OPTIONS[name])
+
+
+def typed_options(name: str, options: Mapping[str, Any], schema: type) -> Any:
+    """Return the options of simulator `name` as an instance of the dataclass `schema`.
+
+    Raises:
+        UserError: an option is unknown, or its value does not fit.
+    """
+    remedy = f"; env.simulator={name} on the command line drops the options of a preset"
+    return typed(options, schema, "env.options", f"of simulator {name}", remedy)
