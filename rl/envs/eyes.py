@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,11 +12,48 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from world_model.spec import Feature, Spec
-from world_model.wam.images import PictureCodec
-from world_model.wam.model import WorldActionModel
+from world_model.view import View
 
 PROPRIOCEPTION = ("hand_pos", "gripper")
 """Parts of a simulator's state that a robot knows of itself; the rest it has to see."""
+
+
+class ImageCodec(Protocol):
+    """Turns images into codes."""
+
+    n_views: int
+    size: int
+
+    @property
+    def code_dim(self) -> int:
+        """Numbers in the code of the images of all cameras at one moment."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Images (n, n_views, size, size, 3) uint8 -> codes (n, code_dim)."""
+
+
+class ImageModel(Protocol):
+    """What a simulator needs of a model to show it images."""
+
+    @property
+    def spec(self) -> Spec:
+        """What the model observes."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Steps from one image to the next."""
+
+    @property
+    def cameras(self) -> Mapping[str, View]:
+        """The cameras that it sees through, by name; empty for a model without images."""
+
+    @property
+    def image_codec(self) -> ImageCodec | None:
+        """Codec of its images; None for a model without images."""
 
 
 class Eyes:
@@ -32,7 +70,7 @@ class Eyes:
         UserError: the simulator has no such part.
     """
 
-    def __init__(self, codec: PictureCodec, simulated: Spec, parts: Sequence[str] = PROPRIOCEPTION) -> None:
+    def __init__(self, codec: ImageCodec, simulated: Spec, parts: Sequence[str] = PROPRIOCEPTION) -> None:
         for part in parts:
             if part not in simulated.slices:
                 raise UserError(f"the checkpoint is told {part!r}, which the simulator has not; choose another task")
@@ -58,10 +96,10 @@ class Eyes:
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> Tensor:
         """Codes (n, .) of pictures (n, n_views, size, size, 3) uint8."""
-        return self.codec.encode(torch.from_numpy(pictures).to(self.codec.always.device))
+        return self.codec.encode(torch.from_numpy(pictures).to(self.codec.device))
 
 
-def seeing_spec(simulated: Spec, parts: Sequence[str], codec: PictureCodec) -> Spec:
+def seeing_spec(simulated: Spec, parts: Sequence[str], codec: ImageCodec) -> Spec:
     """Return the spec of frames that hold `parts` of a simulator's state, then codes of pictures as `image`."""
     slices, dim = {}, 0
     for part in parts:
@@ -74,14 +112,14 @@ def seeing_spec(simulated: Spec, parts: Sequence[str], codec: PictureCodec) -> S
     return replace(simulated, features={"state": state, "image": image})
 
 
-def eyes_of(model: WorldActionModel | None, simulated: Spec) -> Eyes | None:
+def eyes_of(model: ImageModel | None, simulated: Spec) -> Eyes | None:
     """Return the eyes of a model, None for one that does not see."""
-    if model is None or model.pictures is None:
+    if model is None or model.image_codec is None:
         return None
-    return Eyes(model.pictures, simulated, [part for part in model.spec.slices if part != "image"])
+    return Eyes(model.image_codec, simulated, [part for part in model.spec.slices if part != "image"])
 
 
-def seen_spec(model: WorldActionModel, simulated: Spec) -> Spec:
+def seen_spec(model: ImageModel, simulated: Spec) -> Spec:
     """Return the spec of what a model is told and shown of a simulator: all of it, for one that does not see."""
     eyes = eyes_of(model, simulated)
     return eyes.spec if eyes else simulated

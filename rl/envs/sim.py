@@ -13,7 +13,7 @@ from torch import Tensor
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
 from rl.config import TrainConfig
-from rl.envs.eyes import eyes_of
+from rl.envs.eyes import ImageModel, eyes_of
 from rl.envs.metaworld.events import Event
 from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
 from rl.envs.simulator import IDLE, Array, OwnTerms, Simulator
@@ -22,8 +22,6 @@ from world_model.data.episodes import Episode
 from world_model.env import Advance, ReadOut, Start
 from world_model.spec import Feature, Spec
 from world_model.view import View
-from world_model.wam.config import ModelConfig
-from world_model.wam.model import WorldActionModel
 
 
 class SimEnv(Simulator):
@@ -60,7 +58,7 @@ class SimEnv(Simulator):
         obs_noise: float = 0.0,
         task_names: Sequence[str] | None = None,
         events: Mapping[str, Event] | None = None,
-        seen_by: WorldActionModel | None = None,
+        seen_by: ImageModel | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         spec = make_spec(env_id, tasks, task_names)
@@ -70,17 +68,19 @@ class SimEnv(Simulator):
         super().__init__(spec, num_envs, n_context_frames, *rest)
         names = tuple(tasks or (env_id,))
         self.env_id, self.picture_codec = env_id, self.eyes.codec if self.eyes else None
-        self.picture_every = seen_by.config.chunk_size if seen_by and self.eyes else 1
+        self.picture_every = seen_by.chunk_size if seen_by and self.eyes else 1
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env], device=self.device)
         # For exact resume: the actions of each environment since its episode began.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         if events and env_id != "metaworld":
             raise UserError(f"env.options.events: {env_id!r} has no events of ours; only Meta-World tasks have")
-        config = seen_by.config if seen_by and self.eyes else ModelConfig()
-        looked_at = tuple(config.views.values()), config.picture_size
-        described = env_id, self.task_of_env, events or {}, *looked_at
-        self._envs = Workers(*described, n_workers) if n_workers else Group(*described)
+        views = tuple(seen_by.cameras.values()) if seen_by and self.eyes else ()
+        size = self.eyes.codec.size if self.eyes else 0
+        if n_workers:
+            self._envs: Workers | Group = Workers(env_id, self.task_of_env, events or {}, views, size, n_workers)
+        else:
+            self._envs = Group(env_id, self.task_of_env, events or {}, views, size)
 
     @classmethod
     def film(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
@@ -165,7 +165,7 @@ class MetaWorldSim(SimEnv):
         options: Mapping[str, Any],
         known_tasks: Sequence[str],
         n_workers: int = 0,
-        model: WorldActionModel | None = None,
+        model: ImageModel | None = None,
         own_rewards: OwnTerms | None = None,
         run: TrainConfig | None = None,
         **common: Any,
@@ -229,7 +229,7 @@ class GymnasiumSim(SimEnv):
         options: Mapping[str, Any],
         known_tasks: Sequence[str],
         n_workers: int = 0,
-        model: WorldActionModel | None = None,
+        model: ImageModel | None = None,
         own_rewards: OwnTerms | None = None,
         run: TrainConfig | None = None,
         **common: Any,

@@ -125,7 +125,7 @@ def see_disturbed(
 
 
 def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
-    state = episode.state.to(eyes.codec.always.device)
+    state = episode.state.to(eyes.codec.device)
     return replace(episode, state=eyes.begin(state, pictures.numpy()).cpu())
 
 

@@ -60,6 +60,11 @@ class PictureCodec(nn.Module):
         """Numbers in the code of all pictures of a moment."""
         return self.n_tokens * self.dim
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.always.device
+
     def fit(self, pictures: Pictures) -> None:
         """Begin with what is always seen."""
         with torch.no_grad():

@@ -13,6 +13,7 @@ from world_model.api import Context, Prediction
 from world_model.data.episodes import Episode
 from world_model.flow import seeded_noise
 from world_model.spec import Spec
+from world_model.view import View
 from world_model.wam import modes, trust
 from world_model.wam.config import ModelConfig
 from world_model.wam.images import PictureCodec
@@ -37,6 +38,11 @@ class WorldActionModel(Network):
     def chunk_size(self) -> int:
         """Actions that are predicted at once."""
         return self.config.chunk_size
+
+    @property
+    def cameras(self) -> dict[str, View]:
+        """The cameras that it sees through, by name; empty for a model without images."""
+        return self.config.views
 
     @property
     def image_codec(self) -> PictureCodec | None:
