@@ -272,7 +272,7 @@ def post(tiny, own) -> Iterator[PostTraining]:
 
 def test_trying_a_signal_changes_nothing_of_what_follows(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     assert post.dreams is not None
-    starts, before = post.arenas.starts(range(4)), post.ppo.generator.get_state()
+    starts, before = post.eval_envs.starts(range(4)), post.ppo.generator.get_state()
     tried: list[torch.Size] = []
     monkeypatch.setattr(Signal, "__call__", lambda self, rollout, *_, seed: tried.append(rollout.weight.shape))
     try_signals(post.dreams, post.ppo, starts)
