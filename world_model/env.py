@@ -92,7 +92,7 @@ class BatchedEnv(ABC):
     autoreset_mode = "same_step"
     begun = False  # whether `reset` was called, so that there are episodes to continue
     picture_codec: Any = None  # of the slice `image` of a state that ends in codes of pictures
-    doubt: Tensor | float = 0.0  # (num_envs,) to be taken from the value that a truncation is bootstrapped with
+    doubt: Tensor | float = 0.0  # (num_envs,) subtracted from the value that a truncation is bootstrapped with
     expected_error: Tensor | float = 0.0  # (num_envs,) of the last chunk, where it was dreamed
 
     def __init__(
@@ -176,7 +176,7 @@ class BatchedEnv(ABC):
                 task=self.task,
                 elapsed=self.elapsed,
             )
-            reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
+            reward, raw, weighted = self._reward(actions, advance, executed, steps, terminated)
         except BadNumbers as error:
             error.tensors |= {"context": self.context, "actions": actions, "frames": advance.frames}
             error.tensors |= {"task": self.task, "elapsed": self.elapsed, "seed": self.episode_seed}
@@ -251,14 +251,14 @@ class BatchedEnv(ABC):
     def _past_actions(self, actions: Tensor) -> Tensor:
         return torch.where(self._fresh[:, None, None], first_past(actions), self.action_history)
 
-    def _pay(
+    def _reward(
         self, actions: Tensor, advance: Advance, executed: Tensor, steps: Tensor, terminated: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         if self.rewards is None:
             return (advance.success & executed).to(actions.dtype), {}, {}
         k = actions.shape[1]
         frames = torch.cat([self.context[:, -1:], advance.frames], dim=1)
-        paid = self.rewards.compute(
+        computed = self.rewards.compute(
             chunk_transition(
                 frames=frames,
                 actions=actions,
@@ -276,9 +276,9 @@ class BatchedEnv(ABC):
             executed.flatten(),
             n_steps=k,
         )
-        raw = {name: value.view(-1, k) for name, value in paid.raw.items()}
-        weighted = {name: value.view(-1, k) for name, value in paid.weighted.items()}
-        return paid.total.view(-1, k), raw, weighted
+        raw = {name: value.view(-1, k) for name, value in computed.raw.items()}
+        weighted = {name: value.view(-1, k) for name, value in computed.weighted.items()}
+        return computed.total.view(-1, k), raw, weighted
 
     def _progress(self, frames: Tensor) -> Tensor:
         assert self.read_out is not None, "a RewardManager that requires progress was built without a read-out"

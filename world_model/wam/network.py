@@ -35,7 +35,7 @@ class Network(nn.Module):
 
     Args:
         config: sizes.
-        spec: features, action bounds and tasks; `tasks` are told apart by an embedding, an unseen one gets the null embedding.
+        spec: features, action bounds and tasks. Each task has an embedding; an unknown task gets the null one.
     """
 
     def __init__(self, config: ModelConfig, spec: Spec) -> None:
