@@ -235,7 +235,7 @@ class PPO:
         return (self.policy.values_of_features(features) - returns).square().mean()
 
     def _fresh_optimizer(self) -> torch.optim.Adam:
-        """Adam's first steps are of full length whatever the gradient says, so the learning rate warms up."""
+        """Warm up the learning rate: the first steps of Adam have full length, whatever the size of the gradient."""
         actor, critic = self.policy.actor_parameters(), self.policy.critic_parameters()
         rates = self.learning_rate(self.progress_remaining), self.config.critic_learning_rate
         return torch.optim.Adam(

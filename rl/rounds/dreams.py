@@ -97,19 +97,19 @@ class Dreams:
             rollout.weight, rollout.success = rollout.weight * trust, rollout.success & (trust > 0)
         if not rollout.weight.any():
             names = ", ".join(signal.name for signal in self.signals)
-            raise BadNumbers(f"no chunk of a dreamed rollout is believed, by the trust signals {names} together")
+            raise BadNumbers(f"every chunk of a dreamed rollout got weight 0 from the trust signals {names} together")
         return seen
 
     @property
     def end(self) -> bool:
-        """Whether dreams have promised ever more than they kept, and are not to be believed any longer."""
+        """Whether the gap between dreamed and real success has widened so often that no more dreams are used."""
         most = self.config.dream.max_widenings
         return most is not None and self.n_widenings >= most
 
     def judge(self, verdict: Verdict) -> None:
-        """Hear what a gate said of the last dream."""
+        """Compare the last dream with the verdict of its gate."""
         gap = self.success - verdict.challenger
-        # A dream that promises less than it keeps does no harm, nor does one that won; of a NaN nothing is wider.
+        # A gap below 0 does no harm, nor does a dream that won; a comparison with NaN is false.
         harmless = verdict.won > verdict.lost or not gap > max(self.gap, 0.0)
         self.n_widenings, self.gap = 0 if harmless else self.n_widenings + 1, gap
 

@@ -1,4 +1,4 @@
-"""Where episodes are run by name: simulators for gates, evaluations, exploring, and to see where a dream may begin."""
+"""Evaluation environments: simulators of named episodes, for gates, evaluations, exploring and starts of dreams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from world_model.dream_env import StartStates
 from world_model.wam.model import WorldActionModel
 
 
-class Arenas:
+class EvalEnvs:
     """One simulator for each task, so that a seed names one episode; seeds are dealt out to the tasks in turn.
 
     Args:
@@ -31,14 +31,14 @@ class Arenas:
         self.envs = [sim] if shared else [make_sim(config, model, task, n_each, rewards=False) for task in alone]
 
     def run(self, policy: Acts, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
-        """Run the episodes of `seeds`; `tick` hears which share of them has ended."""
+        """Run the episodes of `seeds`; `tick` is called with the share of them that has ended."""
         results: list[EpisodeResult] = []
         for env, share in self._dealt(seeds):
 
-            def heard(n: int, _: int, before: int = len(results)) -> None:
+            def report(n: int, _: int, before: int = len(results)) -> None:
                 tick((before + n) / len(seeds))
 
-            results += evaluate_sim(policy, env, share, heard)
+            results += evaluate_sim(policy, env, share, report)
         return results
 
     def record(

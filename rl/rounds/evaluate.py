@@ -57,8 +57,8 @@ def evaluate_sim(
 ) -> list[EpisodeResult]:
     """Run the episodes named by `seeds` without exploring; results in the order of `seeds`.
 
-    The noise of each decision depends on (episode seed, step), so a result can be repeated alone. `tick` hears
-    (finished, total). All environments of `env` must run the same task.
+    The noise of each decision depends on (episode seed, step), so a result can be repeated alone. `tick` is called
+    with (finished, total). All environments of `env` must run the same task.
     """
     results: dict[int, EpisodeResult] = {}
     size = env.wave or len(seeds) or 1
@@ -73,7 +73,7 @@ def evaluate_sim(
             if all(seed in results for seed in wave):
                 break
     env.set_episode_seeds([])
-    env.begun = False  # what is under way belongs to nobody
+    env.begun = False  # discard unfinished episodes; the next rollout must reset
     return [results[seed] for seed in seeds]
 
 

@@ -20,7 +20,7 @@ from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
-from rl.rounds.eval_envs import Arenas
+from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import Acts, EpisodeResult, Exploring
 from rl.rounds.gate import judge
 from rl.rounds.outcome import STEPS, Outcome, Part, Weights
@@ -34,7 +34,7 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.store import save_model
 
 _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
-"""How long a part of a round takes, roughly and beside an evaluation or a gate; for the progress that is shown."""
+"""Rough duration of the training in each part of a round, in units of an evaluation; for the progress display."""
 
 _STATE = (
     *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
@@ -55,9 +55,9 @@ class PostTraining:
         model: the checkpoint; None for policy=gaussian.
         imitation: demonstrations for the anchor.
         log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
-        say: hears a line for people.
+        say: called with a line to show to the user.
         tick: called with (work done, work in all, what is being done).
-        safe: hears that here `state_dict` holds all there is; True: a part has ended, False: a rollout within one.
+        safe: called where `state_dict` holds everything; True: at the end of a part, False: within one.
         folder: of the run, where callbacks write.
     """
 
@@ -78,7 +78,7 @@ class PostTraining:
         self._check_budget()
         tasks = tasks_of(config, model)
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
-        self.arenas = Arenas(config, model, tasks, self.sim)
+        self.eval_envs = EvalEnvs(config, model, tasks, self.sim)
         self.policy = make_policy(config, model, self.sim)
         self.ppo = PPO(
             self.policy, config.ppo, lambda g: self.imitation.loss(g) if self.imitation else None, config.seed
@@ -143,7 +143,7 @@ class PostTraining:
         return outcome
 
     def _run_part(self, place: str, round_index: int) -> None:
-        """Train in `place` and hear the gate, or go on with what was under way."""
+        """Train in `place` and run the gate; a part that was interrupted is continued."""
         if not self.under_way:
             dreams = self.dreams if "dream" in self.places(round_index) else None
             if dreams is not None and not dreams.end and place == self.places(round_index)[0]:
@@ -160,8 +160,8 @@ class PostTraining:
 
     def evaluate(self) -> list[EpisodeResult]:
         """Success of the present policy on the seeds of `config.eval`."""
-        results = self.arenas.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
-        self.sim.record(self.dreams is not None)  # no dream sees them, where training and judging share a simulator
+        results = self.eval_envs.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
+        self.sim.record(self.dreams is not None)  # if training and evaluation share a simulator, drop these episodes
         return results
 
     def save(self, folder: Path, readme: str) -> None:
@@ -179,10 +179,10 @@ class PostTraining:
         """End the simulator's processes."""
         self.callbacks.close()
         self.sim.close()
-        self.arenas.close()
+        self.eval_envs.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that what is still to come depends on, where `safe` is heard."""
+        """Return everything the rest of the run depends on; valid at safe points only."""
         return {
             "run": {name: getattr(self, name) for name in _STATE},
             "seconds": time.monotonic() - self._begun,
@@ -190,7 +190,7 @@ class PostTraining:
             "optimizer": self.ppo.optimizer.state_dict(),
             "generator": self.ppo.generator.get_state(),
             "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
-            "arenas": [env.generator.get_state() for env in self.arenas.envs],
+            "arenas": [env.generator.get_state() for env in self.eval_envs.envs],
             "imitation": None if self.imitation is None else self.imitation.collected(),
             "dreams": None if self.dreams is None else self.dreams.state_dict(),
             "callbacks": self.callbacks.state_dict(),
@@ -215,7 +215,7 @@ class PostTraining:
         self.ppo.generator.set_state(state["generator"])
         if state["sim"] is not None:
             self.sim.load_state_dict(state["sim"])
-        for env, generator in zip(self.arenas.envs, state["arenas"], strict=True):
+        for env, generator in zip(self.eval_envs.envs, state["arenas"], strict=True):
             env.generator.set_state(generator)
         if self.imitation is not None:
             self.imitation.collect_again(state["imitation"])
@@ -275,7 +275,7 @@ class PostTraining:
         return rollout
 
     def _train_imitation(self, round_index: int) -> None:
-        """Take over what is quickly learned: the demonstrations of these tasks alone, and what has succeeded so far."""
+        """Imitate the demonstrations of these tasks and the successes collected so far, which is learned quickly."""
         self._tick(f"round {round_index + 1}, imitation", 0.0)
         self.ppo.imitate(self.config.ppo.imitation_steps)
         self.n_updates += 1
@@ -285,7 +285,7 @@ class PostTraining:
         rounds = [i for i in range(config.n_rounds) if "sim" in self.places(i)]
         begun, size = self.sim_steps, config.total_timesteps / len(rounds)
         goal = config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
-        # To the nearest rollout: short episodes leave each a little under its size, which is no reason for one more.
+        # To the nearest rollout: short episodes leave it a few steps short, which does not justify another one.
         while goal - self.sim_steps > self._rollout_size / 2:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
             self._progress(1 - (goal - self.sim_steps) / size)  # as planned: it is the same after an interruption
@@ -310,7 +310,7 @@ class PostTraining:
             self._log({"dream/error": error})
         self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
         first = START.start + (1000 * self.config.seed + round_index) * config.n_starts
-        dream = self.dreams.env(self.arenas.starts(range(first, first + config.n_starts)))
+        dream = self.dreams.env(self.eval_envs.starts(range(first, first + config.n_starts)))
         n_rollouts = config.n_updates + self._critic_is_new
         for i in range(n_rollouts):
             self._tick(doing, (1 + i / (config.n_updates + 1)) / 2)
@@ -344,7 +344,7 @@ class PostTraining:
         return rollout
 
     def _learn(self, place: str, rollout: Rollout) -> None:
-        """Update from a rollout; the very first one of a run only shows the critic what there is to expect."""
+        """Update from a rollout; the first rollout of a run trains the critic alone."""
         if not self._critic_is_new:
             self._update(place, rollout)
         else:
@@ -407,15 +407,15 @@ class PostTraining:
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         load_policy_state(self.policy, weights)
         results = self._recorded(seeds, "gate", self.policy, self.config.gate.record)
-        if self.sim.place == "sim":  # a judge that dreams costs nobody a step
+        if self.sim.place == "sim":  # a judge that dreams takes no simulator steps
             self.gate_steps += sum(r.n_steps for r in results)
         return results
 
     def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts, learn: bool = True) -> list[EpisodeResult]:
         """Run episodes; imitation and dream learn from them if `learn`."""
         # Exploring comes before the training of a part, whose progress begins at 0.
-        heard = partial(self._tick, doing) if doing == "gate" else lambda share: self._tick(doing, 0.0)
-        results, episodes = self.arenas.record(policy, seeds, heard)
+        tick = partial(self._tick, doing) if doing == "gate" else lambda share: self._tick(doing, 0.0)
+        results, episodes = self.eval_envs.record(policy, seeds, tick)
         if learn and self.imitation is not None:
             self.imitation.add_episodes(episodes, self.config.env.action_delay)
         if learn and self.dreams is not None:

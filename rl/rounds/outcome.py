@@ -17,7 +17,7 @@ STEPS = "time/total_timesteps"
 
 @dataclass
 class Part:
-    """One part of a round: where PPO ran, what the gate said, and the champion after it."""
+    """One part of a round: where PPO ran, the verdict of the gate, and the champion after it."""
 
     place: str  # "sim" or "dream"
     verdict: Verdict | None

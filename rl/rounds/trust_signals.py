@@ -1,7 +1,7 @@
-"""How far an update may believe what was dreamed: one signal a reason for doubt, and their product weighs the chunks.
+"""Trust signals: each returns weights for the chunks of a dreamed rollout, and their product weighs the update.
 
 Two are built in: `expected_error` trusts less where the world model expects larger errors, `redream` dreams each
-success again and believes none that does not happen twice. Others are plug-ins, named in `dream.trust`.
+success again and gives weight 0 to one that does not happen twice. Others are plug-ins, named in `dream.trust`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from world_model.dream_env import DreamEnv, StartStates
 
 
 class TrustSignal(Protocol):
-    """How far each chunk of a dreamed rollout is to be believed; a function, or a class that is built with its params.
+    """Weights of the chunks of a dreamed rollout; a function, or a class that is built with its params.
 
     It keeps nothing from one rollout to the next, and draws random numbers from `seed` alone, so that a run repeats and
     an interrupted one goes on exactly.
     """
 
     def __call__(self, rollout: Rollout, world_model: WorldModel, seed: int) -> Tensor:
-        """Return (n_steps, num_envs): 1 to believe a chunk, less to learn less from it, 0 to learn nothing from it."""
+        """Return (n_steps, num_envs): 1 to learn fully from a chunk, less to learn less, 0 to learn nothing from it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Signal:
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, world_model: WorldModel, seed: int) -> Tensor:
-        """Return how far each chunk is to be believed (n_steps, num_envs), of the dtype of `rollout.weight`.
+        """Return the weight of each chunk (n_steps, num_envs), of the dtype of `rollout.weight`.
 
         A plug-in gets copies of the tensors, so that nothing else sees what it writes there.
 
@@ -68,7 +68,7 @@ class Signal:
         if (bad := ~((trust >= 0) & (trust <= MAX_MAGNITUDE))).any():  # also true for NaN
             step, env = bad.nonzero()[0].tolist()
             value = f"{trust[step, env].item():g} for chunk {step} of environment {env}"
-            raise self._wrong(f"{value}; expected 0 to {MAX_MAGNITUDE:g}, where 1 is to believe", BadNumbers)
+            raise self._wrong(f"{value}; expected 0 to {MAX_MAGNITUDE:g}, where 1 means full weight", BadNumbers)
         return trust if self.weight == 1 else trust**self.weight
 
     @property

@@ -127,8 +127,8 @@ def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
 
 def test_dreams_begin_where_episodes_begin_and_that_costs_no_step(post: PostTraining) -> None:
     begun: list[Any] = []
-    starts_of = post.arenas.starts
-    post.arenas.starts = lambda seeds: begun.append(starts_of(seeds)) or begun[-1]  # type: ignore
+    starts_of = post.eval_envs.starts
+    post.eval_envs.starts = lambda seeds: begun.append(starts_of(seeds)) or begun[-1]  # type: ignore
     for round_index in (0, 0, 1):
         post._train_dream(round_index)
     first, again, other = begun
@@ -140,7 +140,7 @@ def test_dreams_begin_where_episodes_begin_and_that_costs_no_step(post: PostTrai
 
 def test_dreams_of_several_tasks_begin_in_each(tiny: list[str], demonstrations: list[Any]) -> None:
     post = build("dream", tiny, demonstrations, "env.tasks=[button-press-topdown,push]", "dream.n_starts=5")
-    starts = post.arenas.starts(range(5))
+    starts = post.eval_envs.starts(range(5))
     post.close()
     assert post.model is not None
     names = [post.model.spec.tasks[i] for i in starts.task.tolist()]
@@ -167,7 +167,7 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(
     preset: str, tiny: list[str], demonstrations: list[Any]
 ) -> None:
     post = build(preset, tiny, demonstrations)
-    assert post.dreams is not None and (post.arenas.envs == [post.sim]) == (preset == "dream")
+    assert post.dreams is not None and (post.eval_envs.envs == [post.sim]) == (preset == "dream")
     post.evaluate()
     assert post.dreams.episodes == []
     post._contest(post.champion, [1_000_000, 1_000_001])
@@ -183,7 +183,7 @@ def test_evaluations_teach_no_dream_where_there_is_only_one_simulator(
 ) -> None:
     monkeypatch.setattr(SimEnv, "alone", True)  # as Isaac Lab is
     post = build("mix", tiny, demonstrations, "ppo.fresh_rollouts=true", "ppo.n_steps=8")
-    assert post.dreams is not None and post.arenas.envs == [post.sim]
+    assert post.dreams is not None and post.eval_envs.envs == [post.sim]
     post.evaluate()
     post._collect_sim(8)
     post.close()
@@ -247,7 +247,7 @@ def test_a_dream_goes_on_after_success_where_the_simulator_does(tiny: list[str],
     words = "env.terminate_on_success=false", "env.action_delay=2", "env.obs_noise=0.01"
     post = build("dream", tiny, demonstrations, *words)
     assert post.dreams is not None
-    dream = post.dreams.env(post.arenas.starts([0, 1]))
+    dream = post.dreams.env(post.eval_envs.starts([0, 1]))
     for env in post.sim, dream:
         assert (env.terminate_on_success, env.action_delay, env.obs_noise, env.max_steps) == (False, 2, 0.01, 64)
     post.close()
@@ -580,7 +580,7 @@ def test_rollouts_and_dreams_are_as_long_whatever_part_of_a_chunk_is_executed(
     words = f"n_action_steps={n_action_steps}", "ppo.n_steps=4", "dream.horizon=3", "dream.n_updates=1"
     post = build("mix", tiny, demonstrations, *words)
     assert post.dreams is not None
-    dream = post.dreams.env(post.arenas.starts([0, 1]))
+    dream = post.dreams.env(post.eval_envs.starts([0, 1]))
     collected: list[int] = []
 
     def collect(env: Any, n_steps: int, fresh: bool) -> None:
