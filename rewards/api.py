@@ -56,7 +56,7 @@ class Transition:
         return self.next_state[:, self.slices[name]]
 
     def pictures(self) -> Tensor:
-        """Draw what is seen in `next_state`, which nobody does before a term asks: (N, n_views, size, size, 3) uint8.
+        """Decode the images of `next_state`, on demand: (N, n_views, size, size, 3) uint8.
 
         A term that calls it has `requires=("image",)`.
         """

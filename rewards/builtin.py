@@ -25,8 +25,8 @@ def success(t: Transition) -> Tensor:
 def progress(t: Transition, gamma: float = 1.0) -> Tensor:
     """Potential difference `gamma * next_progress - progress`. Shape: (num_envs,).
 
-    Summed over an episode with gamma 1, it is the progress made. With the gamma of PPO, going in circles pays nothing
-    (Ng et al. 1999); the end of an episode keeps its potential here, so an early success is paid a little more.
+    Summed over an episode with gamma 1, it is the progress made. With the gamma of PPO, going in circles gains nothing
+    (Ng et al. 1999); the end of an episode keeps its potential here, so an early success gets a little more.
     """
     assert t.progress is not None and t.next_progress is not None  # promised by `requires`
     return gamma * t.next_progress - t.progress

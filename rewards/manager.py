@@ -1,4 +1,4 @@
-"""From the `rewards:` section of a config to numbers: check the terms once, then pay every step."""
+"""From the `rewards:` section of a config to numbers: check the terms once, then compute every step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewards.plugins import MAX_MAGNITUDE, check_params, instance_of, load_term,
 
 @dataclass
 class RewardStep:
-    """What each row of a transition is paid. Rows that were not executed are 0 everywhere."""
+    """Reward of each row of a transition; 0 in rows that were not executed."""
 
     total: Tensor  # (N,), sum of weighted
     raw: dict[str, Tensor]  # term -> (N,), as returned
@@ -99,7 +99,7 @@ class RewardManager:
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
         """Pay each row of `t` (N rows); rows where `executed` (N,) bool is False get 0.
 
-        A whole chunk is paid in one call when `t` holds `n_steps` consecutive rows of each environment, in order.
+        A whole chunk is computed in one call when `t` holds `n_steps` consecutive rows of each environment, in order.
 
         Raises:
             UserError: a term returned a wrong shape, a value that is not finite or one beyond `MAX_MAGNITUDE`.
@@ -194,7 +194,7 @@ def _check_provided(term: _Term, provided: Collection[str], place: str) -> None:
 
 
 def _handed(term: _Term, t: Transition, rows: slice) -> Transition:
-    """Return the chosen rows for a term; a plug-in gets a copy, so that nobody else ever sees what it writes there."""
+    """Return the chosen rows for a term; a plug-in gets a copy, so that what it writes there changes nothing else."""
 
     def chosen(value: Tensor) -> Tensor:
         return value[rows] if term.ours else value[rows].clone()

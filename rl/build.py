@@ -43,7 +43,7 @@ def find_simulator(env: SimulatorConfig) -> type[Simulator]:
 def make_sim(
     config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], n_envs: int, rewards: bool
 ) -> Simulator:
-    """Build the simulator of the config for `tasks`; `rewards` says whether its terms are paid.
+    """Build the simulator of the config for `tasks`; with `rewards` it gets the reward terms of the config.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.

@@ -37,7 +37,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if done, 2 after a mistake that one line explains, 130 if interrupted, 1 for a bug.
 
-    141 is what a program returns whose output nobody reads any more.
+    141 is the exit code of a program whose output pipe was closed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words

@@ -101,7 +101,7 @@ class DreamConfig:
     n_epochs: int = 5  # of an update in the dream
     n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
-    ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is only to be believed near what was executed
+    ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is reliable only near executed actions
     rollback_factor: float = 4.0  # ref_kl_coef grows by it with every dream that was rolled back
     max_widenings: int | None = 2  # dreams in a row that win nothing with a wider gap, then no more; null: never
     # a branch ends where trust expects a larger error of the object, in metres; of images, in normalised units

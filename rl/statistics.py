@@ -86,7 +86,7 @@ def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, 
         return float(spearmanr(x[index], y[index]).statistic)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resample may be constant; it says nothing and is left out
+        warnings.simplefilter("ignore")  # a constant resample has no correlation and is left out
         found = bootstrap((np.arange(len(rows)),), of, vectorized=False, n_resamples=1000, rng=0, method="percentile")
         low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
     return {"rho": rho, "low": float(low), "high": float(high)}

@@ -16,19 +16,19 @@ from world_model.data.episodes import Episode
 from world_model.env import Advance, BatchedEnv, ChunkStep, Obs, Start
 
 SURE = 0.5
-"""A dreamed frame counts as a success when its read-out and that of the frame before reach this probability."""
+"""A dreamed frame is a success if the success probabilities of it and of the previous frame reach this threshold."""
 
 _STATE = ("chunks", "_sure", "_waiting")
-"""What a dream remembers from step to step beside the state of every `BatchedEnv`."""
+"""State of a dream, besides that of every `BatchedEnv`."""
 
 
 @dataclass
 class StartStates:
-    """Real states in which episodes begin, to dream them. All tensors have `n` rows."""
+    """Real states in which episodes begin, as starts of dreams. All tensors have `n` rows."""
 
     context: Tensor  # (n, n_context_frames, state_dim)
     task: Tensor  # (n,)
-    seed: Tensor  # (n,) of the episode; what is drawn in a dream that runs in order depends on it as in the simulator
+    seed: Tensor  # (n,) of the episode; with `in_order` a dream draws its noise from it, as the simulator does
 
     @staticmethod
     def from_episodes(episodes: list[Episode], tasks: tuple[str, ...], n_context_frames: int) -> StartStates:
@@ -36,12 +36,12 @@ class StartStates:
         if not episodes:
             raise UserError("a dream needs at least one recorded episode to start from; collect episodes first")
         context = torch.stack([episode.state[:1].repeat(n_context_frames, 1) for episode in episodes])
-        told = ([tasks.index(episode.task) for episode in episodes], [episode.seed for episode in episodes])
-        return StartStates(context, *map(torch.tensor, told))
+        task = torch.tensor([tasks.index(episode.task) for episode in episodes])
+        return StartStates(context, task, seed=torch.tensor([episode.seed for episode in episodes]))
 
     @staticmethod
     def join(parts: list[StartStates]) -> StartStates:
-        """Put several sets of states together."""
+        """Concatenate several sets of states."""
         return StartStates(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StartStates)))
 
     def to(self, device: torch.device) -> StartStates:
@@ -64,10 +64,10 @@ class DreamEnv(BatchedEnv):
         num_envs: branches dreamed together.
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
-        n_denoising_steps: integration steps of a chunk; models are trained for one, in which noise has no say.
-        max_expected_error: a branch is truncated, without a success, where the trust of the model expects more, in the
-            units of `position_error`; None: nowhere. `doubt` is then `pessimism` for such a branch, to be taken from
-            the value that its end is bootstrapped with, or a policy would learn to run into the fog.
+        n_denoising_steps: integration steps of a chunk; models are trained for one, which uses no noise.
+        max_expected_error: a branch is truncated, without a success, where the model expects a larger error, in the
+            units of `position_error`; None: nowhere. `doubt` of such a branch is `pessimism`. It is subtracted from
+            the value that the truncation is bootstrapped with, so that a policy does not learn to seek such states.
         in_order: begin branch i of every reset from start i, with the seed of its episode; for paired evaluation.
         max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`; the device is that of
             the model.
@@ -102,7 +102,7 @@ class DreamEnv(BatchedEnv):
         self.doubt = torch.zeros(num_envs, device=self.device)
         self.expected_error = torch.zeros(num_envs, device=self.device)
         self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # dreamed since the branch began
-        self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # was the last frame read as a success
+        self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # last frame reached the threshold
         self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # actions of an open chunk
 
     def reset(self, seed: int | None = None) -> Obs:
@@ -141,7 +141,7 @@ class DreamEnv(BatchedEnv):
         success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
         distrusted = self.expected_error > (self.max_expected_error or math.inf)
-        success &= ~distrusted[:, None]  # what is not to be believed is no success either
+        success &= ~distrusted[:, None]  # an unreliable success does not count
         truncated = torch.zeros_like(sure)
         truncated[:, -1] = (self.chunks >= self.horizon) | distrusted
         self.doubt = self.pessimism * distrusted

@@ -1,4 +1,4 @@
-"""The batched contract of every place a policy can act in: simulator, dream, later a robot."""
+"""The batched environment contract, the same for simulators and dreams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATE = ("context", "task", "elapsed", "episode_seed", "action_history", "_fres
 
 @dataclass
 class Start:
-    """Where episodes begin, in `m` environments."""
+    """First observations of `m` episodes."""
 
     context: Tensor  # (m, n_context_frames, state_dim), oldest first
     task: Tensor  # (m,) int64, index into spec.tasks
@@ -37,7 +37,7 @@ class Start:
 
 @dataclass
 class Advance:
-    """What `k` steps did, before rewards and ends are worked out. Rows after an end are ignored."""
+    """Result of `k` steps before rewards and ends are computed. Rows after the end of an episode are ignored."""
 
     frames: Tensor  # (num_envs, k, state_dim)
     success: Tensor  # (num_envs, k) bool
@@ -72,27 +72,27 @@ class ChunkStep:
 class BatchedEnv(ABC):
     """`num_envs` environments stepped together, in torch, on one device.
 
-    A place implements `_advance` and `_restart`; context frames, rewards, ends, action delay and observation noise are
-    worked out here once, so that simulator and dream cannot differ in them.
+    A subclass implements `_advance` and `_restart`. Context frames, rewards, ends, action delay and observation noise
+    are computed here, once, so that simulator and dream cannot differ in them.
 
     Args:
         spec: features, action bounds and tasks.
         num_envs: number of environments in the batch.
         n_context_frames: frames in an observation, the newest last.
         max_steps: an episode is truncated after so many steps.
-        rewards: terms to pay; without it the reward is 1 for a success and 0 otherwise.
+        rewards: reward terms; without them the reward is 1 for a success and 0 otherwise.
         read_out: the model's success and progress estimate, needed by the terms that ask for `progress`.
         terminate_on_success: end an episode at its first success.
         action_delay: steps between a command and its execution; zeros are executed first.
         obs_noise: standard deviation of the noise added to observations, in units of the state.
-        seed: seed of every random choice made here.
+        seed: of every random choice of the environment.
     """
 
     place: str
     autoreset_mode = "same_step"
-    begun = False  # there is a state to go on from
+    begun = False  # whether `reset` was called, so that there are episodes to continue
     picture_codec: Any = None  # of the slice `image` of a state that ends in codes of pictures
-    doubt: Tensor | float = 0.0  # (num_envs,) to be taken from the value that a truncation is bootstrapped with
+    doubt: Tensor | float = 0.0  # (num_envs,) subtracted from the value that a truncation is bootstrapped with
     expected_error: Tensor | float = 0.0  # (num_envs,) of the last chunk, where it was dreamed
 
     def __init__(
@@ -126,14 +126,14 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def _restart(self, mask: Tensor) -> Start:
-        """Begin an episode in each environment where `mask` (num_envs,) holds."""
+        """Begin an episode in each environment of `mask` (num_envs,) bool."""
 
     @abstractmethod
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        """Execute `actions` (num_envs, k, action_dim), within bounds; `limit` (num_envs,) steps are left to do."""
+        """Execute `actions` (num_envs, k, action_dim), within bounds, at most `limit` (num_envs,) steps."""
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Begin an episode everywhere; `seed` restarts every random choice."""
+        """Begin an episode in every environment; `seed` seeds every random choice anew."""
         if seed is not None:
             self.generator.manual_seed(seed)
         self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
@@ -176,7 +176,7 @@ class BatchedEnv(ABC):
                 task=self.task,
                 elapsed=self.elapsed,
             )
-            reward, raw, weighted = self._pay(actions, advance, executed, steps, terminated)
+            reward, raw, weighted = self._reward(actions, advance, executed, steps, terminated)
         except BadNumbers as error:
             error.tensors |= {"context": self.context, "actions": actions, "frames": advance.frames}
             error.tensors |= {"task": self.task, "elapsed": self.elapsed, "seed": self.episode_seed}
@@ -207,7 +207,7 @@ class BatchedEnv(ABC):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next step depends on; a place adds its own part."""
+        """Return everything that the next step depends on; a subclass adds its own part."""
         state: dict[str, Any] = {name: getattr(self, name).clone() for name in _STATE}
         rewards = {} if self.rewards is None else self.rewards.state_dict()
         return state | {"generator": self.generator.get_state(), "rewards": rewards}
@@ -251,14 +251,14 @@ class BatchedEnv(ABC):
     def _past_actions(self, actions: Tensor) -> Tensor:
         return torch.where(self._fresh[:, None, None], first_past(actions), self.action_history)
 
-    def _pay(
+    def _reward(
         self, actions: Tensor, advance: Advance, executed: Tensor, steps: Tensor, terminated: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         if self.rewards is None:
             return (advance.success & executed).to(actions.dtype), {}, {}
         k = actions.shape[1]
         frames = torch.cat([self.context[:, -1:], advance.frames], dim=1)
-        paid = self.rewards.compute(
+        computed = self.rewards.compute(
             chunk_transition(
                 frames=frames,
                 actions=actions,
@@ -276,9 +276,9 @@ class BatchedEnv(ABC):
             executed.flatten(),
             n_steps=k,
         )
-        raw = {name: value.view(-1, k) for name, value in paid.raw.items()}
-        weighted = {name: value.view(-1, k) for name, value in paid.weighted.items()}
-        return paid.total.view(-1, k), raw, weighted
+        raw = {name: value.view(-1, k) for name, value in computed.raw.items()}
+        weighted = {name: value.view(-1, k) for name, value in computed.weighted.items()}
+        return computed.total.view(-1, k), raw, weighted
 
     def _progress(self, frames: Tensor) -> Tensor:
         assert self.read_out is not None, "a RewardManager that requires progress was built without a read-out"

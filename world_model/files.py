@@ -112,7 +112,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def open_log(path: Path) -> TextIO:
-    """Open a file of text to append to; a link is refused, since it could lead to a file of somebody else.
+    """Open a file of text to append to; a link is refused, since it could lead to any other file.
 
     Raises:
         UserError: it is a link, or cannot be written.

@@ -120,7 +120,7 @@ SAME = 1e-3
 """Relative difference up to which bounds and rates are the same: they may have been rounded on their way."""
 
 FASTEST = 10_000.0
-"""Steps a second that are believed."""
+"""Highest accepted rate, in steps a second."""
 
 MOST_ACTIONS, MOST_TASKS = 10_000, 100_000
 

@@ -24,7 +24,7 @@ READ_OUTS = (
 
 def world_metrics(model: WorldActionModel, windows: Windows) -> dict[str, Any]:
     """Measure the world side on held-out windows: `prediction` by task, `inverse_error` and the read-outs."""
-    # What a model sees is measured in pictures, see `picture_metrics`.
+    # A model with images is measured on decoded images, see `picture_metrics`.
     prediction = {"prediction": prediction_metrics(model, windows)} if "object_pos" in model.spec.slices else {}
     return {**prediction, **inverse_metrics(model, windows), **read_out_metrics(model, windows)}
 
@@ -52,7 +52,7 @@ def noise_metrics(results: dict[str, list[EpisodeResult]]) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """Replace by None what JSON cannot hold, such as the precision of a read-out that never said success."""
+    """Replace by None what JSON cannot hold, such as the precision of a read-out that never predicted a success."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -80,7 +80,7 @@ def gates(rows: Sequence[tuple[str, float, float, bool]]) -> str:
 
 
 def stacked(names: Sequence[str], x: Sequence[float], values: Mapping[str, Sequence[float]], ylabel: str) -> str:
-    """Draw reward terms over each other, what pays above zero and what costs below."""
+    """Draw reward terms over each other, positive ones above zero, negative ones below."""
 
     def draw(axes: Axes) -> None:
         shown = thinned(x)

@@ -97,7 +97,7 @@ class Dreams:
             rollout.weight, rollout.success = rollout.weight * trust, rollout.success & (trust > 0)
         if not rollout.weight.any():
             names = ", ".join(signal.name for signal in self.signals)
-            raise BadNumbers(f"no chunk of a dreamed rollout is believed, by the trust signals {names} together")
+            raise BadNumbers(f"every chunk of a dreamed rollout got weight 0 from the trust signals {names} together")
         return seen
 
     @property

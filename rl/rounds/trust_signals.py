@@ -68,7 +68,7 @@ class Signal:
         if (bad := ~((trust >= 0) & (trust <= MAX_MAGNITUDE))).any():  # also true for NaN
             step, env = bad.nonzero()[0].tolist()
             value = f"{trust[step, env].item():g} for chunk {step} of environment {env}"
-            raise self._wrong(f"{value}; expected 0 to {MAX_MAGNITUDE:g}, where 1 is to believe", BadNumbers)
+            raise self._wrong(f"{value}; expected 0 to {MAX_MAGNITUDE:g}, where 1 means full weight", BadNumbers)
         return trust if self.weight == 1 else trust**self.weight
 
     @property

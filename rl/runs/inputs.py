@@ -1,7 +1,7 @@
 """What a run of `wamtune train` began with beside its config: checkpoint and plug-ins, by their sha256.
 
 The hashes are part of the run's state, and the sources of the plug-ins are copied into the run folder, so that a run
-that goes on either has the same inputs or says which one is another.
+that goes on must have the same inputs, or the input that changed is named.
 """
 
 from __future__ import annotations

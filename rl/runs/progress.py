@@ -16,7 +16,7 @@ from rich.text import Text
 
 REFRESH_SECONDS = 0.25
 TRUSTED_SECONDS = 5.0
-"""Before so much time has passed, nothing is said of the time that is left."""
+"""No estimate of the time left is shown before so much time has passed."""
 
 SMOOTHED_SECONDS = 30.0
 """An estimate moves half-way to a new one in so much time."""
@@ -47,7 +47,7 @@ class Progress:
         self._live: Live | None = None
         self._printed = 0.0
         self._left = TimeLeft()
-        self._share = 0.0  # of the work that is done, the most that was said so far
+        self._share = 0.0  # largest share of the work shown so far
         self._pending: str | None = None
 
     def __enter__(self) -> Progress:
@@ -103,7 +103,7 @@ class Progress:
 class TimeLeft:
     """Estimate the seconds that are left from the share of the work that was done since the first call.
 
-    What a run that goes on had done before says nothing about this machine, so it does not count. The estimate is
+    The speed before a resume may be that of another machine, so it does not count. The estimate is
     smoothed: it runs down like a clock and moves towards the newest one, so a single slow part does not double it.
     """
 

@@ -17,7 +17,7 @@ from world_model.data.episodes import Episode
 from world_model.env import Obs
 
 AFTER_SUCCESS = 8
-"""Steps recorded beyond the first success, so that a model also sees what a success looks like a moment later."""
+"""Steps recorded beyond the first success, so that a model also learns what a solved task looks like a moment later."""
 
 SOURCES = ("expert", "noisy", "random")
 
@@ -108,7 +108,7 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
         length += running * step.executed.sum(1)
         running &= ~(step.terminated | step.truncated)
         steps += action.shape[1]
-    states, acted, succeeded, paid = (torch.cat(x, 1).cpu() for x in (frames, actions, success, rewards))
+    states, acted, succeeded, rewarded = (torch.cat(x, 1).cpu() for x in (frames, actions, success, rewards))
     lengths = torch.minimum(first_success + 1 + AFTER_SUCCESS, length).tolist()
     return [
         Episode(
@@ -118,7 +118,7 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
             task=env.spec.tasks[tasks[j]],
             source=source,
             seed=seeds[j],
-            task_reward=paid[j, :n].float().clone(),
+            task_reward=rewarded[j, :n].float().clone(),
             picture_every=env.picture_every,
         )
         for j, n in enumerate(lengths)

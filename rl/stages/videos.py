@@ -1,4 +1,4 @@
-"""Episodes from videos alone: nobody knows what was done in them, but physics shows. Needs the extra `video`."""
+"""Episodes from videos alone, without actions: they teach physics. Needs the extra `video`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BLOCK = 256
 """Pictures that are kept in one piece of memory."""
 
 FASTEST, LONGEST = 1000.0, 1_000_000
-"""Frames a second, and seconds of a video, that are believed."""
+"""Highest accepted rate of frames, in 1/s, and length of a video, in seconds."""
 
 Part = tuple[str, Path, float, float]
 """Task, file, and where in it an episode begins and ends, in seconds."""
@@ -107,17 +107,17 @@ def _of_lerobot(root: Path) -> list[Part]:
 
 @torch.no_grad()
 def watched(model: WorldActionModel, videos: list[Video]) -> list[Episode]:
-    """Return videos as episodes of a model that sees: what it is told otherwise, and what was done, is not a number."""
+    """Return videos as episodes of a model with images; proprioception and actions are NaN."""
     codec, every = model.pictures, model.config.chunk_size
     assert codec is not None
     episodes = []
     for i, (task, pictures) in enumerate(videos):
         steps = every * (len(pictures) - 1)
         codes = codec.encode(pictures.to(model.device)).cpu().repeat_interleave(every, dim=0)[: steps + 1]
-        told = torch.full((steps + 1, model.spec.state_dim - codec.code_dim), torch.nan)
+        unknown = torch.full((steps + 1, model.spec.state_dim - codec.code_dim), torch.nan)
         actions = torch.full((steps, model.spec.action_dim), torch.nan)
         never = torch.zeros(steps, dtype=torch.bool)
-        episodes.append(Episode(torch.cat([told, codes], 1), actions, never, task, "video", i, None, every))
+        episodes.append(Episode(torch.cat([unknown, codes], 1), actions, never, task, "video", i, None, every))
     return episodes
 
 

@@ -31,7 +31,7 @@ N_ENVS, N_CHUNKS = 2, 4
 
 @dataclass
 class Steps:
-    """Transitions of one place, with what a RewardManager needs to pay them."""
+    """Transitions of one place, with what a RewardManager needs to compute their rewards."""
 
     build: Callable[[dict[str, Any]], RewardManager]
     chunks: list[tuple[Transition, Tensor, int]] = field(default_factory=list)  # transition, executed, steps of each
@@ -48,7 +48,7 @@ class _Recorder(RewardManager):
 
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
         """Keep `t`."""
-        assert executed is not None  # an environment always says
+        assert executed is not None  # environments always pass it
         self._steps.chunks.append((t, executed, n_steps))
         return super().compute(t, executed, n_steps)
 

@@ -103,12 +103,12 @@ def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any
     if state is not None:
         post.load_state_dict(state)
 
-    def hear(step: int, values: dict[str, float]) -> None:
+    def log(step: int, values: dict[str, float]) -> None:
         folder.log(step, {prefix + tag: value for tag, value in values.items()})
-        shown.hear(values)
+        shown.add(values)
 
     with Progress(f"train {name}") as progress:
-        post.log, post.say = hear, progress.note
+        post.log, post.say = log, progress.note
         post.tick = lambda done, total, doing: progress.update(
             round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.sim_steps
         )
@@ -177,7 +177,7 @@ class _Shown:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
-    def hear(self, logged: dict[str, float]) -> None:
+    def add(self, logged: dict[str, float]) -> None:
         """Pick what people watch out of what is logged."""
         if "eval/success" in logged:
             self.values.setdefault("before", logged["eval/success"])

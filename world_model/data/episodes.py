@@ -144,7 +144,7 @@ class EpisodeStore:
             episode.check_fits(spec, f"{self.folder}: episode {i} of {len(episodes)} (task {episode.task})")
         with nullcontext() if self._is_locked else lock(self.folder, WAIT_S):
             self._check_same(spec)
-            # A copy that somebody made, such as `episodes-000001 (copy)`, has no number.
+            # A manual copy, such as `episodes-000001 (copy)`, has no number.
             numbers = [int(name) for shard in self.shards if (name := shard.stem.removeprefix("episodes-")).isdecimal()]
             number = max(numbers, default=-1) + 1
             write_atomically(self.folder / f"episodes-{number:06d}.safetensors", pack_episodes(episodes, spec))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from world_model.data.episodes import Episode
 
 PROGRESS_DECAY = 0.98
-"""Progress of a frame is this to the power of the steps that were left to success, and 0 where success never came."""
+"""The progress of a frame is this to the power of the steps left to success; 0 in an episode without success."""
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Windows:
         tasks: task names; an episode's index into them conditions the model.
         n_context_frames: frames before a chunk; at the start of an episode the first frame is repeated.
         chunk_size: actions in a chunk.
-        pictures: where in a frame codes of pictures stand. A model gets a new picture every `picture_every` steps only
-            and keeps the last one between, and so does a window, whatever the episodes hold.
+        pictures: slice of a frame that holds codes of images. A model gets a new image every `picture_every` steps and
+            keeps the last one in between; a window does the same, even if the episodes have an image for each frame.
         ends: add a window for what is left of an episode after its last picture, where that is less than a chunk. Its
             actions go on with the last one; its frames after the end are NaN, which no loss of the future counts.
             Without pictures nothing is left: windows begin at every step.

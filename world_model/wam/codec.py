@@ -1,4 +1,4 @@
-"""Codecs turn observations and actions into tokens; the core of the model sees nothing else."""
+"""Codecs turn observations and actions into tokens, the only input of encoder and decoders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from world_model.wam.normalizer import Normalizer
 
 
 class Codec(ABC, nn.Module):
-    """Interface of an observation codec: of a state vector, or of one that ends in codes of pictures.
+    """Interface of an observation codec: of a state vector, or of one that ends in codes of images.
 
     Predicted frames live in a *code space*: `encode_future` maps frames to numbers of about unit deviation, on which
     the flow works, and `decode_future` maps back.
@@ -61,15 +61,16 @@ NEAR = (0.02, 0.1)
 class VectorCodec(Codec):
     """State vectors: `frames_per_token` frames make a token; the future is coded as the change since the newest.
 
-    Coding changes, each scaled by its usual size after so many steps, lets a millimetre of object motion weigh as much
-    as a decimetre of hand motion. Where two things are to each other decides what moves next, on the scale of a
-    contact; as the difference of two places in a room it drowns, so it is given beside the noisy codes.
+    Frames are coded as changes, each divided by its standard deviation after that many steps, so that a millimetre of
+    object motion weighs as much as a decimetre of hand motion. The position of one thing relative to another decides
+    what moves next, on the scale of a contact. In absolute coordinates that difference is too small to be learned, so
+    it is given explicitly beside the noisy codes.
 
     Args:
         dim: size of a state vector.
         positions: where in it a position stands, in metres.
         n_context_frames, chunk_size, frames_per_token, width, world_width: see `ModelConfig`.
-        noise: largest deviation of the noise on context frames; nothing that the encoder reads is scaled by less.
+        noise: largest deviation of the noise on context frames; inputs of the encoder are divided by at least this.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class VectorCodec(Codec):
         self.n_future_tokens = chunk_size // frames_per_token
         self.code_dim = frames_per_token * dim
         self.state = Normalizer((dim,), floor=max(1e-3, noise), name="state")
-        # Of the codes that are predicted, not of noisy inputs: here a millimetre of the object counts.
+        # These scale the predicted codes, not noisy inputs, so the floor is lower: a millimetre of the object counts.
         self.change = Normalizer((chunk_size, dim), floor=1e-3, name="state change")
         self.context_in = nn.Linear(n_context_frames * dim, width)
         self.future_in = nn.Linear(self.code_dim + n_near, world_width)
@@ -103,9 +104,9 @@ class VectorCodec(Codec):
         self.change.fit(future - context[:, -1:], centered=False)
 
     def embed_context(self, context: Tensor) -> Tensor:
-        """Newest frame, and how the frames changed (velocities are lost in the scale of positions otherwise)."""
+        """Embed the newest frame and the changes between frames: velocities, too small to see in positions."""
         newest = self.state(context[:, -1])
-        # What hardly ever changes would be scaled up to noise: a change is measured against that of the noise at least.
+        # A feature that hardly ever changes would be amplified to noise, so the divisor is at least the noise.
         changes = (context[:, 1:] - context[:, :-1]) / self.change.std[0].clamp(min=self.noise)
         tokens: Tensor = self.context_in(torch.cat([newest, changes.flatten(1)], dim=-1))
         return tokens.unsqueeze(1)
@@ -139,15 +140,16 @@ class VectorCodec(Codec):
 
 
 class SeeingCodec(Codec):
-    """Frames that end in codes of pictures: a token for the vector before them, and one for each patch of a picture.
+    """Frames that end in codes of images: one token for the vector before them, and one for each patch of an image.
 
-    Pictures are taken where a chunk ends, and stay until the next: of the frames of a chunk only the last has a new
-    one, and only that is predicted, as the change of each code. Changes are measured by one scale for all codes, so
-    that what hardly moves hardly counts.
+    An image is taken at the end of each chunk and kept until the next: only the last frame of a chunk has a new one,
+    and only that one is predicted, as the change of each code. All codes share one scale, so that patches with
+    little motion contribute little to the loss.
 
     Args:
         vector: codec of what comes before the codes.
-        n_tokens, dim: patches of the pictures of a moment, and numbers of each.
+        n_tokens: patches of the images of all cameras at one moment.
+        dim: numbers in the code of a patch.
         width, world_width: see `ModelConfig`.
     """
 
@@ -172,19 +174,19 @@ class SeeingCodec(Codec):
         self.scale.fit(change.reshape(-1, 1), centered=False)
 
     def embed_context(self, context: Tensor) -> Tensor:
-        """Of each patch, what is there and how it changed since the picture before."""
+        """Embed the code of each patch and its change since the previous image."""
         newest, change = self._patches(self.state(context[:, -1])), self._patches(context[:, -1] - context[:, 0])
         tokens = self.context_in(torch.cat([newest, change / self.scale.std], dim=-1))
         return torch.cat([self.vector.embed_context(context[..., : self.vector_dim]), tokens], dim=1)
 
     def encode_future(self, context: Tensor, future: Tensor) -> Tensor:
-        """(batch, chunk_size, state_dim) -> (batch, n_future_tokens, code_dim), filled up with zeros."""
+        """(batch, chunk_size, state_dim) -> (batch, n_future_tokens, code_dim), padded with zeros."""
         vector = self.vector.encode_future(context[..., : self.vector_dim], future[..., : self.vector_dim])
         change = self.scale(self._patches(future[:, -1]) - self._patches(context[:, -1]))
         return torch.cat([self._filled(vector), self._filled(change)], dim=1)
 
     def decode_future(self, context: Tensor, codes: Tensor) -> Tensor:
-        """(batch, n_future_tokens, code_dim) -> (batch, chunk_size, state_dim), the new picture in the last frame."""
+        """(batch, n_future_tokens, code_dim) -> (batch, chunk_size, state_dim), the new image in the last frame."""
         vector, change = self._split(codes)
         frames = self.vector.decode_future(context[..., : self.vector_dim], vector)
         before = context[:, -1:, self.vector_dim :]
@@ -193,7 +195,7 @@ class SeeingCodec(Codec):
         return torch.cat([frames, pictures], dim=2)
 
     def embed_future(self, context: Tensor, codes: Tensor) -> Tensor:
-        """Project codes, those of the vector and those of patches apart."""
+        """Project the codes of the vector and those of the patches, each with a layer of its own."""
         vector, change = self._split(codes)
         embedded = self.vector.embed_future(context[..., : self.vector_dim], vector)
         return torch.cat([embedded, self.future_in(change)], dim=1)

@@ -1,6 +1,6 @@
-"""Pictures as codes: a small autoencoder, after which a frame is a vector again and the world can be dreamed in codes.
+"""A small autoencoder of images: a frame becomes a vector of codes, one for each patch of 16 x 16 pixels.
 
-A code says what is in each patch of 16 x 16 pixels. Pictures come back from codes when somebody wants to look.
+The world model predicts codes; they are decoded to images only where images are asked for.
 """
 
 from __future__ import annotations

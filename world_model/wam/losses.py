@@ -17,16 +17,17 @@ from world_model.wam.training_config import ATOMS
 def stage_losses(
     stage: str, model: Network, batch: Batch, atom_weights: tuple[float, ...], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the mean losses of a batch: `action`, `video` but in tune, `success` and `progress` in pretrain and refit.
+    """Return the mean losses of a batch, by name.
 
-    But in tune, the action decoder learns only from clean futures (inverse dynamics): which action explains a
-    video is physics, which action to take is not.
+    `action` in every stage, `video` in every stage but tune, `success` and `progress` in pretrain and refit. Outside
+    tune the action decoder learns from clean futures alone (inverse dynamics): which action leads from one frame to the
+    next is physics and can be learned from any episode; which action to take must be learned from demonstrations.
     """
     n, imitate = len(batch.task), stage == "tune"
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
     task = drop_task(model, batch.task, generator)
     acted, frames, clean_video, known, clean_action = _clean(model, batch)
-    # What is to be predicted stays the change between clean frames: noise cannot be predicted.
+    # The target is the change between clean frames, since noise cannot be predicted.
     frames = model.noisy(frames, generator)
     atom, t_action = torch.where(acted, atom, ATOMS.index("video")), torch.where(acted, t_action, 1.0)
     context = model.encode(frames, task)
@@ -36,7 +37,7 @@ def stage_losses(
     losses = read_out_losses(model, batch, task, acted) if stage in ("pretrain", "refit") else {}
     inverse = atom == ATOMS.index("inverse")
     decodes = _imitated(atom) if imitate else inverse
-    # Which actions explain a video is for the action decoder to say: the world decoder sees the video alone.
+    # Inverse dynamics is the task of the action decoder, so the world decoder gets no actions there.
     t_given = torch.where(inverse, 1.0, t_action)
     sees_future, errors = atom != ATOMS.index("policy"), []
     for rows, with_future in ((sees_future, True), (~sees_future, False)):
@@ -48,7 +49,7 @@ def stage_losses(
             if not imitate:
                 predicted = ((estimate - clean_video[rows]) * known[rows]).square().mean((1, 2))
                 losses["video"] = _mean_where(predicted, ~inverse[rows])
-        # The action decoder runs on the rows that count: a seventh of those of pre-training.
+        # The action decoder runs only on rows that have an action loss: a seventh of them in pre-training.
         chosen = rows & decodes
         if chosen.any():
             if future is not None:
@@ -60,9 +61,9 @@ def stage_losses(
 
 
 def _clean(model: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows with actions (n,), context frames, clean codes of the future and which of them are known, clean actions.
+    """Return which rows have actions (n,), context frames, clean future codes, which of these are known, clean actions.
 
-    Of a video nobody knows what was done, nor what a robot was told beside it: those numbers are none.
+    Videos have no actions and no proprioception; those entries are NaN in the batch.
     """
     acted = batch.actions.isfinite().flatten(1).all(1)
     frames = torch.where(batch.context.isnan(), model.codec.state.mean, batch.context)

@@ -20,9 +20,10 @@ def policy(
 ) -> Tensor:
     """Decode an action chunk (batch, chunk_size, action_dim), within bounds. Future tokens are absent.
 
-    The first actions of it can be given: those that will have been executed before this chunk is there. `held` is a
-    chunk (batch, chunk_size, action_dim), and how many of its actions count (batch,). They come back as they are, and
-    the rest is denoised to go on from them (inpainting, as in real-time chunking, Black et al., 2506.07339).
+    The first actions can be fixed: those that will have been executed by the time this chunk is ready. `held` is a
+    chunk (batch, chunk_size, action_dim) and how many of its first actions are fixed (batch,). They are returned
+    unchanged, and the rest is denoised to continue them (inpainting, as in real-time chunking, Black et al.,
+    2506.07339).
     """
     x, codec = noise, model.action_codec
     if held is not None:
@@ -81,8 +82,8 @@ def joint(
 ) -> tuple[Tensor, Tensor]:
     """Imagine and act together: frames (batch, chunk_size, state_dim) and actions (batch, chunk_size, action_dim).
 
-    For evaluation and pictures: here the path of the future depends on the weights that decode the action, so no
-    likelihood ratio is defined.
+    For evaluation and videos only: the denoising path of the future depends on the weights that decode the action, so
+    there is no likelihood ratio to train with.
     """
     x_video, x_action = video_noise, action_noise
     for i in range(n_steps):

@@ -35,7 +35,7 @@ class Network(nn.Module):
 
     Args:
         config: sizes.
-        spec: features, action bounds and tasks; `tasks` are told apart by an embedding, an unseen task is the null one.
+        spec: features, action bounds and tasks. Each task has an embedding; an unknown task gets the null one.
     """
 
     def __init__(self, config: ModelConfig, spec: Spec) -> None:
@@ -84,7 +84,7 @@ class Network(nn.Module):
         with products(self.config.bfloat16, context):
             embedded = self.codec.embed_context(context)
             tokens, cache = self.encoder(embedded, task)
-            # The critic reads what the encoder was given beside what it made of it; it must not shape either.
+            # The critic reads the embedded frames beside the encoded ones; detached, so that it trains neither.
             features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
         return Context(context, cache, features.to(context.dtype))
 
@@ -106,7 +106,7 @@ class Network(nn.Module):
 
         Also returns the keys and values of the future tokens, which the action decoder may read.
         """
-        known = codes * (1 - t_video).view(-1, 1, 1)  # noise alone says nothing, and is left out
+        known = codes * (1 - t_video).view(-1, 1, 1)  # pure noise carries no information, so it is set to 0
         with products(self.config.bfloat16, codes):
             embedded = self.codec.embed_future(context.frames, known)
             tokens, cache = self.world(embedded, t_video, actions, t_action, context)
@@ -167,8 +167,8 @@ class ContextEncoder(nn.Module):
 class WorldDecoder(nn.Module):
     """Future tokens, reading the context; the actions are added to each of them.
 
-    What the encoder was given and made of it is added as well, so that not everything has to come through attention to
-    an encoder that is frozen when a refit comes.
+    The features of the context are added as well. A refit freezes the encoder, so with attention alone the decoder
+    could use nothing that the encoder does not already provide.
     """
 
     def __init__(self, config: ModelConfig, n_future_tokens: int, action_codec: ActionCodec) -> None:
@@ -196,8 +196,8 @@ class WorldDecoder(nn.Module):
 class ActionDecoder(nn.Module):
     """Noisy action tokens, reading the context and, where it is given, the future.
 
-    Without a future, what the encoder was given and made of it is added to each token: PPO changes how a policy sees
-    with it, while the encoder is frozen. Beside a future it would be a way not to look there.
+    Without future tokens the features of the context are added to each token: PPO trains this shortcut, while the
+    encoder is frozen. With future tokens the shortcut is off, so that the decoder must attend to them.
     """
 
     def __init__(self, config: ModelConfig, codec: ActionCodec) -> None:
@@ -220,7 +220,7 @@ class ActionDecoder(nn.Module):
 
 
 class ReadOut(nn.Module):
-    """Success logit and progress of single frames: the same for simulated, dreamed and recorded ones."""
+    """MLP from single frames to success logit and progress; used on simulated, dreamed and recorded frames."""
 
     def __init__(self, dim: int, n_tasks: int, width: int = 192) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class ReadOut(nn.Module):
 
 
 class Value(nn.Module):
-    """The critic: a trunk of its own on detached context features."""
+    """The critic: an MLP on detached context features."""
 
     def __init__(self, dim: int, width: int = 256) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, d
             expected = WorldActionModel.from_config(config).state_dict()
     except UserError:
         raise
-    except Exception as error:  # whatever a config that somebody else wrote makes of the sizes
+    except Exception as error:  # sizes from an unknown config can raise anything
         raise UserError(f"{name_or_path}/config.json does not describe a world-action model: {error!r}") from error
     for name in sorted(expected.keys() ^ tensors.keys()):
         where = "missing from" if name in expected else "unexpected in"

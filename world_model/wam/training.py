@@ -1,10 +1,10 @@
 """The two training stages before RL, and the refit of the world side: one loop, five settings.
 
-`pictures` comes first where a model sees: it learns what a code of a picture is, which stays from then on.
-`pretrain` learns to predict from all episodes, with no imitation. `tune` teaches the action decoder to act, from few
-demonstrations; encoder and dream keep every bit. `refit` trains the world decoder alone on newer episodes; encoder and
-action decoder keep every bit. `dynamics` is a refit that leaves the read-outs as they are: episodes of PPO end at their
-first success and say too little about what one looks like.
+`pictures` comes first for a model with images: it trains the image codec, which is frozen afterwards. `pretrain`
+learns to predict from all episodes, without imitation. `tune` trains the action decoder on few demonstrations; encoder
+and world decoder keep every bit. `refit` trains the world decoder and the read-outs on newer episodes; encoder and
+action decoder keep every bit. `dynamics` is a refit without the read-outs: episodes of PPO end at their first success,
+so they hold too few frames of solved tasks to train a success read-out on.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Save = Callable[[int, dict[str, Any]], None]
 
 
 def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
-    """Set the normaliser statistics from `n` windows, once, before pre-training; a video is no part of them."""
+    """Set the normaliser statistics from `n` windows, once, before pre-training, from rows with actions."""
     if model.pictures is not None:
-        n //= 5  # each is a hundred times as large
+        n //= 5  # memory: a window with images is a hundred times as large
     batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     acted = batch.actions.isfinite().flatten(1).all(1)
     model.codec.fit(batch.context[acted], batch.future[acted])
@@ -49,7 +49,7 @@ def train_stage(
 ) -> None:
     """Train `model` in place for `config.n_steps` steps of stage pictures, pretrain, tune, refit or dynamics.
 
-    `windows` are those of all episodes, for tune of the demonstrations alone; for pictures there are pictures instead.
+    `windows` are those of all episodes, for tune those of the demonstrations; the stage pictures takes images instead.
     `log` is called with the mean losses every `log_every` steps, `save` with all that `resume` needs every `save_every`
     steps and at the end; a run continued from there ends with the same weights.
 
@@ -60,7 +60,7 @@ def train_stage(
     had_gradients = [p.requires_grad for p in model.parameters()]
     try:
         _train(stage, model, windows, config, log, save, resume)
-    finally:  # a policy that shares the model goes on training its own part
+    finally:  # a policy that shares the model must find its own part trainable again
         model.eval()
         for parameter, had in zip(model.parameters(), had_gradients, strict=True):
             parameter.requires_grad_(had)
@@ -93,7 +93,7 @@ def _train(
         losses = _losses(stage, model, batch, config, generator)
         share = schedule(step, config)
         total = torch.stack([*losses.values()]).sum()
-        if total.requires_grad:  # else the batch held nothing that this stage learns from
+        if total.requires_grad:  # false if no row of the batch has a loss in this stage
             _step(optimizer, total, share, config, step)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
@@ -115,7 +115,7 @@ def _losses(
 
 
 def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
-    """Freeze what a stage must not touch and return the rest; critic and trust are none of a stage's business."""
+    """Freeze all parameters but those that a stage trains, and return these; no stage trains critic or trust."""
     apart = "value.", "trust.", "pictures."
     everything = (p for name, p in model.named_parameters() if not name.startswith(apart))
     trained = {
@@ -139,7 +139,7 @@ def schedule(step: int, config: StageConfig) -> float:
 
 
 def _groups(model: Network, parameters: list[nn.Parameter], config: StageConfig) -> list[dict[str, Any]]:
-    """The read-outs apart: with the rate and clipping of the rest they miss half of the successes at p >= 0.9."""
+    """Group the parameters: read-outs need their own learning rate and clipping, or they miss half of the successes."""
     apart = {id(p) for p in model.read_out.parameters()}
     groups = [
         {"params": [p for p in parameters if id(p) not in apart], "peak": config.learning_rate},

@@ -1,4 +1,4 @@
-"""How far a dream is to be believed: the expected error of each dreamed chunk, learned where the truth was seen."""
+"""The expected error of each dreamed chunk, learned from dreams of recorded episodes, whose true frames are known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def expected_error(model: Network, given: Tensor) -> Tensor:
 
 
 def dreamed_movement(given: Tensor) -> Tensor:
-    """How far chunks of which `read` made `given` (..., dim) move, in the same units: what trust has to beat. (...)."""
+    """Dreamed movement (...) of chunks of which `read` made `given` (..., dim): the baseline that trust has to beat."""
     return given[..., -1].exp()
 
 
@@ -47,16 +47,16 @@ def error_unit(model: Network) -> str:
 
 
 def read(model: Network, context: Context, actions: Tensor, frames: Tensor) -> Tensor:
-    """What trust is judged by (n, dim): features of the context, actions, logarithm of the movement that is dreamed."""
+    """Return the input of the trust heads (n, dim): features of the context, actions, log of the dreamed movement."""
     moved = position_error(model, context.frames[:, -1:], frames).mean(1, keepdim=True).clamp(min=SMALLEST).log()
     return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
 
 
 class Retold(NamedTuple):
-    """`n` dreams of what was really done, `HORIZON` chunks each."""
+    """`n` dreams of recorded actions, `HORIZON` chunks each."""
 
-    given: Tensor  # (n, HORIZON, dim), what trust reads of each chunk
-    errors: Tensor  # (n, HORIZON), what it should say
+    given: Tensor  # (n, HORIZON, dim), input of the trust heads for each chunk
+    errors: Tensor  # (n, HORIZON), true error, the target
     task: Tensor  # (n,), the null task for one that the model does not know
     episode: Tensor  # (n,), number of the episode among those that are long enough
 
@@ -85,19 +85,19 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
 
 
 def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
-    """Fit the heads anew to errors (n,) of chunks `given` (n, dim), which no stage has seen; all else stays."""
+    """Fit the heads, from new weights, to errors (n,) of chunks `given` (n, dim) of episodes that no stage has seen."""
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
     trust.given.fit(given)
     normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
     optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
     trust.train()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # of the first weights and the dropout
+        torch.manual_seed(seed)  # initial weights and dropout use the global generator
         for layer in trust.heads.modules():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
         for _ in range(n_steps):
-            # each head its own batch
+            # each head gets a batch of its own, so that the ensemble stays diverse
             index = torch.randint(len(given), (len(trust.heads), 256), generator=generator, device=model.device)
             said = torch.stack([head(normalised[i]).squeeze(-1) for head, i in zip(trust.heads, index, strict=True)])
             loss = (said - target[index]).square().mean()

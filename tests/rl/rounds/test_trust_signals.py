@@ -199,7 +199,7 @@ def test_a_success_that_is_not_believed_at_all_is_taken_back(model, rollout, own
 
 def test_what_believes_nothing_at_all_is_refused(model, rollout, own) -> None:
     with pytest.raises(
-        BadNumbers, match="no chunk of a dreamed rollout is believed, by the trust signals a, n together"
+        BadNumbers, match="every chunk of a dreamed rollout got weight 0 from the trust signals a, n together"
     ):
         dreams_of(signals(a={"func": "own.py:half"}, n={"func": "own.py:never"}), model).weigh(rollout, 0)
 
@@ -209,8 +209,8 @@ def test_what_believes_nothing_at_all_is_refused(model, rollout, own) -> None:
     [
         ("of_one_environment", "returned shape (4,), expected (4, 3): one number for each chunk"),
         ("number", "returned a float, expected a tensor of shape (4, 3)"),
-        ("root", "returned nan for chunk 0 of environment 0; expected 0 to 1e+06, where 1 is to believe"),
-        ("negative", "returned -0.5 for chunk 0 of environment 0; expected 0 to 1e+06, where 1 is to believe"),
+        ("root", "returned nan for chunk 0 of environment 0; expected 0 to 1e+06, where 1 means full weight"),
+        ("negative", "returned -0.5 for chunk 0 of environment 0; expected 0 to 1e+06, where 1 means full weight"),
         ("broken", "raised AttributeError: 'Rollout' object has no attribute 'nothing'"),
     ],
 )
