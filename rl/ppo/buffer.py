@@ -111,7 +111,7 @@ def chunk_gae(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al., 1506.02438) where a chunk lasts `n_executed` environment steps.
+    """Generalised advantages (Schulman et al., 1506.02438) where a chunk lasts `n_executed` environment steps.
 
     `gamma` is the discount of one environment step, so a chunk discounts by gamma ** n_executed. All input tensors and
     both outputs (advantages, returns) are (n_steps, num_envs).
