@@ -1,4 +1,4 @@
-"""What a run leaves behind: `runs/<name>/<time>-s<seed>/` with config, metrics, episodes, checkpoints and videos."""
+"""The folder of a run: `runs/<name>/<time>-s<seed>/` with config, metrics, episodes, checkpoints and videos."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
 
 
 class RunFolder:
-    """Write metrics twice, as JSON lines and as TensorBoard events, so that both can be read while the run goes on.
+    """Write metrics as JSON lines and as TensorBoard events; both can be read while the run goes on.
 
-    Use `create` or `open`; it is a context manager that closes its files. No other process can open it meanwhile. What
-    is logged under the name of one of the `controls`, such as `anchor/train/ref_kl`, is a run of its own in
-    TensorBoard, in `controls/anchor`, where it has the key `train/ref_kl`.
+    Get one from `create` or `open`. It is a context manager that closes its files, and it locks the folder against
+    other processes. Keys that begin with the name of a control, such as `anchor/train/ref_kl`, go to a TensorBoard run
+    of their own in `controls/anchor`, under the key `train/ref_kl`.
     """
 
     def __init__(self, path: Path, lock: TextIO | None = None, controls: Collection[str] = ()) -> None:
@@ -36,13 +36,17 @@ class RunFolder:
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
         self._metrics, self._eval = open_log(path / METRICS), open_log(path / EVAL)
-        self._writers = {"": SummaryWriter(str(path))}  # control -> its own, made when it is first heard of
+        self._writers = {"": SummaryWriter(str(path))}  # by control; those of controls are made at their first value
 
     @classmethod
     def create(
         cls, root: str | Path, name: str, seed: int, config_yaml: str = "", controls: Collection[str] = ()
     ) -> RunFolder:
-        """Make `<root>/<name>/<YYYYmmdd-HHMMSS>-s<seed>/`, a new one always, and write its config.yaml."""
+        """Make a new folder `<root>/<name>/<YYYYmmdd-HHMMSS>-s<seed>/` and write its config.yaml.
+
+        Raises:
+            UserError: `name` is not a valid folder name, or the folder cannot be created.
+        """
         if not name or name in (".", "..") or any(c in name for c in '/\\:*?"<>|\0'):
             raise UserError(f"name={name!r}: expected the name of a folder, letters, digits, '-' and '_'")
         stem = f"{datetime.now():%Y%m%d-%H%M%S}-s{seed}"
@@ -52,7 +56,7 @@ class RunFolder:
             try:
                 path.mkdir(parents=True)
                 break
-            except FileExistsError:  # two runs within a second
+            except FileExistsError:  # another run began within the same second
                 attempt += 1
             except OSError as error:
                 raise UserError(f"cannot create the run folder {path}: {error.strerror}") from None
@@ -67,10 +71,18 @@ class RunFolder:
         lock: TextIO | None = None,
         controls: Collection[str] = (),
     ) -> RunFolder:
-        """Go on with a run from what it had written at `mark`, from its end by default.
+        """Open the folder of an earlier run to continue it.
 
-        Later lines, and one that a crash cut short, are dropped; TensorBoard's events are written anew from the rest.
-        `lock` is what `lock_run` gave, where the caller had to look into the folder first.
+        Args:
+            path: of the run folder.
+            mark: log sizes of `mark()`, to continue from there; later lines are dropped. Default: keep all lines.
+            lock: of `lock_run`, if the caller already holds it.
+            controls: names of the controls of the run.
+
+        A line that a crash cut short is dropped. The TensorBoard events are written again from the remaining lines.
+
+        Raises:
+            UserError: `path` is not a run folder, or another process has it open.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
@@ -80,24 +92,25 @@ class RunFolder:
             if (file := path / name).is_file():
                 written = read_file(file, LOG_BYTES)
                 end = len(written) if mark is None else mark.get(name, 0)
+                # Keep whole lines only: cut after the last newline before `end`.
                 write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1])
-        # What is written anew, and what a crash left of a checkpoint that was being written.
+        # Remove events, which are written again below, and temporary files of a checkpoint that a crash interrupted.
         events = "events.out.tfevents.*"
         for leftover in (*path.glob(events), *path.glob(f"controls/*/{events}"), *path.glob("checkpoints/.*.tmp")):
             remove(leftover)
         run = cls(path, lock, controls)
-        run._kept = True  # it was there before this run, and so may be files of others
+        run._kept = True  # never delete a folder that existed before: it may hold other files
         for row in rows_of(path / METRICS, LOG_BYTES):
             numbers = {key: value for key, value in row.items() if type(value) in (int, float)}
             run._draw(int(numbers.pop("step", 0)), numbers)
         return run
 
     def mark(self) -> dict[str, int]:
-        """Say how much has been written, for `open` to go on from here."""
+        """Return the current sizes of the logs in bytes, from which `open` can continue."""
         return {name: (self.path / name).stat().st_size for name in LINES}
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write scalars at `step` (updates, of pretrain and tune optimizer steps). What is not finite becomes null."""
+        """Write scalars at `step`: updates in train, optimizer steps in pretrain and tune. NaN and inf become null."""
         numbers = {key: _finite(value) for key, value in values.items()}
         _write_row(self._metrics, {"step": step, **numbers})
         self._draw(step, numbers)
@@ -108,8 +121,8 @@ class RunFolder:
         """Write one evaluated episode."""
         _write_row(self._eval, {key: _finite(v) if isinstance(v, float) else v for key, v in row.items()})
 
-    def film(self, title: str, step: int, gif: bytes) -> None:
-        """Write a film to `videos/`, and show it in TensorBoard among the pictures, where it moves."""
+    def write_video(self, title: str, step: int, gif: bytes) -> None:
+        """Write a GIF to `videos/` and to TensorBoard, which plays it among its images."""
         name = "".join(c if c.isalnum() else "-" for c in title.lower())
         write_atomically(self.videos / f"{name}.gif", gif)
         image = Summary.Image(encoded_image_string=gif, colorspace=3)
@@ -118,7 +131,7 @@ class RunFolder:
         writer.flush()
 
     def keep(self, name: str, data: bytes) -> None:
-        """Write a file into the folder, whole or not at all; from then on the folder stays, whatever happens."""
+        """Write a file into the folder atomically; afterwards the folder is kept even if the run fails."""
         write_atomically(self.path / name, data)
         self._kept = True
 
@@ -132,14 +145,15 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
-        # Bad input that shows before anything is measured leaves nothing behind.
+        # If bad input ends the run before anything was measured, remove the folder.
         if kind is not None and issubclass(kind, UserError) and not self._holds_anything():
             shutil.rmtree(self.path)
-            with suppress(OSError):  # other runs are in it
+            with suppress(OSError):  # not empty: other runs are in it
                 self.path.parent.rmdir()
                 self.path.parent.parent.rmdir()
 
     def _draw(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        """Write scalars to TensorBoard, each to the run of its control."""
         for key, number in numbers.items():
             control, _, tag = key.partition("/")
             if control not in self.controls:
@@ -155,11 +169,15 @@ class RunFolder:
 
 
 ROWS_BYTES, MOST_ROWS, LOG_BYTES = 32_000_000, 100_000, 4_000_000_000
-"""Largest file of lines that is read at once, with its rows, and the largest that is read line by line."""
+"""Limits of JSON-lines files: bytes and rows of one that is read at once, bytes of one that is read line by line."""
 
 
 def read_rows(file: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file; none where it is missing. A line cut short by a crash is left out."""
+    """Return the rows of a JSON-lines file, [] if it is missing. Lines that are not valid JSON objects are skipped.
+
+    Raises:
+        UserError: it has more than `MOST_ROWS` rows or `ROWS_BYTES` bytes.
+    """
     rows = list(islice(rows_of(Path(file), ROWS_BYTES), MOST_ROWS + 1))
     if len(rows) > MOST_ROWS:
         raise UserError(f"{file}: it has more than {MOST_ROWS:,} lines, which is more than is shown; shorten it")
@@ -183,7 +201,7 @@ def rows_of(file: Path, limit: int) -> Iterator[dict[str, Any]]:
 
 
 def lock_run(path: Path) -> TextIO:
-    """Hold the lock of a run folder, see `lock`."""
+    """Lock a run folder against other processes and return the open lock file, see `lock`."""
     return lock(path, called="this run")
 
 

@@ -1,4 +1,4 @@
-"""What a run of `wamtune train` began with beside its config: checkpoint and plug-ins, by their sha256.
+"""Inputs of a run of `wamtune train` apart from its config: checkpoint and plug-ins, identified by sha256.
 
 The hashes are part of the run's state, and the sources of the plug-ins are copied into the run folder, so that a run
 that goes on must have the same inputs, or the input that changed is named.
@@ -22,14 +22,14 @@ from world_model.checkpoint import MANIFEST, find_checkpoint
 from world_model.files import sha256, write_atomically
 
 PLUGINS = "plugins"
-"""Folder of a run folder with a copy of each plug-in's source, named by hash and file name."""
+"""Folder inside a run folder with a copy of each plug-in's source, named by hash and file name."""
 
 Inputs = dict[str, str]
-"""Key of the config -> sha256 of what it names: a source file, or the manifest of a checkpoint."""
+"""Key of the config -> sha256 of its file: the source of a plug-in, or the manifest of a checkpoint."""
 
 
 def inputs_of(config: TrainConfig) -> Inputs:
-    """Hash what the config names now."""
+    """Hash the checkpoint and the plug-ins that the config names, as they are now."""
     found = {key: sha256(file) for key, file in _sources(config).items()}
     if config.policy == "flow":
         manifest = find_checkpoint(config.checkpoint) / MANIFEST
@@ -38,17 +38,17 @@ def inputs_of(config: TrainConfig) -> Inputs:
 
 
 def keep_sources(config: TrainConfig, folder: Path) -> None:
-    """Copy the source of every plug-in into a run folder."""
+    """Copy the source file of every plug-in into a run folder."""
     for file in _sources(config).values():
         data = file.read_bytes()
         write_atomically(_copy(folder, hashlib.sha256(data).hexdigest(), file), data)
 
 
 def check_inputs(config: TrainConfig, folder: Path, before: Mapping[str, str]) -> None:
-    """Refuse to go on with other inputs than a run began with.
+    """Refuse to continue a run if its inputs have changed; `before` are those it began with.
 
     Raises:
-        UserError: naming the first of them, and what to do.
+        UserError: an input has changed; the first one is named, with the remedy.
     """
     now, sources = inputs_of(config), _sources(config)
     for key, fingerprint in before.items():
@@ -67,18 +67,18 @@ def check_inputs(config: TrainConfig, folder: Path, before: Mapping[str, str]) -
 
 
 def _sources(config: TrainConfig) -> dict[str, Path]:
-    """Key of the config -> file of the plug-in that it names."""
+    """Return {key of the config: source file of the plug-in it names}."""
     found = {f"rewards.{name}": source_of(name, term) for name, term in config.rewards.items()}
     if ":" in config.env.simulator:
         found["env.simulator"] = source_file("simulator", config.env.simulator, {}, key="env.simulator")
-    if config.env.kind != "sim":  # without a dream, trust signals are not used
+    if config.env.kind != "sim":  # trust signals are used in dreams only
         found |= {f"dream.trust.{name}": file for name, file in signal_files(config).items()}
     found |= callback_files(config.callbacks)
     for key in ("learning_rate", "clip_range"):
         found[f"ppo.{key}"] = schedule_file(f"ppo.{key}", getattr(config.ppo, key))
     module, colon, _ = config.env.id.partition(":")
-    if colon:  # gymnasium imports it before it makes the environment
-        with suppress(ImportError, ValueError):  # which the environment will say
+    if colon:  # "module:Env-v0": gymnasium imports the module before it makes the environment
+        with suppress(ImportError, ValueError):  # building the environment will report it
             spec = importlib.util.find_spec(module)
             found["env.id"] = Path(spec.origin) if spec is not None and spec.origin else None
     return {key: file for key, file in found.items() if file is not None}

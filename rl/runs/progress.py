@@ -1,4 +1,4 @@
-"""Show how far a long computation is: a live panel on a terminal, plain lines elsewhere. One call for both."""
+"""Show the progress of a long computation: a live panel on a terminal, plain lines elsewhere. One call for both."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TRUSTED_SECONDS = 5.0
 """No estimate of the time left is shown before so much time has passed."""
 
 SMOOTHED_SECONDS = 30.0
-"""An estimate moves half-way to a new one in so much time."""
+"""Time constant of the smoothing: calls this far apart move the estimate half-way to the newest value."""
 
 TABLE_WIDTH = 120
-"""Columns that a table may take where nothing is known of the width: a log file scrolls."""
+"""Width of a table, in characters, if the output is not a terminal."""
 
 
 class Progress:
-    """Context in which `update` may be called as often as one likes.
+    """Context manager that shows progress; `update` may be called at any rate, and the output is throttled.
 
     Args:
-        title: what is going on, "train demo".
+        title: name of the computation, such as "train demo".
         every: seconds between plain lines; the first and the last are always printed.
         console: where to write; standard output by default.
         clock: seconds, those of `time.monotonic` by default.
@@ -66,7 +66,7 @@ class Progress:
             self.console.print(self._pending, markup=False, soft_wrap=True)
 
     def update(self, done: float, total: float, **shown: Any) -> None:
-        """Show `done` of `total` and the values `shown`, floats with three digits; it never shows less than before."""
+        """Show `done` of `total` and the values `shown`, floats with three digits; the share never goes back."""
         now = self.clock()
         due = now - self._printed >= (REFRESH_SECONDS if self._live is not None else self.every)
         self._share = max(self._share, done / total if total else 0.0)
@@ -75,14 +75,14 @@ class Progress:
             self._live.update(self._panel(done, total, left, shown), refresh=due)
         else:
             line = self._line(done, total, left, shown)
-            self._pending = None if due else line
+            self._pending = None if due else line  # `__exit__` prints the last line if it was not due
             if due:
                 self.console.print(line, markup=False, soft_wrap=True)
         if due:
             self._printed = now
 
     def note(self, text: str) -> None:
-        """Print a line that stays, such as the verdict of a gate."""
+        """Print a permanent line, such as the verdict of a gate."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _line(self, done: float, total: float, left: float | None, shown: Mapping[str, Any]) -> str:
@@ -101,25 +101,25 @@ class Progress:
 
 
 class TimeLeft:
-    """Estimate the seconds that are left from the share of the work that was done since the first call.
+    """Estimate the seconds that are left from the share of the work done since the first call.
 
-    The speed before a resume may be that of another machine, so it does not count. The estimate is
-    smoothed: it runs down like a clock and moves towards the newest one, so a single slow part does not double it.
+    Work before a resume may have run on another machine, so its speed does not count. The estimate is smoothed: it
+    counts down with the clock and moves towards the newest value, so that a single slow part does not double it.
     """
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None  # time and share of the first call
-        self._last: tuple[float, float] | None = None  # time and estimate of the last call that had one
+        self._last: tuple[float, float] | None = None  # time and estimate of the last call that returned an estimate
 
     def update(self, now: float, share: float) -> float | None:
-        """Return the estimate at time `now`, None while there is too little to tell."""
+        """Return the estimate in seconds at time `now`, None as long as there is too little data."""
         self._first = self._first or (now, share)
         begun, before = self._first
         if share >= 1.0:
             return 0.0
         if share <= before or now - begun < TRUSTED_SECONDS:
             return None
-        left = (now - begun) * (1.0 - share) / (share - before)
+        left = (now - begun) * (1.0 - share) / (share - before)  # at the mean speed since the first call
         if self._last is not None:
             passed = now - self._last[0]
             expected = max(self._last[1] - passed, 0.0)
@@ -129,7 +129,7 @@ class TimeLeft:
 
 
 def show(table: Table) -> None:
-    """Print a table; where it does not go to a terminal, nothing of it is cut or wrapped for its sake."""
+    """Print a table: as wide as the terminal, or `TABLE_WIDTH` if the output goes to a file or pipe."""
     width = None if sys.stdout.isatty() else TABLE_WIDTH
     Console(highlight=False, width=width).print(table)
 

@@ -1,4 +1,4 @@
-"""What `wamtune train` saves on its way, to go on from there in a new process: `checkpoints/state` of a run folder."""
+"""Saved state of `wamtune train`, from which a new process can resume: `checkpoints/state` of a run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from world_model.api import Context
 
 @dataclass
 class Run:
-    """One run, of RL or of a control, and what it gave."""
+    """A finished run, of RL or of a control, and its outcome."""
 
     name: str
     outcome: Outcome
@@ -26,19 +26,19 @@ class Run:
 
 
 TYPES = (Run, Outcome, Part, Verdict, EpisodeResult, Episode, Context, Samples)
-"""Dataclasses that a state may hold; no file can name another."""
+"""The only dataclasses that a state may hold: a file cannot make the loader build anything else."""
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Replace the state of a run folder, whole or not at all."""
+    """Replace the state of a run folder atomically."""
     save_checkpoint(folder / "checkpoints" / "state", {}, {}, "# State of a run\n", pack_training_state(state))
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the state of a run folder, None where there is none.
+    """Return the state of a run folder, None if it has none.
 
     Raises:
-        UserError: it is damaged, or of another version.
+        UserError: the state is damaged, or of another version.
     """
     path = existing_folder(folder / "checkpoints" / "state")
     return load_training_state(path, TYPES) if path.is_dir() else None

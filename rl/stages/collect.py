@@ -1,4 +1,4 @@
-"""Episodes from the simulator: scripted experts (clean and noisy), random motion, or a policy."""
+"""Record episodes in the simulator: of scripted experts (clean or noisy), of random motion, or of a policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AFTER_SUCCESS = 8
 SOURCES = ("expert", "noisy", "random")
 
 Act = Callable[[Obs], Tensor]
-"""Observation -> actions (num_envs, k, action_dim)."""
+"""Observation of `num_envs` environments -> actions (num_envs, k, action_dim)."""
 
 
 def collect_scripted(
@@ -48,11 +48,16 @@ def collect_scripted(
 
 
 def collect_from(env: Simulator, n_tasks: int, source: str, n_episodes: int, seed: int | None = None) -> list[Episode]:
-    """Record `n_episodes` of each task of `env` with the scripted expert, with noise on it, or with random motion.
+    """Record `n_episodes` of each task of `env`.
 
-    Noise is white plus slowly drifting, of a strength drawn for each episode, so that errors of all sizes and their
-    repair are seen. `seed` is the first episode seed. The environments are dealt out to the tasks in turn, and do not
-    end an episode at its first success.
+    Args:
+        env: its environments run the tasks in turn, and do not end an episode at its first success.
+        n_tasks: number of its tasks.
+        source: "expert" (scripted), "noisy" (the expert with noise) or "random" (random motion). The noise is white
+            plus slowly drifting, with a strength drawn for each episode, so that errors of all sizes and the expert's
+            corrections are recorded.
+        n_episodes: of each task.
+        seed: of the first episode; default: the first one of the source in `rl.seeds`.
     """
     first = OF_SOURCE[source].start if seed is None else seed
     generator = torch.Generator(env.device).manual_seed(first)
@@ -67,7 +72,7 @@ def collect_from(env: Simulator, n_tasks: int, source: str, n_episodes: int, see
 def collect_policy(
     policy: ChunkPolicy, env: Simulator, n_episodes: int, explore: bool = True, seed: int | None = None
 ) -> list[Episode]:
-    """Record at least `n_episodes` of a policy in all environments of `env`, built with terminate_on_success=False."""
+    """Record at least `n_episodes` of a policy in `env`, which must be built with terminate_on_success=False."""
     first = POLICY.start if seed is None else seed
     generator = torch.Generator(env.device).manual_seed(first)
     episodes: list[Episode] = []
@@ -93,7 +98,8 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
     first_success = torch.full((env.num_envs,), env.max_steps, device=env.device)
     frames, actions, success, rewards = [obs["state"][:, -1:]], [], [], []
     steps, length = 0, torch.zeros_like(first_success)
-    running = torch.ones_like(length, dtype=torch.bool)  # an environment that has ended is in its next episode
+    running = torch.ones_like(length, dtype=torch.bool)  # an environment that has ended is already in its next episode
+    # Step until every environment has ended or has `AFTER_SUCCESS` steps beyond its first success.
     while bool((running & (first_success + AFTER_SUCCESS >= steps)).any()):
         action = act(obs)[:, : env.max_steps - steps]
         step = env.step_chunk(action)
@@ -126,7 +132,7 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
 
 
 def _scripted(source: str, env: Simulator, generator: torch.Generator) -> Act:
-    """Return what acts in one episode; the strength of its noise is drawn here."""
+    """Return the actor of one episode per environment; the strengths of the noise are drawn here."""
     shape = (env.num_envs, env.spec.action_dim)
     strength = 0.1 + 0.7 * torch.rand(env.num_envs, 1, generator=generator, device=env.device)
     drift = torch.zeros(shape, device=env.device)
@@ -137,6 +143,7 @@ def _scripted(source: str, env: Simulator, generator: torch.Generator) -> Act:
 
     def act(obs: Obs) -> Tensor:
         nonlocal drift
+        # An autoregressive process whose variance tends to 1, since 0.8² + 0.6² = 1.
         drift = 0.8 * drift + 0.6 * normal()
         action = middle + half * drift if source == "random" else env.expert_actions()
         if source == "noisy":

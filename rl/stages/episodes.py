@@ -1,4 +1,4 @@
-"""The episodes of the two stages: what is missing is collected, in batches that an interruption leaves whole."""
+"""The episodes of the two stages: collect the missing ones, in batches, so that an interruption loses one at most."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from world_model.data.episodes import Episode, EpisodeStore
 from world_model.wam.model import WorldActionModel
 
 BATCH = 10
-"""Episodes per task that are collected between two writes."""
+"""Episodes per task that are collected between two writes, in a simulator that is not vectorised."""
 
 MAX_ENVS = 32
 
@@ -38,10 +38,10 @@ def simulates(config: PretrainConfig | TuneConfig) -> bool:
 
 
 def check_simulator(config: PretrainConfig) -> None:
-    """Refuse a config that asks of its simulator what it cannot do.
+    """Refuse a config that its simulator cannot serve.
 
     Raises:
-        UserError: there is no task, or a dataset beside a simulator, or images of recorded episodes are asked for.
+        UserError: a simulator without a task, a simulator together with a dataset, or recorded episodes with images.
     """
     where = shown_name(config.env)
     if simulates(config):
@@ -54,7 +54,7 @@ def check_simulator(config: PretrainConfig) -> None:
 
 
 def collect(config: PretrainConfig, store: EpisodeStore) -> None:
-    """Complete `store` and its held-out part to what `config` asks for; import a dataset where that is named."""
+    """Collect the episodes that `store` and its held-out part lack; without a simulator, import the dataset."""
     if not simulates(config):
         import_dataset(config, store)
         return
@@ -62,7 +62,7 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
         _complete(config, store, source, getattr(config, f"n_{source}"), OF_SOURCE[source].start)
     third, first = config.n_heldout // 3, HELDOUT.start
     heldout = {"expert": third, "noisy": config.n_heldout - third}
-    if config.n_expert + config.n_noisy == 0:  # as where there is no expert
+    if config.n_expert + config.n_noisy == 0:  # without an expert, hold out random motion
         heldout = {"random": config.n_heldout}
     for source, n in heldout.items():
         _complete(config, heldout_store(store), source, n, first)
@@ -70,10 +70,10 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
 
 
 def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Sequence[str]) -> list[Episode]:
-    """Return the first demonstrations of each task: as many as `demos` says, else `n_demos` or what there is.
+    """Return the first demonstrations of each task: the number in `demos`, else up to `n_demos`.
 
     Raises:
-        UserError: there are fewer than `demos` says, or none at all.
+        UserError: there are fewer than `demos` asks for, or none at all.
     """
     chosen: list[Episode] = []
     for task in tasks:
@@ -102,9 +102,9 @@ def _too_few(config: TuneConfig, task: str, of_task: Sequence[Episode], n_found:
 
 
 def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], store: EpisodeStore) -> None:
-    """Complete `store` and its held-out part with episodes of the policy, the first half of them exploring.
+    """Collect the episodes of the policy that `store` and its held-out part lack; the first half of them explores.
 
-    Without a simulator there are none.
+    Without a simulator, do nothing.
     """
     if not simulates(config):
         return
@@ -112,6 +112,7 @@ def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], 
     parts += [(heldout_store(store), config.n_policy_heldout, HELDOUT_POLICY.start)]
     with Progress("roll out") as progress:
         for k, (part, n, first) in enumerate(parts):
+            # Each batch is written as a whole, so its first seed tells whether an earlier call collected it.
             have = {(e.task, e.seed) for e in part.load()}
             for i, task in enumerate(tasks):
                 progress.update(k * len(tasks) + i, len(parts) * len(tasks), task=task)
@@ -124,10 +125,10 @@ def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], 
 def evaluate(
     config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]
 ) -> tuple[list[EpisodeResult], dict[str, dict[str, float]]]:
-    """Run `config.n_eval` episodes of each task without exploring, and dream them as well.
+    """Run `config.n_eval` episodes of each task without exploration, and dream them as well.
 
-    Returns the results in the simulator, and for each task the rank correlation of prediction error with success;
-    nothing where there is no simulator.
+    Returns the results in the simulator, and for each task the rank correlation of prediction error with success. Both
+    are empty without a simulator.
     """
     results: list[EpisodeResult] = []
     correlations: dict[str, dict[str, float]] = {}
@@ -146,7 +147,7 @@ def evaluate(
 
 
 def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str]) -> dict[str, list[EpisodeResult]]:
-    """Run the episodes of `evaluate` once more with each of `config.eval_noise` on the observations."""
+    """Run the episodes of `evaluate` again, once with each of `config.eval_noise` added to the observations."""
     results: dict[str, list[EpisodeResult]] = {}
     if config.n_eval == 0 or not simulates(config):
         return results
@@ -165,9 +166,10 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
 
 
 def _complete(config: PretrainConfig, store: EpisodeStore, source: str, n: int, first: int) -> None:
+    """Collect those of the `n` episodes per task, seeds from `first` on, that `store` does not have."""
     tasks, vectorised = config.env.tasks, find_simulator(config.env).vectorised
     have = {(e.task, e.seed) for e in store.load(tasks, [source])}
-    batch = n if vectorised else BATCH
+    batch = n if vectorised else BATCH  # a vectorised simulator runs all of them side by side
     with Progress(f"collect {source}") as progress:
         for begin in range(first, first + n, max(batch, 1)):
             seeds = range(begin, min(begin + batch, first + n))
@@ -212,6 +214,7 @@ def _policy(
     terminate_on_success: bool,
     obs_noise: float = 0.0,
 ) -> tuple[Simulator, FlowPolicy]:
+    """Build a simulator of one task and the policy that acts in it."""
     n_envs = n_episodes if find_simulator(config.env).vectorised else min(n_episodes, MAX_ENVS)
     env = _env(config, [task], model.spec.tasks, n_envs, model, terminate_on_success, obs_noise)
     return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)

@@ -1,4 +1,4 @@
-"""Pictures for the stages: episodes are run again before the cameras, and seen through the model's own codec."""
+"""Images for the stages: run episodes again before cameras, and encode the images with the model's codec."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ Filmed = tuple[list[Episode], list[Tensor]]
 """Episodes, and the images of each: (T + 1, n_views, size, size, 3) uint8."""
 
 REPEATS = 1e-4
-"""How far the last frame of an episode may be from what is recorded when it is run again."""
+"""Largest difference between the last recorded frame of an episode and the one when it is run again."""
 
 
 def model_spec(simulated: Spec, config: ModelConfig) -> Spec:
-    """Return what a model of this config is told: all that is simulated, or proprioception and pictures.
+    """Return the spec of the model: the simulated state, or with images only its proprioception and image codes.
 
     Raises:
-        UserError: nothing is known of what a robot knows of itself there.
+        UserError: the model has images, and the simulated state has no proprioception.
     """
     if not config.views:
         return simulated
     codec = PictureCodec(len(config.views), config.picture_size, config.picture_dim)
-    told = [part for part in PROPRIOCEPTION if part in simulated.slices]
-    if not told:
+    proprioception = [part for part in PROPRIOCEPTION if part in simulated.slices]
+    if not proprioception:
         raise UserError(
             f"model.views: the state of {simulated.tasks[0]} has none of {', '.join(PROPRIOCEPTION)}, which a robot "
             f"knows of itself; see SLICES in rl/envs/gym_env.py, or set model.views={{}}"
         )
-    return seeing_spec(simulated, told, codec)
+    return seeing_spec(simulated, proprioception, codec)
 
 
 def film(
@@ -60,39 +60,47 @@ def film(
     tasks: Collection[str],
     sources: Collection[str] | None,
 ) -> Filmed:
-    """Return the episodes of a store, and the pictures of each.
+    """Return the episodes of a store, and the images of each.
 
-    They are drawn once, a file for each shard, beside the episodes. What is returned are maps of these files, which are
-    read as they are used and take no memory of their own.
+    The images are rendered once and written beside the episodes, one file per shard. The returned tensors are memory
+    maps of these files: they are read when they are used.
+
+    Args:
+        env: names the simulator.
+        store: of the episodes.
+        config: gives the cameras and the size of the images.
+        tasks: of the episodes to return.
+        sources: of the episodes to return; None: all.
 
     Raises:
-        UserError: an episode does not run as it was recorded.
+        UserError: an episode does not run again as it was recorded.
     """
     episodes: list[Episode] = []
-    pictures: list[Tensor] = []
+    images: list[Tensor] = []
     with Progress("film") as progress:
         for i, shard in enumerate(store.shards):
             of_shard = read_shard(shard)
-            drawn = _kept(shard, config)
-            if drawn is None:
-                drawn = [_checked(env, episode, config, shard) for episode in of_shard]
-                _keep(shard, config, drawn)
-                drawn = _kept(shard, config) or drawn
-            for episode, its in zip(of_shard, drawn, strict=True):
+            rendered = _read_images(shard, config)
+            if rendered is None:
+                rendered = [_checked(env, episode, config, shard) for episode in of_shard]
+                _write_images(shard, config, rendered)
+                # Read them back as memory maps, which frees the tensors.
+                rendered = _read_images(shard, config) or rendered
+            for episode, its in zip(of_shard, rendered, strict=True):
                 if episode.task in tasks and (sources is None or episode.source in sources):
                     episodes.append(episode)
-                    pictures.append(its)
+                    images.append(its)
             progress.update(i + 1, len(store.shards))
-    return episodes, pictures
+    return episodes, images
 
 
 def run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> Tensor:
-    """Run an episode again before the cameras. Shape: (T + 1, n_views, size, size, 3) uint8."""
+    """Run an episode again and return its images. Shape: (T + 1, n_views, size, size, 3) uint8."""
     return _run_again(env, episode, config)[0]
 
 
 def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Sequence[Video] = ()) -> Pictures:
-    """Put the pictures of all episodes and videos together, those of a task apart."""
+    """Group the images of all episodes and videos by task, as training data of the codec."""
     shown = [(e.task, its) for e, its in zip(episodes, pictures, strict=True)] + list(videos)
     tasks = dict.fromkeys(task for task, _ in shown)
     return Pictures([torch.cat([its for of, its in shown if of == task]) for task in tasks])
@@ -101,9 +109,9 @@ def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Seq
 def see(
     model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], pictures: Iterable[Tensor]
 ) -> list[Episode]:
-    """Return the episodes as the model sees them: with a new picture, in codes, in every frame."""
+    """Return the episodes with the model's state: proprioception, and the codes of a new image in every frame."""
     simulated = find_simulator(env).early_spec(id=env.id, tasks=model.spec.tasks)
-    assert simulated is not None  # a simulator that draws images tells its spec
+    assert simulated is not None  # every simulator with cameras has an early spec
     eyes = eyes_of(model, simulated)
     assert eyes is not None
     return [_seen(eyes, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
@@ -116,10 +124,10 @@ def see_disturbed(
     pictures: Sequence[Tensor],
     n_cameras: int,
 ) -> list[Episode]:
-    """Return each episode `n_cameras` times, as other cameras see it (`ImageNoise`); [] without noise."""
+    """Return each episode `n_cameras` times, with images of disturbed cameras (`ImageNoise`); [] without noise."""
     noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA)
     copies = [] if noise.is_off else list(zip(episodes, pictures, strict=True)) * n_cameras
-    # One episode at a time: all disturbed images together would be as large as the whole film.
+    # A generator, so that the disturbed images of only one episode are in memory at a time.
     disturbed = (noisy_images(its, noise, generator, one_camera=True) for _, its in copies)
     return see(model, env, [episode for episode, _ in copies], disturbed)
 
@@ -130,17 +138,18 @@ def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
 
 
 def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
-    pictures, last = _run_again(env, episode, config)
+    """Run an episode again; raise UserError if it ends in another state than the recorded one."""
+    images, last = _run_again(env, episode, config)
     if np.abs(last - episode.state[-1].numpy()).max() > REPEATS:
         raise UserError(
             f"{shard}: the episode of seed {episode.seed} ({episode.task}) does not run as it was recorded; "
             f"delete its folder, it is collected again"
         )
-    return pictures
+    return images
 
 
 def _run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
-    """Return the pictures, and the last frame as it was simulated."""
+    """Run an episode again; return its images and the last simulated frame."""
     views = tuple(config.views.values())
     return find_simulator(env).film(id=env.id, episode=episode, views=views, size=config.picture_size)
 
@@ -150,17 +159,18 @@ def _file(shard: Path) -> Path:
 
 
 def _described(config: ModelConfig) -> str:
+    """Return the cameras and the size of the images as JSON, to recognise images of other cameras."""
     views = [asdict(view) for view in config.views.values()]
     return json.dumps({"views": views, "size": config.picture_size})
 
 
-def _keep(shard: Path, config: ModelConfig, drawn: list[Tensor]) -> None:
-    tensors = {f"{i:06d}": pictures for i, pictures in enumerate(drawn)}
+def _write_images(shard: Path, config: ModelConfig, rendered: list[Tensor]) -> None:
+    tensors = {f"{i:06d}": images for i, images in enumerate(rendered)}
     write_atomically(_file(shard), save(tensors, metadata={"seen": _described(config)}))
 
 
-def _kept(shard: Path, config: ModelConfig) -> list[Tensor] | None:
-    """Return what was drawn before; None where it was not, or from elsewhere, or the file is damaged."""
+def _read_images(shard: Path, config: ModelConfig) -> list[Tensor] | None:
+    """Return the images rendered before; None if there are none, their cameras differ or the file is damaged."""
     try:
         with safe_open(_file(shard), framework="pt") as file:
             if file.metadata()["seen"] != _described(config):

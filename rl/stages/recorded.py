@@ -1,4 +1,4 @@
-"""Recorded episodes for the two stages: imported once, and split into those to learn from and those to measure on."""
+"""Recorded episodes for the two stages: import them once, and split them into a training and a held-out part."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import INFO, import_lerobot
 
 HELDOUT_EVERY = 5
-"""One of so many episodes of each task is held out, where they were not recorded apart: the first, the sixth, ..."""
+"""Without a separate held-out part, every fifth episode of each task is held out: the first, the sixth, ..."""
 
 
 def heldout_store(store: EpisodeStore) -> EpisodeStore:
-    """Return the store of the episodes that are measured on, never trained on: a folder inside that of the others."""
+    """Return the store of the held-out episodes, used for measuring only: a folder inside that of `store`."""
     return EpisodeStore(store.folder / "heldout")
 
 
 def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
-    """Import the dataset that `config` names into `store`, unless it is there already.
+    """Import the dataset of `config` into `store`, unless it has been imported already.
 
     Raises:
-        UserError: `store` holds other episodes than the dataset gives, or none and no dataset is named; or none of a
-            task that `config` names.
+        UserError: `store` holds other episodes than the dataset; `store` is empty and no dataset is named; or there is
+            no episode of a task in `config.env.tasks`.
     """
     if config.dataset:
         episodes, spec = import_lerobot(config.dataset, config.columns)
@@ -53,23 +53,23 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
 
 
 def recorded_tasks(store: EpisodeStore) -> tuple[str, ...]:
-    """Tasks of which there are episodes, in the order of recording."""
+    """Return the tasks of the episodes in a store, in the order of recording."""
     return tuple(dict.fromkeys(task for task, _, _ in store.count()))
 
 
 def load_split(store: EpisodeStore, tasks: Collection[str], n_steps: int) -> tuple[list[Episode], list[Episode]]:
-    """Load the episodes of `tasks`: those to learn from, and those held out.
+    """Load the episodes of `tasks` as (training episodes, held-out episodes).
 
-    A store without a held-out part is split by a rule that depends on nothing but the order of recording, so that every
-    stage holds out the same ones, also after more have been recorded.
+    A store without a held-out part is split by a rule that depends only on the order of recording. So every stage holds
+    out the same episodes, also after more have been recorded.
 
     Args:
-        store: with a held-out part beside it or without.
+        store: with or without a held-out part.
         tasks: of the episodes.
-        n_steps: shorter episodes are left out of the split; they hold no chunk.
+        n_steps: length of a chunk; the split leaves out shorter episodes.
 
     Raises:
-        UserError: nothing can be held out, as no task has two episodes.
+        UserError: nothing can be held out, because no task has two episodes.
     """
     apart = heldout_store(store)
     if apart.shards:
@@ -84,7 +84,7 @@ def load_split(store: EpisodeStore, tasks: Collection[str], n_steps: int) -> tup
 
 
 def split(episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:
-    """Return the episodes to learn from, and every fifth one of each task, from the first on; a lone one is learned."""
+    """Return training and held-out episodes: every fifth of a task is held out, unless the task has only one."""
     totals = Counter(e.task for e in episodes)
     seen: Counter[str] = Counter()
     learned: list[Episode] = []
@@ -97,7 +97,7 @@ def split(episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:
 
 
 def describe(folder: str | Path, learned: Sequence[Episode], heldout: Sequence[Episode]) -> str:
-    """Say in one line what there is to learn from."""
+    """Return one line about the episodes: number, tasks, lengths, successes and the held-out part."""
     episodes = [*learned, *heldout]
     lengths = [e.length for e in episodes]
     n_tasks, n_successful = len({e.task for e in episodes}), sum(e.is_success for e in episodes)

@@ -1,7 +1,7 @@
 """The two stages before RL, end to end: collect episodes, train, measure, write a checkpoint with its card.
 
-A run can be interrupted anywhere and is continued from its folder: episodes are kept batch by batch, training goes on
-from the last saved state and ends with the same weights, measuring is done again.
+A run may be interrupted at any time and continued from its folder. Episodes are saved batch by batch; training resumes
+from the last saved state and ends with the same weights; measurements are repeated.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from world_model.wam.store import half_precision, load_model, load_model_and_con
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 DEMONSTRATIONS = "episodes-000000.safetensors"
-"""File of a checkpoint folder; `EpisodeStore` reads the folder."""
+"""File of a checkpoint folder with its demonstrations; `EpisodeStore` can open the folder."""
 
 DEMO_CAMERAS = 8
-"""Disturbed cameras that see each demonstration: there are few, and the policy must not learn one camera by heart."""
+"""Disturbed cameras per demonstration. Demonstrations are few, and the policy must not overfit to one camera."""
 
 
 @dataclass
 class Saved:
-    """What the run folder of an earlier call holds."""
+    """Contents of a run folder that an earlier call left."""
 
     model: WorldActionModel
     config: dict[str, Any]
@@ -63,20 +63,20 @@ class Saved:
 
 @dataclass
 class Work:
-    """A model on its way through the phases of one run."""
+    """The model of one run, while it passes through the phases, and what the phases share."""
 
     run: RunFolder
     stage: str
     parent: str
     model: WorldActionModel
-    unseen: Windows | None = None  # to measure on
-    simulator: bool = True  # or success cannot be measured
+    unseen: Windows | None = None  # held-out windows, for measuring
+    simulator: bool = True  # without one, success cannot be measured
     step: int = 0  # optimizer steps of the phases before this one
 
     def train(
         self, phase: str, windows: Windows | Pictures, config: StageConfig, resume: dict[str, Any] | None = None
     ) -> None:
-        """Run one phase of training, measuring and saving on the way; `resume` is the saved state to go on from."""
+        """Run one phase of training; measure and save at intervals. `resume` is a saved state to continue from."""
 
         def log(step: int, values: dict[str, float]) -> None:
             self.run.log(self.step + step, {f"{phase}/{name}": value for name, value in values.items()})
@@ -122,7 +122,7 @@ class Work:
 
 
 def load_saved(folder: Path) -> Saved | None:
-    """Return the last checkpoint of a run folder, None if the run had not come to one."""
+    """Return the last checkpoint of a run folder, None if the run has not saved one."""
     last = folder / "checkpoints" / "last"
     if not existing_folder(last).is_dir():
         return None
@@ -131,13 +131,13 @@ def load_saved(folder: Path) -> Saved | None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the state of training in a run folder, None where there is none yet; that of a finished run is empty."""
+    """Return the training state in a run folder: None if nothing was saved yet, {} if the run is finished."""
     saved = load_saved(folder)
     return None if saved is None else saved.state
 
 
 def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
-    """Collect, train and measure; return what the checkpoint's config says about it: `metrics`, `episodes`, `step`."""
+    """Collect, train and measure; return the facts in the checkpoint's config: `metrics`, `episodes`, `step`, ..."""
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
@@ -145,7 +145,8 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     store = EpisodeStore(config.episode_folder)
-    if saved is None or simulates(config):  # a dataset is not needed again
+    # Collect what is missing. A dataset is needed only once: after the first checkpoint it has been imported.
+    if saved is None or simulates(config):
         collect(config, store)
     state = saved.state if saved else None
     if saved is None:
@@ -160,13 +161,15 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if config.videos:
         pictures_per_s = model.spec.control_hz / config.model.chunk_size
         videos = read_videos(config.videos, config.env.tasks, config.model.picture_size, pictures_per_s)
+    # With images: render them, and train the codec first.
     filmed = _film(config, model, store)
     if filmed is not None:
         if state is None or state["phase"] == "pictures":
             _train_pictures(config, work, filmed[0], videos, state)
             state = None
         else:
-            work.step = config.pictures.n_steps
+            work.step = config.pictures.n_steps  # the resumed run has finished this phase
+    # Train the world model, then measure it on held-out episodes.
     episodes, heldout = _read(config, model, store, filmed)
     print(describe(store.folder, episodes, heldout), flush=True)
     if videos:
@@ -183,7 +186,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
 
 
 def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
-    """Imitate, roll out, refit and evaluate; return what the checkpoint's config says about it, as `pretrain` does."""
+    """Imitate, roll out, refit and evaluate; return the facts in the checkpoint's config, as `pretrain` does."""
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
@@ -202,15 +205,17 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
     work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), simulates(config))
     state = saved.state if saved else None
+    # Imitate the demonstrations.
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
         seen = demos + _disturbed(config, model, filmed_demos, DEMO_CAMERAS, demos)
         work.train("tune", model.windows(seen), stage, state)
         state = None
-        if config.half:  # from here on the policy is the one that is stored
+        if config.half:  # round now, so that the rollouts are of the policy that will be stored
             half_precision(model)
     else:
-        work.step = config.stage.n_steps
+        work.step = config.stage.n_steps  # the resumed run has finished this phase
+    # Roll the policy out, and refit the world decoder on the new episodes as well.
     roll_out(config, model, tasks, own)
     episodes += own.load()
     unseen += heldout_store(own).load()
@@ -219,7 +224,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
         seen = episodes + _disturbed(config, model, filmed, n_cameras=1)
         work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
     if config.half:
-        half_precision(model)  # what the refit changed; the rest is rounded already
+        half_precision(model)  # for the weights that the refit changed; the others are rounded already
     results, correlations = evaluate(config, model, tasks)
     for result in results:
         run.eval_row({"step": work.step, **result.to_row()})
@@ -232,10 +237,10 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
 def _film(
     config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore
 ) -> tuple[Filmed, Filmed] | None:
-    """Return the images of the episodes that `_read` reads; None for a model without images.
+    """Render the images of the training and held-out episodes; return None for a model without images.
 
     Raises:
-        UserError: there are no episodes, or they have no images, and the model needs them.
+        UserError: there are no episodes, or the model has images and there is no simulator to render them.
     """
     if not store.shards:
         raise UserError(f"episodes={store.folder}: there are none; `wamtune pretrain PRESET` collects or imports them")
@@ -245,7 +250,7 @@ def _film(
         raise UserError(
             f"{shown_name(config.env)}: the checkpoint sees images, which are not recorded; tune one that does not"
         )
-    # Only what scripts did in the simulator can be run again before the cameras.
+    # Only episodes of scripts in the simulator can be run again.
     parts = store, heldout_store(store)
     learned, heldout = (film(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts)
     return learned, heldout
@@ -257,12 +262,12 @@ def _read(
     store: EpisodeStore,
     filmed: tuple[Filmed, Filmed] | None,
 ) -> tuple[list[Episode], list[Episode]]:
-    """Load what was done in the tasks of the model, as it sees it: to learn from, and held out.
+    """Load the training and held-out episodes of the model's tasks, with the state that the model uses.
 
-    `filmed` is what `_film` returned of the store.
+    `filmed` is what `_film` returned for this store.
 
     Raises:
-        UserError: it was recorded on another robot.
+        UserError: the episodes were recorded with another robot.
     """
     if filmed is None:
         store.check_fits(model.spec, f"episodes={store.folder}")
@@ -274,7 +279,7 @@ def _read(
 def _train_pictures(
     config: PretrainConfig, work: Work, filmed: Filmed, videos: Sequence[Video], state: dict[str, Any] | None
 ) -> None:
-    """Train the codec of images on what was filmed and on videos; `state` is where to go on from."""
+    """Train the image codec on the rendered images and on videos; `state` is a saved state to continue from."""
     codec = work.model.pictures
     assert codec is not None
     pictures = by_task(*filmed, videos)  # all of them in memory, until this function returns
@@ -284,7 +289,7 @@ def _train_pictures(
 
 
 def _imitation(config: TuneConfig, model: WorldActionModel, demos: list[Episode]) -> dict[str, float]:
-    """Measure the policy on held-out demonstrations; nothing where there are none."""
+    """Measure the policy on held-out demonstrations; return {} if none is long enough."""
     if not any(e.length >= model.config.chunk_size for e in demos):
         return {}
     return imitation_metrics(model, model.windows(demos), config.n_denoising_steps)
@@ -297,9 +302,9 @@ def _disturbed(
     n_cameras: int,
     only: Sequence[Episode] | None = None,
 ) -> list[Episode]:
-    """Return what `_read` returns to learn from, as `n_cameras` disturbed cameras see it; [] without images.
+    """Return the training episodes of `_read` with images of `n_cameras` disturbed cameras; [] without images.
 
-    `only` names the episodes that are wanted; None: all.
+    `only` selects episodes; None: all.
     """
     if filmed is None:
         return []
@@ -312,7 +317,7 @@ def _disturbed(
 def _seen_metrics(
     config: PretrainConfig | TuneConfig, model: WorldActionModel, filmed: tuple[Filmed, Filmed] | None
 ) -> dict[str, Any]:
-    """Measure dreamed pictures on the held-out episodes; nothing for a model that does not see."""
+    """Measure dreamed images on the held-out episodes; return {} for a model without images."""
     if filmed is None:
         return {}
     episodes, pictures = filmed[1]
@@ -322,7 +327,7 @@ def _seen_metrics(
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:
     rows = calibrate_trust(model, unseen, config.trust_steps)
     if config.half:
-        half_precision(model)  # what calibration fitted; the rest is rounded already
+        half_precision(model)  # for the weights that the calibration fitted; the others are rounded already
     return {"trust": rows} if rows else {}
 
 

@@ -1,4 +1,4 @@
-"""Calibration of trust at the end of a stage, and how well it ranks dreams by their true error."""
+"""Calibrate trust at the end of a stage, and measure how well it ranks dreams by their true error."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.trust import HORIZON, Retold, calibrate, dream_of_real_actions, dreamed_movement, expected_error
 
 FOLDS = 3
-"""Parts of the held-out episodes: trust is measured on each after calibration on the others."""
+"""Number of folds for cross-validation: trust is measured on each fold after calibration on the others."""
 
 
 def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode], n_steps: int) -> dict[str, dict[str, float]]:
-    """Calibrate `model.trust` on held-out `episodes`; returns by task how well it ranks dreams of `HORIZON` chunks.
+    """Calibrate `model.trust` on held-out `episodes`; return by task how well it ranks dreams of `HORIZON` chunks.
 
-    Rank correlation with the true error of the expected one (`rho`) and of the amount of movement that is dreamed
-    (`movement`, the baseline), and the number of dreams (`n`), each measured on episodes outside the calibration.
-    Nothing is done where too few episodes are long enough.
+    Each row has `rho`, the rank correlation of the expected error with the true one; `movement`, the same for the
+    amount of dreamed movement, as a baseline; and `n`, the number of dreams. They are measured by cross-validation.
+    With too few episodes of sufficient length, nothing is calibrated and the result is empty.
     """
-    # Sorted, so that each task is in each fold: with the tasks in turn, every third could be of the same ones.
+    # Sort by task, so that each fold has every task: if the tasks alternate, every third episode could be of one task.
     long = sorted((e for e in episodes if e.length >= HORIZON * model.config.chunk_size), key=lambda e: e.task)
     if n_steps == 0 or len(long) < 2 * FOLDS:
         return {}
@@ -33,14 +33,15 @@ def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode], n_step
     for i, part in enumerate(parts):
         _calibrate(model, parts[:i] + parts[i + 1 :], n_steps)
         with torch.no_grad():
-            said = expected_error(model, part.given).mean(1)
-        found.append((said, dreamed_movement(part.given).mean(1), part.errors.mean(1), part.task))
+            expected = expected_error(model, part.given).mean(1)
+        found.append((expected, dreamed_movement(part.given).mean(1), part.errors.mean(1), part.task))
+    # The final calibration uses all folds.
     _calibrate(model, parts, n_steps)
-    said, moved, true, task = (torch.cat(column) for column in zip(*found, strict=True))
+    expected, moved, true, task = (torch.cat(column) for column in zip(*found, strict=True))
     rows = {}
     for index in task.unique().tolist():
         of = task == index
-        rho, movement = (spearman(x[of], true[of]) for x in (said, moved))
+        rho, movement = (spearman(x[of], true[of]) for x in (expected, moved))
         rows[model.spec.tasks[index]] = {"rho": rho, "movement": movement, "n": float(of.sum())}
     medians = {name: _median([row[name] for row in rows.values()]) for name in ("rho", "movement")}
     return {**rows, "median": {**medians, "n": float(len(task))}}

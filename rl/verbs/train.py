@@ -68,7 +68,7 @@ def run(words: list[str]) -> None:
             folder.keep(PAIRS, json.dumps(pairs).encode())
             for example in pairs["examples"]:
                 if example["film"]:
-                    folder.film(example["title"], runs[0].outcome.n_updates, gif_of(example["film"]))
+                    folder.write_video(example["title"], runs[0].outcome.n_updates, gif_of(example["film"]))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         report = write_report(folder.path)
         show(_table(runs, judged_in(config)))
