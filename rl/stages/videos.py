@@ -21,40 +21,41 @@ from world_model.files import existing_folder, open_file
 from world_model.wam.model import WorldActionModel
 
 VIDEO_BYTES = 4_000_000_000
-"""Largest file that is read."""
+"""Largest video file that is read, in bytes."""
 
 FRAME_PIXELS = 4096 * 4096
-"""Pixels of a frame at most."""
+"""Largest number of pixels of a frame."""
 
 FREE_PIXELS, PIXELS_PER_BYTE = 200_000_000, 5_000
-"""Pixels of all frames of a file at most: FREE_PIXELS, and so many for each of its bytes.
+"""Largest number of decoded pixels of a file: FREE_PIXELS plus PIXELS_PER_BYTE for each byte of the file.
 
-A camera needs a hundred times as many bytes; black frames without end need next to none.
+A real video has a hundred times as many bytes per pixel. The limit stops crafted files: endless black frames take
+almost no bytes.
 """
 
 FREE_BYTES, EXPANSION = 300_000_000, 20
-"""What the pictures taken from one file may take in memory: so many bytes, and so many for each of its own."""
+"""Largest memory for the images of one file, in bytes: FREE_BYTES plus EXPANSION for each byte of the file."""
 
 BLOCK = 256
-"""Pictures that are kept in one piece of memory."""
+"""Number of images in one block of memory."""
 
 FASTEST, LONGEST = 1000.0, 1_000_000
 """Highest accepted rate of frames, in 1/s, and length of a video, in seconds."""
 
 Part = tuple[str, Path, float, float]
-"""Task, file, and where in it an episode begins and ends, in seconds."""
+"""Task, file, and the begin and end of an episode in it, in seconds."""
 
 Video = tuple[str, Tensor]
-"""Task, and pictures (n, 1, size, size, 3) uint8, one for each chunk of actions that a model would have executed."""
+"""Task, and images (n, 1, size, size, 3) uint8, at the rate of one per chunk of the model."""
 
 
 def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, pictures_per_s: float) -> list[Video]:
-    """Read every FOLDER/TASK/*.mp4 of these tasks, or every episode of them in a LeRobot v3.0 dataset with videos.
+    """Read every FOLDER/TASK/*.mp4 of the tasks, or their episodes in a LeRobot v3.0 dataset with videos.
 
-    Pictures are cut to a square around the middle, and taken `pictures_per_s` times a second.
+    Images are cropped to the square in the middle and scaled to `size`; there are `pictures_per_s` per second of video.
 
     Raises:
-        UserError: there is none, one cannot be read, or the package av is missing.
+        UserError: no video was found, one cannot be read, or the package av is missing.
     """
     root = existing_folder(Path(folder))
     of_lerobot = (root / INFO).is_file()
@@ -63,6 +64,7 @@ def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, pictures_
     if not wanted:
         expected = "episodes" if of_lerobot else "files TASK/*.mp4"
         raise UserError(f"videos={folder}: expected {expected} there, of {', '.join(tasks)}")
+    # Group the episodes by file, since each file is decoded only once.
     of_file: dict[Path, list[int]] = {}
     for i, (_, path, _, _) in enumerate(wanted):
         of_file.setdefault(path, []).append(i)
@@ -70,8 +72,8 @@ def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, pictures_
     with Progress("read videos") as progress:
         for path, numbers in of_file.items():
             parts = [wanted[i][2:] for i in numbers]
-            for i, pictures in zip(numbers, _pictures(path, parts, size, pictures_per_s), strict=True):
-                videos[i] = wanted[i][0], pictures
+            for i, images in zip(numbers, _images(path, parts, size, pictures_per_s), strict=True):
+                videos[i] = wanted[i][0], images
             progress.update(len(videos), len(wanted), task=wanted[numbers[-1]][0])
     return [videos[i] for i in range(len(wanted))]
 
@@ -81,7 +83,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _of_lerobot(root: Path) -> list[Part]:
-    """Return the parts of every episode, seen by the first camera."""
+    """Return the part of each episode in a LeRobot dataset, as recorded by its first camera."""
     info, rows = read_info(root), read_parquet(root, "meta/episodes")
     try:
         cameras = [name for name, feature in info.get("features", {}).items() if feature.get("dtype") == "video"]
@@ -111,9 +113,10 @@ def watched(model: WorldActionModel, videos: list[Video]) -> list[Episode]:
     codec, every = model.pictures, model.config.chunk_size
     assert codec is not None
     episodes = []
-    for i, (task, pictures) in enumerate(videos):
-        steps = every * (len(pictures) - 1)
-        codes = codec.encode(pictures.to(model.device)).cpu().repeat_interleave(every, dim=0)[: steps + 1]
+    for i, (task, images) in enumerate(videos):
+        # One image per chunk: repeat its code in the frames until the next image.
+        steps = every * (len(images) - 1)
+        codes = codec.encode(images.to(model.device)).cpu().repeat_interleave(every, dim=0)[: steps + 1]
         unknown = torch.full((steps + 1, model.spec.state_dim - codec.code_dim), torch.nan)
         actions = torch.full((steps, model.spec.action_dim), torch.nan)
         never = torch.zeros(steps, dtype=torch.bool)
@@ -121,10 +124,10 @@ def watched(model: WorldActionModel, videos: list[Video]) -> list[Episode]:
     return episodes
 
 
-def _pictures(path: Path, parts: list[tuple[float, float]], size: int, pictures_per_s: float) -> list[Tensor]:
-    """Return pictures (n, 1, size, size, 3) of each part of a file, given by where it begins and ends in seconds.
+def _images(path: Path, parts: list[tuple[float, float]], size: int, pictures_per_s: float) -> list[Tensor]:
+    """Return the images (n, 1, size, size, 3) of each part of a file, given its begin and end in seconds.
 
-    A file is decoded once, and of its frames only those are kept that are pictures.
+    The file is decoded once, and only the frames that become images are kept.
     """
     av = _av(path)
     try:
@@ -136,7 +139,7 @@ def _pictures(path: Path, parts: list[tuple[float, float]], size: int, pictures_
                     f"{path}: {rate:g} frames a second, expected above 0, at most {FASTEST:g}; leave it out"
                 )
             bounds = [(round(begin * rate), round(min(end, LONGEST) * rate)) for begin, end in parts]
-            most = (FREE_BYTES + EXPANSION * path.stat().st_size) // (3 * size * size)
+            most = (FREE_BYTES + EXPANSION * path.stat().st_size) // (3 * size * size)  # images
             wanted = _numbers(path, bounds, rate / pictures_per_s, most)
             kept = _Kept(size)
             frame = None
@@ -146,12 +149,12 @@ def _pictures(path: Path, parts: list[tuple[float, float]], size: int, pictures_
                     if len(kept.places) > most:
                         raise UserError(f"{path}: it makes more than {most:,} pictures; cut it into several files")
             if frame is not None:
-                kept.add(i, frame)  # an episode may end with the file
+                kept.add(i, frame)  # always keep the last frame: an episode may end with the file
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: the video is missing; download the dataset again") from error
-    except Exception as error:  # whatever a damaged file makes the decoder say
+    except Exception as error:  # on a damaged file the decoder may raise anything
         raise UserError(f"{path}: the video cannot be read ({type(error).__name__}); leave it out") from error
     n_frames = max(kept.places, default=-1) + 1
     numbers = [_taken(path, first, min(n_frames, last), rate, pictures_per_s, most) for first, last in bounds]
@@ -159,23 +162,24 @@ def _pictures(path: Path, parts: list[tuple[float, float]], size: int, pictures_
 
 
 class _Kept:
-    """Pictures of a file by the number of their frame, many in one piece of memory.
+    """Images of a file by frame number, stored in blocks of `BLOCK` images.
 
-    Alone between frames that come and go, each would keep a hole of the size of a frame from being given back.
+    Small tensors allocated between the large, short-lived frames would fragment the memory, which then could not be
+    returned to the system.
     """
 
     def __init__(self, size: int) -> None:
         self.size, self.places, self.blocks = size, dict[int, int](), list[Tensor]()
 
     def add(self, i: int, frame: Any) -> None:
-        """Keep what is seen in the middle of frame `i`."""
+        """Crop and scale frame `i`, and store it."""
         place = self.places.setdefault(i, len(self.places))
         if place // BLOCK == len(self.blocks):
             self.blocks.append(torch.empty((BLOCK, self.size, self.size, 3), dtype=torch.uint8))
         self.blocks[place // BLOCK][place % BLOCK] = _square(frame.to_ndarray(format="rgb24"), self.size)
 
     def get(self, i: int) -> Tensor:
-        """Return the picture of frame `i`."""
+        """Return the image of frame `i`."""
         place = self.places[i]
         return self.blocks[place // BLOCK][place % BLOCK]
 
@@ -189,7 +193,7 @@ def _av(path: Path) -> Any:
 
 
 def _opened(av: Any, file: BinaryIO) -> Any:
-    """Open a file as MP4 and nothing else: what it names beside itself, such as an address, is not read."""
+    """Open a file as MP4 only. Other resources that it refers to, such as a network address, are never opened."""
     container = av.open(file, format="mp4", options={"protocol_whitelist": "none"})
     if container.streams.video:
         stream = container.streams.video[0]
@@ -199,7 +203,7 @@ def _opened(av: Any, file: BinaryIO) -> Any:
 
 
 def _frames(path: Path, container: Any, stream: Any) -> Iterator[Any]:
-    """Decode frame after frame, up to as many pixels as a file of this size can honestly show."""
+    """Yield the decoded frames; refuse a file with more pixels than a real video of its size has."""
     limit = FREE_PIXELS + PIXELS_PER_BYTE * path.stat().st_size
     n_pixels = 0
     for frame in container.decode(stream):
@@ -212,7 +216,10 @@ def _frames(path: Path, container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _numbers(path: Path, bounds: list[tuple[int, int]], step: float, most: int) -> set[int]:
-    """Return the numbers of all frames that may be pictures; `step` is how many frames lie between two of them."""
+    """Return the numbers of all frames that may become images; `step` is the number of frames from one to the next.
+
+    The number of frames in the file is not known yet, so this may include frames beyond its end.
+    """
     if len(bounds) > 1 and sum((last - first) / step + 2 for first, last in bounds) > most:
         raise UserError(f"{path}: its episodes make more than {most:,} pictures; cut it into several files")
     found = {last - 1 for _, last in bounds}
@@ -222,7 +229,7 @@ def _numbers(path: Path, bounds: list[tuple[int, int]], step: float, most: int) 
 
 
 def _taken(path: Path, first: int, last: int, rate: float, pictures_per_s: float, most: int) -> list[int]:
-    """Return the number of the frame that each picture of a part is."""
+    """Return the frame number of each image of a part, which spans the frames `first` to `last` - 1."""
     n = int((last - first) / rate * pictures_per_s)
     if not 2 <= n <= most:
         found = f"{max(last - first, 0)} frames at {rate:g} a second make {max(n, 0)} pictures"
@@ -231,6 +238,7 @@ def _taken(path: Path, first: int, last: int, rate: float, pictures_per_s: float
 
 
 def _square(frame: np.ndarray, size: int) -> Tensor:
+    """Crop a frame (height, width, 3) to the square in its middle and scale it to (size, size, 3)."""
     side = min(frame.shape[:2])
     top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
     square = torch.from_numpy(np.ascontiguousarray(frame[top : top + side, left : left + side]))
