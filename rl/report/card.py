@@ -1,4 +1,4 @@
-"""What was measured of a checkpoint: the figures in its `config.json`, and the card that people read."""
+"""The measurements of a checkpoint: the metrics in its `config.json`, and the model card (README.md)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def world_metrics(model: WorldActionModel, windows: Windows) -> dict[str, Any]:
 
 
 def success_metrics(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Return `success` by task with its 95 % interval, and the mean over tasks; nothing without results."""
+    """Return `success` by task with its 95 % interval, and the mean over tasks; {} without results."""
     if not results:
         return {}
     rows: dict[str, dict[str, float]] = {}
@@ -43,7 +43,7 @@ def success_metrics(results: Sequence[EpisodeResult]) -> dict[str, Any]:
 
 
 def noise_metrics(results: dict[str, list[EpisodeResult]]) -> dict[str, Any]:
-    """Return `success_with_noise` by task and deviation of the noise, {"push": {"0.001": 0.4}}, and the mean."""
+    """Return `success_with_noise` by task and standard deviation, {"push": {"0.001": 0.4}}, and the mean over tasks."""
     rows: dict[str, dict[str, float]] = {}
     for noise, of_noise in results.items():
         for task, row in success_metrics(of_noise)["success"].items():
@@ -52,7 +52,7 @@ def noise_metrics(results: dict[str, list[EpisodeResult]]) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """Replace by None what JSON cannot hold, such as the precision of a read-out that never predicted a success."""
+    """Replace NaN and inf by None, since JSON has neither; a precision is NaN if success was never predicted."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -78,7 +78,7 @@ def figures(metrics: dict[str, Any]) -> str:
 
 
 def _named(task: str) -> str:
-    return "mean" if task == "median" else task  # the last row
+    return "mean" if task == "median" else task  # both belong in the last row
 
 
 def model_card(name: str, stage: str, parent: str, tasks: Sequence[str], about: dict[str, Any]) -> str:
@@ -114,11 +114,11 @@ episodes are those that succeed.
 _PREDICTED = {
     False: """`error` is that of the object's position after one chunk where it moves more than 1 cm,
 in units of the error of repeating the last frame""",
-    True: """`PSNR` is that of dreamed pictures in dB over the pixels that differ by more than 12 of
-255 from the picture that the dream began from, after one chunk and after 4; `repeat` is what that picture itself gives
-there, `codec` what the true picture gives when it is coded and drawn again""",
+    True: """`PSNR` is that of dreamed images in dB over the pixels that differ by more than 12 of
+255 from the image that the dream began from, after one chunk and after 4; `repeat` is what that image itself gives
+there, `codec` what the true image gives when it is encoded and decoded""",
 }
-"""What the columns of prediction mean; whether it is in pictures."""
+"""Meaning of the columns of prediction, by whether the model has images."""
 
 
 def _success_cells(row: dict[str, float]) -> list[str]:
@@ -127,7 +127,7 @@ def _success_cells(row: dict[str, float]) -> list[str]:
 
 
 def _noise_cells(row: dict[str, float]) -> list[str]:
-    """The deviations stand in the cell, so that a card of any number of them is one table."""
+    """Return a single cell with all deviations, so that the number of columns does not depend on them."""
     return [", ".join(f"{noise}: {100 * rate:.0f} %" for noise, rate in row.items())]
 
 
@@ -145,12 +145,12 @@ def _trust_cells(row: dict[str, float]) -> list[str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    """Empty where there was too little to measure."""
+    """Format a number; return "" if there was too little data to measure it."""
     return "" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def _correlation_cells(row: dict[str, float]) -> list[str]:
-    """Empty where all episodes ended the same way."""
+    """Return rho with its interval; an empty cell if all episodes ended the same way."""
     rho = _number(row["rho"], "+.2f")
     return [rho and f"{rho} [{row['low']:+.2f}, {row['high']:+.2f}]"]
 
@@ -163,7 +163,7 @@ _GROUPS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, float]], list[str]
     "trust": (("trust", "movement"), _trust_cells),
     "error_and_success": (("error and success",), _correlation_cells),
 }
-"""Figures by task: names of their columns, and how a row of them is written."""
+"""Groups of metrics by task -> (names of their columns, function that formats a row)."""
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -171,7 +171,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _shown(task: str) -> str:
-    """Return the name of a task as a cell or an item of a list shows it; a sentence is quoted."""
+    """Return the name of a task for a table cell or a list; a sentence is quoted."""
     text = " ".join(task.split()).replace("|", "\\|")
     return text if re.fullmatch(r"[\w-]+", text) else f'"{text}"'
 

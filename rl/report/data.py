@@ -1,7 +1,7 @@
-"""What a report is made of, read from a run folder that anybody may have written: numbers are numbers, text is short.
+"""Read and check the data of a report. The run folder may come from anybody, so nothing in it is trusted.
 
-A line of metrics or episodes that is not what a run writes is left out, as one that a crash cut short. `pairs.json` is
-one whole: there the first field that is wrong is named.
+Lines of metrics or episodes that a run would not write are skipped, like those that a crash cut short. `pairs.json` is
+checked as a whole, and the error names its first wrong field.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PAIRS = "pairs.json"
 
 Row = dict[str, Any]
 Check = tuple[str, Callable[[Any], bool]]
-"""What is expected of a value, in words and as a test."""
+"""What is expected of a value: in words for the error, and as a test."""
 
 TAG = re.compile(r"[\w./ -]{1,100}")
 LARGEST = 1e30
-"""Numbers beyond are not drawn: no axis could show them beside others."""
+"""Larger numbers are not drawn: no axis could show them together with others."""
 
 FILM = re.compile(r"data:image/gif;base64,[A-Za-z0-9+/]*={0,2}")
-"""A film is in the page itself: an address of elsewhere would tell there who reads the report."""
+"""A video must be inside the page: loading one from a server would reveal who reads the report."""
 
 
 def is_number(value: Any) -> bool:
@@ -39,7 +39,7 @@ def is_number(value: Any) -> bool:
 
 
 def read_metrics(folder: Path) -> list[Row]:
-    """Return the rows of `metrics.jsonl`: tag -> a number, or None where a run had none."""
+    """Return the valid rows of `metrics.jsonl`: tag -> number, or None for a value that was not finite."""
     return [row for row in read_rows(folder / "metrics.jsonl") if all(map(_is_metric, row.items()))]
 
 
@@ -49,7 +49,7 @@ def _is_metric(item: tuple[str, Any]) -> bool:
 
 
 def read_results(folder: Path, run: str) -> dict[str, list[EpisodeResult]]:
-    """Return the episodes of `eval.jsonl` that `run` was evaluated on before and after, the same ones in both."""
+    """Return the episodes of `eval.jsonl` of `run`, by "before" and "after"; only those that are in both."""
     found: dict[str, dict[tuple[str, int], EpisodeResult]] = {"before": {}, "after": {}}
     for row in read_rows(folder / "eval.jsonl"):
         if row.get("run") != run or row.get("place") != "sim" or row.get("phase") not in ("before", "after"):
@@ -82,11 +82,11 @@ CORRELATION = {"rho": RHO, "low": RHO, "high": RHO}
 NAMES = ("simulator", "dream of its actions", "dream of the policy")
 
 MOST_ITEMS, MOST_STEPS = 100_000, 10_000
-"""Items of a list at most, and steps of a curve."""
+"""Largest number of items of a list, and of steps of a curve."""
 
 
 def _is_curve(value: Any) -> bool:
-    """Positions (T, axes), all of one size."""
+    """Whether `value` is a list of positions (T, axes) of one size."""
     if not isinstance(value, list) or not 0 < len(value) <= MOST_STEPS:
         return False
     sizes = {len(row) if isinstance(row, list) and all(map(is_number, row)) else 0 for row in value}
@@ -124,16 +124,16 @@ EXAMPLE: dict[str, Any] = {
     "film": ("a GIF as text", lambda v: v == "" or (isinstance(v, str) and FILM.fullmatch(v) is not None)),
 }
 OPTIONAL = ("film", "unit")
-"""Fields that runs of older versions do not have."""
+"""Fields that runs of older versions lack."""
 
 ALL: dict[str, Any] = {"unit": UNIT, "summary": SUMMARY, "gap": [NUMBER], "points": [POINT], "examples": [EXAMPLE]}
 
 
 def read_pairs(folder: Path) -> Row | None:
-    """Return what `pairs.json` says, once every field that a report shows is what it should be; None without one.
+    """Return `pairs.json` after checking every field that a report shows; None if there is no such file.
 
     Raises:
-        UserError: names the first field that is not.
+        UserError: a field is wrong; the first one is named.
     """
     path = folder / PAIRS
     try:
@@ -160,7 +160,7 @@ def read_pairs(folder: Path) -> Row | None:
 
 
 def _wrong(value: Any, expected: Any, where: str) -> Iterator[str]:
-    """Yield what does not fit: `expected` is a check, a dict of them, or a list with the one of every item."""
+    """Yield what is wrong with `value`. `expected` is a check, a dict of checks, or a list [check of every item]."""
     if isinstance(expected, dict):
         if not isinstance(value, dict):
             yield f"{where or 'it'} is not an object"

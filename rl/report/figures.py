@@ -1,4 +1,4 @@
-"""Figures of a report: matplotlib drawings as SVG text that takes its ink from the page, light or dark."""
+"""Figures of a report: matplotlib drawings as SVG text in the text colour of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 INK = "#010203"
-"""Stands for the colour of the page's text; no other colour is drawn with it."""
+"""Placeholder for the text colour of the page, which `_svg` replaces; a colour that nothing else uses."""
 
 SIM, DREAM, ACCEPTED, LOST = "#2f7ed8", "#e4572e", "#3a9d5d", "#b04a8b"
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it is read, searched and scaled with the page
-    "svg.hashsalt": "wamtune",  # the same figure is the same text
-    "text.parse_math": False,  # a name such as $x^$ is no formula
+    "svg.fonttype": "none",  # keep text as text, so that it can be searched and scales with the page
+    "svg.hashsalt": "wamtune",  # fixed ids: equal figures give equal text
+    "text.parse_math": False,  # do not read `$` in a name as a formula
     "font.family": "sans-serif",
     **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
     **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor", "titlecolor")},
@@ -33,14 +33,14 @@ STYLE: dict[Any, Any] = {
 }
 
 Curve = tuple[Sequence[float], Sequence[float | None]]
-
+"""The x and y values of a line; points with y None are not drawn."""
 
 MOST_POINTS = 2_000
-"""Of a curve: more than a page has pixels across would only make it large."""
+"""Largest number of points of a curve; more than the page has pixels across would only make it larger."""
 
 
 def thinned(values: Sequence[Any]) -> Sequence[Any]:
-    """Return at most `MOST_POINTS` of the values, evenly spread, the last one among them."""
+    """Return at most `MOST_POINTS` of the values, evenly spread, always with the last one."""
     n, most = len(values), MOST_POINTS
     return values if n <= most else [values[(i + 1) * n // most - 1] for i in range(most)]
 
@@ -48,7 +48,7 @@ def thinned(values: Sequence[Any]) -> Sequence[Any]:
 def curves(
     of: Mapping[str, Curve], xlabel: str, ylabel: str, share: bool = False, colors: Mapping[str, str] | None = None
 ) -> str:
-    """Draw lines with a dot at each point; a value that is None is left out. With `share`, y runs from 0 to 1."""
+    """Draw lines with a dot at each point; skip points whose y is None. With `share`, y runs from 0 to 1."""
 
     def draw(axes: Axes) -> None:
         for name, (x, y) in of.items():
@@ -57,7 +57,7 @@ def curves(
                 continue
             axes.plot(*zip(*points, strict=True), marker=".", label=name, color=(colors or {}).get(name))
         axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.02, 1.02) if share else None)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # updates, steps and parts are counted
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # x counts updates, steps or parts
         if len(of) > 1:
             axes.legend(fontsize="small")
 
@@ -71,7 +71,7 @@ def gates(rows: Sequence[tuple[str, float, float, bool]]) -> str:
         for i, (_, champion, challenger, accepted) in enumerate(rows):
             arrow = {"arrowstyle": "->", "color": ACCEPTED if accepted else LOST, "linewidth": 2}
             axes.plot([i], [champion], "o", color=INK, markersize=4)
-            axes.plot([i], [challenger], ".", color="none")  # so that the axes know of it
+            axes.plot([i], [challenger], ".", color="none")  # invisible: an annotation alone would not extend the axes
             axes.annotate("", (i, challenger), (i, champion), arrowprops=arrow)
         axes.set_xticks(range(len(rows)), [row[0] for row in rows], rotation=30, ha="right", fontsize="small")
         axes.set(ylabel="success in the gate", ylim=(-0.02, 1.02), xlim=(-0.5, len(rows) - 0.5))
@@ -80,7 +80,7 @@ def gates(rows: Sequence[tuple[str, float, float, bool]]) -> str:
 
 
 def stacked(names: Sequence[str], x: Sequence[float], values: Mapping[str, Sequence[float]], ylabel: str) -> str:
-    """Draw reward terms over each other, positive ones above zero, negative ones below."""
+    """Draw reward terms stacked, those with a positive sum above zero, the others below."""
 
     def draw(axes: Axes) -> None:
         shown = thinned(x)
@@ -98,7 +98,7 @@ def stacked(names: Sequence[str], x: Sequence[float], values: Mapping[str, Seque
 
 
 def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> str:
-    """Draw points of several groups."""
+    """Draw the points of several groups, each in its colour; an axis over more than a decade is logarithmic."""
 
     def draw(axes: Axes) -> None:
         for (name, (x, y)), color in zip(groups.items(), (ACCEPTED, LOST, SIM, DREAM), strict=False):
@@ -111,7 +111,12 @@ def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabe
 
 
 def trajectory(parts: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], size: int) -> str:
-    """Draw a row for each part of the state and a column for each axis, up to 3; part -> who -> values (T, axes)."""
+    """Draw one row per part of the state and one column per axis, up to 3.
+
+    Args:
+        parts: part -> source ("simulator", "dream of its actions", "dream of the policy") -> metres (T, axes).
+        size: steps of a chunk; a thin line marks the begin of each.
+    """
     styles = {"simulator": (INK, "-"), "dream of its actions": (DREAM, "--"), "dream of the policy": (SIM, ":")}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 2.1 * len(parts)), layout="constrained")
@@ -133,7 +138,7 @@ def trajectory(parts: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], siz
 
 
 def _scale(values: Iterable[Sequence[float]]) -> str:
-    """Logarithmic where values span more than a decade."""
+    """Return "log" if the values are positive and span more than a decade, else "linear"."""
     flat = [v for part in values for v in part]
     return "log" if 0 < 10 * min(flat) < max(flat) else "linear"
 
@@ -146,12 +151,12 @@ def _figure(draw: Callable[[Axes], None]) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """The drawing alone, without what only a file of its own needs, in the ink of the page."""
+    """Return the <svg> element alone, without file header and metadata, in the text colour of the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Names of clip paths are the same in every drawing of a page that holds several.
+    # Different drawings use the same ids for clip paths. On one page they would collide, so prefix them.
     prefix = f"f{zlib.crc32(text.encode())}-"
     text = re.sub(r'(id="|xlink:href="#|url\(#)', lambda m: m.group(1) + prefix, text)
     return text.replace(INK, "currentColor")

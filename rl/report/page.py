@@ -1,4 +1,4 @@
-"""`report.html` of a run: what the dream promised, what the simulator gave, where they part. One file, no network."""
+"""`report.html` of a run: success in dream and simulator, and where they differ. One file, no network access."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["PAIRS", "write_report"]
 LIBRARIES = ("wamtune", "torch", "stable-baselines3", "metaworld", "mujoco", "isaaclab")
 
 MOST_GATES, MOST_TERMS, MOST_EXAMPLES = 200, 30, 10
-"""What is shown at most; of gates the last ones."""
+"""Largest numbers of shown gates (the last ones), reward terms and examples."""
 
 MOST_LETTERS = 60
-"""Of a name beside a curve."""
+"""Largest length of a name in a legend."""
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --ink: #1b1f24; --quiet: #667; --line: #d8dce2; --mark: #f3f5f8 }
@@ -49,7 +49,7 @@ svg { max-width: 100%; height: auto }
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into a run folder of `wamtune train` from what it holds; returns its path.
+    """Write `report.html` into a run folder of `wamtune train` from the files in it; return its path.
 
     Raises:
         UserError: the folder holds no finished or running training.
@@ -59,6 +59,7 @@ def write_report(folder: str | Path) -> Path:
     if not (folder / "config.yaml").is_file() or not rows:
         raise UserError(f"report: {folder} holds no training; expected runs/NAME/TIME-s0 with a metrics.jsonl")
     config = compose(folder / "config.yaml", [], TrainConfig)
+    # Rows of the run itself: the keys of a control begin with its name.
     own = [row for row in rows if not any(key.partition("/")[0] in config.controls for key in row if key != "step")]
     pairs = read_pairs(folder)
     sections: list[tuple[str, Callable[[], str]]] = [
@@ -94,7 +95,7 @@ def _about(config: TrainConfig) -> str:
 
 
 def _before_after(config: TrainConfig, folder: Path) -> str:
-    """A line for the run and for each control, on the same seeds."""
+    """Return a table with success before and after, of the run and of each control, on the same seeds."""
     lines = []
     for name in dict.fromkeys((config.name, *config.controls)):
         results = read_results(folder, name)
@@ -109,27 +110,28 @@ def _before_after(config: TrainConfig, folder: Path) -> str:
 
 
 def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
-    """Success of the champion after each part of a round, of the run and of its controls, on the seeds of the end.
+    """Draw the success of the champion after each part of a round, for the run and its controls, on the final seeds.
 
-    Equal rounds stand above each other, whatever parts they have; in runs of older versions parts are counted.
+    The x axis is rounds, so that runs with different parts can be compared. Runs of older versions did not log it;
+    then x counts parts.
     """
     curves: dict[str, figures.Curve] = {}
-    said = True
+    has_rounds = True
     for name in (config.name, *config.controls):
         prefix = "eval/" if name == config.name else f"{name}/eval/"
         seen = [row for row in rows if f"{prefix}success" in row]
         rounds = [x for row in seen if (x := row.get(f"{prefix}rounds")) is not None]
-        said = said and len(rounds) == len(seen)
+        has_rounds = has_rounds and len(rounds) == len(seen)
         if len(seen) > 1:
             curves[name[:MOST_LETTERS]] = rounds, [row[f"{prefix}success"] for row in seen]
-    if not said:
+    if not has_rounds:
         curves = {name: (range(len(values)), values) for name, (_, values) in curves.items()}
-    label = "rounds" if said else "parts of the rounds"
+    label = "rounds" if has_rounds else "parts of the rounds"
     return figures.curves(curves, label, f"success in {judged_in(config)}", share=True)
 
 
 def _gates(rows: Sequence[Row]) -> str:
-    """What every gate saw and decided."""
+    """Return a figure and a table of the gates: success of champion and challenger, and the verdict."""
     tags = ("gate/accepted", "gate/champion", "gate/challenger")
     seen = [row for row in rows if all(row.get(tag) is not None for tag in tags)][-MOST_GATES:]
     places = [next((p for p in ("dream", "imitation") if row.get(f"gate/in_{p}")), "sim") for row in seen]
@@ -153,7 +155,7 @@ def _gates(rows: Sequence[Row]) -> str:
 
 
 def _places(rows: Sequence[Row]) -> str:
-    """Success while exploring in dream and simulator, update by update, and the error of the dream."""
+    """Draw success while exploring in dream and simulator by update, and the prediction error of the dream."""
     tags = {
         "rollout/dream_success": ("dream, exploring", figures.DREAM),
         "rollout/sim_success": ("simulator, exploring", figures.SIM),
@@ -174,7 +176,7 @@ def _places(rows: Sequence[Row]) -> str:
 
 
 def _agreement(pairs: Row | None) -> str:
-    """Success from the same starts with the same policy noise."""
+    """Return success in simulator and dream from the same first states with the same policy noise."""
     if pairs is None:
         return ""
     s, (gap, low, high) = pairs["summary"], _points(pairs["gap"])
@@ -185,11 +187,11 @@ def _agreement(pairs: Row | None) -> str:
         f"policy noise in both.</p>"
     )
     text += _table(("", "simulator succeeds", "simulator fails"), lines)
-    told = [s["retold_recall"], s["retold_false_success"]]
-    if None not in told:
+    recall, false_success = s["retold_recall"], s["retold_false_success"]
+    if recall is not None and false_success is not None:
         text += (
-            f"<p>The actions of the simulator, dreamed again: {_percent(told[0])} of its successes are dreamed as "
-            f"such, and {_percent(told[1])} of its failures as successes.</p>"
+            f"<p>The actions of the simulator, dreamed again: {_percent(recall)} of its successes are dreamed as "
+            f"such, and {_percent(false_success)} of its failures as successes.</p>"
         )
     errors, label = s["error_by_step"], f"error of the state, {pairs['unit']}"
     if pairs["unit"] == METRES:
@@ -198,7 +200,7 @@ def _agreement(pairs: Row | None) -> str:
 
 
 def _correlation(pairs: Row | None) -> str:
-    """Rank correlation of error and success, beside that of movement and success."""
+    """Return the rank correlation of prediction error and success, and as a baseline that of movement and success."""
     if pairs is None:
         return ""
     s, found = pairs["summary"], []
@@ -221,7 +223,7 @@ def _correlation(pairs: Row | None) -> str:
 
 
 def _trust(pairs: Row | None) -> str:
-    """Expected against true error of dreams begun all along the episodes."""
+    """Draw expected against true error of dreams from states all along the episodes."""
     if pairs is None or pairs.get("trust") is None:
         return ""
     t, unit = pairs["trust"], pairs["unit"]
@@ -235,20 +237,20 @@ def _trust(pairs: Row | None) -> str:
 
 
 def _examples(pairs: Row | None) -> str:
-    """Predicted against true positions."""
+    """Draw predicted and true positions of the example episodes, with their videos."""
     if pairs is None:
         return ""
     made = []
     for e in pairs["examples"][:MOST_EXAMPLES]:
-        film = f'<p><img alt="simulator, dream, difference" src="{_text(e["film"])}"></p>' if e.get("film") else ""
+        video = f'<p><img alt="simulator, dream, difference" src="{_text(e["film"])}"></p>' if e.get("film") else ""
         made.append(
-            f"<h3>{_text(e['title'])}, seed {e['seed']}</h3>{film}" + figures.trajectory(e["parts"], e["chunk_size"])
+            f"<h3>{_text(e['title'])}, seed {e['seed']}</h3>{video}" + figures.trajectory(e["parts"], e["chunk_size"])
         )
     return "".join(made)
 
 
 def _ppo(rows: Sequence[Row]) -> str:
-    """Distance to the policy that a part began with, KL of an update, and the critic."""
+    """Draw the KL to the policy at the start of each part, the KL of each update, and the fit of the critic."""
     updates, x = _which(rows, lambda key: key == "train/value_loss")
     one = {tag: (x, [row.get(f"train/{tag}") for row in updates]) for tag in ("ref_kl", "approx_kl")}
     critic = {"explained variance": (x, [row.get("train/explained_variance") for row in updates])}
@@ -256,7 +258,7 @@ def _ppo(rows: Sequence[Row]) -> str:
 
 
 def _rewards(rows: Sequence[Row]) -> str:
-    """Mean of each weighted term a step."""
+    """Draw the mean of each weighted reward term per step."""
     updates, x = _which(rows, lambda key: key.startswith("reward/"))
     names = sorted(
         {key[7:] for row in updates for key in row if key.startswith("reward/") and not key.endswith("_raw")}
@@ -266,9 +268,9 @@ def _rewards(rows: Sequence[Row]) -> str:
 
 
 def _updates(rows: Sequence[Row]) -> list[int]:
-    """Return how many updates there had been at each row: its step, or counted where that is simulator steps.
+    """Return the number of updates at each row: its `step`.
 
-    Those are rows of an older version, which wrote no `time/total_timesteps` beside.
+    In runs of older versions, which did not log `time/total_timesteps`, `step` is simulator steps; then count updates.
     """
     counted = accumulate("train/value_loss" in row for row in rows)
     if any(STEPS in row for row in rows):
@@ -277,13 +279,13 @@ def _updates(rows: Sequence[Row]) -> list[int]:
 
 
 def _which(rows: Sequence[Row], key: Callable[[str], bool]) -> tuple[list[Row], list[int]]:
-    """Return the rows that hold such a key, and the updates there had been."""
+    """Return the rows with a key that passes the test, and the number of updates at each."""
     chosen = [(row, x) for row, x in zip(rows, _updates(rows), strict=True) if any(map(key, row))]
     return [row for row, _ in chosen], [x for _, x in chosen]
 
 
 def _repeat(folder: Path, config: TrainConfig) -> str:
-    """The command, what differs from the defaults, and the versions."""
+    """Return the command that repeats the run, the config's differences from the defaults, and library versions."""
     changed = "\n".join(f"{key}: {value}" for key, value in diff_from_defaults(config).items() if key != "name")
     versions = ", ".join(f"{name} {number}" for name in LIBRARIES if (number := _version(name)))
     return (
@@ -295,7 +297,7 @@ def _repeat(folder: Path, config: TrainConfig) -> str:
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # as Meta-World beside Isaac Lab
+    except PackageNotFoundError:  # an optional package, such as Isaac Lab
         return ""
 
 

@@ -1,4 +1,4 @@
-"""Paired evaluation: the same starts and the same policy noise in simulator and dream, and where the two part."""
+"""Paired evaluation: the same first states and the same policy noise in simulator and dream, and their difference."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ from world_model.wam.trust import HORIZON, dream_of_real_actions, error_unit, ex
 
 @dataclass
 class Pair:
-    """One episode, lived three times: frames are (n_steps + 1, state_dim), the first one is where it begins."""
+    """One episode in three versions, all from the same first state. Frames: (n_steps + 1, state_dim)."""
 
     task: str
     seed: int
     sim: bool  # success in the simulator
-    dream: bool  # success in the dream, the policy acting in it
-    episode: Episode  # what the simulator showed
-    dreamed: Tensor  # what the dream showed instead
-    retold: Tensor  # the dream of the actions that the simulator executed
-    retold_success: bool  # was a success read off that
+    dream: bool  # success in the dream, with the policy acting in it
+    episode: Episode  # recording of the simulator
+    dreamed: Tensor  # frames of the dream in which the policy acted
+    retold: Tensor  # frames of the dream of the actions that the simulator executed
+    retold_success: bool  # whether these frames were read as a success
 
     @property
     def real(self) -> Tensor:
-        """Frames of the simulator, where the dreamed ones are."""
+        """Return the frames of the simulator, on the device of the dreamed ones."""
         return self.episode.state.to(self.retold.device)
 
 
 def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
-    """Pair the first `config.eval.n_paired` episodes of the evaluation; returns what `report.html` shows of them."""
+    """Run the first `config.eval.n_paired` episodes of the evaluation as pairs; return their data for `report.html`."""
     pairs: list[Pair] = []
     tasks = tasks_of(config, model)
-    alone: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
+    # One simulator per task, and the seeds assigned to the tasks in turn, as in `EvalEnvs`.
+    one_task_each: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
     seeds = config.eval.seeds[: config.eval.n_paired]
-    for i, task in enumerate(alone[: len(seeds)]):
+    for i, task in enumerate(one_task_each[: len(seeds)]):
         sim = make_sim(config, model, task, min(config.env.n_envs, len(seeds)), rewards=False)
         try:
-            share = seeds[i :: len(alone)]
-            pairs += run_pairs(policy, model, sim, share, config.dream.n_denoising_steps)[1]
+            own_seeds = seeds[i :: len(one_task_each)]
+            pairs += run_pairs(policy, model, sim, own_seeds, config.dream.n_denoising_steps)[1]
         finally:
             sim.close()
     return {
@@ -72,9 +73,16 @@ def run_pairs(
     seeds: Sequence[int],
     n_denoising_steps: int = 1,
 ) -> tuple[list[EpisodeResult], list[Pair]]:
-    """Run the episodes named by `seeds` in `sim` (which runs one task), in the dream, and in the dream once more.
+    """Run the episodes named by `seeds` in `sim`, in the dream, and dream the simulator's actions as a third version.
 
-    Returns what `evaluate_sim` does, and the pairs.
+    Args:
+        policy: acts in simulator and dream.
+        model: dreams.
+        sim: runs a single task.
+        seeds: of the episodes.
+        n_denoising_steps: of the dreams.
+
+    Returns the results in the simulator, as `evaluate_sim` does, and the pairs.
     """
     starts = first_states(sim, seeds)
     sim.record(True)
@@ -82,23 +90,35 @@ def run_pairs(
     episodes = {e.seed: e for e in sim.record(False)}
     dreamed, dream_success = _live(policy, model, sim, starts, n_denoising_steps)
     retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
-    told = zip(results, dreamed, dream_success, retold, retold_success, strict=True)
-    return results, [Pair(r.task, r.seed, r.success, d, episodes[r.seed], x, y, s) for r, x, d, y, s in told]
+    pairs = [
+        Pair(
+            task=result.task,
+            seed=result.seed,
+            sim=result.success,
+            dream=dream_success[i],
+            episode=episodes[result.seed],
+            dreamed=dreamed[i],
+            retold=retold[i],
+            retold_success=retold_success[i],
+        )
+        for i, result in enumerate(results)
+    ]
+    return results, pairs
 
 
 def prediction_error(model: WorldActionModel, pair: Pair) -> Tensor:
-    """Error of the retold episode, step by step (n,), in the units of `position_error`."""
+    """Return the error of the dream of the executed actions at each step (n,), in the units of `position_error`."""
     return position_error(model, pair.real[1 : len(pair.retold)], pair.retold[1:])
 
 
 def movement(model: WorldActionModel, pair: Pair) -> float:
-    """How far the retold episode moves within the horizon, in the same units: the baseline."""
+    """Return how far the dreamed frames move from the first one on average, within the horizon: the baseline."""
     frames = pair.retold[: HORIZON * model.config.chunk_size + 1]
     return float(position_error(model, frames[1:], frames[:1]).mean())
 
 
 def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Success in both places, how often they agree, how the error grows, and whether it tells of success."""
+    """Return success in both places, their agreement, the error by step, and its correlation with success."""
     sim, dream = (torch.tensor([getattr(p, place) for p in pairs]) for place in ("sim", "dream"))
     retold = torch.tensor([p.retold_success for p in pairs])
     steps, long = HORIZON * model.config.chunk_size, _long(model, pairs)
@@ -122,32 +142,32 @@ def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def error_by_step(model: WorldActionModel, pairs: Sequence[Pair], most: int = 150) -> list[float]:
-    """Mean error after 1, 2, ... steps over the episodes that last so long, at least a tenth of them."""
+    """Return the mean error after 1, 2, ... steps, as long as a tenth of the episodes lasts, up to `most` steps."""
     errors = [prediction_error(model, p) for p in pairs]
     lengths = torch.tensor([len(e) for e in errors])
     enough = [t for t in range(min(most, int(lengths.max()))) if (lengths > t).float().mean() >= 0.1]
     return [float(torch.stack([e[t] for e in errors if len(e) > t]).mean()) for t in enough]
 
 
-def worst_lie(model: WorldActionModel, pairs: Sequence[Pair]) -> Pair | None:
-    """Of the successes that only the dream saw, the one whose retelling is furthest from what happened."""
-    lies = [p for p in pairs if p.dream and not p.sim and len(p.retold) > 1]
-    return max(lies, key=lambda p: float(prediction_error(model, p).mean()), default=None)
+def worst_false_success(model: WorldActionModel, pairs: Sequence[Pair]) -> Pair | None:
+    """Return the success in the dream alone whose prediction error is largest; None if there is none."""
+    wrong = [p for p in pairs if p.dream and not p.sim and len(p.retold) > 1]
+    return max(wrong, key=lambda p: float(prediction_error(model, p).mean()), default=None)
 
 
 def gap(pairs: Sequence[Pair]) -> tuple[float, float, float]:
-    """Dream minus simulator in success, with its 95 % interval."""
+    """Return success in the dream minus success in the simulator, with its 95 % interval."""
     places = [[EpisodeResult(p.task, p.seed, getattr(p, place), 0, 0.0) for p in pairs] for place in ("sim", "dream")]
     return paired_gain(*places)
 
 
 def _long(model: WorldActionModel, pairs: Sequence[Pair]) -> list[Pair]:
-    """Those that last as long as the horizon at which episodes are compared."""
+    """Return the pairs that last as long as the horizon at which episodes are compared."""
     return [p for p in pairs if len(p.retold) > HORIZON * model.config.chunk_size]
 
 
 def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
-    """One episode in figures: outcomes, and error and movement within the horizon."""
+    """Return one episode as numbers: outcomes, and error and movement within the horizon."""
     error = float(prediction_error(model, pair)[: HORIZON * model.config.chunk_size].mean())
     outcomes = {name: getattr(pair, name) for name in ("task", "seed", "sim", "dream", "retold_success")}
     return {**outcomes, "error": error, "movement": movement(model, pair)}
@@ -155,7 +175,10 @@ def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
 
 @torch.no_grad()
 def _trust(model: WorldActionModel, pairs: Sequence[Pair], most: int = 300) -> dict[str, Any] | None:
-    """Expected and true error of dreams begun all along the episodes; None where trust was never calibrated."""
+    """Return expected and true error of dreams from states all along the episodes; None without calibrated trust.
+
+    At most `most` dreams are returned as points, evenly spread; the correlation is over all of them.
+    """
     long = [p.episode for p in _long(model, pairs)]
     if not long or not model.trust.given.fitted:
         return None
@@ -167,12 +190,12 @@ def _trust(model: WorldActionModel, pairs: Sequence[Pair], most: int = 300) -> d
 
 
 def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """A success, a failure and the worst lie, as positions in the simulator and in both dreams."""
-    lie = worst_lie(model, pairs)
+    """Return a success, a failure and the worst false success: positions in the simulator and in both dreams."""
+    false_success = worst_false_success(model, pairs)
     chosen = {
         "A success": next((p for p in pairs if p.sim), None),
-        "A failure": next((p for p in pairs if not p.sim and p is not lie), None),
-        "The worst lie: the dream succeeds, the simulator does not": lie,
+        "A failure": next((p for p in pairs if not p.sim and p is not false_success), None),
+        "The worst false success: the dream succeeds, the simulator does not": false_success,
     }
     slices = {name: part for name, part in model.spec.slices.items() if name in ("hand_pos", "object_pos")}
     return [
@@ -188,7 +211,7 @@ def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, 
                 }
                 for name, part in slices.items()
             },
-            "film": _film(model, pair, title),
+            "film": _video(model, pair, title),
         }
         for title, pair in chosen.items()
         if pair is not None and slices
@@ -196,26 +219,27 @@ def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, 
 
 
 @torch.no_grad()
-def _film(model: WorldActionModel, pair: Pair, title: str) -> str:
-    """Draw what the simulator showed and what was dreamed of its actions, a picture a chunk; empty without cameras."""
+def _video(model: WorldActionModel, pair: Pair, title: str) -> str:
+    """Draw simulator and dream of its actions as a video, one image per chunk; return "" without cameras."""
     codec, size = model.pictures, model.config.chunk_size
     if codec is None:
         return ""
     real, dreamed = (codec.decode(x[::size, -codec.code_dim :])[:, 0].cpu() for x in (pair.real, pair.retold))
     chunk_s = size / model.spec.control_hz
-    return inline_film(draw_film(real, dreamed, (), f"{pair.task}: {title}", chunk_s), 0.5 / chunk_s)
+    video = draw_film(real, dreamed, expected_error=(), title=f"{pair.task}: {title}", chunk_s=chunk_s)
+    return inline_film(video, frames_per_s=0.5 / chunk_s)  # half speed
 
 
 def _live(
     policy: ChunkPolicy, model: WorldActionModel, sim: Simulator, starts: StartStates, n_denoising_steps: int
 ) -> tuple[list[Tensor], list[bool]]:
-    """Let the policy act in the dream from each start, until an episode ends as it does in `sim`."""
+    """Let the policy act in the dream from each start, with the settings of `sim`; return frames and successes."""
     n, horizon = len(starts), -(-sim.max_steps // policy.n_action_steps)
     same = {name: getattr(sim, name) for name in SAME}
     env = DreamEnv(model, n, starts, horizon, n_denoising_steps, in_order=True, **same)
     obs = env.reset()
     frames = [[env.context[i, -1:].clone()] for i in range(n)]
-    alive = torch.ones_like(env.task, dtype=torch.bool)
+    alive = torch.ones_like(env.task, dtype=torch.bool)  # still in its first episode
     success = ~alive
     while alive.any():
         with torch.no_grad():
@@ -232,16 +256,19 @@ def _live(
 def _retell(
     model: WorldActionModel, starts: StartStates, actions: Sequence[Tensor], n_denoising_steps: int
 ) -> tuple[list[Tensor], list[bool]]:
-    """Dream each row of `actions` (n_steps, action_dim) from its start: frames and success.
+    """Dream each row of `actions` (n_steps, action_dim) from its start; return frames (n_steps + 1, ...) and successes.
 
-    The last chunk is completed with its last action; frames beyond the row serve the verdict alone, which takes two.
+    The last chunk is padded with its last action. Frames after the row are not returned, but they may show success,
+    which takes two frames in a row.
     """
+    # Pad all rows to whole chunks of one length.
     size = model.config.chunk_size
     n_chunks = [-(-len(a) // size) for a in actions]
     padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
     dreams = modes.dream_on(model, starts.context, starts.task, padded.to(model.device), starts.seed, n_denoising_steps)
-    told = torch.cat([starts.context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
-    whole = [told[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
+    retold = torch.cat([starts.context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
+    # Success: the read-out is sure in two consecutive frames, as in `DreamEnv`.
+    whole = [retold[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
     sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]
     success = [bool((s[1:] & s[:-1]).any()) for s in sure]
-    return [told[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success
+    return [retold[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success

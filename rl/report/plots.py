@@ -1,4 +1,4 @@
-"""Pictures as PNG: success before and after, and a dream drawn over what really happened."""
+"""Plots as PNG files: success before and after training, and dreamed curves over true ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rl.statistics import success_rate, wilson
 from world_model.files import write_atomically
 
 PLAIN: dict[Any, Any] = {"text.parse_math": False}
-"""A name such as $x^$ is no formula."""
+"""Do not read `$` in a task name such as $x^$ as a formula."""
 
 GREY, BLUE, RED = "0.72", "tab:blue", "tab:red"
 
@@ -43,10 +43,10 @@ def draw_before_after(
 def draw_dream(
     true: Mapping[str, Tensor], dreamed: Mapping[str, Tensor], chunk_size: int, title: str, path: str | Path
 ) -> None:
-    """Draw true against dreamed curves, a row of panels for each key.
+    """Draw true and dreamed curves, one row of panels per key.
 
-    A key with values (T + 1, d) gets one panel a dimension, named x, y, z; values (T + 1,) are probabilities and fill
-    one wide panel from 0 to 1. Dotted lines mark where a chunk ends.
+    Values (T + 1, d) get one panel per dimension, named x, y, z; values (T + 1,) are probabilities and get one wide
+    panel from 0 to 1. Dotted lines mark the ends of chunks.
     """
     figure = Figure(figsize=(10, 2.3 * len(true)), layout="constrained")
     rows = figure.subfigures(len(true), 1, squeeze=False)[:, 0]
@@ -89,5 +89,5 @@ def _column(values: Tensor, i: int) -> list[float]:
 
 def _save(figure: Figure, path: str | Path) -> None:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)  # a bare Figure draws with Agg: no window system is asked for
+    figure.savefig(drawn, format="png", dpi=120)  # a bare Figure is drawn with Agg, which needs no display
     write_atomically(Path(path), drawn.getvalue())

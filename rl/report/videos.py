@@ -1,4 +1,4 @@
-"""Films for people: what really happened, what was dreamed from the same actions, and where the two part."""
+"""Videos for people: simulator, dream of the same actions, and their difference."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ RED = "tab:red"
 def draw_film(
     real: Tensor, dreamed: Tensor, expected_error: Sequence[float], title: str, chunk_s: float
 ) -> list[np.ndarray]:
-    """Draw one picture of a film a chunk: simulator, dream, difference; below it the error so far.
+    """Draw the frames of a video, one per chunk: simulator, dream and difference; below them the error so far.
 
     Args:
-        real: pictures (n, size, size, 3) uint8, the first one before anything was dreamed.
-        dreamed: the same of the dream.
-        expected_error: what trust expects of each chunk (n - 1,); empty where it was not calibrated.
-        title: above all.
-        chunk_s: seconds of a chunk.
+        real: images of the simulator (n, size, size, 3) uint8, the first one from before the first dreamed chunk.
+        dreamed: images of the dream, same shape.
+        expected_error: of each chunk (n - 1,); empty if trust was not calibrated.
+        title: text above each frame.
+        chunk_s: duration of a chunk in seconds.
+
+    Returns n frames (height, width, 3) uint8.
     """
     difference = (real.float() - dreamed.float()).abs().mean(-1) / 255
     error = difference.flatten(1).mean(1)
     frames = []
     for i in range(len(real)):
         figure = Figure(figsize=(7.2, 3.6), dpi=80, layout="constrained")
-        figure.suptitle(title, fontsize="medium", parse_math=False)  # a name such as $x^$ is no formula
+        figure.suptitle(title, fontsize="medium", parse_math=False)  # `$` in a name is no formula
         grid = figure.add_gridspec(2, 3, height_ratios=(3, 1))
         panels = ("simulator", real[i].numpy()), ("dream", dreamed[i].numpy()), ("difference", difference[i].numpy())
         for j, (name, panel) in enumerate(panels):
@@ -54,8 +56,9 @@ def draw_film(
         lines = axes.lines[:]
         if expected_error:
             beside = axes.twinx()
-            told = list(expected_error[:i])
-            lines += beside.plot(seconds[1:], told, color="0.5", linestyle="--", label="error that trust expects")
+            lines += beside.plot(
+                seconds[1:], list(expected_error[:i]), color="0.5", linestyle="--", label="error that trust expects"
+            )
             beside.set(ylim=(0, max(*expected_error, 1e-6)))
             beside.spines[["top"]].set_visible(False)
         axes.legend(
@@ -68,7 +71,7 @@ def draw_film(
 
 
 def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: float) -> None:
-    """Write pictures (height, width, 3) uint8 as a .gif or .mp4.
+    """Write frames (height, width, 3) uint8 as a .gif or .mp4 video.
 
     Raises:
         UserError: an .mp4 needs the package av.
@@ -79,29 +82,29 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
         return
     rate = round(frames_per_s)
     try:
-        film = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", plugin="pyav", codec="libx264", fps=rate)
+        video = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", plugin="pyav", codec="libx264", fps=rate)
     except ImportError as error:
         raise UserError(f"{path}: an .mp4 needs the package av; {pip_line('video')}, or take a .gif") from error
-    write_atomically(path, film)
+    write_atomically(path, video)
 
 
 def inline_film(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
-    """Return a GIF as the address of a picture that a page holds within itself."""
+    """Return frames as a GIF in a `data:` address, which a page can contain itself."""
     return "data:image/gif;base64," + base64.b64encode(_gif(frames, frames_per_s)).decode()
 
 
 def _gif(frames: Sequence[np.ndarray], frames_per_s: float) -> bytes:
-    film: bytes = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=1000 / frames_per_s, loop=0)
-    return film
+    gif: bytes = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=1000 / frames_per_s, loop=0)
+    return gif
 
 
 def gif_of(address: str) -> bytes:
-    """Return the GIF that `inline_film` made an address of."""
+    """Return the GIF in an address that `inline_film` made."""
     return base64.b64decode(address.partition(",")[2])
 
 
 def picture_errors(real: Tensor, dreamed: Tensor) -> list[tuple[float, float]]:
-    """PSNR in dB of each dreamed picture, and of the first one repeated, over the pixels that differ from the first."""
+    """Return (PSNR of each dreamed image, PSNR of the first image repeated) in dB, over pixels that have changed."""
     rows = []
     for true, dream in zip(real[1:], dreamed[1:], strict=True):
         mask = moving(real[0], true)

@@ -26,7 +26,7 @@ from rl.report import page as report
 from rl.report import plots as pictures
 from rl.report.figures import trajectory
 from rl.report.page import PAIRS, write_report
-from rl.report.pairs import Pair, error_by_step, gap, prediction_error, run_pairs, summarise, worst_lie
+from rl.report.pairs import Pair, error_by_step, gap, prediction_error, run_pairs, summarise, worst_false_success
 from rl.report.plots import draw_dream
 from rl.rounds.evaluate import evaluate_sim
 from world_model.data.episodes import Episode
@@ -69,8 +69,8 @@ def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
     # ranks 1 2 3 4 against 3.5 3.5 1.5 1.5
     assert found["error_and_success"]["rho"] == pytest.approx(-4 / math.sqrt(5 * 4))
     assert gap(pairs)[0] == pytest.approx(0.25)
-    assert worst_lie(model, pairs) is pairs[3]
-    assert worst_lie(model, pairs[:2]) is None
+    assert worst_false_success(model, pairs) is pairs[3]
+    assert worst_false_success(model, pairs[:2]) is None
 
 
 def test_short_episodes_count_while_they_last(model: WorldActionModel) -> None:
