@@ -13,7 +13,7 @@ from torch import Tensor
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
 from rl.config import TrainConfig
-from rl.envs.eyes import ImageModel, eyes_of
+from rl.envs.image_obs import ImageModel, eyes_of
 from rl.envs.metaworld.events import Event
 from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
 from rl.envs.simulator import IDLE, Array, OwnTerms, Simulator
