@@ -43,8 +43,8 @@ class IsaacEnv(Simulator):
 
     The other arguments, including those in `batched`, are those of `BatchedEnv`. An episode ends at the task's own
     limit if that is shorter than `max_steps`. After `set_episode_seeds`, a `reset` seeds Isaac Lab with the first
-    seed, so an episode is identified by that seed and its place in the batch. An episode that begins after an idle
-    restart has seed -1 and cannot be repeated.
+    seed, so an episode is identified by that seed and its place in the batch. An episode that begins later, before the
+    next such reset, has seed -1 and cannot be repeated.
 
     Raises:
         UserError: Isaac Lab, the device, the id or an asset is missing, the state is no vector, there is no such

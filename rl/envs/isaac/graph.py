@@ -53,6 +53,6 @@ def _replayed(simulate: Callable[[Any], None]) -> Callable[[Any], None]:
         if PhysicsManager._cfg.use_cuda_graph and manager._supports_cuda_graph_capture():
             with warp.ScopedCapture(device="cpu") as recorded:  # records the kernels without running them
                 simulate(manager)
-            NewtonManager._graph = recorded.graph  # Isaac Lab resets this attribute when the model changes
+            NewtonManager._graph = recorded.graph  # Isaac Lab drops it when the simulation changes
 
     return step
