@@ -182,7 +182,7 @@ class Interface:
                 self._calling.release()
 
     def _ours(self, name: str, value: Any) -> Any:
-        """Convert a number of the robot to the policy's unit; return anything else as it is, for the guard to refuse."""
+        """Convert a number of the robot to the policy's unit; return anything else unchanged, the guard refuses it."""
         if isinstance(value, bool | np.bool_ | str | bytes):  # `float` would accept these
             return value
         try:
@@ -192,7 +192,7 @@ class Interface:
 
 
 def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[tuple[str, str, str]]:
-    """Return all differences between a robot and the expectation of a policy with `spec`, as (what, expected, found)."""
+    """Return all differences between a robot and what a policy of `spec` expects, as rows (what, expected, found)."""
     found = []
     for what, names, size, features in zip(
         ("state", "action"),
