@@ -15,7 +15,7 @@ from rewards.errors import UserError
 from rl.build import find_simulator, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.envs.eyes import seen_spec
+from rl.envs.image_obs import seen_spec
 from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
