@@ -1,6 +1,6 @@
 """Compose a config: YAML presets over a dataclass schema, `key=value` overrides on top. No interpolation, no code.
 
-Every file and every override is checked against the schema by itself, so that an error names where the value came from.
+Each file and each override is checked against the schema separately, so that an error names the source of the value.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from world_model.files import read_file
 from world_model.runs import find_run
 
 T = TypeVar("T")
-Layer = tuple[str, dict[str, Any]]  # where the values stand ("in demo.yaml"), the values
+Layer = tuple[str, dict[str, Any]]  # source of the values for messages ("in demo.yaml"), the values
 
 MAX_CHARACTERS = 100_000
-"""A longer preset is refused: none of ours has a tenth of it."""
+"""Largest accepted length of a preset; the presets of this project have less than a tenth of it."""
 
 MAX_DEPTH = 20
 _YAML_BEGIN = (
@@ -44,9 +44,10 @@ LARGEST = {
     **dict.fromkeys(("n_epochs", "horizon", "action_delay", "n_chunks"), 100_000),
     **dict.fromkeys(("threads", "n_workers", "n_denoising_steps", "n_action_steps"), 1024),
 }
-"""What a whole number may be at most, by the last word of its key: what cannot be meant, and would fill the memory."""
+"""Largest accepted integer, by the last word of its key. Larger ones are typing errors that could fill the memory."""
 
 LARGEST_OTHER = 10_000_000
+"""Largest accepted integer for every other key."""
 
 _SCALARS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
 
@@ -54,10 +55,15 @@ _SCALARS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a
 def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]) -> T:
     """Return a checked `schema` instance from a preset and `key=value` overrides.
 
-    Values are YAML; a list may also be written as `tasks=push,hammer`, since zsh takes unquoted brackets for a pattern.
-    A preset may name a `base:`, another preset or a file beside it, over which it is merged. Lists are replaced, groups
-    merged. A dataclass of the schema may define `check(self)`, whose `UserError` begins with a field name; `BELONGS`:
-    see `_drop_what_belonged`; `MOVED` and `migrate`, for keys of older versions: see `_migrated`.
+    Values are YAML. A list may also be `tasks=push,hammer`, because zsh reads unquoted brackets as a pattern.
+    A preset may name a `base:` (another preset, or a file beside it) and is merged over it. Groups are merged, lists
+    replaced.
+
+    A dataclass of the schema may define `check(self)`, whose `UserError` begins with a field name; `BELONGS`, see
+    `_drop_what_belonged`; `MOVED` and `migrate` for keys of older versions, see `_migrated`.
+
+    Raises:
+        UserError: a key is unknown, a value does not fit its field, or a field without a default has no value.
     """
     files = [[layer] for layer in _preset_layers(find_preset(preset))] if preset is not None else []
     words = [_override_layer(override, schema) for override in overrides]
@@ -65,7 +71,11 @@ def compose(preset: str | Path | None, overrides: Sequence[str], schema: type[T]
 
 
 def _composed(groups: Sequence[Sequence[Layer]], schema: type[T], name: str) -> T:
-    """Merge layers, in order; those of a group, such as all overrides of a command, count as said at once."""
+    """Merge layers in order, and build and check the config.
+
+    Layers of one group (all overrides of a command) have no order among each other for `BELONGS`.
+    """
+    # Rename old keys first, then check each layer alone: after the merge, the source of a value is lost.
     groups = [[(where, _migrated(values, schema)) for where, values in group] for group in groups]
     layers = [layer for group in groups for layer in group]
     for where, values in layers:
@@ -86,8 +96,15 @@ def typed(values: Mapping[str, Any], schema: type[T], key: str, where: str, reme
 
     A list of texts may be written as one text with commas.
 
+    Args:
+        values: the group.
+        schema: dataclass with the expected fields.
+        key: of the group, for messages.
+        where: source of the values, for messages: "in demo.yaml".
+        remedy: added to the message about an unknown key.
+
     Raises:
-        UserError: a value does not fit; it says `where` the value stands, and `remedy` after an unknown key.
+        UserError: a key is unknown or a value does not fit.
     """
     hints = get_type_hints(schema)
     values = {
@@ -108,10 +125,10 @@ def typed(values: Mapping[str, Any], schema: type[T], key: str, where: str, reme
 
 
 def _migrated(values: dict[str, Any], schema: Any) -> dict[str, Any]:
-    """Return values in the words of this version.
+    """Rename the keys of older versions to those of this version.
 
-    A class of a schema says what older versions wrote by `MOVED`, pairs (old key, where it is now) such as
-    ("id", "env.id"), and by a static method `migrate`, from its group of keys to the same in the words of now.
+    A class of a schema may define `MOVED`, pairs (old key, new key) such as ("id", "env.id"), and a static method
+    `migrate`, which converts its whole group of keys.
     """
     values = dict(values)
     for old, new in getattr(schema, "MOVED", ()):
@@ -119,7 +136,7 @@ def _migrated(values: dict[str, Any], schema: Any) -> dict[str, Any]:
             group, _, name = new.rpartition(".")
             inner = values.setdefault(group, {})
             if not isinstance(inner, dict):
-                break  # the check of the types names it
+                break  # leave it as it is: the type check reports it
             values[group] = {name: values.pop(old)} | inner
     for name, hint in get_type_hints(schema).items():
         if dataclasses.is_dataclass(hint) and isinstance(values.get(name), dict):
@@ -128,9 +145,10 @@ def _migrated(values: dict[str, Any], schema: Any) -> dict[str, Any]:
 
 
 def _drop_what_belonged(groups: Sequence[Sequence[dict[str, Any]]], schema: Any) -> None:
-    """Drop what belongs to a value that a later group replaces: the tasks of a preset, where `env.id` is another.
+    """Drop keys of earlier groups that belong to a value which a later group changes, in place.
 
-    A class of a schema says so by `BELONGS`, pairs such as ("tasks", "id").
+    A class of a schema lists them in `BELONGS`, pairs (key, owner) such as ("tasks", "id"): the tasks of a preset are
+    dropped if the command line sets another `env.id`. A key that the later group sets itself is kept.
     """
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
@@ -140,6 +158,7 @@ def _drop_what_belonged(groups: Sequence[Sequence[dict[str, Any]]], schema: Any)
     for name, owner in getattr(schema, "BELONGS", ()):
         value = next(field.default for field in dataclasses.fields(schema) if field.name == owner)
         for i, group in enumerate(groups):
+            # The owner's value before this group, and after it.
             before, value = value, next((values[owner] for values in reversed(group) if owner in values), value)
             if value != before and not any(name in values for values in group):
                 for values in (values for lower in groups[:i] for values in lower):
@@ -186,7 +205,7 @@ def to_yaml(config: object) -> str:
 
 
 def diff_from_defaults(config: Any) -> dict[str, Any]:
-    """Return {dotted key: value} of every value that the schema's defaults do not give, in schema order."""
+    """Return {dotted key: value} for every value that differs from the schema's default, in schema order."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -201,6 +220,7 @@ def diff_from_defaults(config: Any) -> dict[str, Any]:
 
 
 def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
+    """Yield the layers of a preset, its `base:` first; `seen` are the presets that led here, to detect a circle."""
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
         raise UserError(f"presets name each other as base: {chain}; remove one 'base:'")
@@ -219,7 +239,10 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
 
 
 def _with_files(value: Any, folder: Path) -> Any:
-    """Return `value` with the path of each `func`, `robot` and `simulator` that is a `file.py:name` beside a preset."""
+    """Return `value` with the folder put before each `func`, `robot` or `simulator` given as `file.py:name` in it.
+
+    So a preset can name a plug-in file that lies beside it.
+    """
     if isinstance(value, list):
         return [_with_files(item, folder) for item in value]
     if not isinstance(value, dict):
@@ -233,6 +256,7 @@ def _with_files(value: Any, folder: Path) -> Any:
 
 
 def _override_layer(override: str, schema: Any) -> Layer:
+    """Parse one `a.b=value` of the command line into nested groups."""
     key, equals, value = override.partition("=")
     if override.startswith("-"):
         name = key.lstrip("-")
@@ -252,7 +276,7 @@ def _override_layer(override: str, schema: Any) -> Layer:
 
 
 def _hint_of(path: Sequence[str], schema: Any) -> Any:
-    """Return the type of the field at `path` of a schema; None where the schema has no such field or leaves it open."""
+    """Return the type of the field at `path` of a schema; None if there is no such field or its type is open."""
     hint = schema
     for i, part in enumerate(path):
         if new := dict(getattr(hint, "MOVED", ())).get(part):
@@ -265,7 +289,11 @@ def _hint_of(path: Sequence[str], schema: Any) -> Any:
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """Return the mapping that safe YAML `text` holds. Refuse what a foreign file could do harm with."""
+    """Return the mapping in YAML `text`; refuse YAML features that a malicious file could abuse.
+
+    Raises:
+        UserError: the text is too long, not valid YAML or not a mapping, or uses a refused feature.
+    """
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"the YAML {where} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
     try:
@@ -283,13 +311,13 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _check_tokens(text: str, where: str) -> None:
-    """Look at YAML before anything is built from it."""
+    """Refuse interpolation, aliases and deep nesting from the tokens alone, before any value is built."""
     depth = 0
     for token in yaml.scan(text):
-        # `${oc.env:SECRET}` would be resolved from any file.
+        # OmegaConf would replace `${oc.env:SECRET}` in any file by an environment variable.
         if isinstance(token, yaml.ScalarToken) and "${" in token.value:
             raise UserError(f"{_shown(token.value)} {where}: interpolation is not allowed; write the value out")
-        # Aliases of aliases grow without bound, and the time to parse with the square of the depth.
+        # Aliases of aliases can expand without bound. Below: the time to parse grows with the square of the depth.
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
             raise UserError(
                 f"{_shown(token.value)} {where}: YAML anchors and aliases are not allowed; write the value out"
@@ -300,7 +328,7 @@ def _check_tokens(text: str, where: str) -> None:
 
 
 def _check_value(value: Any, hint: Any, key: str, where: str) -> None:
-    """Raise `UserError` unless `value` fits the type `hint`; look into groups and lists."""
+    """Raise `UserError` unless `value` fits the type `hint`; check groups and lists recursively."""
     arguments = get_args(hint)
     if get_origin(hint) is Annotated:  # Annotated[Any, one value, a group]: either of the two
         _check_value(value, arguments[2] if isinstance(value, dict) else arguments[1], key, where)
@@ -343,7 +371,7 @@ def _check_group(value: Any, schema: Any, key: str, where: str) -> None:
 
 
 def _check_free(value: Any, key: str, where: str) -> None:
-    """Look for numbers that are not finite in a part that the schema leaves open."""
+    """Refuse numbers that are not finite in a part whose type the schema leaves open."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_name(name, key, where)
@@ -376,7 +404,7 @@ def _shown(value: Any) -> str:
 
 
 def _suggestion(key: str, group: str, schema: Any) -> str:
-    """Return the remedy for an unknown `key`, whose `group` has the dataclass `schema`."""
+    """Return a hint for an unknown `key` of `group`, whose dataclass is `schema`: a similar key, or the known ones."""
     known = [f"{group}.{name}" if group else name for name in _known_keys(schema)]
     leaf = key.rpartition(".")[2]
     close = get_close_matches(key, known, n=1, cutoff=0.75) or [k for k in known if k.rpartition(".")[2] == leaf]
@@ -393,6 +421,7 @@ def _known_keys(schema: Any) -> Iterator[str]:
 
 
 def _run_checks(config: Any, prefix: str) -> None:
+    """Call `check` of all nested dataclasses, then of the config; put the key of the group before each message."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):

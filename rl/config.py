@@ -11,52 +11,53 @@ from rewards.errors import UserError
 from rl.seeds import EVAL, GATE
 
 MISSING: Any = "???"
-"""Value of a field that a preset or the command line has to give; it is that of omegaconf."""
+"""Value of a field that a preset or the command line must set; OmegaConf's marker for a missing value."""
 
 
 @dataclass(frozen=True)
 class SimulatorConfig:
     """Where episodes run; these keys are the same in every verb."""
 
-    simulator: str = ""  # metaworld, gymnasium, isaac, recorded, FILE.py:Class, module:Class; empty: that of env.id
-    id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has none
-    tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all the checkpoint knows
+    simulator: str = ""  # metaworld, gymnasium, isaac, recorded, FILE.py:Class, module:Class; empty: chosen by env.id
+    id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has no ids
+    tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all tasks that the checkpoint knows
     options: dict[str, Any] = field(default_factory=dict)  # of the simulator, which checks them
-    n_workers: int = 0  # processes for Meta-World and gymnasium; 0: none, in train and eval one for each thread
+    n_workers: int = 0  # worker processes for Meta-World and gymnasium; 0: none; in train and eval one per thread
 
-    # A preset's tasks are of one environment, its options and id of one simulator.
+    # Pairs (key, owner): when a later layer changes the owner, `compose` drops the key of the preset. The tasks of a
+    # preset belong to one environment, its options and id to one simulator.
     BELONGS = (("tasks", "id"), ("tasks", "simulator"), ("options", "simulator"), ("id", "simulator"))
 
     @staticmethod
     def migrate(values: dict[str, Any]) -> dict[str, Any]:
-        """Return the group `env` as older versions wrote it, in the words of this version."""
+        """Convert the group `env` of an older version to the keys of this version."""
         return _migrated(values)
 
     def check(self) -> None:
-        """Refuse counts that mean nothing."""
+        """Refuse a negative number of workers."""
         at_least(self, 0, "n_workers")
 
 
 def _migrated(values: dict[str, Any]) -> dict[str, Any]:
-    """Move `isaac` and `events` to `options`, and the two names of simulators that `id` could be to `simulator`."""
+    """Move the old groups `isaac` and `events` to `options`, and an `id` that names a simulator to `simulator`."""
     values = dict(values)
-    for old, (name, unsaid) in OLD_OPTIONS.items():
-        if old in values and (said := values.pop(old)) != unsaid:
-            values["options"] = _merged({name: said} if name else said, values.get("options", {}))
+    for old, (option, default) in OLD_OPTIONS.items():
+        if old in values and (group := values.pop(old)) != default:
+            values["options"] = _merged({option: group} if option else group, values.get("options", {}))
     if isinstance(id := values.get("id"), str) and id in OLD_IDS:
         values = {"simulator": OLD_IDS[id]} | values | {"id": ""}
     return values
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """Merge two groups of keys; where one is no group, return it, so that the check of the config names it."""
+    """Merge two groups of keys; if one is not a group, return that one, so that the config check reports it."""
     if isinstance(old, dict) and isinstance(new, dict):
         return old | new
     return new if isinstance(old, dict) else old
 
 
 OLD_IDS = {"metaworld": "", "recorded": "recorded"}
-"""Names of simulators that older versions wrote as `id` -> what `simulator` is instead."""
+"""Simulator names that older versions wrote as `id` -> the value of `simulator` now."""
 
 OLD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "isaac": (
@@ -65,25 +66,25 @@ OLD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "events": ("events", {}),
 }
-"""Group of `env` in older versions -> the option that it is now (empty: all of them), and what it held by default.
+"""Group of `env` in older versions -> (its option now; "": it holds all options, its default value).
 
-A group of defaults is in every old run folder, whatever its simulator, so it is dropped.
+Every old run folder contains these groups, whatever its simulator, so a group with its default value is dropped.
 """
 
 
 @dataclass(frozen=True)
 class EnvConfig(SimulatorConfig):
-    """The simulator, and which part of the experience comes from it."""
+    """The simulator, and whether PPO trains in it, in the dream or in both."""
 
     kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
-    n_envs: int = 64
-    max_steps: int = 150  # then an episode is truncated
+    n_envs: int = 64  # parallel environments of the simulator
+    max_steps: int = 150  # after which an episode is truncated
     terminate_on_success: bool = True
     action_delay: int = 0  # steps between a command and its execution
     obs_noise: float = 0.0  # standard deviation added to observations, in units of the state
 
     def check(self) -> None:
-        """Refuse counts and deviations that mean nothing."""
+        """Refuse counts and standard deviations out of range."""
         super().check()
         at_least(self, 1, "n_envs", "max_steps")
         at_least(self, 0, "action_delay", "obs_noise")
@@ -91,39 +92,39 @@ class EnvConfig(SimulatorConfig):
 
 @dataclass(frozen=True)
 class DreamConfig:
-    """Branches inside the world model, begun from states met in reality."""
+    """Training in the dream: branches of the world model that begin in first states of simulated episodes."""
 
-    n_envs: int = 256  # branches dreamed together, each from where an episode could begin
-    horizon: int = 20  # whole chunks, whatever n_action_steps is; then truncation with bootstrap, if no end came before
+    n_envs: int = 256  # branches dreamed in parallel
+    horizon: int = 20  # whole chunks, whatever n_action_steps is; a branch that has not ended then is truncated
     n_denoising_steps: int = 1  # of the future frames
-    n_rounds: int | None = None  # of env.kind=mix that dream, before those in the simulator; null: by turns in each
-    n_updates: int = 10  # PPO updates in the dream each round
+    n_rounds: int | None = None  # with env.kind=mix: dream in this many rounds, then simulate; null: both in each round
+    n_updates: int = 10  # PPO updates in the dream per round
     n_epochs: int = 5  # of an update in the dream
-    n_starts: int = 256  # fresh resets of the simulator each round, to begin dreams from; they cost no step
-    success_bc_coef: float = 0.1  # imitation of dreamed successes, while dreaming
+    n_starts: int = 256  # fresh resets of the simulator per round, in which dreams begin; they execute no step
+    success_bc_coef: float = 0.1  # imitation of dreamed successes, while training in the dream
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is reliable only near executed actions
-    rollback_factor: float = 4.0  # ref_kl_coef grows by it with every dream that was rolled back
-    max_widenings: int | None = 2  # dreams in a row that win nothing with a wider gap, then no more; null: never
-    # a branch ends where trust expects a larger error of the object, in metres; of images, in normalised units
+    rollback_factor: float = 4.0  # ref_kl_coef is multiplied by it whenever the gate rolls a dream back
+    max_widenings: int | None = 2  # stop dreaming after so many in a row without gain and with wider gap; null: never
+    # truncate a branch whose expected error is larger: of the object, in metres; with images, in normalised units
     max_expected_error: float | None = None
-    pessimism: float = 0.1  # taken from the value that such a branch is bootstrapped with
-    weigh_by_trust: bool = False  # a chunk counts half in an update where its expected error is the median one
-    redream: bool = False  # dream each success again with new noise; one that flips counts nothing
-    # signals of your own, name: {func, weight, params}, or null; a chunk counts by the product of all of them
+    pessimism: float = 0.1  # subtracted from the value that such a branch is bootstrapped with
+    weigh_by_trust: bool = False  # weight of a chunk falls with its expected error: one half at the median error
+    redream: bool = False  # dream each success again with new noise; one that fails then gets weight 0
+    # signals of your own, name: {func, weight, params}, or null; a chunk's weight is the product of all signals
     trust: dict[str, Any] = field(default_factory=dict)
-    n_episodes: int = 0  # collected in the simulator, exploring, before each dream; their steps count as training
-    refit_steps: int = 2000  # of the world decoder before each dream, on all episodes recorded so far; 0: never
+    n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
+    refit_steps: int = 2000  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
     refit_learning_rate: float = 1e-3
 
     @property
     def reads_trust(self) -> bool:
-        """Whether trust decides on anything."""
+        """Whether any setting uses the expected error of the world model."""
         entries = self.signals.items()
         return self.max_expected_error is not None or "expected_error" in (_func_of(*entry) for entry in entries)
 
     @property
     def signals(self) -> dict[str, Any]:
-        """Trust signals that are on, name -> {func, weight, params}; `trust` may override the switches before it."""
+        """Return the active trust signals, name -> {func, weight, params}; entries of `trust` override the switches."""
         ours: dict[str, Any] = {
             "expected_error": {} if self.weigh_by_trust else None,
             "redream": {} if self.redream else None,
@@ -145,27 +146,27 @@ class DreamConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """A number that changes over the training: `linear` with start and end, or a function that returns a schedule."""
+    """A number that changes during training: `linear` with start and end, or a function that returns a schedule."""
 
     func: str = MISSING
     params: dict[str, Any] = field(default_factory=dict)
 
 
 Scheduled = Annotated[Any, float, ScheduleConfig]
-"""A number, or in its place a schedule by func and params."""
+"""A number, or a schedule given by func and params."""
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """PPO on chunks, in Stable-Baselines3's words. Losses add up as `coef * loss`; nothing else scales them."""
+    """PPO on chunks, with the names of Stable-Baselines3. The loss sums `coef * loss`; nothing else scales it."""
 
     n_steps: int = 40  # whole chunks per environment and rollout, whatever n_action_steps is
-    fresh_rollouts: bool = False  # each begins new episodes: more starts to learn from, but nothing that comes later
+    fresh_rollouts: bool = False  # reset before each rollout: more first states, but no later parts of long episodes
     batch_size: int = 512  # decisions, each of n_action_steps
-    n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is that of one in the dream
+    n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is the one for the dream
     learning_rate: Scheduled = 2e-4  # of the action side; {func: linear, params: {start: 2e-4, end: 0}} changes it
     critic_learning_rate: float = 1e-3
-    critic_warmup_steps: int = 400  # of the optimizer, on a first rollout that teaches nothing else; 0: no such rollout
+    critic_warmup_steps: int = 400  # optimizer steps on a first rollout that trains the critic alone; 0: no warm-up
     gamma: float = 0.999  # per environment step
     gae_lambda: float = 0.95
     clip_range: Scheduled = 0.2  # of the likelihood ratio; a number or a schedule
@@ -179,12 +180,12 @@ class PPOConfig:
     ent_coef: float = 0.0
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.1  # the same on collected successes
-    imitation_steps: int = 500  # of the optimizer, of nothing but imitation, in the first round; 0: no such part
-    bc_batch_size: int = 128  # windows of demonstrations, and of successes
-    ref_kl_coef: float = 0.0  # distance to the policy that a part of a round began with
+    imitation_steps: int = 500  # optimizer steps of imitation alone, in the first round; 0: no imitation part
+    bc_batch_size: int = 128  # windows drawn of demonstrations, and as many of each kind of successes
+    ref_kl_coef: float = 0.0  # penalty on the distance to the policy at the start of the current part of a round
 
     def check(self) -> None:
-        """Refuse counts, rates and shares that mean nothing."""
+        """Refuse counts, rates and shares out of range."""
         at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
         at_least(self, 0, "critic_warmup_steps", "imitation_steps")
         at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
@@ -198,19 +199,19 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The paired test after the parts of a round: champion and challenger on a fresh block of seeds."""
+    """The paired test after the parts of a round: champion against challenger on a fresh block of seeds."""
 
     enabled: bool = True
-    places: tuple[str, ...] = ("imitation", "sim", "dream")  # what was learned elsewhere is accepted unseen
-    record: bool = True  # imitation and dream learn from its episodes as well
+    places: tuple[str, ...] = ("imitation", "sim", "dream")  # parts with a gate; the others are accepted without one
+    record: bool = True  # add the gate's episodes to the data of imitation and dream
     n_episodes: int = 64  # of one block
-    max_episodes: int = 192  # blocks are added until the verdict is clear, up to here
-    alpha: float = 0.2  # chance that luck alone makes any verdict of the run clear; each gate has an equal part of it
-    z_loss: float = 0.0  # a loss is rolled back from so many standard deviations on; 0: whatever it is
+    max_episodes: int = 192  # blocks are added until the verdict is clear, up to this many episodes
+    alpha: float = 0.2  # probability that chance alone makes any verdict of the run clear; shared equally by its gates
+    z_loss: float = 0.0  # roll back a loss of at least this many standard deviations; 0: any loss
     seed: int = GATE.start  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
-        """Refuse counts that mean nothing."""
+        """Refuse numbers out of range and unknown places."""
         at_least(self, 1, "n_episodes")
         at_least(self, self.n_episodes, "max_episodes")
         at_least(self, 0, "z_loss")
@@ -221,19 +222,19 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The evaluation before and after, on seeds that no gate and no selection ever saw."""
+    """The evaluation before and after training, on seeds that no gate and no selection ever used."""
 
     n_episodes: int = 200
-    n_paired: int = 100  # of them, dreamed as well for the report; 0: none
-    seed: int = EVAL.start
+    n_paired: int = 100  # how many of them are dreamed as well, for the report; 0: none
+    seed: int = EVAL.start  # of the first episode
 
     @property
     def seeds(self) -> range:
-        """Those of its episodes."""
+        """Return the seeds of the episodes."""
         return range(self.seed, self.seed + self.n_episodes)
 
     def check(self) -> None:
-        """Refuse counts that mean nothing."""
+        """Refuse counts out of range."""
         at_least(self, 1, "n_episodes")
         at_least(self, 0, "n_paired")
 
@@ -248,7 +249,7 @@ CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
         "gate": {"enabled": False},
     },
 }
-"""What a control changes: the anchor alone, imitation of the simulator's successes, and RL without any guard."""
+"""Fields that a control changes: the anchor alone, imitation of the simulator's successes, RL without any guard."""
 
 
 @dataclass(frozen=True)
@@ -256,18 +257,18 @@ class TrainConfig:
     """One run of post-training."""
 
     name: str = MISSING  # folder below runs/
-    episodes: str = ""  # folder of recorded episodes, such as those of a robot, to refit the dream on and to imitate
-    checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; not read by policy=gaussian
-    policy: Literal["flow", "gaussian"] = "flow"  # the checkpoint's action side, or a Gaussian MLP from nothing
+    episodes: str = ""  # folder of recorded episodes, for example of a robot, to refit the dream on and to imitate
+    checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; policy=gaussian does not use it
+    policy: Literal["flow", "gaussian"] = "flow"  # the checkpoint's action side, or a new Gaussian MLP
     seed: int = 0
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted
-    n_rounds: int = 4  # each: PPO in the simulator and/or the dream, then the gate
-    n_action_steps: int = 8  # executed of the actions of a chunk
-    on_bad_numbers: Literal["stop", "go_back"] = "stop"  # to the last saved state, with other random numbers
+    n_rounds: int = 4  # each: PPO in the simulator and/or the dream, with a gate after each
+    n_action_steps: int = 8  # number of actions of a chunk that are executed
+    on_bad_numbers: Literal["stop", "go_back"] = "stop"  # go_back: to the last saved state, with new random numbers
     save_minutes: float = 5.0  # between saved states within a part of a round; the end of a part is always saved
-    controls: tuple[str, ...] = ()  # the same run again, for comparison: anchor, filtered_bc, unsafe_dream
+    controls: tuple[str, ...] = ()  # repeat the run with these changes, to compare: anchor, filtered_bc, unsafe_dream
     env: EnvConfig = field(default_factory=EnvConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -279,15 +280,15 @@ class TrainConfig:
 
     @property
     def learns_from_dreams(self) -> bool:
-        """Whether a dream teaches anything; in a control it does not, and need not be dreamed."""
+        """Whether dreamed rollouts enter any loss; in some controls they do not, so dreaming is skipped."""
         return any((self.ppo.pg_coef, self.ppo.ref_kl_coef, self.dream.success_bc_coef))
 
     def n_decisions(self, n_chunks: int, chunk_size: int) -> int:
-        """Decisions that take as many steps as `n_chunks` whole chunks: more, where only a part of each is executed."""
+        """Return how many decisions of `n_action_steps` steps last as long as `n_chunks` whole chunks, rounded up."""
         return -(-n_chunks * chunk_size // self.n_action_steps)
 
     def places(self, round_index: int, can_imitate: bool) -> list[str]:
-        """What a round consists of, in order; imitation is a part of the first one alone."""
+        """Return the parts of a round in order: imitation (in the first round alone), sim, dream."""
         kind: str = self.env.kind
         if kind == "mix" and self.dream.n_rounds is not None:
             kind = "dream" if round_index < self.dream.n_rounds else "sim"
@@ -296,12 +297,12 @@ class TrainConfig:
         return [place for place in places[kind] if place != "imitation" or imitates]
 
     def n_gates(self, can_imitate: bool) -> int:
-        """Gates of the whole run."""
+        """Return the number of gates in the whole run."""
         rounds = (self.places(i, can_imitate) for i in range(self.n_rounds))
         return self.gate.enabled * sum(place in self.gate.places for places in rounds for place in places)
 
     def check(self) -> None:
-        """Refuse what only shows when several fields are seen together."""
+        """Refuse combinations of fields that do not fit together, and numbers out of range."""
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         if self.policy == "gaussian" and self.env.kind != "sim":
@@ -318,6 +319,7 @@ class TrainConfig:
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
         if self.policy == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; leave controls out")
+        # Gates and evaluation must use separate seeds, and stay within their ranges of `rl.seeds`.
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):
@@ -332,10 +334,10 @@ class TrainConfig:
 
 
 def _is_on(entry: Any) -> bool:
-    """Whether a reward term or trust signal is on; a malformed one is refused elsewhere, with what is wrong."""
+    """Whether a reward term or trust signal is on; a malformed entry counts as on; the builder reports it."""
     return entry is not None and not (isinstance(entry, dict) and entry.get("weight") == 0)
 
 
 def _func_of(name: str, entry: Any) -> Any:
-    """Return what an entry names: its `func`, or where it has none the built-in of its name."""
+    """Return the `func` of an entry; without one, its name, which then means the built-in of that name."""
     return (isinstance(entry, dict) and entry.get("func")) or name

@@ -1,4 +1,4 @@
-"""What a rollout leaves for the update: one row a chunk, advantages over chunks of different length."""
+"""Rollout buffer: one row per chunk, and advantages over chunks of different length."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from world_model.api import Context
 class Rollout:
     """`n_steps` chunks of `num_envs` environments. Tensors are (n_steps, num_envs, ...) unless said otherwise."""
 
-    context: list[Context]  # one a step, num_envs rows each
-    chain: Tensor
+    context: list[Context]  # one per chunk, num_envs rows each: the encoded observation
+    chain: Tensor  # the denoising chain that the policy sampled
     log_prob: Tensor  # (…, n_action_steps)
     value: Tensor
     reward: Tensor  # discounted sum over the executed steps of the chunk
@@ -23,34 +23,40 @@ class Rollout:
     terminated: Tensor  # bool
     truncated: Tensor  # bool
     next_value: Tensor  # value of the state after the chunk, before any restart
-    reference_means: Tensor
+    reference_means: Tensor  # means of the denoising steps under the reference policy
     success: Tensor  # bool, success was seen in the chunk
-    frames: Tensor  # that the chunk began with, without observation noise (…, n_context_frames, state_dim)
-    actions: Tensor  # as executed (…, k, action_dim)
+    frames: Tensor  # context before the chunk, without observation noise (…, n_context_frames, state_dim)
+    actions: Tensor  # as the policy chose them (…, k, action_dim)
     task: Tensor
-    expected_error: Tensor  # of the chunk, by trust; 0 in the simulator
-    weight: Tensor  # how much the chunk counts in an update
-    terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term a step
+    expected_error: Tensor  # error that the world model expects of the chunk; 0 in the simulator
+    weight: Tensor  # weight of the chunk in an update
+    terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term per executed step
 
     def success_rate(self, fresh: bool) -> float:
-        """Share of successes among the episodes that ended; 0 where none did.
+        """Return the share of successes among the episodes that ended; 0 if none did.
 
-        Where all began with the rollout (`fresh`), only the first of each environment counts: of a second one there is
-        time to see a quick success, and none to see a failure.
+        If every episode began with the rollout (`fresh`), count only the first of each environment. A later one has
+        too little time left: it may end with a quick success, but a failure would not end before the rollout does.
         """
         ends = self.terminated | self.truncated
         if fresh:
-            first = ends.long().cumsum(0) - ends.long() == 0
+            first = ends.long().cumsum(0) - ends.long() == 0  # no end before this chunk
             hits, ended = (self.success & first).any(0), ends.any(0)
         else:
             hits, ended = self.success, ends
         return float((hits & ended).sum() / ended.sum().clamp(min=1))
 
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
-        """Generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""
-        done = self.terminated | self.truncated
+        """Return generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""
         return chunk_gae(
-            self.reward, self.value, self.next_value, self.n_executed, self.terminated, done, gamma, gae_lambda
+            reward=self.reward,
+            value=self.value,
+            next_value=self.next_value,
+            n_executed=self.n_executed,
+            terminated=self.terminated,
+            done=self.terminated | self.truncated,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
         )
 
 
@@ -71,17 +77,17 @@ class Samples:
         return len(self.log_prob)
 
     def __getitem__(self, index: Tensor) -> Samples:
-        """Select rows."""
+        """Select the rows `index`."""
         rest = {k: v[index] for k, v in vars(self).items() if k != "context"}
         return Samples(context=self.context[index], **rest)
 
     def to(self, device: torch.device) -> Samples:
-        """Move to a device."""
+        """Move all tensors to a device."""
         return Samples(**{k: v.to(device) for k, v in vars(self).items()})
 
     @staticmethod
     def from_rollout(rollout: Rollout, gamma: float, gae_lambda: float) -> Samples:
-        """Flatten steps and environments, with their advantages."""
+        """Compute advantages and returns, and flatten steps and environments to n_steps * num_envs rows."""
         advantage, returns = rollout.advantages(gamma, gae_lambda)
         return Samples(
             context=Context.join(rollout.context),
@@ -105,28 +111,29 @@ def chunk_gae(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al., 1506.02438) where a step lasts `n_executed` environment steps.
+    """Generalised advantages (Schulman et al., 1506.02438) where a chunk lasts `n_executed` environment steps.
 
-    `gamma` discounts an environment step, so a chunk discounts by gamma ** n_executed; a time-out bootstraps, because
-    the episode did not end, we stopped watching (Pardo et al., 1712.00378). All inputs and both outputs, advantages and
-    returns, are (n_steps, num_envs).
+    `gamma` is the discount of one environment step, so a chunk discounts by gamma ** n_executed. All input tensors and
+    both outputs (advantages, returns) are (n_steps, num_envs).
     """
     discount = gamma ** n_executed.to(value.dtype)
+    # A time-out bootstraps from `next_value`: the episode did not end, we stopped watching (Pardo et al., 1712.00378).
     delta = reward + discount * next_value * (~terminated) - value
     advantage = torch.zeros_like(value)
     running = torch.zeros_like(value[0])
     for i in reversed(range(len(value))):
+        # Both kinds of end cut the sum: the next row belongs to another episode.
         running = delta[i] + discount[i] * gae_lambda * (~done[i]) * running
         advantage[i] = running
     return advantage, advantage + value
 
 
 def discounted(reward: Tensor, gamma: float) -> Tensor:
-    """Sum of rewards (n, k) of a chunk, discounted to its first step. Shape: (n,)."""
+    """Return the sum of the rewards (n, k) of a chunk, discounted to its first step. Shape: (n,)."""
     return (reward * gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1)
 
 
 def explained_variance(prediction: Tensor, target: Tensor) -> float:
-    """1 - Var(target - prediction) / Var(target); 0 when the target is constant."""
+    """Return 1 - Var(target - prediction) / Var(target), or 0 if the target is constant."""
     variance = target.var(correction=0)
     return float(1 - (target - prediction).var(correction=0) / variance) if variance > 1e-12 else 0.0

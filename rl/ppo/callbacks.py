@@ -1,4 +1,4 @@
-"""Callbacks of Stable-Baselines3 in a run: built from the config, called at its points, kept over an interruption."""
+"""Callbacks of Stable-Baselines3 in a run: build them from the config, call them, save and restore their state."""
 
 from __future__ import annotations
 
@@ -36,28 +36,29 @@ BUILTIN: dict[str, type[BaseCallback]] = {
         sb3.StopTrainingOnRewardThreshold,
     )
 }
-"""What `func` may name of Stable-Baselines3. The others are made to be derived from, or for its own progress bar."""
+"""Callbacks of Stable-Baselines3 that `func` may name. Its others are base classes, or serve its own progress bar."""
 
 PATHS = ("save_path", "log_path", "best_model_save_path")
-"""Params of the built-in ones that are paths; they count from the run folder."""
+"""Params of the built-in callbacks that are paths, relative to the run folder."""
 
 OURS = "time/total_timesteps"
-"""Logged by the run itself in every row: executed simulator steps. Callbacks record other steps under this key."""
+"""The run logs executed simulator steps here in every row; what callbacks record under this key is dropped."""
 
 Result = TypeVar("Result")
 
 
 class RunCallbacks:
-    """The callbacks of one run; without any, rollouts are collected by `ppo` alone.
+    """The callbacks of one run; without any, `ppo` collects the rollouts directly.
 
     Args:
-        terms: name -> `{func, params}`, or None; without `func` the built-in of that name. A param that is itself such
-            a group is a callback.
-        ppo, env: what a run trains with, and where it does so first.
-        make_eval_env: builds an environment for so many episodes, where a callback has a param `eval_env`.
-        folder: of the run.
-        log: called with values by name, as `log` of a run.
-        save: called with the folder that is to hold a checkpoint.
+        terms: name -> `{func, params}`, or None to switch it off; without `func`, the built-in with this name. A param
+            that has this form itself is built as a callback.
+        ppo: the PPO of the run.
+        env: the first environment that it trains in.
+        make_eval_env: builds an environment for a number of episodes, for callbacks with a param `eval_env`.
+        folder: run folder.
+        log: called with values by name.
+        save: called with the folder to write a checkpoint to.
 
     Raises:
         UserError: a callback is unknown, or its params do not fit.
@@ -73,7 +74,7 @@ class RunCallbacks:
         log: Callable[[dict[str, float]], None],
         save: Callable[[Path], None],
     ) -> None:
-        self.stopped_by = ""  # the callback that ended the training
+        self.stopped_by = ""  # name of the callback that ended the training
         self._ppo, self._eval_envs = ppo, list[StepVecEnv]()
         self._restored: Mapping[str, Any] | None = None
         self._begun = False
@@ -85,9 +86,9 @@ class RunCallbacks:
             self._called.init_callback(self._model)
 
     def begin(self, **about: Any) -> None:
-        """Call `on_training_start`, once a process, and put back what `load_state_dict` gave.
+        """Call `on_training_start` once per process, then apply the state that `load_state_dict` received.
 
-        `about` is what callbacks find in `locals`: `total_timesteps`, `tb_log_name`.
+        `about` holds the local variables that callbacks find in `locals`: `total_timesteps`, `tb_log_name`.
         """
         if self._model is None:
             return
@@ -102,7 +103,7 @@ class RunCallbacks:
             self._restored = None
 
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool, n_updates: int) -> Rollout:
-        """Collect a rollout as `PPO.collect` does; afterwards `stopped_by` names the callback that ended it, if any."""
+        """Collect a rollout as `PPO.collect` does; set `stopped_by` to the callback that ended it, or to ""."""
         if self._model is None:
             return self._ppo.collect(env, n_steps, fresh)
         model = self._model
@@ -110,40 +111,40 @@ class RunCallbacks:
         going_on = model.collect(model.env, self._called, n_steps, fresh)
         self.stopped_by = "" if going_on else self._called.stopped_by
         if not going_on:
-            self.dump()  # no update follows, and what was recorded is not part of a saved state
+            self.dump()  # log now: no update follows, and a saved state does not hold recorded values
         assert model.rollout is not None
         return model.rollout
 
     def dump(self) -> None:
-        """Log what callbacks have recorded since the last time."""
+        """Log the values that callbacks have recorded since the last call."""
         if self._model is not None:
             self._model.logger.dump()
 
     def end(self) -> None:
-        """Call `on_training_end`, and log what is left."""
+        """Call `on_training_end`, then log the values that are still pending."""
         if self._model is not None:
             self._called.on_training_end()
             self.dump()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Return the attributes of the callbacks that are plain values or tensors; None without callbacks."""
+        """Return the callbacks' attributes that are plain values or tensors; None without callbacks."""
         if self._model is None:
             return None
         kept = {name: _kept(callback) for name, callback in self._called.callbacks.items()}
         return {"num_timesteps": self._model.num_timesteps, "callbacks": kept}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Put back what `state_dict` gave, at the next `begin`."""
+        """Keep a state of `state_dict`, to apply it at the next `begin`."""
         self._restored = state
 
     def close(self) -> None:
-        """Close the environments that callbacks evaluate in."""
+        """Close the evaluation environments of the callbacks."""
         for env in self._eval_envs:
             env.close()
 
 
 def callback_files(terms: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the source of every callback that is not built in, by its key in the config."""
+    """Return the source file of every callback that is not built in, by its key in the config."""
     found: dict[str, Path] = {}
     for name, term in terms.items():
         if isinstance(term, Mapping):
@@ -157,13 +158,13 @@ def callback_files(terms: Mapping[str, Any]) -> dict[str, Path]:
 
 
 class _Builder:
-    """Builds callbacks from their terms; environments made for their `eval_env` are added to `eval_envs`."""
+    """Build callbacks from config terms; add the environments made for `eval_env` to `eval_envs`, to be closed."""
 
     def __init__(self, make_eval_env: Callable[[int], Simulator], folder: Path, eval_envs: list[StepVecEnv]) -> None:
         self.make_eval_env, self.folder, self.eval_envs = make_eval_env, folder, eval_envs
 
     def build(self, name: str, term: Any) -> BaseCallback:
-        """Build the callback `name`, and those among its params."""
+        """Build the callback `name`, and first the callbacks among its params."""
         what = f"callback {name!r}"
         if not isinstance(term, Mapping):
             raise UserError(f"{what}: expected func and params, got {term!r}; write {{func: ..., params: {{...}}}}")
@@ -184,6 +185,7 @@ class _Builder:
         return self._built(what, func, found, given)
 
     def _built(self, what: str, func: str, found: type[BaseCallback], params: dict[str, Any]) -> BaseCallback:
+        # Check the params before the call, so that a wrong one is not blamed on the callback's code.
         signature = inspect.signature(found)
         asks = "eval_env" in signature.parameters and "eval_env" not in params
         try:
@@ -199,13 +201,13 @@ class _Builder:
             return found(**params)
 
     def _eval_env(self, n_episodes: int) -> StepVecEnv:
-        """Build an environment whose evaluations all have the same episodes, so that they can be compared."""
+        """Build an environment that runs the same episodes in every evaluation, so that results can be compared."""
         self.eval_envs.append(StepVecEnv(self.make_eval_env(n_episodes), CALLBACK_EVAL))
         return self.eval_envs[-1]
 
 
 class _RunModel(ChunkPPO):
-    """What callbacks of a run find as their `model`: the PPO of the run, its logger, and a `save` of its own."""
+    """The `model` that callbacks of a run see: its PPO, its logger, and a `save` that writes its checkpoints."""
 
     def __init__(self, ppo: PPO, env: BatchedEnv, logger: Logger, save: Callable[[Path], None]) -> None:
         super().__init__(ppo.policy, env, ppo.config)
@@ -220,9 +222,9 @@ class _RunModel(ChunkPPO):
         return self._n_updates
 
     def at(self, env: BatchedEnv, n_updates: int) -> None:
-        """Set where the next rollout is collected, and how many updates there were before."""
+        """Set the environment of the next rollout and the number of updates before it."""
         if env is self._first.batched:
-            self.env = self._first  # it goes on counting the episodes under way
+            self.env = self._first  # keep this adapter: it counts steps and rewards of unfinished episodes
         elif env is not self.env.batched:
             self.env = ChunkVecEnv(env, self.ppo.policy.n_action_steps, self.gamma)
         self.n_envs = env.num_envs
@@ -234,7 +236,7 @@ class _RunModel(ChunkPPO):
 
 
 class _Named(BaseCallback):
-    """Calls callbacks in order; names the one that raised an exception or ended the training."""
+    """Call several callbacks in order; name the one that raised an exception or ended the training."""
 
     def __init__(self, callbacks: dict[str, BaseCallback]) -> None:
         super().__init__()
@@ -258,6 +260,7 @@ class _Named(BaseCallback):
         self._each(lambda callback: callback.on_rollout_start())
 
     def _on_step(self) -> bool:
+        # Call all of them, even if the first one stops, as a CallbackList of SB3 does.
         goes_on = self._each(lambda callback: callback.on_step())
         self.stopped_by = next((name for name, goes in goes_on.items() if not goes), "")
         return not self.stopped_by
@@ -269,24 +272,24 @@ class _Named(BaseCallback):
         self._each(lambda callback: callback.on_training_end())
 
     def update_child_locals(self, locals_: dict[str, Any]) -> None:
-        """Hand on the local variables of a rollout."""
+        """Pass the local variables of a rollout on to each callback."""
         self._each(lambda callback: callback.update_locals(locals_))
 
 
 class _ToRun(KVWriter):
-    """Hands the numbers that were recorded to the log of a run; texts, figures and histograms are left out."""
+    """Write recorded numbers to the log of a run; skip texts, figures and histograms."""
 
     def __init__(self, log: Callable[[dict[str, float]], None]) -> None:
         self.log = log
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Log them; the step is that of the run."""
+        """Log the numbers; the run sets the step itself, so `step` is ignored."""
         numbers = {key: float(v) for key, v in key_values.items() if key != OURS and _is_number(v)}
         if numbers:
             self.log(numbers)
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: the log belongs to the run."""
 
 
 def _is_term(value: Any) -> bool:
@@ -300,7 +303,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _source(found: type) -> str:
-    """Return the file of a class; empty where it has none."""
+    """Return the source file of a class, or "" if it has none."""
     try:
         return inspect.getfile(found)
     except (OSError, TypeError):
@@ -308,9 +311,10 @@ def _source(found: type) -> str:
 
 
 def _kept(callback: BaseCallback) -> dict[str, Any]:
-    """Return the attributes of a callback that a saved state can hold; those of callbacks inside it as groups.
+    """Return the attributes of a callback that a saved state can hold, nested for callbacks inside it.
 
-    Texts that the params give come from the config: they are paths, and a run folder may have been moved.
+    Texts given as params are skipped: the config sets them again. They may be paths below a run folder that has been
+    moved since.
     """
     params = inspect.signature(type(callback)).parameters
     kept = {}
@@ -319,16 +323,16 @@ def _kept(callback: BaseCallback) -> dict[str, Any]:
             continue
         try:
             kept[name] = _kept(value) if isinstance(value, BaseCallback) else _plain(value)
-        except TypeError:  # an environment, a file, an object of the user's own: made anew
+        except TypeError:  # an environment, a file or another object: the constructor makes it again
             continue
     return kept
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy of a value made of numbers, texts, tensors, lists, tuples and dicts.
+    """Return a copy of a value that consists of numbers, texts, tensors, lists, tuples and dicts.
 
     Raises:
-        TypeError: there is something else in it.
+        TypeError: it contains anything else.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -1,4 +1,4 @@
-"""Imitation beside PPO: the anchor to demonstrations, own successes in the simulator, and those of a dream."""
+"""Imitation losses added to PPO: demonstrations (the anchor), successes in the simulator, and dreamed successes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 
 MOST = 10_000
-"""Chunks of successes that are kept of each kind, the newest ones: 15 kB each with what the encoder made of them."""
+"""Largest number of success chunks kept of each kind; older ones are dropped. Each takes 15 kB with its context."""
 
 DEMO_COPIES = 8
-"""Times that each window of a demonstration is encoded where a model learns with noise on contexts."""
+"""Number of times each demonstration window is encoded, with new noise each, if the model adds noise to contexts."""
 
 Examples = tuple[Context, Tensor]
-"""Contexts of n rows, and the actions taken there (n, chunk_size, action_dim)."""
+"""Encoded contexts of n rows, and the actions taken there (n, chunk_size, action_dim)."""
 
 
 class Imitation:
-    """Loss of imitating demonstrations and, where asked for, the successes of the policy itself (filtered BC).
+    """Imitation loss on demonstrations and, if its weight is above 0, on the policy's own successes (filtered BC).
 
-    Dreamed successes are many and not all true, so they are drawn apart from real ones, until `forget_dream`.
+    Dreamed successes are many, and some are wrong. They are sampled separately from real ones, until `forget_dream`.
 
     Args:
-        model: whose action decoder imitates.
-        demonstrations: episodes of the tasks that are trained.
-        demo_coef, sim_coef, dream_coef: weights of demonstrations and of successes in simulator and dream; the caller
-            adds the sum to its own loss.
-        batch_size: windows drawn of each.
+        model: its action decoder is trained.
+        demonstrations: episodes of the trained tasks.
+        demo_coef, sim_coef, dream_coef: weights of the loss on demonstrations, on successes in the simulator and on
+            dreamed successes; the caller adds the weighted sum to its own loss.
+        batch_size: windows drawn from each of the three.
     """
 
     def __init__(
@@ -46,21 +46,21 @@ class Imitation:
     ) -> None:
         self.model, self.batch_size = model, batch_size
         self.coefs = {"demonstrations": demo_coef, "sim": sim_coef, "dream": dream_coef}
-        # The encoder is frozen, so every context is encoded once, with the noise that the model learns with.
+        # The encoder is frozen, so each context is encoded once, with the noise used in the model's training.
         self.examples: dict[str, Examples] = {}
         if demo_coef > 0:
             windows = model.windows(demonstrations)
-            # They are few: each is encoded several times, with other noise.
+            # Demonstrations are few: encode each window several times, each time with other noise.
             n_copies = 1 if model.context_noise == 0.0 else DEMO_COPIES
             self._encode("demonstrations", windows, torch.arange(len(windows)).repeat(n_copies))
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
-        """Draw the weighted loss; None when there is nothing to imitate."""
+        """Draw batches and return the weighted sum of their losses; None if there are no examples."""
         parts = [self.coefs[kind] * self._draw(*examples, generator) for kind, examples in self.examples.items()]
         return torch.stack(parts).sum() if parts else None
 
     def add_successes(self, rollout: Rollout, place: str) -> None:
-        """Keep the chunks of a rollout in simulator or dream that led to a success in the same episode."""
+        """Keep the chunks of a rollout that led to a success in the same episode; `place` is "sim" or "dream"."""
         done = rollout.terminated | rollout.truncated
         actions, whole = whole_chunks(rollout.actions, done, self.model.chunk_size)
         kept = leads_to_success(rollout.success, done)[: len(whole)] & whole
@@ -69,12 +69,13 @@ class Imitation:
             self._keep(place, Context.join(contexts), actions[kept])
 
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
-        """Keep the chunks of recorded successes, one after the other and the last one up to the end.
+        """Keep consecutive chunks of recorded successes, and one more that ends with the episode.
 
-        Of a model that sees they begin at new pictures alone, so what is left after the last whole one is shorter than
-        a chunk. It is filled up by repeating its last action: the episode ended there, so what follows does not matter.
+        With images, a chunk can only begin at a new image, so the rest after the last whole chunk is shorter than a
+        chunk. It is padded with its last action; the episode ended there, so the padding has no effect.
 
-        What was executed had been commanded `delay` steps before, and commands are what a policy has to learn.
+        Episodes hold executed actions. With a delay these were commanded `delay` steps earlier; the policy must learn
+        the commands, so the actions are shifted back.
         """
         size = self.model.chunk_size
         successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= size + delay]
@@ -86,22 +87,23 @@ class Imitation:
         self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))
 
     def collected(self) -> dict[str, Examples]:
-        """All examples but those of the demonstrations, which are there from the start."""
+        """Return all examples except the demonstrations, which the constructor encodes."""
         return {kind: examples for kind, examples in self.examples.items() if kind != "demonstrations"}
 
     def collect_again(self, collected: dict[str, Examples]) -> None:
-        """Take back what `collected` gave, in place of what there is."""
+        """Replace the collected examples by those that `collected` returned."""
         self.examples = {k: examples for k, examples in self.examples.items() if k == "demonstrations"}
         for kind, (context, actions) in collected.items():
             self.examples[kind] = context.to(self.model.device), actions.to(self.model.device)
 
     def forget_dream(self) -> None:
-        """Drop dreamed successes: the next dream is another one."""
+        """Drop dreamed successes: the next dream comes from a refitted model."""
         self.examples.pop("dream", None)
 
     def _encode(self, kind: str, windows: Windows, index: Tensor) -> None:
         batch = windows.at(index)
-        generator = torch.Generator(self.model.device).manual_seed(windows.episodes[0].seed)  # repeats after a resume
+        # Seeded by the data, so that a resumed run draws the same noise.
+        generator = torch.Generator(self.model.device).manual_seed(windows.episodes[0].seed)
         with torch.no_grad():
             context = self.model.encode(self.model.noisy(batch.context, generator), batch.task)
         self._keep(kind, context, batch.actions)
@@ -118,12 +120,13 @@ class Imitation:
 
 
 def _commanded(episode: Episode, delay: int) -> Episode:
+    """Pair each state with the action that was commanded in it and executed `delay` steps later."""
     seen, late = episode.state[: len(episode.state) - delay], slice(delay, None)
     return replace(episode, state=seen, action=episode.action[late], success=episode.success[late], task_reward=None)
 
 
 def leads_to_success(success: Tensor, done: Tensor) -> Tensor:
-    """Mark the chunks (n_steps, num_envs) after which, or in which, their episode succeeded within the rollout."""
+    """Mark chunks (n_steps, num_envs) whose episode succeeded in or after them, within the rollout."""
     marks = torch.zeros_like(success)
     later = torch.zeros_like(success[0])
     for i in reversed(range(len(success))):
@@ -133,12 +136,12 @@ def leads_to_success(success: Tensor, done: Tensor) -> Tensor:
 
 
 def whole_chunks(actions: Tensor, done: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Complete each chunk of executed actions (n_steps, num_envs, k, action_dim) with those of the next chunks.
+    """Extend each chunk of executed actions (n_steps, num_envs, k, action_dim) to `size` with those of the next chunks.
 
-    Returns m chunks (m, num_envs, size, action_dim) and whether each is of one episode (m, num_envs); m is n_steps less
-    those that the end of the rollout leaves incomplete.
+    Returns m chunks (m, num_envs, size, action_dim), and whether each lies within one episode (m, num_envs). m is
+    smaller than n_steps by the chunks that the end of the rollout leaves incomplete.
     """
-    n_chunks = -(-size // actions.shape[2])
+    n_chunks = -(-size // actions.shape[2])  # rounded up: executed chunks needed for one whole chunk
     m = max(0, len(actions) - n_chunks + 1)
     chunks = torch.cat([actions[i : m + i] for i in range(n_chunks)], dim=2)[:, :, :size]
     return chunks, ~sum((done[i : m + i] for i in range(n_chunks - 1)), start=torch.zeros_like(done[:m]))

@@ -1,7 +1,7 @@
-"""The update as an algorithm of Stable-Baselines3: `ChunkPPO("MlpPolicy", env).learn(10_000)`.
+"""PPO on chunks as an algorithm of Stable-Baselines3 (SB3): `ChunkPPO("MlpPolicy", env).learn(10_000)`.
 
-It collects through our adapters and trains with `rl.ppo.update.PPO`. What is Stable-Baselines3's own stays here: its
-callbacks while a rollout is collected, its logger, and `predict` with flat observations in numpy. A run of
+It collects through the adapters of `rl.envs.adapters` and trains with `rl.ppo.update.PPO`. This file holds everything
+specific to SB3: its callbacks during a rollout, its logger, and `predict` with flat numpy observations. A run of
 `wamtune train` with callbacks collects through it as well.
 """
 
@@ -35,7 +35,7 @@ from world_model.checkpoint import (
 from world_model.env import BatchedEnv, ChunkStep
 
 MLP = "MlpPolicy"
-"""Name of the one policy that is built here, `GaussianPolicy`; others are given as objects."""
+"""Name of the only policy that is built by name, `GaussianPolicy`; others are passed as objects."""
 
 
 class ChunkPPO(OnPolicyAlgorithm):
@@ -45,8 +45,8 @@ class ChunkPPO(OnPolicyAlgorithm):
         policy: "MlpPolicy", or a policy of `rl.policies`, which is trained in place.
         env: a `StepVecEnv` or `ChunkVecEnv` of `rl.envs.adapters`, or the `BatchedEnv` itself.
         config: hyper-parameters; those of `wamtune train` by default. Its `n_steps` counts chunks.
-        chunk_size: actions a chunk, of "MlpPolicy"; any other policy has its own.
-        imitation: draws a weighted loss to add, or None.
+        chunk_size: actions per chunk of "MlpPolicy"; any other policy has its own.
+        imitation: draws a weighted loss to add; it may return None.
         seed: of the weights of "MlpPolicy" and of every random choice of the update.
         verbose, tensorboard_log: as in Stable-Baselines3.
     """
@@ -98,11 +98,11 @@ class ChunkPPO(OnPolicyAlgorithm):
         return self.collect(env, callback, n_rollout_steps, self.ppo.config.fresh_rollouts)
 
     def collect(self, env: ChunkVecEnv, callback: BaseCallback, n_steps: int, fresh: bool) -> bool:
-        """Do the same; `fresh` begins new episodes. A step of the callback is a chunk in all environments."""
+        """Collect `rollout` as `collect_rollouts` does; `fresh` resets first. One callback step is one chunk."""
         callback.on_rollout_start()
         n_done, going_on = 0, True
         if fresh or not env.batched.begun:
-            env.count_anew()
+            env.count_anew()  # `PPO.collect` resets the environments without the adapter
 
         def on_step(actions: Tensor, step: ChunkStep) -> bool:
             nonlocal n_done, going_on
@@ -110,6 +110,7 @@ class ChunkPPO(OnPolicyAlgorithm):
             self.num_timesteps += int(step.executed.sum())
             new_obs, rewards, dones, infos = env.translate(step)
             self._update_info_buffer(infos, dones)
+            # Local variables under the names that SB3's `collect_rollouts` has, for callbacks that read `self.locals`.
             seen = {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
             seen |= {"actions": actions.cpu().numpy(), "n_steps": n_done, "place": env.batched.place, "env": env}
             callback.update_locals(seen)
@@ -122,7 +123,7 @@ class ChunkPPO(OnPolicyAlgorithm):
         return going_on
 
     def train(self) -> None:
-        """Update from the rollout that was collected last."""
+        """Update from the last collected rollout."""
         assert self.rollout is not None
         self.ppo.progress_remaining = self._current_progress_remaining
         samples = Samples.from_rollout(self.rollout, self.gamma, self.gae_lambda)
@@ -131,9 +132,9 @@ class ChunkPPO(OnPolicyAlgorithm):
         self._n_updates += 1
 
     def save(self, path: str | Path, *_: object, **__: object) -> None:  # type: ignore[override]
-        """Write weights, optimizer and random numbers as a checkpoint folder; a `.zip` in the name is left out.
+        """Write weights, optimizer and random state as a checkpoint folder; a `.zip` suffix of the name is removed.
 
-        The zip of Stable-Baselines3 is pickled, so that it can run code when it is loaded; this folder cannot.
+        A zip of Stable-Baselines3 contains pickle, so loading one can run code; loading this folder cannot.
         """
         state = {"optimizer": self.ppo.optimizer.state_dict(), "generator": self.ppo.generator.get_state()}
         state |= {"num_timesteps": self.num_timesteps, "n_updates": self._n_updates}
@@ -145,10 +146,10 @@ class ChunkPPO(OnPolicyAlgorithm):
     def load(  # type: ignore[override]
         cls, path: str | Path, env: StepVecEnv | BatchedEnv, policy: str | ChunkPolicy = MLP, **options: Any
     ) -> ChunkPPO:
-        """Go on from what `save` wrote, with `policy` and `options` as the constructor was given then.
+        """Load what `save` wrote; give the same `policy` and `options` as to the constructor then.
 
         Raises:
-            UserError: it is no such folder, or its weights do not fit the policy.
+            UserError: `path` is not such a folder, or its weights do not fit the policy.
         """
         if Path(path).is_file():
             raise UserError(f"{path}: a zip of Stable-Baselines3 is pickled and can run code; load a checkpoint folder")
@@ -166,11 +167,11 @@ class ChunkPPO(OnPolicyAlgorithm):
 
 
 class ChunkPredictor(BasePolicy):
-    """A policy of ours as Stable-Baselines3 asks for one: `predict` with flat observations, one action at a time.
+    """Adapter of a chunk policy to SB3's policy interface: `predict` takes flat observations, returns single actions.
 
     Args:
         chunks: the policy; it is not copied.
-        env: with its observations and actions.
+        env: defines the observation and action space.
     """
 
     def __init__(self, chunks: ChunkPolicy, env: BatchedEnv) -> None:
@@ -195,7 +196,14 @@ class ChunkPredictor(BasePolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return one action a row for a single-step environment; the rest of a chunk waits in `state` (SB3's word)."""
+        """Return one action per row for a single-step environment; `state` (as SB3 calls it) holds the rest of a chunk.
+
+        Args:
+            observation: (n, D) or (D,).
+            state: what the last call returned: queued actions (n, k, action_dim) and how many are used (n,).
+            episode_start: (n,) bool; a new episode discards its queued actions.
+            deterministic: decide without exploration.
+        """
         flat = np.atleast_2d(np.asarray(observation, dtype=np.float32))
         n, k = len(flat), self.chunks.n_action_steps
         if state is None:
@@ -203,7 +211,7 @@ class ChunkPredictor(BasePolicy):
         queue, used = (part.copy() for part in state)
         if episode_start is not None:
             used[np.atleast_1d(episode_start).astype(bool)] = k
-        empty = used >= k
+        empty = used >= k  # rows that need a new chunk
         if empty.any():
             with torch.no_grad():
                 chunk = self._predict(torch.as_tensor(flat[empty], device=self.chunks.device), deterministic)
@@ -213,7 +221,7 @@ class ChunkPredictor(BasePolicy):
 
 
 def folder_of(path: str | Path) -> Path:
-    """Return the checkpoint folder for a path that Stable-Baselines3 made, without the `.zip` that it appends."""
+    """Return the checkpoint folder for a path of Stable-Baselines3, without the `.zip` that it may append."""
     path = Path(path)
     return path.with_suffix("") if path.suffix == ".zip" else path
 

@@ -1,4 +1,4 @@
-"""A number of the config that may change over the training: schedules of Stable-Baselines3, or the user's own."""
+"""Schedules: config numbers that change during training, from Stable-Baselines3 or the user's own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rewards.errors import UserError, blamed, defined_at
 from rewards.plugins import load, source_file
 
 Schedule = Callable[[float], float]
-"""Progress remaining, from 1 at the start of the training to 0 at its end, -> value."""
+"""Progress remaining (1 at the start of the training, 0 at its end) -> value."""
 
 N_TRIED = 11
-"""Points of the training at which a schedule is tried before the run begins."""
+"""Number of progress values at which a schedule is tested before the run begins."""
 
 
 def linear(start: float, end: float, end_fraction: float = 1.0) -> Schedule:
-    """Go from `start` to `end` in a straight line, which is reached after `end_fraction` of the training."""
+    """Change linearly from `start` to `end`; `end` is reached after `end_fraction` of the training."""
     return LinearSchedule(start, end, end_fraction)
 
 
@@ -29,11 +29,11 @@ BUILTIN: dict[str, Callable[..., Schedule]] = {"linear": linear}
 
 
 def load_schedule(key: str, value: Any) -> Schedule:
-    """Return the schedule that the field `key` of a config stands for.
+    """Return the schedule that a config field describes.
 
     Args:
-        key: of the field, for messages: "ppo.learning_rate".
-        value: a number, which never changes, or `{func, params}`, where `func` with these params returns the schedule.
+        key: full name of the field, for messages: "ppo.learning_rate".
+        value: a constant number, or `{func, params}`, where calling `func` with these params returns the schedule.
 
     Raises:
         UserError: func or params do not fit, or a value of the schedule is not a finite number of at least 0.
@@ -63,5 +63,5 @@ def load_schedule(key: str, value: Any) -> Schedule:
 
 
 def schedule_file(key: str, value: Any) -> Path | None:
-    """Return the source of the schedule that the field `key` of a config names; None for a number or a built-in."""
+    """Return the source file of the schedule that the config field `key` names; None for a number or a built-in."""
     return source_file("schedule", value["func"], BUILTIN, who=key) if isinstance(value, Mapping) else None

@@ -1,12 +1,13 @@
 """PPO over action chunks (Schulman et al., 1707.06347).
 
 What differs from the textbook: a step is a chunk of 1..k environment steps (`chunk_gae`), the likelihood is that of a
-denoising chain, observations stay torch tensors, and a rollout may come from the simulator or from a dream.
-Imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`), of small weight, runs beside the
-policy gradient (`pg_coef`); a distance to a reference policy (`ref_kl_coef`) can be added.
+denoising chain, observations stay torch tensors, and a rollout may come from the simulator or from a dream. The loss
+adds imitation of demonstrations (`bc_coef`) and of own successes (`success_bc_coef`), with small weights, to the policy
+gradient (`pg_coef`); a penalty on the distance to a reference policy (`ref_kl_coef`) is optional.
 
-The ratio is clipped for each action of a chunk, given those before it, as language models do for tokens: the ratio of a
-whole chunk is outside the clip range after a step or two, and then nothing more is learned from it.
+The ratio is clipped separately for each action of a chunk, given the actions before it, as is done for tokens of
+language models. The ratio of a whole chunk leaves the clip range after one or two optimizer steps, and a clipped ratio
+has no gradient.
 """
 
 from __future__ import annotations
@@ -26,27 +27,30 @@ from world_model.env import BatchedEnv, ChunkStep
 from world_model.guards import check_gradients, check_loss
 
 ADVANTAGE_FLOOR = 0.02
-"""Smallest deviation that advantages are divided by: without success in a rollout they are noise, and stay small."""
+"""Smallest standard deviation that advantages are divided by.
+
+In a rollout without success the advantages are noise; dividing by their tiny deviation would amplify it.
+"""
 
 EXPLODED = 10.0
-"""An update that gets beyond so many times `target_kl` is taken back as a whole."""
+"""If the KL of a minibatch exceeds this many times `target_kl`, the whole update is undone."""
 
 REMEDY = "lower ppo.learning_rate"
 
 WARMUP_STEPS = 20
-"""Optimizer steps until the learning rate is reached."""
+"""Optimizer steps over which the learning rate rises to its configured value."""
 
 OnStep = Callable[[Tensor, ChunkStep], bool]
-"""Called with the actions (num_envs, k, action_dim) of each chunk and what they led to; False ends the rollout."""
+"""Called after each chunk with its actions (num_envs, k, action_dim) and the result; False ends the rollout."""
 
 
 class PPO:
     """PPO whose actions are chunks. The same update is an algorithm of Stable-Baselines3 in `rl.ppo.sb3`.
 
     Args:
-        policy: decides and is trained in place.
+        policy: acts, and is trained in place.
         config: hyper-parameters.
-        imitation: draws a weighted loss to add, such as that of imitating demonstrations, or None.
+        imitation: draws a weighted loss to add, such as `Imitation.loss`; it may return None.
         seed: of every random choice made here.
 
     Raises:
@@ -69,17 +73,17 @@ class PPO:
 
     @torch.no_grad()
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False, on_step: OnStep | None = None) -> Rollout:
-        """Run `n_steps` chunks in each environment of `env`, going on from its state unless `fresh`.
+        """Run `n_steps` chunks in each environment of `env`, from its current state or, with `fresh`, from a reset.
 
-        The policy observes with the noise that it is trained with, see `ChunkPolicy.encode`. Where `on_step` returns
-        False, the rollout ends with that chunk.
+        Observations get the same noise as in training, see `ChunkPolicy.encode`. If `on_step` returns False, the
+        rollout ends with that chunk.
         """
         policy, contexts, steps, terms = self.policy, [], [], dict[str, float]()
         obs = env.observe() if env.begun and not fresh else env.reset()
         context = policy.encode(obs, self.generator)
         for _ in range(n_steps):
             actions, chain, log_prob = policy.sample(context, self.generator)
-            frames = env.context.clone()
+            frames = env.context.clone()  # before the step, which overwrites it
             step = env.step_chunk(actions)
             following = policy.encode(step.obs, self.generator)
             contexts.append(context)
@@ -92,6 +96,7 @@ class PPO:
                     "n_executed": step.executed.sum(1),
                     "terminated": step.terminated,
                     "truncated": step.truncated,
+                    # A dream lowers this value where it ends a branch because the expected error is too large.
                     "next_value": policy.values_after(step, following) - env.doubt,
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
@@ -102,6 +107,7 @@ class PPO:
                     "weight": torch.ones(env.num_envs, device=env.device),
                 }
             )
+            # Sum the reward terms for the log: `name` weighted, `name_raw` as the term returned it.
             for name in step.raw:
                 terms[f"{name}_raw"] = terms.get(f"{name}_raw", 0.0) + float(step.raw[name].sum())
                 terms[name] = terms.get(name, 0.0) + float(step.weighted[name].sum())
@@ -119,18 +125,18 @@ class PPO:
         n_epochs: int | None = None,
         ref_kl_coef: float | None = None,
     ) -> dict[str, float]:
-        """Run the epochs of one update over the samples of a rollout; returns the means of what was seen.
+        """Run all epochs of one update over the samples of a rollout; return the mean statistics.
 
-        The returns of `real` samples stay in the critic's loss: a dream may be wrong about what it is worth. `n_epochs`
-        and `ref_kl_coef` are those of the config unless given.
+        The critic's loss includes the returns of `real` samples, because values in a dream may be wrong. `n_epochs` and
+        `ref_kl_coef` replace those of the config if given.
 
         Raises:
-            UserError: a loss is not finite; nothing of it has reached the weights.
+            BadNumbers: a sample, loss or gradient is not finite; no optimizer step was taken with it.
         """
         samples = _normalised(samples)
         _check_finite(samples)
         before, target_kl = policy_state(self.policy), self.config.target_kl or math.inf
-        self.optimizer.param_groups[0]["peak"] = self.learning_rate(self.progress_remaining)  # of the actor
+        self.optimizer.param_groups[0]["peak"] = self.learning_rate(self.progress_remaining)  # group 0 is the actor
         seen: dict[str, list[float]] = {}
         stop = exploded = False
         for _ in range(n_epochs or self.config.n_epochs):
@@ -139,7 +145,9 @@ class PPO:
                 losses, stats = self._losses(samples[index], real, ref_kl_coef)
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
-                stop, exploded = (stats.get("approx_kl", 0.0) > f * target_kl for f in (1.5, EXPLODED))
+                # Early stop as in SB3: check the KL before the step, and skip the rest of the update.
+                kl = stats.get("approx_kl", 0.0)
+                stop, exploded = kl > 1.5 * target_kl, kl > EXPLODED * target_kl
                 if stop:
                     break
                 self._step(losses, self.optimizer)
@@ -153,10 +161,10 @@ class PPO:
         return means | ends | self._scheduled()
 
     def imitate(self, n_steps: int) -> None:
-        """Take `n_steps` optimizer steps of imitation alone, as before PPO or in place of it.
+        """Take `n_steps` optimizer steps on the imitation loss alone, before PPO or instead of it.
 
-        The optimizer is one of its own: gradients of imitation are small, and those of PPO, divided by what Adam
-        remembers of them, would be steps ten times too long.
+        This uses an optimizer of its own. Gradients of imitation are small; if PPO continued with Adam's second moments
+        from here, its first steps would be ten times too long.
         """
         optimizer = self._fresh_optimizer()
         for _ in range(n_steps):
@@ -164,11 +172,12 @@ class PPO:
                 self._step(loss, optimizer)
 
     def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
-        """Fit the critic to Monte-Carlo returns of a rollout; returns the held-out explained variance."""
+        """Fit the critic to the Monte-Carlo returns of a rollout; return the explained variance on held-out chunks."""
         samples = Samples.from_rollout(rollout, self.config.gamma, gae_lambda=1.0)
         _check_finite(samples)
         n_chunks, n_envs = rollout.value.shape
-        # Whole environments are held out, since neighbours in time tell too much; of a single one, its first chunks.
+        # Hold out whole environments, since chunks that follow each other are too similar to test on. With a single
+        # environment, hold out its first chunks.
         n = n_envs if n_envs > 1 else n_chunks
         held = torch.arange(len(samples), device=samples.returns.device) % n < max(1, int(holdout * n))
         train = samples[(~held).nonzero().squeeze(1)]
@@ -182,7 +191,7 @@ class PPO:
             return explained_variance(self.policy.values(samples.context[held]), samples.returns[held])
 
     def _scheduled(self) -> dict[str, float]:
-        """Return the present values of what is scheduled; a plain number need not be logged."""
+        """Return the current values of scheduled hyper-parameters; constant ones are not logged."""
         schedules = {"learning_rate": self.learning_rate, "clip_range": self.clip_range}
         changing = (name for name in schedules if not isinstance(getattr(self.config, name), int | float))
         return {name: schedules[name](self.progress_remaining) for name in changing}
@@ -190,12 +199,14 @@ class PPO:
     def _losses(
         self, batch: Samples, real: Samples | None, ref_kl_coef: float | None
     ) -> tuple[Tensor, dict[str, float]]:
+        """Return the total loss of a minibatch and the statistics to log."""
         config, policy = self.config, self.policy
         ref_kl_coef = config.ref_kl_coef if ref_kl_coef is None else ref_kl_coef
         value_loss = (batch.weight * (policy.values(batch.context) - batch.returns).square()).mean()
         if real is not None:
             value_loss = value_loss + self._value_loss(real, len(batch))
         loss, stats = config.vf_coef * value_loss, {"value_loss": float(value_loss.detach())}
+        # Without any policy term (a control), the chain need not be evaluated.
         if config.pg_coef > 0 or ref_kl_coef > 0 or config.ent_coef > 0:
             policy_loss, policy_stats = self._policy_loss(batch, ref_kl_coef)
             loss, stats = loss + policy_loss, stats | policy_stats
@@ -211,17 +222,18 @@ class PPO:
         return loss
 
     def _policy_loss(self, batch: Samples, ref_kl_coef: float) -> tuple[Tensor, dict[str, float]]:
+        """Return the clipped policy loss with KL penalty and entropy bonus, and the statistics to log."""
         config, policy = self.config, self.policy
         means = policy.chain_means(batch.context, batch.chain)
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
-        ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)
+        ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)  # (n, n_action_steps), (n, 1)
         clip = self.clip_range(self.progress_remaining)
         gain = torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
         pg_loss = -(batch.weight.unsqueeze(1) * gain).mean()
         ref_kl = policy.reference_kl(means, batch.reference_means).mean()
         with torch.no_grad():
             stats = {
-                # Schulman's low-variance estimate, as in SB3
+                # Low-variance estimate of the KL, (r - 1) - log r, as in SB3; summed over the actions of a chunk
                 "approx_kl": float((ratio - 1 - log_ratio).sum(1).mean()),
                 "clip_fraction": float(((ratio - 1).abs() > clip).float().mean()),
                 "policy_gradient_loss": float(pg_loss),
@@ -230,19 +242,30 @@ class PPO:
         return config.pg_coef * pg_loss + ref_kl_coef * ref_kl - config.ent_coef * policy.entropy(), stats
 
     def _value_loss(self, samples: Samples, n: int) -> Tensor:
+        """Return the critic's loss on `n` rows of `samples`, drawn at random."""
         index = torch.randint(len(samples), (n,), generator=self.generator, device=samples.returns.device)
         features, returns = samples.context.features[index], samples.returns[index]
         return (self.policy.values_of_features(features) - returns).square().mean()
 
     def _fresh_optimizer(self) -> torch.optim.Adam:
-        """Warm up the learning rate: the first steps of Adam have full length, whatever the size of the gradient."""
-        actor, critic = self.policy.actor_parameters(), self.policy.critic_parameters()
-        rates = self.learning_rate(self.progress_remaining), self.config.critic_learning_rate
+        """Return an Adam optimizer with the groups actor, critic; `_step` warms the learning rate up to `peak`.
+
+        Adam's first steps have full length however small the gradient is, so they need a lower learning rate.
+        """
+        policy, actor_rate = self.policy, self.learning_rate(self.progress_remaining)
         return torch.optim.Adam(
-            [{"params": p, "peak": rate, "n_steps": 0} for p, rate in zip((actor, critic), rates, strict=True)]
+            [
+                {"params": policy.actor_parameters(), "peak": actor_rate, "n_steps": 0},
+                {"params": policy.critic_parameters(), "peak": self.config.critic_learning_rate, "n_steps": 0},
+            ]
         )
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
+        """Take one optimizer step, with gradients clipped for actor and critic separately.
+
+        Raises:
+            BadNumbers: loss or gradients are not finite; the weights are unchanged.
+        """
         check_loss(loss, REMEDY)
         optimizer.zero_grad()
         loss.backward()
@@ -250,15 +273,18 @@ class PPO:
             nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm) for group in optimizer.param_groups
         ]
         check_gradients(norms, REMEDY)
-        for group in optimizer.param_groups:  # kept in the group, its counter is part of the optimizer's state
+        for group in optimizer.param_groups:
+            # Linear warm-up from peak / WARMUP_STEPS to peak.
             group["lr"] = (
                 group["peak"] * (1 + (WARMUP_STEPS - 1) * min(1, group["n_steps"] / WARMUP_STEPS)) / WARMUP_STEPS
             )
+            # The counter is kept in the group, so that the optimizer's saved state contains it.
             group["n_steps"] += 1
         optimizer.step()
 
 
 def _check_finite(samples: Samples) -> None:
+    """Raise BadNumbers, with the samples attached for inspection, if a return, advantage or value is not finite."""
     found = {"returns": samples.returns, "advantage": samples.advantage, "value": samples.value}
     if not all(torch.isfinite(v).all() for v in found.values()):
         problem = "a reward or value of the rollout is not finite; nothing of it was learned; check the rewards"
@@ -266,6 +292,7 @@ def _check_finite(samples: Samples) -> None:
 
 
 def _normalised(samples: Samples) -> Samples:
+    """Return the samples with advantages of weighted mean 0 and, above `ADVANTAGE_FLOOR`, weighted deviation 1."""
     share = samples.weight / samples.weight.sum()
     advantage = samples.advantage - (share * samples.advantage).sum()
     scale = (share * advantage.square()).sum().sqrt().clamp(min=ADVANTAGE_FLOOR)

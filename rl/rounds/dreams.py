@@ -1,4 +1,4 @@
-"""What PPO dreams in: the model as an environment, kept close to what the simulator has shown so far."""
+"""The dream that PPO trains in: the world model as an environment, refitted on the episodes recorded so far."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.trust import HORIZON, calibrate, dream_of_real_actions
 
 _STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings")
-"""Attributes of `Dreams` that change from round to round; the weights are the model's."""
+"""Attributes of `Dreams` that change from round to round; the weights belong to the model."""
 
 
 class Dreams:
-    """The episodes that were recorded, and the dream that is refitted on them.
+    """The recorded episodes, and the dream that is refitted on them.
 
     Raises:
-        UserError: a reward term of `config` that a dream cannot serve, or a trust signal that cannot be built, by name.
+        UserError: a dream cannot compute a reward term of `config`, or a trust signal cannot be built; both are named.
     """
 
     def __init__(self, config: TrainConfig, model: WorldActionModel) -> None:
@@ -34,25 +34,25 @@ class Dreams:
         self.rewards = make_rewards(config, model.spec, DreamEnv.place, model)
         self.signals = make_signals(config)
         self.episodes: list[Episode] = []
-        self.n_refitted = 0  # of the episodes, in the last refit
-        self.success = math.nan  # dreamed, in the last rollout
-        self.gap = math.inf  # what the last dream promised more than the gate saw
-        self.n_widenings = 0  # dreams in a row that won nothing and promised ever more
+        self.n_refitted = 0  # how many of the episodes the last refit used
+        self.success = math.nan  # success rate of the last dreamed rollout
+        self.gap = math.inf  # success in the last dream minus success at its gate
+        self.n_widenings = 0  # consecutive dreams without a gain at the gate and with a wider gap each time
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next dream depends on, but the model."""
+        """Return everything that the next dream depends on, except the model."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for name in _STATE:
             setattr(self, name, state[name])
 
     def env(self, starts: StartStates) -> DreamEnv:
-        """Build the dream, with branches that begin in `starts`.
+        """Build the dream, whose branches begin in `starts`.
 
         Raises:
-            UserError: trust is asked for, and it was never calibrated.
+            UserError: the config uses the trust of the model, which was never calibrated.
         """
         dream, model = self.config.dream, self.model
         if dream.reads_trust and not model.trust.given.fitted:
@@ -69,16 +69,16 @@ class Dreams:
             self.config.n_decisions(dream.horizon, model.config.chunk_size),
             dream.n_denoising_steps,
             rewards=self.rewards,
-            seed=self.config.seed + len(self.episodes),
+            seed=self.config.seed + len(self.episodes),  # another one for each dream, and the same after a resume
             max_expected_error=dream.max_expected_error,
             pessimism=dream.pessimism,
             **{name: getattr(self.config.env, name) for name in SAME},
         )
 
     def weigh(self, rollout: Rollout, seed: int) -> dict[str, float]:
-        """Weigh each chunk of a dreamed rollout by the product of all trust signals; returns what was seen.
+        """Multiply the weight of each chunk of a dreamed rollout by all trust signals; return statistics to log.
 
-        A success in a chunk of weight 0 is taken back, so it is neither counted nor imitated.
+        In a chunk of weight 0 the success is removed as well, so it is neither counted nor imitated.
 
         Raises:
             UserError: a signal failed, see `Signal`.
@@ -86,7 +86,7 @@ class Dreams:
         """
         seen = {"expected_error": float(rollout.expected_error.mean())}
         n_successes = max(int(rollout.success.sum()), 1)
-        # All of them judge the rollout as it was dreamed.
+        # Compute all signals before any is applied, so that each sees the rollout as it was dreamed.
         trusts = [(signal, signal(rollout, self.model, seed)) for signal in self.signals]
         for signal, trust in trusts:
             if signal.func == "redream":
@@ -102,19 +102,19 @@ class Dreams:
 
     @property
     def end(self) -> bool:
-        """Whether the gap between dreamed and real success has widened so often that no more dreams are used."""
+        """Whether the gap has widened too often (`dream.max_widenings`), so that no more dreams are run."""
         most = self.config.dream.max_widenings
         return most is not None and self.n_widenings >= most
 
     def judge(self, verdict: Verdict) -> None:
-        """Compare the last dream with the verdict of its gate."""
+        """Update the gap and the count of widenings from the gate after the last dream."""
         gap = self.success - verdict.challenger
-        # A gap below 0 does no harm, nor does a dream that won; a comparison with NaN is false.
+        # Harmless: a gain at the gate, or a gap that is negative or no wider than the last. `not >` holds for NaN too.
         harmless = verdict.won > verdict.lost or not gap > max(self.gap, 0.0)
         self.n_widenings, self.gap = 0 if harmless else self.n_widenings + 1, gap
 
     def error(self) -> float | None:
-        """Prediction error on the episodes that no refit has seen; None where there is nothing to measure."""
+        """Return the prediction error on episodes that no refit has used; None if it cannot be measured."""
         new = self._unseen(self.model.config.chunk_size)
         if not new or "object_pos" not in self.model.spec.slices:
             return None
@@ -122,14 +122,15 @@ class Dreams:
         return found["error_ratio"] if found["n"] else None
 
     def refit(self, tick: Callable[[float], None] = lambda share: None) -> None:
-        """Train the world decoder on all recorded episodes; policy, encoder and read-outs keep every bit.
+        """Train the world decoder on all recorded episodes; policy, encoder and read-outs stay bit-equal.
 
-        Before that, trust is calibrated on those that the world decoder has not seen yet. `tick` is called with
-        the share of the training that is done.
+        First, calibrate trust on the episodes that the world decoder was not trained on. `tick` is called with the
+        share of the training that is done.
         """
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:
             return
+        # Calibrate before the refit: afterwards these episodes are training data, and errors on them are too small.
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
             retold = dream_of_real_actions(self.model, new)
             calibrate(self.model, retold.given.flatten(0, 1), retold.errors.flatten())
@@ -138,5 +139,5 @@ class Dreams:
         self.n_refitted = len(self.episodes)
 
     def _unseen(self, n_steps: int) -> list[Episode]:
-        """Episodes of at least so many steps that no refit has seen."""
+        """Return the episodes of at least `n_steps` steps that no refit has used."""
         return [e for e in self.episodes[self.n_refitted :] if e.length >= n_steps]

@@ -1,4 +1,4 @@
-"""Evaluation environments: simulators of named episodes, for gates, evaluations, exploring and starts of dreams."""
+"""Evaluation environments: simulators that run episodes by seed, for gates, evaluations, exploring and dream starts."""
 
 from __future__ import annotations
 
@@ -14,54 +14,59 @@ from world_model.wam.model import WorldActionModel
 
 
 class EvalEnvs:
-    """One simulator for each task, so that a seed names one episode; seeds are dealt out to the tasks in turn.
+    """One simulator per task, so that a seed names exactly one episode; seeds are assigned to the tasks in turn.
 
     Args:
-        config, model, tasks: what is simulated.
-        sim: where PPO trains. Where there can be no second simulator, who trains and who is judged share it, and both
-            begin afresh; they also do where PPO only dreams of a single task.
+        config, model, tasks: define what is simulated.
+        sim: the simulator that PPO trains in. It is used here as well if a process can hold only one simulator, or if
+            PPO trains in the dream alone and there is a single task. Then each use resets it.
     """
 
     def __init__(
         self, config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], sim: Simulator
     ) -> None:
-        alone = [[task] for task in tasks] or [[]]
-        n_each = -(-config.env.n_envs // len(alone))
-        shared = sim.alone or (config.env.kind == "dream" and len(alone) == 1)
-        self.envs = [sim] if shared else [make_sim(config, model, task, n_each, rewards=False) for task in alone]
+        one_task_each = [[task] for task in tasks] or [[]]
+        n_each = -(-config.env.n_envs // len(one_task_each))  # rounded up
+        # Share the simulator where a second one is impossible, or where PPO never steps it.
+        shared = sim.alone or (config.env.kind == "dream" and len(one_task_each) == 1)
+        self.envs = (
+            [sim] if shared else [make_sim(config, model, task, n_each, rewards=False) for task in one_task_each]
+        )
 
     def run(self, policy: Acts, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
-        """Run the episodes of `seeds`; `tick` is called with the share of them that has ended."""
+        """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that has ended."""
         results: list[EpisodeResult] = []
-        for env, share in self._dealt(seeds):
+        for env, own_seeds in self._assigned(seeds):
 
-            def report(n: int, _: int, before: int = len(results)) -> None:
-                tick((before + n) / len(seeds))
+            def count(n: int, _: int, n_before: int = len(results)) -> None:
+                tick((n_before + n) / len(seeds))
 
-            results += evaluate_sim(policy, env, share, report)
+            results += evaluate_sim(policy, env, own_seeds, count)
         return results
 
     def record(
         self, policy: Acts, seeds: Sequence[int], tick: Callable[[float], None]
     ) -> tuple[list[EpisodeResult], list[Episode]]:
-        """Run episodes, and return what happened in them as well."""
-        recording = [env.recorder is not None for env in self.envs]
+        """Run the episodes of `seeds` as `run` does, and return their recordings beside the results."""
+        was_recording = [env.recorder is not None for env in self.envs]
         for env in self.envs:
             env.record(True)
         results = self.run(policy, seeds, tick)
-        recorded = (env.record(goes_on) for env, goes_on in zip(self.envs, recording, strict=True))
-        return results, [episode for of in recorded for episode in of if episode.seed in seeds]
+        # `record` returns what was recorded so far; a simulator that recorded before goes on with it.
+        recorded = [env.record(goes_on) for env, goes_on in zip(self.envs, was_recording, strict=True)]
+        # Environments without a seed left go on with episodes that were not asked for; drop those.
+        return results, [episode for of_env in recorded for episode in of_env if episode.seed in seeds]
 
     def starts(self, seeds: Sequence[int]) -> StartStates:
-        """Reset to the episodes of `seeds`, which costs no step, and return where they begin."""
-        return StartStates.join([first_states(env, share) for env, share in self._dealt(seeds)])
+        """Reset to the episodes of `seeds` and return their first states; this executes no step."""
+        return StartStates.join([first_states(env, own_seeds) for env, own_seeds in self._assigned(seeds)])
 
     def close(self) -> None:
-        """End the processes."""
+        """Close every simulator and its worker processes."""
         for env in self.envs:
             env.close()
 
-    def _dealt(self, seeds: Sequence[int]) -> list[tuple[Simulator, Sequence[int]]]:
-        """Deal seeds out to the tasks in turn; a task that gets none is left out."""
+    def _assigned(self, seeds: Sequence[int]) -> list[tuple[Simulator, Sequence[int]]]:
+        """Assign seed i to simulator i mod n; a simulator without a seed is left out."""
         n = len(self.envs)
         return [(env, seeds[j::n]) for j, env in enumerate(self.envs[: len(seeds)])]

@@ -1,4 +1,4 @@
-"""Success of a policy: the same episodes every time, whatever the batch they run in."""
+"""Measure the success of a policy on named episodes; the results do not depend on the batch they run in."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ class EpisodeResult:
     seed: int
     success: bool
     n_steps: int
-    reward: float  # the simulator's own, summed; in a dream that of the environment
+    reward: float  # sum over the episode of the simulator's own reward; in a dream of the configured reward
 
     def to_row(self) -> dict[str, Any]:
-        """A row of `eval.jsonl`."""
+        """Return a row of `eval.jsonl`."""
         return asdict(self)
 
 
 class Acts(Protocol):
-    """What an evaluation needs of a policy: to read observations, and to decide by (seed, counter) of an episode."""
+    """What an evaluation needs of a policy: encode observations, and decide with noise seeded by (seed, counter)."""
 
     def encode(self, obs: Obs) -> Any:
-        """Whatever `decide` reads."""
+        """Encode observations of n environments into the context that `decide` reads."""
 
     def decide(self, context: Any, seed: Tensor, counter: Tensor) -> Tensor:
-        """Actions (n, n_action_steps, action_dim)."""
+        """Return actions (n, n_action_steps, action_dim), given episode seeds (n,) and elapsed steps (n,)."""
 
 
 class Exploring:
-    """A policy that goes on exploring where it is evaluated, with noise from `generator`."""
+    """A policy that samples with exploration noise from `generator`, although the caller asks it to `decide`."""
 
     def __init__(self, policy: ChunkPolicy, generator: torch.Generator) -> None:
         self.encode, self.policy, self.generator = policy.encode, policy, generator
 
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Explore; seed and counter have no say."""
+        """Sample actions with exploration; `seed` and `counter` are ignored."""
         return self.policy.sample(context, self.generator)[0]
 
 
 def evaluate_sim(
     policy: Acts, env: Simulator, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
 ) -> list[EpisodeResult]:
-    """Run the episodes named by `seeds` without exploring; results in the order of `seeds`.
+    """Run the episodes named by `seeds` without exploration; return results in the order of `seeds`.
 
-    The noise of each decision depends on (episode seed, step), so a result can be repeated alone. `tick` is called
-    with (finished, total). All environments of `env` must run the same task.
+    The noise of each decision depends on (episode seed, step) only, so each episode can be repeated on its own. `tick`
+    is called with (finished, total). All environments of `env` must run the same task.
     """
     results: dict[int, EpisodeResult] = {}
-    size = env.wave or len(seeds) or 1
+    size = env.wave or len(seeds) or 1  # a simulator may limit how many episodes can be named at once
     for first in range(0, len(seeds), size):
         wave = seeds[first : first + size]
         env.set_episode_seeds(wave)
@@ -78,11 +78,12 @@ def evaluate_sim(
 
 
 def evaluate_dream(policy: Acts, env: DreamEnv, tick: Callable[[int, int], None] | None = None) -> list[EpisodeResult]:
-    """Dream one episode from each of the first `num_envs` starts of `env` (built with `in_order`).
+    """Dream one episode from each of the first `num_envs` starts of `env`, which must be built with `in_order`.
 
     `tick` is called with (finished, total).
     """
     results: dict[int, EpisodeResult] = {}
+    # Only the first episode of each environment counts; one that ends early begins another meanwhile.
     for result, index in _episodes(policy, env):
         results.setdefault(index, result)
         if tick is not None:
@@ -93,7 +94,7 @@ def evaluate_dream(policy: Acts, env: DreamEnv, tick: Callable[[int, int], None]
 
 
 def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
-    """Return the states in which the episodes named by `seeds` begin, to dream the very same ones."""
+    """Return the states in which the episodes named by `seeds` begin, to dream these same episodes."""
     env.set_episode_seeds(seeds)
     frames, tasks = [], []
     for _ in range(-(-len(seeds) // env.num_envs)):
@@ -106,11 +107,12 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
 
 
 def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
-    """Step for ever, yielding each episode as it ends, with the environment that ran it."""
+    """Step without end; yield each episode as it ends, with the index of its environment."""
     obs = env.reset()
     reward = torch.zeros(env.num_envs, device=env.device)
     succeeded = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
     while True:
+        # Copy these before the step: an environment that ends restarts within it (SAME_STEP autoreset).
         seed, task, elapsed = env.episode_seed.clone(), env.task.clone(), env.elapsed.clone()
         with torch.inference_mode():
             actions = policy.decide(policy.encode(obs), seed, elapsed)

@@ -1,4 +1,4 @@
-"""The gate after each round: champion and challenger on the same fresh episodes; a loss is rolled back."""
+"""The gate after each part of a round: run champion and challenger on the same fresh episodes; roll a loss back."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rl.rounds.evaluate import EpisodeResult
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate saw and decided; `won` and `lost` count episodes that only challenger or only champion solved."""
+    """What a gate measured and decided."""
 
     accepted: bool
-    champion: float
-    challenger: float
-    won: int
-    lost: int
+    champion: float  # success rate
+    challenger: float  # success rate
+    won: int  # episodes that only the challenger solved
+    lost: int  # episodes that only the champion solved
     n_episodes: int
 
     def __str__(self) -> str:
@@ -40,11 +40,13 @@ def judge(
 ) -> Verdict:
     """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
 
-    Only discordant pairs tell (McNemar 1947). A difference is clear from z * sqrt(won + lost) on, where z is such that
-    luck alone makes one clear with probability `alpha`, whichever way and however many blocks there are (Bonferroni).
-    A clear loss is rolled back, and when `most` are used, one from z_loss on. Less is accepted: noise explains it, and
-    the challenger has seen more.
+    Only discordant pairs count (McNemar 1947). A difference |won - lost| is clear if it reaches z * sqrt(won + lost),
+    where z is chosen so that chance alone makes any of the blocks clear, in either direction, with probability `alpha`
+    at most (Bonferroni). A clear loss is rolled back. If no difference is clear when `most` seeds are used, a loss of
+    at least z_loss * sqrt(won + lost) is rolled back. A smaller loss is accepted: noise explains it, and the challenger
+    was trained on more data.
     """
+    # Two-sided, and one test per block.
     z_clear = NormalDist().inv_cdf(1 - alpha / 2 / math.ceil(most / block))
     won = lost = champion_hits = challenger_hits = n = 0
     clear = False

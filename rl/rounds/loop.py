@@ -1,4 +1,4 @@
-"""Post-training, round by round: PPO in the simulator and in the dream, a gate after each, a verdict at the end."""
+"""Post-training in rounds: PPO in the simulator and in the dream, a gate after each, an evaluation at the end."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.store import save_model
 
 _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
-"""Rough duration of the training in each part of a round, in units of an evaluation; for the progress display."""
+"""Rough duration of each part of a round, in units of one evaluation or gate; used for the progress display alone."""
 
 _STATE = (
     *("sim_steps", "gate_steps", "gate_episodes", "explored", "ref_kl_coef", "n_places", "under_way"),
     *("before", "parts", "champion", "real", "_critic_is_new", "n_updates", "stopped_by"),
 )
-"""Attributes of a run that its state holds as they are."""
+"""Attributes of `PostTraining` that its saved state holds unchanged, under these names."""
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -49,17 +49,19 @@ Log = Callable[[int, dict[str, float]], None]
 class PostTraining:
     """One run of `wamtune train`, from a start policy to an evaluated champion.
 
-    A run whose state was taken at a safe point goes on from there bit for bit, in this process or another.
+    Each round has parts (imitation, sim, dream). A part trains the champion further; the result is the challenger. The
+    gate keeps the challenger or restores the champion. A state saved at a safe point resumes the run bit for bit, in
+    this process or another.
 
     Args:
-        config: everything there is to choose.
+        config: of the run.
         model: the checkpoint; None for policy=gaussian.
-        imitation: demonstrations for the anchor.
+        imitation: demonstrations for the anchor; None: no imitation.
         log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
-        say: called with a line to show to the user.
-        tick: called with (work done, work in all, what is being done).
-        safe: called where `state_dict` holds everything; True: at the end of a part, False: within one.
-        folder: of the run, where callbacks write.
+        say: called with a line of text for the user.
+        tick: called with (work done, total work, name of the current activity).
+        safe: called at safe points, where `state_dict` is complete; True: a part has ended, False: only a rollout has.
+        folder: run folder, in which callbacks write.
     """
 
     def __init__(
@@ -98,30 +100,31 @@ class PostTraining:
         self.sim_steps = self.gate_steps = self.gate_episodes = self.explored = self.n_updates = 0
         self.before: list[EpisodeResult] = []
         self.parts: list[Part] = []
-        self.n_places, self.under_way = 0, False  # how many places of the rounds are done, and has the next one begun
+        self.n_places, self.under_way = 0, False  # number of finished parts, and whether the next one has begun
         self.real: Samples | None = None  # Monte-Carlo returns of the last rollout in the simulator
-        # Built now, so that a term that a dream cannot serve is refused before anything runs.
+        # Build the dream before anything runs, so that a reward term that it cannot compute fails at once.
         self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
         self.sim.record(self.dreams is not None)
-        self.ref_kl_coef = config.dream.ref_kl_coef  # as strict as the gates have taught
-        # A control has no use for a critic, and its first rollout teaches as every other.
+        self.ref_kl_coef = config.dream.ref_kl_coef  # grows when a gate rolls a dream back
+        # Without policy gradient (a control) no critic is needed, so no rollout is spent on its warm-up.
         self._critic_is_new = config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0
         self._begun = time.monotonic()
-        self._work, self._step = [1.0], 0  # what there is to do, in evaluations, and which of it is under way
+        self._work, self._step = [1.0], 0  # planned work items, in evaluations, and the index of the current one
 
     def places(self, round_index: int) -> list[str]:
-        """What a round consists of, in order."""
+        """Return the parts of a round, in order."""
         return self.config.places(round_index, self.imitation is not None)
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
-        """Evaluate, train, evaluate every champion on the same seeds; `before` spares the first evaluation."""
-        # What there is to do: first evaluation, training and gate of each part of a round, evaluations of champions.
+        """Evaluate, train, and evaluate every champion on the same seeds; `before` replaces the first evaluation."""
+        # Plan the work: first evaluation, then training and gate of each part, then evaluations of champions.
         todo = [(place, i) for i in range(self.config.n_rounds) for place in self.places(i)]
         gate = float(self.config.gate.enabled)
         parts = [work for place, _ in todo for work in (_WORK[place], gate * (place in self.config.gate.places))]
         self._work, self._step = [1.0, *parts, float(len(todo))], 0
         if not self.before:
             if before is None:
+                # Call every plug-in once, so that a bug in one shows before anything is measured.
                 starts = try_rewards(self.config, self.model, self.sim, self.dreams is not None)
                 if self.dreams is not None:
                     try_signals(self.dreams, self.ppo, starts)
@@ -139,20 +142,22 @@ class PostTraining:
         outcome = Outcome(
             self.before, self.parts, self.sim_steps, self.gate_steps, self.n_updates, stopped_by=self.stopped_by
         )
+        # Champions are evaluated only now: these seeds must not influence the training.
         self._evaluate_champions(outcome)
         load_policy_state(self.policy, self.champion)
         return outcome
 
     def _run_part(self, place: str, round_index: int) -> None:
-        """Train in `place` and run the gate; a part that was interrupted is continued."""
+        """Train in `place` and run the gate; after a resume, go on with the part that had begun."""
         if not self.under_way:
+            # Once per round, before its first part: collect episodes for the refit of the dream.
             dreams = self.dreams if "dream" in self.places(round_index) else None
             if dreams is not None and not dreams.end and place == self.places(round_index)[0]:
                 self._explore(self.config.dream.n_episodes)
             if dreams is not None and dreams.end and place == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return
-            self.policy.set_reference()
+            self.policy.set_reference()  # the KL penalty measures the distance from the start of this part
             self.under_way = True
         self._progress(0.0)
         {"imitation": self._train_imitation, "sim": self._train_sim, "dream": self._train_dream}[place](round_index)
@@ -160,13 +165,14 @@ class PostTraining:
         self.parts.append(self._gate(place, round_index))
 
     def evaluate(self) -> list[EpisodeResult]:
-        """Success of the present policy on the seeds of `config.eval`."""
+        """Evaluate the current policy on the seeds of `config.eval`."""
         results = self.eval_envs.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
-        self.sim.record(self.dreams is not None)  # if training and evaluation share a simulator, drop these episodes
+        # Where the simulator is shared, this drops the recordings of the evaluation: the dream must not train on them.
+        self.sim.record(self.dreams is not None)
         return results
 
     def save(self, folder: Path, readme: str) -> None:
-        """Write the present policy as a checkpoint folder, with its world model where it has one."""
+        """Write the current policy as a checkpoint folder, with its world model if it has one."""
         config = self.config
         about = {"config": to_yaml(config)}
         if self.model is None:
@@ -177,7 +183,7 @@ class PostTraining:
         save_model(folder, self.model, "rl", config.checkpoint, about, readme, demonstrations)
 
     def close(self) -> None:
-        """End the simulator's processes."""
+        """Close simulators and callbacks, with their worker processes."""
         self.callbacks.close()
         self.sim.close()
         self.eval_envs.close()
@@ -191,14 +197,15 @@ class PostTraining:
             "optimizer": self.ppo.optimizer.state_dict(),
             "generator": self.ppo.generator.get_state(),
             "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
-            "arenas": [env.generator.get_state() for env in self.eval_envs.envs],
+            "arenas": [env.generator.get_state() for env in self.eval_envs.envs],  # old name: states on disk have it
             "imitation": None if self.imitation is None else self.imitation.collected(),
             "dreams": None if self.dreams is None else self.dreams.state_dict(),
             "callbacks": self.callbacks.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave; an environment of Isaac Lab begins its episodes anew."""
+        """Restore what `state_dict` returned; an environment of Isaac Lab begins its episodes anew."""
+        # States of older versions have no `n_updates`; their log used simulator steps as its axis.
         older = "n_updates" not in state["run"]
         if older and self.config.n_action_steps < self._chunk_size:
             raise UserError(
@@ -208,7 +215,7 @@ class PostTraining:
         for name, value in state["run"].items():
             setattr(self, name, value)
         if older:
-            self.n_updates = self.sim_steps  # where its axis ended
+            self.n_updates = self.sim_steps  # continue the axis where it ended
         self.real = self.real and self.real.to(self.sim.device)
         self._begun = time.monotonic() - state["seconds"]
         self.policy.load_state_dict(state["weights"])
@@ -229,7 +236,7 @@ class PostTraining:
 
     @property
     def _rollout_size(self) -> int:
-        """Steps that a rollout in the simulator executes at most."""
+        """Largest number of steps that a rollout in the simulator executes."""
         config = self.config
         return config.env.n_envs * self._n_decisions(config.ppo.n_steps) * config.n_action_steps
 
@@ -250,25 +257,25 @@ class PostTraining:
         self.tick(done, sum(self._work, 0.0), doing)
 
     def _progress(self, share: float) -> None:
-        """Set the progress that schedules read: `share` of this part is done. Parts of imitation do not count."""
+        """Set the progress that schedules read; `share` of the current part is done. Imitation parts do not count."""
         places = [place for i in range(self.config.n_rounds) for place in self.places(i)]
         done = sum(place != "imitation" for place in places[: self.n_places])
         n_parts = sum(place != "imitation" for place in places)
         self.ppo.progress_remaining = 1.0 - (done + min(max(share, 0.0), 1.0)) / n_parts
 
     def _make_eval_env(self, n_episodes: int) -> Simulator:
-        """Build a simulator with the rewards of training, for callbacks that evaluate."""
+        """Build a simulator with the training rewards, for callbacks that evaluate."""
         if self.sim.alone:
             problem = "there can be only one simulator in a process, and PPO trains in it"
             raise UserError(f"{shown_name(self.config.env)}: {problem}; leave callbacks that evaluate out")
         tasks = tasks_of(self.config, self.model)
         n_envs = max(min(n_episodes, self.config.env.n_envs), len(tasks), 1)
-        # Without workers: a callback steps few environments, and processes would cost memory for the whole run.
+        # No worker processes: a callback steps few environments, and workers would hold memory for the whole run.
         config = replace(self.config, env=replace(self.config.env, n_workers=0))
         return make_sim(config, self.model, tasks, n_envs, rewards=True)
 
     def _collect(self, env: BatchedEnv, n_steps: int, fresh: bool) -> Rollout:
-        """Collect a rollout; `stopped_by` is set where a callback ended it, and with it the training."""
+        """Collect a rollout; if a callback ends it, set `stopped_by`, which ends the training."""
         rollout = self.callbacks.collect(env, n_steps, fresh, self.n_updates)
         if self.callbacks.stopped_by:
             self.stopped_by = self.callbacks.stopped_by
@@ -276,7 +283,7 @@ class PostTraining:
         return rollout
 
     def _train_imitation(self, round_index: int) -> None:
-        """Imitate the demonstrations of these tasks and the successes collected so far, which is learned quickly."""
+        """Imitate the demonstrations of the trained tasks and the successes collected so far, without PPO."""
         self._tick(f"round {round_index + 1}, imitation", 0.0)
         self.ppo.imitate(self.config.ppo.imitation_steps)
         self.n_updates += 1
@@ -286,10 +293,11 @@ class PostTraining:
         rounds = [i for i in range(config.n_rounds) if "sim" in self.places(i)]
         begun, size = self.sim_steps, config.total_timesteps / len(rounds)
         goal = config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
-        # To the nearest rollout: short episodes leave it a few steps short, which does not justify another one.
+        # Round to the nearest rollout: short episodes make rollouts a little smaller than planned, and a small rest
+        # should not cost a whole extra rollout.
         while goal - self.sim_steps > self._rollout_size / 2:
             self._tick(f"round {round_index + 1}, PPO in sim", (self.sim_steps - begun) / (goal - begun))
-            self._progress(1 - (goal - self.sim_steps) / size)  # as planned: it is the same after an interruption
+            self._progress(1 - (goal - self.sim_steps) / size)  # from planned sizes alone: the same after a resume
             rollout = self._collect_sim(self._n_decisions(config.ppo.n_steps))
             if self.stopped_by:
                 break
@@ -301,15 +309,18 @@ class PostTraining:
         config, doing = self.config.dream, f"round {round_index + 1}, PPO in the dream"
         horizon = self._n_decisions(config.horizon)
         if not self.config.learns_from_dreams:
+            # A control: as many optimizer steps as PPO would take, of imitation alone.
             n_batches = -(-config.n_envs * horizon // self.config.ppo.batch_size)
             self.ppo.imitate(config.n_updates * config.n_epochs * n_batches)
             self.n_updates += config.n_updates
             return
+        # Measure the world model on new episodes before they are trained on, then refit it.
         refit = f"round {round_index + 1}, refit of the dream"
         self._tick(refit, 0.0)
         if (error := self.dreams.error()) is not None:
             self._log({"dream/error": error})
-        self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes as long as all updates together
+        self.dreams.refit(lambda share: self._tick(refit, share / 2))  # takes about as long as all updates together
+        # Dreams begin where episodes of fresh seeds begin in the simulator.
         first = START.start + (1000 * self.config.seed + round_index) * config.n_starts
         dream = self.dreams.env(self.eval_envs.starts(range(first, first + config.n_starts)))
         n_rollouts = config.n_updates + self._critic_is_new
@@ -328,7 +339,7 @@ class PostTraining:
             self.imitation.forget_dream()
 
     def _explore(self, n: int) -> None:
-        """Collect `n` episodes with the present policy, exploring, for the dream to be refitted on."""
+        """Collect `n` exploring episodes with the current policy, for the refit of the dream."""
         first = EXPLORE.start + self.explored
         results = self._recorded(range(first, first + n), "exploring", Exploring(self.policy, self.ppo.generator))
         self.explored += n
@@ -345,7 +356,7 @@ class PostTraining:
         return rollout
 
     def _learn(self, place: str, rollout: Rollout) -> None:
-        """Update from a rollout; the first rollout of a run trains the critic alone."""
+        """Update from a rollout; the first one of a run is used for the warm-up of the critic alone."""
         if not self._critic_is_new:
             self._update(place, rollout)
         else:
@@ -357,8 +368,12 @@ class PostTraining:
 
     def _update(self, place: str, rollout: Rollout) -> None:
         samples = Samples.from_rollout(rollout, self.config.ppo.gamma, self.config.ppo.gae_lambda)
-        elsewhere = (self.real, self.config.dream.n_epochs, self.ref_kl_coef) if place == "dream" else ()
-        stats = self.ppo.update(samples, *elsewhere)
+        if place == "dream":
+            stats = self.ppo.update(
+                samples, real=self.real, n_epochs=self.config.dream.n_epochs, ref_kl_coef=self.ref_kl_coef
+            )
+        else:
+            stats = self.ppo.update(samples)
         self.n_updates += 1
         values = {f"train/{name}": value for name, value in stats.items()}
         success = rollout.success_rate(fresh=place == "dream" or self.config.ppo.fresh_rollouts)
@@ -370,13 +385,19 @@ class PostTraining:
         self._log(values)
 
     def _gate(self, place: str, round_index: int) -> Part:
+        """Compare challenger and champion, keep the accepted one, and return what the part gave."""
         gate, verdict = self.config.gate, None
         challenger = policy_state(self.policy)
         if gate.enabled and place in gate.places:
-            contests = partial(self._contest, self.champion), partial(self._contest, challenger)
-            n_gates = self.config.n_gates(self.imitation is not None)
-            first, alpha = gate.seed + self.gate_episodes, gate.alpha / n_gates
-            verdict = judge(*contests, first, gate.n_episodes, gate.max_episodes, alpha, gate.z_loss)
+            verdict = judge(
+                run_champion=partial(self._contest, self.champion),
+                run_challenger=partial(self._contest, challenger),
+                first_seed=gate.seed + self.gate_episodes,  # every gate uses fresh seeds
+                block=gate.n_episodes,
+                most=gate.max_episodes,
+                alpha=gate.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
+                z_loss=gate.z_loss,
+            )
             self.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {place}: {verdict}")
             where = {f"in_{name}": place == name for name in ("imitation", "dream")}
@@ -387,6 +408,7 @@ class PostTraining:
         if verdict is None or verdict.accepted:
             self.champion = challenger
         elif place == "dream":
+            # The dream misled the policy, so the next one must stay closer to the reference.
             self.ref_kl_coef *= self.config.dream.rollback_factor
         load_policy_state(self.policy, self.champion)
         return Part(
@@ -401,20 +423,24 @@ class PostTraining:
         )
 
     def _rounds_after(self, place: str, round_index: int) -> float:
-        """Return how many rounds have ended after a part; it counts imitation even where a control has none."""
+        """Return the rounds finished after a part, a fraction within a round.
+
+        Imitation counts as a part even if a control skips it, so that all runs share one axis.
+        """
         places = self.config.places(round_index, can_imitate=True)
         return round_index + (places.index(place) + 1) / len(places)
 
     def _contest(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
+        """Run the policy with `weights` on the gate's seeds."""
         load_policy_state(self.policy, weights)
         results = self._recorded(seeds, "gate", self.policy, self.config.gate.record)
-        if self.sim.place == "sim":  # a judge that dreams takes no simulator steps
+        if self.sim.place == "sim":  # if gates run in a dream, no simulator step is executed
             self.gate_steps += sum(r.n_steps for r in results)
         return results
 
     def _recorded(self, seeds: Sequence[int], doing: str, policy: Acts, learn: bool = True) -> list[EpisodeResult]:
-        """Run episodes; imitation and dream learn from them if `learn`."""
-        # Exploring comes before the training of a part, whose progress begins at 0.
+        """Run and record episodes; with `learn`, add them to the data of imitation and dream."""
+        # Exploring has no work item of its own: it precedes the training of a part, whose progress begins at 0.
         tick = partial(self._tick, doing) if doing == "gate" else lambda share: self._tick(doing, 0.0)
         results, episodes = self.eval_envs.record(policy, seeds, tick)
         if learn and self.imitation is not None:
@@ -424,7 +450,9 @@ class PostTraining:
         return results
 
     def _evaluate_champions(self, outcome: Outcome) -> None:
+        """Evaluate the champion after each part; a part that was rolled back has the results of the one before."""
         results = outcome.before
+        # The number of evaluations is known only now, so replace the planned work.
         self._work[self._step :] = [1.0] * max(sum(part.accepted for part in outcome.parts), 1)
         for part in outcome.parts:
             if part.accepted:
@@ -432,6 +460,6 @@ class PostTraining:
                 results = self.evaluate()
                 self._step = min(self._step + 1, len(self._work) - 1)
             part.evaluation = results
-            # Not as `STEPS`, whose curve would run back here.
+            # Not under `STEPS`: that curve has ended already, and these values would run it backwards.
             values = {"eval/success": success_rate(results), "eval/total_timesteps": part.sim_steps}
             self.log(part.n_updates, values | {"eval/rounds": part.rounds})

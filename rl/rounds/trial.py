@@ -1,4 +1,4 @@
-"""Call every plug-in once before a run measures anything: a bug in one shows in seconds, not minutes."""
+"""Call every plug-in once before a run measures anything, so that a bug in one shows in seconds, not minutes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from world_model.wam.model import WorldActionModel
 
 
 def try_rewards(config: TrainConfig, model: WorldActionModel | None, sim: Simulator, dreams: bool) -> StartStates:
-    """Pay one step of every environment in `sim`, and one from the same starts in the dream where the run `dreams`.
+    """Compute the rewards of one step in `sim`, and of one dreamed step from the same states if the run `dreams`.
 
-    The terms are built for this alone, and the random numbers of `sim` are put back: what follows is as without it.
-    Returns where these episodes began.
+    This does not change the run: the reward terms are built for the trial alone, and the random state of `sim` is
+    restored. Returns the states in which these episodes began.
 
     Raises:
-        UserError: a term of the config raised an exception, or returned what is not a reward.
+        UserError: a term of the config raised an exception, or did not return a valid reward.
     """
     generator, terms, recorder = sim.generator.get_state(), sim.rewards, sim.recorder
     sim.rewards, sim.recorder = make_rewards(config, sim.spec, sim.place, model), None
@@ -39,12 +39,12 @@ def try_rewards(config: TrainConfig, model: WorldActionModel | None, sim: Simula
 
 
 def try_signals(dreams: Dreams, ppo: PPO, starts: StartStates) -> None:
-    """Weigh a dreamed rollout of one chunk from `starts` with each trust signal that is a plug-in.
+    """Call each trust signal that is a plug-in on a dreamed rollout of one chunk from `starts`.
 
-    The random numbers of `ppo` are put back: what follows is as without it.
+    This does not change the run: the random state of `ppo` is restored.
 
     Raises:
-        UserError: a signal raised an exception, or returned what is no trust.
+        UserError: a signal raised an exception, or did not return valid trust values.
     """
     signals = [signal for signal in dreams.signals if signal.at]
     if not signals:
@@ -58,6 +58,6 @@ def try_signals(dreams: Dreams, ppo: PPO, starts: StartStates) -> None:
 
 
 def _stand_still(env: BatchedEnv) -> None:
-    """Execute one action, the middle of its range, in every environment."""
+    """Execute one step of the action in the middle of its range, in every environment."""
     middle = (env.action_low + env.action_high) / 2
     env.step_chunk(middle.expand(env.num_envs, 1, -1))

@@ -1,7 +1,7 @@
-"""Trust signals: each returns weights for the chunks of a dreamed rollout, and their product weighs the update.
+"""Trust signals: each returns a weight per dreamed chunk, and an update weighs the chunk by their product.
 
-Two are built in: `expected_error` trusts less where the world model expects larger errors, `redream` dreams each
-success again and gives weight 0 to one that does not happen twice. Others are plug-ins, named in `dream.trust`.
+Two are built in: `expected_error` lowers the weight where the world model expects larger errors; `redream` dreams each
+success again and gives weight 0 if it does not succeed a second time. Others are plug-ins, named in `dream.trust`.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from world_model.dream_env import DreamEnv, StartStates
 
 
 class TrustSignal(Protocol):
-    """Weights of the chunks of a dreamed rollout; a function, or a class that is built with its params.
+    """Weight of each chunk of a dreamed rollout; a function, or a class that is built with its params.
 
-    It keeps nothing from one rollout to the next, and draws random numbers from `seed` alone, so that a run repeats and
-    an interrupted one goes on exactly.
+    It must keep no state between rollouts and draw random numbers from `seed` only, so that a run can be repeated and
+    resumed exactly.
     """
 
     def __call__(self, rollout: Rollout, world_model: WorldModel, seed: int) -> Tensor:
-        """Return (n_steps, num_envs): 1 to learn fully from a chunk, less to learn less, 0 to learn nothing from it."""
+        """Return weights (n_steps, num_envs): 1 trusts a chunk fully, less lowers its weight, 0 drops it."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """A trust signal of a config, whose values are checked."""
+    """A trust signal of a config; its values are checked at every call."""
 
     name: str
     func: str
-    weight: float  # the power to which its values are raised
+    weight: float  # exponent: the values are raised to this power
     call: TrustSignal
     at: str  # FILE:LINE of a plug-in; empty: a built-in
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, world_model: WorldModel, seed: int) -> Tensor:
-        """Return the weight of each chunk (n_steps, num_envs), of the dtype of `rollout.weight`.
+        """Return the weight of each chunk (n_steps, num_envs), with the dtype of `rollout.weight`.
 
-        A plug-in gets copies of the tensors, so that nothing else sees what it writes there.
+        A plug-in gets copies of the tensors, so that it cannot change the rollout by mistake.
 
         Raises:
-            UserError: it raised an exception, or returned another shape.
+            UserError: it raised an exception, or returned another type or shape.
             BadNumbers: a value is negative or not finite.
         """
         with blamed(self._who, self.at.rpartition(":")[0]):
@@ -80,7 +80,7 @@ class Signal:
 
 
 def make_signals(config: TrainConfig) -> list[Signal]:
-    """Build the trust signals that are on: those of `dream.weigh_by_trust` and `dream.redream`, and of `dream.trust`.
+    """Build the active trust signals: those of `dream.weigh_by_trust`, `dream.redream` and `dream.trust`.
 
     Raises:
         UserError: one is unknown or malformed, or its params do not fit.
@@ -89,7 +89,7 @@ def make_signals(config: TrainConfig) -> list[Signal]:
 
 
 def signal_files(config: TrainConfig) -> dict[str, Path | None]:
-    """Return the source file of each trust signal that is on, by name; None for a built-in."""
+    """Return the source file of each active trust signal, by name; None for a built-in."""
     builtins, found = _builtins(config), {}
     for name, written in config.dream.signals.items():
         who = f"trust signal {name!r}"
@@ -106,20 +106,20 @@ def expected_error(rollout: Rollout, world_model: WorldModel, seed: int) -> Tens
 def redream(
     rollout: Rollout, world_model: WorldModel, seed: int, n_denoising_steps: int = 1, action_delay: int = 0
 ) -> Tensor:
-    """Believe nothing of a success that is not seen again when it is dreamed again. Shape: (n_steps, num_envs), 0 or 1.
+    """Return 0 for chunks of successes that fail when dreamed again, else 1. Shape: (n_steps, num_envs).
 
     Args:
-        rollout: a dreamed one.
-        world_model: that dreamed it.
+        rollout: a dreamed rollout.
+        world_model: the model that dreamed it.
         seed: of the new noise.
-        n_denoising_steps: of the first dream; the second takes one more.
-        action_delay: steps between a command and its execution, in the first dream.
+        n_denoising_steps: of the first dream; the second one uses one more.
+        action_delay: steps between a command and its execution, as in the first dream.
     """
     return (~flipped(world_model, rollout, n_denoising_steps, seed, action_delay)).to(rollout.weight)
 
 
 def _builtins(config: TrainConfig) -> Builtins:
-    """Return the built-in signals; `redream` dreams as the run does."""
+    """Return the built-in signals; `redream` gets the dream settings of the run."""
     n_denoising_steps, action_delay = config.dream.n_denoising_steps, config.env.action_delay
     again = partial(redream, n_denoising_steps=n_denoising_steps, action_delay=action_delay)
     return {"expected_error": expected_error, "redream": again}
@@ -144,7 +144,7 @@ def _copied(rollout: Rollout) -> Rollout:
 
 
 def trust_weights(expected_error: Tensor) -> Tensor:
-    """Weights of chunks (any shape): half of the largest at the median of the expected error, with a mean of 1."""
+    """Return weights (same shape) proportional to 1 / (1 + error / median error), scaled to a mean of 1."""
     weights = 1 / (1 + expected_error / expected_error.median().clamp(min=1e-12))
     return weights / weights.mean()
 
@@ -153,9 +153,10 @@ def trust_weights(expected_error: Tensor) -> Tensor:
 def flipped(model: WorldModel, rollout: Rollout, n_denoising_steps: int, seed: int, action_delay: int) -> Tensor:
     """Dream each success of a dreamed rollout again, with the same actions, new noise and one more denoising step.
 
-    Returns (n_steps, num_envs) bool: chunks that led to a success which was not seen again in as many chunks.
+    Returns (n_steps, num_envs) bool: chunks that led to a success which did not occur again within as many chunks.
     """
     marks = torch.zeros_like(rollout.success)
+    # `last`, `env` (n,): the chunk with each success and its environment; `first` (n,): the chunk its episode began in.
     last, env = rollout.success.nonzero().unbind(1)
     if len(last) == 0:
         return marks
@@ -163,11 +164,20 @@ def flipped(model: WorldModel, rollout: Rollout, n_denoising_steps: int, seed: i
     n, longest = len(last), int((last - first).max()) + 1
     seeds = seed + torch.arange(n, device=first.device)
     starts = StartStates(rollout.frames[first, env], rollout.task[first, env], seeds)
-    most = longest * model.chunk_size
-    dream = DreamEnv(model, n, starts, longest, n_denoising_steps + 1, most, in_order=True, action_delay=action_delay)
+    dream = DreamEnv(
+        model,
+        num_envs=n,
+        starts=starts,
+        horizon=longest,
+        n_denoising_steps=n_denoising_steps + 1,
+        max_steps=longest * model.chunk_size,  # not reached before the horizon
+        in_order=True,
+        action_delay=action_delay,
+    )
     dream.reset()
     again = torch.zeros_like(first, dtype=torch.bool)
     for t in range(longest):
+        # Successes of different length run side by side: a shorter one repeats its last chunk, which does not count.
         step = dream.step_chunk(rollout.actions[(first + t).clamp(max=last), env])
         again |= step.is_success & (first + t <= last)
     for i in (~again).nonzero().squeeze(1):
@@ -176,8 +186,9 @@ def flipped(model: WorldModel, rollout: Rollout, n_denoising_steps: int, seed: i
 
 
 def _first_chunks(done: Tensor) -> Tensor:
-    """Index of the chunk that each chunk's episode began with, from ends (n_steps, num_envs)."""
+    """Return for each chunk the index of the first chunk of its episode, from ends (n_steps, num_envs)."""
     n_steps = len(done)
     number = torch.arange(n_steps, device=done.device).unsqueeze(1).expand_as(done)
+    # A chunk begins an episode if it is the first of the rollout or follows an end.
     begins = torch.cat([torch.ones_like(done[:1]), done[:-1]])
     return torch.where(begins, number, 0).cummax(0).values

@@ -46,8 +46,8 @@ def build(preset: str, tiny: list[str], demonstrations: list[Any], *overrides: s
 
 
 def judged(accepted: bool) -> Any:
-    """A gate with a mind of its own."""
-    return lambda champion, challenger, first, block, most, *strictness: Verdict(accepted, 0.5, 0.5, 0, 0, most)
+    """Return a fake gate with a fixed verdict."""
+    return lambda *, most, **others: Verdict(accepted, 0.5, 0.5, 0, 0, most)
 
 
 def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,10 +292,8 @@ def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPat
     seen: list[tuple[int, float]] = []
     post.config = replace(post.config, gate=replace(post.config.gate, z_loss=0.5))
 
-    def judge(
-        champion: Any, challenger: Any, first: int, block: int, most: int, alpha: float, z_loss: float
-    ) -> Verdict:
-        seen.append((first, z_loss))
+    def judge(*, first_seed: int, most: int, z_loss: float, **others: Any) -> Verdict:
+        seen.append((first_seed, z_loss))
         return Verdict(True, 0.0, 0.0, 0, 0, most)
 
     monkeypatch.setattr(rl.rounds.loop, "judge", judge)
@@ -309,7 +307,7 @@ def test_a_dream_that_was_rolled_back_makes_the_next_one_stay_nearer(
     post: PostTraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts = iter([True, False, False, False])
-    monkeypatch.setattr(rl.rounds.loop, "judge", lambda *_: Verdict(next(verdicts), 0.5, 0.4, 0, 1, 4))
+    monkeypatch.setattr(rl.rounds.loop, "judge", lambda **_: Verdict(next(verdicts), 0.5, 0.4, 0, 1, 4))
     strict = []
     for i, place in enumerate(["dream", "sim", "dream", "dream"]):
         post._gate(place, i)
@@ -379,7 +377,7 @@ def test_dreams_that_promise_ever_more_than_they_keep_come_to_an_end(
         [0.3, 0.4, 0.6, 0.5, 0.4, 0.3]
     )  # gaps of -.2, -.1, .1, .4: the last two are wider, and promise too much
     monkeypatch.setattr(post, "_train_dream", lambda i: setattr(post.dreams, "success", next(promised)))
-    monkeypatch.setattr(rl.rounds.loop, "judge", lambda *_: Verdict(False, 0.5, next(kept), won, 1, 4))
+    monkeypatch.setattr(rl.rounds.loop, "judge", lambda **_: Verdict(False, 0.5, next(kept), won, 1, 4))
     said: list[str] = []
     post.say = said.append
     parts = post.run(post.evaluate()).parts

@@ -65,10 +65,11 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
     begun: list[StartStates] = []
 
     class Again(DreamEnv):
-        def __init__(self, model, n, starts, horizon, n_denoising_steps, *rest, **options) -> None:
-            assert n_denoising_steps == 2 and options == {"in_order": True, "action_delay": 2}
+        def __init__(self, model, *, starts, **options) -> None:
+            assert options.pop("n_denoising_steps") == 2 and options.pop("max_steps") == 3 * model.chunk_size
+            assert options == {"num_envs": 2, "horizon": 3, "in_order": True, "action_delay": 2}
             begun.append(starts)
-            super().__init__(model, n, starts, horizon, n_denoising_steps, *rest, **options)
+            super().__init__(model, starts=starts, n_denoising_steps=2, max_steps=3 * model.chunk_size, **options)
 
         def step_chunk(self, actions):
             step = super().step_chunk(actions)
