@@ -61,9 +61,9 @@ def success(model: WorldActionModel, task: str, n_episodes: int, obs_noise: floa
     options = {"task_names": model.spec.tasks, "seen_by": model, "obs_noise": obs_noise}
     env = SimEnv("metaworld", min(n_episodes, 32), [task], model.config.n_context_frames, **options)
     if disturb is not None:
-        assert env.eyes is not None
-        encode = env.eyes.encode
-        env.eyes.encode = lambda images: encode(disturb(torch.from_numpy(images)).numpy())  # type: ignore[method-assign]
+        assert env.image_obs is not None
+        encode = env.image_obs.encode
+        env.image_obs.encode = lambda images: encode(disturb(torch.from_numpy(images)).numpy())  # type: ignore[method-assign]
     results = evaluate_sim(FlowPolicy(model, env), env, range(SEED, SEED + n_episodes))
     env.close()
     return success_rate(results)

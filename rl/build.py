@@ -13,7 +13,7 @@ from rewards.errors import UserError, closest_or_known
 from rewards.manager import isaac_terms
 from rewards.plugins import load
 from rl.config import SimulatorConfig, TrainConfig
-from rl.envs.eyes import seen_spec
+from rl.envs.image_obs import seen_spec
 from rl.envs.names import BUILTIN, shown_name, simulator_name
 from rl.envs.simulator import Simulator
 from rl.policies.api import ChunkPolicy

@@ -1,1 +1,1 @@
-"""What connects wamtune to robots and to the data that they record."""
+"""Run policies on robots: export, control loop, safety limits, recorded sessions and comparisons."""

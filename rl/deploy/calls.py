@@ -1,4 +1,4 @@
-"""Calls to a robot, made beside the loop, so that a stop wins over a call that never returns."""
+"""Call a robot in a separate thread, so that a stop takes effect even if a call never returns."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rl.robots.errors import Stop
 T = TypeVar("T")
 
 SLICE_S = 0.02
-"""While a call is under way, stops are looked for this often."""
+"""Seconds between checks for a stop while a call runs."""
 
 
 class Calls:
-    """Makes calls one after another in a thread of its own, and gives up on one that hangs once a stop is wanted.
+    """Makes calls one after another in a thread; gives up on a call that hangs after a stop.
 
-    Nothing in Python can end a call. One that hangs is left behind in its thread, a daemon, which does not keep the
-    process from ending; later calls are made in another thread.
+    Python cannot end a running call. So a call that hangs stays in its thread, and later calls use a new thread. The
+    threads are daemons, so they do not keep the process alive.
     """
 
     def __init__(self) -> None:
@@ -31,21 +31,22 @@ class Calls:
     def __call__(
         self, name: str, call: Callable[[], T], stopped: Callable[[], str | None], within_s: float | None = None
     ) -> T:
-        """Return what `call()` returns, or raise what it raises.
+        """Return the result of `call()`, or raise its exception.
 
         Args:
-            name: of the call, for people.
-            call: what to do.
-            stopped: returns why the call is not waited for any longer, or None.
-            within_s: seconds after which that is reason enough.
+            name: of the call, for messages.
+            call: the call to make.
+            stopped: returns the reason to stop, or None.
+            within_s: time limit in seconds; None: no limit without a stop.
 
         Raises:
-            Stop: the call was given up. After a stop it has `GRACE_S` to return, so that the robot is left in order.
+            Stop: the call did not return within `within_s`, or not within `GRACE_S` after a stop. The grace period lets
+                a call that is almost done leave the robot in order.
         """
         done, future = threading.Event(), self._submit(call)
         future.add_done_callback(lambda _: done.set())
         begun, given_up = time.monotonic(), ""
-        last = None if within_s is None else begun + within_s  # when it is given up
+        last = None if within_s is None else begun + within_s  # deadline
         while not done.wait(SLICE_S):
             now = time.monotonic()
             if not given_up and (reason := stopped()) is not None:
@@ -56,7 +57,7 @@ class Calls:
         return future.result()
 
     def close(self) -> None:
-        """End the thread as soon as its call returns."""
+        """Let the thread end as soon as its current call returns."""
         if self._waiting is not None:
             self._waiting.put(None)
             self._waiting = None
@@ -75,6 +76,6 @@ def _work(waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | Non
         future, call = task
         try:
             future.set_result(call())
-        except BaseException as error:  # whatever it is, it is raised where it was asked for
+        except BaseException as error:  # the caller of `future.result()` raises it
             future.set_exception(error)
-        del task, future, call  # nothing is kept while it waits
+        del task, future, call  # free the result and the arguments before waiting for the next call

@@ -1,9 +1,10 @@
-"""Which of two policies is better on a robot: pairs of episodes, who goes first drawn by lot, until it is clear.
+"""Compare two policies on a robot by a sequential test: run pairs of episodes until one policy is clearly better.
 
-Episodes on a robot are dear, so the evidence is looked at after each pair. That is allowed, because it is an e-value:
-where neither policy is better, it exceeds 1 / alpha at any time with a probability of at most alpha (Ville 1939). Only
-pairs that one of the two solved and the other did not tell; half of them each way is the hypothesis, any other share,
-all alike likely, the alternative (Robbins 1970).
+Both policies run from the same start; a random draw decides which one runs first. Episodes on a robot are expensive,
+so the test may stop after any pair. This is valid because the evidence is an e-value: if neither policy is better, the
+probability that it ever exceeds 1 / alpha is at most alpha (Ville 1939). Only discordant pairs count, those that
+exactly one policy solved. The null hypothesis is that each policy wins half of them; the alternative is a uniform prior
+over all shares (Robbins 1970).
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ SIDES = ("champion", "challenger")
 
 @dataclass
 class Score:
-    """Pairs so far: solved by the challenger alone, by the champion alone, by both, by neither."""
+    """Counts of the pairs so far."""
 
-    won: int = 0
-    lost: int = 0
+    won: int = 0  # only the challenger solved it
+    lost: int = 0  # only the champion solved it
     both: int = 0
     neither: int = 0
-    stopped: str = field(default="", compare=False)  # why the robot was stopped before all were run
+    stopped: str = field(default="", compare=False)  # why the session was stopped before all pairs were run
 
     @staticmethod
     def of(pairs: list[dict[str, bool]]) -> Score:
-        """Count the pairs that both have run."""
+        """Count the pairs that both policies have run."""
         score = Score()
         for pair in (p for p in pairs if len(p) == 2):
             champion, challenger = (pair[side] for side in SIDES)
@@ -50,22 +51,22 @@ class Score:
 
     @property
     def n_pairs(self) -> int:
-        """Pairs that count."""
+        """Number of complete pairs."""
         return self.won + self.lost + self.both + self.neither
 
     def is_clear(self, alpha: float) -> bool:
-        """Whether luck alone would ever show as much with a probability of at most `alpha`."""
+        """Return whether the evidence reaches 1 / `alpha`; by chance alone it ever does so with at most `alpha`."""
         return _evidence(self.won, self.lost) >= 1 / alpha
 
     def n_needed(self, alpha: float) -> int:
-        """Pairs that it takes at least until it is clear: if all of them went to the one that leads."""
+        """Return the smallest number of further pairs that makes it clear: if the leading policy wins them all."""
         more, most, least = 0, max(self.won, self.lost), min(self.won, self.lost)
         while _evidence(most + more, least) < 1 / alpha:
             more += 1
         return more
 
     def verdict(self, alpha: float) -> str:
-        """Say what the pairs have shown, and what it would take to show more."""
+        """Describe the result so far, and how many more pairs a clear result needs at least."""
         if self.is_clear(alpha):
             return f"the {SIDES[self.won > self.lost]} is better: {self}"
         n = self.n_needed(alpha)
@@ -90,20 +91,21 @@ def compare(
 ) -> Score:
     """Run pairs of episodes until it is clear which policy is better, or `config.n_episodes` pairs are done.
 
-    Both begin a pair in the same scene, where the robot can do that, with the same noise; see `first_scene`. Who runs
-    is not said, so that nobody who judges by key or sets the scene knows it. An episode that a policy makes the guard
-    stop is not solved. What is done is kept in compare.json beside the episodes, and a later call goes on from there.
+    Both policies of a pair start in the same scene, if the robot can repeat one, with the same noise; see
+    `first_scene`. The output does not show which policy runs, so the person who sets the scene or judges by key is
+    blind to it. If the guard stops an episode because of the policy's actions, it counts as not solved. Results are
+    saved in compare.json next to the episodes, and a later call continues from there.
 
     Args:
         champion: the policy in use.
-        challenger: the one that may replace it.
-        names: theirs, which compare.json has to agree with.
+        challenger: the policy that may replace it.
+        names: names of champion and challenger, which an existing compare.json must contain.
         config: robot, limits and counts.
-        say: hears a line for people.
+        say: called with each line of output.
         keys: whether a line on standard input stops the robot.
 
     Raises:
-        UserError: the two do not fit the same robot, compare.json is of other policies, or as `Session` says.
+        UserError: the two policies need different robots, compare.json is of other policies, or see `Session`.
     """
     if champion.spec != challenger.spec:
         raise UserError(f"{names[0]} and {names[1]} expect different robots: their features, bounds or rates differ")
@@ -118,10 +120,12 @@ def compare(
                 say(score.verdict(config.alpha))
             if i == len(pairs):
                 pairs.append({})
+            # Which policy runs first is random, but the same again when an interrupted pair is continued.
             order = SIDES[:: random.Random(f"{config.seed}, {i}").choice((1, -1))]
             for side in (s for s in order if s not in pairs[i]):
                 pilot = champion if side == "champion" else challenger
                 lived = session.run(pilot, first + i, f"pair {i + 1}, {('first', 'second')[len(pairs[i])]}")
+                # An episode stopped for another reason tells nothing about the policy; a later call repeats it.
                 if lived.failed or lived.ended:
                     pairs[i][side] = any(lived.success)
                     _write(path, names, pairs)
@@ -131,13 +135,14 @@ def compare(
 
 
 def first_scene(names: tuple[str, str]) -> int:
-    """Return the scene of the first pair: beyond those of `run`, and far from those of any other two policies."""
+    """Return the number of the first pair's scene: larger than those of `run`, and random for each two policies."""
     return COMPARE + random.Random(", ".join(names)).randrange(2**30)
 
 
 def _evidence(won: int, lost: int) -> float:
-    """Likelihood of the discordant pairs where every share of them is alike likely, in units of that of one half."""
+    """Return the e-value: the likelihood of the discordant pairs under a uniform prior, divided by that under 1/2."""
     n = won + lost
+    # The uniform prior integrates to the beta function won! lost! / (n + 1)!, and 1/2 gives 2^-n; in logarithms.
     return math.exp(n * math.log(2) + math.lgamma(won + 1) + math.lgamma(lost + 1) - math.lgamma(n + 2))
 
 

@@ -1,4 +1,4 @@
-"""The contract of an exported policy: what goes into `policy.onnx`, what comes out, how often, and whose it is."""
+"""The contract of an exported policy: inputs, outputs and rate of `policy.onnx`, and the checkpoint that it is from."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from world_model.spec import Spec
 SCHEMA_VERSION = 2
 ONNX, CONTRACT = "policy.onnx", "contract.json"
 
-STATE = "one frame each control step; before an episode has so many, its first frame stands for those before it"
+STATE = "one frame per control step; at the start of an episode, its first frame fills the missing earlier ones"
 NOISE = (
-    "where the sampler starts; the same noise gives the same actions. Evaluation draws it standard normal, anew for "
-    "each chunk: measured success is that. Zeros are valid too, and make the policy a function of state and task"
+    "the start of the sampler; the same noise gives the same actions. Evaluation draws new standard normal noise for "
+    "each chunk, and success is measured that way. Zeros are valid too: actions then depend only on state and task"
 )
 
 HELD = (
-    "a chunk whose first actions are those that will have been executed before the new chunk is there; they come back, "
-    "and the rest goes on from them. How many they are is n_held; 0 for a chunk that stands alone"
+    "a chunk whose first n_held actions will be executed while the new chunk is computed; they are returned unchanged, "
+    "and the other actions continue from them. With n_held = 0 nothing is held"
 )
 
 LARGEST, MOST_NUMBERS, MOST_PORTS = 10_000, 10_000_000, 100
-"""A size of a policy at most, numbers of an input or output at most, and inputs or outputs."""
+"""Upper limits: of a size of the policy, of the numbers in an input or output, of the count of inputs or outputs."""
 
 Check = tuple[str, Callable[[Any], bool]]
-"""What is expected of a value, in words and as a test."""
+"""The expectation of a value: in words, and as a test."""
 
 
 def _is_number(value: Any) -> bool:
@@ -44,11 +44,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return type(value) is int and value >= 0  # a bool is no number
+    return type(value) is int and value >= 0  # `type`, since isinstance would accept a bool
 
 
 def _is_shape(value: Any) -> bool:
-    """Whether it is a list of `batch` and sizes, together no more than a policy could need."""
+    """Return whether it is a list of "batch" and sizes, with at most `MOST_NUMBERS` numbers in all."""
     if not isinstance(value, list) or value[:1] != ["batch"] or len(value) > 5:
         return False
     return all(_is_whole(n) and 1 <= n <= MOST_NUMBERS for n in value[1:]) and math.prod(value[1:]) <= MOST_NUMBERS
@@ -76,21 +76,21 @@ BOUNDS: Check = (
 
 FIELDS: dict[str, Check] = {
     "schema_version": COUNT,
-    "checkpoint": TEXT,  # its name or folder, as it was given
+    "checkpoint": TEXT,  # its name or folder, as the user gave it
     "stage": TEXT,
     "policy": ("'flow' or 'gaussian'", lambda v: v in ("flow", "gaussian")),
     "inputs": PORTS,  # in the order of the graph
     "outputs": PORTS,
     "spec": ("an object", lambda v: isinstance(v, dict)),  # features, bounds, tasks and rate, as in a checkpoint
     "tasks": INDICES,
-    "unknown_task": ("null or a whole number", lambda v: v is None or _is_whole(v)),  # index of any other task
-    "control_hz": POSITIVE,  # actions a second
-    "chunk_size": SIZE,  # actions predicted
-    "n_action_steps": SIZE,  # of them to execute before the next call
-    "latency_budget_s": POSITIVE,  # n_action_steps / control_hz: when the next chunk must be there
+    "unknown_task": ("null or a whole number", lambda v: v is None or _is_whole(v)),  # index for a task not listed
+    "control_hz": POSITIVE,  # actions per second
+    "chunk_size": SIZE,  # actions that one call predicts
+    "n_action_steps": SIZE,  # how many of them to execute before the next call
+    "latency_budget_s": POSITIVE,  # n_action_steps / control_hz: time until the next chunk is needed
     "n_context_frames": SIZE,
-    "n_denoising_steps": WHOLE,  # 0: nothing is denoised
-    "largest_difference": ("a number", _is_number),  # of an action, between onnxruntime and torch, when written
+    "n_denoising_steps": WHOLE,  # 0: a Gaussian policy, which has no sampler
+    "largest_difference": ("a number", _is_number),  # between actions of onnxruntime and torch, at the export
     "compared_on": TEXT,
     "onnx_sha256": SHA256,
     "checkpoint_sha256": SHA256,  # of its model.safetensors
@@ -98,24 +98,29 @@ FIELDS: dict[str, Check] = {
     "wamtune_version": TEXT,
     "torch_version": TEXT,
 }
-"""Every field of a contract, in its order."""
+"""All fields of a contract, in the order of the file."""
 
 PORT_FIELDS: dict[str, Check] = {
     "name": TEXT,
     "dtype": TEXT,
-    "shape": ("a list of 'batch' and numbers", _is_shape),  # of 10,000,000 entries at most
-    "axes": ("a list of texts", lambda v: _is_list_of(v, str)),  # what each axis of the shape counts
+    "shape": ("a list of 'batch' and numbers", _is_shape),
+    "axes": ("a list of texts", lambda v: _is_list_of(v, str)),  # meaning of each axis of the shape
     "unit": TEXT,
-    "low": BOUNDS,  # of every number, or of each entry of the last axis; null: none
+    "low": BOUNDS,  # one number for all entries, or a list for the entries of the last axis; null: no bound
     "high": BOUNDS,
 }
-"""Every field of an input or output; the state also has `slices`, and what needs words has `about`."""
+"""All fields of an input or output; the state also has `slices`, and some have an explanation, `about`."""
 
 
 def make_contract(policy: Exportable, onnx: bytes, difference: float, compared_on: str, command: str) -> dict[str, Any]:
-    """Describe `policy`, exported as the file `onnx` by `command`.
+    """Return the contract of an exported policy.
 
-    `difference` is the largest of an action from torch, on the inputs that `compared_on` names.
+    Args:
+        policy: the exported policy.
+        onnx: bytes of its `policy.onnx`.
+        difference: the largest difference of an action between onnxruntime and torch.
+        compared_on: the inputs on which that difference was measured.
+        command: the command that exported it.
     """
     spec, flow = policy.spec, policy.is_flow
     return {
@@ -145,10 +150,10 @@ def make_contract(policy: Exportable, onnx: bytes, difference: float, compared_o
 
 
 def load_contract(folder: str | Path) -> dict[str, Any]:
-    """Return what `contract.json` says, once every field is there, of its type, and `policy.onnx` is the one it means.
+    """Return the contents of `contract.json` after checking every field and the hash of `policy.onnx`.
 
     Raises:
-        UserError: names the file, the field and what is wrong with it.
+        UserError: a file is missing or damaged, or a field is missing or invalid; the message names file and field.
     """
     folder = existing_folder(Path(folder))
     path = folder / CONTRACT
@@ -175,6 +180,7 @@ def _inputs(policy: Exportable) -> list[dict[str, Any]]:
     state = _port("state", "float32", shape, ("frame, oldest first", "feature"), spec.features["state"].unit)
     state["slices"] = [{"name": name, "start": s.start, "stop": s.stop} for name, s in spec.slices.items()]
     state["about"] = STATE
+    # A flow policy accepts one more index, for a task that it does not know.
     ports = [state, _port("task", "int64", (), (), "index of tasks", 0, n_tasks - (not policy.is_flow))]
     if policy.noise_shape is not None:
         noise = _port("noise", "float32", policy.noise_shape, ("token", "code"), "standard deviations")
@@ -200,7 +206,7 @@ def _port(
 def _version() -> str:
     try:
         return version("wamtune")
-    except PackageNotFoundError:  # run from a checkout that was not installed
+    except PackageNotFoundError:  # run from a source folder that is not installed
         return "unknown"
 
 

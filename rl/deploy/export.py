@@ -1,7 +1,7 @@
-"""A policy as `policy.onnx`, which needs no torch, beside the contract that says how to use it.
+"""Export a policy as `policy.onnx`, which runs without torch, with a contract that says how to use it.
 
-Everything between an observation and a chunk of actions in its bounds is inside the graph: normaliser, encoder, every
-step of the sampler, actions that are held because they will have been executed, clipping. Needs the extra `export`.
+The graph contains everything from an observation to a chunk of actions within bounds: normaliser, encoder, all steps
+of the sampler, the held actions at the start of a chunk, and clipping. It needs the extra `export`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     pass
 
 N_PARITY, MAX_DIFFERENCE = 1000, 1e-4
-"""Inputs on which onnxruntime must give the actions of torch, and how far one may be off, in its unit."""
+"""Number of inputs on which onnxruntime and torch are compared, and the largest allowed difference of an action."""
 
 
 def export_policy(
@@ -43,19 +43,19 @@ def export_policy(
     command: str = "",
     episodes: str = "",
 ) -> dict[str, Any]:
-    """Write the policy of a checkpoint into `folder`, whole or not at all, and return its contract.
+    """Write the policy of a checkpoint into `folder` and return its contract; after an error, nothing is written.
 
     Args:
         checkpoint: a built-in name, a checkpoint folder or a run folder.
-        folder: where; an earlier export there is replaced.
-        n_denoising_steps: of the sampler; 0: as in the run that trained it, else 2.
-        n_action_steps: executed of a chunk; 0: as in the run that trained it, else all of it.
-        command: what the contract names as its origin.
-        episodes: folder of recorded episodes to compare on; empty: those beside the checkpoint, else random states.
+        folder: target folder; an earlier export in it is replaced.
+        n_denoising_steps: of the sampler; 0: as in the run that trained it, or 2 if unknown.
+        n_action_steps: actions to execute of each chunk; 0: as in the run that trained it, or the whole chunk.
+        command: the command that the contract names as its origin.
+        episodes: folder of recorded episodes to compare on; empty: those of the checkpoint, or random states.
 
     Raises:
-        UserError: a package, the checkpoint or an episode is missing, a count means nothing, `folder` holds something
-            else, or onnxruntime and torch disagree by more than MAX_DIFFERENCE. Nothing is written then.
+        UserError: a package, the checkpoint or the episodes are missing, a count is invalid, `folder` holds other
+            files, or onnxruntime and torch differ by more than MAX_DIFFERENCE.
     """
     final = Path(folder)
     _check_replaceable(final)
@@ -64,44 +64,44 @@ def export_policy(
     onnx = to_onnx(policy)
     inputs, compared_on = parity_inputs(policy, episodes)
     difference = largest_difference(policy, onnx, inputs)
-    if not difference <= MAX_DIFFERENCE:  # nan is no agreement
+    if not difference <= MAX_DIFFERENCE:  # written with `not`, so that NaN fails too
         raise UserError(
             f"{checkpoint}: actions of onnxruntime and torch differ by {difference:.1e}, expected at most "
             f"{MAX_DIFFERENCE:.0e}; nothing was written, try other versions of onnxscript and onnxruntime"
         )
     contract = make_contract(policy, onnx, difference, compared_on, command)
     text = json.dumps(contract, indent=2, allow_nan=False) + "\n"
-    # Resolved, since beside a name such as `.` there is no place for a temporary folder.
+    # `write_folder` makes a temporary folder next to the target; for a path such as `.` that needs the full path.
     write_folder(final.resolve(), {ONNX: onnx, CONTRACT: text.encode()})
     return load_contract(final)
 
 
 def to_onnx(policy: Exportable) -> bytes:
-    """Return the graph as an ONNX file with its weights, for any batch size."""
+    """Return the graph and its weights as the bytes of an ONNX file, for any batch size."""
     inputs = policy.graph.random_inputs(3, torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch")
-    # By torch.export and not as TorchScript: loading an archive of that unpickles, so it can run anything.
+    # Use torch.export instead of TorchScript, whose archives are unpickled on loading and so can run any code.
     with torch.no_grad(), _quiet():
-        # Only a strict program keeps `len(tensor)` as the size of the batch; otherwise it becomes 3.
+        # strict=True keeps `len(tensor)` as the batch size; otherwise it becomes the constant 3 of these inputs.
         program = torch.export.export(policy.graph, inputs, dynamic_shapes=[{0: batch}] * len(inputs), strict=True)
         onnx = torch.onnx.export(
             program,
             input_names=policy.input_names,
             output_names=["actions"],
-            dynamic_shapes=[{0: "batch"}] * len(inputs),  # here it is given its name
+            dynamic_shapes=[{0: "batch"}] * len(inputs),  # sets the name of the axis in the file
             external_data=False,
             verbose=False,
         )
     assert onnx is not None
     parts: list[Any] = [onnx.model, onnx.model.graph, *onnx.model.graph.all_nodes()]
     for part in parts:
-        part.metadata_props.clear()  # folders and source lines of this machine
+        part.metadata_props.clear()  # remove paths and source lines of the exporting machine
     data: bytes = onnx.model_proto.SerializeToString(deterministic=True)
     return data
 
 
 def parity_inputs(policy: Exportable, episodes: str) -> tuple[tuple[Tensor, ...], str]:
-    """Return N_PARITY inputs of the graph, and what they are, for the contract."""
+    """Return N_PARITY inputs of the graph, and their description for the contract."""
     folder, generator = Path(episodes or find_checkpoint(policy.checkpoint)), torch.Generator().manual_seed(1)
     recorded = [e for e in EpisodeStore(folder).load(tasks=policy.spec.tasks) if e.length >= policy.chunk_size]
     if recorded:
@@ -140,7 +140,7 @@ def _check_packages() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporter says of itself; its errors are raised."""
+    """Silence the exporter's warnings and log lines; its errors are still raised."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The control loop: a command at a fixed rate, from plans made beside it, through the guard and the one gate."""
+"""The control loop: commands at a fixed rate, from plans computed in another thread, checked by guard and gate."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ Array = np.ndarray
 T = TypeVar("T")
 
 Judge = Callable[[Array, Mapping[str, Any]], bool]
-"""(frame (state_dim,), the whole observation) -> whether the task is solved."""
+"""(frame (state_dim,), the robot's observation) -> whether the task is solved."""
 
 SPIN_S = 0.001
-"""The last of a period is waited for without sleeping, which is not that exact."""
+"""Seconds at the end of a wait that are spent in a busy loop, since sleeping is less exact than that."""
 
 PERIODS = 2
 """Periods without a command after which the watchdog stops the robot."""
 
 LEAD = 0.1
-"""Share of a period by which an observation comes before its command is due, so that the command can be punctual."""
+"""Share of a period between an observation and its command, so that the command can be sent on time."""
 
 UNHURRIED_S = 60.0
-"""The same for a robot that waits for its commands."""
+"""Seconds without a command after which the watchdog stops a robot that does not run in real time."""
 
 FIRST_S = 10.0
-"""How long the first observation of an episode may take, before anything was sent."""
+"""Seconds that the first observation of an episode may take; no command has been sent by then."""
 
 
 class Immediate(Executor):
-    """Does at once what it is given, for a robot that waits meanwhile."""
+    """An executor that runs each call at once in the calling thread, for a robot that waits for its commands."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Return what is done already."""
+        """Run the call; return a future that is already done."""
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
@@ -58,20 +58,20 @@ class Immediate(Executor):
 
 @dataclass
 class Lived:
-    """What happened in one episode on a robot."""
+    """The result of one episode on a robot."""
 
     frames: list[Array] = field(default_factory=list)  # (state_dim,), the first one and one after each command
-    sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot says that it took it
-    success: list[bool] = field(default_factory=list)
+    sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot reports it
+    success: list[bool] = field(default_factory=list)  # after each command
     periods: list[float] = field(default_factory=list)  # seconds from one command to the next
-    n_late: int = 0  # commands for which there was no plan in time
+    n_late: int = 0  # commands for which no plan was ready in time
     reason: str = ""  # why it ended
-    ended: bool = False  # by itself, whatever came after that
-    stopped: bool = False  # there was a stop, or the robot did not stand still at the end: no other may begin
-    failed: bool = False  # by a stop for what the policy did
+    ended: bool = False  # it reached success or `max_steps`, even if a stop came after that
+    stopped: bool = False  # a stop came, or the robot did not stand still at the end: start no other episode
+    failed: bool = False  # it was stopped because of the policy's actions
 
     def to_episode(self, task: str, source: str, seed: int) -> Episode | None:
-        """As an episode of a store; None where nothing was executed."""
+        """Return it as an episode of a store; None if no command was executed."""
         if not self.sent or len(self.frames) != len(self.sent) + 1:
             return None
         state, action = (torch.tensor(np.stack(rows), dtype=torch.float32) for rows in (self.frames, self.sent))
@@ -79,23 +79,23 @@ class Lived:
 
 
 def robot_says(frame: Array, observation: Mapping[str, Any]) -> bool:
-    """Whether the robot itself reports a success; one that knows nothing of it never does.
+    """Return whether the robot's observation reports success; False if it has no key `success`.
 
     Raises:
-        Stop: what it reports is neither true nor false.
+        Stop: the value of `success` is not a boolean.
     """
     success = observation.get("success", False)
-    if not isinstance(success, bool | np.bool_):  # the text "False" would be a success
+    if not isinstance(success, bool | np.bool_):  # `bool("False")` would be True
         raise Stop(f"the observation has success={repr(success)[:60]}, expected True or False")
     return bool(success)
 
 
 class Pace:
-    """The rate at which commands are sent, and the periods that came of it.
+    """Keeps the rate of commands and measures the actual periods.
 
     Args:
-        hz: commands a second.
-        real_time: else nobody waits for the time.
+        hz: commands per second.
+        real_time: False: do not wait.
     """
 
     def __init__(self, hz: float, real_time: bool) -> None:
@@ -109,9 +109,9 @@ class Pace:
             _wait(self._due)
 
     def wait_to_observe(self) -> None:
-        """Note that a command was sent, and wait until it is time to see what came of it."""
+        """Note that a command was sent, and wait until the next observation is due."""
         now = time.monotonic()
-        if self._sent == self._sent:  # not the first one
+        if self._sent == self._sent:  # not NaN, so there was a command before
             self.periods.append(now - self._sent)
         self._sent, self._due = now, self._due + 1 / self.hz
         if self.real_time:
@@ -120,25 +120,25 @@ class Pace:
 
 @dataclass
 class Loop:
-    """The loop of one episode, which ends at `max_steps`, at a success, or by a stop, whose reason it has."""
+    """The control loop of one episode; it ends at `max_steps`, at a success, or by a stop."""
 
-    interface: Interface  # the robot, as the policy sees it
-    guard: Guard  # what a command must keep
-    decide: Callable[[Array, Array], Array]  # computes a chunk; called beside the loop
+    interface: Interface  # converts between robot and policy
+    guard: Guard  # keeps commands within the limits
+    decide: Callable[[Array, Array], Array]  # computes a chunk; called in another thread
     n_context_frames: int  # of the policy
-    n_action_steps: int  # of a chunk, after which the next one is begun
-    hz: float  # commands a second
-    max_steps: int  # commands
-    watch: Callable[[], str | None] = lambda: None  # asked many times a second for a reason to stop
-    max_late: int = 5  # commands in a row without a plan, for which the robot is made to stand still, before the stop
-    send: Callable[[Array], Array | None] | None = None  # takes the commands in place of the robot, for a dry run
-    judge: Judge = robot_says  # whether a frame is a success
-    real_time: bool = True  # else the robot waits for its commands, and so does nobody else
-    reset: Callable[[], None] = lambda: None  # makes the robot ready for the episode
-    calls: Calls = field(default_factory=Calls)  # by which the robot is talked to
+    n_action_steps: int  # steps of a chunk after which the next plan is started
+    hz: float  # commands per second
+    max_steps: int  # commands of the episode
+    watch: Callable[[], str | None] = lambda: None  # returns a reason to stop, or None; called many times a second
+    max_late: int = 5  # commands in a row without a plan; for these the robot stands still, one more is a stop
+    send: Callable[[Array], Array | None] | None = None  # receives the commands instead of the robot, for a dry run
+    judge: Judge = robot_says  # returns whether a frame is a success
+    real_time: bool = True  # False: the robot waits for each command, so the loop does not wait for the clock
+    reset: Callable[[], None] = lambda: None  # prepares the robot for the episode
+    calls: Calls = field(default_factory=Calls)  # makes the calls to the robot
 
     def run(self) -> Lived:
-        """Run the episode."""
+        """Run the episode; leave the robot standing still."""
         lived = Lived()
         patience = PERIODS / self.hz if self.real_time else UNHURRIED_S
         executor: Executor = ThreadPoolExecutor(1) if self.real_time else Immediate()
@@ -150,7 +150,7 @@ class Loop:
             max_change=self.guard.max_change,
             period_s=1 / self.hz if self.real_time else 0.0,
         )
-        said = ""
+        stop_reason = ""
         with executor:
             try:
                 with gate:
@@ -158,27 +158,34 @@ class Loop:
                     with promptly() if self.real_time else nullcontext():
                         self._live(lived, gate, executor)
                     gate.shut(lived.reason)
-            except (Stop, ConnectionError) as stop:  # a robot that is gone is one more reason
-                said = str(stop)
+            except (Stop, ConnectionError) as stop:  # a lost connection ends the episode like a stop
+                stop_reason = str(stop)
+                # Before the first command, `NoRoom` is about where the robot was placed, not about the policy.
                 lived.failed = isinstance(stop, Refused) and bool(lived.sent or not isinstance(stop, NoRoom))
-        self._conclude(lived, gate, said)
+        self._conclude(lived, gate, stop_reason)
         return lived
 
-    def _conclude(self, lived: Lived, gate: Gate, said: str) -> None:
-        """Say why it ended, where there was a stop, which `said` why, or the robot did not stand still at the end."""
-        why = said if said.startswith(f"{gate.reason}; ") else str(gate.reason)  # which was there before it
+    def _conclude(self, lived: Lived, gate: Gate, stop_reason: str) -> None:
+        """Set `stopped`, `failed` and `reason` at the end of an episode.
+
+        `stop_reason` is the message of the exception that ended the loop, if any. The gate may have been shut for
+        another reason before, and its reason also tells if the robot did not stand still.
+        """
+        # The gate's reason came first, unless the exception repeats it with more detail.
+        why = stop_reason if stop_reason.startswith(f"{gate.reason}; ") else str(gate.reason)
         lived.stopped = why != lived.reason
-        lived.failed = lived.failed and why == said and not lived.ended
+        lived.failed = lived.failed and why == stop_reason and not lived.ended
         lived.reason = f"{lived.reason}; {why}" if lived.ended and not why.startswith(lived.reason) else why
 
     def _clock(self) -> Callable[[], float]:
-        """Seconds, as the planner counts them: without real time a plan takes one period, as it does with it."""
+        """Return the planner's clock in seconds; without real time every plan is counted as one period."""
         return time.monotonic if self.real_time else partial(next, itertools.count(step=1 / self.hz))
 
     def _live(self, lived: Lived, gate: Gate, executor: Executor) -> None:
         planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
         frame, _ = self._observe(gate, FIRST_S)
         lived.frames.append(frame)
+        # Before the first command, the first frame stands for all earlier ones; the robot stands still meanwhile.
         context = np.repeat(frame[None], self.n_context_frames, axis=0)
         planner.begin(context)
         late, pace = 0, Pace(self.hz, self.real_time)
@@ -189,6 +196,7 @@ class Loop:
             lived.n_late += action is None
             if late > self.max_late:
                 raise Stop(f"there was no plan for {late} commands in a row")
+            # Without a plan in time, hold the position.
             taken = self._command(self.guard.hold(context[-1]) if action is None else action, context[-1], gate, pace)
             frame, success = self._observe(gate)
             lived.frames.append(frame)
@@ -200,7 +208,10 @@ class Loop:
         lived.ended, lived.reason = True, "success" if success else f"{self.max_steps} steps"
 
     def _command(self, action: Array, frame: Array, gate: Gate, pace: Pace) -> Array:
-        """Send what the guard lets through of `action`; return what the robot took, when it is time to observe."""
+        """Send `action` within the limits when it is due; return the action (action_dim,) that the robot reports.
+
+        Returns when the next observation is due.
+        """
         command = self.guard.command(action, frame)
         pace.wait_to_send()
         answer = self._call("send_action", partial(gate.send, command), gate)
@@ -209,7 +220,7 @@ class Loop:
         return taken
 
     def _observe(self, gate: Gate, within_s: float | None = None) -> tuple[Array, bool]:
-        """Return the newest frame (state_dim,), and whether it is a success."""
+        """Return the newest frame (state_dim,) after the guard's checks, and whether it is a success."""
         values, stamp, observation = self._call("get_observation", self.interface.observe, gate, within_s)
         frame = self.guard.observe(values, stamp, time.monotonic())
         return frame, self.judge(frame, observation)
@@ -220,15 +231,16 @@ class Loop:
 
 @contextmanager
 def promptly() -> Iterator[None]:
-    """Let nothing of this process make the loop wait for long, and ask the system for the right of way.
+    """Avoid delays of the loop: switch threads quickly, pause garbage collection, raise the priority of the process.
 
-    By default a thread may keep the interpreter for 5 ms from one that is due, and collecting garbage takes as long.
+    By default a thread can hold the interpreter for 5 ms while another one is due, and garbage collection takes as
+    long.
     """
     before, collects = sys.getswitchinterval(), gc.isenabled()
     priority = os.getpriority(os.PRIO_PROCESS, 0)
     sys.setswitchinterval(2e-4)
     gc.disable()
-    with suppress(PermissionError):  # without the right to it, it goes on as it is
+    with suppress(PermissionError):  # usually only root may raise it; without that, keep the priority
         os.setpriority(os.PRIO_PROCESS, 0, -10)
     try:
         yield
@@ -241,6 +253,7 @@ def promptly() -> Iterator[None]:
 
 
 def _wait(due: float) -> None:
+    """Wait until `due` in seconds of `time.monotonic`: sleep first, then spin."""
     if (left := due - time.monotonic() - SPIN_S) > 0:
         time.sleep(left)
     while time.monotonic() < due:

@@ -1,4 +1,4 @@
-"""What flies a robot: a world-action model in torch, or its export in onnxruntime, behind one call."""
+"""Policies that run on a robot: a world-action model in torch, or its export in onnxruntime, with one interface."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = np.ndarray
 
 
 class Pilot(Protocol):
-    """A policy, and what has to be known to fly with it."""
+    """A policy with the sizes that the control loop needs."""
 
     spec: Spec
     n_context_frames: int
@@ -31,17 +31,25 @@ class Pilot(Protocol):
     noise_shape: tuple[int, ...]
 
     def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """Return chunks (n, chunk_size, action_dim); the arguments are the inputs of an exported `FlowGraph`."""
+        """Return chunks (n, chunk_size, action_dim); the arguments are the inputs of an exported `FlowGraph`.
+
+        Args:
+            state: context frames, (n, n_context_frames, state_dim).
+            task: index of the task, (n,) int64.
+            noise: start of the sampler, (n, *noise_shape).
+            held: chunk whose first `n_held` actions are fixed, (n, chunk_size, action_dim).
+            n_held: (n,) int64.
+        """
 
 
 class OnnxPilot:
-    """What `wamtune deploy ... export` wrote, run by onnxruntime.
+    """A policy exported by `wamtune deploy ... export`, run by onnxruntime.
 
     Args:
         folder: of the export.
 
     Raises:
-        UserError: it is damaged, of a policy that cannot go on from held actions, or onnxruntime is missing.
+        UserError: the export is damaged, its policy does not support held actions, or onnxruntime is missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -51,21 +59,22 @@ class OnnxPilot:
         ports = self._ports(folder, contract)
         self.noise_shape = tuple(ports["noise"][1][1:])
         path = existing_folder(Path(folder)) / ONNX
-        graph = read_file(path, TENSOR_BYTES)  # as bytes, so that it cannot name files beside it
+        graph = read_file(path, TENSOR_BYTES)  # as bytes: then the graph cannot refer to other files
         _onnxruntime()
+        # Try the graph in a limited process before loading it here.
         if why := complaint(graph, ports, ports["held"][1]):
             raise UserError(f"{path}: the graph cannot be run ({why}); export the policy again")
-        self._session = onnx_session(graph, 1)  # more threads would only wait for each other here
+        self._session = onnx_session(graph, 1)  # one thread: the graph is too small to gain from more
 
     def _ports(self, folder: str | Path, contract: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
-        """Return dtype and shape of each input for one robot, once they fit the sizes that the contract names."""
+        """Check the inputs against the sizes of the contract; return name -> (dtype, shape with batch 1)."""
         ports = {port["name"]: (port["dtype"], [1, *port["shape"][1:]]) for port in contract["inputs"]}
         if "held" not in ports:
             raise UserError(f"{folder}: policy={contract['policy']} plans no chunk beside another; run a flow policy")
         expected = {
             "state": ("float32", [1, self.n_context_frames, self.spec.state_dim]),
             "task": ("int64", [1]),
-            "noise": ("float32", ports.get("noise", ("", []))[1]),  # as many codes as it likes
+            "noise": ("float32", ports.get("noise", ("", []))[1]),  # any size
             "held": ("float32", [1, self.chunk_size, self.spec.action_dim]),
             "n_held": ("int64", [1]),
         }
@@ -84,7 +93,7 @@ class OnnxPilot:
 
 
 def onnx_session(onnx: bytes, n_threads: int) -> Any:
-    """Return the session of onnxruntime for a graph, on the CPU.
+    """Return an onnxruntime session for a graph, on the CPU.
 
     Raises:
         UserError: onnxruntime is missing.
@@ -103,19 +112,19 @@ def _onnxruntime() -> Any:
 
 
 def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:
-    """Return the pilot of an export, if that is what the folder holds, else of a checkpoint or a run folder."""
+    """Load an export if the folder contains one, else a checkpoint or a run folder."""
     if (Path(name_or_folder) / CONTRACT).is_file():
         return OnnxPilot(name_or_folder)
     return ModelPilot.load(name_or_folder, n_denoising_steps)
 
 
 class Decider:
-    """A pilot as the planner asks for one: a chunk from frames, whose first actions may be held.
+    """Calls a pilot with the planner's arguments: frames, and actions to hold at the start of the chunk.
 
     Args:
-        pilot: who decides.
-        task: what to do.
-        seed: of the noise, which is drawn anew for each chunk, as in evaluation.
+        pilot: the policy.
+        task: name of the task.
+        seed: of the noise; as in evaluation, each chunk gets new noise.
     """
 
     def __init__(self, pilot: Pilot, task: str, seed: int) -> None:
@@ -123,7 +132,7 @@ class Decider:
         self.task = torch.tensor([pilot.spec.tasks.index(task)])
 
     def __call__(self, frames: Array, held: Array) -> Array:
-        """(n_context_frames, state_dim), (n, action_dim) -> (chunk_size, action_dim)."""
+        """Return a chunk (chunk_size, action_dim) for (n_context_frames, state_dim) and (n, action_dim)."""
         pilot, n_held = self.pilot, torch.tensor([len(held)])
         noise = seeded_noise(torch.tensor([self.seed]), torch.tensor([self.n_chunks]), pilot.noise_shape)
         self.n_chunks += 1

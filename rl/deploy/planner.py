@@ -1,4 +1,4 @@
-"""Chunks planned while earlier ones run, spliced without a seam (real-time chunking; Black et al., 2506.07339)."""
+"""Real-time chunking: plan the next chunk while the current one runs, and blend the two (Black et al., 2506.07339)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Decide = Callable[[Array, Array], Array]
 """(frames (n_context_frames, state_dim), held actions (n, action_dim)) -> chunk (chunk_size, action_dim)."""
 
 WINDOW = 20
-"""Latest plans whose longest latency is the one that the next plan is prepared for."""
+"""Number of latest plans; the longest latency among them is the expected latency of the next plan."""
 
 BLEND = 2
-"""Steps at least over which a new plan takes over; where the old one is at its end, its last action stands for it."""
+"""Minimum number of steps over which two plans are blended; after the old plan's end, its last action is repeated."""
 
 
 @dataclass
@@ -31,24 +31,24 @@ class Plan:
 
     @property
     def end(self) -> int:
-        """First step that it has no action for."""
+        """The step after its last action."""
         return self.start + len(self.actions)
 
 
 class Planner:
-    """The action of each control step, from chunks of which the next is planned in time.
+    """Returns the action of each control step, and plans the next chunk early enough.
 
-    A plan is begun from the frames of a step and is there some steps later. What the old plan does meanwhile is held
-    fixed in the new one, for as many steps as plans have lately taken, so the new one goes on from it; over the rest
-    of the old plan the two are blended. What was really consumed decides where the new plan is entered. A chunk has to
-    be at least twice as long as a plan takes.
+    Planning starts from the frames of one step and finishes some steps later; the old plan's actions are executed
+    meanwhile. They are fixed ("held") at the start of the new plan, for as many steps as recent plans took, so that
+    the new plan continues from them. Over the rest of the old plan, the two are blended. The new plan is entered at
+    the step at which it really arrives. A chunk must be at least twice as long as planning takes.
 
     Args:
         decide: computes a chunk; it runs in `executor`.
-        n_action_steps: after so many steps of a plan the next one is begun, or earlier if plans take long.
-        period_s: of a control step.
-        executor: of one worker.
-        clock: seconds.
+        n_action_steps: steps of a plan after which the next one is started; fewer if planning takes long.
+        period_s: seconds of a control step.
+        executor: an executor with one worker.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -66,17 +66,22 @@ class Planner:
         self._next: tuple[int, Future[tuple[Array, float]]] | None = None
 
     def begin(self, frames: Array) -> None:
-        """Plan the first chunk, while the robot stands still."""
+        """Plan the first chunk from `frames` (n_context_frames, state_dim), while the robot stands still."""
         self._next = None
         first = self.decide(frames, np.zeros((0, 0)))
-        _, latency = self._timed(frames, first[:1])  # what is slow the first time has been so by now
+        # Measure the latency on a second call; the first one may be slow because of its initialisation.
+        _, latency = self._timed(frames, first[:1])
         self.latencies.append(latency)
         self.plan = Plan(0, first)
 
     def step(self, k: int, frames: Array) -> Array | None:
-        """Return the action of step `k` (action_dim,), after `frames` were seen; None: the plan for it is late."""
+        """Return the action (action_dim,) of step `k`; None if no plan covers it in time.
+
+        `frames` (n_context_frames, state_dim) are the newest ones, from which the next plan may start.
+        """
         if self._next is not None and self._next[1].done():
             self._splice(k)
+        # Start the next plan. It holds the actions that will be executed while it is computed.
         if self._next is None and k - self.plan.start >= self._patience():
             held = self.plan.actions[k - self.plan.start :][: self.n_held]
             self._next = k, self.executor.submit(self._timed, frames.copy(), held.copy())
@@ -84,11 +89,11 @@ class Planner:
 
     @property
     def n_held(self) -> int:
-        """Steps that the next plan is expected to take."""
+        """Number of steps that the next plan is expected to take."""
         return math.ceil(max(self.latencies, default=0.0) / self.period_s - 1e-6)
 
     def _patience(self) -> int:
-        """Steps of a plan after which the next one has to be begun."""
+        """Return the number of steps of a plan after which the next one must be started."""
         return max(1, min(self.n_action_steps, len(self.plan.actions) - self.n_held))
 
     def _timed(self, frames: Array, held: Array) -> tuple[Array, float]:
@@ -97,7 +102,7 @@ class Planner:
         return actions, self.clock() - begun
 
     def _splice(self, k: int) -> None:
-        """Enter the plan that is there at step `k`, blended with what is left of the old one."""
+        """Switch to the finished plan at step `k`, blended with the rest of the old plan."""
         assert self._next is not None
         start, future = self._next
         actions, latency = future.result()
@@ -105,7 +110,7 @@ class Planner:
         old, new, self._next = self.plan, Plan(start, actions.copy()), None
         left = max(old.end - k, BLEND)
         for i in range(min(left, new.end - k)):
-            share = (left - i) / (left + 1)  # of the old plan, down to nothing
+            share = (left - i) / (left + 1)  # weight of the old plan, decreasing to 0
             before = old.actions[min(k + i - old.start, len(old.actions) - 1)]
             new.actions[k + i - start] = share * before + (1 - share) * new.actions[k + i - start]
         self.plan = new

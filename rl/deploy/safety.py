@@ -1,7 +1,8 @@
-"""What may reach a robot: every command within its limits, nothing at all from a bad observation, and a stop that wins.
+"""Safety limits between a policy and a robot.
 
-Everything fails closed: without limits there is no start, a number that is none stops the run, and after a stop no
-command passes any more, whatever the rest of the program does.
+`Guard` checks observations and keeps commands within the limits. `Gate` sends commands and stops the robot. Everything
+fails closed: without limits a session does not start, an invalid number stops the robot, and after a stop no command
+is sent any more, whatever the rest of the program does.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from rl.robots.errors import NOT_NUMBERS, Stop
 Array = np.ndarray
 
 GRACE_S = 1.0
-"""How long a call that hangs may still return after a stop, before it is given up."""
+"""Seconds that a running call gets after a stop to return, before it is given up."""
 
 TRIES = 3
-"""Times that the command to stand still is sent where a robot refuses it: one lost packet is not the end."""
+"""Attempts to send a command while stopping, so that one lost packet does not matter."""
 
 ROUNDING = 1e-6
-"""Share of a number by which an answer may differ from it: robots that keep single precision, and scales, round."""
+"""Relative rounding error allowed in a robot's answer, from single precision and from scales."""
 
 UNITS = {
     "degrees, not radians": (180 / pi, 0.0),
@@ -37,44 +38,44 @@ UNITS = {
     "percent": (100.0, 0.0),
     "motor ticks, 4096 a turn": (4096 / (2 * pi), 2048.0),
 }
-"""Mistakes that are common: unit -> (scale, offset), answer = scale * command + offset."""
+"""Common unit mistakes of a robot's answer: unit -> (scale, offset), where answer = scale * command + offset."""
 
 
 class Refused(Stop):
-    """The same, for what the policy wants and not for what happens to the robot."""
+    """A stop because of the policy's actions, not because of the robot."""
 
 
 class NoRoom(Refused):
-    """No command keeps all limits: the policy led there or, before its first command, whoever put the robot there."""
+    """No command keeps all limits, because of earlier actions or, before the first command, the robot's start."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where a part of the state has to stay, and which entries of an action move it."""
+    """Bounds of a slice of the state, and the entries of an action that move it."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
-    actions: tuple[int, ...]  # entry of the action that moves each entry of the part
-    per_action: float = 0.0  # how far an action of 1 moves it; 0: the action is the position itself
+    actions: tuple[int, ...]  # for each entry of the slice: index of the action entry that moves it
+    per_action: float = 0.0  # how far an action of 1 moves it; 0: actions are positions
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a command must keep. There is no default: somebody has to have thought about each robot."""
+    """Limits of commands and observations. They have no defaults: a person must choose them for each robot."""
 
-    low: tuple[float, ...] = ()  # of each entry of an action
-    high: tuple[float, ...] = ()
-    max_change: tuple[float, ...] = ()  # from one command to the next
-    still: tuple[float, ...] = ()  # the command to stand still; empty: the last one, where actions are positions
-    start: str = ""  # the slice of the state that commands go on from, where actions are positions
-    boxes: dict[str, Box] = field(default_factory=dict)  # by the name of a slice of the state
-    max_age_s: float = 0.1  # an older observation is not acted on
+    low: tuple[float, ...] = ()  # smallest value of each entry of an action
+    high: tuple[float, ...] = ()  # largest value
+    max_change: tuple[float, ...] = ()  # largest change from one command to the next
+    still: tuple[float, ...] = ()  # the command to stand still; empty: actions are positions, repeat the last command
+    start: str = ""  # if actions are positions: the slice of the state with the current positions
+    boxes: dict[str, Box] = field(default_factory=dict)  # name of a slice of the state -> its bounds
+    max_age_s: float = 0.1  # an older observation stops the robot
 
     def check_fits(self, action_dim: int, slices: Mapping[str, slice]) -> None:
-        """Refuse limits that are missing or mean nothing.
+        """Refuse limits that are missing or invalid.
 
         Raises:
-            UserError: names the field.
+            UserError: a field is missing, has the wrong size or an invalid value; the message names it.
         """
         for name in ("low", "high", "max_change", *(("still",) if self.still else ())):
             values = getattr(self, name)
@@ -101,16 +102,19 @@ class Limits:
                 raise UserError(f"limits.boxes.{name}: expected a part of the state ({known}), as wide as low and high")
             if not set(box.actions) <= set(range(action_dim)):
                 raise UserError(f"limits.boxes.{name}.actions={list(box.actions)}: expected 0 to {action_dim - 1}")
-            if not (np.array(box.low) <= box.high).all() or not np.isfinite(box.per_action):  # NaN is no end
+            if not (np.array(box.low) <= box.high).all() or not np.isfinite(box.per_action):  # NaN fails too
                 raise UserError(f"limits.boxes.{name}: expected low <= high for every entry, and a finite per_action")
 
 
 class Guard:
-    """Pass what keeps the limits, bring back what can be brought back, and raise `Stop` at the rest.
+    """Checks observations and answers, clips commands to the limits, and raises `Stop` for everything invalid.
 
     Args:
-        limits: checked against the sizes of the policy.
+        limits: they must fit the sizes of the policy.
         action_dim, slices, state_dim: of the policy.
+
+    Raises:
+        UserError: see `Limits.check_fits`.
     """
 
     def __init__(self, limits: Limits, action_dim: int, state_dim: int, slices: Mapping[str, slice]) -> None:
@@ -119,26 +123,27 @@ class Guard:
         self.low, self.high, self.max_change = (
             np.array(v, np.float64) for v in (limits.low, limits.high, limits.max_change)
         )
-        # None: where actions are positions, it stands still at the last one that was sent
+        # None: actions are positions, and repeating the last command stands still.
         self.still: Array | None = np.array(limits.still, np.float64) if limits.still else None
         self.begin()
 
     def begin(self) -> None:
-        """Forget the last episode: commands go on from standing still."""
+        """Start an episode: the first command is limited relative to standing still."""
         self.last = self.still
         self.stamp = -np.inf
 
     def hold(self, frame: Array) -> Array:
-        """The command that keeps it where it is, seen in `frame`, when there is nothing better to do."""
+        """Return the command (action_dim,) that keeps the robot where it is; `frame` (state_dim,) is the newest one."""
         if self.still is not None:
             return self.still
+        # Actions are positions: the last command, or the measured position before the first one.
         return frame[self.slices[self.limits.start]] if self.last is None else self.last
 
     def observe(self, frame: object, stamp: object, now: float) -> Array:
-        """Return the frame (state_dim,) if it may be acted on; `stamp` and `now` are seconds of one clock.
+        """Check an observation and return its frame (state_dim,); `stamp` and `now` are seconds of the same clock.
 
         Raises:
-            Stop: it is not finite, of another size, stale, of the future, or older than the one before it.
+            Stop: it is not finite, has another size, is too old, is from the future, or is older than the previous one.
         """
         try:
             values = _numbers(frame)
@@ -155,7 +160,7 @@ class Guard:
         except NOT_NUMBERS:
             raise Stop(f"the time of the observation is {repr(stamp)[:60]}, expected seconds") from None
         age, most = now - when, self.limits.max_age_s
-        if not abs(age) <= most:  # also where the stamp is no number
+        if not abs(age) <= most:  # written with `not`, so that NaN stops too
             raise Stop(f"the observation is {age:.3f} s old, at most {most:g} s is allowed, before now or after")
         if when < self.stamp:
             raise Stop(f"the observation is {self.stamp - when:.3f} s older than the one before it")
@@ -163,10 +168,10 @@ class Guard:
         return values
 
     def command(self, action: object, frame: Array) -> Array:
-        """Return the command (action_dim,) that is nearest to `action` among those that keep every limit.
+        """Clip `action` (action_dim,) to the nearest command within all limits.
 
         Raises:
-            Refused: the action is not finite or of another size.
+            Refused: the action is not finite or has another size.
             NoRoom: no command keeps all limits.
         """
         try:
@@ -176,13 +181,17 @@ class Guard:
         if wanted.shape != (self.action_dim,) or not np.isfinite(wanted).all():
             raise Refused(f"the action is {repr(wanted)[:60]}, expected {self.action_dim} finite numbers")
         last = self.hold(frame) if self.last is None else self.last
+        # Every limit narrows the interval [low, high] of each entry: bounds and rate of change first, then the boxes.
         low, high = np.maximum(self.low, last - self.max_change), np.minimum(self.high, last + self.max_change)
         for name, box in self.limits.boxes.items():
             ends = np.array([box.low, box.high])
             if box.per_action != 0.0:
-                with np.errstate(over="ignore"):  # far outside, no command is left
+                # From bounds of the position to bounds of the action that moves it. Far outside the box this may
+                # overflow to infinity, and then no command is left.
+                with np.errstate(over="ignore"):
                     ends = (ends - frame[self.slices[name]]) / box.per_action
-            index = list(box.actions)  # one action may move several entries, each of which counts
+            # `ufunc.at`, since one action may move several entries, and the narrowest bounds count.
+            index = list(box.actions)
             np.maximum.at(low, index, ends.min(0))
             np.minimum.at(high, index, ends.max(0))
         if (low > high).any():
@@ -192,15 +201,16 @@ class Guard:
         return self.last
 
     def answer(self, taken: object, command: Array, frame: Array) -> Array:
-        """Return what a robot says that it took of `command` (action_dim,), which is what will be recorded.
+        """Check the action that a robot reports as sent; return it (action_dim,), to be recorded.
 
         Args:
-            taken: what it says.
-            command: what it was sent, as the guard let it through.
-            frame: (state_dim,) seen before.
+            taken: the robot's report.
+            command: the command that was sent to it, (action_dim,).
+            frame: the frame before it, (state_dim,).
 
         Raises:
-            Stop: it is beyond the limits, or further from the command than one command may be from the next.
+            Stop: the report is invalid, beyond the limits, or further than `max_change` from the command; the last two
+                often mean that the robot answers in other units than those of the policy.
         """
         try:
             values = _numbers(taken)
@@ -210,17 +220,17 @@ class Guard:
             raise Stop(f"the answer to a command has shape {values.shape}, expected {(self.action_dim,)}")
         low, high = np.maximum(self.low, command - self.max_change), np.minimum(self.high, command + self.max_change)
         slack = ROUNDING * np.maximum(1.0, np.abs(command))
-        within = (low - slack <= values) & (values <= high + slack)  # not where it is no number
+        within = (low - slack <= values) & (values <= high + slack)  # False for NaN
         if not within.all():
             i = int(np.flatnonzero(~within)[0])
             raise Stop(
                 f"the robot answers that it took {values[i]:g} where action {i} was {command[i]:g}; "
-                f"it seems to answer {self._spoken(values, command, frame)}; correct the map or its send_action"
+                f"it seems to answer {self._likely_unit(values, command, frame)}; correct the map or its send_action"
             )
         return np.clip(values, low, high)
 
-    def _spoken(self, values: Array, command: Array, frame: Array) -> str:
-        """Guess what the numbers are with which a robot answers."""
+    def _likely_unit(self, values: Array, command: Array, frame: Array) -> str:
+        """Guess in which unit a robot answers, for the error message."""
         for unit, (scale, offset) in UNITS.items():
             if np.allclose(values, scale * command + offset, rtol=0.02, atol=0.6 if offset else 0.0):
                 return f"in {unit}"
@@ -232,19 +242,19 @@ class Guard:
 
 
 class Gate:
-    """The one door to a robot. Once it is shut, the robot is made to stand still, and nothing else passes any more.
+    """The only way to send commands to a robot. Shutting it makes the robot stand still; then it sends nothing more.
 
-    A robot that is commanded speeds is slowed down to `still` by as many commands as `max_change` asks for, one a
-    period; from nearly standing still that is one command. A command that hangs in the robot meanwhile may come
-    through later; then the one to stand still follows it.
+    A robot with speed commands is slowed down to `still`: each command changes by at most `max_change`, one command
+    per period. If it almost stands still, one command is enough. A command that hangs in the robot may take effect
+    later; then the command to stand still is sent again after it.
 
     Args:
-        send: hands a command to the robot; returns what it says that it took, None: all of it.
-        still: the command that is sent last when the gate is shut; None: the last one that was sent, if any.
-        patience_s: so long after a command was sent without another, the watchdog shuts it.
-        watch: asked by the watchdog for stops that nobody waits for, such as a file; returns a reason or None.
-        max_change: (action_dim,) from one command to the next, when the gate is shut.
-        period_s: from one command to the next, when the gate is shut.
+        send: sends a command to the robot; returns the action that the robot reports as sent, None: the command.
+        still: the last command when the gate is shut; None: repeat the last command, if any.
+        patience_s: seconds without a new command after which the watchdog shuts the gate.
+        watch: returns a reason to stop, or None; called before each command, and regularly by the watchdog.
+        max_change: (action_dim,) largest change from one command to the next while slowing down.
+        period_s: seconds from one command to the next while slowing down.
     """
 
     def __init__(
@@ -260,11 +270,11 @@ class Gate:
         self._max_change, self._period = max_change, period_s
         self._sending, self._shutting, self._over = threading.Lock(), threading.Lock(), threading.Event()
         self._slowing = threading.Lock()
-        self._last = np.inf  # when the newest command was sent, or begun to be
-        self._sent = self._taken = still  # the newest command, and the newest that the robot took for sure
-        self._passed = False  # the command to stand still went past one that hangs
-        self.reason: str | None = None  # why it is shut
-        self._watchdog = threading.Thread(target=self._guard, daemon=True)
+        self._last = np.inf  # time at which sending the newest command began
+        self._sent = self._taken = still  # the newest command, and the newest one that the robot surely received
+        self._overtaken = False  # the command to stand still was sent while another command hung
+        self.reason: str | None = None  # why it was shut; None while it is open
+        self._watchdog = threading.Thread(target=self._watch_over, daemon=True)
 
     def __enter__(self) -> Gate:
         self._watchdog.start()
@@ -273,11 +283,11 @@ class Gate:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.shut("the end" if kind is None else str(error) or kind.__name__)
         self._over.set()
-        # The watchdog may be slowing the robot down; one that hangs is not waited for.
+        # The watchdog may be slowing the robot down. Wait for that, but not forever: the robot may hang.
         self._watchdog.join(self._slowing_s() + 2 * GRACE_S)
 
     def send(self, command: Array) -> Any:
-        """Send a command that keeps all limits; return what the robot says that it took.
+        """Send a command (action_dim,) within all limits; return the action that the robot reports as sent.
 
         Raises:
             Stop: the gate is shut.
@@ -289,41 +299,41 @@ class Gate:
                 raise Stop(self.reason)
             self._last = time.monotonic()
             try:
-                taken = self._hand(command)
+                taken = self._send_one(command)
             finally:
-                if self._passed:  # it hung, and the command to stand still went past it
+                if self._overtaken:  # this command hung and may take effect only now, so stop the robot again
                     self._stand_still()
             if self.reason is not None:
                 raise Stop(self.reason)
             return command if taken is None else taken
 
     def shut(self, reason: str) -> None:
-        """Make the robot stand still and let nothing else pass from here on; the first reason stays."""
+        """Make the robot stand still and send nothing after that; only the first reason counts."""
         if not self._shutting.acquire(blocking=False):
-            return  # shut already, for ever
-        self.reason = reason  # at once, for a `send` that waits
-        # A robot that hangs in `send` keeps the lock; where it does for too long, the command goes past it.
+            return  # it was shut before; the lock is never released
+        self.reason = reason  # set it first, so that a waiting `send` stops
+        # A robot that hangs in `send` holds the lock. If it does so for too long, go on without the lock.
         left = self._last + self._patience - time.monotonic()
-        waited = self._sending.acquire(timeout=min(max(left, 0.0), GRACE_S))
-        self._passed = not waited
+        acquired = self._sending.acquire(timeout=min(max(left, 0.0), GRACE_S))
+        self._overtaken = not acquired
         try:
             self._stand_still()
         finally:
-            if waited:
+            if acquired:
                 self._sending.release()
 
-    def _hand(self, command: Array) -> Any:
-        """Hand a command to the robot, and keep whether it took it for sure."""
-        self._sent = command  # before it is sent, since a robot may take it and fail to say so
+    def _send_one(self, command: Array) -> Any:
+        """Send a command, and note whether the robot surely received it."""
+        self._sent = command  # before sending, since a robot may execute a command and then fail to answer
         taken = self._send(command)
-        if self._sent is command:  # it did not hang while others went past it
+        if self._sent is command:  # no newer command was sent while this one hung
             self._taken = command
         return taken
 
     def _stand_still(self) -> None:
-        """Command it in a thread of its own: who asks for it must not hang as the robot does."""
+        """Slow the robot down in another thread, so that a robot that hangs does not block the caller."""
         if self._sent is None:
-            return  # it never moved
+            return  # no command was ever sent
         slowing_s = self._slowing_s()
         sending = threading.Thread(target=self._slow_down, daemon=True)
         sending.start()
@@ -332,17 +342,19 @@ class Gate:
             self.reason = f"{self.reason}; the robot hangs in the command to stand still"
 
     def _slow_down(self) -> None:
-        """Send the commands that lead to standing still, each of them `TRIES` times at most."""
-        with self._slowing:  # not two at once, where a command that hung comes through while the robot slows down
-            while self._hand_again(command := self._slower()):
+        """Send the commands that slow the robot down to `still`, each with at most `TRIES` attempts."""
+        # One thread at a time: a command that hung may return, and ask for this again, while the robot slows down.
+        with self._slowing:
+            while self._try_to_send(command := self._slower()):
                 if self._still is None or np.array_equal(command, self._still):
                     return
                 time.sleep(self._period)
 
     def _slower(self) -> Array:
-        """The command nearest to standing still that is no further than `max_change` from the one before.
+        """Return the command nearest to `still` within `max_change` of the previous command.
 
-        Where the newest command hangs or failed, the robot may have taken it or not, so it is near the one before too.
+        If the newest command hangs or failed, it is unknown whether the robot executes it or the one before. So the
+        result is within `max_change` of both.
         """
         assert self._sent is not None
         if self._still is None or self._taken is None:
@@ -352,28 +364,29 @@ class Gate:
         return np.clip(self._still, low, high)
 
     def _slowing_s(self) -> float:
-        """How long it takes to slow down."""
+        """Return how many seconds slowing down takes."""
         if self._still is None or self._sent is None:
             return 0.0
         return float(np.max(np.ceil(np.abs(self._sent - self._still) / self._max_change))) * self._period
 
-    def _hand_again(self, command: Array) -> bool:
-        """Hand it a command until it takes it; return whether it did."""
+    def _try_to_send(self, command: Array) -> bool:
+        """Send a command with up to `TRIES` attempts; return whether one succeeded."""
         complaint = ""
         for _ in range(TRIES):
             try:
-                self._hand(command)
+                self._send_one(command)
                 return True
-            except Exception as error:  # nothing more can be done than to try again, and to say so
+            except Exception as error:  # the robot must be stopped, so try again after any error, then report it
                 complaint = repr(error)
         self.reason = f"{self.reason}; the robot did not take the command to stand still: {complaint}"
         return False
 
-    def _guard(self) -> None:
+    def _watch_over(self) -> None:
+        """Run the watchdog: shut the gate at a stop, or when no command came for `patience_s`."""
         while not self._over.wait(self._patience / 8):
             try:
                 reason = self._watch()
-            except Exception as error:  # without the stops it must not go on
+            except Exception as error:  # if stops cannot be read, the robot must not continue
                 reason = f"stops cannot be looked for: {error!r}"
             if reason is None and time.monotonic() - self._last > self._patience:
                 reason = f"no command for {self._patience:g} s: the loop hangs"
@@ -382,7 +395,7 @@ class Gate:
 
 
 def _numbers(values: object) -> Array:
-    """Return numbers as float64; raise one of `NOT_NUMBERS` at what numpy would make numbers of."""
+    """Convert numbers to float64; raise one of `NOT_NUMBERS`, also for booleans and text, which numpy would accept."""
     entries = values.tolist() if isinstance(values, np.ndarray) else values
     if isinstance(entries, list | tuple) and any(isinstance(v, bool | np.bool_ | str | bytes) for v in entries):
         raise TypeError
@@ -390,6 +403,6 @@ def _numbers(values: object) -> Array:
 
 
 def _finite(values: Array) -> Array:
-    """Whether each number is finite where it will be: in a float32, in the network and on disk."""
+    """Return whether each number is finite as float32, the type in the network and on disk."""
     with np.errstate(over="ignore"):
         return np.isfinite(values.astype(np.float32))

@@ -1,4 +1,4 @@
-"""A session on a robot: connect, compare, run episodes, record each that ends, stand still."""
+"""A session on a robot: connect, check that the robot fits the policy, run episodes, record them, disconnect."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from world_model.dream_env import SURE
 from world_model.spec import Spec
 
 LET_GO_S = 30.0
-"""How long a robot may take to be let go of; Ctrl-C ends it at once."""
+"""Seconds that a robot may take to disconnect; Ctrl-C ends the wait at once."""
 
 
 def run_session(
     pilot: Pilot, config: RobotConfig, say: Callable[[str], None] = print, keys: bool = False
 ) -> list[Lived]:
-    """Run the episodes of `config`; every one that ends is on disk before the next begins.
+    """Run the episodes of `config`; each finished episode is on disk before the next one begins.
 
     Returns:
-        What happened in each. A stop ends the session.
+        The result of each episode. A stop ends the session.
 
     Raises:
         UserError: see `Session`.
     """
     lived: list[Lived] = []
     with Session(pilot.spec, config, say, keys) as session:
-        n_recorded = session.n_recorded  # the scenes of those are known
+        n_recorded = session.n_recorded  # recorded episodes used these scenes, so continue with new ones
         for i in range(n_recorded, n_recorded + config.n_episodes):
             lived.append(session.run(pilot, i, f"episode {i + 1}"))
             if lived[-1].stopped:
@@ -51,17 +51,17 @@ def run_session(
 
 
 class Session:
-    """A robot that is connected, compared with what the policy expects, and let go of at the end.
+    """A context in which a robot is connected; entering it checks that the robot fits the policy.
 
     Args:
         spec: of the policy.
         config: robot, limits and counts.
-        say: hears a line for people.
+        say: called with each line of output.
         keys: whether a line on standard input stops the robot.
 
     Raises:
-        UserError: there is no such robot or task, limits are missing, episodes cannot be recorded to the folder, or the
-            robot is not what the policy expects.
+        UserError: the robot or task does not exist, limits are missing, episodes cannot be recorded to the folder, or
+            the robot differs from what the policy expects.
     """
 
     def __init__(self, spec: Spec, config: RobotConfig, say: Callable[[str], None] = print, keys: bool = False) -> None:
@@ -75,28 +75,28 @@ class Session:
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
         self.robot = make_robot(config.robot, config.params, self.task)
         self.calls = Calls()
-        self.n_recorded = 0  # episodes that were there at the beginning
+        self.n_recorded = 0  # episodes that were in the folder before this session
 
     def __enter__(self) -> Session:
         robot, config = self.robot, self.config
-        with ExitStack() as stack:  # lets go of it if it is refused
-            # Before the robot is there: what cannot be recorded is not begun.
+        with ExitStack() as stack:  # disconnects if an error follows
+            # Check the folder before connecting: an episode that cannot be recorded should not run.
             if not config.dry_run:
                 stack.enter_context(self.store.writer(self.spec))
             self.n_recorded = len(self.store)
             robot.connect()
-            stack.callback(self._let_go)
+            stack.callback(self._disconnect)
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
                 self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
             self.interface = Interface(robot, self.spec, config.map, self.hz)
             stack.enter_context(self.stops.signals())
-            self._exit = stack.pop_all()
+            self._exit = stack.pop_all()  # no error: disconnect in `__exit__` instead
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         try:
             self.calls("disconnect", self.robot.disconnect, lambda: None, LET_GO_S)
         except Stop as stop:
@@ -104,30 +104,29 @@ class Session:
         self.calls.close()
 
     def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
-        """Run one episode, and record it if it came to its own end; none is begun after a stop.
+        """Run one episode, and record it if it reached success or `max_steps`; after a stop, run none.
 
         Args:
-            pilot: who decides.
-            scene: number of where it begins, for robots that can begin there again; the noise goes with it.
-            name: of the episode, for people.
+            pilot: the policy.
+            scene: number of the start, for robots that can repeat one; it also seeds the policy's noise.
+            name: of the episode, for messages.
 
         Raises:
-            UserError: the robot cannot be made ready.
+            UserError: the robot's reset failed, or the episode could not be recorded.
         """
         config = self.config
         if (reason := self.stops()) is not None:
             self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
         self.guard.begin()
-        one = self._loop(pilot, scene).run()
-        if not config.dry_run and one.ended:  # one that was stopped says nothing about the policy
+        lived = self._loop(pilot, scene).run()
+        if not config.dry_run and lived.ended:  # the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
-            if (episode := one.to_episode(self.task, source, config.seed + scene)) is not None:
+            if (episode := lived.to_episode(self.task, source, config.seed + scene)) is not None:
                 self._record(episode, name)
-        self.say(
-            f"{name}: {len(one.sent)} commands, {one.reason}, {one.n_late} without a plan in time"
-        )  # it is on disk
-        return one
+        # After recording, so that this line means that the episode is on disk.
+        self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time")
+        return lived
 
     def _loop(self, pilot: Pilot, scene: int) -> Loop:
         config, robot = self.config, self.robot
@@ -156,15 +155,15 @@ class Session:
         )
 
     def _record(self, episode: Episode, name: str) -> None:
-        """Write an episode to the store; where that fails, to a new folder at home or among temporary files.
+        """Write an episode to the store; if that fails, to a new folder in the home or temporary directory.
 
         Raises:
-            UserError: it is not in the store; says where it is instead.
+            UserError: the episode is not in the store; the message says where it is instead.
         """
         try:
             self.store.append([episode], self.spec)
             return
-        except Exception as error:  # whatever it is, the robot has done its part
+        except Exception as error:  # any error: an episode on a robot is too costly to lose
             why = error
         for parent in (Path("~").expanduser(), Path(tempfile.gettempdir())):
             try:
@@ -178,10 +177,16 @@ class Session:
 
 
 def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
-    """Return who says of one episode whether the task is solved: `robot`, `key` or `read_out`, see `RobotConfig`.
+    """Return the judge of one episode, which decides whether the task is solved.
+
+    Args:
+        who: `robot`, `key` or `read_out`, see `RobotConfig.success`.
+        pilot: the policy; for `read_out` its model judges.
+        task: name of the task.
+        stops: where a typed s is noted.
 
     Raises:
-        UserError: an export has no read-out.
+        UserError: `read_out` with an export, which has no read-out.
     """
     if who == "key":
         stops.solved = False
@@ -198,7 +203,7 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
         p, _ = model.read_frames(torch.tensor(frame, dtype=torch.float32).unsqueeze(0), index)
         sure, was_sure = bool(p >= SURE), before[0]
         before[0] = sure
-        return sure and was_sure  # as in a dream: two frames in a row
+        return sure and was_sure  # two frames in a row, as in a dream
 
     return read_out
 

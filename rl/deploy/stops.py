@@ -15,54 +15,54 @@ from types import FrameType
 KEYS = "q, or anything but s, and enter"
 
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Signals that ask a program to end. SIGHUP comes where a terminal or a connection is gone."""
+"""Signals that ask a program to end. SIGHUP comes when a terminal or a remote connection is closed."""
 
 OTHERS = tuple(
     getattr(signal, name)
     for name in "SIGUSR1 SIGUSR2 SIGALRM SIGVTALRM SIGPROF SIGPOLL SIGPWR SIGSTKFLT SIGXCPU SIGTSTP".split()
     if hasattr(signal, name)
 )
-"""Signals that by default end or suspend the process, while the robot moves on."""
+"""Signals that by default end or suspend the process, while the robot would keep moving."""
 
 SIGNALS = (*ASKED, *OTHERS)
-"""Taken as a stop, but of `OTHERS` those alone that nobody has another use for."""
+"""Signals that are a stop; those of `OTHERS` only if the program has no handler of its own for them."""
 
 
 def has_terminal() -> bool:
-    """Whether somebody can type here; nobody can where standard input is closed."""
+    """Return whether standard input is a terminal, so that a user can type; False if it is closed."""
     try:
         return sys.stdin.isatty()
-    except (AttributeError, ValueError):  # closed before the start, when it is None, or since
+    except (AttributeError, ValueError):  # AttributeError: None, closed before the start; ValueError: closed later
         return False
 
 
 class Stops:
-    """Knows whether anybody wants the robot to stop; `__call__` returns why, or None. Any thread may ask.
+    """Collects requests to stop the robot; `__call__` returns the reason, or None. Any thread may call it.
 
     Args:
-        file: its existence is a stop.
-        keys: whether a line on standard input is one, and the end of standard input.
+        file: the robot stops when this file exists.
+        keys: whether a line on standard input, or its end, is a stop too.
     """
 
     def __init__(self, file: Path, keys: bool) -> None:
         self.file, self.keys = file, keys
         self.reason: str | None = None
-        self.solved = False  # somebody typed s: the task is solved
-        self._reading, self._typed = threading.Lock(), b""  # what was typed of a line
+        self.solved = False  # the user typed s: the task is solved
+        self._reading, self._typed = threading.Lock(), b""  # `_typed`: the part of a line typed so far
 
     def __call__(self) -> str | None:
-        """Return the reason to stop, the first one for ever; never waits."""
+        """Return the reason to stop, or None; the first reason is kept. It never blocks."""
         if self.reason is None and self.file.exists():
             self.reason = f"the file {self.file} is there"
         if self.reason is None and self.keys and self._reading.acquire(blocking=False):
-            try:  # one thread at a time: of two that see one line, the second would wait for the next
+            try:  # one thread at a time: if two threads saw the same line, the second would block until the next one
                 self._read()
             finally:
                 self._reading.release()
         return self.reason
 
     def _read(self) -> None:
-        # Not readline, which waits for the rest of a line.
+        # `os.read` instead of `readline`, which would block until the line is complete.
         if not select.select([sys.stdin], [], [], 0)[0]:
             return
         typed = os.read(sys.stdin.fileno(), 4096)
@@ -75,17 +75,17 @@ class Stops:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Take `SIGNALS` as a stop, in place of the end or the exception that may come anywhere in the loop."""
-        if threading.current_thread() is not threading.main_thread():
+        """Within this context, make `SIGNALS` a stop instead of ending the process or raising in the loop."""
+        if threading.current_thread() is not threading.main_thread():  # Python sets handlers only in the main thread
             yield
             return
         free = [number for number in OTHERS if signal.getsignal(number) == signal.SIG_DFL]
-        before = {number: signal.signal(number, self._heard) for number in (*ASKED, *free)}
+        before = {number: signal.signal(number, self._on_signal) for number in (*ASKED, *free)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or f"the signal {signal.Signals(number).name}"

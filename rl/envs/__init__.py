@@ -1,1 +1,1 @@
-"""Places to act in: simulators behind the batched contract of `world_model.env`, and adapters to other libraries."""
+"""Environments: simulators that implement `world_model.env.BatchedEnv`, and adapters to other libraries."""

@@ -1,6 +1,6 @@
 """Adapters: any `BatchedEnv` as a Stable-Baselines3 `VecEnv`, a gymnasium `VectorEnv` or a single gymnasium `Env`.
 
-Observations are flat float32 vectors; torch turns into numpy here and nowhere else.
+Observations are flat float32 vectors in numpy; `BatchedEnv` itself works with torch tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Indices = int | Iterable[int] | None
 
 
 def flatten_obs(obs: Obs, spec: Spec) -> Tensor:
-    """Return the context frames, oldest first, then a one-hot of the task if there are several. Shape: (N, D)."""
+    """Return the context frames, oldest first, then the task as one-hot if there are several. Shape: (N, D)."""
     frames = obs["state"].flatten(1)
     if len(spec.tasks) == 1:
         return frames
@@ -51,17 +51,17 @@ def observation_space(env: BatchedEnv) -> Box:
 
 
 def action_space(env: BatchedEnv, k: int = 1) -> Box:
-    """Return the space of `k` actions after one another. Shape: (k * action_dim,)."""
+    """Return the space of `k` consecutive actions. Shape: (k * action_dim,)."""
     low, high = (np.tile(np.array(bound, np.float32), k) for bound in (env.spec.action_low, env.spec.action_high))
     return Box(low, high, dtype=np.float32)
 
 
 class StepVecEnv(VecEnv):
-    """A `BatchedEnv` for Stable-Baselines3, one action a step.
+    """A `BatchedEnv` for Stable-Baselines3, one action per step.
 
-    `infos` carry what a `Monitor` adds, so returns and successes are logged without one. Environments of a batch share
-    one stream of random numbers: `seed(s)` seeds it with `s` at the next reset. With `reset_seed` every reset does so,
-    and the same episodes follow it.
+    `infos` contain the entries that a `Monitor` would add, so SB3 logs returns and successes without one. The
+    environments of a batch share one random generator: `seed(s)` seeds it with `s` at the next reset. With
+    `reset_seed`, every reset seeds it with that number, and the same episodes follow.
     """
 
     def __init__(self, batched: BatchedEnv, reset_seed: int | None = None) -> None:
@@ -78,17 +78,17 @@ class StepVecEnv(VecEnv):
         return obs
 
     def step_async(self, actions: Array) -> None:
-        """Keep `actions` (num_envs, ...) for `step_wait`."""
+        """Store `actions` (num_envs, ...) for `step_wait`."""
         self._actions = _to_torch(actions, self.batched)
 
     def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
-        """Execute; return observations (num_envs, D), rewards and dones (num_envs,), and infos."""
+        """Execute the stored actions; return observations (num_envs, D), rewards and dones (num_envs,), and infos."""
         assert self._actions is not None, "step_wait() without step_async()"
         result, self._actions = self._execute(self._actions), None
         return self.translate(result)
 
     def translate(self, result: ChunkStep) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
-        """Return what `step_wait` returns, for a step that was executed by calling `batched` directly."""
+        """Return the values of `step_wait` for a step that the caller executed on `batched` directly."""
         step = self._episodes.add(result)
         infos: list[dict[str, Any]] = [
             {"TimeLimit.truncated": truncated, "is_success": success}
@@ -100,7 +100,7 @@ class StepVecEnv(VecEnv):
         return step.obs, self._reward(result), step.done, infos
 
     def count_anew(self) -> None:
-        """Count return and length of every episode from 0 on, after `batched` was reset directly."""
+        """Set return and length of every episode to 0; call it after a direct reset of `batched`."""
         self._episodes.begin()
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class StepVecEnv(VecEnv):
         self.batched.close()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return an attribute of the batch, once for each environment asked for."""
+        """Return an attribute of the batch, repeated for each index."""
         value = None if attr_name == "render_mode" else getattr(self.batched, attr_name)
         return [value for _ in self._get_indices(indices)]
 
@@ -120,12 +120,12 @@ class StepVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the batch once; return its result once for each environment."""
+        """Call a method of the batch once; return its result, repeated for each environment."""
         self._refuse_part(indices)
         return [getattr(self.batched, method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Indices = None) -> list[bool]:
-        """Claim a `Monitor` and nothing else: `evaluate_policy` then reads returns and lengths from `infos`."""
+        """Return True for `Monitor` only: SB3's `evaluate_policy` then reads returns and lengths from `infos`."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
     def _execute(self, actions: Tensor) -> ChunkStep:
@@ -140,10 +140,10 @@ class StepVecEnv(VecEnv):
 
 
 class ChunkVecEnv(StepVecEnv):
-    """The same with `k` actions a step, flattened to (k * action_dim,); those after an end are not executed.
+    """A `StepVecEnv` with `k` actions per step, flattened to (k * action_dim,); actions after an end are not executed.
 
-    The reward of a chunk is that of its executed steps, discounted by `gamma` a step from the first on. The return in
-    `infos[i]["episode"]` is not discounted, and its length counts executed steps.
+    The reward of a chunk is the sum over its executed steps, where step `t` of the chunk (from 0) is discounted by
+    `gamma**t`. The return in `infos[i]["episode"]` is not discounted, and its length counts executed steps.
     """
 
     def __init__(self, batched: BatchedEnv, k: int, gamma: float = 1.0) -> None:
@@ -162,7 +162,7 @@ class ChunkVecEnv(StepVecEnv):
 class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
     """A `BatchedEnv` for gymnasium's vector interface, in autoreset mode SAME_STEP.
 
-    `infos` follow gymnasium: where an episode ended, `final_obs` and `final_info` hold what belongs to it.
+    `infos` follow gymnasium: for an episode that ended, `final_obs` and `final_info` hold its last entries.
     """
 
     def __init__(self, batched: BatchedEnv) -> None:
@@ -175,17 +175,18 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """Begin an episode everywhere; `seed` seeds the stream of random numbers that the environments share."""
+        """Begin an episode everywhere; `seed` seeds the random generator that the environments share."""
         if options and "reset_mask" in options:
             raise UserError(f"{self.batched.place}: ended episodes restart by themselves; leave out 'reset_mask'")
         super().reset(seed=seed)
         return self._episodes.reset(seed), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Execute one action each (num_envs, action_dim)."""
+        """Execute one action per environment, (num_envs, action_dim)."""
         result = self.batched.step(_to_torch(actions, self.batched))
         step = self._episodes.add(result)
         done = step.done
+        # `_key` is gymnasium's mask: the environments for which `key` is valid.
         infos: dict[str, Any] = {"is_success": step.is_success & ~done, "_is_success": ~done}
         if done.any():
             final_obs = np.full(self.num_envs, None, dtype=object)
@@ -202,7 +203,11 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
 
 
 class GymEnv(gymnasium.Env[Array, Array]):
-    """A `BatchedEnv` of one environment for gymnasium; the next episode is seen only after `reset`."""
+    """A `BatchedEnv` of one environment for gymnasium.
+
+    The batch restarts by itself, but gymnasium expects a `reset` first. The first observation of the next episode is
+    kept until then.
+    """
 
     metadata: dict[str, Any] = {"render_modes": []}
 
@@ -213,7 +218,7 @@ class GymEnv(gymnasium.Env[Array, Array]):
         self._episodes = _Episodes(batched)
         self.observation_space, self.action_space = observation_space(batched), action_space(batched)
         self._running = False
-        self._first_obs: Array | None = None  # of the next episode, between an end and `reset`
+        self._first_obs: Array | None = None  # first observation of the next episode, between an end and `reset`
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode; return its first observation (D,)."""
@@ -242,21 +247,21 @@ class GymEnv(gymnasium.Env[Array, Array]):
 
 @dataclass
 class _Step:
-    """A `ChunkStep` in numpy, with what its episodes came to so far."""
+    """A `ChunkStep` in numpy, with return, length and success of each episode so far."""
 
     obs: Array  # (num_envs, D)
     final_obs: Array  # (num_envs, D), before any restart
     terminated: Array  # (num_envs,) bool
     truncated: Array  # (num_envs,) bool
     done: Array  # (num_envs,) bool
-    is_success: Array  # (num_envs,) bool, success was seen in this episode
+    is_success: Array  # (num_envs,) bool, the episode has had a success
     returns: Array  # (num_envs,) float64
     lengths: Array  # (num_envs,) int64, executed steps
     time: float  # seconds since the adapter was made
 
 
 class _Episodes:
-    """Return, length and success of the episodes under way, and their observations in numpy."""
+    """Counts return, length and success of the running episodes, and converts observations to numpy."""
 
     def __init__(self, batched: BatchedEnv) -> None:
         self.batched = batched
@@ -266,16 +271,17 @@ class _Episodes:
         self.begin()
 
     def begin(self) -> None:
-        """Let the next step of every environment count from zero."""
+        """Count every environment from zero at its next step."""
         self._ended = np.ones(self.batched.num_envs, bool)
 
     def reset(self, seed: int | None) -> Array:
-        """Restart all; return the first observations (num_envs, D)."""
+        """Reset all environments; return the first observations (num_envs, D)."""
         self.begin()
         return self._numpy_obs(self.batched.reset(seed))
 
     def add(self, result: ChunkStep) -> _Step:
-        """Count `result` in."""
+        """Add `result` to the counts; return it in numpy together with them."""
+        # An episode that ended in the previous step starts from zero in this one.
         self._returns = np.where(self._ended, 0.0, self._returns) + _to_numpy(result.reward.sum(1))
         self._lengths = np.where(self._ended, 0, self._lengths) + _to_numpy(result.executed.sum(1))
         self._success = (self._success & ~self._ended) | _to_numpy(result.is_success)
@@ -302,7 +308,7 @@ def _n_task_columns(spec: Spec) -> int:
 
 
 def _to_numpy(values: Tensor) -> Array:
-    # A copy even on the CPU: what a caller does to it must not reach the environment.
+    # Copy even on the CPU, so that a caller who changes the array does not change the environment.
     return values.to("cpu", copy=True).numpy()
 
 

@@ -1,4 +1,4 @@
-"""Any registered gymnasium environment with Box spaces, one at a time. No torch: it runs in worker processes."""
+"""One registered gymnasium environment with Box spaces. This module runs in worker processes and imports no torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from world_model.view import View
 Array = np.ndarray
 
 SLICES = {"gym_pusht/PushT-v0": {"hand_pos": (0, 2)}}
-"""What a robot knows of itself in the state of an environment, which gymnasium has no word for."""
+"""Proprioception in the state of an environment: id -> named slices. gymnasium does not declare it."""
 
 
 class GymTask:
-    """One gymnasium environment behind the internal protocol of `SimEnv`; observations are flattened to float32.
+    """One gymnasium environment with the protocol `rl.envs.workers.Task`; observations are flattened to float32.
 
-    One that is looked at `renders` pictures, as its own camera sees it. Success is `info["is_success"]` or
-    `info["success"]`, and False where neither is reported.
+    With `renders` it can render images, from the camera that the environment defines. Success is `info["is_success"]`
+    or `info["success"]`, and False if neither is reported.
     """
 
     def __init__(self, env_id: str, renders: bool = False) -> None:
@@ -41,10 +41,11 @@ class GymTask:
         self._n_steps = 0
         self.state_dim = int(np.prod(observation.shape or (1,)))
         self.action_low, self.action_high = action.low.tolist(), action.high.tolist()
-        self.control_hz = float(self._env.metadata.get("render_fps") or 1.0)  # the rate that gymnasium lets it declare
+        # gymnasium has no entry for the control rate; the frame rate for rendering is the nearest one.
+        self.control_hz = float(self._env.metadata.get("render_fps") or 1.0)
 
     def reset(self, seed: int) -> Array:
-        """Begin the episode that `seed` names; return its first frame (state_dim,)."""
+        """Begin the episode of `seed`; return its first frame (state_dim,)."""
         obs, _ = self._env.reset(seed=seed)
         self._n_steps = 0
         return self._numbers(obs, "observation", self.state_dim)
@@ -53,29 +54,30 @@ class GymTask:
         """Execute `action` (action_dim,); return frame (state_dim,), reward, success, terminated, truncated."""
         obs, reward, terminated, truncated, info = self._env.step(action)
         self._n_steps += 1
-        frame, paid = self._numbers(obs, "observation", self.state_dim), self._numbers(reward, "reward", 1)
+        frame, rewards = self._numbers(obs, "observation", self.state_dim), self._numbers(reward, "reward", 1)
         success = info.get("is_success", info.get("success", False))
-        ends = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
-        return frame, float(paid[0]), self._flag(success, "success in its info"), *ends
+        is_terminated, is_truncated = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
+        is_success = self._flag(success, "success in its info")
+        return frame, float(rewards[0]), is_success, is_terminated, is_truncated
 
     def pictures(self, views: Sequence[View], size: int) -> Array:
-        """Cut what the environment renders to a square and shrink it. Shape: (1, size, size, 3) uint8."""
+        """Render, crop to the middle square and scale down. Shape: (1, size, size, 3) uint8."""
         where = self._env.spec.id if self._env.spec else self._env
         if len(views) != 1:
             raise UserError(f"environment {where}: it has one camera, model.views has {len(views)}")
-        picture = self._env.render()
-        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+        image = self._env.render()
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise UserError(f"environment {where}: it renders no picture in colour; choose a checkpoint that sees none")
-        if min(picture.shape[:2]) < size:
-            raise UserError(f"environment {where}: it renders {picture.shape[:2]}, model.picture_size is {size}")
-        return _shrunk(picture, size)[None]
+        if min(image.shape[:2]) < size:
+            raise UserError(f"environment {where}: it renders {image.shape[:2]}, model.picture_size is {size}")
+        return _shrunk(image, size)[None]
 
     def _numbers(self, value: Any, what: str, size: int) -> Array:
-        """Return `value` as float32 (size,) after a look at its kind and size; how large it is, is looked at later."""
+        """Return `value` as float32 (size,) if its type and size fit; `BatchedEnv` checks later that it is finite."""
         array = _array(value)
         if array.size != size:
             raise self._bad(value, what, f"{size} number{'s' * (size > 1)}")
-        with np.errstate(over="ignore"):  # infinity is found where the sizes of all environments are looked at
+        with np.errstate(over="ignore"):  # an overflow to infinity is reported by that later check
             return array.astype(np.float32).reshape(-1)
 
     def _flag(self, value: Any, what: str) -> bool:
@@ -90,16 +92,17 @@ class GymTask:
         return UserError(f"{where}; expected {expected}; nothing was learned from it")
 
     def close(self) -> None:
-        """Release what the environment holds."""
+        """Release the resources of the environment."""
         self._env.close()
 
 
-def _shrunk(picture: Array, size: int) -> Array:
-    """Mean colour of each of size x size areas of the square around the middle (size, size, 3) uint8."""
-    side = min(picture.shape[:2])
-    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
+def _shrunk(image: Array, size: int) -> Array:
+    """Crop the middle square and average it over size x size areas. Shape: (size, size, 3) uint8."""
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    # If `size` does not divide `side`, the sides of the areas differ by one pixel.
     edges = np.arange(size + 1) * side // size
-    sums = picture[top : top + side, left : left + side].astype(np.float64)
+    sums = image[top : top + side, left : left + side].astype(np.float64)
     for axis in (0, 1):
         sums = np.add.reduceat(sums, edges[:-1], axis)
     areas = np.outer(np.diff(edges), np.diff(edges))
@@ -129,7 +132,7 @@ def _line(error: Exception) -> str:
 
 
 def _array(value: Any) -> Array:
-    """Return real numbers or truth values as they are, and anything else as no number at all."""
+    """Return real numbers or truth values as an array, and an empty array for anything else."""
     try:
         array = np.asarray(value)
     except ValueError:  # rows of different length

@@ -1,6 +1,6 @@
-"""Which simulator a config means, and the options of the built-in ones.
+"""Find the simulator that a config names, and define the options of the built-in ones.
 
-Without torch, so that a command line is checked before anything heavy is imported.
+This module does not import torch, so a command line is checked before the slow imports.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ BUILTIN = {
 
 @dataclass(frozen=True)
 class NoOptions:
-    """The options of a simulator that has none."""
+    """Options of a simulator without options."""
 
 
 @dataclass(frozen=True)
 class MetaWorldOptions:
-    """The options of Meta-World."""
+    """Options of Meta-World."""
 
-    # domain randomisation, name: {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}
+    # Domain randomisation: name -> {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}.
     events: dict[str, Event] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse ranges that mean nothing."""
+        """Refuse events with invalid ranges."""
         for name, event in self.events.items():
             try:
                 event.check()
@@ -46,16 +46,16 @@ class MetaWorldOptions:
 
 @dataclass(frozen=True)
 class IsaacOptions:
-    """The options of Isaac Lab."""
+    """Options of Isaac Lab."""
 
-    groups: tuple[str, ...] = ("policy",)  # observation groups that make up the state
-    success: str | None = "success"  # the termination term that counts as success; null: there is none
-    action_bound: float = 1.0  # Isaac Lab declares no bounds
+    groups: tuple[str, ...] = ("policy",)  # observation groups whose vectors form the state
+    success: str | None = "success"  # the termination term that counts as success; null: the task has none
+    action_bound: float = 1.0  # actions stay within ± this; Isaac Lab declares no bounds
     overrides: tuple[str, ...] = ()  # of the task's own config, such as physics=newton_mjwarp
-    device: str = "auto"  # used where the device of the run is auto; auto: the GPU if there is one
+    device: str = "auto"  # used if the device of the run is auto; auto: the GPU if there is one
 
     def check(self) -> None:
-        """Refuse a bound that means nothing."""
+        """Refuse a bound that is not positive."""
         if self.action_bound <= 0:
             raise UserError(f"action_bound={self.action_bound}: expected more than 0")
 
@@ -66,11 +66,11 @@ OPTIONS: dict[str, type] = {
     "isaac": IsaacOptions,
     "recorded": NoOptions,
 }
-"""Name of a built-in simulator -> dataclass of its options."""
+"""Name of a built-in simulator -> dataclass with its options."""
 
 
 def simulator_name(env: SimulatorConfig) -> str:
-    """Return the simulator that a config means: `env.simulator`, or where that is empty the one `env.id` belongs to."""
+    """Return the simulator of a config: `env.simulator`, or if that is empty the one that `env.id` belongs to."""
     if env.simulator:
         return env.simulator
     if not env.id:
@@ -79,21 +79,22 @@ def simulator_name(env: SimulatorConfig) -> str:
 
 
 def env_of_tasks(env: SimulatorConfig, tasks: Sequence[str]) -> SimulatorConfig:
-    """Return `env`, or where it names neither simulator nor id the one that `tasks` belong to.
+    """Return `env`; if it names neither simulator nor id, take the id from `tasks`.
 
-    A task of gymnasium or Isaac Lab is named like its id: Pendulum-v1, Isaac-Cartpole. Others are those of Meta-World.
+    A task of gymnasium or Isaac Lab has the name of its id, such as Pendulum-v1 or Isaac-Cartpole. All other tasks
+    belong to Meta-World, which needs no id.
     """
     is_id = len(tasks) == 1 and (tasks[0].startswith("Isaac-") or "-v" in tasks[0])
     return replace(env, id=tasks[0]) if is_id and not (env.simulator or env.id) else env
 
 
 def shown_name(env: SimulatorConfig) -> str:
-    """Return how messages name the simulator of a config: by its id, where it has one."""
+    """Return how messages name the simulator of a config: by its id if it has one."""
     return f"env.id={env.id}" if env.id else f"env.simulator={simulator_name(env)}"
 
 
 def check_builtin_options(env: SimulatorConfig) -> None:
-    """Check `env.options` of a built-in simulator; those of others are checked by their class.
+    """Check `env.options` of a built-in simulator; other simulators check theirs in their class.
 
     Raises:
         UserError: an option is unknown, or its value does not fit.

@@ -1,4 +1,4 @@
-"""What has to be loaded before the first OpenGL context of a process."""
+"""Load what must come before the first OpenGL context of a process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import cache
 
 @cache
 def prepare_opengl() -> None:
-    """Load triton, where it is installed; call this before anything may make an OpenGL context.
+    """Load triton if it is installed; call this before any code that may make an OpenGL context.
 
-    Triton (which the default torch of Linux brings) and the software OpenGL of Mesa each carry an LLVM of their own. In
-    this order both work; triton loaded after a context was made ends the process with a segmentation fault, and torch
-    loads it with the first optimizer.
+    Triton (installed with the default torch on Linux) and Mesa's software OpenGL each contain their own LLVM. Triton
+    first, then OpenGL works. In the other order the process ends with a segmentation fault, and torch would load
+    triton late, with the first optimizer.
     """
     with suppress(ImportError):
         importlib.import_module("triton")

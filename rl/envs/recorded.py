@@ -1,8 +1,9 @@
-"""A place that is known from recorded episodes alone: where no simulator stands in for the robot.
+"""Environments made from recorded episodes, for a robot without a simulator.
 
-It begins where recorded episodes began and dreams what follows, with a world decoder of its own that is refitted on
-all of them and that no policy is trained in. A success counts where trust expects no larger error than it does on what
-was recorded. That keeps a policy from going where nobody has been; which policy is better, the robot has to say
+Episodes start at the first frames of recorded episodes. A world model, called the judge, predicts what follows. The
+judge is a copy of the policy's world model, refitted on all recorded episodes; no policy trains in the judge. A
+success counts only if the expected error of its chunk is at most the largest one on the recorded episodes. So a policy
+gains nothing by leaving the recorded region. To learn which of two policies is better, compare them on the robot
 (`wamtune deploy ... compare`).
 """
 
@@ -25,14 +26,14 @@ from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
 
 DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
-"""Arguments of `BatchedEnv` that are not the model's."""
+"""Arguments of `BatchedEnv` that the judge's dream takes from its caller; the others come from the model."""
 
 
 def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, ...]) -> list[Episode]:
     """Read the episodes that the config names.
 
     Raises:
-        UserError: there are none of `tasks`, or one, or what it was recorded on, does not fit the checkpoint.
+        UserError: there are no episodes of `tasks`, or an episode or its recording setup does not fit the checkpoint.
     """
     store = EpisodeStore(config.episodes)
     episodes = store.load(tasks=tasks)
@@ -47,19 +48,19 @@ def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, 
 
 
 class Recorded(DreamEnv, Simulator):
-    """Episodes that begin as recorded ones, dreamed by a judge; a seed names the start and the noise.
+    """Episodes that start like recorded ones and are dreamed by the judge; a seed fixes the start and the noise.
 
     Args:
         config: of the run; `episodes` names the folder.
-        model: which the judge is a copy of.
+        model: the model that the judge is copied from.
         tasks: of the episodes.
         options: see `DreamEnv`.
 
     Raises:
-        UserError: see `recorded_episodes`; or there are too few steps to calibrate trust on.
+        UserError: see `recorded_episodes`; or there are too few steps to calibrate the expected error.
     """
 
-    alone = True  # one judge, for training to see where episodes begin and for gates
+    alone = True  # training (for start states) and gates share one judge
 
     @classmethod
     def build(
@@ -89,35 +90,37 @@ class Recorded(DreamEnv, Simulator):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuse any option: there are none."""
+        """Refuse every option; this simulator has none."""
         typed_options("recorded", options, NoOptions)
 
     @classmethod
     def describe_tasks(cls) -> str:
-        """Return which tasks there are."""
+        """Describe the available tasks."""
         return "no simulator: the tasks that were recorded"
 
     def __init__(
         self, config: TrainConfig, model: WorldModel, tasks: tuple[str, ...], num_envs: int, **options: Any
     ) -> None:
         episodes = recorded_episodes(config, model, tasks)
-        judge = copy.deepcopy(model)
+        judge = copy.deepcopy(model)  # a copy, so the refit does not change the model of the policy
         judge.calibrate_trust(episodes)
         dream = config.dream
         if dream.refit_steps > 0:
             judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + JUDGE_REFIT)
+        # Successes above the largest expected error on recorded data do not count.
         most = float(judge.expected_errors(episodes).max())
         starts = StartStates.from_episodes(episodes, model.spec.tasks, model.n_context_frames)
-        never = 10**9  # chunks: an episode ends by its steps alone
-        super().__init__(judge, num_envs, starts, never, max_expected_error=most, **options)
+        no_horizon = 10**9  # chunks: only `max_steps` truncates an episode
+        super().__init__(judge, num_envs, starts, no_horizon, max_expected_error=most, **options)
 
     def _restart(self, mask: Tensor) -> Start:
         start = super()._restart(mask)
+        # Replace the random start by the one that the episode's seed names, so an evaluation can be repeated.
         start.seed = self._next_seeds(int(mask.sum()))
         index = start.seed % len(self.starts)
         start.context, start.task = self.starts.context[index], self.starts.task[index]
         return start
 
     def record(self, on: bool) -> list[Episode]:
-        """Nothing: what is dreamed is not recorded as if it had happened."""
+        """Return no episodes: dreamed episodes must not be stored as real ones."""
         return []

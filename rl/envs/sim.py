@@ -1,4 +1,4 @@
-"""The simulator behind the batched contract: Meta-World tasks, or any registered gymnasium id with Box spaces."""
+"""Simulators of single environments as one batch: Meta-World tasks, or any registered gymnasium id with Box spaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
 from rl.config import TrainConfig
-from rl.envs.eyes import ImageModel, eyes_of
+from rl.envs.image_obs import ImageModel, image_obs_of
 from rl.envs.metaworld.events import Event
 from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
 from rl.envs.simulator import IDLE, Array, OwnTerms, Simulator
@@ -31,13 +31,15 @@ class SimEnv(Simulator):
         env_id: "metaworld", or a registered gymnasium id such as "Pendulum-v1".
         num_envs: number of environments in the batch.
         tasks: Meta-World task names without version, such as "push"; a gymnasium id is its own task.
-        n_workers: processes to spread the environments over, 0 for none; results do not depend on it.
-        task_names: the tasks that `obs["task"]` indexes, when a model knows more than these.
-        events: domain randomisation, of Meta-World tasks alone.
-        seen_by: a model that sees pictures is told its own part of the state, and codes of them; see `Eyes`.
+        n_workers: worker processes to spread the environments over, 0 to step them in this process; the number does
+            not change the results.
+        task_names: the tasks that `obs["task"]` indexes, when a model knows more than `tasks`.
+        events: domain randomisation, for Meta-World tasks only.
+        seen_by: the model that will act. For a model with images, observations hold proprioception and image codes;
+            see `ImageObs`.
 
-    The other arguments are those of `BatchedEnv`; physics are on the CPU whatever the device. An episode is named by
-    its seed: it fixes goal and objects.
+    The other arguments are those of `BatchedEnv`. The physics always runs on the CPU; `device` is where the tensors
+    are. The seed of an episode fixes its goal and its objects.
     """
 
     vectorised = False
@@ -62,21 +64,33 @@ class SimEnv(Simulator):
         device: str | torch.device = "cpu",
     ) -> None:
         spec = make_spec(env_id, tasks, task_names)
-        self.eyes = eyes_of(seen_by, spec)
-        spec = self.eyes.spec if self.eyes else spec
-        rest = max_steps, rewards, read_out, terminate_on_success, action_delay, obs_noise, seed, device
-        super().__init__(spec, num_envs, n_context_frames, *rest)
+        self.image_obs = image_obs_of(seen_by, spec)
+        spec = self.image_obs.spec if self.image_obs else spec
+        super().__init__(
+            spec,
+            num_envs,
+            n_context_frames,
+            max_steps,
+            rewards=rewards,
+            read_out=read_out,
+            terminate_on_success=terminate_on_success,
+            action_delay=action_delay,
+            obs_noise=obs_noise,
+            seed=seed,
+            device=device,
+        )
         names = tuple(tasks or (env_id,))
-        self.env_id, self.picture_codec = env_id, self.eyes.codec if self.eyes else None
-        self.picture_every = seen_by.chunk_size if seen_by and self.eyes else 1
+        self.env_id, self.picture_codec = env_id, self.image_obs.codec if self.image_obs else None
+        self.picture_every = seen_by.chunk_size if seen_by and self.image_obs else 1
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env], device=self.device)
-        # For exact resume: the actions of each environment since its episode began.
+        # For exact resume: the actions of each environment since its episode began. gymnasium has no call to save a
+        # state, so `load_state_dict` repeats these actions from the seed.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         if events and env_id != "metaworld":
             raise UserError(f"env.options.events: {env_id!r} has no events of ours; only Meta-World tasks have")
-        views = tuple(seen_by.cameras.values()) if seen_by and self.eyes else ()
-        size = self.eyes.codec.size if self.eyes else 0
+        views = tuple(seen_by.cameras.values()) if seen_by and self.image_obs else ()
+        size = self.image_obs.codec.size if self.image_obs else 0
         if n_workers:
             self._envs: Workers | Group = Workers(env_id, self.task_of_env, events or {}, views, size, n_workers)
         else:
@@ -84,25 +98,27 @@ class SimEnv(Simulator):
 
     @classmethod
     def film(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
-        """Run an episode again before cameras; see `Simulator.film`."""
-        group = _filmed(id or "metaworld", episode.task, tuple(views), size)
+        """Replay an episode and render it; see `Simulator.film`."""
+        group = _rendered_env(id or "metaworld", episode.task, tuple(views), size)
         frames, images = group.reset({0: episode.seed})
-        drawn = [images[0]]
+        rendered = [images[0]]
         for action in episode.action.numpy():
+            # One step at a time: a group renders once per call of `advance`.
             steps = group.advance(action[None, None], np.array([1]), stop_on_success=False)
             frames = steps.frames[:, -1]
-            drawn.append(steps.pictures[0])
-        return torch.from_numpy(np.stack(drawn)), frames[0]
+            rendered.append(steps.pictures[0])
+        return torch.from_numpy(np.stack(rendered)), frames[0]
 
     def expert_actions(self) -> Tensor:
-        """Return the action of Meta-World's scripted expert in the present state. Shape: (num_envs, action_dim)."""
+        """Return the action of Meta-World's scripted expert in the current state. Shape: (num_envs, action_dim)."""
         if self.env_id != "metaworld":
             raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
-        if self.eyes:
+        if self.image_obs:
             raise UserError("sim: the scripted expert has to be told where things are, and a model that sees is not")
         from rl.envs.metaworld.tasks import scripted_expert
 
         frames = self.context.cpu().numpy()
+        # The expert reads two frames; with one context frame the newest one stands for both.
         newest, before = frames[:, -1], frames[:, max(0, self.n_context_frames - 2)]
         actions = [scripted_expert(t)(f, b) for t, f, b in zip(self.task_of_env, newest, before, strict=True)]
         return torch.from_numpy(np.stack(actions)).to(self.device)
@@ -117,43 +133,47 @@ class SimEnv(Simulator):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, by playing each unfinished episode again up to where it was."""
+        """Restore what `state_dict` returned; each unfinished episode is replayed up to its saved step."""
         super().load_state_dict(state)
         past = [p[:n].numpy() for p, n in zip(state["past"], state["n_past"].tolist(), strict=True)]
         self._past = [list(p) for p in past]
         self._envs.replay(self.episode_seed.tolist(), past)
 
     def close(self) -> None:
-        """Close the environments and end the workers."""
+        """Close the environments and stop the workers."""
         self._envs.close()
 
     def _restart(self, mask: Tensor) -> Start:
         which = mask.nonzero()[:, 0].tolist()
         seeds = self._next_seeds(len(which))
-        first, pictures = self._envs.reset(dict(zip(which, seeds.clamp(min=0).tolist(), strict=True)))
+        # An idle environment (seed -1) is reset with seed 0, since it needs some frame; it executes nothing.
+        first, images = self._envs.reset(dict(zip(which, seeds.clamp(min=0).tolist(), strict=True)))
         frames = torch.from_numpy(first).to(self.device)
-        if self.eyes:
-            frames = self.eyes.begin(frames, pictures)
+        if self.image_obs:
+            frames = self.image_obs.begin(frames, images)
         for j in which:
             self._past[j] = []
+        # The context of a new episode is its first frame, repeated.
         return Start(frames[:, None].repeat(1, self.n_context_frames, 1), self._task_index[mask], seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         commands = actions.cpu().numpy()
-        limit = limit * (self.episode_seed != IDLE)
+        limit = limit * (self.episode_seed != IDLE)  # idle environments execute no action
         steps = self._envs.advance(commands, limit.cpu().numpy(), self.terminate_on_success)
         for past, command in zip(self._past, commands, strict=True):
-            past.extend(command.copy())  # those after an end do not matter: a restart empties the list
-        told = (torch.from_numpy(array).to(self.device) for array in steps[:5])
-        frames, reward, success, terminated, truncated = told
-        if self.eyes:
+            past.extend(command.copy())  # actions after the end of an episode do no harm: the restart empties the list
+        frames, reward, success, terminated, truncated = (
+            torch.from_numpy(array).to(self.device)
+            for array in (steps.frames, steps.reward, steps.success, steps.terminated, steps.truncated)
+        )
+        if self.image_obs:
             last = torch.from_numpy(steps.n_executed).to(self.device) - 1
-            frames = self.eyes.go_on(frames, steps.pictures, self.context[:, -1], last)
+            frames = self.image_obs.advance(frames, steps.pictures, before=self.context[:, -1], last=last)
         return Advance(frames, success, terminated, truncated, task_reward=reward)
 
 
 class MetaWorldSim(SimEnv):
-    """Tasks of Meta-World, which `env.tasks` chooses; it has no ids."""
+    """Meta-World; `env.tasks` chooses its tasks and `env.id` stays empty."""
 
     @classmethod
     def build(
@@ -185,12 +205,12 @@ class MetaWorldSim(SimEnv):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuse an option that is none of `MetaWorldOptions`."""
+        """Refuse an option that is not a field of `MetaWorldOptions`."""
         cls._typed(options)
 
     @classmethod
     def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec:
-        """Return the spec before anything is built; `UserError` names an unknown task."""
+        """Return the spec before anything is built; raises `UserError` for an unknown task."""
         _check_no_id(id)
         return make_spec("metaworld", tasks, known_tasks)
 
@@ -203,7 +223,7 @@ class MetaWorldSim(SimEnv):
 
     @classmethod
     def fit(cls, task: str, episodes: Sequence[Episode], **search: Any) -> Any:
-        """Fit physics, commands and delay to recorded episodes; see `rl.envs.metaworld.fit`."""
+        """Fit physics, command gain and delay to recorded episodes; see `rl.envs.metaworld.fit`."""
         from rl.envs.metaworld.fit import fit
 
         return fit(task, episodes, **search)
@@ -215,7 +235,7 @@ class MetaWorldSim(SimEnv):
 
 
 class GymnasiumSim(SimEnv):
-    """Any registered id of gymnasium with Box spaces; each is one task."""
+    """Any registered gymnasium id with Box spaces; each id is one task."""
 
     id_is_task = True
 
@@ -241,23 +261,23 @@ class GymnasiumSim(SimEnv):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuse any option: there are none."""
+        """Refuse every option; this simulator has none."""
         typed_options("gymnasium", options, NoOptions)
 
     @classmethod
     def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec:
-        """Return the spec before anything is built; `UserError` names an unknown id or space."""
+        """Return the spec before anything is built; raises `UserError` for an unknown id or a space that is no Box."""
         return make_spec(_checked_id(id), tasks, known_tasks)
 
     @classmethod
     def describe_tasks(cls) -> str:
-        """Return which ids there are."""
+        """Describe the available ids."""
         return "any registered gymnasium id"
 
 
 @cache
-def _filmed(env_id: str, task: str, views: tuple[View, ...], size: int) -> Group:
-    """Return the one environment of a task that is filmed; making one takes as long as an episode."""
+def _rendered_env(env_id: str, task: str, views: tuple[View, ...], size: int) -> Group:
+    """Return the one environment that replays a task for images; cached, as making one takes as long as an episode."""
     return Group(env_id, [task], {}, views, size)
 
 
@@ -273,7 +293,11 @@ def _checked_id(id: str) -> str:
 
 
 def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str] | None = None) -> Spec:
-    """Return the spec of an environment; `UserError` names an unknown task, id or space."""
+    """Return the spec of an environment.
+
+    Raises:
+        UserError: the task or id is unknown, or a space is no Box.
+    """
     if env_id == "metaworld":
         from rl.envs.metaworld import tasks as metaworld
 
@@ -288,7 +312,7 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
 
         if tasks and set(tasks) != {env_id}:
             raise UserError(f"sim: {env_id!r} is its own task, tasks={list(tasks)} does not fit; leave it out")
-        env = GymTask(env_id)
+        env = GymTask(env_id)  # made only to read its spaces
         env.close()
         state = Feature((env.state_dim,), slices=dict(SLICES.get(env_id, {})))
         low, high, rate = tuple(env.action_low), tuple(env.action_high), env.control_hz

@@ -1,4 +1,4 @@
-"""What every simulator offers beside the batched contract: how it is built, named episodes, and a record of them."""
+"""The base class of all simulators: built from a config, episodes named by seeds, and episodes recorded."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from world_model.view import View
 
 
 def usable_device(key: str, device: str) -> str:
-    """Return `device`, which `key` of a config asks for, or if that is "auto" the GPU if there is one.
+    """Return the device that the config key `key` asks for; "auto" means the GPU if there is one, else the CPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: torch cannot use the device.
     """
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch has many words for it
+    except (RuntimeError, AssertionError) as error:  # the exception depends on the device and the build of torch
         raise UserError(f"{key}={device}: torch cannot use that here; expected cpu, cuda:0, ... or auto") from error
     return device
 
 
 IDLE = -1
-"""Seed of an environment that has nothing to do: all episodes that were named have begun elsewhere."""
+"""Seed of an environment without an episode: all named episodes have already started in other environments."""
 
 
 Array = np.ndarray
@@ -44,44 +44,45 @@ OwnTerms = Mapping[str, tuple[Callable[..., Any], Mapping[str, Any]]]
 
 
 class Simulator(BatchedEnv):
-    """A place where episodes are simulated, not dreamed.
+    """A batch of simulated environments, in contrast to dreamed ones.
 
-    A subclass implements `_restart`, which begins episodes with the seeds that `_next_seeds` hands out, and `_advance`.
-    Its constructor takes `id`, `tasks`, `known_tasks` and `n_envs`, then the options of its own by name (the keys of
-    `env.options`), and hands all others to `BatchedEnv`:
+    A subclass implements `_restart`, which starts episodes with the seeds from `_next_seeds`, and `_advance`. Its
+    constructor takes `id`, `tasks`, `known_tasks` and `n_envs`, then its own options by name (the keys of
+    `env.options`), and passes all other arguments to `BatchedEnv`:
 
         def __init__(self, id, tasks, known_tasks, n_envs, radius=0.1, **common):
             super().__init__(Spec(..., tasks=known_tasks, ...), n_envs, **common)
 
-    The class attributes and class methods describe the simulator, so that no other code asks which one it is.
+    The class attributes and class methods describe the simulator, so that other code never checks its name.
     """
 
     place = "sim"
-    """`dream` where nothing is simulated: a policy is judged there, but no episodes can be collected."""
+    """Set it to `dream` if a world model takes the simulator's place: a policy is evaluated there, but no episodes
+    can be collected."""
 
     id_is_task = False
-    """Each id is one task of the same name, as in gymnasium; else `env.tasks` chooses among the tasks there are."""
+    """True: each id is one task of the same name, as in gymnasium. False: `env.tasks` chooses the tasks."""
 
     vectorised = True
-    """All environments advance in one computation, so many episodes are run side by side; else a few at a time."""
+    """True: all environments advance in one computation, so many episodes run in parallel. False: a few at a time."""
 
     provides: frozenset[str] = frozenset({"task_reward"})
-    """What reward terms may require of it beside the slices of its state."""
+    """What reward terms may require from it, in addition to the slices of its state."""
 
     max_steps: int = 150
-    """Steps after which an episode is truncated, where a config does not say."""
+    """Steps after which an episode is truncated, unless the config sets another number."""
 
     alone = False
-    """There can be only one at a time in a process: training and evaluation share it."""
+    """True: a process can hold only one, so training and evaluation share it."""
 
     wave: int | None = None
-    """Episodes that can be named at once: those that a `reset` begins. None: any number, one after the other."""
+    """Number of episodes that can be named at once, namely those that a `reset` starts. None: any number, in turn."""
 
     picture_every = 1
-    """Steps between new pictures, where frames end in codes of them."""
+    """Steps between new images, for frames that end in image codes."""
 
-    _executed: Tensor  # (num_envs, k, action_dim), of the last chunk, after any delay
-    _seeds: list[int] | None = None  # of the named episodes, those that have not begun; None: seeds are drawn
+    _executed: Tensor  # (num_envs, k, action_dim), actions of the last chunk after any delay
+    _seeds: list[int] | None = None  # seeds of the named episodes that have not started; None: draw seeds at random
     recorder: Recorder | None = None  # see `record`
 
     @classmethod
@@ -99,20 +100,20 @@ class Simulator(BatchedEnv):
         run: TrainConfig | None = None,
         **common: Any,
     ) -> Self:
-        """Build `n_envs` environments as a config asks for them.
+        """Build `n_envs` environments from the values of a config.
 
-        A subclass overrides it only where its constructor takes other arguments than `Simulator` says.
+        A subclass overrides it only if its constructor takes other arguments than the class docstring lists.
 
         Args:
-            id: of one environment; empty where the simulator has no ids.
+            id: of the environment; empty for a simulator without ids.
             tasks: to run, at least one, spread evenly over the environments.
             n_envs: number of environments.
             options: `env.options`.
-            known_tasks: all tasks that the policy knows: `spec.tasks`, which `obs["task"]` indexes.
-            n_workers: processes, for a simulator of single environments.
-            model: the world-action model that acts, for a simulator that draws what it sees; None: another policy.
+            known_tasks: all tasks that the policy knows. They become `spec.tasks`, which `obs["task"]` indexes.
+            n_workers: worker processes, for a simulator of single environments.
+            model: the world-action model that acts, for a simulator that renders its images; None: another policy.
             own_rewards: reward functions that only the simulator can compute, see `provides`.
-            run: config of the run, where there is one.
+            run: config of the run, if there is one.
             common: arguments of `BatchedEnv`.
 
         Raises:
@@ -120,16 +121,16 @@ class Simulator(BatchedEnv):
         """
         cls.check_options(options)
         own: dict[str, Any] = {"id": id, "tasks": tuple(tasks), "known_tasks": tuple(known_tasks), "n_envs": n_envs}
-        # An exception of a constructor, such as one about an option, names its file and line.
+        # If the constructor of a user's class raises, the error names its file and line.
         with blamed(f"simulator {cls.__name__}", defined_at(cls).rpartition(":")[0]):
             return cls(**own, **options, **common)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuse an option that is none of the named arguments of the constructor.
+        """Refuse an option that is not a named argument of the constructor.
 
         Raises:
-            UserError: naming it.
+            UserError: an option is unknown.
         """
         given = {"self", "id", "tasks", "known_tasks", "n_envs"}
         named = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -142,31 +143,32 @@ class Simulator(BatchedEnv):
 
     @classmethod
     def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec | None:
-        """Return the spec before anything is built, to refuse a checkpoint early; None: only `build` knows it."""
+        """Return the spec without building anything, to refuse a wrong checkpoint early; None: not known before."""
         return None
 
     @classmethod
     def pick_device(cls, device: str, options: Mapping[str, Any]) -> str:
-        """Return where model, dream and simulator meet: `device`, or if that is "auto" where the simulator is best.
+        """Return the device that model, dream and simulator share; "auto" means the simulator's best device.
 
         Raises:
-            UserError: there is no such device.
+            UserError: torch cannot use the device.
         """
         return "cpu" if device == "auto" else usable_device("device", device)
 
     @classmethod
     def describe_tasks(cls) -> str:
-        """Return in a line which tasks there are, for `wamtune ls`."""
+        """Describe the available tasks in one line, for `wamtune ls`."""
         return (cls.__doc__ or "").partition("\n")[0]
 
     @classmethod
     def film(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
-        """Run an episode again before cameras.
+        """Replay an episode and render every frame of it.
 
-        Returns the images (T + 1, n_views, size, size, 3) uint8, and the last frame (state_dim,) as simulated.
+        Returns:
+            The images (T + 1, n_views, size, size, 3) uint8, and the last frame (state_dim,) of the replay.
 
         Raises:
-            UserError: the simulator draws no images.
+            UserError: the simulator renders no images.
         """
         raise UserError(f"{cls.__name__} draws no images; choose a checkpoint that sees none, or set model.views={{}}")
 
@@ -180,50 +182,52 @@ class Simulator(BatchedEnv):
         raise UserError(f"{cls.__name__} cannot be fitted to episodes; set env.simulator=metaworld, which can")
 
     def expert_actions(self) -> Tensor:
-        """Return what a scripted expert does in the present state (num_envs, action_dim).
+        """Return the actions of a scripted expert in the current state. Shape: (num_envs, action_dim).
 
         Raises:
-            UserError: there is none.
+            UserError: the simulator has no scripted expert.
         """
         raise UserError("sim: there is no scripted expert here; only Meta-World tasks have one")
 
     def set_episode_seeds(self, seeds: Sequence[int]) -> None:
-        """Name the episodes to come: each restart takes the next seed, then `IDLE`. Empty: seeds are drawn again."""
+        """Name the next episodes by seed: each restart takes the next seed, then `IDLE`. Empty: draw seeds again."""
         self._seeds = [int(seed) for seed in seeds] or None
 
     def record(self, on: bool) -> list[Episode]:
-        """Return the episodes that have ended since recording began; record on, or stop."""
+        """Return the episodes that ended since the last call, then start, continue or stop recording."""
         episodes = self.recorder.take() if self.recorder else []
         self.recorder = (self.recorder or Recorder(self.spec.tasks, self.picture_every)) if on else None
         return episodes
 
     def state_dict(self) -> dict[str, Any]:
-        """Add what the recorder holds."""
+        """Return the state of `BatchedEnv` and the recorder's episodes."""
         return super().state_dict() | {"recorder": None if self.recorder is None else self.recorder.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         self.record(state["recorder"] is not None)
         if self.recorder is not None:
             self.recorder.load_state_dict(state["recorder"])
 
     def step_chunk(self, actions: Tensor) -> ChunkStep:
-        """Execute a chunk, as every `BatchedEnv` does, and let the recorder have it."""
+        """Execute a chunk as every `BatchedEnv` does, and record it if recording is on."""
         if self.recorder is None:
             return super().step_chunk(actions)
-        before = self.context[:, -1].clone(), self.elapsed.clone(), self.task.clone(), self.episode_seed.clone()
+        # Copies from before the chunk: an ended episode is replaced by the next one within the call.
+        first, elapsed = self.context[:, -1].clone(), self.elapsed.clone()
+        task, seed = self.task.clone(), self.episode_seed.clone()
         step = super().step_chunk(actions)
-        self.recorder.add(*before, self._executed, step)
+        self.recorder.add(first=first, elapsed=elapsed, task=task, seed=seed, actions=self._executed, step=step)
         return step
 
     def _delay(self, actions: Tensor) -> Tensor:
-        self._executed = super()._delay(actions)
+        self._executed = super()._delay(actions)  # the recorder stores executed actions, not commanded ones
         return self._executed
 
     def _next_seeds(self, n: int) -> Tensor:
         if self._seeds is None:
             return torch.randint(2**31, (n,), generator=self.generator, device=self.device)
-        seeds = (self._seeds + [IDLE] * n)[:n]
+        seeds = (self._seeds + [IDLE] * n)[:n]  # idle once the named seeds are used up
         self._seeds = self._seeds[n:]
         return torch.tensor(seeds, device=self.device)

@@ -1,7 +1,7 @@
-"""Groups of single environments: in this process, or each in a process of its own.
+"""Groups of single environments, in this process or spread over worker processes.
 
-A worker is a plain subprocess that talks over its pipes, a message a chunk. It imports neither torch nor the caller's
-main module, and ends when its pipe closes, so it cannot outlive its parent.
+A worker is a plain subprocess. It exchanges one message per chunk over its pipes. It imports neither torch nor the
+caller's main module, and it ends when its pipe closes, so it cannot outlive its parent.
 """
 
 from __future__ import annotations
@@ -29,52 +29,59 @@ Views: TypeAlias = "Sequence[View]"
 
 
 class Task(Protocol):
-    """One environment: what `MetaWorldTask` and `GymTask` have in common."""
+    """One environment: the methods that `MetaWorldTask` and `GymTask` share."""
 
     def reset(self, seed: int) -> Array:
-        """Begin the episode that `seed` names; return its first frame (state_dim,)."""
+        """Begin the episode of `seed`; return its first frame (state_dim,)."""
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action`; return frame, reward, success, terminated, truncated."""
 
     def pictures(self, views: Views, size: int) -> Array:
-        """Draw what it looks like now, from each view. Shape: (n_views, size, size, 3) uint8."""
+        """Render the current state from each view. Shape: (n_views, size, size, 3) uint8."""
 
     def close(self) -> None:
-        """Release what the environment holds."""
+        """Release the resources of the environment."""
 
 
 class Steps(NamedTuple):
-    """What `k` steps did in each of `n` environments; rows after an end repeat the last frame."""
+    """Results of `k` steps in each of `n` environments; rows after an end repeat the last frame."""
 
     frames: Array  # (n, k, state_dim) float32
     reward: Array  # (n, k) float32
     success: Array  # (n, k) bool
     terminated: Array  # (n, k) bool
     truncated: Array  # (n, k) bool
-    n_executed: Array  # (n,) int64, of the k steps
-    pictures: Array  # (n, n_views, size, size, 3) uint8, after the last of them
+    n_executed: Array  # (n,) int64, how many of the k steps were executed
+    pictures: Array  # (n, n_views, size, size, 3) uint8, images after the last executed step
 
 
 class Group:
-    """A fixed list of environments, stepped one after the other, and looked at from `views` where there are any."""
+    """A fixed list of environments, stepped one after the other; each is rendered from `views` if there are any."""
 
     def __init__(
         self, env_id: str, tasks: Sequence[str], events: Events, views: Views = (), size: int = 0, first: int = 0
     ) -> None:
         self.views, self.size = views, size
-        self.first = first  # number of the first one among those of all workers
+        self.first = first  # number of the group's first environment, counted over all workers
         self.envs = [make_task(env_id, task, events, first + i, bool(views)) for i, task in enumerate(tasks)]
         self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
 
     def reset(self, seeds: dict[int, int]) -> tuple[Array, Array]:
-        """Begin an episode in each environment named by a key; return its first frames (n, state_dim) and pictures."""
+        """Begin an episode in some environments.
+
+        Args:
+            seeds: index of an environment -> seed of its episode.
+
+        Returns:
+            Their first frames (n, state_dim), and images as in `Steps.pictures`.
+        """
         for i, seed in seeds.items():
             self.last[i] = self.envs[i].reset(seed)
-        return np.stack([self.last[i] for i in seeds]), self._pictures(seeds)
+        return np.stack([self.last[i] for i in seeds]), self._images(seeds)
 
     def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
-        """Execute up to `limit` (n,) of `actions` (n, k, action_dim) in each environment, up to its end."""
+        """Execute the first `limit` (n,) of `actions` (n, k, action_dim) in each environment; stop where one ends."""
         n, k = actions.shape[:2]
         frames = np.empty((n, k, len(self.last[0])), np.float32)
         reward, flags, n_executed = np.zeros((n, k), np.float32), np.zeros((3, n, k), bool), np.zeros(n, np.int64)
@@ -88,11 +95,19 @@ class Group:
                         raise BadNumbers(f"sim: environment {self.first + i}: {error}") from error
                     flags[:, i, j], n_executed[i] = (success, terminated, truncated), j + 1
                     over = terminated or truncated or (success and stop_on_success)
-                frames[i, j] = self.last[i]
-        return Steps(frames, reward, flags[0], flags[1], flags[2], n_executed, self._pictures(range(n)))
+                frames[i, j] = self.last[i]  # after the end: the last frame again
+        return Steps(
+            frames=frames,
+            reward=reward,
+            success=flags[0],
+            terminated=flags[1],
+            truncated=flags[2],
+            n_executed=n_executed,
+            pictures=self._images(range(n)),
+        )
 
     def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
-        """Bring each environment back to where the `actions` (steps, action_dim) of an episode left it."""
+        """Restore each environment: begin the episode of its seed and repeat its `actions` (steps, action_dim)."""
         for i, (seed, past) in enumerate(zip(seeds, actions, strict=True)):
             self.last[i] = self.envs[i].reset(seed)
             for action in past:
@@ -103,29 +118,33 @@ class Group:
         for env in self.envs:
             env.close()
 
-    def _pictures(self, which: Iterable[int]) -> Array:
+    def _images(self, which: Iterable[int]) -> Array:
         if not self.views:
             return np.zeros((len(list(which)), 0, 0, 0, 3), np.uint8)
         return np.stack([self.envs[i].pictures(self.views, self.size) for i in which])
 
 
 class Workers:
-    """The same as `Group`, spread over processes; results do not depend on their number."""
+    """A `Group` spread over worker processes; their number does not change the results."""
 
     def __init__(
         self, env_id: str, tasks: Sequence[str], events: Events, views: Views, size: int, n_workers: int
     ) -> None:
         self.parts = [part.tolist() for part in np.array_split(np.arange(len(tasks)), min(n_workers, len(tasks)))]
         self.processes = [start("rl.envs.workers") for _ in self.parts]
-        rest = dict(events), tuple(views), size
-        self._all("__init__", [(env_id, [tasks[i] for i in part], *rest, part[0]) for part in self.parts])
+        # The arguments of `Group`, one tuple per worker; they travel over its pipe.
+        arguments = [
+            (env_id, [tasks[i] for i in part], dict(events), tuple(views), size, part[0]) for part in self.parts
+        ]
+        self._all("__init__", arguments)
 
     def reset(self, seeds: dict[int, int]) -> tuple[Array, Array]:
         """See `Group.reset`."""
+        # Each worker numbers its own environments from 0; a worker without a seed is not called.
         shares = [{i - part[0]: seeds[i] for i in part if i in seeds} for part in self.parts]
         answers = self._all("reset", [(share,) if share else None for share in shares])
-        frames, pictures = zip(*answers, strict=True)
-        return np.concatenate(frames), np.concatenate(pictures)
+        frames, images = zip(*answers, strict=True)
+        return np.concatenate(frames), np.concatenate(images)
 
     def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
         """See `Group.advance`."""
@@ -143,13 +162,14 @@ class Workers:
         self.processes = []
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> list[Any]:
-        """Call `method` in every worker that has arguments, at the same time; raise the first error of any."""
+        """Call `method` in parallel in all workers that have arguments; return the answers or raise the first error."""
         busy = [(p, a) for p, a in zip(self.processes, arguments, strict=True) if a is not None]
         for process, args in busy:
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # it has ended, which is what its answer will say
+            with suppress(BrokenPipeError):  # the worker has ended; reading its answer raises the error for it
                 pickle.dump((method, args), process.stdin)
                 process.stdin.flush()
+        # Read the answers of all workers before raising an error that one of them sent.
         answers = [_answer(process) for process, _ in busy]
         for answer in answers:
             if isinstance(answer, Exception):
@@ -160,21 +180,21 @@ class Workers:
 def make_task(env_id: str, task: str, events: Events, number: int, looked_at: bool) -> Task:
     """Make environment `number`: a Meta-World task, changed by `events` if there are any, or a gymnasium id.
 
-    An environment has to know from the start that it is `looked_at`.
+    Pass `looked_at` if it will be rendered; an environment prepares for that when it is made.
     """
     if env_id == "metaworld":
         from rl.envs.metaworld.events import Perturbed
         from rl.envs.metaworld.tasks import MetaWorldTask
 
-        known = MetaWorldTask(task, looked_at)
-        return Perturbed(known, events, number) if events else known
+        metaworld_task = MetaWorldTask(task, looked_at)
+        return Perturbed(metaworld_task, events, number) if events else metaworld_task
     from rl.envs.gym_env import GymTask
 
     return GymTask(env_id, looked_at)
 
 
 def start(module: str) -> subprocess.Popen[bytes]:
-    """Start a process, with one thread and pipes to it, that runs `serve` of a module found where this one finds it."""
+    """Start a process that runs `serve` of `module`, with one OpenMP thread, pipes to it, and this process's path."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", f"from {module} import serve; serve()"]
@@ -182,8 +202,8 @@ def start(module: str) -> subprocess.Popen[bytes]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Close the pipes of a process that `start` made, which ends it, and wait for that."""
-    process.communicate()  # which also takes an answer that nobody asked for: until then it would wait for us
+    """Close the pipes of a process made by `start`, which ends it, and wait for its exit."""
+    process.communicate()  # also drains a pending answer, on which the worker would block
 
 
 def _answer(process: subprocess.Popen[bytes]) -> Any:
@@ -195,8 +215,9 @@ def _answer(process: subprocess.Popen[bytes]) -> Any:
 
 
 def serve() -> None:
-    """Answer messages until the pipe closes. Whatever an environment prints goes to the error stream."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; the closing pipe ends us
+    """Run the worker: answer messages until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C; the closing pipe ends the worker
+    # Use the pipe for answers only: what an environment prints goes to the error stream, or it would corrupt them.
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     group: Any = None
@@ -210,7 +231,7 @@ def serve() -> None:
                 group, answer = Group(*args), None
             else:
                 answer = getattr(group, method)(*args)
-        except Exception as error:  # the parent raises it
+        except Exception as error:  # send it as the answer; the parent raises it
             answer = error
         pickle.dump(answer, answers)
         answers.flush()

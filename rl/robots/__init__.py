@@ -1,1 +1,1 @@
-"""Robots: the interface, a fake one, and one behind rosbridge."""
+"""Robots: the interface to a policy, a fake robot for tests, and robots behind rosbridge."""

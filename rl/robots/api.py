@@ -1,4 +1,4 @@
-"""Robots: anything with the members of LeRobot's `Robot`, found by name, and what its numbers mean to a policy."""
+"""Robots with the members of LeRobot's `Robot`, found by name, and the mapping between their numbers and a policy's."""
 
 from __future__ import annotations
 
@@ -27,78 +27,81 @@ BUILTIN = {
     "sim": "rl.envs.metaworld.robot:SimRobot",
     "rosbridge": "rl.robots.rosbridge:RosbridgeRobot",
 }
-"""Robots that come with it: module:class, imported when they are asked for."""
+"""Built-in robots: name -> module:class, imported only when one is used."""
 
 MEMBERS = (
     *("observation_features", "action_features", "is_connected"),
     *("connect", "get_observation", "send_action", "disconnect"),
 )
-"""What a class must have to be a `Robot`."""
+"""Members that a class must have to be a `Robot`."""
 
 
 class Robot(Protocol):
-    """The members of LeRobot's `Robot` that are used. An observation and an action are dicts of numbers by name.
+    """The members of LeRobot's `Robot` that this project uses. Observations and actions are dicts: name -> number.
 
-    A robot may also have `control_hz`, which is then compared with that of the policy, and `reset(scene)`, which makes
-    it ready for an episode; the same number is the same place to begin, where it can do that. Where its `real_time` is
-    False it waits for its commands, as a simulator can. An observation may hold `timestamp`, seconds of
-    `time.monotonic` at which it was taken, and `success`.
+    Optional members:
+
+    - `control_hz`: it is compared with the rate of the policy.
+    - `reset(scene)`: prepares an episode; if the robot can repeat a start, the same number gives the same start.
+    - `real_time`: False for a robot that waits for each command, as a simulator can.
+
+    Optional keys of an observation: `timestamp`, when it was taken, in seconds of `time.monotonic`; and `success`.
     """
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        """Name -> float for a number, or the shape of an image."""
+        """Name -> `float` for a number, or the shape of an image."""
 
     @property
     def action_features(self) -> dict[str, Any]:
-        """Name -> float."""
+        """Name -> `float`."""
 
     @property
     def is_connected(self) -> bool:
-        """Whether it can be talked to."""
+        """Whether the robot is connected."""
 
     def connect(self) -> None:
-        """Begin to talk, and calibrate and configure it where it needs that, as robots of LeRobot do."""
+        """Connect; also calibrate and configure the robot if it needs that, as LeRobot's robots do."""
 
     def get_observation(self) -> dict[str, Any]:
         """Return the newest observation."""
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        """Command it; returns what was really sent, in the same units, which is recorded as the action."""
+        """Send a command; return the action that was really sent, in the same units. That one is recorded."""
 
     def disconnect(self) -> None:
-        """Let go of it, standing still."""
+        """Disconnect; the robot stands still by then."""
 
 
 class NumberRobot:
-    """What robots share that have numbers alone, by the names in `state` and `action`."""
+    """Base class of robots that only have numbers, with the names in `state` and `action`."""
 
     state: tuple[str, ...]
     action: tuple[str, ...]
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        """A number for each entry of the state."""
+        """One number per entry of the state."""
         return dict.fromkeys(self.state, float)
 
     @property
     def action_features(self) -> dict[str, Any]:
-        """A number for each entry of an action."""
+        """One number per entry of an action."""
         return dict.fromkeys(self.action, float)
 
 
 @dataclass(frozen=True)
 class RobotMap:
-    """Which numbers of a robot are those of the policy, in order, and how they are scaled."""
+    """The robot's names for the numbers of the policy, in the policy's order, and their scales and offsets."""
 
-    state: tuple[str, ...] = ()  # a name for each entry of the state; empty: those of the spec, see `names_of`
+    state: tuple[str, ...] = ()  # a name for each entry of the state; empty: the names of the spec, see `names_of`
     action: tuple[str, ...] = ()  # a name for each entry of an action; empty: action.0, action.1, ...
-    scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: ours = scale * theirs + offset
+    scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: policy = scale * robot + offset
     offset: dict[str, float] = field(default_factory=dict)
 
 
 def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names that state and action have where nothing is mapped: slices with the number in them."""
+    """Return the default names of state and action: the slice and the index in it, such as `hand_pos.0`."""
     names = [f"state.{i}" for i in range(spec.state_dim)]
     for name, part in spec.slices.items():
         for i in range(part.start, part.stop):
@@ -107,13 +110,13 @@ def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 class Interface:
-    """A robot as a policy sees it: frames and actions in the order, units and signs that it was trained on.
+    """Converts between a robot and a policy: frames and actions in the order, units and signs of the policy's training.
 
     Args:
-        robot: connected.
+        robot: a connected robot.
         spec: of the policy.
         mapping: names, scales and offsets.
-        hz: the rate that the loop will run at.
+        hz: control rate of the loop.
 
     Raises:
         UserError: robot and policy differ, see `differences`.
@@ -121,8 +124,8 @@ class Interface:
 
     def __init__(self, robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> None:
         self.robot, self.spec = robot, spec
-        # The watchdog sends from a thread of its own, and few robots can be talked to from two at once.
-        self._talking, self._begun, self._patience_s = threading.Lock(), 0.0, 1 / hz
+        # The watchdog sends from its own thread, but few robots allow calls from two threads at the same time.
+        self._calling, self._begun, self._patience_s = threading.Lock(), 0.0, 1 / hz
         if found := differences(robot, spec, mapping, hz):
             rows = "; ".join(f"{name}: expected {policy}, found {theirs}" for name, policy, theirs in found)
             raise UserError(f"the robot is not what the policy expects, nothing was sent: {rows}")
@@ -133,10 +136,10 @@ class Interface:
         )
 
     def observe(self) -> tuple[list[Any], Any, Mapping[str, Any]]:
-        """Return the frame (state_dim,), the time it was taken, and the whole observation, all of it unchecked.
+        """Return the frame (state_dim,), its time in seconds, and the robot's observation, all of it unchecked.
 
         Raises:
-            Stop: the observation is no dict.
+            Stop: the observation is not a dict.
         """
         with self._turn():
             observation = self.robot.get_observation()
@@ -146,10 +149,11 @@ class Interface:
         return frame, observation.get("timestamp", time.monotonic()), observation
 
     def send(self, command: Array) -> list[Any]:
-        """Send a command (action_dim,) under the names, scales and offsets of the robot.
+        """Send a command (action_dim,), converted to the names and units of the robot.
 
         Returns:
-            What the robot says that it took (action_dim,), unchecked; what it says nothing of, it took as it was.
+            The action (action_dim,) that the robot reports as sent, unchecked. An entry that it does not report counts
+            as sent unchanged.
         """
         sent = dict(zip(self.action_names, command.tolist(), strict=True))
         with self._turn():
@@ -157,25 +161,30 @@ class Interface:
         if taken is None:
             return [*sent.values()]
         if not isinstance(taken, Mapping):
-            return [repr(taken)]  # which the guard refuses
+            return [repr(taken)]  # not a number, so the guard refuses it
         found = {name: self._ours(name, taken.get(name)) for name in sent}
+        # None (v is None) and NaN (v != v) mean that the robot reports nothing for this entry.
         return [sent[n] if v is None or (isinstance(v, float) and v != v) else v for n, v in found.items()]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait until nobody else talks to the robot, but not for one that has talked for a period: it hangs."""
+        """Wait for another thread's call to return, but at most until that call has taken one period.
+
+        A call that takes longer hangs. The watchdog must not wait for it, so it goes on without the lock.
+        """
         left = self._begun + self._patience_s - time.monotonic()
-        waited = self._talking.acquire(timeout=min(max(left, 0.0), self._patience_s))
+        acquired = self._calling.acquire(timeout=min(max(left, 0.0), self._patience_s))
         self._begun = time.monotonic()
         try:
             yield
         finally:
-            if waited:
-                self._talking.release()
+            if acquired:
+                self._calling.release()
 
     def _ours(self, name: str, value: Any) -> Any:
-        if isinstance(value, bool | np.bool_ | str | bytes):  # of which float would make numbers
-            return value  # the guard says what is wrong with it
+        """Convert a number of the robot to the policy's unit; return anything else unchanged, the guard refuses it."""
+        if isinstance(value, bool | np.bool_ | str | bytes):  # `float` would accept these
+            return value
         try:
             return self._scale[name] * float(value) + self._offset[name]
         except NOT_NUMBERS:
@@ -183,7 +192,7 @@ class Interface:
 
 
 def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[tuple[str, str, str]]:
-    """Return everything in which a robot is not what a policy of `spec` expects: what, expected, found."""
+    """Return all differences between a robot and what a policy of `spec` expects, as rows (what, expected, found)."""
     found = []
     for what, names, size, features in zip(
         ("state", "action"),
@@ -216,7 +225,7 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
 
 
 def _by_part(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Make one row of those that say the same of one part of the state: `image.0 ... image.511`, not 512 of them."""
+    """Merge neighbouring rows that differ only in the index: one row `image.0 ... image.511` instead of 512."""
     for (_, expected, found), group in groupby(rows, lambda row: (row[0].rpartition(".")[0] or row[0], *row[1:])):
         names = [name for name, _, _ in group]
         yield names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}", expected, found
@@ -228,11 +237,11 @@ def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
     Args:
         name: `fake`, `sim`, `rosbridge`, `path.py:Class`, `module:Class`, an entry point of the group `wamtune.robots`,
             or the name of a robot of LeRobot.
-        params: of its constructor.
-        task: of the session; a constructor with the parameter `task` is given it.
+        params: arguments of its constructor.
+        task: of the session; it is passed to a constructor with a parameter `task`.
 
     Raises:
-        UserError: there is no such robot, its parameters do not fit, they name another task, or it lacks a member.
+        UserError: there is no such robot, its parameters do not fit or name another task, or it lacks a member.
     """
     if ":" not in name and name not in known("robot", BUILTIN):
         return _from_lerobot(name, params)
@@ -244,7 +253,7 @@ def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
     check_params(who, name, maker, params, n_given=0)
     with blamed(who, defined_at(maker).rpartition(":")[0]):
         robot: Robot = maker(**params)
-    # Asked of the class: a property may talk to a robot that is not connected yet.
+    # Check the class first: reading a property of the object may call the robot, which is not connected yet.
     if missing := [member for member in MEMBERS if not hasattr(type(robot), member) and not hasattr(robot, member)]:
         raise UserError(
             f"{who}: {type(robot).__name__} has no {', '.join(missing)}; "
@@ -261,7 +270,7 @@ def _built(name: str, maker: Callable[..., Robot], params: Mapping[str, Any]) ->
 
 
 def _with_task(maker: Callable[..., Robot], params: Mapping[str, Any], task: str) -> Mapping[str, Any]:
-    """Tell a robot that has to know its task the one of the session: the one source of what it runs."""
+    """Add the session's task to the parameters if the constructor has a parameter `task`; refuse another task."""
     if not task or "task" not in inspect.signature(maker).parameters:
         return params
     if (theirs := params.get("task", task)) != task:
@@ -281,9 +290,9 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
             f"robot={name}: expected {', '.join(names)}, or a robot of LeRobot (pip install lerobot)"
             f"{did_you_mean(name, names)}; for your own write robot=path.py:Class or robot=module:Class"
         ) from error
-    # LeRobot knows a robot once its module is imported, and plug-ins of others once it has looked for them.
+    # LeRobot registers a robot when its module is imported, and third-party robots by a call.
     for module in pkgutil.iter_modules(robots.__path__):
-        with suppress(ImportError):  # of a library that only another robot needs
+        with suppress(ImportError):  # a library that only another robot needs is missing
             importlib.import_module(f"lerobot.robots.{module.name}")
     with suppress(ImportError, AttributeError):
         importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()

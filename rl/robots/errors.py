@@ -1,10 +1,10 @@
-"""Why a robot is made to stand still, and what Python raises at numbers that are none."""
+"""The exception that stops a robot, and the exceptions that Python raises for values that are not numbers."""
 
 from __future__ import annotations
 
 NOT_NUMBERS = (TypeError, ValueError, OverflowError)
-"""What is raised where something is no list of numbers, or one of them is too large for a float64."""
+"""Raised by a conversion to float64 if a value is not a list of numbers, or a number is too large."""
 
 
 class Stop(Exception):
-    """The robot is to stand still; the message says why."""
+    """Raised to make the robot stand still; the message is the reason."""

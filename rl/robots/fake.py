@@ -1,4 +1,4 @@
-"""A robot that is none: it remembers what it was sent, and can be told to misbehave. For tests and dry runs."""
+"""A fake robot for tests and dry runs; it stores the commands it receives and can return faulty observations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from world_model.spec import Spec
 
 
 class FakeRobot(NumberRobot):
-    """Its state follows the commands: each entry of the state is moved by the action of the same place, if any.
+    """A robot whose state follows its commands: action `i` moves entry `i` of the state.
 
     Args:
-        spec: whose names it has; None: those given.
-        state, action: names.
+        spec: gives the names of state and action; None: use `state` and `action`.
+        state, action: names of the entries.
         gain: how far an action of 1 moves the state.
-        misbehave: changes an observation before it is handed out.
+        misbehave: changes an observation before it is returned.
     """
 
     def __init__(
@@ -35,20 +35,20 @@ class FakeRobot(NumberRobot):
         self.is_connected = False
 
     def connect(self) -> None:
-        """Be there."""
+        """Connect."""
         self.is_connected = True
 
     def get_observation(self) -> dict[str, Any]:
-        """Return the state of now."""
+        """Return the current state and time, changed by `misbehave`."""
         return self.misbehave({**self.values, "timestamp": time.monotonic()})
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        """Move."""
+        """Store the action and move the state by it; return it unchanged."""
         self.sent.append(dict(action))
         for name, moved in zip(self.state, action.values(), strict=False):
             self.values[name] += self.gain * moved
         return action
 
     def disconnect(self) -> None:
-        """Be gone."""
+        """Disconnect."""
         self.is_connected = False

@@ -1,7 +1,7 @@
-"""A robot behind rosbridge: its topics as numbers, over one websocket, with no ROS on this side.
+"""A robot behind rosbridge: its topics as numbers, over one websocket. This side does not need ROS.
 
-The protocol is rosbridge v2: a JSON object a message, with `op` subscribe, advertise, publish and call_service. Needs
-the extra `ros`.
+The protocol is rosbridge v2: one JSON object per message, with `op` subscribe, advertise, publish or call_service.
+It needs the extra `ros`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,31 +23,32 @@ from rl.robots.api import NumberRobot
 from world_model.extras import pip_line
 
 Path = tuple[str | int, ...]
-"""Where a number stands in a message: names of fields and places in lists."""
+"""Path to a number in a message: names of fields and indices of lists."""
 
 MAX_BYTES = 1 << 20
-"""A longer message is no observation of a robot; the connection is closed."""
+"""Largest message in bytes; a longer one cannot be a robot's observation, and the connection is closed."""
 
 _PART = re.compile(r"\.(\w+)|\[(\d{1,3})\]")
 
 
 class RosbridgeRobot(NumberRobot):
-    """Numbers by where they stand: `/joint_states.position[0]` is a topic and a place in its messages.
+    """A robot whose numbers are named by topic and path, such as `/joint_states.position[0]`.
 
     Args:
         url: of the rosbridge server, such as ws://localhost:9090.
-        state: what is observed.
-        action: what is commanded; everything of a topic is published in one message.
-        types: of the topics that are commanded, such as {/cmd: std_msgs/Float64MultiArray}.
-        success: where the robot says that the task is solved; empty: nowhere.
-        stamp: where the time is at which the state was taken, with sec and nanosec of a clock that agrees with the one
-            here, such as /joint_states.header.stamp; empty: when the oldest message came, which does not show a delay.
-        reset: service, of type std_srvs/Empty, that makes it ready for an episode; empty: there is none.
-        hz: of its control, to be compared with that of the policy; None: unknown.
-        patience_s: how long a first message, or the answer of a service, may take.
+        state: names of the observed numbers.
+        action: names of the commanded numbers; all numbers of a topic are published in one message.
+        types: message types of the commanded topics, such as {/cmd: std_msgs/Float64MultiArray}.
+        success: name of a boolean that is true when the task is solved; empty: none.
+        stamp: name of the time at which the state was measured, such as /joint_states.header.stamp. It has fields sec
+            and nanosec, from a clock that is synchronised with this computer's. Empty: use the arrival time of the
+            oldest message, which does not show delays on the way.
+        reset: service of type std_srvs/Empty that prepares an episode; empty: none.
+        hz: control rate, which is compared with the rate of the policy; None: unknown.
+        patience_s: seconds to wait for the first message of a topic, or for the answer of a service.
 
     Raises:
-        TypeError: a name is not of that form, or a topic has no type.
+        TypeError: a name is not of that form, or a commanded topic has no type.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class RosbridgeRobot(NumberRobot):
         if hz is not None:
             self.control_hz = hz
         self._subscribed = sorted({self._places[name][0] for name in (*state, success, stamp) if name})
-        self._heard: dict[str, tuple[Any, float]] = {}  # by topic: message, and when it came
-        self._stamped: tuple[Any, float] = (None, math.nan)  # the newest stamp, and the same by the clock of here
-        self._begun = 0.0  # when it was made ready for the episode
-        self._call, self._answer = "", False  # the newest call of a service, and its answer
+        self._newest: dict[str, tuple[Any, float]] = {}  # topic -> (newest message, its arrival by `time.monotonic`)
+        self._stamped: tuple[Any, float] = (None, math.nan)  # (newest stamp, the same time by `time.monotonic`)
+        self._begun = 0.0  # time of the last reset
+        self._call, self._answer = "", False  # id of the pending service call ("": none), and whether it succeeded
         self._changed = threading.Condition()
         self._exit = ExitStack()
         self._connection: Any = None
@@ -82,17 +83,21 @@ class RosbridgeRobot(NumberRobot):
 
     @property
     def is_connected(self) -> bool:
-        """Whether the server is there."""
+        """Whether the connection to the server is open."""
         return self._connection is not None and not self._lost
 
     def connect(self) -> None:
-        """Subscribe to what is observed, and wait for a message of each topic."""
+        """Connect, subscribe to the observed topics, and wait for the first message of each needed topic.
+
+        Raises:
+            UserError: websockets is missing, there is no server, or a topic sends nothing in time.
+        """
         try:
             client, broken = (importlib.import_module(f"websockets.{name}") for name in ("sync.client", "exceptions"))
         except ImportError as error:
             raise UserError(f"rosbridge needs websockets; install it with {pip_line('ros')}") from error
         try:
-            # With a socket of ours it goes where the url says: through no proxy, and after no redirect.
+            # Open the socket here, so that the connection goes to the host in the url, never to a proxy or redirect.
             address = urlsplit(self.url)
             port = address.port or (443 if address.scheme == "wss" else 80)
             opened = self._exit.enter_context(socket.create_connection((address.hostname, port), self._patience_s))
@@ -105,46 +110,59 @@ class RosbridgeRobot(NumberRobot):
         self._lost = ""
         threading.Thread(target=self._listen, daemon=True).start()
         needed = {self._places[name][0] for name in (*self.state, self._stamp) if name}
-        throttle = int(500 / self.control_hz) if hasattr(self, "control_hz") else 0  # ms; more often tells no more
+        # Milliseconds between messages: two per control period are enough.
+        throttle = int(500 / self.control_hz) if hasattr(self, "control_hz") else 0
         for topic in self._subscribed:
-            self._tell({"op": "subscribe", "topic": topic, "queue_length": 1, "throttle_rate": throttle})
+            self._send({"op": "subscribe", "topic": topic, "queue_length": 1, "throttle_rate": throttle})
         for topic in self._commanded:
-            self._tell({"op": "advertise", "topic": topic, "type": self.types[topic]})
-        if not self._wait(lambda: needed <= self._heard.keys()):
-            silent = sorted(needed - self._heard.keys())
+            self._send({"op": "advertise", "topic": topic, "type": self.types[topic]})
+        if not self._wait(lambda: needed <= self._newest.keys()):
+            silent = sorted(needed - self._newest.keys())
             self.disconnect()
             raise UserError(f"{self.url}: nothing came on {', '.join(silent)} within {self._patience_s:g} s")
 
     def reset(self, scene: int) -> None:
-        """Ask for an episode to be made ready, if there is a service for it; a success from before is forgotten."""
+        """Call the reset service, if there is one; a success message from before the reset no longer counts.
+
+        Raises:
+            ConnectionError: the service did not answer in time, or answered that it failed.
+        """
         if self._reset:
             self._call, self._answer = f"reset {scene} {time.monotonic()}", False
-            self._tell({"op": "call_service", "service": self._reset, "id": self._call, "args": {}})
+            self._send({"op": "call_service", "service": self._reset, "id": self._call, "args": {}})
             if not self._wait(lambda: not self._call) or not self._answer:
                 raise ConnectionError(f"the service {self._reset} did not answer that the robot is ready")
         self._begun = time.monotonic()
 
     def get_observation(self) -> dict[str, Any]:
-        """Return the newest numbers, and when they were taken."""
+        """Return the newest numbers and their time.
+
+        Raises:
+            ConnectionError: the connection is closed.
+        """
         with self._changed:
             self._check()
-            heard, taken = dict(self._heard), self._taken()
-        found: dict[str, Any] = {name: _look_up(heard, *self._places[name]) for name in self.state}
+            newest, taken = dict(self._newest), self._taken()
+        found: dict[str, Any] = {name: _look_up(newest, *self._places[name]) for name in self.state}
         found["timestamp"] = taken
         if self._success:
             topic, path = self._places[self._success]
-            is_new = heard.get(topic, (None, 0.0))[1] >= self._begun
-            found["success"] = is_new and _look_up(heard, topic, path) is True
+            is_new = newest.get(topic, (None, 0.0))[1] >= self._begun
+            found["success"] = is_new and _look_up(newest, topic, path) is True
         return found
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        """Publish a message on each topic that is commanded."""
+        """Publish one message on each commanded topic; return the action unchanged.
+
+        Raises:
+            ConnectionError: the connection is closed.
+        """
         messages: dict[str, Any] = {topic: {} for topic in self._commanded}
         for name in self.action:
             topic, path = self._places[name]
             _put(messages[topic], path, float(action[name]))
         for topic, message in messages.items():
-            self._tell({"op": "publish", "topic": topic, "msg": message})
+            self._send({"op": "publish", "topic": topic, "msg": message})
         return action
 
     def disconnect(self) -> None:
@@ -154,14 +172,17 @@ class RosbridgeRobot(NumberRobot):
             self._connection = None
 
     def _taken(self) -> float:
-        """When the state was taken, seconds of `time.monotonic`; nan where the robot does not say it as it should."""
+        """Return when the state was measured, in seconds of `time.monotonic`; NaN if the robot's stamp is invalid."""
         if self._stamp:
             return self._stamped[1]
-        return min(self._heard[self._places[name][0]][1] for name in self.state)
+        return min(self._newest[self._places[name][0]][1] for name in self.state)
 
     def _note_stamp(self, now: float) -> None:
-        """Turn the newest stamp into seconds of `time.monotonic`, once: read again, it must not be another time."""
-        stamp = _look_up(self._heard, *self._places[self._stamp])
+        """Convert the newest stamp to seconds of `time.monotonic`.
+
+        Each stamp is converted only once: a second conversion would give another time if the wall clock was adjusted.
+        """
+        stamp = _look_up(self._newest, *self._places[self._stamp])
         if stamp == self._stamped[0]:
             return
         try:
@@ -171,43 +192,46 @@ class RosbridgeRobot(NumberRobot):
         self._stamped = stamp, taken
 
     def _listen(self) -> None:
+        """Receive messages in a thread until the connection ends."""
         connection = self._connection
         try:
             for text in connection:
-                self._hear(text)
+                self._receive(text)
             reason = "it closed the connection"
-        except Exception as error:  # whatever it is, the robot cannot be seen any more
+        except Exception as error:  # any error ends the observations, so the connection counts as lost
             reason = repr(error)
         with self._changed:
             self._lost = reason
             self._changed.notify_all()
 
-    def _hear(self, text: str | bytes) -> None:
+    def _receive(self, text: str | bytes) -> None:
+        """Store an observation, or the answer of the pending service call; ignore everything else."""
         try:
             message = json.loads(text)
             op, topic, answer = (message.get(key) for key in ("op", "topic", "id"))
         except (ValueError, AttributeError, RecursionError):
-            return  # what cannot be read is not seen; if it goes on, observations are stale and stop the robot
+            return  # skip an unreadable message; without readable ones, observations get stale and the guard stops
         with self._changed:
-            if op == "publish" and topic in self._subscribed:  # nothing else is kept, whatever is sent
+            if op == "publish" and topic in self._subscribed:  # a server cannot fill the memory with other topics
                 now = time.monotonic()
-                self._heard[topic] = message.get("msg"), now
+                self._newest[topic] = message.get("msg"), now
                 if self._stamp and topic == self._places[self._stamp][0]:
                     self._note_stamp(now)
             elif op == "service_response" and self._call and answer == self._call:
                 self._call, self._answer = "", message.get("result") is True
             self._changed.notify_all()
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         self._check()
         try:
             self._connection.send(json.dumps(message, allow_nan=False))
         except Exception as error:
             raise ConnectionError(f"{self.url}: {error!r}") from error
 
-    def _wait(self, there: Any) -> bool:
+    def _wait(self, condition: Callable[[], bool]) -> bool:
+        """Wait until `condition` holds; return False after `patience_s` or when the connection is lost."""
         with self._changed:
-            return bool(self._changed.wait_for(lambda: self._lost or there(), self._patience_s)) and not self._lost
+            return bool(self._changed.wait_for(lambda: self._lost or condition(), self._patience_s)) and not self._lost
 
     def _check(self) -> None:
         if not self.is_connected:
@@ -215,7 +239,7 @@ class RosbridgeRobot(NumberRobot):
 
 
 def _place(name: str) -> tuple[str, Path]:
-    """Split `/joint_states.position[0]` into the topic and where the number stands."""
+    """Split a name such as `/joint_states.position[0]` into the topic and the path in its messages."""
     topic, parts = name, ""
     if (cut := re.search(r"[.\[]", name)) is not None:
         topic, parts = name[: cut.start()], name[cut.start() :]
@@ -225,9 +249,9 @@ def _place(name: str) -> tuple[str, Path]:
     return topic, tuple(part[1] if part[1] is not None else int(part[2]) for part in found)
 
 
-def _look_up(heard: dict[str, tuple[Any, float]], topic: str, path: Path) -> Any:
-    """The value at a place; None where there is none, at which the guard stops the robot."""
-    value = heard.get(topic, (None, 0.0))[0]
+def _look_up(newest: dict[str, tuple[Any, float]], topic: str, path: Path) -> Any:
+    """Return the value at a path of the newest message; None if it is missing, and the guard then stops the robot."""
+    value = newest.get(topic, (None, 0.0))[0]
     for key in path:
         try:
             value = value[key]
@@ -237,7 +261,7 @@ def _look_up(heard: dict[str, tuple[Any, float]], topic: str, path: Path) -> Any
 
 
 def _put(message: Any, path: Path, value: float) -> None:
-    """Set a number in a message, and what leads to it."""
+    """Set a number in a message; create the lists and objects on its path."""
     for key, following in zip(path, (*path[1:], None), strict=True):
         if isinstance(key, int):
             message.extend([0.0] * (key + 1 - len(message)))

@@ -13,6 +13,7 @@ from rewards.errors import UserError
 from rl.build import make_policy, make_sim, tasks_of
 from rl.compose import to_yaml
 from rl.config import TrainConfig
+from rl.envs.names import shown_name
 from rl.envs.simulator import Simulator
 from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples
@@ -266,7 +267,7 @@ class PostTraining:
         """Build a simulator with the training rewards, for callbacks that evaluate."""
         if self.sim.alone:
             problem = "there can be only one simulator in a process, and PPO trains in it"
-            raise UserError(f"env.id={self.config.env.id}: {problem}; leave callbacks that evaluate out")
+            raise UserError(f"{shown_name(self.config.env)}: {problem}; leave callbacks that evaluate out")
         tasks = tasks_of(self.config, self.model)
         n_envs = max(min(n_episodes, self.config.env.n_envs), len(tasks), 1)
         # No worker processes: a callback steps few environments, and workers would hold memory for the whole run.

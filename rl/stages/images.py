@@ -16,7 +16,7 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.build import find_simulator
 from rl.config import SimulatorConfig
-from rl.envs.eyes import PROPRIOCEPTION, Eyes, eyes_of, seeing_spec
+from rl.envs.image_obs import PROPRIOCEPTION, ImageObs, image_obs_of, seeing_spec
 from rl.runs.progress import Progress
 from rl.seeds import CAMERA
 from rl.stages.videos import Video
@@ -112,9 +112,9 @@ def see(
     """Return the episodes with the model's state: proprioception, and the codes of a new image in every frame."""
     simulated = find_simulator(env).early_spec(id=env.id, tasks=model.spec.tasks)
     assert simulated is not None  # every simulator with cameras has an early spec
-    eyes = eyes_of(model, simulated)
-    assert eyes is not None
-    return [_seen(eyes, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
+    image_obs = image_obs_of(model, simulated)
+    assert image_obs is not None
+    return [_seen(image_obs, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
 
 
 def see_disturbed(
@@ -132,9 +132,9 @@ def see_disturbed(
     return see(model, env, [episode for episode, _ in copies], disturbed)
 
 
-def _seen(eyes: Eyes, episode: Episode, pictures: Tensor) -> Episode:
-    state = episode.state.to(eyes.codec.device)
-    return replace(episode, state=eyes.begin(state, pictures.numpy()).cpu())
+def _seen(image_obs: ImageObs, episode: Episode, pictures: Tensor) -> Episode:
+    state = episode.state.to(image_obs.codec.device)
+    return replace(episode, state=image_obs.begin(state, pictures.numpy()).cpu())
 
 
 def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:

@@ -1,4 +1,4 @@
-"""Load a checkpoint that is asked to act."""
+"""Load a checkpoint for a verb that lets it act."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from world_model.wam.store import load_model_and_config
 
 
 def load_actor(name_or_path: str) -> WorldActionModel:
-    """Load a checkpoint as `load_model` does; refuse one that has learned to predict alone.
+    """Load a checkpoint as `load_model` does; refuse one that can only predict.
 
     Raises:
-        UserError: as for `load_model`, or the checkpoint has not been tuned.
+        UserError: as for `load_model`, or the checkpoint is of the pretrain stage.
     """
     model, config = load_model_and_config(name_or_path)
     if config.get("stage") == "pretrain":

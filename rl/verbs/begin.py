@@ -1,4 +1,4 @@
-"""How a verb that makes a run folder begins: with a new run of a preset, or with one that was interrupted."""
+"""Begin a verb that has a run folder: make one for a new run, or open that of an interrupted run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from world_model.runs import find_run, newest_runs
 
 C = TypeVar("C", TrainConfig, PretrainConfig, TuneConfig)
 State = dict[str, Any]
-"""What a run had saved; `mark` is how much it had written by then, and is missing where it was finished."""
+"""Saved state of a run. `mark` holds the sizes of its logs at that time; a finished run has none."""
 
 
 def begin(
@@ -26,7 +26,16 @@ def begin(
 ) -> tuple[C, RunFolder, State | None]:
     """Make a run folder for `words` (preset, then overrides), or open the one that the first word names.
 
-    `load` returns the state of a run folder, None where it had come to none; it is returned beside config and folder.
+    Args:
+        verb: such as "train"; for the comment in config.yaml and for messages.
+        words: of the command line, after the verb.
+        schema: of the config.
+        load: returns the saved state of a run folder, None if it has none.
+
+    Returns config, run folder and saved state; the state is None for a new run.
+
+    Raises:
+        UserError: the config is wrong, overrides are given for an existing run, or another process has it open.
     """
     folder = find_run(words[0])
     if folder is None:
@@ -36,7 +45,7 @@ def begin(
     if words[1:]:
         anew = shlex.join(["wamtune", verb, str(folder / "config.yaml"), words[1]])
         raise UserError(f"{words[1]!r}: a run goes on with its own config; leave it out, or begin anew: {anew}")
-    lock = lock_run(folder)  # before the state is read: another process may be writing it
+    lock = lock_run(folder)  # lock before reading the state, which another process may be writing
     try:
         config, state = compose(folder, [], schema), load(folder)
         mark = {} if state is None else state.get("mark")
@@ -47,11 +56,14 @@ def begin(
 
 
 def _pinned(config: C) -> C:
-    """Name the run that a folder of runs stands for now: when a run goes on, another may be the newest of them."""
+    """Replace a checkpoint such as `latest` or `runs/NAME` by the run that is the newest now.
+
+    When this run is resumed later, another one may be the newest.
+    """
     if isinstance(config, PretrainConfig) or (isinstance(config, TrainConfig) and config.policy == "gaussian"):
         return config
     folders = newest_runs(config.checkpoint)
-    if not folders:  # the name is that of a run or a checkpoint
+    if not folders:  # the name means one run or checkpoint already
         return config
     chosen = find_checkpoint(config.checkpoint).resolve().parents[1]
     return replace(config, checkpoint=next(str(folder) for folder in folders if folder.resolve() == chosen))

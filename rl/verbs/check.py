@@ -1,4 +1,4 @@
-"""`wamtune check`: every reward term once on simulated, dreamed and recorded steps, before a run depends on it."""
+"""`wamtune check`: call every reward term on simulated, dreamed and recorded steps, before a run depends on it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ N_ENVS, N_CHUNKS = 2, 4
 class Steps:
     """Transitions of one place, with what a RewardManager needs to compute their rewards."""
 
-    build: Callable[[dict[str, Any]], RewardManager]
-    chunks: list[tuple[Transition, Tensor, int]] = field(default_factory=list)  # transition, executed, steps of each
+    build: Callable[[dict[str, Any]], RewardManager]  # of terms, for this place
+    chunks: list[tuple[Transition, Tensor, int]] = field(default_factory=list)  # (transition, executed, n_steps)
     num_envs: int = N_ENVS
 
 
 class _Recorder(RewardManager):
-    """Pays nothing and keeps the transitions that it is shown."""
+    """A manager without terms that records the transitions it gets."""
 
     def __init__(self, steps: Steps, place: str, progress: bool) -> None:
         super().__init__({}, (), place)
@@ -47,20 +47,21 @@ class _Recorder(RewardManager):
         self._steps = steps
 
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
-        """Keep `t`."""
+        """Record `t`; the reward is 0."""
         assert executed is not None  # environments always pass it
         self._steps.chunks.append((t, executed, n_steps))
         return super().compute(t, executed, n_steps)
 
 
 def run(words: list[str]) -> None:
-    """Run every term, print the table, raise the first error of a place that the config trains in."""
+    """Call every term, print the table, and raise the first error of a place in which the config trains."""
     preset = words[0] if words and "=" not in words[0] else None
     config = compose(preset, words[1:] if preset else words, TrainConfig)
-    config = replace(config, device="cpu")  # a few steps: not worth the way to a GPU
+    config = replace(config, device="cpu")  # only a few steps, so a GPU would not help
     model = load_model(config.checkpoint) if config.policy == "flow" else None
     places = transitions(config, model)
-    trained = {"sim"} if config.env.kind == "sim" else {"sim", "dream"}  # the critic begins with simulated returns
+    # Dream training uses the simulator too: `try_rewards` runs the terms there first.
+    trained = {"sim"} if config.env.kind == "sim" else {"sim", "dream"}
     table = Table("term", "func", "weight", "requires", *places, title=f"reward terms of {preset or 'the config'}")
     first_error: UserError | None = None
     for name, term in config.rewards.items():
@@ -76,7 +77,7 @@ def run(words: list[str]) -> None:
 
 
 def value_range(name: str, term: dict[str, Any] | None, steps: Steps) -> tuple[str, UserError | None]:
-    """Return smallest and largest raw value of a term over `steps`, or why there are none, and the error behind it."""
+    """Return the range of the raw values of a term over `steps` as text, or the reason for none, with the error."""
     if term is None or term.get("weight") == 0:
         return "off", None
     if not steps.chunks:
@@ -109,7 +110,7 @@ def transitions(config: TrainConfig, model: WorldActionModel | None) -> dict[str
 
 @torch.no_grad()
 def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> Steps:
-    """Move at random for a few chunks."""
+    """Execute a few chunks of random actions and return their transitions."""
 
     def build(terms: dict[str, Any]) -> RewardManager:
         return make_rewards(replace(config, rewards=terms), env.spec, env.place, model)
@@ -127,7 +128,7 @@ def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -
 
 @torch.no_grad()
 def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episode]) -> Steps:
-    """Turn a recorded episode into transitions of one environment."""
+    """Convert recorded episodes to transitions of one environment."""
     provides = {*model.spec.slices, "progress"}
     if episodes and episodes[0].task_reward is not None:
         provides.add("task_reward")
@@ -154,7 +155,7 @@ def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episo
 
 
 def _describe(name: str, term: dict[str, Any] | None, places: dict[str, Steps]) -> tuple[str, str, str]:
-    """Return func, weight and requires of a term, as far as they can be told."""
+    """Return func, weight and requires of a term; requires is empty if no place can build the term."""
     if term is None:
         return "", "off", ""
     described = ""

@@ -1,4 +1,4 @@
-"""`wamtune cp`: make a preset or a checkpoint one's own, and carry episodes to LeRobot and back."""
+"""`wamtune cp`: copy a preset or a checkpoint, and convert episodes to a LeRobot dataset and back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from world_model.files import JSON_BYTES, TENSOR_BYTES, read_file, write_atomica
 from world_model.runs import newest_runs
 
 SHARD_BYTES = TENSOR_BYTES // 4
+"""Largest size of a shard of imported episodes, well below the limit for reading one."""
 
 
 def run(words: list[str]) -> None:
-    """Copy `words[0]` to `words[1]`; the words after them are keys of an import."""
+    """Copy or convert `words[0]` to `words[1]`; further words are keys for the import of a dataset."""
     if len(words) < 2:
         raise UserError("cp needs a name and a destination, for example `wamtune cp demo mine.yaml`")
     name, final, keys = words[0], Path(words[1]), words[2:]
@@ -43,13 +44,13 @@ def run(words: list[str]) -> None:
     if as_preset:
         write_atomically(final, read_file(find_preset(name), JSON_BYTES))
     else:
-        load_checkpoint(name)  # a damaged one is refused, not spread
+        load_checkpoint(name)  # refuse to copy a damaged checkpoint
         write_folder(final, checkpoint_files(name))
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")
 
 
 def _holds_episodes(folder: Path) -> bool:
-    """Whether a folder is one of episodes, and no checkpoint with its demonstrations."""
+    """Whether a folder holds episodes and is not a checkpoint, which may hold demonstrations."""
     return bool(EpisodeStore(folder).shards) and not (folder / CONFIG).is_file()
 
 
@@ -68,9 +69,10 @@ def _from_lerobot(folder: Path, final: Path, columns: ColumnsConfig) -> str:
 
 
 def _in_shards(episodes: list[Episode]) -> Iterator[list[Episode]]:
-    """Yield the episodes in groups of at most `SHARD_BYTES`: a shard is read as a whole, and has a largest size."""
+    """Yield the episodes in groups of about `SHARD_BYTES` at most, since a shard is read as a whole."""
     size, group = 0, list[Episode]()
     for episode in episodes:
+        # float32 states and actions, and two values per step.
         added = 4 * (episode.state.numel() + episode.action.numel() + 2 * episode.length)
         if group and size + added > SHARD_BYTES:
             yield group

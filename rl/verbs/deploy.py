@@ -1,4 +1,4 @@
-"""`wamtune deploy`: a policy as files that a robot can run, and a robot that it runs."""
+"""`wamtune deploy`: export a policy to files, run a policy on a robot, or compare two policies on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIONS = ("export", "run", "compare")
 
 
 def run(words: list[str]) -> None:
-    """Export and print what was written, or run a robot and print what happened."""
+    """Run the action that `words[1]` names for the checkpoint `words[0]`, and print its results."""
     if not words or "=" in words[0] or words[0] in ACTIONS:
         raise UserError("deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export")
     name, action = words[0], words[1] if len(words) > 1 else ""
@@ -39,15 +39,15 @@ def _run(name: str, words: list[str]) -> None:
             f"deploy {name} run needs a robot and its limits: a preset such as robot-sim, or robot=... limits.low=..."
         )
     config = _robot_config(words[2:])
-    lived = run_session(load_pilot(name, config.n_denoising_steps), config, keys=has_terminal())
-    periods = sorted(p for one in lived for p in one.periods)
-    solved = sum(any(one.success) for one in lived)
-    print(f"{solved} of {len(lived)} episodes reported success")
+    episodes = run_session(load_pilot(name, config.n_denoising_steps), config, keys=has_terminal())
+    periods = sorted(period for episode in episodes for period in episode.periods)
+    solved = sum(any(episode.success) for episode in episodes)
+    print(f"{solved} of {len(episodes)} episodes reported success")
     if periods:
         middle, most = periods[len(periods) // 2], periods[int(0.99 * (len(periods) - 1))]
         print(f"period: median {1000 * middle:.1f} ms, 99 % below {1000 * most:.1f} ms")
-    if lived[-1].stopped:
-        raise UserError(f"the robot was stopped: {lived[-1].reason}")
+    if episodes[-1].stopped:
+        raise UserError(f"the robot was stopped: {episodes[-1].reason}")
 
 
 def _compare(name: str, words: list[str]) -> None:
@@ -64,7 +64,7 @@ def _compare(name: str, words: list[str]) -> None:
 
 
 def _robot_config(words: list[str]) -> RobotConfig:
-    torch.set_num_threads(1)  # more would only wait for each other beside the loop
+    torch.set_num_threads(1)  # for a small network, more threads cost more in waiting than they gain
     preset, words = (None, words) if "=" in words[0] else (words[0], words[1:])
     config = compose(preset, words, RobotConfig)
     if config.success == "key" and not has_terminal():
@@ -86,7 +86,7 @@ def _export(name: str, words: list[str]) -> None:
 
 
 def default_folder(name: str) -> Path:
-    """Return `exported/` in the run folder `name`, or in the current folder for any other checkpoint."""
+    """Return `exported/` in the run folder `name`, or in the current folder if `name` is not a run."""
     return (find_run(name) or Path()) / "exported"
 
 

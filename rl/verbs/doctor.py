@@ -1,4 +1,4 @@
-"""`wamtune doctor`: is this installation whole?"""
+"""`wamtune doctor`: check that this installation is complete."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rl.shadow import foreign_package
 
 
 def run(words: list[str]) -> None:
-    """Print a line for every check; `UserError` if a necessary one failed."""
+    """Print a line for every check; raise `UserError` if a necessary one failed."""
     if words:
         raise UserError(f"doctor takes no words, unexpected {words[0]!r}")
     failed = []
     for name, check, remedy, needed in _checks():
         try:
             print(f"ok       {name}: {check()}")
-        except Exception as error:  # whatever is broken, the rest must still be looked at
+        except Exception as error:  # any error fails this check alone; the others must still run
             reason = " ".join(str(error).split()) or type(error).__name__
             print(f"{'missing ' if needed else 'optional'} {name}: {reason}; {remedy}")
             failed += [name] if needed else []
@@ -30,6 +30,7 @@ def run(words: list[str]) -> None:
 
 
 def _checks() -> Iterator[tuple[str, Callable[[], str], str, bool]]:
+    """Yield (name, check, remedy, whether it is necessary); a check returns a description or raises an exception."""
     yield "python", _python, "", True
     yield "torch", _torch, "pip install torch", True
     for name in _packages():
@@ -38,11 +39,11 @@ def _checks() -> Iterator[tuple[str, Callable[[], str], str, bool]]:
     yield "own packages", _own, "see there", True
     yield "meta-world", _metaworld, "pip install 'metaworld==3.1.*'", True
     yield "checkpoints", _checkpoints, "install wamtune again", True
-    yield "OpenGL", _opengl, "only what sees pictures of the simulator needs it", False
+    yield "OpenGL", _opengl, "needed for images of the simulator only", False
 
 
 def _packages() -> list[str]:
-    """Return the names of the necessary packages, torch left out."""
+    """Return the names of the required packages, except torch."""
     try:
         lines = [line for line in requires("wamtune") or [] if "extra ==" not in line]
     except PackageNotFoundError:  # run from a checkout that was not installed
@@ -107,5 +108,5 @@ def _opengl() -> str:
     task = MetaWorldTask("push", looked_at=True)
     task.reset(0)
     if len(np.unique(task.pictures((View(),), 64))) < 10:
-        raise RuntimeError("what it draws is empty")
-    return "a picture of push"
+        raise RuntimeError("the rendered image is empty")
+    return "an image of push"

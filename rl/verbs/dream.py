@@ -1,4 +1,4 @@
-"""`wamtune dream`: the actions of one real episode replayed in the dream, and how far the two drift apart."""
+"""`wamtune dream`: replay the actions of one real episode in the dream, and show how far the two differ."""
 
 from __future__ import annotations
 
@@ -34,76 +34,80 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
 PARTS = ("object_pos", "hand_pos")
-"""Slices of the state that are compared, where it has both; else the first two whose names end with `_pos`."""
+"""Slices of the state that are compared, if it has both; else the first two whose names end with `_pos`."""
 
 DEFAULT_TASK = "push"
-"""The task that is shown where a checkpoint knows it and the command names none."""
+"""The task if the command names none and the checkpoint knows this one."""
 
 TITLE = "the same actions in the simulator and in the dream"
 THOUGHT = "what happened, and what the model thought would happen"
 
 
 def run(words: list[str]) -> None:
-    """Record, replay, draw and print."""
+    """Record an episode, replay it in the dream, print the errors and write a plot or a video."""
     options = compose(None, words[1:], DreamOptions)
     model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
     tasks = options.env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
     options = replace(options, env=replace(env_of_tasks(options.env, tasks), tasks=tasks))
     if model.pictures is not None:
-        _film(model, options)
+        _show_video(model, options)
     else:
-        _curve(model, options, words[0])
+        _show_curves(model, options, words[0])
 
 
-def _curve(model: WorldActionModel, options: DreamOptions, name: str) -> None:
+def _show_curves(model: WorldActionModel, options: DreamOptions, name: str) -> None:
+    """Plot dreamed over true trajectories, for a model without images."""
     if not _parts(model):
         raise UserError(f"dream: the state of {name} has no slice whose name ends with _pos; take another checkpoint")
     out = options.out or "dream.png"
     if not out.endswith(".png"):
-        raise UserError(f"out={out!r}: {name} sees no pictures, so there is nothing to film; take a .png")
-    episode, thought = record_episode(model, options)
-    frames = replay(model, episode, options.n_denoising_steps)[0] if thought is None else thought
+        raise UserError(f"out={out!r}: {name} has no images, so there is no video; take a .png")
+    episode, imagined = record_episode(model, options)
+    frames = replay(model, episode, options.n_denoising_steps)[0] if imagined is None else imagined
     print(_heading(options, frames))
     show(error_table(model, episode, frames))
     true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
     draw_dream(true, dreamed, model.config.chunk_size, _title(options), out)
-    print(f"picture: {out}")
+    print(f"plot: {out}")
 
 
-def _film(model: WorldActionModel, options: DreamOptions) -> None:
+def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
+    """Write a video of simulator, dream and difference, or the last real image alone, for a model with images."""
     out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
     assert codec is not None
-    thought: Tensor | None = None
-    if options.source == "expert":  # it reads where things are, which a model that sees is not told
+    imagined: Tensor | None = None
+    if options.source == "expert":  # the expert needs object positions, which the state of an image model lacks
         (episode,) = collect_scripted("expert", options.env.tasks, 1, options.seed, options.env)
     else:
-        episode, thought = record_episode(model, options)
+        episode, imagined = record_episode(model, options)
     n = min(episode.length, options.n_chunks * size)
     state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
     episode = replace(episode, state=state, action=action, success=success, task_reward=None)
     real = run_again(options.env, episode, model.config)
     if out.endswith(".png"):
         write_atomically(Path(out), iio.imwrite("<bytes>", real[-1, 0].numpy(), extension=".png"))
-        print(f"picture: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
+        print(f"image: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
     (seen,) = see(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
-    frames, expected = replay(model, seen, options.n_denoising_steps) if thought is None else (thought, [])
-    pictures = codec.decode(frames[::size, -codec.code_dim :])
-    shown, drawn = real[::size][: len(pictures), 0], pictures[:, 0]
+    frames, expected = replay(model, seen, options.n_denoising_steps) if imagined is None else (imagined, [])
+    # One image per chunk, of the first camera: simulated and dreamed.
+    dreamed = codec.decode(frames[::size, -codec.code_dim :])[:, 0]
+    simulated = real[::size][: len(dreamed), 0]
     print(_heading(options, frames))
     table = Table("step", "dream, dB", "repeat, dB")
-    for i, errors in enumerate(picture_errors(shown, drawn), 1):
+    for i, errors in enumerate(picture_errors(simulated, dreamed), 1):
         table.add_row(str(i * size), *(f"{error:.1f}" for error in errors))
     show(table)
     chunk_s = size / model.spec.control_hz
-    write_film(draw_film(shown, drawn, expected, _title(options), chunk_s), out, 0.5 / chunk_s)
-    print(f"film, at half speed: {out}")
+    video = draw_film(simulated, dreamed, expected, _title(options), chunk_s)
+    write_film(video, out, frames_per_s=0.5 / chunk_s)
+    print(f"video, at half speed: {out}")
 
 
 def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Episode, Tensor | None]:
     """Record one episode of up to `n_chunks` chunks in the simulator.
 
-    Of source joint it comes with the frames that were imagined (n, state_dim), after the first one, which was seen.
+    With source=joint, return also the imagined frames (n, state_dim), which follow the first real one; else None.
     """
     max_steps = options.n_chunks * model.config.chunk_size
     env_config = EnvConfig(**vars(options.env), max_steps=max_steps, terminate_on_success=False)
@@ -112,19 +116,20 @@ def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Epis
         env.set_episode_seeds([options.seed])
         if options.source != "joint":
             return record(env, _actor(model, env, options.source), options.source)[0], None
-        thoughts: list[Tensor] = []
-        (episode,) = record(env, _imagining(model, env, thoughts), "policy")
+        imagined: list[Tensor] = []
+        (episode,) = record(env, _imagining(model, env, imagined), "policy")
         n_whole = episode.length // model.config.chunk_size
-        return episode, torch.cat([episode.state[:1], *thoughts[:n_whole]])
+        return episode, torch.cat([episode.state[:1], *imagined[:n_whole]])
     finally:
         env.close()
 
 
 @torch.no_grad()
 def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) -> tuple[Tensor, list[float]]:
-    """Dream the whole chunks of `episode.action` from its first state, which comes first (n, state_dim).
+    """Dream the whole chunks of `episode.action` from its first state.
 
-    Returns also what trust expects of each chunk, nothing where it was not calibrated.
+    Returns the frames (n, state_dim), of which the first is that state, and the expected error of each chunk; [] if
+    trust was not calibrated.
     """
     size = model.config.chunk_size
     n_chunks = episode.length // size
@@ -152,7 +157,7 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
 
 
 def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Table:
-    """Distance (cm) of dreamed from true positions at the end of each chunk, and of the first frame from them."""
+    """Return a table of the errors in cm at the end of each chunk: of the dream, and of repeating the first frame."""
     table = Table("step", *(f"{part} {kind}, cm" for part in _parts(model) for kind in ("dream", "repeat")))
     true, first = episode.state[: len(frames)], episode.state[:1]
     size = model.config.chunk_size
@@ -166,7 +171,7 @@ def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Ta
 
 
 def _actor(model: WorldActionModel, env: Simulator, source: str) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return what maps an observation to actions (1, k, action_dim)."""
+    """Return a function from an observation to actions (1, k, action_dim)."""
     if source == "expert":
         return lambda obs: env.expert_actions().unsqueeze(1)
     policy = FlowPolicy(model, env)
@@ -179,9 +184,9 @@ def _actor(model: WorldActionModel, env: Simulator, source: str) -> Callable[[di
 
 
 def _imagining(
-    model: WorldActionModel, env: Simulator, thoughts: list[Tensor], n_steps: int = 8
+    model: WorldActionModel, env: Simulator, imagined: list[Tensor], n_steps: int = 8
 ) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return what acts in joint mode and appends the frames that it expects of its actions to `thoughts`."""
+    """Return an actor in joint mode, which appends the frames that it expects of its actions to `imagined`."""
     codec, action_codec = model.codec, model.action_codec
 
     @torch.no_grad()
@@ -189,7 +194,7 @@ def _imagining(
         noise = seeded_noise(env.episode_seed, env.elapsed, (codec.n_future_tokens, codec.code_dim))
         own = seeded_noise(env.episode_seed + 1, env.elapsed, (action_codec.n_tokens, action_codec.code_dim))
         frames, actions = modes.joint(model, model.encode(obs["state"], obs["task"]), noise, own, n_steps)
-        thoughts.append(frames[0])
+        imagined.append(frames[0])
         return actions
 
     return act
@@ -214,6 +219,7 @@ def _title(options: DreamOptions) -> str:
 
 
 def _curves(model: WorldActionModel, episode: Episode, frames: Tensor) -> dict[str, Tensor]:
+    """Return the curves of a plot by name: positions (n, d) in cm, and the probability of success (n,)."""
     task = torch.full((len(frames),), model.spec.tasks.index(episode.task))
     p, _ = model.read_frames(frames, task)
     slices = model.spec.slices

@@ -1,4 +1,4 @@
-"""`wamtune eval`: success of a checkpoint with intervals, in the simulator and in its dream from the same starts."""
+"""`wamtune eval`: measure the success of a checkpoint, in the simulator and in its dream from the same first states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rewards.errors import UserError
 from rl.build import find_simulator, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.envs.eyes import seen_spec
+from rl.envs.image_obs import seen_spec
 from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
@@ -32,11 +32,11 @@ from world_model.wam.model import WorldActionModel
 Results = dict[str, list[EpisodeResult]]
 
 GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers"
-"""Keys that apply to a Gaussian policy, which is evaluated as it was trained in all else."""
+"""Keys that apply to a Gaussian policy; everything else is as in its training."""
 
 
 def run(words: list[str]) -> None:
-    """Evaluate, print the table, and write the figures where `out` says so."""
+    """Evaluate, print the table, and write the figures to the file `out` if it is set."""
     options = compose(None, words[1:], EvalOptions)
     about, tensors = load_checkpoint(words[0])
     if about.get("policy") == "gaussian":
@@ -48,7 +48,7 @@ def run(words: list[str]) -> None:
     options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
     tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.env.id,)))
     early = find_simulator(options.env).early_spec(id=options.env.id, tasks=tasks)
-    if early is not None:  # every task is checked before the first one is run
+    if early is not None:  # check every task before the first one is run
         model.spec.check_fits(seen_spec(model, early), shown_name(options.env))
     with Progress(f"eval {words[0]}") as progress:
         for i, task in enumerate(tasks):
@@ -69,17 +69,18 @@ def run(words: list[str]) -> None:
 def evaluate_task(
     model: WorldActionModel, options: EvalOptions, task: str, tick: Callable[[float], None]
 ) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
-    """Evaluate one task in the places of `options`; returns the episodes of simulator and dream, in the same order.
+    """Evaluate one task in the places of `options`; return the episodes in simulator and dream, in the same order.
 
-    `tick` is called with the share that is done.
+    An episode list is empty if `options` leaves its place out. `tick` is called with the share that is done.
     """
     seeds = range(options.seed, options.seed + options.n_episodes)
     env = make_sim(_config(options), model, (task,), min(options.n_envs, options.n_episodes), rewards=False)
     try:
         policy = FlowPolicy(model, env, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
         n_places = 2 if options.place == "both" else 1
-        heard = [lambda n, total, begun=begun: tick((begun + n / total) / n_places) for begun in (0, n_places - 1)]
-        sim = [] if options.place == "dream" else evaluate_sim(policy, env, seeds, heard[0])
+        # One progress callback for each place: the second one continues where the first one ended.
+        ticks = [lambda n, total, begun=begun: tick((begun + n / total) / n_places) for begun in (0, n_places - 1)]
+        sim = [] if options.place == "dream" else evaluate_sim(policy, env, seeds, ticks[0])
         if options.place == "sim":
             return sim, []
         dream = DreamEnv(
@@ -93,7 +94,7 @@ def evaluate_task(
             obs_noise=options.obs_noise,
             seed=options.seed,
         )
-        return sim, evaluate_dream(policy, dream, heard[1])
+        return sim, evaluate_dream(policy, dream, ticks[1])
     finally:
         env.close()
 
@@ -101,14 +102,14 @@ def evaluate_task(
 def _evaluate_gaussian(
     words: list[str], options: EvalOptions, about: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
-    """Evaluate a policy that `wamtune train policy=gaussian` made, where it was trained; it has no dream.
+    """Evaluate a policy of `wamtune train policy=gaussian` in the simulator it was trained in; it has no dream.
 
-    `about` and `tensors` are what `load_checkpoint` returned.
+    `about` and `tensors` are the results of `load_checkpoint`.
     """
     if wrong := [key for word in words[1:] if (key := word.partition("=")[0]) not in GAUSSIAN]:
         raise UserError(f"{wrong[0]}: a Gaussian policy is evaluated where it was trained; only {', '.join(GAUSSIAN)}")
     run = find_checkpoint(words[0]).resolve().parents[1]
-    if not (run / "config.yaml").is_file():  # the config in a checkpoint is not read: it may name code
+    if not (run / "config.yaml").is_file():  # the config inside a checkpoint is not used: it may name code to run
         raise UserError(
             f"{words[0]}: a Gaussian policy is evaluated by its run folder, which says where; name that one"
         )
@@ -131,7 +132,7 @@ def _evaluate_gaussian(
 
 
 def table(sim: Results, dream: Results) -> Table:
-    """One row for each task and one over all; the gap is dream minus simulator, in points, on the same starts."""
+    """Return a table with a row per task and one for all; the gap is dream minus simulator in percentage points."""
     both = any(sim.values()) and any(dream.values())
     shown = Table("task")
     columns = [place for place, found in (("sim", sim), ("dream", dream)) if any(found.values())]
@@ -149,7 +150,7 @@ def table(sim: Results, dream: Results) -> Table:
 
 
 def figures(sim: Results, dream: Results) -> dict[str, Any]:
-    """Return what the table says, and each episode, as plain numbers and text; shares from 0 to 1."""
+    """Return the contents of the table and each episode as plain numbers and text for JSON; shares from 0 to 1."""
     rows: dict[str, Any] = {}
     for task in (*sim, *(("all",) if len(sim) > 1 else ())):
         found = {

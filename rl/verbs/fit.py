@@ -1,4 +1,4 @@
-"""`wamtune fit`: a simulator like the robot, from episodes that were recorded on it."""
+"""`wamtune fit`: fit the parameters of the simulator to episodes that were recorded on a robot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from world_model.files import write_atomically
 
 
 def run(words: list[str]) -> None:
-    """Fit, print what was found, and write the preset."""
+    """Fit the parameters, print them, and write a preset."""
     options = compose(None, words[1:], FitOptions)
     store = EpisodeStore(words[0])
     known = dict.fromkeys(task for task, _, _ in store.count())
@@ -55,7 +55,7 @@ def run(words: list[str]) -> None:
 
 
 def _task(simulator: type[Simulator], env: SimulatorConfig, recorded: list[str], folder: str) -> str:
-    """Return the one task that is fitted: the one that `env` names, or the only one that was recorded."""
+    """Return the task to fit: the one that `env` names, or the only recorded one."""
     known = [task for task in recorded if _has(simulator, env, task)]
     if not known:
         name = simulator_name(env)

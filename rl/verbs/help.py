@@ -1,4 +1,4 @@
-"""What `wamtune VERB --help` prints. Schemas are all that it imports, so the answer needs no torch."""
+"""The text of `wamtune VERB --help`. This file imports schemas only, so that help needs no torch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from world_model.extras import pip_line
 
 
 def keys_of(schema: type) -> str:
-    """Return a line for every key of a config schema: name, default, and the comment beside it in the source."""
+    """Return a line for every key of a config schema: name, default, and the comment at the end of its source line."""
     rows = list(_rows(schema, ""))
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
 
 
 def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
-    source = "".join(inspect.getsource(part) for part in reversed(schema.__mro__[:-1]))  # of what it inherits, too
+    source = "".join(inspect.getsource(part) for part in reversed(schema.__mro__[:-1]))  # with base classes
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE))
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if defaults is not None:  # a group may be begun with values of its own
+        if defaults is not None:  # the parent may set other defaults for this group
             default = getattr(defaults, field.name)
         if dataclasses.is_dataclass(default):
             yield from _rows(hints[field.name], f"{prefix}{field.name}.", default)
@@ -40,7 +40,7 @@ def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str,
 
 
 def _as_typed(value: Any) -> str:
-    """Return a value as it is written on the command line, a list without the brackets that zsh would take."""
+    """Return a value as written on the command line; lists without brackets, which zsh would interpret."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -57,11 +57,11 @@ Examples:
   wamtune ls presets""",
     "cp": f"""wamtune cp NAME DEST [key=value ...]
 
-Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or carry it away. What is there is never
-overwritten. A name that is both is copied as a preset when DEST ends with .yaml, otherwise as a checkpoint.
+Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or to take it elsewhere. Existing files are
+never overwritten. A name that is both is copied as a preset if DEST ends with .yaml, otherwise as a checkpoint.
 
-A folder of episodes becomes a LeRobot v3.0 dataset, and a LeRobot dataset a folder of episodes; both need the extra
-`data`: {pip_line("data")}. What a dataset from elsewhere calls things is said by keys.
+A folder of episodes is converted to a LeRobot v3.0 dataset, and a LeRobot dataset to a folder of episodes; both need
+the extra `data`: {pip_line("data")}. The keys name the columns of a dataset.
 
 Keys, for a LeRobot dataset:
 {keys_of(ColumnsConfig)}
@@ -71,10 +71,10 @@ Examples:
   wamtune cp datasets/theirs runs/episodes/theirs success=all""",
     "pretrain": f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
-Collect episodes of scripted experts, clean and noisy, and of random motion, and train a world-action model to predict
-what actions bring about. With env.simulator=recorded nothing is collected: it learns from the folder `episodes`, into
-which `dataset`, a LeRobot v3.0 dataset, is imported first. One of five episodes of a task is then held out. It learns
-no policy: that is `wamtune tune`. Given a run folder, go on where that run stopped.
+Collect episodes of scripted experts (clean and noisy) and of random motion, and train a world-action model to predict
+the effects of actions. With env.simulator=recorded nothing is collected: the model learns from the folder `episodes`,
+into which `dataset`, a LeRobot v3.0 dataset, is imported first; then one of five episodes of a task is held out. A
+policy is learned by `wamtune tune`, not here. Given a run folder, resume that run.
 
 Keys:
 {keys_of(PretrainConfig)}
@@ -85,8 +85,8 @@ Examples:
     "tune": f"""wamtune tune PRESET | RUN_FOLDER [key=value ...]
 
 Teach a pretrained checkpoint to act from few demonstrations per task, roll the policy out, refit the world decoder on
-what it met, and measure success in the simulator. With env.simulator=recorded there is no simulator: nothing is rolled
-out, and the policy is measured on held-out demonstrations alone. Given a run folder, go on where that run stopped.
+these rollouts, and measure success in the simulator. With env.simulator=recorded there is no simulator: nothing is
+rolled out, and the policy is measured on held-out demonstrations only. Given a run folder, resume that run.
 
 Keys:
 {keys_of(TuneConfig)}
@@ -96,10 +96,10 @@ Examples:
   wamtune tune metaworld-tuned name=push env.tasks=push n_demos=5""",
     "train": f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
 
-Improve a checkpoint by PPO in the simulator, in its own dream, or in both. A gate after each part of a round that
-`gate.places` names compares the new policy with the best so far on fresh episodes and rolls a loss back. At the end
-stands success before and after, on seeds that no gate saw; with `controls=anchor,filtered_bc` beside the same run
-without RL. Given a run folder, go on where that run stopped, to the same end.
+Improve a checkpoint by PPO in the simulator, in its own dream, or in both. After each part of a round that
+`gate.places` names, a gate compares the new policy with the best one so far on fresh episodes and rolls a loss back.
+The result is success before and after, on seeds that no gate used; `controls=anchor,filtered_bc` repeats the run
+without RL, for comparison. Given a run folder, resume that run, with the same result.
 
 Keys:
 {keys_of(TrainConfig)}
@@ -110,8 +110,8 @@ Examples:
     "eval": f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
 
 Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
-begun from the first states of the very same episodes, and the gap between the two. The same command prints the same
-figures; out=FILE.json writes them with every episode. A run of policy=gaussian is evaluated where it was trained.
+from the first states of the same episodes, and the gap between the two. The same command prints the same figures;
+out=FILE.json writes them with every episode. A run of policy=gaussian is evaluated in the simulator of its training.
 `latest` is the newest run, `runs/NAME` the newest of that name.
 
 Keys:
@@ -122,13 +122,13 @@ Examples:
   wamtune eval runs/demo/20250101-120000-s0 place=both obs_noise=0.001""",
     "dream": f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
 
-Replay the actions of one real episode in the dream, begun from its first state; each dreamed chunk goes on from the one
-before. Draws dreamed against true trajectories of hand and object and the probability of success as a PNG, and prints
-the error by step, beside that of "nothing moves" (the first frame repeated). Of a model that sees pictures it makes a
-film: simulator, dream, difference, and how the error grows; as .png the last real picture alone.
+Replay the actions of one real episode in the dream, from its first state; each dreamed chunk continues the one before.
+Draws dreamed and true trajectories of hand and object and the probability of success as a PNG, and prints the error by
+step, next to that of "nothing moves" (the first frame repeated). For a model with images it makes a video of simulator,
+dream, difference and error by step; with out=FILE.png it writes the last real image only.
 
-With source=joint nothing is replayed: from what is really seen the model imagines a chunk of future together with
-actions that bring it about, these are executed, and what it thought would happen is compared with what did.
+With source=joint nothing is replayed: from each real observation the model imagines a chunk of the future together with
+the actions that lead to it; these actions are executed, and the imagined future is compared with the real one.
 
 Keys:
 {keys_of(DreamOptions)}
@@ -138,18 +138,18 @@ Examples:
   wamtune dream runs/demo/20250101-120000-s0 env.tasks=peg-insert-side source=policy n_chunks=12 out=peg.png""",
     "report": """wamtune report RUN_FOLDER
 
-Write report.html into the folder of a training run: success before and after with its controls, every gate, what the
-dream promised and what the simulator gave, the same episodes in both, three of them as curves, and the command to
-repeat it. One file, no network. `wamtune train` writes it by itself at its end; a run under way can be looked at too.
+Write report.html into the folder of a training run: success before and after with its controls, every gate, success in
+dream and simulator, the same episodes in both, three of them as curves, and the command to repeat it. One file, no
+network access. `wamtune train` writes it at its end; the report of a run in progress can be written too.
 
 Examples:
   wamtune report runs/demo/20250101-120000-s0
   wamtune report runs/mix/20250101-120000-s1""",
     "check": f"""wamtune check PRESET | FILE [key=value ...]
 
-Compose a config and run each of its reward terms once: on simulated steps (random actions), on dreamed ones and on a
-recorded demonstration of the checkpoint. Prints a table of the values, or why a term cannot run there. Ends with exit
-code 2 if a term is broken for a place that the config trains in. The keys are those of `wamtune train`.
+Compose a config and call each of its reward terms on simulated steps (random actions), on dreamed steps and on a
+recorded demonstration of the checkpoint. Prints a table of the values, or the reason why a term cannot run there. The
+exit code is 2 if a term fails in a place that the config trains in. The keys are those of `wamtune train`.
 
 Keys:
 {keys_of(TrainConfig)}
@@ -161,20 +161,20 @@ Examples:
 wamtune deploy CHECKPOINT | RUN_FOLDER run [PRESET] [key=value ...]
 wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER [PRESET] [key=value ...]
 
-`export` writes the policy of a checkpoint as policy.onnx, with everything between a state and bounded actions inside,
-beside contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of what
-it is. Before anything is written, onnxruntime must give the actions of torch on 1,000 observations; prints the
-largest difference. Needs the extra `export`: {pip_line("export")}
+`export` writes the policy of a checkpoint as policy.onnx, which contains every step from a state to bounded actions,
+and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of the
+files. Before anything is written, onnxruntime must give the same actions as torch on 1,000 observations; the largest
+difference is printed. Needs the extra `export`: {pip_line("export")}
 `run` takes the folder of an export as well.
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),
-one behind rosbridge, or the simulated one of the preset robot-sim. Nothing is sent before limits are given and the
-robot is what the policy expects. It is stopped by {KEYS}, by a file, Ctrl-C or a signal; the exit code
-is then 2.
+one behind rosbridge, or the simulated one of the preset robot-sim. Nothing is sent until limits are given and the robot
+has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C or a signal stop it; the exit code is
+then 2.
 Each episode that ends is recorded; the next run goes on with the next scene.
 
-`compare` runs two policies in pairs, who goes first drawn by lot, until it is clear which is better or n_episodes pairs
-are done; it says how many more it would take, and goes on from there when it is called again.
+`compare` runs two policies in pairs, in random order, until it is clear which one is better or n_episodes pairs are
+done; it prints how many more would be needed, and the same command continues from there.
 
 Keys of export:
 {keys_of(ExportOptions)}
@@ -187,10 +187,10 @@ Examples:
   wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30""",
     "fit": f"""wamtune fit EPISODES [key=value ...]
 
-Fit mass, friction, damping, gain, delay and the noise of the sensors of Meta-World to recorded episodes:
-actions are replayed, and the parameters are searched with which positions stay nearest to the record. The seed of an
-episode has to name its scene in the simulator. Writes a preset that dreams of the record, with gates in a simulator
-that is randomised around what was found.
+Fit mass, friction, damping, gain, delay and sensor noise of Meta-World to recorded episodes: the actions are replayed,
+and the parameters are chosen whose positions stay nearest to the recorded ones. The seed of an episode must name its
+scene in the simulator. Writes a preset that trains in a dream of the recorded episodes, with gates in a simulator that
+is randomised around the fitted parameters.
 
 Keys:
 {keys_of(FitOptions)}
@@ -200,11 +200,11 @@ Examples:
   wamtune fit runs/robot/sim env.tasks=push spread=0.2 out=mine.yaml""",
     "doctor": """wamtune doctor
 
-Look at Python, torch, the packages, the simulator, drawing and the built-in checkpoints. Every line says ok
-or missing, and what is missing says how to get it. Ends with exit code 2 if wamtune cannot do without it.
+Check Python, torch, the packages, the simulator, rendering and the built-in checkpoints. Every line says ok, missing or
+optional, the last two with the reason and the remedy. The exit code is 2 if something necessary is missing.
 
 Examples:
   wamtune doctor
   wamtune doctor --debug""",
 }
-"""By verb: how it is called, what it does, its keys, and two examples."""
+"""Help text by verb: usage, description, keys and two examples."""

@@ -1,4 +1,4 @@
-"""`wamtune ls`: what there is to start from."""
+"""`wamtune ls`: list checkpoints, presets, reward terms and tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(words: list[str]) -> None:
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """Return the one figure of a checkpoint's `metrics` worth a line; empty where there is none."""
+    """Return the most telling figure of a checkpoint's `metrics` as text; empty if there is none."""
     try:
         if "success" in metrics:
             return f"success {100 * metrics['success']['mean']['rate']:.0f} %"
@@ -48,7 +48,7 @@ def _checkpoints() -> list[tuple[str, str]]:
         folder = find_checkpoint(name)
         try:
             config, _ = load_checkpoint(folder)
-        except UserError as error:  # the others are still to be seen
+        except UserError as error:  # a damaged one must not hide the others
             rows.append((name, str(error)))
             continue
         parts = (config["stage"], _count(config["spec"]["tasks"]), _size(folder), headline(config.get("metrics", {})))

@@ -1,6 +1,6 @@
-"""The keys of the verbs that read no preset: `eval`, `dream`, `deploy ... export` and `fit`.
+"""Config schemas of the verbs without presets: `eval`, `dream`, `deploy ... export` and `fit`.
 
-Apart from the verbs themselves, so that help and the check of a command line need no torch.
+They are separate from the verbs, so that help and the check of a command line need no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class EvalOptions:
     out: str = ""  # a .json file for the figures and each episode; empty: the table alone
 
     def check(self) -> None:
-        """Refuse counts that mean nothing, and another kind of file."""
+        """Refuse counts out of range, and an `out` that is not a .json file."""
         at_least(self, 1, "n_episodes", "n_denoising_steps", "max_steps", "n_envs")
         at_least(self, 0, "seed", "n_action_steps", "obs_noise")
         if self.out and not self.out.endswith(".json"):
@@ -47,13 +47,13 @@ class DreamOptions:
     # env.tasks: one; empty: push, or the first that the checkpoint knows
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     seed: int = EvalConfig().seed  # names the episode
-    n_chunks: int = 8  # at most
-    source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: future and actions imagined at once
+    n_chunks: int = 8  # length of the episode at most
+    source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: imagine future and actions together
     n_denoising_steps: int = DreamConfig().n_denoising_steps  # of the dream
-    out: str = ""  # .png, for a model that sees also .gif or .mp4; empty: dream.png or dream.gif
+    out: str = ""  # .png; for a model with images also .gif or .mp4; empty: dream.png or dream.gif
 
     def check(self) -> None:
-        """Refuse counts that mean nothing, and a picture that is none."""
+        """Refuse counts out of range, and an `out` of another file type."""
         at_least(self, 1, "n_chunks", "n_denoising_steps")
         at_least(self, 0, "seed")
         _one_task(self.env)
@@ -67,13 +67,13 @@ class DreamOptions:
 class ExportOptions:
     """The keys of `wamtune deploy ... export`."""
 
-    out: str = ""  # the folder; empty: exported/ in the run folder, or here for a checkpoint
+    out: str = ""  # folder to write; empty: exported/ in the run folder, for a checkpoint in the current folder
     n_denoising_steps: int = 0  # of the policy; 0: as in the run that trained it, else 2
     n_action_steps: int = 0  # executed of a chunk; 0: as in the run that trained it, else all of it
-    episodes: str = ""  # recorded ones to compare on; empty: those beside the checkpoint, else random states
+    episodes: str = ""  # recorded episodes for the parity check; empty: those in the checkpoint, else random states
 
     def check(self) -> None:
-        """Refuse counts that mean nothing."""
+        """Refuse counts out of range."""
         at_least(self, 0, "n_denoising_steps", "n_action_steps")
 
 
@@ -85,14 +85,14 @@ class FitOptions:
 
     # env.tasks: one; empty: the only one that was recorded
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
-    n_episodes: int = 16  # used of those that were recorded; half of them judge
-    n_steps: int = 60  # replayed of each
-    spread: float = 0.1  # training draws each factor within this share of what was found
+    n_episodes: int = 16  # recorded episodes to use; half of them are kept apart to measure the fit
+    n_steps: int = 60  # steps replayed of each
+    spread: float = 0.1  # training draws each factor within this share around its fitted value
     seed: int = 0
-    out: str = "fitted.yaml"  # a preset of `wamtune train`, with the events and the record
+    out: str = "fitted.yaml"  # preset of `wamtune train` to write, with the fitted events and the episodes
 
     def check(self) -> None:
-        """Refuse counts that mean nothing."""
+        """Refuse counts and shares out of range."""
         at_least(self, 2, "n_episodes")
         at_least(self, 1, "n_steps")
         at_least(self, 0, "seed")

@@ -1,4 +1,4 @@
-"""From a config of `wamtune train` to a run that is ready to begin, and to those of its controls."""
+"""Build a run of `wamtune train`, and its controls, from a config."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from world_model.wam.store import load_model
 
 
 def control_config(config: TrainConfig, name: str) -> TrainConfig:
-    """Return the config of a control: the same run with its changes."""
+    """Return the config of the control `name`: the same run with the changes in `CONTROLS`."""
     parts = {part: replace(getattr(config, part), **changes) for part, changes in CONTROLS[name].items()}
     return replace(config, **parts, controls=())
 
 
 def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
-    """Build a run from a freshly loaded checkpoint, with its demonstrations to imitate; it logs nothing yet.
+    """Build a run from a freshly loaded checkpoint and its demonstrations; the caller sets its log.
 
     `folder` is where its callbacks write.
     """
     check_simulator(config)
-    gc.collect()  # a run before this one refers to itself, and holds gigabytes
+    gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
     model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
     post = PostTraining(config, model, None, log=lambda step, values: None, folder=folder)
     if model is not None:
         post.imitation = _imitation(config, model)
     if config.episodes:
-        _hear_of_episodes(post, config)
+        _add_recorded(post, config)
     return post
 
 
-def _hear_of_episodes(post: PostTraining, config: TrainConfig) -> None:
-    """Let dream and imitation have what was recorded before, as if it were collected now."""
+def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
+    """Add the recorded episodes of `config.episodes` to the data of dream and imitation."""
     if post.dreams is None or post.model is None:
         raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
     episodes = recorded_episodes(config, post.model, tasks_of(config, post.model))
@@ -51,6 +51,7 @@ def _hear_of_episodes(post: PostTraining, config: TrainConfig) -> None:
 
 
 def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:
+    """Build the imitation loss; return None if no weight of it is above 0."""
     ppo = config.ppo
     if not any((ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef)):
         return None
@@ -63,5 +64,11 @@ def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None
                 f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "
                 f"set ppo.bc_coef=0 or tune a checkpoint on some"
             )
-    coefs = ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef
-    return Imitation(model, demonstrations, *coefs, ppo.bc_batch_size)
+    return Imitation(
+        model,
+        demonstrations,
+        demo_coef=ppo.bc_coef,
+        sim_coef=ppo.success_bc_coef,
+        dream_coef=config.dream.success_bc_coef,
+        batch_size=ppo.bc_batch_size,
+    )

@@ -9,7 +9,7 @@ from rl.verbs.begin import begin
 
 
 def run(words: list[str]) -> None:
-    """Begin or continue a run and print what was measured."""
+    """Begin or continue a run and print its measurements."""
     config, folder, _ = begin("pretrain", words, PretrainConfig, load_state)
     print(f"pretrain {config.name}; to go on after an interruption: wamtune pretrain {folder.path}", flush=True)
     with folder:

@@ -1,4 +1,4 @@
-"""`wamtune report`: the report of a run, written again from what its folder holds."""
+"""`wamtune report`: write the report of a run from the files in its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wamtune train`: post-training, beside its controls, with everything it found in one run folder."""
+"""`wamtune train`: post-training and its controls, with all results in one run folder."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from rl.verbs.prepare import control_config, prepare
 from world_model.wam.store import load_model
 
 BAD_NUMBERS = "bad_numbers.safetensors"
-"""File of a run folder: the tensors that came with the last bad numbers."""
+"""File of a run folder with the tensors that led to the last bad numbers."""
 
 MOST_BACK = 3
-"""Times that a run goes back from bad numbers before it stops after all."""
+"""How often a run goes back to a saved state after bad numbers before it stops."""
 
 
 def run(words: list[str]) -> None:
@@ -53,9 +53,10 @@ def run(words: list[str]) -> None:
         print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
         if callbacks := [name for name, term in config.callbacks.items() if term is not None]:
             print(f"callbacks: {', '.join(callbacks)}", flush=True)
-        if runs:  # only controls are left to do
+        if runs:  # a resumed run of which only controls are left
             first.close()
             _load_champion(first, folder.path / "checkpoints" / "last")
+        # The run itself, then its controls; finished ones are in `runs` already.
         for name in (config.name, *config.controls)[len(runs) :]:
             post = prepare(control_config(config, name), folder.path / "controls" / name) if runs else first
             runs.append(_train(name, post, folder, kept, state.pop("post", None)))
@@ -63,6 +64,7 @@ def run(words: list[str]) -> None:
                 for step in ("last", str(runs[0].outcome.sim_steps)):
                     first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]))
             save_state(folder.path, {**kept, "mark": folder.mark()})
+        # Paired evaluation of the champion in simulator and dream, for the report.
         if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
             pairs = champion_pairs(config, first.policy, first.model)
             folder.keep(PAIRS, json.dumps(pairs).encode())
@@ -73,14 +75,14 @@ def run(words: list[str]) -> None:
         report = write_report(folder.path)
         show(_table(runs, judged_in(config)))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
-        print(f"picture: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
+        print(f"plot: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
 
 
 def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> dict[str, str] | None:
-    """Return what a saved run began with, if it is what the config names now; None where there is nothing to compare.
+    """Return the inputs of a saved run after checking that they have not changed; None if they were not saved.
 
     Raises:
-        UserError: a checkpoint or plug-in is another one now.
+        UserError: the checkpoint or a plug-in has changed since the run began.
     """
     inputs: dict[str, str] | None = state.get("inputs")
     if inputs is not None:
@@ -93,9 +95,9 @@ def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> di
 
 
 def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any], state: dict[str, Any] | None) -> Run:
-    """Do one run, or the rest of one whose `state` was saved.
+    """Do one run, or resume one from its saved `state`.
 
-    `kept` is what every saved state holds: the `runs` before this one, none for the first, and the `inputs` of all.
+    `kept` is part of every saved state: `runs`, the finished runs before this one, and `inputs`, see `inputs_of`.
     """
     runs: list[Run] = kept["runs"]
     shown, prefix = _Shown(), f"{name}/" if runs else ""
@@ -126,9 +128,9 @@ def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any
 
 
 def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | None) -> Outcome:
-    """Run to the end; where bad numbers turn up, keep what led to them, and go back if the config says so.
+    """Run to the end. After bad numbers, save the tensors that led to them, and go back if the config says so.
 
-    `before` is given to a control: the same checkpoint was evaluated on the same seeds.
+    `before` is the first evaluation, which controls take from the run itself: same checkpoint, same seeds.
     """
     for n_back in itertools.count(1):
         try:
@@ -141,13 +143,14 @@ def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | No
             post.say(f"{error}; going back to the last saved state, for the {n_back}. time of {MOST_BACK}")
             post.load_state_dict(state["post"])
             post.sim.begun = False
+            # With the same random numbers, the same bad numbers would come again.
             for generator in (post.ppo.generator, post.sim.generator):
                 generator.manual_seed(post.config.seed + GO_BACK * n_back)
     raise AssertionError
 
 
 class _Saver:
-    """Save a run where it is safe: at the end of each part of a round, and within one every `save_minutes`."""
+    """Save a run at safe points: at the end of each part of a round, and within a part every `save_minutes`."""
 
     def __init__(self, post: PostTraining, folder: RunFolder, kept: dict[str, Any], minutes: float) -> None:
         self.post, self.folder, self.kept = post, folder, kept
@@ -155,11 +158,11 @@ class _Saver:
 
     @property
     def minutes(self) -> float:
-        """Minutes that this run took so far, before an interruption as well."""
+        """Return the minutes that this run has taken so far, including those before an interruption."""
         return (time.monotonic() - self._begun) / 60
 
     def __call__(self, ended: bool) -> None:
-        """Hear of a safe point; True: a part has ended."""
+        """Save at a safe point if it is due; `ended`: a part has ended, which is always saved."""
         post, path = self.post, self.folder.path
         if not ended and time.monotonic() - self._saved < 60 * post.config.save_minutes:
             return
@@ -172,13 +175,13 @@ class _Saver:
 
 
 class _Shown:
-    """The figures of the live panel: success so far in simulator (champion) and dream (exploring), and the gap."""
+    """The figures of the live panel: success in simulator (champion) and dream (exploring), their gap, and the KL."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
     def add(self, logged: dict[str, float]) -> None:
-        """Pick what people watch out of what is logged."""
+        """Update the figures from logged values."""
         if "eval/success" in logged:
             self.values.setdefault("before", logged["eval/success"])
             self.values["sim"] = logged["eval/success"]
@@ -193,7 +196,7 @@ class _Shown:
 
 
 def _load_champion(post: PostTraining, path: Path) -> None:
-    """Put back what `PostTraining.save` wrote, for a report on it; a Gaussian policy is not asked for one."""
+    """Load the saved champion into `post`, for the report; a Gaussian policy has no paired evaluation."""
     if post.model is not None:
         post.model.load_state_dict(load_model(path).state_dict())
 
@@ -218,7 +221,7 @@ def _readme(config: TrainConfig, run: Run) -> str:
 
 
 def _table(runs: list[Run], where: str) -> Table:
-    """One column for each run, one row for each figure."""
+    """Return a table with one column per run and one row per figure."""
     table = Table(title=f"success in {where} on fresh episodes", title_justify="left")
     table.add_column("")
     for run in runs:
@@ -232,7 +235,7 @@ def _table(runs: list[Run], where: str) -> Table:
 def _figures(run: Run) -> dict[str, str]:
     outcome = run.outcome
     gain, low, high = (100 * value for value in paired_gain(outcome.before, outcome.after))
-    paid = [sum(r.reward for r in results) / len(results) for results in (outcome.before, outcome.after)]
+    rewards = [sum(r.reward for r in results) / len(results) for results in (outcome.before, outcome.after)]
     return {
         "before": _share(outcome.before),
         "after": _share(outcome.after),
@@ -241,7 +244,7 @@ def _figures(run: Run) -> dict[str, str]:
         "from the dream": f"{100 * _gain_of(outcome, 'dream'):+.1f}",
         "from the simulator": f"{100 * _gain_of(outcome, 'sim'):+.1f}",
         "episodes": str(len(outcome.after)),
-        "simulator's reward": f"{paid[0]:.4g} → {paid[1]:.4g}",
+        "simulator's reward": f"{rewards[0]:.4g} → {rewards[1]:.4g}",
         "simulator steps": f"{outcome.sim_steps:,}",
         "steps of gates": f"{outcome.gate_steps:,}",
         "minutes": f"{run.minutes:.1f}",
@@ -249,7 +252,7 @@ def _figures(run: Run) -> dict[str, str]:
 
 
 def _gain_of(outcome: Outcome, place: str) -> float:
-    """Sum of the changes in success over the parts that ran in `place`."""
+    """Return the sum of the changes in success over the parts that ran in `place`."""
     rates = [success_rate(outcome.before), *(success_rate(part.evaluation) for part in outcome.parts)]
     changes = zip(outcome.parts, rates, rates[1:], strict=False)
     return sum(new - old for part, old, new in changes if part.place == place)

@@ -11,7 +11,7 @@ from rl.verbs.begin import begin
 
 
 def run(words: list[str]) -> None:
-    """Begin or continue a run and print what was measured."""
+    """Begin or continue a run and print its measurements."""
     config, folder, _ = begin("tune", words, TuneConfig, load_state)
     print(f"tune {config.name}; to go on after an interruption: wamtune tune {folder.path}", flush=True)
     if not simulates(config):

@@ -1,4 +1,4 @@
-"""Check the words after a verb before the verb is imported: a typo is answered at once, not after a second of torch."""
+"""Check the words after a verb before the verb and torch are imported, so that a typo is reported at once."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOption
 from world_model.runs import find_run
 
 PRESETS: dict[str, type] = {"pretrain": PretrainConfig, "tune": TuneConfig, "train": TrainConfig, "check": TrainConfig}
-"""Schema of each verb that begins with a preset; `check` does without one."""
+"""Schema of each verb whose first word is a preset; `check` also works without one."""
 
 OPTIONS: dict[str, type] = {"eval": EvalOptions, "dream": DreamOptions, "fit": FitOptions}
 """Schema of each verb whose first word is a checkpoint or a folder."""
 
 ROBOT = {"export": 2, "run": 2, "compare": 3}
-"""Actions of `deploy`: how many words there are before its preset or its keys."""
+"""Actions of `deploy` -> number of words before the preset or the keys."""
 
 NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: see `wamtune ls presets`") | {
     "eval": "a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`",
     "dream": "a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`",
     "fit": "a folder of recorded episodes: wamtune fit runs/robot/sim",
 }
-"""What the first word of a verb has to be."""
+"""Verb -> what its first word must be, for the error message."""
 
 BUILTIN = Path(__file__).resolve().parents[2] / "world_model" / "builtin"
 
 
 def check_words(verb: str, words: Sequence[str]) -> None:
-    """Raise the `UserError` that shows in `words` alone; the config that they give is dropped."""
+    """Raise a `UserError` for every mistake that `words` alone reveal; the composed config is discarded."""
     name = words[0] if words and "=" not in words[0] else None
     if name is None and verb in NEEDS:
         raise UserError(f"{verb} needs {NEEDS[verb]}")
     if verb in PRESETS:
-        if name is None or verb == "check" or find_run(name) is None:  # a run goes on with its own config
+        if name is None or verb == "check" or find_run(name) is None:  # a resumed run has its own config
             _check_preset(verb, name, words[name is not None :])
     elif verb in OPTIONS:
         _check_checkpoint(verb, str(name))
@@ -56,7 +56,7 @@ def check_words(verb: str, words: Sequence[str]) -> None:
 
 
 def _check_preset(verb: str, name: str | None, overrides: Sequence[str]) -> None:
-    """Refuse what is no preset, or one of another verb, and say what it is good for."""
+    """Refuse a name that is not a preset of this verb, and say what it is and how to use it."""
     if name is None or name.endswith((".yaml", ".yml")) or _composes(name, PRESETS[verb]):
         check_builtin_options(compose(name, overrides, PRESETS[verb]).env)
         return
@@ -91,7 +91,7 @@ def _composes(preset: str, schema: type) -> bool:
 
 
 def _builtin_config(name: str) -> dict[str, Any]:
-    """Return the config of a built-in checkpoint, an empty one where there is none of that name."""
+    """Return the config of a built-in checkpoint, {} if there is none of this name."""
     path = BUILTIN / Path(name).name / "config.json"
     if len(Path(name).parts) != 1 or not path.is_file():
         return {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from rl.envs.eyes import PROPRIOCEPTION, seeing_spec
+from rl.envs.image_obs import PROPRIOCEPTION, seeing_spec
 from rl.envs.sim import make_spec
 from rl.stages.collect import collect_scripted
 from world_model.data.episodes import Episode, EpisodeStore

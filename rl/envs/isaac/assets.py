@@ -1,9 +1,9 @@
-"""Isaac-Cartpole, -Ant and -Humanoid without a network: the assets of their configs, laid out as in NVIDIA's store.
+"""Assets for Isaac-Cartpole, -Ant and -Humanoid without a network, in the folder layout of NVIDIA's store.
 
     python -m rl.envs.isaac.assets FOLDER
     ISAACSIM_ASSET_ROOT=FOLDER wamtune train isaac
 
-The robots come from the newton wheel, which carries them; the ground is a plain plane.
+The robots come from the newton wheel, which contains them; the ground is a plain plane.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from rewards.errors import UserError
 
 @dataclass(frozen=True)
 class Robot:
-    """Where a robot is among newton's examples, where Isaac Lab looks for it, and what it calls otherwise."""
+    """Where newton has a robot, where Isaac Lab looks for it, and the names that differ between them."""
 
     source: str  # below newton/examples/assets
     target: str  # below the root of the store
-    renamed: dict[str, str] = field(default_factory=dict)  # text of newton's file: what Isaac Lab expects there
+    renamed: dict[str, str] = field(default_factory=dict)  # text in newton's file -> text that Isaac Lab expects
 
 
 ROBOTS = (
     Robot(
         "cartpole_single_pendulum.usda",
         "Isaac/IsaacLab/Robots/Classic/Cartpole/cartpole.usd",
-        # The default prim is spelled otherwise than the prim itself.
+        # newton's file spells the default prim differently from the prim itself.
         {'defaultPrim = "cartPole"': 'defaultPrim = "cartpole"'},
     ),
     Robot("ant.usda", "Isaac/Robots/IsaacSim/Ant/ant_instanceable.usd"),
@@ -72,10 +72,10 @@ def Xform "Ground"
 
 
 def lay_out(folder: Path) -> None:
-    """Write the assets below `folder`, which `ISAACSIM_ASSET_ROOT` has to name before Isaac Lab is imported.
+    """Write the assets below `folder`; set `ISAACSIM_ASSET_ROOT` to it before Isaac Lab is imported.
 
     Raises:
-        UserError: newton is not installed, or is one whose robots are called otherwise.
+        UserError: newton is not installed, or this version has other robot files.
     """
     found = find_spec("newton")
     if found is None or not found.submodule_search_locations:
@@ -87,7 +87,7 @@ def lay_out(folder: Path) -> None:
 
 
 def _as_isaac_lab_has_it(file: Path, robot: Robot) -> str:
-    """Return the text of a robot under the names that Isaac Lab knows."""
+    """Return the text of a robot's file with the names that Isaac Lab expects."""
     try:
         text = file.read_text("utf-8")
     except OSError as error:

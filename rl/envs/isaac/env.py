@@ -1,8 +1,8 @@
-"""Isaac Lab behind the batched contract: any registered task, manager-based or direct, on the device it runs on.
+"""Isaac Lab as a `BatchedEnv`: any registered task, manager-based or direct, on its own device.
 
-Isaac Lab's environments share one clock, restart by themselves, hand out their own buffers and leave actions unbounded.
-Here they keep the contract of every place: a chunk ends where its episode ends and the next one begins after it, what
-is returned belongs to the caller, and actions stay within `action_bound`.
+Isaac Lab's environments step together, restart by themselves, return their own buffers and leave actions unbounded.
+This adapter keeps the contract of `BatchedEnv`: a chunk ends where its episode ends and the next episode begins after
+the chunk, returned tensors belong to the caller, and actions stay within `action_bound`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rl.envs.simulator import OwnTerms, Simulator, usable_device
 from world_model.env import Advance, Obs, Start
 
 _open: list[str] = []
-"""The id of the environment that this process holds; there can be no second one."""
+"""Id of the environment that this process holds, at most one: Isaac Lab cannot hold two in a process."""
 
 
 class IsaacEnv(Simulator):
@@ -32,17 +32,19 @@ class IsaacEnv(Simulator):
 
     Args:
         env_id: a registered id, such as "Isaac-Cartpole".
-        groups: observation groups to read; their vectors make up the state, in order, and an image is `obs["image"]`.
-        success: the termination term that counts as success, such as "time_out" where surviving is; a task of the
-            direct workflow has no terms, so an entry of `extras` with one number for each environment. None: nothing.
+        groups: observation groups to read; their vectors form the state, in order, and an image becomes `obs["image"]`.
+        success: the termination term that counts as success, such as "time_out" if surviving is the goal. A task of
+            the direct workflow has no terms; name an entry of `extras` with one number per environment. None: the
+            task has no success.
         action_bound: actions are within ± this, since Isaac Lab declares no bounds.
-        overrides: of the task's own config, in its words, such as "physics=newton_mjwarp".
-        own_rewards: Isaac Lab's reward functions to be paid, name -> (function, params).
+        overrides: changes to the task's own config, in Isaac Lab's syntax, such as "physics=newton_mjwarp".
+        own_rewards: Isaac Lab's reward functions to compute, name -> (function, params).
         device: "cpu", "cuda:0", or "auto": the GPU if there is one.
 
-    The other arguments, `batched` among them, are those of `BatchedEnv`; an episode ends at the task's own limit if
-    that is shorter. The episodes that a `reset` begins are named by the first of the seeds set and their place in the
-    batch; one that begins in between has the name -1, and cannot be repeated.
+    The other arguments, including those in `batched`, are those of `BatchedEnv`. An episode ends at the task's own
+    limit if that is shorter than `max_steps`. After `set_episode_seeds`, a `reset` seeds Isaac Lab with the first
+    seed, so an episode is identified by that seed and its place in the batch. An episode that begins later, before the
+    next such reset, has seed -1 and cannot be repeated.
 
     Raises:
         UserError: Isaac Lab, the device, the id or an asset is missing, the state is no vector, there is no such
@@ -77,19 +79,19 @@ class IsaacEnv(Simulator):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuse an option that is none of `IsaacOptions`."""
+        """Refuse an option that is not a field of `IsaacOptions`."""
         cls._typed(options)
 
     @classmethod
     def pick_device(cls, device: str, options: Mapping[str, Any]) -> str:
-        """Return `device`, or if that is "auto" what `env.options.device` says; see `Simulator.pick_device`."""
+        """Return `device`, or if that is "auto" the value of `env.options.device`; see `Simulator.pick_device`."""
         if device != "auto":
             return usable_device("device", device)
         return usable_device("env.options.device", cls._typed(options).device)
 
     @classmethod
     def describe_tasks(cls) -> str:
-        """Return which ids there are."""
+        """Describe the available ids."""
         return "any registered task of Isaac Lab, such as Isaac-Cartpole, and Isaac-Push-Puck of our own"
 
     @staticmethod
@@ -117,7 +119,7 @@ class IsaacEnv(Simulator):
             raise UserError(f"sim: this process already holds {_open[0]}, and Isaac Lab can hold one; close it first")
         self.env_id, self.groups, self.success, self.wave = env_id, tuple(groups), success, num_envs
         self.own = list(own_rewards or {})
-        self._seen: dict[str, Tensor] = {}  # success, where it does not end an episode
+        self._seen: dict[str, Tensor] = {}  # "success" -> (num_envs,), filled if a success must not end an episode
         only_seen = None if terminate_on_success or success in (None, "time_out") else (success, self._seen)
         self._env, self._launched = launch(
             env_id, num_envs, seed, overrides, own_rewards or {}, usable_device("env.options.device", device), only_seen
@@ -128,18 +130,23 @@ class IsaacEnv(Simulator):
             self._check_success()
             spec = read_spec(self._env, obs, self.groups, env_id, action_bound)
         except BaseException:
-            self.close()
+            self.close()  # or this process could make no other environment
             raise
         options = {**batched, "terminate_on_success": terminate_on_success, "seed": seed, "device": self._env.device}
         super().__init__(spec, num_envs, n_context_frames, min(max_steps, int(self._env.max_episode_length)), **options)
         self._newest, self._image = self._read(obs)
-        self._fresh_image = self._image  # where episodes ended, that of the next one
-        self._begun_anew = torch.ones(num_envs, dtype=torch.bool, device=self.device)  # by Isaac Lab, at the last step
+        self._fresh_image = self._image  # for episodes that ended: the first image of the next episode
+        # Environments that Isaac Lab itself restarted at the last step.
+        self._begun_anew = torch.ones(num_envs, dtype=torch.bool, device=self.device)
 
     def expert_actions(self) -> Tensor:
-        """Return what the task's expert does, if its registration names one as `expert_entry_point`.
+        """Return the actions of the task's expert. Shape: (num_envs, action_dim).
 
-        That is a function from the named parts of the state, a dict of (n, width), to actions (n, action_dim).
+        The registration of a task names its expert as `expert_entry_point`, a function from a dict of the state's
+        slices, each (n, width), to actions (n, action_dim).
+
+        Raises:
+            UserError: the task has no expert.
         """
         name = gymnasium.spec(self.env_id).kwargs.get("expert_entry_point")
         if name is None:
@@ -151,29 +158,29 @@ class IsaacEnv(Simulator):
         return actions
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Begin an episode everywhere; `seed` restarts every random choice, those of Isaac Lab too."""
+        """Begin an episode everywhere; `seed` also seeds Isaac Lab's random generators."""
         if seed is not None and not self._seeds:
             self._env.seed(seed)
             self._begun_anew[:] = False
         return super().reset(seed)
 
     def observe(self) -> Obs:
-        """Observe the present state, and the present image of a task that has a camera."""
+        """Return the current state, and the current image if the task has a camera."""
         image = {} if self._image is None else {"image": self._image.clone()}
         return super().observe() | image
 
     def close(self) -> None:
-        """Close the simulator; then another one can be made."""
+        """Close the simulator; after that, this process can make another one."""
         if _open:
             _open.clear()
             self._env.close()
             self._launched.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Add where everything in the scene is and how it moves, and the clocks of the episodes.
+        """Return the state of `Simulator`, positions and velocities of the scene, and the step counts of the episodes.
 
-        What a task keeps elsewhere, such as its commands or what its events have drawn, is not in it: from here things
-        go on almost, not exactly, as they did.
+        State that a task stores elsewhere, such as its commands or values drawn by its events, is not included. So a
+        resumed run continues almost, but not exactly, as it would have.
         """
         scene = _cloned(self._env.scene.get_state(is_relative=True))
         targets = {name: [t.clone() for t in parts] for name, parts in self._targets().items()}
@@ -181,12 +188,12 @@ class IsaacEnv(Simulator):
         return {**super().state_dict(), "scene": scene, "targets": targets, "clock": clock}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         everyone = torch.arange(self.num_envs, device=self.device, dtype=torch.int32)
-        # Not by a reset of the environment, whose events would draw masses and gains anew.
+        # Reset the scene, not the environment, since its reset events would draw new masses and gains.
         self._env.scene.reset_to(_cloned(state["scene"]), everyone, is_relative=True)
-        # `reset_to` asks each joint to stay as it is, which is not what it was asked for.
+        # `reset_to` sets the target of each joint to its current position; restore the saved targets.
         for name, parts in self._targets().items():
             for target, saved in zip(parts, state["targets"][name], strict=True):
                 target.copy_(saved)
@@ -194,27 +201,30 @@ class IsaacEnv(Simulator):
         self._env.episode_length_buf[:] = state["clock"]
 
     def _targets(self) -> dict[str, list[Tensor]]:
-        """What the actuators of each robot are asked for, in Isaac Lab's own buffers."""
+        """Return the targets (position, velocity, effort) of each robot's actuators: Isaac Lab's own buffers."""
         commands = {name: robot.actuators.target_command for name, robot in self._env.scene.articulations.items()}
         return {name: [c.position.torch, c.velocity.torch, c.effort.torch] for name, c in commands.items()}
 
     def _restart(self, mask: Tensor) -> Start:
         which = mask.nonzero().squeeze(1)
-        named = bool(self._seeds)  # a wave begins
+        named = bool(self._seeds)  # a reset that starts named episodes
         seeds = self._next_seeds(len(which))
         if named:
             self._newest, self._image = self._read(self._env.reset(seed=int(seeds[0]))[0])
             self._fresh_image = self._image
         else:
-            # Isaac Lab began a new episode in the middle of the chunk, or does not know of the end: begin (again).
+            # Some of these did not restart in Isaac Lab at the last step. Either it restarted them earlier in the
+            # chunk, or only this adapter ended the episode (`max_steps`, success). Restart those now.
             if (late := mask & ~self._begun_anew).any():
                 self._newest, self._fresh_image = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))
-            if self._image is not None and self._fresh_image is not None:  # until now that of the end
+            # Until now, the image of a restarted environment was the last one of the old episode.
+            if self._image is not None and self._fresh_image is not None:
                 self._image = torch.where(mask[:, None, None, None], self._fresh_image, self._image)
         context = self._newest[mask][:, None].repeat(1, self.n_context_frames, 1)
         return Start(context, torch.zeros_like(which), seeds)
 
     def _begin_anew(self, which: Tensor) -> Mapping[str, Any]:
+        """Restart some environments as Isaac Lab does within a step; return the observations of all."""
         env = self._env
         env._reset_idx(which)
         env.scene.write_data_to_sim()
@@ -227,12 +237,14 @@ class IsaacEnv(Simulator):
         alive = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         steps = []
         for j in range(actions.shape[1]):
-            # Those whose episode has ended wait for the others, who cannot go on without them.
+            # All environments step together. One whose episode has ended gets zero actions until the chunk ends.
             obs, reward, terminated, truncated, extras = self._env.step(actions[:, j] * alive[:, None])
             ended = terminated | truncated
             newest, image = self._read(obs)
             frame, last_image = newest, image
-            if ended.any():  # only then is there anything new in it
+            # Isaac Lab has already restarted ended environments, so `obs` shows their next episode. The last
+            # observation of an ended episode is in `final_obs`, which changes only when an episode ends.
+            if ended.any():
                 final, final_image = self._read(extras["final_obs"])
                 frame = torch.where(ended[:, None], final, newest)
                 if image is not None and final_image is not None:
@@ -253,19 +265,20 @@ class IsaacEnv(Simulator):
         return Advance(frames, success, terminated, truncated, task_reward=reward, own_rewards=own_rewards)
 
     def _read(self, obs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """State (num_envs, state_dim) and image (num_envs, height, width, channels), in tensors of our own."""
+        """Return copies of the state (num_envs, state_dim) and the image (num_envs, height, width, channels) if any."""
         parts = [part for _, part in parts_of(obs, self.groups)]
         images = [part.clone() for part in parts if part.dim() == 4]
         return torch.cat([part.float() for part in parts if part.dim() == 2], dim=1), images[0] if images else None
 
     def _own_rewards(self) -> Tensor:
-        """What Isaac Lab's functions gave in the last step, by second (num_envs, n)."""
+        """Return the values of Isaac Lab's own reward functions in the last step, per second. Shape: (num_envs, n)."""
         if not self.own:
             return torch.zeros(self.num_envs, 0, device=self.device)
         manager = self._env.reward_manager
         return manager._step_reward[:, [manager.active_terms.index(OWN + name) for name in self.own]].clone()
 
     def _succeeded(self, extras: Mapping[str, Any], truncated: Tensor) -> Tensor:
+        """Return where the last step succeeded. Shape: (num_envs,)."""
         manager = getattr(self._env, "termination_manager", None)
         if self.success is None:
             return torch.zeros_like(truncated)

@@ -1,7 +1,8 @@
-"""Isaac Lab's physics on a CPU, recorded once and replayed, which Isaac Lab itself does on a GPU alone.
+"""Record Isaac Lab's physics step once and replay it, on the CPU; Isaac Lab itself does so only on a GPU.
 
-Most of a step on a CPU is Python that packs the arguments of some hundred small kernels, the same ones at every step.
-Warp can record what a step runs on a CPU as well, and replay it without that; the numbers stay the same to the bit.
+On a CPU, most of a step is Python code that packs the arguments of about a hundred small kernels, the same ones at
+every step. Warp can record the kernels of a step on the CPU too and replay them without that code. The numbers are
+bit-identical.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 SIMULATES = "_simulate_full", "_simulate_physics_only"
-"""Methods of Isaac Lab's `NewtonManager` that a step is made of; on a GPU it records whichever of them it needs."""
+"""The two methods of Isaac Lab's `NewtonManager` that may run a physics step; on a GPU it records the one it needs."""
 
 
 @contextlib.contextmanager
 def replayed_physics(device: str) -> Iterator[None]:
-    """Record and replay the physics of environments on the CPU while this is open; elsewhere Isaac Lab does.
+    """Within this context, record and replay the physics on the CPU; on another device, change nothing.
 
-    Off where a task says so with Isaac Lab's own `sim.physics.use_cuda_graph=false`, and for a solver that cannot be
-    recorded.
+    Recording is off if the task sets Isaac Lab's own `sim.physics.use_cuda_graph=false`, or if its solver does not
+    support it.
     """
     if device != "cpu":
         yield
@@ -47,10 +48,11 @@ def _replayed(simulate: Callable[[Any], None]) -> Callable[[Any], None]:
         if manager._graph is not None:
             warp.capture_launch(manager._graph)
             return
-        simulate(manager)  # for itself, and so that what is made at first use is there when it is recorded
+        # The first step runs normally, which also allocates everything that is made at first use.
+        simulate(manager)
         if PhysicsManager._cfg.use_cuda_graph and manager._supports_cuda_graph_capture():
-            with warp.ScopedCapture(device="cpu") as recorded:  # nothing runs meanwhile
+            with warp.ScopedCapture(device="cpu") as recorded:  # records the kernels without running them
                 simulate(manager)
-            NewtonManager._graph = recorded.graph  # where Isaac Lab drops it when something changes
+            NewtonManager._graph = recorded.graph  # Isaac Lab drops it when the simulation changes
 
     return step

@@ -1,4 +1,4 @@
-"""Start a task of Isaac Lab with what the contract needs, and read off what it offers."""
+"""Start an Isaac Lab task with the settings that `BatchedEnv` needs, and read its spec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rl.envs.isaac.graph import replayed_physics
 from world_model.spec import Feature, Spec
 
 OWN = "wamtune_"
-"""What the names of reward terms begin with that were added to a task."""
+"""Prefix in the names of reward terms that this project adds to a task."""
 
 IsaacTerm = tuple[Callable[..., Any], Mapping[str, Any]]
 """A function of Isaac Lab and its params."""
@@ -32,13 +32,29 @@ def launch(
     device: str,
     only_seen: tuple[str, dict[str, Tensor]] | None,
 ) -> tuple[Any, contextlib.ExitStack]:
-    """Start what the task needs and build it; the second thing returned ends it again."""
+    """Start Isaac Lab and build a task.
+
+    Args:
+        env_id: registered id of the task.
+        num_envs: number of environments.
+        seed: of the task's config.
+        overrides: changes to the task's config, in Isaac Lab's syntax.
+        own: reward functions to add, name -> (function, params).
+        device: to simulate on.
+        only_seen: name of a termination term that must not end episodes, and the dict that receives its values.
+
+    Returns:
+        The environment, and the stack that shuts Isaac Lab down when it is closed.
+
+    Raises:
+        UserError: Isaac Lab, the task or an asset is missing, or a direct task was given reward functions.
+    """
     try:
         import isaaclab_tasks  # noqa: F401 - registers the ids
         from isaaclab.app import launch_simulation
         from isaaclab_tasks.utils import parse_env_cfg
 
-        import rl.envs.isaac.push  # noqa: F401 - and this ours
+        import rl.envs.isaac.push  # noqa: F401 - registers the ids of this project
     except ImportError as error:
         raise UserError(
             f"env.id={env_id} needs Isaac Lab ({error}); see docs/isaac_lab.md, or make isaac for one without a GPU"
@@ -50,8 +66,9 @@ def launch(
     stack = contextlib.ExitStack()
     with _quiet():
         cfg: Any = parse_env_cfg(env_id, device=device, num_envs=num_envs, overrides=list(overrides))
-        cfg.seed, cfg.compute_final_obs = seed, True  # else the last observation of an episode is never seen
-        _pay_too(cfg, own, env_id)
+        # Without `compute_final_obs`, the last observation of an episode is lost: Isaac Lab restarts within the step.
+        cfg.seed, cfg.compute_final_obs = seed, True
+        _add_rewards(cfg, own, env_id)
         if only_seen is not None and (term := getattr(getattr(cfg, "terminations", None), only_seen[0], None)):
             term.func = _only_seen(term.func, only_seen[1])
         try:
@@ -59,7 +76,7 @@ def launch(
             stack.enter_context(launch_simulation(cfg))
             return gymnasium.make(env_id, cfg=cfg).unwrapped, stack
         except BaseException as error:
-            stack.close()  # and not with the error, whose traceback Isaac Lab's launcher would print before our line
+            stack.close()  # before the error leaves this block: else Isaac Lab's launcher prints its traceback as well
             if isinstance(error, FileNotFoundError):
                 raise UserError(
                     f"env.id={env_id}: {error}; assets come from NVIDIA's store or, without a network, from the folder "
@@ -69,7 +86,7 @@ def launch(
 
 
 def _only_seen(func: Callable[..., Tensor], seen: dict[str, Tensor]) -> Callable[..., Tensor]:
-    """A termination term that ends nothing: what it says is kept in `seen`."""
+    """Return a termination term that never ends an episode and stores the values of `func` in `seen` instead."""
 
     @functools.wraps(func)  # Isaac Lab compares the signature with the params
     def term(env: Any, **params: Any) -> Tensor:
@@ -79,8 +96,8 @@ def _only_seen(func: Callable[..., Tensor], seen: dict[str, Tensor]) -> Callable
     return term
 
 
-def _pay_too(cfg: Any, own: Mapping[str, IsaacTerm], env_id: str) -> None:
-    """Add reward functions to those of a manager-based task."""
+def _add_rewards(cfg: Any, own: Mapping[str, IsaacTerm], env_id: str) -> None:
+    """Add reward functions to the config of a manager-based task."""
     if own and not hasattr(cfg, "rewards"):
         name = next(iter(own))
         raise UserError(f"rewards.{name}: {env_id} is a direct task, without reward terms of Isaac Lab; set it to null")
@@ -89,7 +106,7 @@ def _pay_too(cfg: Any, own: Mapping[str, IsaacTerm], env_id: str) -> None:
 
 
 def _reward_term(func: Callable[..., Any], params: Mapping[str, Any]) -> Any:
-    """A term that is weighed later; a mapping with a `name` stands for a `SceneEntityCfg`."""
+    """Return a term with weight 1, as our manager applies the weight; a mapping param becomes a `SceneEntityCfg`."""
     from isaaclab.managers import RewardTermCfg, SceneEntityCfg
 
     given = {key: SceneEntityCfg(**value) if isinstance(value, Mapping) else value for key, value in params.items()}
@@ -97,7 +114,11 @@ def _reward_term(func: Callable[..., Any], params: Mapping[str, Any]) -> Any:
 
 
 def read_spec(env: Any, obs: Mapping[str, Any], groups: Sequence[str], env_id: str, action_bound: float) -> Spec:
-    """Read off a running task what it offers; a `UserError` names a group that is not there or has no vector."""
+    """Read the spec of a running task.
+
+    Raises:
+        UserError: an observation group does not exist, or the groups contain no vector.
+    """
     slices: dict[str, tuple[int, int]] = {}
     size = 0
     for group in groups:
@@ -115,7 +136,7 @@ def read_spec(env: Any, obs: Mapping[str, Any], groups: Sequence[str], env_id: s
 
 
 def widths(env: Any, obs: Mapping[str, Any], group: str) -> Iterator[tuple[str, int]]:
-    """Name and width of each vector of a group; without a name where Isaac Lab knows none."""
+    """Yield name and width of each vector of a group; the name is empty if Isaac Lab has none."""
     manager = getattr(env, "observation_manager", None)
     if isinstance(obs[group], Mapping) or manager is None:
         yield from ((name, part.shape[1]) for name, part in parts_of(obs, [group]) if part.dim() == 2)
@@ -125,7 +146,7 @@ def widths(env: Any, obs: Mapping[str, Any], group: str) -> Iterator[tuple[str, 
 
 
 def parts_of(obs: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """Name, empty where there is none, and tensor (num_envs, ...) of each part of observation groups."""
+    """Yield name and tensor (num_envs, ...) of each part of observation groups; the name is empty if there is none."""
     for group in groups:
         if isinstance(obs[group], Mapping):
             yield from obs[group].items()
@@ -135,6 +156,6 @@ def parts_of(obs: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[st
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Isaac Lab prints a page of tables for each environment that it makes."""
+    """Silence standard output: Isaac Lab prints a page of tables for each environment that it makes."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""A reward term of ours in a task config of Isaac Lab, so that both simulators pay for the same thing."""
+"""Use a reward term of this project in a task config of Isaac Lab, so that both compute the same reward."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def isaac_term(
 
 
 class _OurTerm(ManagerTermBase):
-    """Makes transitions of what Isaac Lab knows in the middle of a step, after its ends and before its resets."""
+    """Builds a transition in the middle of Isaac Lab's step: after its terminations, before its resets."""
 
     def __init__(self, cfg: RewardTermCfg, env: Any) -> None:
         super().__init__(cfg, env)
         n_actions = env.action_manager.total_action_dim
         self.past = torch.zeros(env.num_envs, ACTION_HISTORY - 1, n_actions, device=env.device)
         self.fresh = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-        self.manager: RewardManager | None = None  # built at the first step, when the observation manager is there
+        self.manager: RewardManager | None = None  # built at the first step, since it needs the observation manager
         self.slices: dict[str, slice] = {}
 
     def reset(self, env_ids: Any = None) -> None:
@@ -51,10 +51,11 @@ class _OurTerm(ManagerTermBase):
             self.manager.reset(self.fresh)
 
     def __call__(self, env: Any, terms: Mapping[str, Any], group: str, success: str) -> Tensor:
-        """Pay each environment (num_envs,)."""
+        """Return the reward of each environment. Shape: (num_envs,)."""
         now = env.observation_manager.compute_group(group)
         if self.manager is None:
             self._build(env, terms, group, {group: now})
+        # A transition of one step: frames before and after it, and the actions that came before (see `first_past`).
         action = env.action_manager.action
         actions = action.unsqueeze(1)
         past = torch.where(self.fresh[:, None, None], first_past(actions), self.past)

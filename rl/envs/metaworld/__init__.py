@@ -1,1 +1,1 @@
-"""Meta-World as a simulator: tasks, cameras, events, a simulated robot."""
+"""Meta-World as a simulator: tasks, cameras, domain randomisation, a fit to recorded episodes, a simulated robot."""

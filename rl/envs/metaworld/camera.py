@@ -1,8 +1,8 @@
-"""Pictures of a MuJoCo model at training speed.
+"""Images of a MuJoCo model at training speed.
 
-Stock draws 67,000 faces with shadows, reflections and multisampling, ten pictures a second in software. Drawn are here
-copies of the model whose meshes are thinned to a grid of vertices, without any of that; the physics never sees them.
-`benchmarks/camera.py` prints what it gains.
+Stock Meta-World renders 67,000 faces with shadows, reflections and multisampling: ten images a second with software
+OpenGL. This module renders a copy of the model with simplified meshes and without those effects. The physics uses the
+original model. `benchmarks/camera.py` prints the gain in speed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from world_model.view import View
 
 Array = np.ndarray
 
-os.environ.setdefault("LP_NUM_THREADS", "0")  # software OpenGL draws small pictures fastest in the caller's thread
+os.environ.setdefault("LP_NUM_THREADS", "0")  # software OpenGL renders small images fastest in the caller's thread
 
 GRID = 12
-"""Cells along the longest side of a mesh; the vertices in a cell become one."""
+"""Cells along the longest side of a mesh; all vertices in one cell are merged."""
 
 
 class Camera:
-    """Draws one model from one view, `size` pixels along each side, for any of the data that belong to such a model.
+    """Renders one model from one view, `size` pixels along each side; any `MjData` of the same model can be rendered.
 
     Raises:
         UserError: OpenGL is missing, or the model has no camera of that name.
@@ -42,7 +42,7 @@ class Camera:
         _context().make_current()
         self._model.vis.quality.offsamples = self._model.vis.quality.shadowsize = 0
         self._model.vis.global_.offwidth = self._model.vis.global_.offheight = size
-        if not view.shows_goal:
+        if not view.shows_goal:  # make the goal marker transparent
             for i in range(self._model.nsite):
                 if "goal" in self._model.site(i).name:
                     self._model.site_rgba[i, 3] = 0.0
@@ -54,7 +54,7 @@ class Camera:
         self._rectangle = mujoco.MjrRect(0, 0, size, size)
 
     def picture(self, data: mujoco.MjData) -> Array:
-        """Draw what `data` holds. Shape: (size, size, 3) uint8, the upper row first."""
+        """Render the state in `data`. Shape: (size, size, 3) uint8, the upper row first."""
         _context().make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         everything = mujoco.mjtCatBit.mjCAT_ALL
@@ -62,18 +62,18 @@ class Camera:
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         pixels = np.empty((self.size, self.size, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)
-        return pixels[::-1]
+        return pixels[::-1]  # OpenGL returns the lowest row first
 
 
 @cache
 def _context() -> Any:
-    """Return the one OpenGL context of this process: of two, the one may draw what belongs to the other."""
+    """Return the one OpenGL context of this process; with two contexts, one may render the other one's data."""
     prepare_opengl()
     backend = os.environ.get("MUJOCO_GL") or ("cgl" if sys.platform == "darwin" else "egl")
     try:
         context = importlib.import_module(f"mujoco.{backend}").GLContext(1, 1)
         context.make_current()
-        atexit.register(context.free)  # left to the end of the interpreter, it is freed after what frees it is gone
+        atexit.register(context.free)  # free explicitly; at interpreter exit its destructor comes too late
     except Exception as error:
         raise UserError(
             f"pictures need OpenGL, and MUJOCO_GL={backend} finds none ({type(error).__name__}: {error}); on Debian: "
@@ -83,6 +83,7 @@ def _context() -> Any:
 
 
 def _placed(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
+    """Return the camera of a view: one that the model names, or a free one at the view's position."""
     camera = mujoco.MjvCamera()
     if view.camera:
         names = [model.camera(i).name for i in range(model.ncam)]
@@ -97,21 +98,24 @@ def _placed(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
 
 
 def _thinned(model: mujoco.MjModel) -> mujoco.MjModel:
-    """Copy a model with fewer faces: each is drawn between the first vertices of its corners' cells."""
+    """Copy a model with fewer faces, by vertex clustering: each corner moves to the first vertex of its grid cell."""
     thin = copy.copy(model)
     for i in range(thin.nmesh):
         first, n = thin.mesh_vertadr[i], thin.mesh_vertnum[i]
         rows = slice(thin.mesh_faceadr[i], thin.mesh_faceadr[i] + thin.mesh_facenum[i])
         vertices = thin.mesh_vert[first : first + n]
+        # Grid cell of each vertex, and for each vertex the first vertex in its cell.
         cell = np.floor((vertices - vertices.min(0)) / (np.ptp(vertices, axis=0).max() / GRID)).astype(int)
         _, kept, of_vertex = np.unique(cell, axis=0, return_index=True, return_inverse=True)
         faces = kept[of_vertex.reshape(-1)][thin.mesh_face[rows]]
+        # Keep the faces whose three corners are still distinct, each set of corners once.
         corners = np.sort(faces, axis=1)
         whole = (corners[:, 0] < corners[:, 1]) & (corners[:, 1] < corners[:, 2])
         _, once = np.unique(corners, axis=0, return_index=True)
         drawn = np.intersect1d(once, whole.nonzero()[0])
-        if len(drawn) < 4:  # too flat for the grid
+        if len(drawn) < 4:  # too flat for the grid: keep the mesh as it is
             continue
+        # The remaining faces move to the front of the mesh's rows; `mesh_facenum` cuts off the rest.
         left = slice(rows.start, rows.start + len(drawn))
         thin.mesh_face[left] = faces[drawn]
         for name in ("mesh_facenormal", "mesh_facetexcoord"):

@@ -1,7 +1,7 @@
-"""Domain randomisation in Isaac Lab's words: events that change a simulator at startup, at resets or at intervals.
+"""Domain randomisation with Isaac Lab's terms: events change the simulator at startup, at resets or at intervals.
 
-An event draws one number and applies it. What it draws depends on the seed of the episode (at startup: on the number of
-the environment) alone, so an episode can be repeated, and a run continued, exactly.
+An event draws one number and applies it. The number depends only on the seed of the episode (at startup: only on the
+number of the environment). So an episode can be repeated exactly, and a run can be resumed exactly.
 """
 
 from __future__ import annotations
@@ -20,50 +20,52 @@ from world_model.view import View
 Array = np.ndarray
 
 NOTHING: dict[str, float] = {"mass": 1.0, "friction": 1.0, "damping": 1.0, "gain": 1.0, "delay": 0.0, "noise": 0.0}
-"""The simulator as it is.
+"""Values that change nothing.
 
-Factors on the masses of free bodies, on friction, on joint damping and on the motion that is commanded; steps until a
-command has its effect; standard deviation of the noise on observations, in units of the state.
+`mass` (of free bodies), `friction`, `damping` (of joints) and `gain` (of commanded motion) are factors. `delay` is the
+number of steps until a command takes effect. `noise` is the standard deviation of observation noise, in units of the
+state.
 """
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event, named as in Isaac Lab; `low` and `high` bound what is drawn, evenly."""
+    """One event, with Isaac Lab's names; it draws uniformly from `low` to `high`."""
 
     func: Literal["mass", "friction", "damping", "gain", "delay", "noise"] = "mass"
     mode: Literal["startup", "reset", "interval"] = "reset"
     low: float = 1.0
     high: float = 1.0
-    every: int = 50  # steps, of an interval
+    every: int = 50  # steps between draws, in mode `interval`
 
     def check(self) -> None:
-        """Refuse a range that means nothing."""
+        """Refuse an invalid range or interval."""
         least = 0.0 if self.func in ("delay", "noise") else 1e-3
         if not least <= self.low <= self.high <= 1e3:
             raise UserError(f"low={self.low}, high={self.high}: expected {least:g} <= low <= high <= 1000")
         require(self, ("every",), lambda value: value >= 1, "at least 1 step")
 
     def draw(self, *seed: int) -> float:
-        """Draw what `seed` determines."""
+        """Draw the value for `seed`; a delay is rounded to whole steps."""
         value = float(np.random.default_rng(seed).uniform(self.low, self.high))
         return float(round(value)) if self.func == "delay" else value
 
 
 class Perturbed:
-    """A Meta-World task whose physics, commands and sensors are changed by events.
+    """A Meta-World task with events that change its physics, commands and sensors.
 
     Args:
-        task: the task as it is.
-        events: by name; two of the same quantity and time are applied in order, the last one counts.
-        number: of the environment, which startup events draw by.
+        task: the unchanged task.
+        events: by name; if two events change the same quantity at the same time, the last one counts.
+        number: of the environment, the seed of startup events.
     """
 
     def __init__(self, task: Any, events: Mapping[str, Event], number: int = 0) -> None:
         self.task, self.events = task, list(enumerate(events.values()))
-        task.reset(0)  # what a task remembers of its first reset, it remembers as nothing has changed it
+        task.reset(0)  # a task caches parts of its first reset, so run that one before any change
         model = task.model
         self._model, self._base = model, {n: getattr(model, n).copy() for n in _ARRAYS}
+        # Bodies that hang on a free joint (type 0): the objects, not the arm.
         free = {int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == 0}
         self._free = np.array([int(root) in free for root in model.body_rootid])
         self.startup: dict[str, float] = {e.func: e.draw(number, i) for i, e in self.events if e.mode == "startup"}
@@ -72,25 +74,25 @@ class Perturbed:
         self._commands: deque[Array] = deque()
 
     def reset(self, seed: int) -> Array:
-        """Begin the episode that `seed` names."""
+        """Begin the episode of `seed`; return its first frame (state_dim,)."""
         self._seed, self._n_steps = seed, 0
         drawn: dict[str, float] = {e.func: e.draw(seed, i) for i, e in self.events if e.mode != "startup"}
         self.set({**NOTHING, **self.startup, **drawn})
         self._random = np.random.default_rng((seed, len(self.events)))
         self._commands.clear()
-        return self._seen(self.task.reset(seed))
+        return self._with_noise(self.task.reset(seed))
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
-        """Execute `action`, as the events leave it."""
+        """Execute `action` as changed by the events; returns as `rl.envs.workers.Task.step`."""
         self._n_steps += 1
         for i, event in self.events:
             if event.mode == "interval" and self._n_steps % event.every == 0:
                 self.set({**self.now, event.func: event.draw(self._seed, i, self._n_steps)})
-        frame, *rest = self.task.step(self._command(action))
-        return self._seen(frame), *rest
+        frame, reward, success, terminated, truncated = self.task.step(self._command(action))
+        return self._with_noise(frame), reward, success, terminated, truncated
 
     def set(self, values: Mapping[str, float]) -> None:
-        """Apply a value for each quantity of `NOTHING`."""
+        """Apply a value for each key of `NOTHING`."""
         self.now = dict(values)
         model, base = self._model, self._base
         for name in ("body_mass", "body_inertia"):
@@ -99,24 +101,25 @@ class Perturbed:
         model.dof_damping[:] = self.now["damping"] * base["dof_damping"]
 
     def pictures(self, views: Sequence[View], size: int) -> Array:
-        """Draw the task; no event changes how it looks."""
-        drawn: Array = self.task.pictures(views, size)
-        return drawn
+        """Render the task, as `rl.envs.workers.Task.pictures`; no event changes how it looks."""
+        images: Array = self.task.pictures(views, size)
+        return images
 
     def close(self) -> None:
         """Close the task."""
         self.task.close()
 
     def _command(self, action: Array) -> Array:
+        """Return the command that takes effect now: the one from `delay` steps ago (zeros at first), times `gain`."""
         self._commands.append(action)
         delay = int(self.now["delay"])
         while len(self._commands) > delay + 1:
             self._commands.popleft()
         command = self._commands[0].copy() if len(self._commands) > delay else np.zeros_like(action)
-        command[:3] = np.clip(self.now["gain"] * command[:3], -1.0, 1.0)  # the gripper closes as hard as ever
+        command[:3] = np.clip(self.now["gain"] * command[:3], -1.0, 1.0)  # motion only, not the gripper
         return command
 
-    def _seen(self, frame: Array) -> Array:
+    def _with_noise(self, frame: Array) -> Array:
         if self.now["noise"] == 0.0:
             return frame
         return (frame + self.now["noise"] * self._random.standard_normal(len(frame))).astype(np.float32)

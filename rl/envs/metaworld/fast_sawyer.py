@@ -1,9 +1,10 @@
-"""Stock Meta-World numbers at a multiple of the stock speed.
+"""The numbers of stock Meta-World at a multiple of its speed.
 
-Where stock loses its time: rotations through SciPy, NumPy on three numbers, look-ups by name, contact lists built in
-Python, and 100 settling steps in a reset. The physics stays as it is, and so do the tasks: their own methods run
-unchanged with a few names of their globals bound to faster equivalents. Nothing of stock is altered, so both live side
-by side; `benchmarks/metaworld_speed.py` prints the speed and the largest difference.
+Stock Meta-World is slow in: rotations through SciPy, NumPy on arrays of three numbers, look-ups by name, contact lists
+built in Python, and 100 settling steps in each reset. This module changes neither the physics nor the tasks. The
+methods of a task run unchanged, with a few of their global names bound to faster equivalents. The stock classes stay
+untouched, so both versions can run in one process. `benchmarks/metaworld_speed.py` prints the speed and the largest
+difference.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from metaworld.utils import reward_utils
 
 Array = np.ndarray
 
-_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # the hand's orientation, not normalised in stock either
+_DOWN = np.array([1.0, 0.0, 1.0, 0.0])  # orientation of the hand as a quaternion; stock does not normalise it either
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 _SEEN = {"type": mujoco.mjtSensor.mjSENS_FRAMEPOS, "objtype": mujoco.mjtObj.mjOBJ_GEOM}
-# Tasks whose objects settle against a body that is placed anew in each episode: there the hand is really reset.
+# In these tasks, objects settle against a body whose position is new in each episode. Their resets cannot reuse the
+# settled state.
 _SETTLES_ANEW = frozenset(
     f"{task}-v3"
     for task in (
@@ -38,7 +40,10 @@ _SETTLES_ANEW = frozenset(
 
 
 class FastSawyer(SawyerXYZEnv):
-    """What all tasks share: names looked up once, a settled hand in memory; 4 MB, or 26 where it is to be `drawn`."""
+    """Code that all tasks share: cached look-ups by name and a cached settled hand.
+
+    One environment takes 4 MB, or 26 MB if it will be rendered (`drawn`).
+    """
 
     settles_anew = False
 
@@ -51,20 +56,22 @@ class FastSawyer(SawyerXYZEnv):
         self._set_task_called = True
         self._freeze_rand_vec, self.seeded_rand_vec = False, True  # unlimited goals, drawn from the seed
         self._partially_observable = False
-        self.__dict__.pop("sawyer_observation_space", None)  # cached while the goal was hidden
+        self.__dict__.pop("sawyer_observation_space", None)  # drop the cached space, it was made with a hidden goal
         self._low, self._high = self.sawyer_observation_space.low, self.sawyer_observation_space.high
         self._workspace = list(zip(self.mocap_low.tolist(), self.mocap_high.tolist(), strict=True))
         self._mocap_pos, self._mocap_quat, self._ctrl = self.data.mocap_pos[0], self.data.mocap_quat[0], self.data.ctrl
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        model = copy.copy(_load_model(self.fullpath, self.drawn))  # compiling it takes a hundred times longer
+        model = copy.copy(_load_model(self.fullpath, self.drawn))  # a copy is a hundred times faster than compiling
         return model, mujoco.MjData(model)
 
     def restart(self, seed: int) -> Array:
         """Begin the episode that stock begins after `env.seed(seed); env.reset()`; return the observation (39,)."""
         self.np_random, _ = seeding.np_random(seed)
         self._anew = False
-        self.reset_model()  # as stock does: it draws twice, and settles the second time around the first draw's bodies
+        # Stock resets the model twice, so the goal is drawn twice, and the second settling uses the bodies as placed by
+        # the first draw. Repeat both.
+        self.reset_model()
         mujoco.mj_resetData(self.model, self.data)
         self._anew = self.settles_anew
         obs = self.reset_model()
@@ -73,10 +80,10 @@ class FastSawyer(SawyerXYZEnv):
         return obs
 
     def advance(self, action: Array) -> tuple[Array, float, bool]:
-        """Do stock's step with `action` (4,); return the observation (39,), reward and success."""
+        """Execute one step as stock does with `action` (4,); return the observation (39,), reward and success."""
         self.set_xyz_action(action[:3])
         self.do_simulation((action[3], -action[3]), self.frame_skip)
-        # Not redundant: it sets the solver's warm start, and with it the last digits of the next step.
+        # Not redundant: it sets the solver's warm start, which changes the last digits of the next step.
         mujoco.mj_forward(self.model, self.data)
         obs = self._get_obs()
         np.minimum(np.maximum(obs, self._low, out=obs), self._high, out=obs)
@@ -84,7 +91,7 @@ class FastSawyer(SawyerXYZEnv):
         return obs, float(reward), bool(info["success"])
 
     def do_simulation(self, ctrl: Any, n_frames: int) -> None:
-        """Step the physics; the contact forces that stock adds here are for force sensors, and there are none."""
+        """Step the physics, without the contact forces that stock computes for force sensors; no task has any."""
         self._ctrl[:] = ctrl
         mujoco.mj_step(self.model, self.data, nstep=n_frames)
 
@@ -96,16 +103,16 @@ class FastSawyer(SawyerXYZEnv):
         self._mocap_quat[:] = _DOWN
 
     def _reset_hand(self, steps: int = 50) -> None:
-        """Settle the hand as stock does on clean data: all but the last step from memory, where that is the same."""
+        """Settle the hand to the same state as stock; restore all but the last step from the cache where possible."""
         if self._anew:
             return super()._reset_hand(steps)
-        if self._settled is None:  # first of all, with all bodies where the model file puts them
+        if self._settled is None:  # fill the cache, with all bodies where the model file puts them
             mujoco.mj_resetData(self.model, self.data)
             super()._reset_hand(steps - 1)
             self._settled = np.empty(mujoco.mj_stateSize(self.model, _INTEGRATION))
             mujoco.mj_getState(self.model, self.data, self._settled, _INTEGRATION)
         mujoco.mj_setState(self.model, self.data, self._settled, _INTEGRATION)
-        super()._reset_hand(1)  # really done, so that derived quantities and the task's own attributes are right
+        super()._reset_hand(1)  # one real step updates derived quantities and the task's own attributes
 
     def _get_obs(self) -> Array:
         obs = np.empty(39)
@@ -127,7 +134,7 @@ class FastSawyer(SawyerXYZEnv):
         return obs
 
     def _position(self, kind: str, name: str) -> Array:
-        """Return the live position (3,) of a body or site; the look-up by name is done once."""
+        """Return the position (3,) of a body or site as a view into `self.data`; the look-up by name is cached."""
         try:
             return self._views[kind, name]
         except KeyError:
@@ -135,11 +142,11 @@ class FastSawyer(SawyerXYZEnv):
             return view
 
     def get_endeff_pos(self) -> Array:
-        """Return the live position of the hand. Shape: (3,)."""
+        """Return the position of the hand, a view into `self.data`. Shape: (3,)."""
         return self._position("body", "hand")
 
     def get_body_com(self, body_name: str) -> Array:
-        """Return the live position of a body. Shape: (3,)."""
+        """Return the position of a body, a view into `self.data`. Shape: (3,)."""
         return self._position("body", body_name)
 
     def _get_site_pos(self, site_name: str) -> Array:
@@ -147,13 +154,14 @@ class FastSawyer(SawyerXYZEnv):
 
     @property
     def tcp_center(self) -> Array:
-        """Return the middle between the fingers. Shape: (3,)."""
+        """Return the point in the middle between the fingers. Shape: (3,)."""
         return (self._position("site", "rightEndEffector") + self._position("site", "leftEndEffector")) / 2.0
 
     def touching_object(self, object_geom_id: int) -> bool:
-        """Say whether both finger pads press on the object."""
+        """Return whether both finger pads press on the object."""
         contact = self.data.contact
         pairs = contact.geom.tolist()
+        # Most steps have no contact with the object; skip the look-ups then.
         if not any(object_geom_id in pair for pair in pairs):
             return False
         pads = self.data.geom("leftpad_geom").id, self.data.geom("rightpad_geom").id
@@ -176,15 +184,20 @@ class FastSawyer(SawyerXYZEnv):
         high_density: bool = False,
         medium_density: bool = False,
     ) -> float:
-        """Reward pads on both sides of the object (y), the gripper over it (x, z), and closing: stock's, in scalars."""
+        """Compute stock's caging reward with scalars instead of arrays.
+
+        It rewards pads on both sides of the object (y), the gripper over the object (x, z), and closing the gripper.
+        """
         hamacher = reward_utils.hamacher_product
         (x, y, z), (x0, y0, z0) = obj_pos.tolist(), np.asarray(self.obj_init_pos).tolist()
+        # y: how close each pad is to its side of the object.
         sides = [
             _tolerance(
                 abs(pad - y), (obj_radius, pad_success_thresh), abs(abs(pad - y0) - pad_success_thresh), "long_tail"
             )
             for pad in (float(self._position("body", name)[1]) for name in ("leftpad", "rightpad"))
         ]
+        # x and z: how close the gripper is to the object; the start distance sets the margin.
         (tx, ty, tz), (sx, sy, sz) = self.tcp_center.tolist(), self.init_tcp.tolist()
         above = _tolerance(
             math.sqrt((tx - x) ** 2 + (tz - z) ** 2),
@@ -193,6 +206,7 @@ class FastSawyer(SawyerXYZEnv):
             "long_tail",
         )
         caging = hamacher(hamacher(*sides), float(above))
+        # Closing counts only once the object is between the pads.
         closing = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort
         reward = hamacher(caging, closing if caging > 0.97 else 0.0)
         if high_density:
@@ -207,24 +221,27 @@ class FastSawyer(SawyerXYZEnv):
 
 @cache
 def fast_class(name: str) -> type[Any]:
-    """Build the faster subclass of a stock task such as "push-v3": its methods relinked, the shared ones from above."""
+    """Build the faster subclass of a stock task such as "push-v3": its relinked methods on top of `FastSawyer`."""
     stock = ENV_CLS_MAP[name]
     namespace = {**vars(sys.modules[stock.__module__]), **_FASTER}
     own = {key: _relink(value, namespace) for key, value in vars(stock).items() if _is_method(value)}
-    for key in ("__init__", "_reset_hand"):  # FastSawyer calls stock's
+    for key in ("__init__", "_reset_hand"):  # FastSawyer has its own and calls the stock ones through super()
         own.pop(key, None)
     fast: Any = type(f"Fast{stock.__name__}", (FastSawyer, stock), own)
     fast.settles_anew = name in _SETTLES_ANEW
-    namespace[stock.__name__] = fast  # tasks call their static methods through it
+    namespace[stock.__name__] = fast  # tasks call their static methods by the name of their class
     return fast
 
 
 @cache
 def _load_model(path: str, drawn: bool) -> mujoco.MjModel:
+    """Compile a model; unless it is rendered, without the geoms that are only visible, which saves memory."""
     spec = mujoco.MjSpec.from_file(path)
     spec.compiler.discardvisual = not drawn
     for geom in () if drawn else spec.geoms:
-        if geom.name and not geom.contype and not geom.conaffinity:  # a task may ask for it; what a sensor sees is kept
+        # A task may read the position of a named geom without contacts. A sensor on it keeps the compiler from
+        # discarding it.
+        if geom.name and not geom.contype and not geom.conaffinity:
             spec.add_sensor(**_SEEN, objname=geom.name)
     return spec.compile()
 
@@ -242,7 +259,7 @@ def _numpy_norm(x: Any, *args: Any, **kwargs: Any) -> Any:
 def _tolerance(
     x: float, bounds: tuple[float, float] = (0.0, 0.0), margin: float = 0.0, sigmoid: str = "gaussian", **rest: float
 ) -> Any:
-    """Compute stock's `tolerance` without arrays in the case that nearly all rewards use."""
+    """Compute stock's `tolerance` without arrays for the case that nearly all rewards use; else call stock's."""
     if sigmoid != "long_tail" or rest or not margin > 0 or not isinstance(x, float):
         return reward_utils.tolerance(x, bounds, margin, sigmoid, **rest)
     lower, upper = bounds
@@ -253,7 +270,7 @@ def _tolerance(
 
 
 class _Rotation:
-    """Stand in for SciPy's `Rotation`, of which Meta-World uses `from_matrix(m).as_quat()` only."""
+    """Replaces SciPy's `Rotation`; Meta-World only uses `from_matrix(m).as_quat()`."""
 
     def __init__(self, matrix: Array) -> None:
         self.matrix = matrix
@@ -261,7 +278,7 @@ class _Rotation:
     from_matrix = classmethod(lambda cls, matrix: cls(matrix))
 
     def as_quat(self) -> Array:
-        """Return x, y, z, w with SciPy's sign: positive in the component that it solves for first."""
+        """Return x, y, z, w with SciPy's sign: positive in the component that SciPy solves for first."""
         quat = np.empty(4)
         mujoco.mju_mat2Quat(quat, self.matrix.reshape(9))
         w, x, y, z = quat.tolist()
@@ -271,7 +288,7 @@ class _Rotation:
 
 
 def _overlay(module: Any, **names: Any) -> types.ModuleType:
-    """Return a module with the names of `module`, some of them replaced; `module` itself stays as it is."""
+    """Return a new module with the names of `module`, some of them replaced; `module` itself does not change."""
     overlay = types.ModuleType(module.__name__)
     overlay.__dict__.update({**vars(module), **names})
     return overlay
@@ -290,10 +307,10 @@ def _is_method(value: Any) -> bool:
 
 
 def _relink(value: Any, namespace: dict[str, Any]) -> Any:
-    """Return a method of stock with its globals looked up in `namespace`."""
+    """Return a stock method that looks up its globals in `namespace`."""
     if isinstance(value, staticmethod):
         return staticmethod(_relink(value.__func__, namespace))
-    if value.__name__ == "inner":  # the decorator that asserts a task: take what it wraps
+    if value.__name__ == "inner":  # a decorator that checks for a set task: take the function that it wraps
         return _relink(next(cell.cell_contents for cell in value.__closure__), namespace)
     linked = types.FunctionType(value.__code__, namespace, value.__name__, value.__defaults__, value.__closure__)
     linked.__kwdefaults__ = value.__kwdefaults__

@@ -1,8 +1,8 @@
-"""A simulator made like what was recorded: physics, commands and delay fitted to episodes, not by hand.
+"""System identification: fit the simulator's physics, command gain and delay to recorded episodes.
 
-Executed actions are replayed from where each episode began, and the search (differential evolution; Storn & Price
-1997) looks for the parameters with which positions stay nearest to the recorded ones. Half of the episodes are kept
-apart, to say how much of it holds.
+The executed actions of each episode are replayed from its start. Differential evolution (Storn & Price 1997) searches
+for the parameters whose replayed positions are nearest to the recorded ones. It searches on half of the episodes; the
+other half measures the fit.
 """
 
 from __future__ import annotations
@@ -22,39 +22,42 @@ from world_model.data.episodes import Episode
 Array = np.ndarray
 
 BOUNDS = {"mass": (0.25, 4.0), "friction": (0.25, 4.0), "damping": (0.25, 4.0), "gain": (0.25, 1.5), "delay": (0, 6)}
-"""What is searched, as in `NOTHING`: factors by their logarithm, steps of delay as whole numbers."""
+"""Search range of each parameter, see `NOTHING`; factors are searched by logarithm, the delay in whole steps."""
 
 POSITIONS = [slice(*SLICES[name]) for name in ("hand_pos", "object_pos")]
-"""Parts of a frame, in metres, that are compared."""
+"""Slices of a frame, in metres, that are compared."""
 
 GOAL = slice(*SLICES["goal_pos"])
-"""A part that nothing moves, so it shows the noise of the sensors."""
+"""A slice that nothing moves in an episode, so its spread is the sensor noise."""
 
 MOST = 0.05
-"""Metres beyond which one error is as bad as another: after a missed contact everything differs."""
+"""Metres at which an error is clipped: after a missed contact everything differs, so larger errors tell no more."""
 
 APART = 0.02
-"""Metres by which an episode may begin elsewhere in the simulator; beyond, its seed does not name the same scene."""
+"""Largest distance in metres between recorded and simulated start; beyond it, the seed names another scene."""
 
 N_GENERATIONS = 12
-"""Of the search, with 30 sets of parameters each."""
+"""Generations of the search, with 30 sets of parameters each."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Parameters by name, and mean errors of positions in metres on episodes that the search has not seen."""
+    """Fitted parameters by name, and the mean position errors in metres on the held-out episodes."""
 
     values: dict[str, float]
-    before: float  # with the simulator as it is
-    after: float
-    unchanged: ClassVar[Mapping[str, float]] = NOTHING  # the values of the simulator as it is
+    before: float  # with the unchanged simulator
+    after: float  # with `values`
+    unchanged: ClassVar[Mapping[str, float]] = NOTHING  # values of the unchanged simulator
 
     def options(self, spread: float) -> dict[str, object]:
-        """Return the `env.options` that make the simulator like the episodes; see `events`."""
+        """Return the `env.options` with the fitted events; see `events`."""
         return {"events": self.events(spread)}
 
     def events(self, spread: float) -> dict[str, dict[str, object]]:
-        """Domain randomisation around the fit: each factor evenly within ± `spread` of it, drawn at every reset."""
+        """Return domain randomisation around the fit, drawn at every reset.
+
+        Factors and noise are uniform within ± `spread` (a share of the value); the delay is fixed.
+        """
         events: dict[str, dict[str, object]] = {}
         for name, value in self.values.items():
             low, high = (value, value) if name == "delay" else (value * (1 - spread), value * (1 + spread))
@@ -70,23 +73,24 @@ def fit(
     seed: int = 0,
     tick: Callable[[float], None] = lambda share: None,
 ) -> Fit:
-    """Fit `BOUNDS` and the noise of the sensors to episodes of a Meta-World task; the seed of each names its scene.
+    """Fit the parameters of `BOUNDS` and the sensor noise to episodes of a Meta-World task.
 
     Args:
         task_name: of Meta-World.
-        episodes: at least two.
-        n_steps: of each episode are replayed.
+        episodes: at least two; the seed of each names its scene in the simulator.
+        n_steps: number of steps to replay of each episode.
         seed: of the search.
-        tick: hears which share of the search is done.
+        tick: called with the share of the search that is done.
 
     Raises:
-        UserError: there are too few episodes, or one begins elsewhere in the simulator.
+        UserError: there are fewer than two episodes, or the simulator starts one at another position.
     """
     if len(episodes) < 2:
         raise UserError(f"{len(episodes)} episodes: a fit needs at least two, one of them to be judged on")
     task = Perturbed(MetaWorldTask(task_name), {})
     recorded = [_Recorded.of(episode, n_steps) for episode in episodes]
     noise = float(np.mean([row.frames[:, GOAL].std(0).mean() for row in recorded]))
+    # Each seed must name the same scene in the simulator, up to sensor noise, or the replay compares nothing.
     for i, row in enumerate(recorded):
         apart = _distances(row.frames[:1], task.reset(row.seed)[None]).max()
         if apart > APART + 5 * noise:
@@ -94,16 +98,16 @@ def fit(
                 f"episode {i} begins {apart:.3f} m from where scene {row.seed} begins in the simulator; "
                 f"record episodes whose seeds name scenes of the simulator"
             )
-    learned, judged = recorded[::2], recorded[1::2]
-    values = _search(lambda values: _error(task, values, learned), seed, tick)
-    before, after = (_error(task, v, judged) for v in ({}, values))
+    searched, held_out = recorded[::2], recorded[1::2]
+    values = _search(lambda values: _error(task, values, searched), seed, tick)
+    before, after = (_error(task, v, held_out) for v in ({}, values))
     return Fit(values | {"noise": noise if noise > 1e-5 else 0.0}, before, after)
 
 
 def _search(error: Callable[[dict[str, float]], float], seed: int, tick: Callable[[float], None]) -> dict[str, float]:
     n_generations = [0]
 
-    def heard(_: Array, convergence: float) -> None:
+    def count_generation(_: Array, convergence: float) -> None:
         n_generations[0] += 1
         tick(n_generations[0] / N_GENERATIONS)
 
@@ -111,18 +115,20 @@ def _search(error: Callable[[dict[str, float]], float], seed: int, tick: Callabl
         lambda x: error(_values(x)),
         [bounds if name == "delay" else tuple(np.log(bounds)) for name, bounds in BOUNDS.items()],
         integrality=[name == "delay" for name in BOUNDS],
-        x0=[0.0] * len(BOUNDS),  # the simulator as it is
+        x0=[0.0] * len(BOUNDS),  # start at the unchanged simulator: log factors of 0, delay 0
         popsize=6,
         maxiter=N_GENERATIONS,
         seed=seed,
         polish=False,
-        callback=heard,
+        callback=count_generation,
     )
     return _values(found.x)
 
 
 @dataclass(frozen=True)
 class _Recorded:
+    """The first steps of a recorded episode, in numpy."""
+
     frames: Array  # (n_steps + 1, state_dim)
     actions: Array  # (n_steps, action_dim)
     seed: int
@@ -133,6 +139,7 @@ class _Recorded:
 
 
 def _values(x: Array) -> dict[str, float]:
+    """Turn a point of the search into parameters by name."""
     return {
         name: float(round(value)) if name == "delay" else float(np.exp(value))
         for name, value in zip(BOUNDS, x, strict=True)
@@ -140,9 +147,10 @@ def _values(x: Array) -> dict[str, float]:
 
 
 def _error(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded]) -> float:
+    """Return the mean position error in metres when the recorded actions are replayed with `values`."""
     errors = []
     for row in rows:
-        task.startup = dict(values)
+        task.startup = dict(values)  # the next reset applies them
         task.reset(row.seed)
         frames = np.stack([task.step(action)[0] for action in row.actions])
         errors.append(_distances(row.frames[1:], frames).clip(max=MOST).mean())
@@ -151,5 +159,5 @@ def _error(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded])
 
 
 def _distances(one: Array, other: Array) -> Array:
-    """Distances (n, number of positions) of frames (n, state_dim)."""
+    """Return the distances in metres between frames (n, state_dim). Shape: (n, number of `POSITIONS`)."""
     return np.stack([np.linalg.norm(one[:, part] - other[:, part], axis=1) for part in POSITIONS], axis=1)

@@ -1,7 +1,8 @@
-"""A Meta-World arm as a robot: in a process of its own, in real time, and not quite as the simulator that taught.
+"""A simulated Meta-World arm with the interface of a robot, for sim-to-real tests without hardware.
 
-It has other masses, friction, damping and gains, a delay that varies, and noisy sensors, all of them fixed before. The
-process keeps the time: a command that comes late is late, and where none comes for two periods the arm stands still.
+It runs in its own process and in real time. It can differ from the training simulator by fixed amounts: masses,
+friction, damping, command gain, a varying delay and sensor noise. The process steps at its own rate: a late command
+takes effect late, and without a command for two periods the arm stands still.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from rl.robots.api import NumberRobot, names_of
 Array = np.ndarray
 
 PERTURBATION = {"delay_s": 0.0, "jitter_s": 0.0} | {name: v for name, v in NOTHING.items() if name != "delay"}
-"""What can differ from the simulator: as in `NOTHING`, but a delay and its jitter in seconds."""
+"""Quantities that can differ from the simulator: those of `NOTHING`, with the delay and its jitter in seconds."""
 
 
 class SimRobot(NumberRobot):
-    """A robot with the members of LeRobot's, which lives in another process.
+    """A robot with the members of LeRobot's `Robot`, simulated in another process.
 
     Args:
         task: of Meta-World.
-        seed: of its scene 0 and of its noise.
-        hz: of its control; None: that of Meta-World, 80.
-        paced: in real time; else it steps once for every command, as fast as it can.
+        seed: of scene 0 and of the jitter; scene `i` has seed `seed + i`.
+        hz: control rate; None: Meta-World's 80 Hz.
+        paced: True: run in real time. False: step once per command, as fast as possible.
         perturbation: see `PERTURBATION`.
     """
 
@@ -56,35 +57,36 @@ class SimRobot(NumberRobot):
 
     @property
     def is_connected(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
     def connect(self) -> None:
-        """Start its process, at the beginning of an episode."""
+        """Start its process, which begins an episode."""
         self._process = start("rl.envs.metaworld.robot")
         self._ask("begin", *self._arguments)
 
     def reset(self, scene: int) -> None:
-        """Begin an episode; the same number begins at the same place."""
+        """Begin an episode; the same number gives the same start."""
         self._ask("reset", self.seed + scene)
 
     def get_observation(self) -> dict[str, Any]:
-        """Return the newest frame, when it was taken, and whether the task is solved."""
+        """Return the newest frame, its time, and whether the task is solved."""
         frame, stamp, success = self._ask("observe")
         return {**dict(zip(self.state, frame.tolist(), strict=True)), "timestamp": stamp, "success": success}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
-        """Command it."""
+        """Send a command; return it unchanged, since the arm accepts every command."""
         self._ask("act", np.array([action[name] for name in self.action], np.float32))
         return action
 
     def disconnect(self) -> None:
-        """End its process."""
+        """Stop its process."""
         if self._process is not None:
             end(self._process)
             self._process = None
 
     def _ask(self, *message: Any) -> Any:
+        """Send the name of a method of `Arm` with its arguments; return the answer."""
         process = self._process
         if process is None or process.poll() is not None:
             raise ConnectionError("the simulated robot is not connected")
@@ -98,7 +100,7 @@ class SimRobot(NumberRobot):
 
 
 class Arm:
-    """The arm inside the process; where nothing is paced, its clock advances by its steps."""
+    """The arm inside the process; without pacing, its clock counts its steps."""
 
     def __init__(self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float]) -> None:
         from rl.envs.metaworld.tasks import MetaWorldTask
@@ -107,55 +109,59 @@ class Arm:
         self.task = Perturbed(MetaWorldTask(task), events)
         self.period, self.paced, self.differs = 1 / hz, paced, perturbation
         self.random = np.random.default_rng(seed)
-        self.coming: deque[tuple[float, Array]] = deque()  # commands, and when each takes effect
-        self.command, self.heard = np.zeros(4, np.float32), -np.inf
+        self.coming: deque[tuple[float, Array]] = deque()  # (time at which it takes effect, command)
+        self.command, self.commanded_at = np.zeros(4, np.float32), -np.inf
         self.newest: tuple[Array, float, bool] = (np.zeros(0), 0.0, False)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """Begin an episode, standing still."""
-        self._see(self.task.reset(seed), False)
+        """Begin an episode; the arm stands still."""
+        self._store(self.task.reset(seed), False)
         self.coming.clear()
         self.command, self.due, self.n_steps = np.zeros(4, np.float32), time.monotonic() + self.period, 0
 
     def observe(self) -> tuple[Array, float, bool]:
-        """Frame, time, success."""
+        """Return the newest frame (state_dim,), its time in seconds, and success."""
         frame, stamp, success = self.newest
         return frame, stamp if self.paced else time.monotonic(), success
 
     def act(self, command: Array) -> None:
-        """Take a command, which has its effect later."""
-        now = self.heard = self.now()
+        """Queue a command; it takes effect after the delay and a random part of the jitter."""
+        now = self.commanded_at = self.now()
         self.coming.append((now + self.differs["delay_s"] + self.differs["jitter_s"] * self.random.random(), command))
         if not self.paced:
             self.step(now)
 
     def step(self, now: float) -> None:
-        """Do a step with the command that is in effect at `now`."""
-        while self.coming and self.coming[0][0] <= now + 1e-9:  # sums of periods are rounded
+        """Step once with the command that is in effect at `now`, in seconds."""
+        while self.coming and self.coming[0][0] <= now + 1e-9:  # 1e-9: sums of periods have rounding errors
             self.command = self.coming.popleft()[1]
-        if self.paced and now - self.heard > 2 * self.period + self.differs["delay_s"] + self.differs["jitter_s"]:
+        # Two periods without a new command: stand still, once the delay and the jitter have passed too.
+        patience = 2 * self.period + self.differs["delay_s"] + self.differs["jitter_s"]
+        if self.paced and now - self.commanded_at > patience:
             self.command = np.zeros(4, np.float32)
         self.n_steps += 1
         frame, _, success, *_ = self.task.step(self.command)
-        self._see(frame, success)
+        self._store(frame, success)
 
     def now(self) -> float:
-        """Seconds."""
+        """Return the arm's time in seconds."""
         return time.monotonic() if self.paced else self.n_steps * self.period
 
-    def _see(self, frame: Array, success: bool) -> None:
+    def _store(self, frame: Array, success: bool) -> None:
         self.newest = frame, time.monotonic(), success
 
 
 def serve() -> None:
-    """Answer messages and keep the time, until the pipe closes."""
+    """Run the process: answer messages and step the arm on time, until the pipe closes."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # those of a terminal are for the parent; the closing pipe ends us
+        signal.signal(number, signal.SIG_IGN)  # the parent handles the signals; the closing pipe ends this process
+    # Use the pipe for answers only: everything printed goes to the error stream.
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     arm: Arm | None = None
     while True:
+        # Wait for a message, but only until the next step is due.
         left = arm.due - time.monotonic() if arm is not None and arm.paced else None
         if select.select([requests], [], [], None if left is None else max(left, 0.0))[0]:
             try:

@@ -1,4 +1,4 @@
-"""Meta-World tasks with honest seeds, unlimited goals and 21 numbers of state, and their scripted experts."""
+"""Meta-World tasks with reproducible seeds, unlimited goals and a state of 21 numbers, and their scripted experts."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ SLICES = {
     "goal_pos": (18, 21),
 }
 ACTION_LOW, ACTION_HIGH = (-1.0,) * 4, (1.0,) * 4
-CONTROL_HZ = 80.0  # 5 physics steps of 2.5 ms an action
+CONTROL_HZ = 80.0  # one action is 5 physics steps of 2.5 ms
 
 
 def check_task(task: str) -> None:
-    """Raise `UserError` with the known names when Meta-World has no such task."""
+    """Raise `UserError` with the known names if Meta-World has no such task."""
     if task not in TASKS:
         raise UserError(f"task {task!r} is unknown to Meta-World; {closest_or_known(task, TASKS)}")
 
 
 class MetaWorldTask:
-    """One Meta-World task behind the internal protocol of `SimEnv`: frames of 21 numbers, see `SLICES`.
+    """One Meta-World task with the protocol `rl.envs.workers.Task`; frames have 21 numbers, see `SLICES`.
 
-    It has to know from the start whether it is `looked_at`.
+    Pass `looked_at` if it will be rendered: its model then keeps everything that is visible.
     """
 
     def __init__(self, task: str, looked_at: bool = False) -> None:
@@ -54,7 +54,7 @@ class MetaWorldTask:
 
     @property
     def model(self) -> Any:
-        """The MuJoCo model, whose masses and frictions events change."""
+        """The MuJoCo model; events change its masses, friction and damping."""
         return self._env.model
 
     def reset(self, seed: int) -> Array:
@@ -67,18 +67,21 @@ class MetaWorldTask:
         return _frame(obs), reward, success, False, False
 
     def pictures(self, views: Sequence[View], size: int) -> Array:
-        """Draw the table from each view. Shape: (n_views, size, size, 3) uint8."""
+        """Render the scene from each view. Shape: (n_views, size, size, 3) uint8."""
         assert self._env.drawn, "a task that is looked at has to know it from the start"
         return np.stack([_camera(self._task, view, size).picture(self._env.data) for view in views])
 
     def close(self) -> None:
-        """Let go of the physics, up to 26 MB: an environment refers to itself, and would stay until it is collected."""
+        """Free the physics, up to 26 MB.
+
+        An environment refers to itself, so without this it would stay in memory until the next garbage collection.
+        """
         vars(self._env).clear()
 
 
 @cache
 def _camera(task: str, view: View, size: int) -> Any:
-    """One camera draws all environments of a task; late, since most never look."""
+    """Return the one camera for all environments of a task; imported late, as most runs render nothing."""
     from rl.envs.metaworld.camera import Camera
 
     return Camera(fast_class(f"{task}-v3")(True).model, view, size)
@@ -92,12 +95,12 @@ def scripted_expert(task: str) -> Expert:
     def act(frame: Array, previous: Array) -> Array:
         obs = np.concatenate([frame[:18], previous[:18], frame[18:]]).astype(np.float64)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Constant")  # it says that it clips; it does not
+            warnings.filterwarnings("ignore", message="Constant")  # the policy warns that it clips, but does not clip
             return np.clip(policy.get_action(obs), -1.0, 1.0).astype(np.float32)
 
     return act
 
 
 def _frame(obs: Array) -> Array:
-    """Take the current frame and the goal of stock's 39 numbers; its 18:36 repeat the previous frame."""
+    """Return the current frame and the goal from stock's 39 numbers; entries 18:36 are the previous frame."""
     return np.concatenate([obs[:18], obs[36:39]]).astype(np.float32)

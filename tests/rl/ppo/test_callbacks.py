@@ -247,8 +247,8 @@ def test_where_there_is_one_simulator_no_callback_evaluates(
     monkeypatch.setattr(SimEnv, "alone", True)
     assert cli.main(["train", "sim", *tiny, "callbacks.EvalCallback.params.eval_freq=4"]) == 2
     assert capsys.readouterr().err == (
-        "wamtune: callback 'EvalCallback': env.id=metaworld: there can be only one simulator in a process, and PPO "
-        "trains in it; leave callbacks that evaluate out\n"
+        "wamtune: callback 'EvalCallback': env.simulator=metaworld: there can be only one simulator in a process, "
+        "and PPO trains in it; leave callbacks that evaluate out\n"
     )
 
 

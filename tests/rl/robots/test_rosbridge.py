@@ -176,7 +176,7 @@ def test_a_message_that_is_read_twice_was_taken_once() -> None:
         message = {"x": 0.5, "header": {"stamp": {"sec": second, "nanosec": 500_000_000}}}
         times = set()
         for _ in range(5):  # sent again it is the same one, too
-            robot._hear(json.dumps({"op": "publish", "topic": "/s", "msg": message}))
+            robot._receive(json.dumps({"op": "publish", "topic": "/s", "msg": message}))
             times |= {robot.get_observation()["timestamp"] for _ in range(50)}
         assert len(times) == 1 and times.pop() == pytest.approx(begun + second + 0.5, abs=60)
 
@@ -184,8 +184,8 @@ def test_a_message_that_is_read_twice_was_taken_once() -> None:
 def test_what_nobody_asked_for_is_not_kept() -> None:
     robot = RosbridgeRobot("ws://nowhere", ["/s.x"], [], {})
     for i in range(100):
-        robot._hear(json.dumps({"op": "publish", "topic": f"/spam{i}", "msg": {"data": "spam"}}))
-        robot._hear(json.dumps({"op": "service_response", "id": f"spam{i}", "result": True}))
+        robot._receive(json.dumps({"op": "publish", "topic": f"/spam{i}", "msg": {"data": "spam"}}))
+        robot._receive(json.dumps({"op": "service_response", "id": f"spam{i}", "result": True}))
     assert "spam" not in repr(vars(robot))
 
 
@@ -249,8 +249,8 @@ def test_a_success_of_the_episode_before_is_forgotten(success: str) -> None:
         if heard is None:
             robot.reset(3)
         else:
-            robot._hear(json.dumps({"op": "publish", "topic": "/s", "msg": {"x": 0.5, "done": heard}}))
-            robot._hear(json.dumps({"op": "publish", "topic": "/done", "msg": {"data": heard}}))
+            robot._receive(json.dumps({"op": "publish", "topic": "/s", "msg": {"x": 0.5, "done": heard}}))
+            robot._receive(json.dumps({"op": "publish", "topic": "/done", "msg": {"data": heard}}))
         seen = robot.get_observation()
         assert seen["success"] is expected and seen["/s.x"] == 0.5
 
@@ -258,7 +258,7 @@ def test_a_success_of_the_episode_before_is_forgotten(success: str) -> None:
 def test_messages_are_built_from_places() -> None:
     robot = RosbridgeRobot("ws://nowhere", ["/s.x"], ["/a.j[1].v", "/a.j[0].v", "/a.k"], {"/a": "t"})
     told: list[dict[str, Any]] = []
-    robot._tell = told.append  # type: ignore[method-assign]
+    robot._send = told.append  # type: ignore[method-assign]
     robot.send_action({"/a.j[1].v": 2.0, "/a.j[0].v": 1.0, "/a.k": 3.0})
     assert told == [{"op": "publish", "topic": "/a", "msg": {"j": [{"v": 1.0}, {"v": 2.0}], "k": 3.0}}]
     with pytest.raises(ConnectionError, match="not connected; it never was"):

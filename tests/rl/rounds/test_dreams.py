@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from rl.config import DreamConfig
-from rl.rounds.dreams import refit
 from world_model.data.episodes import Episode
 from world_model.wam.model import WorldActionModel
 from world_model.wam.training import fit_statistics
@@ -17,7 +15,7 @@ from world_model.wam.training import fit_statistics
 def refitted(model: WorldActionModel, episode: Episode) -> torch.Tensor:
     """Weights of the world decoder after a few steps on one episode."""
     model = copy.deepcopy(model)
-    refit(model, [episode], DreamConfig(refit_steps=3), seed=0)
+    model.refit([episode], n_steps=3, learning_rate=1e-3, seed=0)
     return torch.cat([p.detach().flatten() for p in model.dynamics_parameters()])
 
 

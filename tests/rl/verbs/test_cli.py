@@ -190,7 +190,7 @@ def test_doctor_says_what_is_missing_and_looks_at_the_rest(
     code, out, err = call(capsys, "doctor")
     assert code == 2 and "missing: meta-world, checkpoints" in err
     assert "missing  meta-world: division by zero; pip install" in out
-    assert "optional OpenGL: division by zero; only what sees pictures of the simulator needs it" in out
+    assert "optional OpenGL: division by zero; needed for images of the simulator only" in out
 
 
 @pytest.mark.parametrize("in_background", [False, True])

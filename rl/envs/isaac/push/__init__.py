@@ -1,7 +1,7 @@
 """Isaac-Push-Puck and Isaac-Push-Puck-Camera: a task of Isaac Lab that needs no network.
 
-`isaaclab train --task Isaac-Push-Puck` finds it by the entry point in pyproject.toml, `wamtune` by `rl.envs.isaac.env`.
-Importing this needs gymnasium alone; Isaac Lab is imported when an environment is made.
+`isaaclab train --task Isaac-Push-Puck` finds it through the entry point in pyproject.toml, `wamtune` through
+`rl.envs.isaac.launch`. Importing this module needs only gymnasium; Isaac Lab is imported when an environment is made.
 """
 
 import gymnasium

@@ -1,4 +1,4 @@
-"""Push a puck over a table to a goal with a finger on two slides; mass, friction and gains are drawn at random."""
+"""A task: push a puck over a table to a goal, with a finger on two slides; mass, friction and gains are random."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PUCK = {"radius": 0.04, "height": 0.04}
 
 @configclass
 class SceneCfg(InteractiveSceneCfg):
-    """Table, finger, puck and a marker for the goal, all of primitive shapes but the finger."""
+    """Table, finger, puck and a marker for the goal; all are primitive shapes except the finger."""
 
     table = AssetBaseCfg(
         prim_path="{ENV_REGEX_NS}/Table",
@@ -78,7 +78,7 @@ class SceneCfg(InteractiveSceneCfg):
 
 @configclass
 class CameraSceneCfg(SceneCfg):
-    """The same, seen from above."""
+    """The same scene with a camera above the table."""
 
     camera = CameraCfg(
         prim_path="{ENV_REGEX_NS}/Camera",
@@ -93,14 +93,14 @@ class CameraSceneCfg(SceneCfg):
 
 @configclass
 class ActionsCfg:
-    """Each action moves where the finger is asked to be by up to 2 cm."""
+    """Each action moves the target position of the finger by up to 2 cm along each axis."""
 
     slides = stock.RelativeJointPositionActionCfg(asset_name="robot", joint_names=["slide_.*"], scale=0.02)
 
 
 @configclass
 class ObservationsCfg:
-    """Where finger, puck and goal are."""
+    """Positions of finger, puck and goal."""
 
     @configclass
     class PolicyCfg(ObservationGroupCfg):
@@ -115,16 +115,16 @@ class ObservationsCfg:
 
 @configclass
 class CameraObservationsCfg(ObservationsCfg):
-    """The state, and what the camera sees as (64, 64, 3) in 0 .. 255."""
+    """The state, and the camera image (64, 64, 3) in 0 .. 255."""
 
     @configclass
     class ImageCfg(ObservationGroupCfg):
-        """The picture."""
+        """The image."""
 
         rgb = ObservationTermCfg(
             func=stock.image_rgb,
             params={"sensor_cfg": SceneEntityCfg("camera"), "data_type": "rgb", "normalize": False},
-            clip=(0, 255),  # whole numbers: the picture is of bytes
+            clip=(0, 255),  # integers, since the image is uint8
         )
 
     image: ImageCfg = ImageCfg()
@@ -132,7 +132,7 @@ class CameraObservationsCfg(ObservationsCfg):
 
 @configclass
 class EventsCfg:
-    """What is drawn: once for each environment its physics, at each reset where things are."""
+    """Randomisation: mass and friction once per environment; gains and positions at each reset."""
 
     mass = EventTermCfg(
         func=stock.randomize_rigid_body_mass,
@@ -184,7 +184,7 @@ class EventsCfg:
 
 @configclass
 class RewardsCfg:
-    """Get to the puck, get the puck to the goal; Isaac Lab multiplies each by the seconds of a step."""
+    """Move to the puck, and move the puck to the goal; Isaac Lab multiplies each term by the seconds of a step."""
 
     to_puck = RewardTermCfg(func=mdp.distance_to_puck, weight=-1.0)
     to_goal = RewardTermCfg(func=mdp.distance_to_goal, weight=-5.0)
@@ -193,7 +193,7 @@ class RewardsCfg:
 
 @configclass
 class TerminationsCfg:
-    """Success, or six seconds."""
+    """An episode ends at success or after six seconds."""
 
     time_out = TerminationTermCfg(func=stock.time_out, time_out=True)
     success = TerminationTermCfg(func=mdp.arrived)
@@ -201,7 +201,7 @@ class TerminationsCfg:
 
 @configclass
 class PushPuckCfg(ManagerBasedRLEnvCfg):
-    """The task, seen as a state."""
+    """The task with state observations."""
 
     scene: SceneCfg = SceneCfg(num_envs=256, env_spacing=1.5)
     observations: ObservationsCfg = ObservationsCfg()
@@ -211,7 +211,7 @@ class PushPuckCfg(ManagerBasedRLEnvCfg):
     terminations: TerminationsCfg = TerminationsCfg()
 
     def __post_init__(self) -> None:
-        """20 actions a second, physics at 60 Hz."""
+        """Set 20 actions per second and physics at 60 Hz."""
         self.decimation, self.episode_length_s = 3, 6.0
         self.sim.dt = 1 / 60
         self.sim.render_interval = self.decimation
@@ -225,7 +225,7 @@ class PushPuckCfg(ManagerBasedRLEnvCfg):
 
 @configclass
 class PushPuckCameraCfg(PushPuckCfg):
-    """The task, seen by a camera of 64 x 64 pixels as well."""
+    """The task with state observations and a camera image of 64 x 64 pixels."""
 
     scene: CameraSceneCfg = CameraSceneCfg(num_envs=64, env_spacing=1.5)
     observations: CameraObservationsCfg = CameraObservationsCfg()
