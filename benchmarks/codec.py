@@ -34,7 +34,7 @@ N_STEPS_OF_PIXELS = 2000
 
 
 class Patches(PictureCodec):
-    """Codes that are the pixels of 16 x 16 patches, minus the mean image."""
+    """Codes that are the pixels of 16 x 16 patches, minus the constant part of the images."""
 
     def __init__(self) -> None:
         super().__init__(1, PIXELS.picture_size, PIXELS.picture_dim, widths=(1, 1, 1))

@@ -290,7 +290,7 @@ def foreign(folder: Path, rng: random.Random) -> None:
 
 
 def hostile_parquet(folder: Path, rng: random.Random) -> None:
-    """Columns of other kinds, ragged, with nulls, missing, or of far more rows than their file is large."""
+    """Write columns of other types, ragged, with nulls, missing, or with far more rows than a small file can hold."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -298,7 +298,7 @@ def hostile_parquet(folder: Path, rng: random.Random) -> None:
     table = pq.read_table(path)
     i, n = rng.randrange(table.num_columns), len(table)
     name = table.column_names[i]
-    if rng.random() < 0.1:  # a bomb: as many rows as a small file can claim
+    if rng.random() < 0.1:  # a decompression bomb: as many rows as a small file can claim
         many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000_000, np.int8)), pa.array([b"x" * 10_000]))
         column = rng.choice([many.indices.cast(pa.int64()), many])
         pq.write_table(pa.table({name: column}), path)
