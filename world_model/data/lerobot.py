@@ -35,7 +35,7 @@ NARROWEST = 1e-3
 FREE_BYTES, EXPANSION = 64_000_000, 30
 """Memory that a parquet file may take: FREE_BYTES plus EXPANSION times its size on disk.
 
-Robot data hardly compresses. A file that grows a thousandfold is an attack that fills the memory.
+Robot data hardly compresses. A file that grows a thousandfold was made to exhaust the memory.
 """
 
 TEMPLATE = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?(\d))?d?\}")
@@ -49,7 +49,7 @@ def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps:
     1 for success and 0 otherwise.
 
     Raises:
-        UserError: there are no episodes, one does not fit `spec`, the folder exists with content, or pyarrow is missing.
+        UserError: there are no episodes, one does not fit `spec`, the folder is not empty, or pyarrow is missing.
     """
     _pyarrow()
     final = Path(folder)
