@@ -79,7 +79,8 @@ class WorldModel(Protocol):
             context: past frames (n, n_context_frames, state_dim), the newest last.
             task: (n,) int64, index into `spec.tasks`.
             actions: (n, chunk_size, action_dim), in environment units.
-            seed, counter: (n,) int64. The noise of a row depends only on its seed and counter.
+            seed: (n,) int64; the noise of a row depends only on its seed and counter.
+            counter: (n,) int64, such as the number of the chunk in the dream.
             n_denoising_steps: integration steps; a model without denoising ignores it.
         """
 
@@ -134,4 +135,4 @@ class Imitator(Protocol):
         """Encode context frames (n, n_context_frames, state_dim) and tasks (n,)."""
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the scalar loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""
+        """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""

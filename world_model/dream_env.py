@@ -1,4 +1,4 @@
-"""The dream: a world model as an environment, drop-in for the simulator."""
+"""The dream: a world model as a batched environment, with the interface of the simulator."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ SURE = 0.5
 """A dreamed frame is a success if the success probabilities of it and of the previous frame reach this threshold."""
 
 _STATE = ("chunks", "_sure", "_waiting")
-"""State of a dream, besides that of every `BatchedEnv`."""
+"""State of a dream, in addition to that of every `BatchedEnv`; `state_dict` saves it under these names."""
 
 
 @dataclass
 class StartStates:
-    """Real states in which episodes begin, as starts of dreams. All tensors have `n` rows."""
+    """Initial states of real episodes, from which dreams start. All tensors have `n` rows."""
 
     context: Tensor  # (n, n_context_frames, state_dim)
-    task: Tensor  # (n,)
-    seed: Tensor  # (n,) of the episode; with `in_order` a dream draws its noise from it, as the simulator does
+    task: Tensor  # (n,) int64
+    seed: Tensor  # (n,) int64, of the episode; with `in_order` it is also the episode seed of the dream
 
     @staticmethod
     def from_episodes(episodes: list[Episode], tasks: tuple[str, ...], n_context_frames: int) -> StartStates:
-        """Take the first state of each episode."""
+        """Take the first state of each episode, repeated `n_context_frames` times.
+
+        Raises:
+            UserError: there are no episodes.
+        """
         if not episodes:
             raise UserError("a dream needs at least one recorded episode to start from; collect episodes first")
         context = torch.stack([episode.state[:1].repeat(n_context_frames, 1) for episode in episodes])
@@ -53,11 +57,12 @@ class StartStates:
 
 
 class DreamEnv(BatchedEnv):
-    """Environments whose next frames the model predicts; a branch is truncated after `horizon` chunks.
+    """Environments whose frames a world model predicts. Each environment is called a branch.
 
-    A chunk shorter than the model's is completed with its last action, and only its own frames are used. A single
-    `step` is buffered: until a chunk is complete, nothing is executed and the observation stays; then the whole chunk
-    is dreamed at once, and what it did comes out of that step. So `k` is 0 or `chunk_size` in what `step` returns.
+    A branch is truncated after `horizon` chunks. A chunk shorter than the model's is filled up with its last action,
+    and only its own frames are used. `step` buffers single actions: until a chunk is complete, nothing is executed and
+    the observation does not change; the last action of a chunk executes all of it. So the result of `step` has `k` = 0
+    or `k` = `chunk_size` steps.
 
     Args:
         model: predicts frames, and reads success and progress from them.
@@ -65,11 +70,12 @@ class DreamEnv(BatchedEnv):
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
         n_denoising_steps: integration steps of a chunk; models are trained for one, which uses no noise.
-        max_expected_error: a branch is truncated, without a success, where the model expects a larger error, in the
-            units of `position_error`; None: nowhere. `doubt` of such a branch is `pessimism`. It is subtracted from
-            the value that the truncation is bootstrapped with, so that a policy does not learn to seek such states.
-        in_order: begin branch i of every reset from start i, with the seed of its episode; for paired evaluation.
-        max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`; the device is that of
+        max_expected_error: a branch is truncated, without a success, if the expected error of its last chunk is larger
+            than this, in the units of `position_error`; None: no limit.
+        pessimism: penalty on the value with which such a truncation is bootstrapped (attribute `doubt`), so that the
+            policy does not learn to seek states where the model is unreliable.
+        in_order: begin branch i at start i, with the seed of its episode; for paired evaluation.
+        max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`. The device is that of
             the model.
     """
 
@@ -93,25 +99,36 @@ class DreamEnv(BatchedEnv):
         max_expected_error: float | None = None,
         pessimism: float = 0.0,
     ) -> None:
-        rest = max_steps, rewards, model.read_frames, terminate_on_success, action_delay, obs_noise, seed, model.device
-        super().__init__(model.spec, num_envs, model.n_context_frames, *rest)
+        super().__init__(
+            spec=model.spec,
+            num_envs=num_envs,
+            n_context_frames=model.n_context_frames,
+            max_steps=max_steps,
+            rewards=rewards,
+            read_out=model.read_frames,
+            terminate_on_success=terminate_on_success,
+            action_delay=action_delay,
+            obs_noise=obs_noise,
+            seed=seed,
+            device=model.device,
+        )
         self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
         self.n_denoising_steps = n_denoising_steps
         self.chunk_size, self.in_order, self.picture_codec = model.chunk_size, in_order, model.image_codec
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
         self.doubt = torch.zeros(num_envs, device=self.device)
         self.expected_error = torch.zeros(num_envs, device=self.device)
-        self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # dreamed since the branch began
-        self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # last frame reached the threshold
-        self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # actions of an open chunk
+        self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # chunks since the branch began
+        self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # last frame reached `SURE`
+        self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # buffered by `step`
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Begin a branch everywhere and forget the actions of an open chunk."""
+        """Begin all branches anew and discard the actions that `step` has buffered."""
         self._waiting = self._waiting[:, :0]
         return super().reset(seed)
 
     def step(self, action: Tensor) -> ChunkStep:
-        """Add one action (num_envs, action_dim) to the open chunk; the last one of a chunk dreams it."""
+        """Buffer one action (num_envs, action_dim); the last action of a chunk executes the whole chunk."""
         actions = torch.cat([self._waiting, self._checked(action.unsqueeze(1))], dim=1)
         if actions.shape[1] < self.chunk_size:
             self._waiting = actions
@@ -121,6 +138,7 @@ class DreamEnv(BatchedEnv):
 
     def _restart(self, mask: Tensor) -> Start:
         m = int(mask.sum())
+        # Draw also with `in_order`, which does not use the draws: the generator then advances in the same way.
         index = torch.randint(len(self.starts), (m,), generator=self.generator, device=self.device)
         seed = torch.randint(2**31, (m,), generator=self.generator, device=self.device)
         if self.in_order:
@@ -136,10 +154,12 @@ class DreamEnv(BatchedEnv):
                 f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on"
             )
         frames = self._dream(_complete(actions, self.chunk_size))[:, :k]
+        # Success needs two consecutive frames over the threshold, which filters single wrong estimates.
         p, _ = self.model.read_frames(frames.flatten(0, 1), self.task.repeat_interleave(k))
         sure = p.view(-1, k) >= SURE
         success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
+        # Truncate branches at the horizon, and those whose predictions are unreliable.
         distrusted = self.expected_error > (self.max_expected_error or math.inf)
         success &= ~distrusted[:, None]  # an unreliable success does not count
         truncated = torch.zeros_like(sure)
@@ -148,6 +168,7 @@ class DreamEnv(BatchedEnv):
         return Advance(frames, success, terminated=torch.zeros_like(sure), truncated=truncated)
 
     def _unchanged(self) -> ChunkStep:
+        """Return the result of a `step` that only buffers its action: no steps (k = 0), the same observation."""
         obs, steps = self.observe(), torch.zeros(self.num_envs, 0, device=self.device)
         never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         terms = [] if self.rewards is None else self.rewards.names
@@ -166,7 +187,7 @@ class DreamEnv(BatchedEnv):
         )
 
     def _dream(self, actions: Tensor) -> Tensor:
-        """Dream the frames of a whole chunk, and keep how wrong they are expected to be, where the model can tell."""
+        """Predict the frames (num_envs, chunk_size, state_dim) of a whole chunk, and store their expected error."""
         predicted = self.model.predict(
             self.context, self.task, actions, self.episode_seed, self.chunks, self.n_denoising_steps
         )
@@ -175,16 +196,17 @@ class DreamEnv(BatchedEnv):
         return predicted.frames
 
     def state_dict(self) -> dict[str, Any]:
-        """Add the state of the branches and the open chunk."""
+        """Return the state of `BatchedEnv`, the branches and the buffered actions."""
         return super().state_dict() | {name: getattr(self, name).clone() for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore a state from `state_dict`."""
         super().load_state_dict(state)
         for name in _STATE:
             setattr(self, name, state[name].to(self.device, copy=True))
 
 
 def _complete(actions: Tensor, chunk_size: int) -> Tensor:
+    """Repeat the last action until there are `chunk_size`."""
     missing = chunk_size - actions.shape[1]
     return torch.cat([actions, actions[:, -1:].expand(-1, missing, -1)], dim=1) if missing else actions

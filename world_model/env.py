@@ -1,4 +1,4 @@
-"""The batched environment contract, the same for simulators and dreams."""
+"""The interface of batched environments, shared by simulators and dreams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
 
 _STATE = ("context", "task", "elapsed", "episode_seed", "action_history", "_fresh", "_delayed")
-"""Attributes of a `BatchedEnv` that change from step to step."""
+"""Attributes of a `BatchedEnv` that change from step to step; `state_dict` saves them under these names."""
 
 
 @dataclass
@@ -32,68 +32,73 @@ class Start:
 
     context: Tensor  # (m, n_context_frames, state_dim), oldest first
     task: Tensor  # (m,) int64, index into spec.tasks
-    seed: Tensor  # (m,) int64, names the episode; policies draw their noise from it
+    seed: Tensor  # (m,) int64, identifies the episode; policies seed their noise with it
 
 
 @dataclass
 class Advance:
-    """Result of `k` steps before rewards and ends are computed. Rows after the end of an episode are ignored."""
+    """What a simulator or a dream returns for `k` steps; `BatchedEnv` adds rewards and episode ends.
 
-    frames: Tensor  # (num_envs, k, state_dim)
+    Rows after the end of an episode are ignored.
+    """
+
+    frames: Tensor  # (num_envs, k, state_dim), the frame after each action
     success: Tensor  # (num_envs, k) bool
-    terminated: Tensor  # (num_envs, k) bool, the place's own ends, success not included
-    truncated: Tensor  # (num_envs, k) bool, the place's own limits
+    terminated: Tensor  # (num_envs, k) bool, ends other than success, such as a failure
+    truncated: Tensor  # (num_envs, k) bool, limits other than `max_steps`, such as the horizon of a dream
     task_reward: Tensor | None = None  # (num_envs, k), the simulator's own reward
-    own_rewards: dict[str, Tensor] = field(default_factory=dict)  # (num_envs, k), of terms that only it can compute
+    own_rewards: dict[str, Tensor] = field(default_factory=dict)  # term -> (num_envs, k), computed by the simulator
 
 
 @dataclass
 class ChunkStep:
-    """Result of a chunk of `k` actions. All tensors belong to the caller.
+    """Result of a chunk of `k` actions. The caller may keep and change all tensors.
 
-    After the end of an episode the rest of its chunk is not executed; the environment restarts at the end of the chunk
-    (autoreset mode SAME_STEP): `obs` is then the first observation of the next episode, `final_obs` the last before it.
+    After the end of an episode the rest of its chunk is not executed. The environment restarts at the end of the chunk
+    (autoreset mode SAME_STEP): `obs` is then the first observation of the next episode, and `final_obs` the last one of
+    the finished episode.
     """
 
     obs: Obs  # state (num_envs, n_context_frames, state_dim), task (num_envs,)
     reward: Tensor  # (num_envs, k), 0 where not executed
-    executed: Tensor  # (num_envs, k) bool, always a prefix
+    executed: Tensor  # (num_envs, k) bool, True for the first steps of each row up to the end of its episode
     terminated: Tensor  # (num_envs,) bool
     truncated: Tensor  # (num_envs,) bool, never together with terminated
     is_success: Tensor  # (num_envs,) bool, success was seen in this chunk
-    final_obs: Obs  # like obs, before any restart
+    final_obs: Obs  # like obs, but before the restart
     frames: Tensor  # (num_envs, k, state_dim), one frame after each action
     success: Tensor  # (num_envs, k) bool, at each executed step
     raw: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k)
-    weighted: dict[str, Tensor] = field(default_factory=dict)  # the same times its weight
+    weighted: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k), raw times its weight
     task_reward: Tensor | None = None  # (num_envs, k), the simulator's own reward
 
 
 class BatchedEnv(ABC):
-    """`num_envs` environments stepped together, in torch, on one device.
+    """`num_envs` environments that are stepped together, in torch, on one device.
 
-    A subclass implements `_advance` and `_restart`. Context frames, rewards, ends, action delay and observation noise
-    are computed here, once, so that simulator and dream cannot differ in them.
+    A subclass implements `_advance` and `_restart`. This class computes context frames, rewards, episode ends, action
+    delay and observation noise, so that they are identical in simulator and dream.
 
     Args:
         spec: features, action bounds and tasks.
         num_envs: number of environments in the batch.
         n_context_frames: frames in an observation, the newest last.
-        max_steps: an episode is truncated after so many steps.
+        max_steps: an episode is truncated after this many steps.
         rewards: reward terms; without them the reward is 1 for a success and 0 otherwise.
-        read_out: the model's success and progress estimate, needed by the terms that ask for `progress`.
+        read_out: the model's estimate of success and progress, needed by reward terms that require `progress`.
         terminate_on_success: end an episode at its first success.
         action_delay: steps between a command and its execution; zeros are executed first.
         obs_noise: standard deviation of the noise added to observations, in units of the state.
-        seed: of every random choice of the environment.
+        seed: seed of all random choices of the environment.
+        device: device of all tensors.
     """
 
     place: str
     autoreset_mode = "same_step"
-    begun = False  # whether `reset` was called, so that there are episodes to continue
-    picture_codec: Any = None  # of the slice `image` of a state that ends in codes of pictures
-    doubt: Tensor | float = 0.0  # (num_envs,) subtracted from the value that a truncation is bootstrapped with
-    expected_error: Tensor | float = 0.0  # (num_envs,) of the last chunk, where it was dreamed
+    begun = False  # whether `reset` or `load_state_dict` was called, so that there are episodes to continue
+    picture_codec: Any = None  # codec of the slice `image`, if the state ends in codes of images
+    doubt: Tensor | float = 0.0  # (num_envs,), penalty on the bootstrap value of a truncation; see `DreamEnv`
+    expected_error: Tensor | float = 0.0  # (num_envs,), of the last chunk of a dream
 
     def __init__(
         self,
@@ -126,14 +131,14 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def _restart(self, mask: Tensor) -> Start:
-        """Begin an episode in each environment of `mask` (num_envs,) bool."""
+        """Begin an episode in each environment of `mask` (num_envs,) bool; return rows for these only."""
 
     @abstractmethod
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        """Execute `actions` (num_envs, k, action_dim), within bounds, at most `limit` (num_envs,) steps."""
+        """Execute at most `limit` (num_envs,) of the `actions` (num_envs, k, action_dim), which are within bounds."""
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Begin an episode in every environment; `seed` seeds every random choice anew."""
+        """Begin an episode in every environment; a `seed` restarts the random generator of the environment."""
         if seed is not None:
             self.generator.manual_seed(seed)
         self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
@@ -141,9 +146,9 @@ class BatchedEnv(ABC):
         return self.observe()
 
     def observe(self) -> Obs:
-        """Observe the present state; observation noise is that of this step of this episode."""
+        """Return the current observation; calls at the same step return the same observation noise."""
         state = self.context.clone()
-        if self.obs_noise > 0.0:
+        if self.obs_noise > 0.0:  # seeded by episode and step, so that it does not depend on the other rows
             noise = seeded_noise(self.episode_seed + NOISE_SEED, self.elapsed, tuple(state.shape[1:]))
             state = state + self.obs_noise * noise
         return {"state": state, "task": self.task.clone()}
@@ -157,15 +162,19 @@ class BatchedEnv(ABC):
         """Execute up to `k` actions (num_envs, k, action_dim), clamped to their bounds.
 
         Raises:
-            UserError: an action, returned frame or reward is not finite or absurd; environment and step are named.
+            UserError: an action, returned frame or reward is not finite or too large; the message names environment and
+                step.
         """
+        # 1. Execute the chunk.
         actions = self._checked(actions)
         advance = self._advance(self._delay(actions), self.max_steps - self.elapsed)
+        # 2. Find the first end of each episode; later steps of the chunk do not count.
         steps = self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1, device=self.device)
         terminated = advance.terminated | (advance.success if self.terminate_on_success else False)
         truncated = (advance.truncated | (steps >= self.max_steps)) & ~terminated
         ended = (terminated | truncated).long()
         executed = ended.cumsum(1) - ended == 0  # up to and including the first end
+        # 3. Check the numbers and compute the rewards; an error carries the tensors that explain it.
         try:
             check_advance(
                 advance.frames,
@@ -181,6 +190,7 @@ class BatchedEnv(ABC):
             error.tensors |= {"context": self.context, "actions": actions, "frames": advance.frames}
             error.tensors |= {"task": self.task, "elapsed": self.elapsed, "seed": self.episode_seed}
             raise
+        # 4. Move context, counters and action history forward by the executed steps of each row.
         n_executed = executed.sum(1)
         self.context = _window(torch.cat([self.context, advance.frames], dim=1), n_executed, self.n_context_frames)
         self.elapsed = self.elapsed + n_executed
@@ -200,6 +210,7 @@ class BatchedEnv(ABC):
             weighted=weighted,
             task_reward=None if advance.task_reward is None else advance.task_reward * executed,
         )
+        # 5. Restart finished episodes (SAME_STEP); `final_obs` keeps their last observation.
         done = result.terminated | result.truncated
         if done.any():
             self._begin(done)
@@ -207,13 +218,13 @@ class BatchedEnv(ABC):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next step depends on; a subclass adds its own part."""
+        """Return everything that the next step depends on; a subclass adds its own state."""
         state: dict[str, Any] = {name: getattr(self, name).clone() for name in _STATE}
         rewards = {} if self.rewards is None else self.rewards.state_dict()
         return state | {"generator": self.generator.get_state(), "rewards": rewards}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore a state from `state_dict`."""
         for name in _STATE:
             setattr(self, name, state[name].to(self.device, copy=True))
         self.begun = True
@@ -221,14 +232,15 @@ class BatchedEnv(ABC):
         if self.rewards is not None:
             self.rewards.load_state_dict(state["rewards"])
 
-    def close(self) -> None:  # noqa: B027 - most places hold nothing to release
+    def close(self) -> None:  # noqa: B027 - most environments have nothing to release
         """Release processes and windows."""
 
     def _checked(self, actions: Tensor) -> Tensor:
-        """Return actions (num_envs, k, action_dim) within their bounds; see `checked_actions`."""
+        """Check actions (num_envs, k, action_dim) and clamp them to their bounds; see `checked_actions`."""
         return checked_actions(actions, self.action_low, self.action_high, place=self.place, context=self.context)
 
     def _begin(self, mask: Tensor) -> None:
+        """Start a new episode where `mask` (num_envs,) is True, and clear all state of the previous one there."""
         start = self._restart(mask)
         self.context[mask], self.task[mask] = start.context, start.task
         self.elapsed[mask], self.episode_seed[mask] = 0, start.seed
@@ -237,6 +249,7 @@ class BatchedEnv(ABC):
             self.rewards.reset(mask)
 
     def _delay(self, actions: Tensor) -> Tensor:
+        """Return the actions to execute now: those commanded `action_delay` steps ago. Shape: that of `actions`."""
         if self.action_delay == 0:
             return actions
         queue = torch.cat([self._delayed, actions], dim=1)
@@ -244,18 +257,22 @@ class BatchedEnv(ABC):
         return queue[:, : actions.shape[1]]
 
     def _remember(self, actions: Tensor, n_executed: Tensor) -> None:
+        """Append the executed actions of each row to its action history."""
         history = torch.cat([self._past_actions(actions), actions], dim=1)
         self.action_history = _window(history, n_executed, ACTION_HISTORY - 1)
         self._fresh = torch.zeros_like(self._fresh)
 
     def _past_actions(self, actions: Tensor) -> Tensor:
+        """Return the actions before this chunk; at the start of an episode, see `first_past`."""
         return torch.where(self._fresh[:, None, None], first_past(actions), self.action_history)
 
     def _reward(
         self, actions: Tensor, advance: Advance, executed: Tensor, steps: Tensor, terminated: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return total reward, raw and weighted terms, each (num_envs, k), 0 where not executed."""
         if self.rewards is None:
             return (advance.success & executed).to(actions.dtype), {}, {}
+        # All terms are computed in one call: each executed step becomes one row of a transition.
         k = actions.shape[1]
         frames = torch.cat([self.context[:, -1:], advance.frames], dim=1)
         computed = self.rewards.compute(
@@ -281,12 +298,16 @@ class BatchedEnv(ABC):
         return computed.total.view(-1, k), raw, weighted
 
     def _progress(self, frames: Tensor) -> Tensor:
+        """Estimate the progress of frames (num_envs, k + 1, state_dim). Shape: (num_envs, k + 1)."""
         assert self.read_out is not None, "a RewardManager that requires progress was built without a read-out"
         _, progress = self.read_out(frames.flatten(0, 1), self.task.repeat_interleave(frames.shape[1]))
         return progress.view(frames.shape[:2])
 
 
 def _window(history: Tensor, shift: Tensor, length: int) -> Tensor:
-    """Take `length` rows of `history` (n, ., d) starting at `shift` (n,): the newest after so many new rows."""
+    """Take `length` steps of `history` (n, steps, d), starting at step `shift` (n,) of each row.
+
+    With old and new steps concatenated, a shift by the number of new steps gives the newest `length` steps.
+    """
     index = shift[:, None] + torch.arange(length, device=history.device)
     return history.gather(1, index[..., None].expand(-1, -1, history.shape[2]))

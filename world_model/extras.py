@@ -1,4 +1,4 @@
-"""How to get an optional dependency: the one line that every message about a missing package ends with."""
+"""The pip command for an optional dependency, with which every message about a missing package ends."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def pip_line(extra: str) -> str:
-    """Return the command that installs wamtune again with `extra`; there is no index that has it under its name.
+    """Return the command that reinstalls wamtune with `extra`.
 
-    From a checkout that is the folder, otherwise the wheel that it came from.
+    wamtune is not on PyPI, so the command names the folder of the checkout, or else the wheel.
     """
     root = Path(__file__).resolve().parent.parent
     tool = "pip" if find_spec("pip") is not None else "uv pip"  # an environment made by uv has no pip
@@ -19,6 +19,6 @@ def pip_line(extra: str) -> str:
         return f"{tool} install -e '{place}[{extra}]'"
     try:
         release = version("wamtune")
-    except PackageNotFoundError:  # copied by hand
+    except PackageNotFoundError:  # the files were copied without installing the package
         release = "VERSION"
     return f"{tool} install 'wamtune-{release}-py3-none-any.whl[{extra}]'"

@@ -21,7 +21,8 @@ def checked_actions(actions: Tensor, low: Tensor, high: Tensor, place: str, cont
 
     Args:
         actions: (num_envs, k, action_dim), float.
-        low, high: bounds (action_dim,).
+        low: lower bounds (action_dim,).
+        high: upper bounds (action_dim,).
         place: where they would be executed, for messages: "sim" or "dream".
         context: (num_envs, n_context_frames, state_dim), the current observation; attached to the error.
 

@@ -17,7 +17,7 @@ def newest_runs(name_or_path: str | Path) -> list[Path]:
 
 
 def find_run(name_or_path: str | Path) -> Path | None:
-    """Return the run folder (it has a `config.yaml`) at a path, else the newest one of a name; None if there is none."""
+    """Return the run folder (with a `config.yaml`) at a path, else the newest one of a name; None if there is none."""
     for folder in (Path(name_or_path), *newest_runs(name_or_path)):
         if (folder / "config.yaml").is_file():
             return folder

@@ -1,4 +1,4 @@
-"""Which columns of a LeRobot dataset are state, action and success: a dataset from elsewhere has names of its own."""
+"""Map the columns of a LeRobot dataset to state, action and success: each dataset uses its own column names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Columns = dict[str, np.ndarray]
 
 
 def rename(where: str, frames: Columns, rows: Columns, config: ColumnsConfig) -> Columns:
-    """Return `frames` with the columns that `config` names as `observation.state`, `action` and `next.success`.
+    """Return `frames` with the configured columns under the names `observation.state`, `action` and `next.success`.
 
     Args:
-        where: names the dataset in errors.
-        frames: of all episodes, sorted by `episode_index`.
-        rows: of meta/episodes.
-        config: the names.
+        where: name of the dataset in errors.
+        frames: columns of all frames, sorted by `episode_index`.
+        rows: columns of meta/episodes, one row per episode.
+        config: the names of the columns in this dataset.
 
     Raises:
-        UserError: there is no such column, or it does not hold numbers.
+        UserError: a column does not exist or does not hold numbers.
     """
     named = dict(frames)
     for name, columns in (("observation.state", config.state), ("action", config.action)):
@@ -42,6 +42,7 @@ def matrix(column: np.ndarray) -> np.ndarray:
 
 
 def _joined(where: str, frames: Columns, names: Sequence[str]) -> np.ndarray:
+    """Concatenate columns to one of shape (frames, total size)."""
     parts = []
     for name in names:
         if name not in frames:
@@ -54,8 +55,9 @@ def _joined(where: str, frames: Columns, names: Sequence[str]) -> np.ndarray:
 
 
 def _success(where: str, frames: Columns, rows: Columns, config: ColumnsConfig) -> np.ndarray | None:
-    """Say of each frame whether it is a success (frames,); None where nothing is known."""
+    """Return for each frame whether it is a success (frames,); None if the dataset does not tell."""
     name = config.success or "next.success"
+    # `all` and `none` name no column: they label all episodes at once.
     if name in (ALL, NONE):
         return _last_steps(frames, rows, np.full(len(rows["episode_index"]), name == ALL), config.success_steps)
     if name in frames:
@@ -71,7 +73,7 @@ def _success(where: str, frames: Columns, rows: Columns, config: ColumnsConfig) 
 
 
 def _last_steps(frames: Columns, rows: Columns, is_success: np.ndarray, n_steps: int) -> np.ndarray:
-    """Mark the last `n_steps` frames of the episodes (rows,) that are a success."""
+    """Mark the last `n_steps` frames of each episode for which `is_success` (rows,) is True. Shape: (frames,)."""
     marks = np.zeros(len(frames["episode_index"]), dtype=bool)
     for number in rows["episode_index"][is_success]:
         start, stop = np.searchsorted(frames["episode_index"], (number, number + 1))
@@ -80,7 +82,7 @@ def _last_steps(frames: Columns, rows: Columns, is_success: np.ndarray, n_steps:
 
 
 def _flags(where: str, name: str, column: np.ndarray) -> np.ndarray:
-    """Return which rows are not zero (rows,)."""
+    """Return which rows have a value other than 0. Shape: (rows,)."""
     values = matrix(_numbers(where, name, column))
     if not np.isfinite(values).all():
         raise UserError(f"{where}: column {name} is not finite everywhere; name another column, {ALL} or {NONE}")
@@ -88,7 +90,10 @@ def _flags(where: str, name: str, column: np.ndarray) -> np.ndarray:
 
 
 def _numbers(where: str, name: str, column: np.ndarray) -> np.ndarray:
-    """Refuse text, empty rows, and lists of different lengths; an `Episode` checks that its numbers are finite."""
-    if column.dtype.kind not in "biuf":
+    """Return `column` if it holds numbers; text, empty rows and lists of different lengths are refused.
+
+    `Episode.check_fits` later checks that the numbers are finite.
+    """
+    if column.dtype.kind not in "biuf":  # bool, int, unsigned, float
         raise UserError(f"{where}: column {name} holds no numbers, or not as many in each row; name another column")
     return column

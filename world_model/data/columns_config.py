@@ -1,4 +1,4 @@
-"""The schema of what a LeRobot dataset calls its columns, apart from reading them: no numpy is needed for it."""
+"""Config of the column names of a LeRobot dataset, in its own module because it must load without numpy."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from rewards.checks import at_least
 from rewards.errors import UserError
 
 ALL, NONE = "all", "none"
-"""Values of `ColumnsConfig.success` that name no column."""
+"""Values of `ColumnsConfig.success` that label all episodes instead of naming a column."""
 
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """What a dataset calls its observations, actions and successes."""
+    """Names of the columns that hold state, action and success in a dataset."""
 
-    state: tuple[str, ...] = ("observation.state",)  # columns that make up the state, in this order
-    action: tuple[str, ...] = ("action",)  # columns that make up an action, in this order
+    state: tuple[str, ...] = ("observation.state",)  # columns that are joined to the state, in this order
+    action: tuple[str, ...] = ("action",)  # columns that are joined to the action, in this order
     success: str = ""  # column of frames or episodes; all: every episode; none: no episode; empty: next.success
-    success_steps: int = 8  # last steps of an episode that count, where success is said of the episode alone
+    success_steps: int = 8  # steps at the end of a successful episode that count, if success is given per episode
 
     def check(self) -> None:
-        """Refuse values that mean nothing."""
+        """Raise `UserError` if no column is named, or `success_steps` is below 1."""
         for name in ("state", "action"):
             if not getattr(self, name):
                 raise UserError(f"{name}=[]: expected at least one column of the dataset")

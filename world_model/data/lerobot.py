@@ -1,9 +1,9 @@
 """LeRobot v3.0 datasets: export and import of states and actions. Needs the extra `data`.
 
-A LeRobot frame pairs observation `t` with action `t`, so an episode of `T` steps becomes `T` frames and its last
-observation has no frame. Export keeps it, with source and seed, in further columns of `meta/episodes`, and the `Spec`
-in `meta/wamtune.json`: readers of LeRobot pass over both, `import_lerobot` restores every episode exactly. A dataset
-from elsewhere has neither: there the last frame of an episode gives its last observation, and its action is dropped.
+A LeRobot frame pairs observation `t` with action `t`, so an episode of `T` steps becomes `T` frames, and its last
+observation has no frame. Export stores that observation, source and seed in additional columns of `meta/episodes`, and
+the `Spec` in `meta/wamtune.json`. LeRobot ignores both; `import_lerobot` restores every episode exactly. Other datasets
+have neither: the last frame of an episode then gives its last observation, and the action of that frame is dropped.
 """
 
 from __future__ import annotations
@@ -30,22 +30,26 @@ INFO, STATS, TASKS, OURS = "meta/info.json", "meta/stats.json", "meta/tasks.parq
 FINAL_STATE = "final.observation.state"
 
 NARROWEST = 1e-3
-"""Distance of the bounds of an action that never moves."""
+"""Distance between the two bounds of an action that is constant in the dataset; bounds must differ."""
 
 FREE_BYTES, EXPANSION = 64_000_000, 30
-"""What a parquet file may take in memory: FREE_BYTES, and EXPANSION times its size on disk.
+"""Memory that a parquet file may take: FREE_BYTES plus EXPANSION times its size on disk.
 
-Numbers of a robot hardly compress; a file that grows a thousandfold was made to fill the memory.
+Robot data hardly compresses. A file that grows a thousandfold was made to exhaust the memory.
 """
 
 TEMPLATE = re.compile(r"\{(video_key|chunk_index|file_index)(?::0?(\d))?d?\}")
-"""A field of a path in info.json, such as {chunk_index:03d}."""
+"""A field in a path of info.json, such as {chunk_index:03d}."""
 
 
 def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps: float | None = None) -> None:
-    """Write `episodes` as a LeRobot v3.0 dataset into the new folder `folder`; `fps` is `spec.control_hz` by default.
+    """Write `episodes` as a LeRobot v3.0 dataset into the new folder `folder`.
 
-    `next.reward` is the simulator's own reward, or 1 for success and 0 otherwise where the episode has none.
+    `fps` is `spec.control_hz` by default. `next.reward` is the simulator's own reward; for an episode without one it is
+    1 for success and 0 otherwise.
+
+    Raises:
+        UserError: there are no episodes, one does not fit `spec`, the folder is not empty, or pyarrow is missing.
     """
     _pyarrow()
     final = Path(folder)
@@ -59,12 +63,15 @@ def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps:
 
 
 def import_lerobot(folder: str | Path, columns: ColumnsConfig | None = None) -> tuple[list[Episode], Spec]:
-    """Read states, actions and successes of a LeRobot v3.0 dataset; images and videos are passed over.
+    """Read states, actions and successes of a LeRobot v3.0 dataset; images and videos are ignored.
 
-    `columns` says what the dataset calls them. A dataset from elsewhere says nothing of action bounds, source and seed:
-    the bounds become the smallest and largest action seen (`NARROWEST` apart, where it never moves), the source
-    "import", the seed the number of the episode. Where nothing tells of success no step is one; success in the dropped
-    last frame counts for the step before it.
+    `columns` has the names of these columns in the dataset. Datasets that wamtune did not export have no action bounds,
+    source or seed: the bounds become the smallest and largest action (`NARROWEST` apart for a constant action), the
+    source "import", the seed the number of the episode. Without a success column no step is a success. The last frame
+    is dropped as a step, so a success there is moved to the step before it.
+
+    Raises:
+        UserError: the dataset is missing, damaged or of another version, or a column does not fit.
     """
     root = Path(folder)
     info = read_info(root)
@@ -81,6 +88,7 @@ def import_lerobot(folder: str | Path, columns: ColumnsConfig | None = None) -> 
     columns = columns or ColumnsConfig()
     if FINAL_STATE in rows and (columns.state, columns.action) != (ColumnsConfig.state, ColumnsConfig.action):
         raise UserError(f"{root}: wamtune exported it, so it has observation.state and action; leave both keys out")
+    # Files need not be in order: sort by episode, then by frame.
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     frames = {name: column[order] for name, column in frames.items()}
     frames = rename(str(root), frames, rows, columns)
@@ -109,18 +117,21 @@ def import_lerobot(folder: str | Path, columns: ColumnsConfig | None = None) -> 
 
 
 def fill_template(root: Path, template: object, **fields: object) -> Path:
-    """Return the file that a path of info.json names, such as `videos/{video_key}/file-{file_index:03d}.mp4`.
+    """Fill the fields of a path template of info.json, such as `videos/{video_key}/file-{file_index:03d}.mp4`.
+
+    Returns the path below `root`.
 
     Raises:
-        UserError: it has other fields than `fields`, or leads out of `root`.
+        UserError: the template has other fields than `fields`, or leads out of `root`.
     """
 
     def value(match: re.Match[str]) -> str:
         width = int(match[2] or 0)
         return str(fields[match[1]]).rjust(width, "0")
 
-    name = TEMPLATE.sub(value, template) if isinstance(template, str) else "{"
+    name = TEMPLATE.sub(value, template) if isinstance(template, str) else "{"  # "{": refused below
     path = Path(name)
+    # A brace that is left is an unknown field.
     if set(name) & set("{}\0\\") or path.is_absolute() or ".." in path.parts:
         known = ", ".join(f"{{{field}}}" for field in fields)
         raise UserError(
@@ -151,7 +162,7 @@ def _check_whole(where: str, column: np.ndarray) -> None:
 
 
 def _dataset(episodes: list[Episode], spec: Spec, fps: float) -> dict[str, bytes]:
-    """Return every file of the dataset by its relative path."""
+    """Return all files of the dataset: relative path -> bytes."""
     frames = [_frames(episode, i, spec, fps) for i, episode in enumerate(episodes)]
     ends = np.cumsum([episode.length for episode in episodes]).tolist()
     for columns, end in zip(frames, ends, strict=True):
@@ -184,6 +195,7 @@ def _dataset(episodes: list[Episode], spec: Spec, fps: float) -> dict[str, bytes
 
 
 def _frames(episode: Episode, number: int, spec: Spec, fps: float) -> Columns:
+    """Return the columns of `data` for episode `number`, one row per step; the last frame is left out."""
     steps = np.arange(episode.length)
     reward = episode.success if episode.task_reward is None else episode.task_reward
     return {
@@ -200,6 +212,7 @@ def _frames(episode: Episode, number: int, spec: Spec, fps: float) -> Columns:
 
 
 def _row(episode: Episode, number: int, end: int, frames: Columns) -> dict[str, Any]:
+    """Return the row of `meta/episodes` for episode `number`, whose frames end before index `end` of the dataset."""
     stats = {f"stats/{name}/{key}": value for name, column in frames.items() for key, value in _stats(column).items()}
     return {
         "episode_index": number,
@@ -221,6 +234,7 @@ def _row(episode: Episode, number: int, end: int, frames: Columns) -> dict[str, 
 
 
 def _features(columns: Columns, spec: Spec) -> dict[str, Any]:
+    """Return the `features` of info.json: type, shape and names of the dimensions of each column."""
     state_names = [f"state_{i}" for i in range(spec.state_dim)]
     for name, part in spec.slices.items():
         state_names[part] = [f"{name}_{i}" for i in range(part.stop - part.start)]
@@ -232,6 +246,7 @@ def _features(columns: Columns, spec: Spec) -> dict[str, Any]:
 
 
 def _stats(column: np.ndarray) -> dict[str, list[float]]:
+    """Return the statistics that LeRobot stores of a column, per dimension."""
     values = column.reshape(len(column), -1).astype(np.float64)
     stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
     for name, share in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
@@ -244,7 +259,7 @@ def _json(data: Any) -> bytes:
 
 
 def _tasks_parquet(tasks: tuple[str, ...]) -> bytes:
-    # LeRobot reads this file with pandas and looks tasks up in its index: this note makes `task` the index.
+    # LeRobot reads this file with pandas and looks tasks up in the index: this metadata makes `task` the index.
     column = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
     note = {"index_columns": ["task"], "column_indexes": [], "columns": [column], "pandas_version": "2.0.0"}
     return _parquet({"task_index": np.arange(len(tasks)), "task": list(tasks)}, {"pandas": json.dumps(note)})
@@ -273,7 +288,11 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """Read what a LeRobot v3.0 dataset says of itself; `UserError` if it is none, or of another version."""
+    """Read info.json of a LeRobot v3.0 dataset.
+
+    Raises:
+        UserError: it is missing or damaged, has another version, or its fps is impossible.
+    """
     try:
         info = parse_json(read_file(root / INFO, JSON_BYTES))
         version, fps = info["codebase_version"], info["fps"]
@@ -292,10 +311,10 @@ def read_info(root: Path) -> dict[str, Any]:
 
 
 def read_parquet(root: Path, part: str) -> Columns:
-    """Read the columns of `data` or `meta/episodes`, but statistics and pictures.
+    """Read the columns of `data` or `meta/episodes`, without statistics and images.
 
     Raises:
-        UserError: there is no file, one is damaged, or takes more memory than a file of its size should.
+        UserError: there is no file, or one is damaged or would take too much memory for its size.
     """
     pa, _ = _pyarrow()
     paths = sorted((root / part).glob("*/*.parquet"))
@@ -314,8 +333,9 @@ def _read_table(path: Path) -> Any:
     _, pq = _pyarrow()
     try:
         with open_file(path, TENSOR_BYTES) as file:
+            # Read texts as dictionaries: equal texts are then stored once in memory.
             texts = [c.path for c in pq.ParquetFile(file).schema if c.physical_type == "BYTE_ARRAY"]
-            parquet = pq.ParquetFile(file, read_dictionary=texts)  # a text that comes again takes no memory again
+            parquet = pq.ParquetFile(file, read_dictionary=texts)
             names = [name for name in parquet.schema_arrow.names if _is_read(name)]
             size, limit = _memory(parquet.metadata), FREE_BYTES + EXPANSION * path.stat().st_size
             if size > limit:
@@ -323,7 +343,7 @@ def _read_table(path: Path) -> Any:
             return parquet.read(columns=names)
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged file makes the reader say
+    except Exception as error:  # a damaged file can raise any exception
         raise UserError(f"{path}: the file is damaged; download the dataset again") from error
 
 
@@ -332,18 +352,21 @@ def _is_read(name: str) -> bool:
 
 
 def _memory(metadata: Any) -> int:
-    """Bytes that the columns of a parquet file take once they are read, as far as its metadata tells."""
+    """Estimate from its metadata how many bytes the columns of a parquet file take in memory."""
     size = 0
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
         chunks = [group.column(j) for j in range(group.num_columns)]
-        # Equal values are stored once: their number counts, too. 8 bytes a number, and for a list where it ends.
+        # Parquet stores equal values once, so its uncompressed size can be too small. Count at least 8 bytes per value.
         size += sum(max(c.total_uncompressed_size, 8 * c.num_values) for c in chunks if _is_read(c.path_in_schema))
     return max(size, 8 * metadata.num_rows)
 
 
 def _to_numpy(column: Any) -> np.ndarray:
-    """Turn an arrow column into (rows,), or (rows, size) if all its lists are of one length."""
+    """Convert an arrow column to (rows,), or to (rows, size) if it holds lists of equal length.
+
+    Lists of different lengths become an object array (rows,) of arrays.
+    """
     if not hasattr(column.type, "value_type") or hasattr(column, "dictionary"):
         return _flat(column)
     import pyarrow.compute as pc
@@ -358,7 +381,7 @@ def _to_numpy(column: Any) -> np.ndarray:
 
 
 def _flat(column: Any) -> np.ndarray:
-    """Turn an arrow column without lists into (rows,); texts that are alike are one object."""
+    """Convert an arrow column without lists to (rows,); equal texts share one object."""
     if not hasattr(column, "dictionary"):
         return np.asarray(column.to_numpy(zero_copy_only=False))
     texts = np.array([*column.dictionary.to_pylist(), None], dtype=object)
@@ -366,6 +389,7 @@ def _flat(column: Any) -> np.ndarray:
 
 
 def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns) -> Spec:
+    """Return the spec that wamtune exported; for another dataset, build one from its data."""
     try:
         return Spec.from_dict(parse_json(read_file(root / OURS, JSON_BYTES))["spec"])
     except FileNotFoundError:
@@ -395,13 +419,14 @@ def _read_spec(root: Path, info: dict[str, Any], frames: Columns, rows: Columns)
 
 
 def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
+    """Build an episode from its frames and its row of `meta/episodes`; see the top of this file."""
     state, action = frames["observation.state"], frames["action"]
     success = frames.get("next.success", np.zeros(len(action))).astype(bool).reshape(-1)
     reward = frames.get("next.reward")
-    if FINAL_STATE in row:
+    if FINAL_STATE in row:  # exported by wamtune
         state = np.concatenate([state, np.reshape(row[FINAL_STATE], (1, -1))])
         reward = reward if row["has_task_reward"] else None
-    else:
+    else:  # the last frame becomes the last observation; its success moves to the step before it
         late = success[-1:].any()
         action, success, reward = action[:-1], success[:-1], None if reward is None else reward[:-1]
         success[-1:] |= late
