@@ -135,7 +135,7 @@ def check_simulator(config: TrainConfig) -> None:
     """Refuse a run whose simulator cannot do what the rest of the config needs.
 
     Raises:
-        UserError: the config collects episodes, but its simulator only dreams.
+        UserError: the simulator only dreams, and the config does not train in the dream of recorded episodes alone.
     """
     judges_only = find_simulator(config.env).place == "dream"
     if judges_only and (config.env.kind != "dream" or not config.episodes or config.dream.n_episodes > 0):
