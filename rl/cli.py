@@ -47,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewards.errors import UserError
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # treat SIGTERM as Ctrl-C, which shells disable for background jobs
+        # SIGTERM acts as Ctrl-C, which does not reach background jobs of a shell.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _dispatch([word for word in words if word != "--debug"])
         sys.stdout.flush()
