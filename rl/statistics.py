@@ -39,7 +39,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """Return the 95 % interval (low, high) of a share of `successes` in `n` (Wilson 1927)."""
     if n == 0:
         return 0.0, 1.0
-    p, z2 = successes / n, Z95**2
+    p, z2 = successes / n, Z95**2  # observed share, squared quantile
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return middle - half, middle + half
@@ -80,6 +80,7 @@ def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, 
     if math.isnan(rho := spearman(a, b)):
         return {"rho": math.nan, "low": math.nan, "high": math.nan}
     x, y = a.cpu().numpy(), b.cpu().numpy()
+    # Bootstrap over groups: draw group indices, then take all rows of the drawn groups.
     names = np.arange(len(x)) if group is None else group.cpu().numpy()
     rows = [np.flatnonzero(names == name) for name in np.unique(names)]
 
@@ -100,6 +101,7 @@ def _least_gain(won: int, lost: int, n: int) -> float:
     A gain is rejected if won - lost differs from n * gain by more than `Z95` standard deviations, where the variance
     uses the share of lost pairs that is most likely given this gain (Tango, Statistics in Medicine 17, 891-908, 1998).
     """
+    # Bisection: `low` is always rejected (or -1), `high` never; 60 halvings reach the precision of a float.
     low, high = -1.0, (won - lost) / n
     for _ in range(60):
         gain = (low + high) / 2
