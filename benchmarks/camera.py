@@ -1,11 +1,11 @@
-"""Pictures at training speed: a step and a picture, beside stock Meta-World's step and render, in one run.
+"""Compare the speed of simulation with images: our simulator, stock Meta-World and a dream, measured in one run.
 
     python benchmarks/camera.py [TASK ...]
 
-Both draw 64 x 64 pixels with the same OpenGL. Stock is `gym.make` with `render_mode="rgb_array"` and a picture a step;
-ours is `Group` with a picture a step, with one a chunk of 8, which is how a policy sees, and the dream of a model of
-the size of `metaworld-pixels-pretrained`, in which 64 environments see a picture a chunk. Rates are steps in a second
-of CPU.
+Both simulators render 64 x 64 pixels with the same OpenGL. Stock is `gym.make` with `render_mode="rgb_array"` and an
+image per step. Ours is `Group`, once with an image per step and once with an image per chunk of 8, as a policy uses it.
+The dream is that of a model as large as `metaworld-pixels-pretrained`, with 64 environments and an image per chunk.
+Rates are steps per second of CPU time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def stock_step(task: str) -> Callable[[np.ndarray], object]:
-    """Return stock's step with a picture after it."""
+    """Return stock's step followed by an image."""
     env = gymnasium.make("Meta-World/MT1", env_name=f"{task}-v3", render_mode="rgb_array", width=SIZE, height=SIZE)
     env.reset(seed=0)
 
@@ -63,14 +63,14 @@ def stock_step(task: str) -> Callable[[np.ndarray], object]:
 
 
 def our_step(task: str, chunk: int) -> Callable[[np.ndarray], object]:
-    """Return ours, with a picture after `chunk` steps."""
+    """Return our simulator's step, with an image after every `chunk` steps."""
     group = Group("metaworld", [task], {}, (View(),), SIZE)
     group.reset({0: 0})
     return lambda actions: group.advance(np.repeat(actions[None], chunk, 1), np.array([chunk]), False)
 
 
 def dream_step() -> Callable[[np.ndarray], object]:
-    """Return a chunk of a dream; how well its weights dream does not matter here."""
+    """Return a function that dreams one chunk; its weights are untrained, since only the speed matters."""
     config = compose("metaworld-pixels-pretrained", [], PretrainConfig).model
     simulated = make_spec("metaworld", ["push"])
     model = WorldActionModel(config, model_spec(simulated, config)).eval()
@@ -86,7 +86,7 @@ def dream_step() -> Callable[[np.ndarray], object]:
 
 
 def rate(step: Callable[[np.ndarray], object], n: int) -> float:
-    """Return calls a CPU second."""
+    """Return calls per second of CPU time."""
     random = np.random.default_rng(0)
     for _ in range(3):
         step(random.uniform(-1, 1, (1, 4)).astype(np.float32))

@@ -1,10 +1,10 @@
-"""How a world model that sees should hold a picture: as codes of a small autoencoder, or as the pixels of its patches.
+"""Compare two image representations of a world model: codes of a small autoencoder, and the pixels of image patches.
 
     python benchmarks/codec.py [--seeds 0 1 2] [--out runs/codec]
 
-Both models are alike but for the codec, have 16 tokens a picture and predict clean samples. The autoencoder is trained
-first, on the same pictures; the steps of the other are chosen so that both cost as much time. Prints, on episodes that
-nobody learned from, the PSNR of dreamed pictures where something moves.
+The two models differ only in the codec. Both have 16 tokens per image and predict clean samples. The autoencoder is
+trained first, on the same images; the other model gets more training steps, so that both take the same time. Prints
+the PSNR of dreamed images where something moves, on held-out episodes.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.training import fit_statistics
 
 TASKS = ("door-open", "drawer-open", "plate-slide", "push")
-COUNTS = {"expert": 25, "noisy": 25, "random": 10}  # episodes a task
+COUNTS = {"expert": 25, "noisy": 25, "random": 10}  # episodes per task
 HELDOUT = {"expert": 5, "noisy": 10}
 PIXELS = replace(CONFIG, picture_dim=3 * PATCH**2)
 N_STEPS_OF_PIXELS = 2000
 
 
 class Patches(PictureCodec):
-    """Patches of 16 x 16 pixels as they are, less what is always seen."""
+    """Codes that are the pixels of 16 x 16 patches, minus the constant part of the images."""
 
     def __init__(self) -> None:
         super().__init__(1, PIXELS.picture_size, PIXELS.picture_dim, widths=(1, 1, 1))
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 1, size, size, 3) uint8 -> codes (n, n_tokens * dim)."""
+        """Encode images (n, 1, size, size, 3) uint8 as codes (n, n_tokens * dim)."""
         x = (pictures.float() / 255 - 0.5).movedim(-1, -3) - self.always
         return x.unfold(3, PATCH, PATCH).unfold(4, PATCH, PATCH).permute(0, 1, 3, 4, 2, 5, 6).flatten(1)
 
     def draw(self, codes: Tensor) -> Tensor:
-        """The inverse, in floats around 0."""
+        """Decode codes to images, as floats around 0."""
         side = self.size // PATCH
         x = codes.view(len(codes), 1, side, side, 3, PATCH, PATCH).permute(0, 1, 4, 2, 5, 3, 6)
         return x.reshape(len(codes), 1, 3, self.size, self.size) + self.always

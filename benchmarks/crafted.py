@@ -1,7 +1,7 @@
-"""Crafted inputs for every reader of files: damaged, hostile, or of another kind. Seeded, so that each can be repeated.
+"""Make crafted inputs for every file reader: damaged, hostile, or of another kind. A seed repeats each input exactly.
 
-A reader has a folder of good files, ways to spoil them, and the call that reads them. `fuzz.py` runs thousands, the
-tests a few dozen of each.
+A reader is tested with a folder of good files, functions that spoil them, and the call that reads them. `fuzz.py` runs
+thousands of inputs, the tests run a few dozen per reader.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, save_model
 
 MARK = "<zz9 onload=x>"
-"""Markup that must not reach a page as it is."""
+"""Markup that must not appear unescaped in a page."""
 
 VICTIM = "victim.txt"
-"""A file beside the folder of an input, which must stay as it is."""
+"""A file next to the folder of an input; no reader may change it."""
 
 VALUES = (
     '0 -1 1 2.5 1e300 1e999 -1e999 NaN 1e12 2147483648 9223372036854775808 18446744073709551616 "" "x" null [] {} true '
@@ -55,7 +55,7 @@ VALUES = (
     json.dumps("long " * 2000),
     "[" + "0," * 9999 + "0]",
 ]
-"""What a value in a file of JSON is replaced with."""
+"""Values that replace a value in a JSON file."""
 
 SPEC = Spec({"state": Feature((6,), "m", {"object_pos": (0, 3)})}, (-1.0,) * 2, (1.0,) * 2, ("a", "b"), 20.0)
 SIZES = ModelConfig(width=16, world_width=16, action_width=16, n_layers=1, n_heads=2)
@@ -68,14 +68,14 @@ class Reader:
     make: Callable[[Path], None]
     ways: tuple[Callable[[Path, random.Random], None], ...]
     read: Callable[[Path], object]
-    share: int = 3  # of the inputs of a run; less where one takes long
+    share: int = 3  # relative number of inputs in a run; smaller for slow readers
 
 
 @contextmanager
 def at_most(n_bytes: int) -> Iterator[None]:
-    """Let the process have so much more memory than now, where the system says how much that is.
+    """Limit the memory of the process to its present amount plus a margin, if the system reports that amount.
 
-    What it has now depends on its libraries: torch with CUDA alone takes gigabytes of addresses.
+    The present amount depends on the libraries: torch with CUDA alone takes gigabytes of address space.
     """
     status = Path("/proc/self/status")
     if not status.exists():
@@ -99,7 +99,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def damaged(folder: Path, rng: random.Random) -> None:
-    """Flip bits, cut, insert or repeat bytes, or replace all of them."""
+    """Flip bits, cut, insert or repeat bytes, or replace the whole file."""
     path = rng.choice(files(folder))
     data = bytearray(path.read_bytes())
     at, n = rng.randrange(len(data) + 1), rng.randint(1, 99)
@@ -112,7 +112,7 @@ def damaged(folder: Path, rng: random.Random) -> None:
 
 
 def other_kind(folder: Path, rng: random.Random) -> None:
-    """Put something else than a file in its place: a pipe, a device, a folder, a link, or a file without end."""
+    """Replace a file by something else: a pipe, a device, a folder, a link, or an endless file."""
     path = rng.choice(files(folder))
     path.unlink()
     kind = rng.randrange(9)
@@ -123,7 +123,7 @@ def other_kind(folder: Path, rng: random.Random) -> None:
     elif kind == 2:
         with socket.socket(socket.AF_UNIX) as server:
             here = Path.cwd()
-            os.chdir(path.parent)  # the name of a socket is short
+            os.chdir(path.parent)  # the path of a socket must be short
             server.bind(path.name)
             os.chdir(here)
     elif kind == 3:
@@ -134,7 +134,7 @@ def other_kind(folder: Path, rng: random.Random) -> None:
 
 
 def json_value(name: str, sign: Callable[[Path], None] = lambda folder: None) -> Callable[[Path, random.Random], None]:
-    """Return a way: replace or remove a value anywhere in a file of JSON; `sign` makes its checksums right again."""
+    """Return a function that replaces or removes a value in a JSON file; `sign` then corrects the checksums."""
 
     def spoil(folder: Path, rng: random.Random) -> None:
         path = folder / name
@@ -161,20 +161,20 @@ def with_value(content: Any, rng: random.Random) -> str:
 
 
 def make_checkpoint(folder: Path) -> None:
-    """Write a small model that was never trained."""
+    """Write a small untrained model."""
     torch.manual_seed(0)
     save_model(folder, WorldActionModel(SIZES, SPEC), "tune")
 
 
 def signed(folder: Path) -> None:
-    """Make the manifest right for the files."""
+    """Update the manifest to match the files."""
     found = {p.name: p.read_bytes() for p in files(folder) if p.name != MANIFEST}
     prints = {n: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for n, data in found.items()}
     (folder / MANIFEST).write_text(json.dumps({"files": prints}))
 
 
 def hostile_weights(folder: Path, rng: random.Random) -> None:
-    """Other kinds of numbers, values that are not finite, other shapes, or tensors of other names."""
+    """Write tensors with other dtypes, non-finite values, other shapes or other names."""
     path = folder / MODEL
     tensors = load(path.read_bytes())
     name = rng.choice(list(tensors))
@@ -188,7 +188,7 @@ def hostile_weights(folder: Path, rng: random.Random) -> None:
 
 
 def hostile_header(folder: Path, rng: random.Random) -> None:
-    """Let the header of the weights claim other sizes."""
+    """Write other sizes into the header of the weights."""
     path = folder / MODEL
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
@@ -207,7 +207,7 @@ def hostile_header(folder: Path, rng: random.Random) -> None:
 
 
 def hostile_sizes(folder: Path, rng: random.Random) -> None:
-    """A config of a model that is far too large, or almost."""
+    """Write the config of a model that is far too large, or almost too large."""
     path = folder / CONFIG
     config = json.loads(path.read_text())
     for name in rng.sample(sorted(set(asdict(SIZES)) - {"views", "bfloat16"}), rng.randint(1, 3)):
@@ -218,7 +218,7 @@ def hostile_sizes(folder: Path, rng: random.Random) -> None:
 
 
 def read_checkpoint(folder: Path) -> None:
-    """Load it, and what a copy would take."""
+    """Load the checkpoint, and read everything that copying it would read."""
     load_model(folder)
     checkpoint_files(folder)
 
@@ -227,7 +227,7 @@ def read_checkpoint(folder: Path) -> None:
 
 
 def episodes(n: int = 3) -> list[Episode]:
-    """Return short episodes of random numbers."""
+    """Return short episodes filled with random numbers."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for i in range(n):
@@ -237,13 +237,13 @@ def episodes(n: int = 3) -> list[Episode]:
 
 
 def make_shards(folder: Path) -> None:
-    """Write a store of two shards."""
+    """Write an episode store with two shards."""
     for part in (episodes(2), episodes(3)):
         EpisodeStore(folder).append(part, SPEC)
 
 
 def hostile_shard(folder: Path, rng: random.Random) -> None:
-    """Replace a value in the header of a shard or some of its tensors, with checksums that are right for it."""
+    """Replace a value in the header of a shard or some of its tensors, and correct the checksums."""
     from world_model.data.episodes import _digest
 
     path = rng.choice(sorted(folder.glob("*.safetensors")))
@@ -267,7 +267,7 @@ def hostile_shard(folder: Path, rng: random.Random) -> None:
 
 
 def read_shards(folder: Path) -> None:
-    """Ask for all that a store tells."""
+    """Read everything that a store offers."""
     store = EpisodeStore(folder)
     store.count()
     assert store.spec is not None
@@ -279,18 +279,18 @@ def read_shards(folder: Path) -> None:
 
 
 def make_lerobot(folder: Path) -> None:
-    """Write a dataset with all that is ours in it."""
+    """Write a LeRobot dataset with this project's own fields."""
     export_lerobot(episodes(), SPEC, folder)
 
 
 def foreign(folder: Path, rng: random.Random) -> None:
-    """Take out what is ours, and spoil the rest."""
+    """Remove this project's own fields, and spoil the rest."""
     (folder / OURS).unlink()
     rng.choice([hostile_parquet, json_value(INFO), damaged])(folder, rng)
 
 
 def hostile_parquet(folder: Path, rng: random.Random) -> None:
-    """Columns of other kinds, ragged, with nulls, missing, or of far more rows than their file is large."""
+    """Write columns of other types, ragged, with nulls, missing, or with far more rows than a small file can hold."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -298,7 +298,7 @@ def hostile_parquet(folder: Path, rng: random.Random) -> None:
     table = pq.read_table(path)
     i, n = rng.randrange(table.num_columns), len(table)
     name = table.column_names[i]
-    if rng.random() < 0.1:  # a bomb: as many rows as a small file can claim
+    if rng.random() < 0.1:  # a decompression bomb: as many rows as a small file can claim
         many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000_000, np.int8)), pa.array([b"x" * 10_000]))
         column = rng.choice([many.indices.cast(pa.int64()), many])
         pq.write_table(pa.table({name: column}), path)
@@ -328,14 +328,14 @@ def hostile_parquet(folder: Path, rng: random.Random) -> None:
 
 
 def make_videos(folder: Path) -> None:
-    """Write two short videos."""
+    """Write two short video files."""
     (folder / "push").mkdir(parents=True)
     for name in ("a", "b"):
         write_film([np.full((64, 96, 3), 8 * i, np.uint8) for i in range(20)], folder / "push" / f"{name}.mp4", 30)
 
 
 def hostile_video(folder: Path, rng: random.Random) -> None:
-    """Another format under the name, or sizes in the tables of the container that the file does not have."""
+    """Write another format under the same name, or wrong sizes in the tables of the container."""
     path = rng.choice(files(folder))
     texts = (
         b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
@@ -357,7 +357,7 @@ def hostile_video(folder: Path, rng: random.Random) -> None:
 
 
 def dark_video(folder: Path, rng: random.Random) -> None:
-    """Black frames without end, in next to no bytes."""
+    """Write an almost endless video of black frames in very few bytes."""
     kept = folder.parent / "dark.mp4"
     if not kept.exists():
         write_film([np.zeros((1088, 1920, 3), np.uint8)] * 200, kept, 30)
@@ -365,7 +365,7 @@ def dark_video(folder: Path, rng: random.Random) -> None:
 
 
 def video_dataset(folder: Path, rng: random.Random) -> None:
-    """A LeRobot dataset whose paths and times lead astray."""
+    """Write a LeRobot dataset with wrong paths and times."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -394,12 +394,12 @@ def video_dataset(folder: Path, rng: random.Random) -> None:
 
 
 def make_export(folder: Path) -> None:
-    """Write the export of a policy that does what it is told to hold."""
+    """Write the export of a policy that returns its held actions."""
     write_export(folder, graph())
 
 
 def graph(op: str = "Identity", **attributes: Any) -> bytes:
-    """Return an ONNX graph with the inputs and outputs of an export, whose actions come from one node."""
+    """Return an ONNX graph with the inputs and outputs of an export; one node computes its actions."""
     from onnx import TensorProto, helper
 
     shapes = {"state": [2, 6], "task": [], "noise": [1, 16], "held": [8, 2], "n_held": []}
@@ -433,7 +433,7 @@ def graph(op: str = "Identity", **attributes: Any) -> bytes:
 
 
 def write_export(folder: Path, onnx: bytes) -> None:
-    """Write a graph with a contract that is right for it."""
+    """Write a graph with a matching contract."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ONNX).write_bytes(onnx)
     shapes = {"state": [2, 6], "task": [], "noise": [1, 16], "held": [8, 2], "n_held": []}
@@ -455,7 +455,7 @@ def write_export(folder: Path, onnx: bytes) -> None:
 
 
 def hostile_graph(folder: Path, rng: random.Random) -> None:
-    """A graph that is damaged or does something else, with a contract that is right for it."""
+    """Write a graph that is damaged or computes something else, with a matching contract."""
     data = bytearray((folder / ONNX).read_bytes())
     for _ in range(rng.randint(1, 4)):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -467,7 +467,7 @@ def hostile_graph(folder: Path, rng: random.Random) -> None:
 
 
 def read_export(folder: Path) -> None:
-    """Load it and act once."""
+    """Load the export and act once."""
     pilot = OnnxPilot(folder)
     chunk, task = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim), torch.zeros(1, dtype=torch.long)
     state = torch.zeros(1, pilot.n_context_frames, pilot.spec.state_dim)
@@ -478,7 +478,7 @@ def read_export(folder: Path) -> None:
 
 
 def make_run(folder: Path) -> None:
-    """Write what a run of `wamtune train` leaves behind."""
+    """Write the files of a finished `wamtune train` run."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(compose("mix", ["env.tasks=[push]"], TrainConfig)))
     row = {"step": 1, "train/value_loss": 0.5, "train/ref_kl": 0.1, "train/approx_kl": 0.1, "eval/success": 0.5}
@@ -507,7 +507,7 @@ def make_run(folder: Path) -> None:
 
 
 def hostile_rows(folder: Path, rng: random.Random) -> None:
-    """Replace values in lines of metrics and episodes, or write very many."""
+    """Replace values in lines of metrics and episodes, or write very many lines."""
     path = folder / rng.choice(["metrics.jsonl", "eval.jsonl"])
     lines = path.read_text().splitlines()
     for _ in range(rng.randint(1, 3)):
@@ -521,7 +521,7 @@ def hostile_rows(folder: Path, rng: random.Random) -> None:
 
 
 def linked_page(folder: Path, rng: random.Random) -> None:
-    """Let the page, or what it is first written to, be a link to somewhere else."""
+    """Replace the page, or the file that it is first written to, by a link to another place."""
     (folder / rng.choice(["report.html", ".report.html.tmp"])).symlink_to(Path("..") / VICTIM)
     if rng.random() < 0.5:
         path = folder / PAIRS
@@ -529,7 +529,7 @@ def linked_page(folder: Path, rng: random.Random) -> None:
 
 
 def hostile_name(folder: Path, rng: random.Random) -> None:
-    """A run with a name that is markup or a formula."""
+    """Give the run a name that is markup or a formula."""
     path = folder / "config.yaml"
     name = rng.choice([MARK, "$x^$", "x" * 5000, "\\u2028", "a\tb", "${oc.env:HOME}"])
     path.write_text(path.read_text().replace("name: mix", f"name: {json.dumps(name)}"))
@@ -547,7 +547,7 @@ def make_config(folder: Path) -> None:
 
 
 def hostile_yaml(folder: Path, rng: random.Random) -> None:
-    """Keys of the schema with values of all kinds, and YAML that few people know."""
+    """Write keys of the schema with values of all kinds, and rare YAML syntax."""
     keys = "seed threads env.n_envs env.n_workers ppo.n_steps dream.horizon total_timesteps n_rounds name".split()
     keys += "env.tasks rewards.x env.isaac env.events.a.low base controls eval.seed gate.alpha ppo policy".split()
     values = [v for v in VALUES if len(v) < 50_000]
@@ -570,7 +570,7 @@ def hostile_yaml(folder: Path, rng: random.Random) -> None:
 
 
 def hostile_override(folder: Path, rng: random.Random) -> None:
-    """A value on the command line, which `read_config` takes from a file."""
+    """Write a value for the command line; `read_config` takes it from the file."""
     keys = "seed threads env.n_envs ppo.n_steps model.n_layers model.width stage.seed env.tasks x " + "a." * 2000 + "b"
     value = rng.choice(
         [v for v in VALUES if len(v) < 50_000] + ["[a", "{", "\n", "a: b", "8192", "18446744073709551616"]
@@ -579,7 +579,7 @@ def hostile_override(folder: Path, rng: random.Random) -> None:
 
 
 def read_config(folder: Path) -> None:
-    """Compose it as a config of training, and as one of pre-training."""
+    """Compose the file as a training config, and as a pre-training config."""
     override = folder / "override"
     if not override.exists():
         compose(folder / "mine.yaml", [], TrainConfig)

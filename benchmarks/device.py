@@ -1,15 +1,15 @@
-"""How fast a device dreams, learns and refits, and which share of its own matrix products that is.
+"""Measure how fast a device dreams, imitates and refits, also as a share of the speed of its matrix products.
 
     python benchmarks/device.py                                     # the CPU, one thread
     python benchmarks/device.py --device cuda:0 --n 256 1024 4096   # a GPU
-    python benchmarks/device.py --checkpoint metaworld-tuned        # a model that is told where things are
+    python benchmarks/device.py --checkpoint metaworld-tuned        # a model with state observations
 
-For each number of branches: environment steps and pictures in a second of a dream in which the policy acts (encode,
-decide, dream), with a picture drawn where a chunk ends; the same compiled (`torch.compile`, which captures CUDA graphs
-on a GPU), and how far its frames are from those of the plain one, in units of how far things move. Then gradients in a
-second of imitation and of a refit, forward and backward, which is most of what an optimizer step costs. A share is
-floating-point operations in a second, as counted by torch, in units of the largest square product in bfloat16, where
-the device has it, else float32.
+For each number of branches, it measures a dream in which the policy acts (encode, decide, dream): environment steps and
+images per second, with an image decoded at the end of each chunk. It measures the same with `torch.compile`, which
+captures CUDA graphs on a GPU, and the difference of the frames from the plain version, relative to the size of the
+motion. Then it measures gradients per second of imitation and of a refit, forward and backward, which is most of the
+cost of an optimizer step. A share is floating-point operations per second, as counted by torch, divided by those of the
+largest square matrix product, in bfloat16 if the device has it, else float32.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
 
 @torch.no_grad()
 def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: float, plain: bool) -> Iterator[str]:
-    """Measure a dream that begins where each row of a batch does, as it is and compiled; rows of the table."""
+    """Measure a dream that starts at the rows of a batch, plain and compiled; return rows of the table."""
     n, codec = len(batch.task), model.pictures
     noise, nothing = (make(model, n, generator_of(model)) for make in (modes.action_noise, modes.video_noise))
 
@@ -93,7 +93,7 @@ def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: floa
 
 
 def policy_step(model: WorldActionModel, batch: Batch) -> Step:
-    """Forward and backward through the action decoder."""
+    """Return one forward and backward pass through the action decoder."""
     with torch.no_grad():
         context = model.encode(batch.context, batch.task)
 
@@ -106,7 +106,7 @@ def policy_step(model: WorldActionModel, batch: Batch) -> Step:
 
 
 def refit_step(model: WorldActionModel, batch: Batch) -> Step:
-    """Forward and backward through the world decoder; the encoder is frozen."""
+    """Return one forward and backward pass through the world decoder; the encoder is frozen."""
     parameters = list(model.dynamics_parameters())
 
     def step() -> object:
@@ -118,21 +118,21 @@ def refit_step(model: WorldActionModel, batch: Batch) -> Step:
 
 
 def fastest_product(device: torch.device, seconds: float) -> float:
-    """Floating-point operations a second of the largest square product that fits."""
+    """Return floating-point operations per second of the largest square matrix product that fits."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if has_bfloat16(device) else torch.float32)
     return 2 * size**3 * measured(lambda: a @ a, device, seconds)
 
 
 def operations(step: Step) -> int:
-    """Floating-point operations of a step, those of its backward pass included."""
+    """Return the floating-point operations of a step, including its backward pass."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
 def measured(step: Step, device: torch.device, seconds: float) -> float:
-    """Steps a second, after two to warm up."""
+    """Return steps per second, after two steps to warm up."""
     for _ in range(2):
         step()
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -151,7 +151,7 @@ def draw(model: WorldActionModel, windows: Windows, n: int) -> Batch:
 
 
 def generator_of(model: WorldActionModel) -> torch.Generator:
-    """The same random numbers every time."""
+    """Return a generator that always gives the same random numbers."""
     return torch.Generator(model.device).manual_seed(0)
 
 

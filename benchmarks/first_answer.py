@@ -1,8 +1,8 @@
-"""Seconds of CPU, user and system, that a command takes to answer: help, and what cannot be.
+"""Measure the CPU seconds (user and system) until a command answers: with help, and with an error.
 
     python benchmarks/first_answer.py
 
-The best of five. What help costs has to stay below 0.3 s; an import of torch alone takes three times that.
+It takes the best of five calls. Help must take less than 0.3 s; importing torch alone takes three times that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MISTAKES = (["trian"], ["train", "demo", "sed=1"], ["train", "metaworld-tuned"],
 
 
 def cpu_seconds(words: list[str]) -> float:
-    """Return what one call of wamtune takes in a process of its own."""
+    """Return the CPU seconds of one call of wamtune, in a new process."""
     before = os.times()
     subprocess.run([sys.executable, "-m", "rl.cli", *words], capture_output=True)
     after = os.times()
@@ -25,7 +25,7 @@ def cpu_seconds(words: list[str]) -> float:
 
 
 def main() -> int:
-    """Print a line a command; return 1 where help takes too long."""
+    """Print one line per command; return 1 if help takes too long."""
     took = {" ".join(words): min(cpu_seconds(words) for _ in range(5)) for words in (*HELP, *MISTAKES)}
     for words, seconds in took.items():
         print(f"wamtune {words:<24} {seconds:.2f} s")

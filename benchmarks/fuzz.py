@@ -1,11 +1,11 @@
-"""Crafted files, one after the other, for every reader: how many are refused, and how many crash, hang or take memory.
+"""Fuzz every file reader with crafted files: count how many are refused, crash, hang or take too much memory.
 
     python benchmarks/fuzz.py [N] [SEED] [READER ...]
 
-N inputs in all (2,200), see `crafted.py`. They are read in processes of their own, which are used again: one
-that computes for more than 10 s, waits for ten minutes or wants more than 4 GB is ended. Prints a table, and fails
-where a reader did anything but read an input or refuse it in one line (`UserError`), or took more than 1 GB. Seconds
-are those of the processor, so that a busy machine gives the same table.
+N is the total number of inputs (2,200), see `crafted.py`. Worker processes read them. A process is ended if it computes
+for more than 10 s, waits for ten minutes or needs more than 4 GB. Prints a table. The exit code is 1 if a reader did
+anything else than read an input or refuse it in one line (`UserError`), or took more than 1 GB. Seconds are CPU time,
+so a busy machine gives the same table.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def fuzz(name: str, n: int, seed: int) -> list[dict[str, Any]]:
-    """Return what became of `n` inputs of a reader; a process that ends is followed by another one."""
+    """Return the results of `n` inputs of a reader; if the process ends, start another one."""
     rows: list[dict[str, Any]] = []
     while len(rows) < n:
         command = [sys.executable, __file__, "--worker", name, str(n), str(seed), str(len(rows))]
@@ -80,12 +80,12 @@ def fuzz(name: str, n: int, seed: int) -> list[dict[str, Any]]:
 
 
 def work(name: str, n: int, seed: int, first: int) -> None:
-    """Read the inputs from `first` on; a line is printed before and after each."""
+    """Read the inputs from `first` on; print a line before and after each."""
     from benchmarks.crafted import READERS, VICTIM
     from rewards.errors import UserError
 
     out, reader = os.fdopen(os.dup(1), "w"), READERS[name]
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # progress of readers
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # hide the progress that readers print
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as root:
@@ -120,7 +120,7 @@ def work(name: str, n: int, seed: int, first: int) -> None:
 
 
 def lets_markup_through(folder: Path) -> bool:
-    """Whether a page was written that has the markup of an input in it as it is."""
+    """Return whether a written page contains the markup of an input without escaping."""
     from benchmarks.crafted import MARK
 
     page = folder / "report.html"
@@ -128,13 +128,13 @@ def lets_markup_through(folder: Path) -> bool:
 
 
 def forget_peak() -> None:
-    """Begin to measure the memory of this process anew, where the system can."""
+    """Reset the memory peak of this process, if the system can."""
     if os.path.exists("/proc/self/clear_refs"):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> int:
-    """Return the most memory that this process, or one that it started, had resident, in bytes."""
+    """Return the peak resident memory of this process and its children, in bytes."""
     children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     status = Path("/proc/self/status")
     if not status.exists():

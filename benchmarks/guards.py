@@ -1,9 +1,9 @@
-"""What it costs that bad numbers are looked for and that a run can be continued: shares of the time of a round.
+"""Measure the cost of checks for bad numbers and of saves for resuming, as shares of the time of a round.
 
     python benchmarks/guards.py [key=value ...]
 
-Post-trains the built-in checkpoint (`mix` on box-close by default) as `wamtune train` does, with a clock around every
-guard and around every save. A share is that of one round; the table has the median over the rounds.
+Post-trains the built-in checkpoint (`mix` on box-close by default) as `wamtune train` does, and times every check and
+every save. The table shows the median share over the rounds.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ GUARDS: list[tuple[Any, str]] = [
     (rl.ppo.update, "_check_finite"),
     (rl.ppo.update, "check_loss"),
     (rl.ppo.update, "check_gradients"),
-    (rl.ppo.update, "policy_state"),  # kept for an update that may explode
+    (rl.ppo.update, "policy_state"),  # the copy to restore if an update diverges
     (world_model.wam.training, "check_loss"),
     (world_model.wam.training, "check_gradients"),
 ]
 
 
 class Clock:
-    """Seconds spent in what it is put around."""
+    """Adds up the seconds spent in the functions that it wraps."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def measure(post: PostTraining, guards: Clock, saves: Clock, rounds: list[tuple[float, float, float]]) -> None:
-    """Add (seconds, of them in guards, of them in saves) of each round of `post` to `rounds` when it ends."""
+    """After each round of `post`, append (seconds in all, in checks, in saves) to `rounds`."""
     run_part, safe = post._run_part, post.safe
     begun = [0.0, 0.0, 0.0]
 

@@ -1,16 +1,16 @@
-"""Attack sessions on robots that misbehave: does a command go beyond its limits, is an episode lost?
+"""Run sessions with faulty robots and policies; count commands outside the limits and lost episodes.
 
     python benchmarks/hostile_robots.py [N] [SEED]
 
-N sessions (5,000 by default) of up to three episodes run through the real session, loop, guard and store, half of them
-with robots in speeds and half with robots in positions. What goes wrong in each, and when, is drawn from SEED: answers
-in motor ticks, degrees, measured positions, 1e39, NaN, text and wrong sizes; observations of the same kinds, stale or
-of the future; exceptions; commands that get lost; get_observation, send_action and reset that hang; policies that want
-anything; STOP files and signals at any moment; a full disk; copies of shards.
+N sessions (5,000 by default) of up to three episodes run through the real session, loop, guard and store. Half of them
+have robots with speed commands, half with position commands. The faults of a session and their times are drawn from
+SEED: answers in motor ticks, degrees, measured positions, 1e39, NaN, text and wrong sizes; observations of the same
+kinds, too old or from the future; exceptions; lost commands; get_observation, send_action and reset that hang; policies
+with arbitrary actions; STOP files and signals at any moment; a full disk; copies of shards.
 
-Every command that is sent and not lost is compared with `low`, `high` and `max_change`, those after a stop, which slow
-the robot down and make it stand still, as well. Every episode that ended by itself has to be on disk. Prints one table;
-the exit code is 1 where one of its last lines is not 0.
+Every command that arrives is compared with `low`, `high` and `max_change`, including the commands after a stop, which
+slow the robot down. Every episode that reached its own end must be on disk. Prints one table; the exit code is 1 if one
+of its last lines is not 0.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SPEC = Spec(
 TICKS = 4096 / (2 * math.pi)
 ROUNDING = 1e-9
 ALARM_S = 60
-"""A session that takes longer has not ended, whatever happened in it."""
+"""Seconds after which a session counts as not ended."""
 
 ANSWERS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     "the command": lambda c, measured: c,
@@ -96,7 +96,7 @@ CALLS = ("get_observation", "send_action", "reset")
 
 
 class HostilePilot:
-    """Wants anything; sometimes what nobody could do."""
+    """A policy with arbitrary actions, sometimes invalid ones."""
 
     spec, n_context_frames, chunk_size, noise_shape = SPEC, 1, 8, (1,)
 
@@ -114,7 +114,7 @@ class HostilePilot:
 
 
 class HostileRobot(FakeRobot):
-    """Watches every command that arrives, and misbehaves as it was drawn."""
+    """A robot that checks every command it receives, and has the faults that were drawn for it."""
 
     def __init__(self, draw: random.Random, limits: Limits) -> None:
         super().__init__(SPEC)
@@ -127,25 +127,25 @@ class HostileRobot(FakeRobot):
         self.refuses_from = draw.randrange(1, 60) if draw.random() < 0.05 else 10**9
         self.hangs_in = draw.choice(CALLS) if draw.random() < 0.1 else ""
         self.hangs_at = 1 if self.hangs_in == "reset" else draw.randrange(1, 20)
-        self.real_time = bool(self.hangs_in)  # the watchdog of a robot that waits is in no hurry
+        self.real_time = bool(self.hangs_in)  # without real time, the watchdog would take too long to notice a hang
         self.release, self.hung_s, self.still_s = threading.Event(), math.nan, math.nan
-        self.n: Counter[str] = Counter()  # calls by name, and what was wrong with commands
+        self.n: Counter[str] = Counter()  # calls by name, and violations by kind
         self.last: np.ndarray | None = None if self.in_positions else np.array(limits.still)
-        self.within = 0  # calls under way
-        self.moment: Callable[[], None] = lambda: None  # asks for a stop when its time has come
-        self.stop: Callable[[], None] = lambda: None  # asks for one now
+        self.within = 0  # calls that have not returned
+        self.moment: Callable[[], None] = lambda: None  # requests a stop if its drawn time has come
+        self.stop: Callable[[], None] = lambda: None  # requests a stop now
 
     def _enter(self, name: str) -> None:
         self.n[name] += 1
         self.moment()
         if name == self.hangs_in and self.n[name] == self.hangs_at:
             self.hung_s = time.monotonic()
-            if name == "reset":  # which may take its time: somebody has to want it to end
+            if name == "reset":  # reset has no time limit, so request a stop
                 threading.Timer(0.05, self.stop).start()
             self.release.wait(ALARM_S)
 
     def reset(self, scene: int) -> None:
-        """Begin an episode where it is."""
+        """Begin an episode at the present position."""
         self.within += 1
         try:
             self._enter("reset")
@@ -154,7 +154,7 @@ class HostileRobot(FakeRobot):
             self.within -= 1
 
     def get_observation(self) -> dict[str, Any]:
-        """Return what it sees, or something else."""
+        """Return an observation, or a faulty one."""
         self.within += 1
         try:
             self._enter("get_observation")
@@ -168,19 +168,20 @@ class HostileRobot(FakeRobot):
             self.within -= 1
 
     def send_action(self, action: dict[str, Any]) -> Any:
-        """Take a command, or lose it."""
+        """Execute a command, or lose it."""
         self.within += 1
         try:
             n, command = self.n["send_action"] + 1, np.array([*action.values()])
             is_lost = n in self.refuses or n >= self.refuses_from
             if not is_lost:
-                self._watch(command)  # when it is sent: one that hangs takes effect later
+                self._watch(command)  # check it when it is sent, since a command that hangs takes effect later
             self._enter("send_action")
             if is_lost:
                 raise ConnectionError("a packet was lost")
             super().send_action(action)
             if self.in_positions:
-                self.values |= {"joints.0": command[0] - 0.1, "joints.1": command[1] + 0.1}  # it lags
+                # The measured positions lag behind.
+                self.values |= {"joints.0": command[0] - 0.1, "joints.1": command[1] + 0.1}
             measured = np.array([self.values["joints.0"], self.values["joints.1"]]) * 0.5
             taken = self.answer(command, measured) if n >= self.answers_from else command
             return None if taken is None else dict(zip(action, taken, strict=False))
@@ -192,7 +193,7 @@ class HostileRobot(FakeRobot):
             self.still_s = time.monotonic()
         low, high, most = (np.array(v) for v in (self.limits.low, self.limits.high, self.limits.max_change))
         before = self.last
-        if before is None:  # in positions it begins where it says that it is
+        if before is None:  # with position commands, the first one is compared with the measured positions
             before = np.array([self.reported["joints.0"], self.reported["joints.1"]])
         self.last = command
         self.n["commands"] += 1
@@ -204,13 +205,13 @@ class HostileRobot(FakeRobot):
 
 @dataclass
 class Session:
-    """One session, drawn; `run` counts what came of it."""
+    """One session with drawn faults; `run` counts its results."""
 
     draw: random.Random
     folder: Path
 
     def run(self) -> Counter[str]:
-        """Run it, and let go of what hangs."""
+        """Run the session, then release the calls that hang."""
         draw = self.draw
         limits = hostile_limits(draw)
         robot, pilot = HostileRobot(draw, limits), HostilePilot(draw)
@@ -244,13 +245,14 @@ class Session:
         last = time.monotonic() + 10
         while robot.within and time.monotonic() < last:
             time.sleep(0.001)
-        time.sleep(0.01 if robot.hangs_in == "send_action" else 0.0)  # the command to stand still follows one that hung
+        # After a command that hung, the command to stand still is sent again; give it time to arrive.
+        time.sleep(0.01 if robot.hangs_in == "send_action" else 0.0)
         return n + self.count(robot, lived, said)
 
     def arm_stop(self, robot: HostileRobot) -> None:
-        """Draw whether somebody stops it, when and how."""
+        """Draw whether, when and how a person stops it."""
         how, when = self.draw.choice(["STOP", signal.SIGINT, signal.SIGTERM]), self.draw.randrange(1, 120)
-        stopped = [] if self.draw.random() < 0.6 else [1]  # else nobody does, by itself
+        stopped = [] if self.draw.random() < 0.6 else [1]  # not empty: no stop (any more)
 
         def stop() -> None:
             if how == "STOP":
@@ -266,7 +268,7 @@ class Session:
         robot.moment, robot.stop = moment, stop
 
     def count(self, robot: HostileRobot, lived: list[Lived], said: list[str]) -> Counter[str]:
-        """Compare what ended with what is on disk, and add what the robot has seen."""
+        """Compare the finished episodes with those on disk, and add the robot's counts."""
         n: Counter[str] = Counter({"sessions": 1, "hangs": int(robot.hung_s == robot.hung_s)})
         for name in ("commands", "beyond low, high", "beyond max_change"):
             n[name] += robot.n[name]
@@ -286,7 +288,7 @@ class Session:
 
 
 def hostile_limits(draw: random.Random) -> Limits:
-    """Draw limits of a robot in speeds or in positions."""
+    """Draw limits of a robot with speed or position commands."""
     high, change = draw.choice([0.5, 0.75, 1.0]), draw.choice([0.0625, 0.25, 0.5])
     low, high, change = (-high,) * 2, (high,) * 2, (change,) * 2  # type: ignore[assignment]
     how = {"still": (0.0, 0.0)} if draw.random() < 0.5 else {"start": "joints"}
@@ -294,14 +296,14 @@ def hostile_limits(draw: random.Random) -> Limits:
 
 
 def full(path: Path, data: bytes) -> None:
-    """Write as a full disk does, but elsewhere."""
+    """Fail like a full disk, except in other folders."""
     if "recorded" in path.parts:
         raise OSError(errno.ENOSPC, "No space left on device")
     path.write_bytes(data)
 
 
 def too_long(number: int, frame: Any) -> None:
-    """End a session that does not end."""
+    """Stop a session that does not end by itself."""
     raise TimeoutError("the session does not end")
 
 
@@ -309,10 +311,10 @@ def main() -> None:
     """Run the sessions, print the table."""
     n_sessions, seed = (int(word) for word in (*sys.argv[1:], *("5000", "0")[len(sys.argv) - 1 :]))
     torch.set_num_threads(1)
-    calls.GRACE_S = safety.GRACE_S = 0.05  # what hangs does so until the end of its session
+    calls.GRACE_S = safety.GRACE_S = 0.05  # short, since hanging calls last until the end of their session
     session.LET_GO_S = 0.5
     signal.signal(signal.SIGALRM, too_long)
-    for number in (signal.SIGINT, signal.SIGTERM):  # between two sessions they mean nothing; SIGQUIT ends all of it
+    for number in (signal.SIGINT, signal.SIGTERM):  # ignore them between two sessions; SIGQUIT ends the benchmark
         signal.signal(number, lambda *_: None)
     rows: dict[str, Counter[str]] = {"speeds": Counter(), "positions": Counter()}
     late: list[int] = []
@@ -347,7 +349,7 @@ BAD = ("lost", "recorded beyond", "beyond low, high", "beyond max_change", "did 
 
 
 def table(rows: dict[str, Counter[str]]) -> str:
-    """Return a line for each count; those that have to be 0 come last."""
+    """Return a line for each count; the counts that must be 0 come last."""
     names = [*rows, "all"]
     total = sum(rows.values(), Counter())
     lines = [f"| {'':<20} |" + "".join(f" {name:>9} |" for name in names)]

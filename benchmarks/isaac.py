@@ -1,14 +1,14 @@
-"""Isaac-Cartpole with our PPO, Stable-Baselines3's and rsl_rl's, in one process: what is learned, and how fast.
+"""Compare our PPO, Stable-Baselines3's and rsl_rl's on Isaac-Cartpole, in one process: success, return and speed.
 
     make isaac
     .venv-isaac/bin/python -m pip install --no-deps rsl-rl-lib==5.5.1 tensordict pyvers GitPython gitdb smmap
     ISAACSIM_ASSET_ROOT=.venv-isaac/assets .venv-isaac/bin/python benchmarks/isaac.py [N_ENVS]
 
-The same simulator, network (two layers of 64, tanh), batch, epochs, learning rate and number of steps for all three,
-taken in turn, `ROUNDS` times; each begins from new weights. Ours begins new episodes with each rollout, as its preset
-does. All of them once with the physics as Isaac Lab ships it and once replayed, as our `IsaacEnv` does it; the last
-column is what one gains who comes from there. Success is not to leave the track for 5 seconds, the return is Isaac
-Lab's, both of the mean action in 256 episodes.
+All three use the same simulator, network (two layers of 64, tanh), batch, epochs, learning rate and number of steps.
+They run in turn, `ROUNDS` times, each from new weights. Ours starts new episodes with each rollout, as its preset does.
+Each runs once with the physics as Isaac Lab ships it, and once with replayed physics, as in our `IsaacEnv`. The last
+column compares our PPO with replay to theirs without it. Success means to stay on the track for 5 seconds; the return
+is Isaac Lab's. Both are measured with the mean action in 256 episodes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     env = IsaacEnv("Isaac-Cartpole", n_envs, success="time_out", terminate_on_success=False, rewards=rewards)
     seconds: dict[tuple[str, bool], list[float]] = {(name, on): [] for on in (False, True) for name in LEARNERS}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in LEARNERS}
-    for learn in LEARNERS.values():  # what each of them imports and compiles at its first step is not its speed
+    for learn in LEARNERS.values():  # a first call, so that imports and compilation are not timed
         learn(env, 0, 4 * n_envs * PER_ROLLOUT)
     for seed in range(ROUNDS):
         for name, on in seconds:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def replay_physics(on: bool) -> None:
-    """Turn the replay of `rl.envs.isaac.graph` on or off under the environment that is there."""
+    """Turn the replay of `rl.envs.isaac.graph` on or off for the running environment."""
     from isaaclab.physics import PhysicsManager
     from isaaclab_newton.physics import NewtonManager
 
@@ -128,17 +128,17 @@ def learn_rsl_rl(env: IsaacEnv, seed: int, n_steps: int) -> Acts:
 
 
 class Mean:
-    """A policy of another library as `evaluate_sim` asks for one: its mean action."""
+    """A policy of another library with the interface of `evaluate_sim`; it acts with the mean action."""
 
     def __init__(self, mean: Callable[[Tensor], Tensor]) -> None:
         self.mean = mean
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
-        """The newest frame."""
+        """Return the newest frame."""
         return obs["state"][:, -1]
 
     def decide(self, context: Tensor, seed: Tensor, counter: Tensor) -> Tensor:
-        """One action, not clipped here: the environment does that."""
+        """Return a chunk of one action; the environment clips it."""
         return self.mean(context).unsqueeze(1)
 
 

@@ -1,10 +1,10 @@
-"""A dream against Isaac Lab from exactly the same restored states, under the same actions: error by step.
+"""Measure the error of a dream against Isaac Lab by step, from the same restored states and with the same actions.
 
     ISAACSIM_ASSET_ROOT=.venv-isaac/assets .venv-isaac/bin/python benchmarks/isaac_dream.py [CHECKPOINT]
 
-The expert, with noise, takes every environment somewhere; there the state is kept. From it Isaac Lab runs 4 chunks of
-new noisy actions, is put back, and runs them once more: what differs then is what restoring leaves out. The model
-dreams the same chunks from the same frames. Millimetres of the object, in 256 environments.
+The noisy expert moves every environment to some state, which is saved. From it Isaac Lab runs 4 chunks of new noisy
+actions, is restored, and runs them again: the difference is the error of restoring. The model dreams the same chunks
+from the same frames. Errors are millimetres of the object's position, in 256 environments.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Kill runs of every kind, go on with them, and compare their end with that of a run that nobody killed.
+"""Kill runs of every kind, resume them, and compare their results with those of an uninterrupted run.
 
     python benchmarks/kills.py [N] [SEED]
 
-Each kind takes its turn: a run is begun or continued in a new process and killed (-9), every other time at a random
-moment, else while it is writing a checkpoint. One that ends before it is killed has its weights, metrics and evaluated
-episodes compared, byte for byte, with the run that was left alone; then another one begins. N kills, then all that is
-unfinished is brought to its end. The exit code is 1 where anything differs or could not be continued.
+The kinds of runs take turns: a run is started or resumed in a new process and killed (-9), alternately at a random
+moment and while it writes a checkpoint. If a run ends before the kill, its weights, metrics and evaluated episodes are
+compared byte for byte with the uninterrupted run, and a new run starts. After N kills, all unfinished runs are
+completed. The exit code is 1 if anything differs or a run could not be resumed.
 """
 
 from __future__ import annotations
@@ -44,38 +44,38 @@ KINDS = {
     "gaussian": "train gaussian threads=1 total_timesteps=2048 n_rounds=4 env.n_envs=4 env.max_steps=50 ppo.n_steps=64 "
     "ppo.batch_size=64 save_minutes=0 eval.n_episodes=4 gate.n_episodes=4 gate.max_episodes=4",
 }
-"""What is run, from `pretrain` on: each stage takes the checkpoint of the one before."""
+"""The kinds of runs, starting with `pretrain`; each stage takes the checkpoint of the previous one."""
 
 COMPARED = ("checkpoints/last/model.safetensors", "metrics.jsonl", "eval.jsonl")
 
 
 @dataclass
 class Kind:
-    """One kind of run: what it should come to, and the run of it that is under way."""
+    """One kind of run: its expected result, and its current run."""
 
     name: str
     words: list[str]
-    seconds: float = 0.0  # that a run takes which nobody kills
+    seconds: float = 0.0  # duration of an uninterrupted run
     expected: dict[str, bytes] = field(default_factory=dict)
-    number: int = 0  # of the run under way
+    number: int = 0  # of the current run
     kills: int = 0
-    in_save: int = 0  # of the kills, those while a checkpoint was being written
+    in_save: int = 0  # kills while a checkpoint was being written
     finished: int = 0
     different: int = 0
     lost: int = 0
 
     @property
     def run_name(self) -> str:
-        """Name of the run under way."""
+        """Name of the current run."""
         return f"{self.name}-{self.number}"
 
     @property
     def folder(self) -> Path | None:
-        """Folder of the run under way, None where it was killed before it had one."""
+        """Folder of the current run; None if it was killed before it made one."""
         return next((path.parent for path in Path("runs").glob(f"{self.run_name}/*/config.yaml")), None)
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Begin the run, or go on with it."""
+        """Start or resume the run."""
         verb, preset, *overrides = self.words
         begin = [verb, preset, *overrides, f"name={self.run_name}"]
         words = begin if self.folder is None else [verb, str(self.folder)]
@@ -85,12 +85,12 @@ class Kind:
             )
 
     def outcome(self) -> dict[str, bytes]:
-        """What the finished run left."""
+        """Return the results of the finished run."""
         assert self.folder is not None
         return {name: (self.folder / name).read_bytes().replace(self.run_name.encode(), b"RUN") for name in COMPARED}
 
     def check(self, code: int) -> None:
-        """Compare a run that came to its end with what was expected, and let another one be next."""
+        """Compare a finished run with the expected result, and make a new run the current one."""
         self.lost += code != 0
         self.finished += code == 0
         self.different += code == 0 and self.outcome() != self.expected
@@ -125,7 +125,7 @@ def main() -> int:
 
 
 def leave_alone(kind: Kind) -> None:
-    """Let one run end by itself, and keep what it came to."""
+    """Let one run finish without a kill, and keep its results."""
     begun = time.monotonic()
     if kind.start().wait() != 0:
         raise SystemExit(Path("log.txt").read_text())
@@ -137,7 +137,7 @@ def leave_alone(kind: Kind) -> None:
 
 
 def kill_one(kind: Kind, rng: random.Random, in_save: bool) -> bool:
-    """Start a run and kill it; returns False where it ended before that."""
+    """Start a run and kill it; return False if it ended before that."""
     process, patience = kind.start(), rng.uniform(0, kind.seconds)
     begun, n_saves = time.monotonic(), rng.randrange(4)
     seen = False
@@ -156,7 +156,7 @@ def kill_one(kind: Kind, rng: random.Random, in_save: bool) -> bool:
 
 
 def table(kinds: list[Kind]) -> str:
-    """Markdown: a line for each kind of run."""
+    """Return a Markdown table with a line for each kind of run."""
     lines = [
         "| run | killed | while saving | brought to an end | different | could not go on |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -1,17 +1,17 @@
-r"""The last mile as a table: what PPO in the dream, in the simulator and in both buys, beside honest controls.
+r"""Measure what PPO in the dream, in the simulator and in both gains, next to control methods; print a table.
 
-    python benchmarks/last_mile.py                                      # every run that is missing, then the table
+    python benchmarks/last_mile.py                                      # all missing runs, then the table
     python benchmarks/last_mile.py --methods sim dream --tasks hammer --seeds 0
     python benchmarks/last_mile.py --seeds 20 21 22 --out docs/last_mile        # final figures: seeds not tuned on
-    python benchmarks/last_mile.py --runs 0                             # the table of what is there
+    python benchmarks/last_mile.py --runs 0                             # only the table of the finished runs
     python benchmarks/last_mile.py --checkpoint runs/mine --tasks push door-open --out runs/mine_last_mile
     python benchmarks/last_mile.py --methods "pixels: dream" "pixels: anchor" "pixels: filtered BC" \
         --checkpoint metaworld-pixels-tuned --tasks drawer-open window-open --out docs/pixels
 
-A run is a method on a task from a seed. Its row goes to OUT/results.jsonl as soon as it is finished, so the command can
-be stopped and called again, and parts may run side by side. OUT/table.md and OUT/curve.png are made from all rows.
-Success is that of the champion on episodes which no gate saw, 400 of them in `dream`, 100 of pixels and 200 elsewhere;
-simulator steps count those of the gates.
+A run is one method on one task from one seed. Its row is appended to OUT/results.jsonl when it is finished. So the
+command can be stopped and called again, and several calls may run in parallel. OUT/table.md and OUT/curve.png are made
+from all rows. Success is that of the champion on episodes that no gate used: 400 for `dream`, 100 for pixels, 200
+otherwise. Simulator steps include those of the gates.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from world_model.spec import Spec
 
 TASKS = ("assembly", "box-close", "hand-insert", "peg-insert-side", "hammer", "pick-place-wall")
 EVAL_SEED = 7_000_000
-GATES = "gate.n_episodes={0} gate.max_episodes={0} gate.z_loss=1"  # one block, and what noise explains is accepted
+GATES = "gate.n_episodes={0} gate.max_episodes={0} gate.z_loss=1"  # one block; a loss within the noise is accepted
 DREAM = f"dream n_rounds=4 {GATES.format(48)} eval.n_episodes=400"
 SIM = f"sim total_timesteps=240_000 n_rounds=6 {GATES.format(32)} eval.n_episodes=200"
 MIX = f"mix total_timesteps=48_000 {GATES.format(48)} eval.n_episodes=200"
 FEW = "dream n_rounds=3 dream.n_episodes=50 gate.record=false"
-# No rollout is for the critic alone, where there are three.
+# With only three rollouts, none of them trains the critic alone.
 FEW_SIM = (
     "sim n_rounds=3 env.n_envs=50 ppo.n_steps=19 total_timesteps=22_800 ppo.critic_warmup_steps=0 gate.record=false"
 )
@@ -66,9 +66,9 @@ METHODS = {
     "150 episodes: filtered BC": (FEW, "filtered_bc"),
     "150 episodes: sim": (FEW_SIM, None),
 }
-"""Preset with overrides, and the control that it is run as; SB3 is Stable-Baselines3's own PPO, see `run_sb3`.
+"""Method -> preset with overrides, and the control method it runs as; SB3 is Stable-Baselines3's PPO, see `run_sb3`.
 
-The last four learn from 150 episodes, 50 a round, and from nothing that their gates saw.
+The last four train on 150 episodes, 50 per round; episodes of their gates are not used for training.
 """
 
 PIXELS = f"pixels {GATES.format(48)} eval.n_episodes=100 eval.n_paired=0"
@@ -77,14 +77,14 @@ SEEING = {
     "pixels: anchor": (PIXELS, "anchor"),
     "pixels: filtered BC": (PIXELS, "filtered_bc"),
 }
-"""The same of a model that sees; not among those that are run unless they are asked for."""
+"""The same for a model with images; these run only if named with `--methods`."""
 
 SWITCHES = {
     "switch: max_expected_error": (f"{FEW} dream.max_expected_error=0.05", None),
     "switch: weigh_by_trust": (f"{FEW} dream.weigh_by_trust=true", None),
     "switch: redream": (f"{FEW} dream.redream=true", None),
 }
-"""What trust may decide, one at a time, beside "150 episodes: dream"; only where asked for, like those above."""
+"""Variants of "150 episodes: dream", each with one use of trust signals; these also run only if named."""
 
 KNOWN = METHODS | SEEING | SWITCHES
 
@@ -127,7 +127,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run(method: str, task: str, seed: int, checkpoint: str) -> Row:
-    """Run one method from one seed; `before` and `after` are the outcomes of the episodes, as a string of 0 and 1."""
+    """Run one method from one seed; `before` and `after` are the outcomes of the episodes, as strings of 0 and 1."""
     first = EVAL_SEED + 10_000 * seed
     begun = time.monotonic()
     common = [f"env.tasks=[{task}]", f"seed={seed}", f"eval.seed={first}", f"checkpoint={checkpoint}"]
@@ -160,7 +160,7 @@ def run_ours(config: TrainConfig) -> Row:
 
 
 def run_sb3(config: TrainConfig, task: str) -> Row:
-    """Stable-Baselines3's PPO with its MLP and defaults, begun by imitating the same demonstrations."""
+    """Run Stable-Baselines3's PPO with its MLP and defaults, after imitation of the same demonstrations."""
     rewards = RewardManager({"success": {"weight": 1.0}}, (), "sim")
     sim, arena = (
         SimEnv("metaworld", n, [task], n_context_frames=2, n_workers=1, seed=config.seed, rewards=terms)
@@ -176,7 +176,7 @@ def run_sb3(config: TrainConfig, task: str) -> Row:
     for budget in BUDGETS:
         ppo.learn(budget - ppo.num_timesteps, reset_num_timesteps=False)
         after = bits(evaluate_sim(actor, arena, seeds))
-        curve.append((budget, share(after)))  # and up to a rollout more
+        curve.append((budget, share(after)))  # SB3 finishes its rollout, so up to one rollout more than the budget
     arena.close()
     env.close()
     steps = ppo.num_timesteps
@@ -184,7 +184,7 @@ def run_sb3(config: TrainConfig, task: str) -> Row:
 
 
 class Actor:
-    """A policy of Stable-Baselines3 as `evaluate_sim` asks for one: one action at a time, the mean."""
+    """A Stable-Baselines3 policy with the interface of `evaluate_sim`; it acts with the mean, one action at a time."""
 
     def __init__(self, ppo: PPO, env: VecNormalize, spec: Spec) -> None:
         self.ppo, self.env, self.spec = ppo, env, spec
@@ -205,17 +205,17 @@ class Actor:
             optimizer.step()
 
     def encode(self, obs: Obs) -> Tensor:
-        """Observations as the MLP was trained on (n, D)."""
+        """Return flat observations, as in the MLP's training. Shape: (n, D)."""
         return torch.as_tensor(self.env.normalize_obs(flatten_obs(obs, self.spec).numpy())).float()
 
     def decide(self, context: Tensor, seed: Tensor, counter: Tensor) -> Tensor:
-        """The mean action (n, 1, action_dim)."""
+        """Return the mean action. Shape: (n, 1, action_dim)."""
         mean: Tensor = self.ppo.policy.get_distribution(context).distribution.mean
         return mean.unsqueeze(1).clamp(-1, 1)
 
 
 def line(row: Row) -> str:
-    """One line for a finished run."""
+    """Return one line about a finished run."""
     before, after = share(row["before"]), share(row["after"])
     steps = row["sim_steps"] + row["gate_steps"]
     return (
@@ -225,24 +225,24 @@ def line(row: Row) -> str:
 
 
 def read(results: Path, checkpoint: str) -> list[Row]:
-    """Rows of the finished runs that began from `checkpoint`."""
+    """Return the rows of finished runs that started from `checkpoint`."""
     rows = [json.loads(text) for text in results.read_text("utf-8").splitlines()] if results.is_file() else []
     return [row for row in rows if row["checkpoint"] == checkpoint]
 
 
 def key(row: Row) -> tuple[str, str, int]:
-    """What names a run of a checkpoint."""
+    """Return the key that identifies a run of a checkpoint."""
     return row["method"], row["task"], row["seed"]
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each method that has any, in the order of `KNOWN`."""
+    """Return method -> rows, for methods with rows, in the order of `KNOWN`."""
     groups = {method: [row for row in rows if row["method"] == method] for method in KNOWN}
     return {method: of for method, of in groups.items() if of}
 
 
 def bits(results: Iterable[EpisodeResult]) -> str:
-    """Outcomes as a string of 0 and 1, in the order of the seeds."""
+    """Return the outcomes as a string of 0 and 1, in the order of the seeds."""
     return "".join(str(int(r.success)) for r in results)
 
 

@@ -1,4 +1,4 @@
-"""What the rows of `last_mile.py` say: a table, a curve, and which champions are worse than what they came from."""
+"""Summarise the rows of `last_mile.py`: a table, a curve, and the champions that got significantly worse."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BUDGETS = (50_000, 100_000, 300_000)
-"""Simulator steps at which methods are compared."""
+"""Budgets of simulator steps at which methods are compared."""
 
 Row = dict[str, Any]
 Groups = Mapping[str, Sequence[Row]]
-"""method -> its rows"""
+"""Method -> its rows."""
 
 
 def table(groups: Groups, tasks: Sequence[str]) -> str:
-    """Markdown: a line for each method, its success at each budget of simulator steps, its gain on each of `tasks`."""
+    """Return a Markdown table: per method, the success at each budget of simulator steps and the gain per task."""
     words = "runs", "before", "after", "gain", "worse", "parts worse", "simulator steps", "minutes"
     lines = _header("method", words)
     for method, of in groups.items():
@@ -49,7 +49,7 @@ def table(groups: Groups, tasks: Sequence[str]) -> str:
 
 
 def worse(pairs: Iterable[tuple[str, str]], alpha: float = 0.05) -> int:
-    """Count (before, after) that are significantly worse after: McNemar's exact test, one-sided, Holm over all."""
+    """Count the pairs (before, after) that got significantly worse: one-sided exact McNemar test, Holm over all."""
     p = sorted(_p_worse(before, after) for before, after in pairs)
     count = 0
     for i, value in enumerate(p):
@@ -60,13 +60,13 @@ def worse(pairs: Iterable[tuple[str, str]], alpha: float = 0.05) -> int:
 
 
 def success_at(row: Row, budget: int) -> float:
-    """Success of the last champion that cost no more than `budget` steps, gates included."""
+    """Return the success of the last champion within `budget` simulator steps, including those of gates."""
     reached = [value for steps, value in row["curve"] if steps <= budget]
     return reached[-1] if reached else share(row["before"])
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Draw mean success against simulator steps."""
+    """Plot mean success against simulator steps."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     most = max(steps for of in groups.values() for row in of for steps, _ in row["curve"] or [(1, 0)])
@@ -81,7 +81,7 @@ def draw(groups: Groups, path: Path) -> None:
 
 
 def share(outcomes: str) -> float:
-    """Share of successes."""
+    """Return the share of successes."""
     return outcomes.count("1") / len(outcomes)
 
 
@@ -95,7 +95,7 @@ def _gain(rows: Sequence[Row], task: str) -> str:
 
 
 def _parts_worse(rows: Sequence[Row]) -> str:
-    """Of accepted parts of a round, imitation among them, those below the champion before; older rows do not know."""
+    """Return "n of m": accepted phases, imitation included, that got significantly worse; old rows do not count."""
     champions = [[row["before"], *row["champions"]] for row in rows if "champions" in row]
     pairs = [pair for run in champions for pair in pairwise(run)]
     return f"{worse(pairs)} of {len(pairs)}" if pairs else ""

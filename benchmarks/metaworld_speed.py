@@ -1,11 +1,11 @@
-"""Measure the faster Meta-World against stock: equality of every number, and episodes' steps a second.
+"""Compare the faster Meta-World with stock: equality of every number, and steps per second of episodes.
 
     OMP_NUM_THREADS=1 python benchmarks/metaworld_speed.py            # the 12 tasks of the built-in checkpoints
     OMP_NUM_THREADS=1 python benchmarks/metaworld_speed.py push hammer
 
-Equality: both run the same episodes (same seed, same actions; expert and random ones) and every observation, reward
-and success is compared, resets included. Speed: the same episodes of 75 steps, the median length of an expert's
-success, in one process, stock and ours in turns; with and without the time of the resets.
+Equality: both run the same episodes (same seed, same actions, from the expert and at random). Every observation, reward
+and success is compared, including resets. Speed: the same episodes of 75 steps, which is the median length of an
+expert's success. Stock and ours run in turns in one process; rates are with and without the time of resets.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ COLUMNS = ("steps", "obs", "reward", "success", "stock_step", "fast_step", "stoc
 
 
 def stock_env(task: str) -> Any:
-    """Return the stock environment with visible, unlimited goals that follow `env.seed`."""
+    """Return the stock environment with visible, unlimited goals that depend on `env.seed`."""
     env = ENV_CLS_MAP[f"{task}-v3"]()
     env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
     env._partially_observable = False
-    del env.sawyer_observation_space  # cached while the goal was hidden
+    del env.sawyer_observation_space  # drop the cached space, it was made with a hidden goal
     return env
 
 
 def compare(task: str) -> dict[str, float]:
-    """Run the same episodes in both; return the largest differences, the counts and the seconds of each."""
+    """Run the same episodes in both; return the largest differences, the counts, and the seconds of both."""
     stock, fast = stock_env(task), fast_class(f"{task}-v3")()
     policy, rng = ENV_POLICY_MAP[f"{task}-v3"](), np.random.default_rng(0)
     out = dict.fromkeys(COLUMNS, 0.0)
@@ -69,11 +69,11 @@ def _timed(out: dict[str, float], key: str, call: Callable[[], Any]) -> Any:
 
 
 def _worst(so_far: float, a: Any, b: Any) -> float:
-    return float(np.max([so_far, np.max(np.abs(np.asarray(a) - np.asarray(b)))]))  # a NaN stays visible
+    return float(np.max([so_far, np.max(np.abs(np.asarray(a) - np.asarray(b)))]))  # `np.max` keeps a NaN
 
 
 def main(tasks: list[str]) -> None:
-    """Print a row a task and the geometric means."""
+    """Print one row per task, and the geometric means."""
     warnings.filterwarnings("ignore", message="Constant")
     head = f"{'task':24}{'steps':>6}{'max |obs|':>11}{'max |rew|':>11}{'success':>9}"
     print(head + f"{'stock/s':>9}{'ours/s':>9}{'step x':>8}{'reset x':>9}{'episode x':>11}")

@@ -1,10 +1,10 @@
-"""Success of a checkpoint that acts under disturbed observations, each on the same episodes.
+"""Measure the success of a checkpoint with disturbed observations; all disturbances use the same episodes.
 
     python benchmarks/noise.py [CHECKPOINT] [--tasks TASK ...] [--n-episodes 100]
 
-White noise of 0, 1 and 3 mm on every feature and step; for a checkpoint that sees also noise of 8/255 on each pixel,
-brightness + 10 % and a camera that is one pixel off. Prints a row for each task, the mean, and the share of the
-success without noise that is left.
+The disturbances are white noise of 0, 1 and 3 mm on every feature and step. A checkpoint with images also gets noise of
+8/255 on each pixel, 10 % more brightness, and a camera shifted by one pixel. Prints a row for each task, the mean, and
+the success relative to that without noise.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from world_model.wam.noise import shifted
 from world_model.wam.store import load_model
 
 SEED = 6_000_000
-"""First episode; no checkpoint was made, chosen or judged on these."""
+"""Seed of the first episode; no checkpoint was trained, selected or evaluated on these episodes."""
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
-"""Images (n, n_views, size, size, 3) uint8 -> the same, disturbed."""
+"""Images (n, n_views, size, size, 3) uint8 -> disturbed images of the same shape."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def success(model: WorldActionModel, task: str, n_episodes: int, obs_noise: float, disturb: Disturb | None) -> float:
-    """Success rate on `n_episodes` with noise of deviation `obs_noise` and disturbed images."""
+    """Return the success rate on `n_episodes`, with noise of standard deviation `obs_noise` and disturbed images."""
     options = {"task_names": model.spec.tasks, "seen_by": model, "obs_noise": obs_noise}
     env = SimEnv("metaworld", min(n_episodes, 32), [task], model.config.n_context_frames, **options)
     if disturb is not None:
@@ -78,7 +78,7 @@ def pixel_noise(images: torch.Tensor) -> torch.Tensor:
 
 
 def brighter(images: torch.Tensor) -> torch.Tensor:
-    """Ten percent more light."""
+    """Make the images 10 % brighter."""
     return to_uint8(1.1 * images.float())
 
 
@@ -89,7 +89,7 @@ def moved(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Round to what a camera delivers."""
+    """Round and clip to uint8, as a camera does."""
     return images.round().clamp(0, 255).to(torch.uint8)
 
 

@@ -1,10 +1,10 @@
-"""Kill a robot session while it records, and count the episodes that had ended: is each of them on disk?
+"""Kill a robot session while it records, and check that every finished episode is on disk.
 
     python benchmarks/robot_kills.py [N] [SEED]
 
-A session of the built-in checkpoint on the simulated arm, which waits for its commands, is killed (-9) N times (200 by
-default) at random moments and begun anew, always recording to one folder. An episode counts as ended when the session
-has said so. The exit code is 1 where one is missing, a shard cannot be read, or a session could not begin.
+A session of the built-in checkpoint on the simulated arm (without real time) is killed (-9) N times (200 by default) at
+random moments and started again, always recording to the same folder. An episode counts as finished when the session
+has printed its line. The exit code is 1 if one is missing, a shard cannot be read, or a session could not start.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> None:
         store = EpisodeStore(Path(folder) / "recorded")
         for i in range(n):
             before, told = len(store), session(folder, draw)
-            # One more than was said may be there: killed after it was written.
+            # There may be one episode more than was printed: the kill came after it was written.
             ended, lost = ended + told, lost + max(told - (len(store) - before), 0)
-            writing += len([*store.folder.glob(".*.tmp")])  # what the kill caught half-written
+            writing += len([*store.folder.glob(".*.tmp")])  # files that were half-written at the kill
             progress.update(i + 1, n, ended=ended, on_disk=len(store))
         found = store.load()
     print(f"{n} kills, {writing} while an episode was being written: {ended} had ended, {len(found)} are on disk")
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def session(folder: str, draw: random.Random) -> int:
-    """Begin a session, kill it up to half a second after its first episode; returns how many it said had ended."""
+    """Start a session, kill it up to half a second after its first episode; return how many episodes it printed."""
     command = [sys.executable, "-m", "rl.cli", *WORDS.split()]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, bufsize=1)
     ended = 0
@@ -63,7 +63,7 @@ def session(folder: str, draw: random.Random) -> int:
     time.sleep(draw.random() / 2)
     process.kill()
     process.wait()
-    reader.join()  # what it had said is counted, whenever it is read
+    reader.join()  # count all lines that it had printed before the kill
     return ended
 
 

@@ -1,11 +1,11 @@
-"""The loop on a robot: does it keep its period, and is there a seam where one chunk goes over into the next?
+"""Measure the robot control loop: the accuracy of its period, and the jump of commands between two chunks.
 
     python benchmarks/robot_loop.py [MINUTES [LATENCY_MS ...]]
 
-Runs the built-in checkpoint on the simulated robot at 20 Hz for so many minutes (1 by default), first with plans as
-fast as they come and then with 150 ms of latency added to each, or with the latencies given. A seam is the change from
-one command to the next where a plan is entered, in units of the change everywhere else; beside it stands that of plans
-which are neither held nor blended. Start a training beside it to see what that does to the period.
+Runs the built-in checkpoint on the simulated robot at 20 Hz for MINUTES (1 by default), first without added latency,
+then with 150 ms added to each plan, or with the given latencies. A seam is the change from one command to the next
+where a new plan starts, relative to the change everywhere else. The table also shows the seam of plans that are neither
+held nor blended. Run a training at the same time to see its effect on the period.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 def live(
     model: Any, interface: Interface, robot: SimRobot, limits: Limits, latency: float, minutes: float, smooth: bool
 ) -> tuple[list[Lived], float]:
-    """Run episodes for so many minutes; returns them, and the change at seams in units of the change elsewhere."""
+    """Run episodes for some minutes; return them, and the change at seams relative to the change elsewhere."""
     entered: list[int] = []
     splice, lived = Planner._splice, []
     at_seams: list[float] = []
@@ -65,7 +65,7 @@ def live(
         assert planner._next is not None
         as_it_is = planner._next[1].result()[0]
         splice(planner, k)
-        if not smooth:  # as if a plan were simply taken as it is
+        if not smooth:  # take each plan as it is, without blending
             planner.plan.actions[:] = as_it_is
         entered.append(k)
 
@@ -87,7 +87,7 @@ def live(
 
 
 class Slow:
-    """A policy that takes longer."""
+    """A policy with added latency."""
 
     def __init__(self, decide: Decider, latency: float, smooth: bool) -> None:
         self.decide, self.latency, self.smooth = decide, latency, smooth

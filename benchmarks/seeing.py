@@ -1,4 +1,4 @@
-"""What benchmarks of models that see have in common: a model, episodes with their pictures, a stage with progress."""
+"""Code shared by benchmarks of models with images: a model, episodes with images, a training stage with progress."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PICTURES = StageConfig(n_steps=2000, batch_size=64, learning_rate=2e-3)
 PRETRAIN = StageConfig(n_steps=1500, batch_size=128, learning_rate=1e-3)
 
 Films = tuple[list[Episode], list[Tensor]]
-"""Episodes, and the pictures of each (T + 1, 1, size, size, 3) uint8."""
+"""Episodes, and the images of each, (T + 1, 1, size, size, 3) uint8."""
 
 
 def filmed(folder: Path, tasks: Sequence[str], counts: dict[str, int], first: int) -> Films:
-    """Return `counts` episodes a task of each source from seed `first` on, collected once and kept in `folder`."""
+    """Return `counts` episodes per task and source, from seed `first` on; they are cached in `folder`."""
     store = EpisodeStore(folder)
     if not store.shards:
         for i, (source, n) in enumerate(counts.items()):
@@ -38,7 +38,7 @@ def filmed(folder: Path, tasks: Sequence[str], counts: dict[str, int], first: in
 
 
 def train(model: WorldActionModel, stage: str, data: Windows | Pictures, config: StageConfig) -> None:
-    """Train one stage with progress."""
+    """Train one stage and show its progress."""
     with Progress(stage) as progress:
 
         def log(step: int, values: dict[str, float]) -> None:

@@ -1,22 +1,21 @@
-"""The walk from the simulator to "the robot", an arm that differs from it, and back up again: what regains what?
+"""Measure sim-to-real transfer to "the robot", a simulated arm that differs from the training simulator.
 
-    python benchmarks/sim_to_real.py                                  # everything that is missing, then the table
+    python benchmarks/sim_to_real.py                                  # all missing steps, then the table
     python benchmarks/sim_to_real.py --tasks hammer --seeds 0 --steps nominal record refit
 
-For each task and seed: a policy is post-trained in the simulator as it is (`nominal`); 50 of its episodes are recorded
-on the robot (`record`); from there five ways lead on:
+For each task and seed: a policy is post-trained in the unchanged simulator (`nominal`), and 50 of its episodes are
+recorded on the robot (`record`). Then five methods try to regain the success lost on the robot:
 
-    fit and dream  the simulator fitted to what was recorded; the dream refitted on the same, PPO in it, gates in that
-                   simulator
-    refit          no simulator: the dream refitted, PPO in it, judged in a dream of its own (env.id=recorded)
-    filtered BC    imitation of the successes that were recorded, and of the demonstrations
+    fit and dream  fit the simulator to the recorded episodes, refit the dream on them, PPO in that dream, gates in the
+                   fitted simulator
+    refit          without a simulator: refit the dream, PPO in it, gates in a separate dream of the recorded episodes
+    filtered BC    imitate the recorded successes and the demonstrations
     fit            PPO in the fitted simulator
-    randomised     PPO in the simulator with domain randomisation, without any record
+    randomised     PPO in the simulator with domain randomisation, without recorded episodes
 
-A policy is judged on episodes that nothing else saw: in the simulator that it was first trained in, and on the robot,
-which is another process, behind the loop that runs any robot. Each step leaves its row in OUT/results.jsonl and its
-checkpoint in OUT/checkpoints, so the command can be stopped and called again. ROBOT was written down before anything
-was trained against it.
+Each policy is evaluated on held-out episodes, in the original simulator and on the robot, which runs in another process
+and behind the same control loop as any robot. Each step writes a row to OUT/results.jsonl and a checkpoint to
+OUT/checkpoints, so the command can be stopped and called again. ROBOT was fixed before any training against it.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ from world_model.wam.store import load_model, save_model
 
 TASKS = ("hammer", "box-close")
 ROBOT = {"gain": 0.8, "delay": 1.0, "noise": 0.0003, "mass": 1.5, "friction": 0.7, "damping": 1.2}
-"""How the robot differs from the simulator, in the words of `rl.envs.metaworld.events`."""
+"""Differences between the robot and the simulator, with the names of `rl.envs.metaworld.events`."""
 
 RANDOMISED = {"gain": (0.7, 1.1), "delay": (0, 3), "noise": (0.0, 0.001), "mass": (0.5, 2.0), "friction": (0.5, 1.5)}
 RANDOMISED |= {"damping": (0.7, 1.5)}
-"""What domain randomisation draws from, wide enough to hold the robot."""
+"""Ranges of domain randomisation, wide enough to include the robot."""
 
 N_RECORDED, EVAL_SEED, RECORD_SEED = 50, 6_000_000, 60_000_000
 CONTROL_HZ = 80.0
@@ -88,7 +87,7 @@ def main() -> None:
 
 
 class Walk:
-    """One task from one seed; its checkpoints and episodes are below `out`."""
+    """The steps of one task and one seed; checkpoints and episodes are below `out`."""
 
     def __init__(self, out: Path, task: str, seed: int, n: int) -> None:
         self.task, self.seed, self.n = task, seed, n
@@ -96,7 +95,7 @@ class Walk:
         self.recorded = self.folder / "recorded"
 
     def train(self, step: str, preset: str, *overrides: str, control: str = "") -> Row:
-        """Post-train, keep the champion as `step`, and evaluate it in simulator and on the robot."""
+        """Post-train, save the champion as `step`, and evaluate it in the simulator and on the robot."""
         words = [f"env.tasks=[{self.task}]", f"seed={self.seed}", "eval.n_episodes=16", *overrides]
         config = compose(preset, words, TrainConfig)
         post = prepare(control_config(config, control) if control else config)
@@ -105,12 +104,12 @@ class Walk:
         finally:
             post.close()
         assert post.model is not None
-        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()  # for what trains it on
+        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()  # for training it further
         save_model(self.folder / step, post.model, "rl", config.checkpoint, extra=demonstrations)
         return {"sim_steps": outcome.sim_steps + outcome.gate_steps, **self.evaluate(step)}
 
     def evaluate(self, step: str) -> Row:
-        """Share of successes of a kept policy in the simulator and on the robot."""
+        """Return the share of successes of a saved policy in the simulator and on the robot."""
         model = load_model(self.folder / step)
         frames, tasks = model.config.n_context_frames, model.spec.tasks
         sim = SimEnv("metaworld", 50, [self.task], n_context_frames=frames, task_names=tasks)
@@ -122,7 +121,7 @@ class Walk:
         return {"sim": sum(r.success for r in results) / self.n, "robot": self.run(model, judged, self.n, EVAL_SEED)}
 
     def run(self, model: WorldActionModel, folder: Path, n: int, seed: int) -> float:
-        """Let a policy run `n` episodes on the robot, which are recorded in `folder`; return its share of successes."""
+        """Run `n` episodes of a policy on the robot and record them in `folder`; return the share of successes."""
         differs = {**{k: v for k, v in ROBOT.items() if k != "delay"}, "delay_s": ROBOT["delay"] / CONTROL_HZ}
         params = {"paced": False, "seed": seed, **differs}
         words = [f"params={json.dumps(params)}", f"task={self.task}", f"n_episodes={n}", f"seed={seed}"]
@@ -132,27 +131,27 @@ class Walk:
 
 
 def nominal(walk: Walk) -> Row:
-    """Post-train in the simulator as it is, with its dream."""
+    """Post-train in the unchanged simulator and in the dream."""
     gates = "gate.n_episodes=48", "gate.max_episodes=48"
     return walk.train("nominal", "mix", "total_timesteps=30_000", "n_rounds=6", "dream.n_rounds=3", *gates)
 
 
 def record(walk: Walk) -> Row:
-    """Run the policy on the robot, in its own process, with the loop and the limits of any robot."""
-    remove(walk.recorded)  # what an interruption left
+    """Run and record the policy on the robot, in its own process, with the usual control loop and limits."""
+    remove(walk.recorded)  # episodes of an interrupted call
     model = load_model(walk.folder / "nominal")
     return {"solved": walk.run(model, walk.recorded, N_RECORDED, RECORD_SEED + 1000 * walk.seed)}
 
 
 def fit_and_dream(walk: Walk) -> Row:
-    """PPO in a dream that was refitted on the record, with gates in a simulator that was fitted to it."""
+    """Run PPO in a dream refitted on the recorded episodes, with gates in a simulator fitted to them."""
     found, words = fitted_words(walk)
     words += [f"episodes={walk.recorded}", "n_rounds=2", "gate.n_episodes=48", "gate.max_episodes=48"]
     return {"fit": found, **walk.train("fit and dream", "dream", *words)}
 
 
 def fitted_words(walk: Walk) -> tuple[dict[str, float], list[str]]:
-    """What fitting the simulator to the record finds, and what a run needs that begins there."""
+    """Fit the simulator to the recorded episodes; return the fit and the overrides of a run with it."""
     found = fit(walk.task, EpisodeStore(walk.recorded).load()[:16])
     words = [f"env.events.{name}={json.dumps(event)}" for name, event in found.events(spread=0.1).items()]
     values = {name: round(value, 4) for name, value in found.values.items()}
@@ -160,29 +159,29 @@ def fitted_words(walk: Walk) -> tuple[dict[str, float], list[str]]:
 
 
 def recorded_words(walk: Walk) -> list[str]:
-    """What a run on the record alone needs."""
+    """Return the overrides of a run that uses only the recorded episodes."""
     words = [f"checkpoint={walk.folder / 'nominal'}", f"episodes={walk.recorded}", "env.id=recorded", "n_rounds=2"]
     return [*words, f"env.obs_noise={ROBOT['noise']}", "gate.n_episodes=128"]
 
 
 def refit(walk: Walk) -> Row:
-    """PPO in a dream that was refitted on the record."""
+    """Run PPO in a dream refitted on the recorded episodes."""
     return walk.train("refit", "dream", *recorded_words(walk))
 
 
 def filtered_bc(walk: Walk) -> Row:
-    """Imitation of the successes of the record."""
+    """Imitate the recorded successes."""
     return walk.train("filtered_bc", "dream", *recorded_words(walk), control="filtered_bc")
 
 
 def fitted(walk: Walk) -> Row:
-    """PPO in a simulator that was fitted to the record."""
+    """Run PPO in a simulator fitted to the recorded episodes."""
     found, words = fitted_words(walk)
     return {"fit": found, **walk.train("fit", "sim", *words, *SIM)}
 
 
 def randomised(walk: Walk) -> Row:
-    """PPO in simulators of all kinds."""
+    """Run PPO in the simulator with domain randomisation."""
     words = [f"env.events.{k}={{func: {k}, low: {low}, high: {high}}}" for k, (low, high) in RANDOMISED.items()]
     return walk.train("randomised", "sim", f"checkpoint={walk.folder / 'nominal'}", *words, *SIM)
 
@@ -200,12 +199,12 @@ STEPS: dict[str, Callable[[Walk], Row]] = {
 
 
 def read(results: Path) -> list[Row]:
-    """Rows so far."""
+    """Return the rows of all finished steps."""
     return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.is_file() else []
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line for each task and step, means over the seeds."""
+    """Return a Markdown table with a line for each task and step, means over the seeds."""
     lines = ["| task | policy | simulator | robot | of the drop regained | seeds |", "|---|---|--:|--:|--:|--:|"]
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task and "robot" in row]

@@ -1,10 +1,10 @@
-"""Speed of the parts as ratios taken in one run, on equal cores.
+"""Measure the speed of the parts, with ratios taken in one run on the same cores.
 
     python benchmarks/speed.py [CHECKPOINT]
 
-Prints environment steps a second of the dream, of our simulator and of stock Meta-World push-v3; the share of a PPO
-round spent outside model and simulator; and how many action chunks a second the policy decodes. `metaworld_speed.py`
-has the simulator's ratios for all 12 tasks, and its equality to stock.
+Prints environment steps per second of the dream, of our simulator and of stock Meta-World push-v3; the share of a PPO
+round spent outside model and simulator; and the action chunks per second that the policy decodes. For the simulator's
+ratios on all 12 tasks, and its equality to stock, see `metaworld_speed.py`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def in_turn(works: dict[str, Callable[[], int]]) -> dict[str, float]:
-    """Run each work in turn, several times over, so that all meet the same disturbances; units a second of each."""
+    """Run the workloads in turn, several times, so that disturbances affect all of them; return units per second."""
     seconds, done = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0)
     for work in works.values():
         work()
@@ -84,12 +84,12 @@ def in_turn(works: dict[str, Callable[[], int]]) -> dict[str, float]:
 
 
 def decode_chunks(policy: FlowPolicy, obs: Obs, seeds: Tensor) -> int:
-    """Decode one chunk a row."""
+    """Decode one chunk per row."""
     return len(policy.decide(policy.encode(obs), seeds, seeds))
 
 
 def stock_push() -> Callable[[], int]:
-    """Steps of stock Meta-World, resets included, as our simulator's are."""
+    """Run steps of stock Meta-World, including resets, like those of our simulator."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     warnings.filterwarnings("ignore")
@@ -118,7 +118,7 @@ def stock_push() -> Callable[[], int]:
 
 
 def outside_share(ppo: PPO, env: Any, n_steps: int) -> float:
-    """Share of the time of one collection and update that is spent neither in the model nor in the simulator."""
+    """Return the share of the time of one collection and update that is outside the model and the simulator."""
     clock = Clock()
     policy, model = ppo.policy, ppo.policy.model
     patched = [(model, name) for name in ("encode", "predict_action", "read_frames", "predict_future")]

@@ -1,12 +1,12 @@
-"""What the trust of a checkpoint is worth, on fresh episodes of tasks known and unknown to it, and what it costs.
+"""Measure the quality and the cost of a checkpoint's expected error, on new episodes of known and unknown tasks.
 
     python benchmarks/trust.py [CHECKPOINT] [TASK ...]
 
-Prints, over dreams of 4 chunks, the rank correlation of the expected with the true error, and that of the amount of
-movement with it, each with its 95 % interval (episodes are resampled); the medians over the tasks that the model knows;
-and the time of a dream that asks for trust in units of one that does not, taken in turn. The episodes are new to all of
-the checkpoint: those of the expert, noisy ones, and of a task that it knows those of its own policy, half of them
-exploring.
+Prints, over dreams of 4 chunks, the rank correlation of the expected error with the true error and, for comparison,
+that of the amount of motion with the true error. Each has a 95 % interval from resampled episodes. Also prints the
+medians over the tasks that the model knows, and the time of a dream with expected errors relative to a dream without,
+measured in turns. No part of the checkpoint was trained on these episodes. They come from the expert, from the noisy
+expert and, for known tasks, from the checkpoint's own policy, which explores in half of its episodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from world_model.wam.store import load_model
 from world_model.wam.trust import dream_of_real_actions, dreamed_movement, expected_error
 
 UNSEEN = ("push-wall", "coffee-push")
-N_EPISODES = 20  # of the expert, as many noisy ones, and as many of the policy
+N_EPISODES = 20  # of each source: expert, noisy expert, policy
 SEED = 800_000
 
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def by_policy(model: WorldActionModel, task: str) -> list[Episode]:
-    """Episodes of the policy of the checkpoint, the first half of them exploring."""
+    """Return episodes of the checkpoint's policy; it explores in the first half of them."""
     n = N_EPISODES // 2
     env = SimEnv("metaworld", n, [task], task_names=model.spec.tasks, terminate_on_success=False)
     halves, policy = ((True, SEED), (False, SEED + n)), FlowPolicy(model, env)
@@ -66,7 +66,7 @@ def by_policy(model: WorldActionModel, task: str) -> list[Episode]:
 
 
 def cost(model: WorldActionModel, episodes: list[Episode], n: int = 256, seconds: float = 5.0) -> float:
-    """Time of a chunk dreamed with trust in units of one of a model that was never calibrated."""
+    """Return the time of a dreamed chunk with expected errors, relative to a model that was never calibrated."""
     known = [e for e in episodes if e.task in model.spec.tasks] or collect_scripted("expert", [model.spec.tasks[0]], 1)
     starts = StartStates.from_episodes(known, model.spec.tasks, model.config.n_context_frames)
     without = copy.deepcopy(model)

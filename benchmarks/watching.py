@@ -1,12 +1,13 @@
-"""What watching is worth: a model that sees is tuned on 5 demonstrations of tasks in which it never acted.
+"""Measure the value of pre-training on videos, for a model with images that is tuned on 5 demonstrations of new tasks.
 
-    python benchmarks/watching.py                     # every run that is missing, then the table
+    python benchmarks/watching.py                     # all missing runs, then the table
     python benchmarks/watching.py --seeds 0 --out runs/watching
 
-Each run pre-trains on episodes of six tasks, picture codec and all; "with" also watches 200 episodes of each of two
-more as pictures, without actions, proprioception and success. Both are then tuned on 5 demonstrations of these two.
-A run is a row of OUT/results.jsonl as soon as it is finished, so the command can be stopped and called again.
-Success on 100 episodes a task; PSNR of a dreamed chunk where something moves, on episodes that nobody learned from.
+Each run pre-trains a model, including its image codec, on episodes of six tasks. The variant "with" also trains on 200
+videos of each of two more tasks, that is on images without actions, proprioception and success. Both variants are then
+tuned on 5 demonstrations of these two tasks. A finished run is a row of OUT/results.jsonl, so the command can be
+stopped and called again. It measures success on 100 episodes per task, and the PSNR of a dreamed chunk where something
+moves, on held-out episodes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from world_model.wam.training import StageConfig, fit_statistics
 
 KNOWN = ("button-press-topdown", "door-open", "handle-press", "plate-slide", "faucet-open", "push")
 NEW = ("drawer-open", "window-open")
-N_KNOWN = {"expert": 40, "noisy": 60, "random": 20}  # episodes a task, as `wamtune pretrain` collects
+N_KNOWN = {"expert": 40, "noisy": 60, "random": 20}  # episodes per task, as `wamtune pretrain` collects
 N_WATCHED = {"expert": 100, "noisy": 100}
 N_DEMOS = 5
 N_HELDOUT = 10
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def run(out: Path, seed: int, watches: bool) -> Row:
-    """Pre-train, tune and measure one model; its success and PSNR in each new task."""
+    """Pre-train, tune and measure one model; return its success and PSNR in each new task."""
     seen = filmed(out / "known", KNOWN, N_KNOWN, FIRST_SEED["known"])
     videos = []
     if watches:
@@ -95,14 +96,14 @@ def run(out: Path, seed: int, watches: bool) -> Row:
 
 
 def success(model: WorldActionModel, task: str) -> float:
-    """Success of the tuned policy."""
+    """Return the success of the tuned policy."""
     with contextlib.closing(SimEnv("metaworld", 25, [task], task_names=model.spec.tasks, seen_by=model)) as sim:
         seeds = range(FIRST_SEED["eval"], FIRST_SEED["eval"] + N_EVAL)
         return success_rate(evaluate_sim(FlowPolicy(model, sim), sim, seeds))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: each measure without and with watching, and the difference with its 95 % interval over seeds."""
+    """Return a Markdown table: each measure without and with videos, and the difference with its 95 % interval."""
     lines = [
         "| task | measure | without | with | difference | 95 % interval |",
         "| --- | --- | ---: | ---: | ---: | --- |",
@@ -122,7 +123,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def compared(values: np.ndarray) -> list[str]:
-    """Means of two columns (n, 2), their difference, and its interval by Student's t."""
+    """Return the means of two columns (n, 2), their difference, and its interval by Student's t."""
     from scipy.stats import t
 
     difference = values[:, 1] - values[:, 0]
@@ -135,7 +136,7 @@ def compared(values: np.ndarray) -> list[str]:
 
 
 def read(results: Path) -> list[Row]:
-    """Rows of all finished runs."""
+    """Return the rows of all finished runs."""
     return [json.loads(text) for text in results.read_text("utf-8").splitlines()] if results.is_file() else []
 
 

@@ -1,4 +1,4 @@
-"""A callback of Stable-Baselines3 for `wamtune train`: log successes in a row, and stop at enough of them.
+"""A Stable-Baselines3 callback for `wamtune train`: log successes in a row, and end the training at enough of them.
 
 wamtune train sim env.tasks=push callbacks.enough.func=examples/my_callback.py:EnoughSuccesses
 """
@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 class EnoughSuccesses(BaseCallback):
-    """End the training when the policy, while it explores, succeeded `n` times in a row."""
+    """End the training after `n` successful episodes in a row, with exploration on."""
 
     def __init__(self, n: int = 50) -> None:
         super().__init__()

@@ -2,8 +2,8 @@
 
     wamtune deploy metaworld-tuned run robot-sim task=push robot=examples/own_robot.py:MyRobot params.speed=0.8
 
-This one is a hand that follows its commands in a program of ten lines; replace what stands below "your driver" by calls
-of yours. The preset `robot-sim` is used for its limits alone; with a robot of your own give your own.
+This robot is a simulated hand that follows its commands. Replace each line marked "your driver" by a call of your own
+driver. The command uses the preset `robot-sim` only for its limits; write limits of your own for your robot.
 """
 
 import time
@@ -18,11 +18,11 @@ class MyRobot:
     """A hand above a table with an object that never moves.
 
     Args:
-        speed: how much of a command is carried out.
-        task: parameters with this name get the task of the session.
+        speed: share of each command that is executed.
+        task: a parameter with this name receives the task of the session.
     """
 
-    control_hz = 80.0  # compared with the rate of the policy, where it is given
+    control_hz = 80.0  # optional; if given, it is compared with the rate of the policy
 
     def __init__(self, speed: float = 1.0, task: str = "") -> None:
         self.speed, self.task = speed, task
@@ -31,12 +31,12 @@ class MyRobot:
 
     @property
     def observation_features(self) -> dict[str, type]:
-        """Name of each number that is observed -> float; the config key `map.state` translates other names."""
+        """Return name -> float for each observed number; if your names differ, set the config key `map.state`."""
         return dict.fromkeys(self.values, float)
 
     @property
     def action_features(self) -> dict[str, type]:
-        """Name of each number that is commanded -> float; the config key `map.action` translates other names."""
+        """Return name -> float for each commanded number; if your names differ, set the config key `map.action`."""
         return {f"action.{i}": float for i in range(4)}
 
     def connect(self) -> None:
@@ -44,16 +44,16 @@ class MyRobot:
         self.is_connected = True  # your driver
 
     def reset(self, scene: int) -> None:
-        """Make it ready for an episode (optional); where possible, the same scene begins at the same place."""
+        """Prepare an episode (optional); if possible, the same scene number gives the same start."""
         start = {"hand_pos.1": 0.6, "hand_pos.2": 0.2, "object_pos.0": 0.01 * (scene % 10), "object_pos.1": 0.7}
         self.values.update(start)  # your driver
 
     def get_observation(self) -> dict[str, float]:
-        """Return the newest number of each name, and when it was taken, in seconds of `time.monotonic`."""
+        """Return the newest numbers by name, and their time in seconds of `time.monotonic`."""
         return {**self.values, "timestamp": time.monotonic()}  # your driver
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
-        """Command it, and return what was really sent: that is what is recorded."""
+        """Send a command; return the action that was really sent, since that one is recorded."""
         for i in range(3):  # your driver: an action of 1 moves the hand by 1 cm
             self.values[f"hand_pos.{i}"] += 0.01 * self.speed * action[f"action.{i}"]
         return action

@@ -1,4 +1,4 @@
-"""An own simulator in torch: a point that moves to a goal. No file of the toolkit has to be changed for it.
+"""A simulator of your own in torch: a point that moves to a goal. It needs no change in the toolkit.
 
     wamtune train gaussian env.simulator=examples/own_simulator.py:PointSim env.max_steps=40 rewards.success.weight=1
 
@@ -20,7 +20,7 @@ from world_model.spec import Feature, Spec
 
 
 class PointSim(Simulator):
-    """A point in the plane that has to reach a goal; `radius` (m) around the goal counts as success."""
+    """A point in the plane must reach a goal; within `radius` metres of the goal is a success."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class PointSim(Simulator):
         self.radius = radius
 
     def _restart(self, mask: Tensor) -> Start:
-        """Begin the episodes of the next seeds: the same seed begins at the same place."""
+        """Begin the episodes of the next seeds; the same seed gives the same start."""
         seeds = self._next_seeds(int(mask.sum()))
         first = seeded_noise(seeds, torch.zeros_like(seeds), (4,)).tanh()
         context = first[:, None].repeat(1, self.n_context_frames, 1)
         return Start(context, torch.zeros_like(seeds), seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        """Move all points by `actions` (num_envs, k, 2), one after the other."""
+        """Execute a chunk of `actions` (num_envs, k, 2), all environments at once."""
         point, goal = self.context[:, -1].split(2, dim=1)
         points = point[:, None] + (actions / self.spec.control_hz).cumsum(1)
         goals = goal[:, None].expand_as(points)
@@ -54,6 +54,6 @@ class PointSim(Simulator):
         return Advance(frames, distance < self.radius, never, never, task_reward=-distance)
 
     def expert_actions(self) -> Tensor:
-        """Go straight to the goal, slower where it is near. Shape: (num_envs, 2)."""
+        """Return actions that go straight to the goal, slower near it. Shape: (num_envs, 2)."""
         point, goal = self.context[:, -1].split(2, dim=1)
         return ((goal - point) * self.spec.control_hz).clamp(-1.0, 1.0)

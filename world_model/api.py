@@ -1,4 +1,4 @@
-"""The protocols through which the rest uses a world model or a network that imitates, and what passes through them."""
+"""Protocols of a world model and of a network that learns by imitation, and the data that they exchange."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from world_model.spec import Spec
 
 @dataclass
 class Context:
-    """An encoded observation of `n` rows, computed once and read by every decoder and by the critic."""
+    """Encoded observations (`n` rows), computed once and read by all decoders and by the critic."""
 
     frames: Tensor  # (n, n_context_frames, state_dim)
-    cache: list[tuple[Tensor, Tensor]]  # keys and values (n, ...) of each layer; empty where nothing attends to them
+    cache: list[tuple[Tensor, Tensor]]  # keys and values (n, ...) of each layer; empty for a policy without attention
     features: Tensor  # (n, n_features), detached, for the critic
 
     def to(self, device: torch.device) -> Context:
@@ -33,7 +33,7 @@ class Context:
 
     @staticmethod
     def join(contexts: Sequence[Context]) -> Context:
-        """Join the rows of several encoded observations of the same policy."""
+        """Concatenate the rows of several contexts from the same encoder."""
         layers = zip(*(c.cache for c in contexts), strict=True)
         cache = [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers]
         return Context(torch.cat([c.frames for c in contexts]), cache, torch.cat([c.features for c in contexts]))
@@ -41,10 +41,10 @@ class Context:
 
 @dataclass
 class Prediction:
-    """What a world model predicts of a chunk of actions, for `n` rows."""
+    """Predicted result of a chunk of actions, for `n` rows."""
 
-    frames: Tensor  # (n, chunk_size, state_dim), one after each action
-    expected_error: Tensor | None = None  # (n,) of the chunk, where the model can tell
+    frames: Tensor  # (n, chunk_size, state_dim), one frame after each action
+    expected_error: Tensor | None = None  # (n,), of the whole chunk; None if the model cannot estimate it
 
 
 class WorldModel(Protocol):
@@ -52,30 +52,35 @@ class WorldModel(Protocol):
 
     @property
     def spec(self) -> Spec:
-        """Features, action bounds, tasks and rate."""
+        """Features, action bounds, tasks and control rate."""
 
     @property
     def n_context_frames(self) -> int:
-        """Frames that a prediction begins from."""
+        """Number of past frames that a prediction starts from."""
 
     @property
     def chunk_size(self) -> int:
-        """Actions that are predicted at once."""
+        """Number of actions in a chunk."""
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of all its tensors."""
 
     @property
     def image_codec(self) -> Any:
-        """Draws images from the slice `image` of the state; None for a model without images."""
+        """Codec that decodes the slice `image` of the state to images; None for a model without images."""
 
     def predict(
         self, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, counter: Tensor, n_denoising_steps: int
     ) -> Prediction:
-        """Predict what follows frames (n, n_context_frames, state_dim) of tasks (n,) under a chunk of actions.
+        """Predict the frames of one chunk.
 
-        `actions` is (n, chunk_size, action_dim); any noise depends on `seed` and `counter` (n,) alone, row by row.
+        Args:
+            context: past frames (n, n_context_frames, state_dim), the newest last.
+            task: (n,) int64, index into `spec.tasks`.
+            actions: (n, chunk_size, action_dim), in environment units.
+            seed, counter: (n,) int64. The noise of a row depends only on its seed and counter.
+            n_denoising_steps: integration steps; a model without denoising ignores it.
         """
 
     def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,41 +94,44 @@ class WorldModel(Protocol):
         seed: int,
         tick: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """Train what predicts frames on recorded episodes; policy, encoder and read-outs keep every bit.
+        """Train the prediction of frames on recorded episodes; policy, encoder and read-outs stay bit-equal.
 
-        `tick` is called with the share of the training that is done.
+        `tick` is called with the finished share of the training, from 0 to 1.
         """
 
     def calibrate_trust(self, episodes: list[Episode]) -> None:
-        """Learn from recorded episodes, which no refit has seen, how wrong predictions are."""
+        """Fit the estimate of the prediction error to recorded episodes that no refit has used."""
 
     def expected_errors(self, episodes: list[Episode]) -> Tensor:
-        """Expected error of the chunks of recorded episodes, in the unit of `Prediction.expected_error`. Any shape."""
+        """Return the expected error of chunks of recorded episodes, in the unit of `Prediction.expected_error`.
+
+        Shape: any.
+        """
 
 
 class Imitator(Protocol):
-    """What imitation needs of a network whose action side learns."""
+    """What imitation needs of a network with a trainable action decoder."""
 
     @property
     def chunk_size(self) -> int:
-        """Actions that are decided at once."""
+        """Number of actions in a chunk."""
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of all its tensors."""
 
     @property
     def context_noise(self) -> float:
-        """Largest deviation of the noise that observations are given while it learns; 0: none."""
+        """Largest standard deviation of the noise on observations in training, in units of the state; 0: no noise."""
 
     def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
-        """Cut episodes into what it observes and the chunks of actions that follow; `ends`: see `Windows`."""
+        """Cut episodes into context frames and the chunks of actions that follow; `ends`: see `Windows`."""
 
     def noisy(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Add that noise to observed frames (n, n_context_frames, state_dim)."""
+        """Add the training noise to context frames (n, n_context_frames, state_dim)."""
 
     def encode(self, context: Tensor, task: Tensor) -> Context:
-        """Encode frames (n, n_context_frames, state_dim) of tasks (n,)."""
+        """Encode context frames (n, n_context_frames, state_dim) and tasks (n,)."""
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` of n rows."""
+        """Return the scalar loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""

@@ -1,6 +1,6 @@
 """Checkpoint folders: `config.json`, `model.safetensors`, `README.md`, `manifest.json` with a sha256 of each file.
 
-This is the format alone; it knows nothing of the model. Nothing is ever pickled.
+This module handles only the file format and is independent of the model. It never uses pickle.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ LIMITS = {
     CONFIG: JSON_BYTES,
     README: JSON_BYTES,
     MANIFEST: JSON_BYTES,
-    STATE_TREE: 4 * JSON_BYTES,  # what a run has collected and measured
+    STATE_TREE: 4 * JSON_BYTES,  # larger, because it holds all measurements of a run
     STATE_TENSORS: 8 * TENSOR_BYTES,
 }
-"""Largest size of the files of a checkpoint; of any other, such as weights and episodes, TENSOR_BYTES."""
+"""Largest accepted size of each file in bytes; files not listed here (weights, episodes) may have TENSOR_BYTES."""
 
 MOST_FILES = 10_000
-"""How many files a manifest may list."""
+"""Largest accepted number of files in a manifest."""
 
 
 def save_checkpoint(
@@ -57,14 +57,17 @@ def save_checkpoint(
     readme: str = "",
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a checkpoint, replacing the one in `folder`; a crash at any moment leaves the old one or the new one.
+    """Write a checkpoint atomically, replacing the one in `folder`: after a crash the old or the new one is there.
 
     Args:
-        folder: where; its parents are created.
-        config: what JSON can hold; `schema_version` is added.
+        folder: destination; its parents are created.
+        config: JSON-compatible values; `schema_version` is added.
         tensors: the model's `state_dict`.
         readme: the model card.
-        extra: further files by name, such as `pack_training_state` gives.
+        extra: further files by name, such as those of `pack_training_state`.
+
+    Raises:
+        UserError: `folder` exists and is not a checkpoint, or cannot be written.
     """
     final = Path(folder)
     _check_replaceable(final)
@@ -79,10 +82,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return `config` and `tensors` (on the CPU) as given to `save_checkpoint`, after every file passed its sha256.
+    """Return `config` and `tensors` (on the CPU) as given to `save_checkpoint`, after checking every file's sha256.
 
     Raises:
-        UserError: nothing there, or a file is missing, truncated, altered, unreadable or from a newer version.
+        UserError: there is no checkpoint, or a file is missing, truncated, altered, unreadable or from a newer version.
     """
     folder = find_checkpoint(name_or_path)
     files = _read_verified(folder, (CONFIG, MODEL))
@@ -96,10 +99,13 @@ def load_checkpoint(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str,
 
 
 def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
-    """Turn nested dicts, lists, tuples and dataclasses of tensors, numbers, strings and None into files for `extra`.
+    """Convert the state of a training (optimizer, generators, counters) to files for `extra`.
 
-    Optimizer and generator states, counters: every value comes back exactly, dict keys that are ints included. A tensor
-    that occurs twice is stored once.
+    `state` may nest dicts, lists, tuples and dataclasses of tensors, numbers, strings and None. All values are restored
+    exactly, also dict keys of type int. A tensor object that occurs twice is stored once.
+
+    Raises:
+        TypeError: a value has another type.
     """
     tensors: dict[int, tuple[int, Tensor]] = {}
     tree = _pack(state, tensors, "state")
@@ -108,10 +114,12 @@ def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
 
 
 def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) -> dict[Any, Any]:
-    """Return what `pack_training_state` was given, tensors on the CPU; its dataclasses are any of `types`.
+    """Return the state that was given to `pack_training_state`, with tensors on the CPU.
+
+    `types` are the dataclasses that may occur in it: only these are instantiated.
 
     Raises:
-        UserError: as for `load_checkpoint`, or the checkpoint holds no training state, or that of another version.
+        UserError: as for `load_checkpoint`, or the checkpoint has no training state, or one of another version.
     """
     folder = find_checkpoint(name_or_path)
     if STATE_TREE not in _manifest(folder):
@@ -127,11 +135,11 @@ def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) 
 
 
 def checkpoint_files(name_or_path: str | Path) -> dict[str, bytes]:
-    """Return every file that a checkpoint lists, by its name in the folder; whatever else is there stays.
+    """Return all files that the manifest lists, and the manifest, by name; other files in the folder are ignored.
 
     Raises:
-        UserError: as for `load_checkpoint`, or a file is a link to somewhere outside the folder: a copy of it could
-            carry away what was never meant to be given.
+        UserError: as for `load_checkpoint`, or a file is a link to a place outside the folder: a copy of it could
+            publish a private file.
     """
     folder = find_checkpoint(name_or_path)
     files = _read_verified(folder, _manifest(folder), within=folder)
@@ -139,26 +147,29 @@ def checkpoint_files(name_or_path: str | Path) -> dict[str, bytes]:
 
 
 def checked_weights(where: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights as they will be used, floats in single precision, once they are finite there.
+    """Convert weights to float32 (integers and booleans stay as they are) and check that they are finite.
 
     Raises:
-        UserError: one is not finite in single precision, or no real number; `where` and its name are said.
+        UserError: a value is complex, or not finite in float32; the message names `where` and the tensor.
     """
     cast = {}
     for name, tensor in tensors.items():
         if tensor.is_complex():
             raise UserError(f"{where}: tensor {name!r} is complex, expected real numbers; nothing was loaded")
         cast[name] = tensor.float() if tensor.is_floating_point() else tensor
-        if not torch.isfinite(cast[name]).all():  # also what only became infinite now, such as 1e300 in float64
+        if not torch.isfinite(cast[name]).all():  # after the conversion, because 1e300 in float64 becomes infinite
             raise UserError(f"{where}: tensor {name!r} holds a value that is not finite; nothing was loaded")
     return cast
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
-    """Return the folder of a checkpoint: a path to it, a run folder (its `checkpoints/last`) or a built-in name.
+    """Return the folder of a checkpoint, from its path, a run folder (its `checkpoints/last`) or a built-in name.
 
-    A folder of runs, such as `runs/demo`, stands for the newest of them that has a checkpoint, `latest` for the newest
+    A folder of runs, such as `runs/demo`, means the newest run in it that has a checkpoint; `latest` means the newest
     of all runs that has one.
+
+    Raises:
+        UserError: there is no such checkpoint, or the path is a file.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -170,7 +181,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     if len(path.parts) == 1:
         candidates.append(BUILTIN / path)
     for folder in map(existing_folder, candidates):
-        # A damaged checkpoint is found, too: loading it says what is wrong.
+        # One of the three files is enough: loading a damaged checkpoint reports what is wrong with it.
         if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):
             return folder
     raise UserError(
@@ -179,17 +190,18 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
 
 
 def builtin_checkpoints() -> list[str]:
-    """Return the names of the checkpoints that come with wamtune."""
+    """Return the names of the checkpoints that come with wamtune, sorted."""
     return sorted(manifest.parent.name for manifest in BUILTIN.glob(f"[!.]*/{MANIFEST}"))
 
 
 def _check_replaceable(final: Path) -> None:
+    """Raise `UserError` if `final` is a file, or a folder with something else than a checkpoint in it."""
     if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).exists()):
         raise UserError(f"{final}: it exists and is not a checkpoint; nothing was replaced, choose another folder")
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    # A clone, since safetensors refuses tensors that share memory.
+    # Clone, because safetensors refuses tensors that share memory.
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
@@ -200,7 +212,7 @@ def _to_json(data: Any) -> bytes:
 def _from_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = parse_json(data)
-    except ValueError as error:  # UnicodeDecodeError is one
+    except ValueError as error:  # includes UnicodeDecodeError
         raise UserError(f"{path}: it is not valid JSON; copy the checkpoint again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: it does not hold a JSON object; copy the checkpoint again")
@@ -210,7 +222,7 @@ def _from_json(path: Path, data: bytes) -> dict[str, Any]:
 def _load_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return load(data)
-    except Exception as error:  # whatever a damaged header makes the reader say
+    except Exception as error:  # a damaged header can raise any exception
         raise UserError(f"{path}: it is not a safetensors file; copy the checkpoint again") from error
 
 
@@ -219,6 +231,7 @@ def _fingerprint(data: bytes) -> dict[str, Any]:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the files that the manifest lists: name -> {size, sha256}; names inside the folder only."""
     path = folder / MANIFEST
     files = _from_json(path, _read(path, LIMITS[MANIFEST])).get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
@@ -237,7 +250,10 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _read_verified(folder: Path, wanted: Collection[str], within: Path | None = None) -> dict[str, bytes]:
-    """Check every file that the manifest lists; memory is taken for those that are wanted, once they passed."""
+    """Check size and sha256 of every file in the manifest, and return the bytes of the `wanted` ones.
+
+    A file is read into memory only after its check. `within`: see `open_file`.
+    """
     manifest = _manifest(folder)
     for name in wanted:
         if name not in manifest:
@@ -270,10 +286,13 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _pack(value: Any, tensors: dict[int, tuple[int, Tensor]], where: str) -> Any:
-    """Return `value` as JSON; what JSON lacks becomes a dict of one tag. Tensors are numbered, by their `id`."""
+    """Convert `value` to JSON-compatible values; types that JSON lacks become a dict with one key, the type's tag.
+
+    Tensors are numbered and collected in `tensors` by their `id`; `where` is the path to `value`, for the error.
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float):  # JSON has no nan and inf; repr keeps every bit of the rest
+    if isinstance(value, float):  # JSON has no nan and inf; json.dumps keeps every bit of the others
         return float(value) if math.isfinite(value) else {"float": repr(float(value))}
     if isinstance(value, Tensor):
         number, _ = tensors.setdefault(id(value), (len(tensors), value))
@@ -290,6 +309,7 @@ def _pack(value: Any, tensors: dict[int, tuple[int, Tensor]], where: str) -> Any
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor], types: Mapping[str, type]) -> Any:
+    """Undo `_pack`."""
     if isinstance(value, list):
         return [_unpack(item, tensors, types) for item in value]
     if not isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Reading files that others wrote, and writing files and folders so that a crash leaves the old or the new one.
+"""Read untrusted files safely, and write files and folders atomically: after a crash the old or the new one is there.
 
-Every file is opened by `open_file`: it refuses pipes and devices, which would block or never end, and files beyond a
-limit, before any memory is taken. Nothing that is written follows a link.
+All reads go through `open_file`, which refuses pipes and devices (reading them could block or never end) and files over
+a size limit, before it allocates memory. Writing replaces links and never follows them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any, BinaryIO, TextIO
 from rewards.errors import UserError
 
 JSON_BYTES = 16_000_000
-"""Largest file of JSON that is read; parsed it takes at most 25 times as much memory."""
+"""Largest JSON file that is read, in bytes. Parsed, it takes at most 25 times as much memory."""
 
 TENSOR_BYTES = 2_000_000_000
-"""Largest file of tensors that is read: weights, or one shard of episodes."""
+"""Largest file of tensors that is read, in bytes: weights, or one shard of episodes."""
 
 NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK
+"""Flags of `os.open`: fail on a link, and do not block on a pipe."""
 
 KINDS = {
     stat.S_ISDIR: "a folder",
@@ -34,24 +35,26 @@ KINDS = {
     stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
 }
+"""Test of a file mode -> word for that kind of file in messages."""
 
 
 def open_file(path: Path, limit: int, within: Path | None = None) -> BinaryIO:
-    """Open a file for reading: a regular one of at most `limit` bytes. Links are followed.
+    """Open a regular file of at most `limit` bytes for reading. Links are followed.
 
     Args:
         path: the file.
-        limit: in bytes.
-        within: the folder in which the file must really be, links followed; None: anywhere.
+        limit: largest accepted size in bytes.
+        within: folder that must contain the file after all links are resolved; None: any folder.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it is something else than a file, too large, outside `within`, or cannot be read.
+        FileNotFoundError: the file does not exist.
+        UserError: it is not a regular file, too large, outside `within`, or unreadable.
     """
     try:
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
             raise UserError(f"{path}: it is a link to a file outside {within}; put a copy of the file in its place")
-        _check_is_file(path, os.stat(path), limit)  # before opening, which is an event for some devices
+        _check_is_file(path, os.stat(path), limit)  # before opening, because opening some devices has side effects
+        # Check again after opening: another program may have replaced the file in between.
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
         try:
             _check_is_file(path, os.fstat(file.fileno()), limit)
@@ -67,18 +70,22 @@ def open_file(path: Path, limit: int, within: Path | None = None) -> BinaryIO:
 
 
 def read_file(path: Path, limit: int, within: Path | None = None) -> bytes:
-    """Return the bytes of a file, see `open_file`."""
+    """Return the bytes of a file; arguments and errors are those of `open_file`."""
     with open_file(path, limit, within) as file:
         return read_all(file)
 
 
 def read_all(file: BinaryIO) -> bytes:
-    """Return a file from `open_file`, up to the size that was checked: some files of the system never end."""
+    """Return the content of a file from `open_file`, at most as many bytes as its size: some system files never end."""
     return file.read(os.fstat(file.fileno()).st_size)
 
 
 def parse_json(data: bytes) -> Any:
-    """Return what JSON text holds; a number that is not finite, or too deep a nesting, is a ValueError."""
+    """Parse JSON text.
+
+    Raises:
+        ValueError: it is not JSON, holds NaN or Infinity, or is nested too deeply.
+    """
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -86,14 +93,17 @@ def parse_json(data: bytes) -> Any:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` under a hidden temporary name beside `path`, sync it, rename it. One writer a path at a time.
+    """Write `data` to a hidden temporary file in the same folder, sync it, and rename it to `path`.
 
-    A link at `path` is replaced; what it points to stays as it is.
+    Only one process may write to a path at a time. A link at `path` is replaced; its target is not changed.
+
+    Raises:
+        UserError: it cannot be written.
     """
     temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # what a crash left
+        temporary.unlink(missing_ok=True)  # left by an earlier crash
         write_synced(temporary, data)
         temporary.replace(path)
         sync_folder(path.parent)
@@ -104,7 +114,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write the new file `path` and wait until the disk has it."""
+    """Write a new file `path` and wait until it is on disk (fsync)."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
@@ -112,7 +122,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def open_log(path: Path) -> TextIO:
-    """Open a file of text to append to; a link is refused, since it could lead to any other file.
+    """Open a text file for appending. A link is refused, because it could point to any other file.
 
     Raises:
         UserError: it is a link, or cannot be written.
@@ -124,10 +134,14 @@ def open_log(path: Path) -> TextIO:
 
 
 def write_folder(final: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files`, by relative path, as the folder `final`, whole or not at all; what was there is replaced."""
+    """Write `files` (relative path -> bytes) as the folder `final`, atomically, replacing an existing one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     temporary = _beside(final, "tmp")
     try:
-        remove(temporary)  # what a crash left
+        remove(temporary)  # left by an earlier crash
         for name, data in files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             write_synced(temporary / name, data)
@@ -138,11 +152,13 @@ def write_folder(final: Path, files: Mapping[str, bytes]) -> None:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Give the finished folder `temporary` the name `final`, replacing what is there.
+    """Rename the finished folder `temporary` to `final`, replacing an existing one.
 
-    A folder cannot be renamed over a full one, so the old one steps aside first, to where `existing_folder` finds it.
+    A folder cannot be renamed over a folder that is not empty. So the old one is first renamed to a hidden name, where
+    `existing_folder` finds it after a crash.
     """
     previous = _beside(final, "previous")
+    # The new folder must be on disk before it gets its final name.
     for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
         sync_folder(folder)
     if final.exists() or final.is_symlink():
@@ -154,25 +170,27 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def existing_folder(final: Path) -> Path:
-    """Return `final`, or the previous one if a crash fell between the two renames of `replace_folder`."""
-    if final.exists():  # such as ".", which nothing can be named after
+    """Return `final`, or the previous folder if a crash happened between the two renames of `replace_folder`."""
+    if final.exists():  # return early: a path such as "." has no name from which `_beside` could build another
         return final
     previous = _beside(final, "previous")
     return previous if previous.is_dir() else final
 
 
 def lock(folder: Path, wait_s: float = 0.0, called: str = "it") -> TextIO:
-    """Hold the lock of a folder, which is made, until the returned file is closed or the process ends, however it ends.
+    """Create `folder` if needed and lock it for this process.
+
+    The lock ends when the returned file is closed or the process ends, even by a crash.
 
     Args:
-        folder: that one process at a time writes to.
-        wait_s: seconds to wait for another one.
-        called: the folder in the message that another process holds it.
+        folder: only one process at a time may write to it.
+        wait_s: seconds to wait for another process to release the lock.
+        called: name of the folder in the message about another process.
 
     Raises:
-        UserError: another process holds it, the lock is a link, or it cannot be written to.
+        UserError: another process holds the lock, the lock file is a link, or it cannot be written.
     """
-    import fcntl  # not where there is no POSIX, which reads checkpoints all the same
+    import fcntl  # imported here: it needs POSIX, and reading checkpoints must also work elsewhere
 
     last = time.monotonic() + wait_s
     try:
@@ -196,7 +214,7 @@ def lock(folder: Path, wait_s: float = 0.0, called: str = "it") -> TextIO:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a folder with all it holds; nothing happens if there is none."""
+    """Delete a file, a link (not its target) or a folder with its content; a missing path is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -204,7 +222,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk knows the names in `folder`."""
+    """Wait until the file names in `folder` are on disk: a rename is only then safe from a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -219,7 +237,7 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Return the sha256 of a file from `open_file`, and go back to its beginning. It takes no memory."""
+    """Return the sha256 of a file from `open_file` in hexadecimal, and rewind the file. It is read piece by piece."""
     digest = hashlib.sha256()
     update(digest, file, os.fstat(file.fileno()).st_size)
     file.seek(0)
@@ -227,18 +245,19 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def update(digest: Any, file: BinaryIO, size: int) -> None:
-    """Add the next `size` bytes of `file` to a digest, piece by piece."""
+    """Add the next `size` bytes of `file` to a hashlib `digest`, at most 1 MiB in memory at a time."""
     while size > 0 and (part := file.read(min(size, 1 << 20))):
         digest.update(part)
         size -= len(part)
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """Build the one line for a full disk, a missing permission and their like."""
+    """Build the one-line error for a full disk, a missing permission and similar problems."""
     return UserError(f"{path}: cannot write it ({error.strerror or error}); free the disk or choose another folder")
 
 
 def _check_is_file(path: Path, status: os.stat_result, limit: int) -> None:
+    """Raise `UserError` unless `status` is that of a regular file of at most `limit` bytes."""
     if not stat.S_ISREG(status.st_mode):
         found = next((word for is_kind, word in KINDS.items() if is_kind(status.st_mode)), "something else")
         raise UserError(f"{path}: it is {found}, expected a file; put the file in its place")
@@ -251,5 +270,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    # The dot hides it from listings, and from patterns such as `*.safetensors`.
+    """Return a hidden path in the same folder: `.NAME.ENDING`."""
+    # The dot hides it from listings and from glob patterns such as `*.safetensors`.
     return path.with_name(f".{path.name}.{ending}")

@@ -1,4 +1,4 @@
-"""Bad numbers are stopped in the step that brings them, before anything is learned from it."""
+"""Checks for NaN, infinite and absurdly large numbers; they raise before anything is learned from such a number."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from torch import Tensor
 from rewards.errors import BadNumbers, UserError
 
 MOST = 1e9
-"""What is larger is no measurement: one such number ruins a critic without ever being NaN."""
+"""Largest accepted absolute value of states, rewards and actions. A larger, finite one would ruin a critic as well."""
 
 MOST_LOSS = 1e20
-"""Losses are squares of what `MOST` allows, and more than that is not learned from either."""
+"""Largest accepted loss: well above the square of `MOST`, because losses are squared errors."""
 
 
 def checked_actions(actions: Tensor, low: Tensor, high: Tensor, place: str, context: Tensor) -> Tensor:
-    """Return `actions` (num_envs, k, action_dim) within their bounds `low` and `high` (action_dim,).
+    """Check actions and clamp them to their bounds.
 
-    `place` and `context` (num_envs, n_context_frames, state_dim) say where they were to be executed.
+    Args:
+        actions: (num_envs, k, action_dim), float.
+        low, high: bounds (action_dim,).
+        place: where they would be executed, for messages: "sim" or "dream".
+        context: (num_envs, n_context_frames, state_dim), the current observation; attached to the error.
 
     Raises:
-        UserError: they are no tensor of that shape, or one of them is not finite or absurd; environment and step are
-            named.
+        UserError: `actions` has another shape.
+        BadNumbers: it is not a float tensor, or a value is not finite or exceeds `MOST`; the message names environment
+            and step.
     """
     num_envs, action_dim = len(context), len(low)
     expected = f"({num_envs}, k, {action_dim})"
@@ -33,6 +38,7 @@ def checked_actions(actions: Tensor, low: Tensor, high: Tensor, place: str, cont
     fits = actions.dim() == 3 and actions.shape[::2] == (num_envs, action_dim) and actions.shape[1] > 0
     if not fits:
         raise UserError(f"{place}: actions have shape {tuple(actions.shape)}, expected {expected}")
+    # Check before the clamp, which would turn an infinite action into a legal one.
     bad = _beyond(actions).any(-1)
     if bad.any():
         which, step = bad.nonzero()[0].tolist()
@@ -54,19 +60,19 @@ def check_advance(
     task: Tensor,
     elapsed: Tensor,
 ) -> None:
-    """Check what an environment returned in its executed steps.
+    """Check the states and rewards that an environment returned; steps that were not executed are ignored.
 
     Args:
         frames: (num_envs, k, state_dim).
-        task_reward: (num_envs, k), where there is one.
+        task_reward: (num_envs, k), or None if the environment has no reward of its own.
         executed: (num_envs, k) bool.
-        place: where it happened.
+        place: name of the environment, for messages: "sim" or "dream".
         tasks: names of tasks.
         task: (num_envs,), index of the task of each environment.
-        elapsed: (num_envs,), steps before these.
+        elapsed: (num_envs,), steps of each episode before this chunk.
 
     Raises:
-        BadNumbers: a state or reward is not finite or absurd; environment, task and step are named.
+        BadNumbers: a state or reward is not finite or exceeds `MOST`; the message names environment, task and step.
     """
     bad = {"state": _beyond(frames).any(-1) & executed}
     if task_reward is not None:
@@ -82,10 +88,10 @@ def check_advance(
 
 
 def check_loss(loss: object, remedy: str) -> None:
-    """Refuse a loss that is no finite real number, before it has a gradient.
+    """Check a loss before its backward pass.
 
     Raises:
-        BadNumbers: saying what it is, with `remedy`.
+        BadNumbers: it is not a single finite real number, or exceeds `MOST_LOSS`; the message ends with `remedy`.
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         kind = f"{tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -95,14 +101,15 @@ def check_loss(loss: object, remedy: str) -> None:
 
 
 def check_gradients(norms: list[Tensor], remedy: str) -> None:
-    """Refuse gradients whose norms are not finite, before a step is taken.
+    """Check the norms of all gradients before the optimizer step.
 
     Raises:
-        BadNumbers: one is not, with `remedy`.
+        BadNumbers: a norm is not finite; the message ends with `remedy`.
     """
-    if not math.isfinite(sum(norms)):  # torch says 0 on the CPU where there is no gradient
+    if not math.isfinite(sum(norms)):  # for parameters without gradients, torch returns a norm of 0 on the CPU
         raise BadNumbers(f"a gradient is not finite; nothing of it was learned; {remedy}")
 
 
 def _beyond(values: Tensor) -> Tensor:
-    return ~(values.abs() <= MOST)  # also true for NaN
+    """Mark values that exceed `MOST` or are NaN. Shape: that of `values`."""
+    return ~(values.abs() <= MOST)  # not `abs() > MOST`, which is false for NaN

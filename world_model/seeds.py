@@ -1,7 +1,7 @@
-"""Seeds that the world model adds to those of episodes; `rl.seeds` says which episodes are used for what."""
+"""Offsets that the world model adds to episode seeds; `rl.seeds` lists which seeds are used for what."""
 
 NOISE_SEED = 2**31
-"""Added to the seed of an episode for its observation noise, which has to differ from the noise of the policy.
+"""Added to the seed of an episode to seed its observation noise, which must differ from the noise of the policy.
 
-Seeds of episodes are below it.
+Seeds of episodes are smaller, so the two ranges do not overlap.
 """

@@ -1,4 +1,4 @@
-"""What an environment offers and a model expects, in words that fit into `config.json`."""
+"""Features, action bounds, tasks and control rate of an environment or a model, as stored in `config.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewards.errors import UserError, closest_or_known
 class Feature:
     """One observed quantity, such as the state vector.
 
-    `slices` names parts of it, `{"object_pos": (4, 7)}`; reward terms address them by that name.
+    `slices` names parts of it by (start, stop), such as `{"object_pos": (4, 7)}`; reward terms use these names.
     """
 
     shape: tuple[int, ...]
@@ -26,8 +26,8 @@ class Feature:
 class Spec:
     """Observation features, action bounds, tasks and rate: the contract between a model and an environment.
 
-    `features` is keyed like an observation (`state`, later `image`); `action_low` and `action_high` have one number a
-    dimension; `control_hz` is the number of actions a second.
+    `features` has the keys of an observation (`state`, image features); `action_low` and `action_high` have one number
+    for each action dimension; `control_hz` is the number of actions per second.
     """
 
     features: dict[str, Feature]
@@ -57,24 +57,37 @@ class Spec:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Spec:
-        """Rebuild what `to_dict` gave; a `UserError` names what cannot be of any environment."""
+        """Rebuild a spec from the result of `to_dict`.
+
+        Raises:
+            UserError: a key is missing, or a size, bound or rate is impossible.
+        """
         try:
             _check(data)
             features = {
                 key: Feature(tuple(f["shape"]), f["unit"], {k: (v[0], v[1]) for k, v in f["slices"].items()})
                 for key, f in data["features"].items()
             }
-            bounds = tuple(data["action_low"]), tuple(data["action_high"])
-            return Spec(features, *bounds, tuple(data["tasks"]), float(data["control_hz"]))
+            return Spec(
+                features=features,
+                action_low=tuple(data["action_low"]),
+                action_high=tuple(data["action_high"]),
+                tasks=tuple(data["tasks"]),
+                control_hz=float(data["control_hz"]),
+            )
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"spec: it does not describe features, bounds, tasks and rate: {error!r:.80}") from error
 
     def check_fits(self, env: Spec, where: str) -> None:
-        """Raise `UserError` with both values when a model of this spec cannot act in an environment of spec `env`.
+        """Check that a model with this spec can act in an environment with spec `env`.
 
-        The environment may have more features and wider action bounds than the model knows, but not another rate.
+        The environment may have more features and wider action bounds. Its rate must be the same, and the model must
+        know all its tasks. `where` begins the message.
+
+        Raises:
+            UserError: it cannot; the message has both values.
         """
         for name, mine, theirs in (
             ("observation", self.state_dim, env.state_dim),
@@ -106,6 +119,7 @@ class Spec:
             )
 
     def _check_images(self, env: Spec, where: str) -> None:
+        """Require every feature of the model except the state vector (the images) in the environment, same shape."""
         for name, feature in self.features.items():
             theirs = env.features[name].shape if name in env.features else None
             if name != "state" and theirs != feature.shape:
@@ -117,19 +131,20 @@ class Spec:
 
 
 SAME = 1e-3
-"""Relative difference up to which bounds and rates are the same: they may have been rounded on their way."""
+"""Relative difference up to which bounds and rates count as equal, because a file may hold rounded values."""
 
 FASTEST = 10_000.0
-"""Highest accepted rate, in steps a second."""
+"""Highest accepted rate, in steps per second."""
 
 MOST_ACTIONS, MOST_TASKS = 10_000, 100_000
+"""Largest accepted number of action dimensions, and of tasks."""
 
 MOST_NUMBER = 3.4028235e38
-"""The largest in single precision, in which bounds are used."""
+"""Largest finite number in single precision (float32), the type of the action bounds in use."""
 
 
 def _check(data: dict[str, Any]) -> None:
-    """Refuse sizes, bounds and rates that no robot could live with, wherever they come from."""
+    """Raise `UserError` for impossible sizes, bounds or rates: `data` may come from a damaged or hostile file."""
     low, high, hz, tasks = (data[name] for name in ("action_low", "action_high", "control_hz", "tasks"))
     bounds = len(low) == len(high) and 0 < len(low) <= MOST_ACTIONS
     bounds = bounds and all(_number(a) and _number(b) and a < b for a, b in zip(low, high, strict=True))
@@ -145,6 +160,7 @@ def _check(data: dict[str, Any]) -> None:
 
 
 def _slack(bound: float) -> float:
+    """Return the absolute tolerance of an action bound; it stays above 0 for a bound of 0."""
     return SAME * max(abs(bound), SAME)
 
 
@@ -156,9 +172,11 @@ def _is_feature(feature: dict[str, Any]) -> bool:
 
 
 def _is_part(bounds: Any, size: int) -> bool:
+    """Whether `bounds` is a non-empty slice (start, stop) of a dimension of `size`."""
     a, b = bounds
     return type(a) is type(b) is int and 0 <= a < b <= size
 
 
 def _number(value: Any) -> bool:
+    """Whether `value` is an int or float (not a bool) that is finite in float32; false for NaN."""
     return type(value) in (int, float) and abs(value) <= MOST_NUMBER

@@ -55,7 +55,7 @@ class Score:
         return self.won + self.lost + self.both + self.neither
 
     def is_clear(self, alpha: float) -> bool:
-        """Return whether the evidence reaches 1 / `alpha`; by chance alone it ever does so with at most `alpha`."""
+        """Return whether the evidence reaches 1 / `alpha`; equal policies ever reach it with probability <= `alpha`."""
         return _evidence(self.won, self.lost) >= 1 / alpha
 
     def n_needed(self, alpha: float) -> int:

@@ -192,7 +192,7 @@ class Loop:
         lived.periods = pace.periods
         for k in range(self.max_steps):
             action = planner.step(k, context)
-            late = 0 if action is not None else late + 1
+            late = 0 if action is not None else late + 1  # commands in a row without a plan
             lived.n_late += action is None
             if late > self.max_late:
                 raise Stop(f"there was no plan for {late} commands in a row")

@@ -134,6 +134,7 @@ class Decider:
     def __call__(self, frames: Array, held: Array) -> Array:
         """Return a chunk (chunk_size, action_dim) for (n_context_frames, state_dim) and (n, action_dim)."""
         pilot, n_held = self.pilot, torch.tensor([len(held)])
+        # Noise depends on the seed and the number of the chunk only, so an episode repeats with the same noise.
         noise = seeded_noise(torch.tensor([self.seed]), torch.tensor([self.n_chunks]), pilot.noise_shape)
         self.n_chunks += 1
         chunk = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim)

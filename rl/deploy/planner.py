@@ -108,9 +108,10 @@ class Planner:
         actions, latency = future.result()
         self.latencies.append(latency)
         old, new, self._next = self.plan, Plan(start, actions.copy()), None
+        # Linear blending from step k on, which keeps the commands continuous.
         left = max(old.end - k, BLEND)
         for i in range(min(left, new.end - k)):
             share = (left - i) / (left + 1)  # weight of the old plan, decreasing to 0
-            before = old.actions[min(k + i - old.start, len(old.actions) - 1)]
+            before = old.actions[min(k + i - old.start, len(old.actions) - 1)]  # after its end, its last action
             new.actions[k + i - start] = share * before + (1 - share) * new.actions[k + i - start]
         self.plan = new

@@ -88,7 +88,7 @@ class Group:
         for i, env in enumerate(self.envs):
             over = False
             for j in range(k):
-                if not over and j < limit[i]:
+                if not over and j < limit[i]:  # execute nothing after the end, or beyond the limit
                     try:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
                     except ValueError as error:

@@ -194,6 +194,7 @@ class Interface:
 def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[tuple[str, str, str]]:
     """Return all differences between a robot and what a policy of `spec` expects, as rows (what, expected, found)."""
     found = []
+    # Names: as many as the policy has entries, each once, and each a number of the robot.
     for what, names, size, features in zip(
         ("state", "action"),
         _names(spec, mapping),
@@ -208,6 +209,7 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
         found += _by_part(
             (name, "a number", _offer(name, features)) for name in names if features.get(name) is not float
         )
+    # Every action of the robot must be commanded; additional observations do no harm.
     state, action = _names(spec, mapping)
     found += [
         (name, "no such action", "one that has to be sent") for name in robot.action_features if name not in action
@@ -215,6 +217,7 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
     theirs = getattr(robot, "control_hz", hz)
     if not np.isclose(theirs, hz):
         found.append(("rate", f"{hz:g} Hz", f"{theirs:g} Hz"))
+    # Scales and offsets: for known names only, and invertible, since commands are converted back.
     for name in sorted({*mapping.scale, *mapping.offset}):
         scale, offset = mapping.scale.get(name, 1.0), mapping.offset.get(name, 0.0)
         if name not in (*state, *action):

@@ -263,11 +263,13 @@ def _look_up(newest: dict[str, tuple[Any, float]], topic: str, path: Path) -> An
 def _put(message: Any, path: Path, value: float) -> None:
     """Set a number in a message; create the lists and objects on its path."""
     for key, following in zip(path, (*path[1:], None), strict=True):
+        # An index: fill the list up to it with zeros.
         if isinstance(key, int):
             message.extend([0.0] * (key + 1 - len(message)))
         if following is None:
             message[key] = value
             return
+        # The next key decides whether a list or an object comes here.
         new: Any = [] if isinstance(following, int) else {}
         if isinstance(key, int):
             message[key] = message[key] or new

@@ -249,11 +249,13 @@ class IsaacEnv(Simulator):
                 frame = torch.where(ended[:, None], final, newest)
                 if image is not None and final_image is not None:
                     last_image = torch.where(ended[:, None, None, None], final_image, image)
+            # The manager's sum contains the added terms; `task_reward` is the sum without them, over one step.
             own = self._own_rewards()
             success = self._succeeded(extras, truncated)
             steps.append(
                 (frame, success, terminated.clone(), truncated.clone(), reward - own.sum(1) * self._env.step_dt, own)
             )
+            # Keep the last image of an ended episode until its chunk ends.
             if self._image is not None and last_image is not None:
                 self._image = torch.where(alive[:, None, None, None], last_image, self._image)
             self._newest, self._fresh_image, self._begun_anew = newest, image, ended

@@ -94,6 +94,7 @@ class Perturbed:
     def set(self, values: Mapping[str, float]) -> None:
         """Apply a value for each key of `NOTHING`."""
         self.now = dict(values)
+        # Scale from the original arrays, so that repeated changes do not add up.
         model, base = self._model, self._base
         for name in ("body_mass", "body_inertia"):
             getattr(model, name)[self._free] = self.now["mass"] * base[name][self._free]

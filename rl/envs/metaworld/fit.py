@@ -153,7 +153,7 @@ def _error(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded])
         task.startup = dict(values)  # the next reset applies them
         task.reset(row.seed)
         frames = np.stack([task.step(action)[0] for action in row.actions])
-        errors.append(_distances(row.frames[1:], frames).clip(max=MOST).mean())
+        errors.append(_distances(row.frames[1:], frames).clip(max=MOST).mean())  # `MOST` bounds the effect of outliers
     task.startup = {}
     return float(np.mean(errors))
 

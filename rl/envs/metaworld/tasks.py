@@ -68,7 +68,7 @@ class MetaWorldTask:
 
     def pictures(self, views: Sequence[View], size: int) -> Array:
         """Render the scene from each view. Shape: (n_views, size, size, 3) uint8."""
-        assert self._env.drawn, "a task that is looked at has to know it from the start"
+        assert self._env.drawn, "make the task with looked_at=True to render it"
         return np.stack([_camera(self._task, view, size).picture(self._env.data) for view in views])
 
     def close(self) -> None:
