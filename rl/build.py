@@ -1,4 +1,4 @@
-"""From a config to what it names: simulator, policy, reward terms."""
+"""Build the objects that a config names: simulator, policy, reward terms."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from world_model.spec import Spec
 from world_model.wam.model import WorldActionModel
 
 SAME = "max_steps", "terminate_on_success", "action_delay", "obs_noise"
-"""Fields of `EnvConfig`, and attributes of every environment, in which simulator and dream are to be the same."""
+"""Fields of `EnvConfig`, and attributes of every environment, that must be equal in simulator and dream."""
 
 
 def find_simulator(env: SimulatorConfig) -> type[Simulator]:
-    """Return the class of the simulator that a config means: built-in, `path.py:Class`, `module:Class` or entry point.
+    """Return the simulator class that a config names: built-in, `path.py:Class`, `module:Class` or entry point.
 
     Raises:
-        UserError: there is none, or it is no `Simulator`.
+        UserError: it does not exist, or is not a subclass of `Simulator`.
     """
     name = simulator_name(env)
     found = load("simulator", name, BUILTIN, key="env.simulator")
@@ -54,7 +54,7 @@ def make_sim(
         tasks,
         n_envs,
         model=model,
-        # Without a model, too, a task has one number in all simulators of a run, also in one of that task alone.
+        # A task must have the same index in every simulator of a run, even in one that runs this task only.
         known_tasks=env.tasks if model is None else model.spec.tasks,
         n_workers=env.n_workers or default_workers(),
         run=config,
@@ -83,15 +83,15 @@ def build_simulator(
     run: TrainConfig | None = None,
     **others: Any,
 ) -> Simulator:
-    """Build a simulator for a model that acts in it, None for another policy.
+    """Build a simulator, and check that a model can act in it.
 
     Args:
         env: names simulator, id and options.
-        tasks: to run; empty where the simulator has one task.
+        tasks: to run; empty if the simulator has one task.
         n_envs: number of environments.
-        model: that acts.
+        model: acts in it; None for another policy.
         known_tasks: see `Simulator.build`; empty: `tasks`.
-        run: config of the run, where there is one.
+        run: config of the run, if there is one.
         others: see `Simulator.build`.
 
     Raises:
@@ -100,7 +100,7 @@ def build_simulator(
     simulator, where = find_simulator(env), shown_name(env)
     simulator.check_options(env.options)
     early = simulator.early_spec(id=env.id, tasks=tasks)
-    if model is not None and early is not None:  # before a task that it does not know is refused for its name alone
+    if model is not None and early is not None:  # first, since a wrong state explains more than an unknown task
         model.spec.check_fits(seen_spec(model, early), where)
     if known_tasks and (unknown := sorted(set(tasks) - set(known_tasks))):
         hint = closest_or_known(unknown[0], known_tasks)
@@ -120,7 +120,7 @@ def build_simulator(
     if model is not None:
         try:
             model.spec.check_fits(sim.spec, where)
-            if sim.spec.tasks != model.spec.tasks:  # a task would have another number than the model learned
+            if sim.spec.tasks != model.spec.tasks:  # a task would have another index than in the model's training
                 raise UserError(
                     f"{where}: its spec names the tasks {', '.join(sim.spec.tasks)}, the checkpoint "
                     f"{', '.join(model.spec.tasks)}; build the spec with tasks=known_tasks"
@@ -132,10 +132,10 @@ def build_simulator(
 
 
 def check_simulator(config: TrainConfig) -> None:
-    """Refuse a run whose simulator cannot be what the rest of the config needs.
+    """Refuse a run whose simulator cannot do what the rest of the config needs.
 
     Raises:
-        UserError: episodes are to be collected where nothing can be simulated.
+        UserError: the simulator only dreams, and the config does not train in the dream of recorded episodes alone.
     """
     judges_only = find_simulator(config.env).place == "dream"
     if judges_only and (config.env.kind != "dream" or not config.episodes or config.dream.n_episodes > 0):
@@ -143,34 +143,34 @@ def check_simulator(config: TrainConfig) -> None:
 
 
 def judged_in(config: TrainConfig) -> str:
-    """Return where gates and evaluations take place, in words."""
+    """Return in words where gates and evaluations run."""
     try:
         place = find_simulator(config.env).place
-    except UserError:  # a report can still be written where a plug-in is gone
+    except UserError:  # the plug-in is missing; a report can still be written
         place = "sim"
     return "the simulator" if place == "sim" else "a dream of what was recorded"
 
 
 def device_of(config: TrainConfig) -> str:
-    """Where model, dream and simulator of a config meet; see `Simulator.pick_device`."""
+    """Return the device of model, dream and simulator; see `Simulator.pick_device`."""
     return find_simulator(config.env).pick_device(config.device, config.env.options)
 
 
 def default_workers() -> int:
-    """Processes for the simulator: one for each thread of torch; a single thread steps it in this process."""
+    """Return the number of worker processes: one per thread of torch, or 0 (this process) for a single thread."""
     threads = torch.get_num_threads()
     return threads if threads > 1 else 0
 
 
 def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, ...]:
-    """Tasks of the config, or all that the checkpoint knows; none where the id is the one task."""
+    """Return the tasks of the config, else all tasks of the checkpoint; () if `env.id` itself names the task."""
     if config.env.tasks or model is None or find_simulator(config.env).id_is_task:
         return config.env.tasks
     return model.spec.tasks
 
 
 def make_policy(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> ChunkPolicy:
-    """Build the policy that the config names."""
+    """Build the policy of the config: that of the checkpoint `model`, or without one a new Gaussian MLP."""
     if model is None:
         torch.manual_seed(config.seed)
         return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
@@ -179,7 +179,11 @@ def make_policy(config: TrainConfig, model: WorldActionModel | None, env: Batche
 
 
 def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:
-    """Build the reward terms of the config for one place; a term that the place cannot serve is refused by name."""
+    """Build the reward terms of the config for one place.
+
+    Raises:
+        UserError: a term needs something that the place does not provide; both are named.
+    """
     provides: set[str] = set(spec.slices)
     if model is not None:
         provides.add("progress")
@@ -189,7 +193,7 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
 
 
 def _only_task(env: SimulatorConfig, known_tasks: Sequence[str]) -> tuple[str, ...]:
-    """Return the task of a simulator whose tasks nobody named: its id, or the task that is known, or its class."""
+    """Return the tasks of a simulator if none is named: its id, else the known tasks, else the name of its class."""
     if env.id:
         return (env.id,)
     return tuple(known_tasks) or (simulator_name(env).rpartition(":")[2],)

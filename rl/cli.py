@@ -1,8 +1,8 @@
 """The command `wamtune`: a verb, then a preset, checkpoint, file or run folder, then `key=value`.
 
-Loading this file imports the standard library alone: with a foreign `rewards` on the path nothing else can be trusted,
-and help and typos should be answered at once. Verbs are modules with `run(words)`, imported when called; what they
-say about themselves is in `rl.verbs.help`, and `rl.verbs.words` looks at their words before.
+This file imports only the standard library at first: with a foreign `rewards` package on the path nothing else can be
+trusted, and help and typing errors should be answered at once. Verbs are modules with `run(words)`, imported when they
+are called. Their help is in `rl.verbs.help`, and `rl.verbs.words` checks their words first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rewards.errors import UserError
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which a shell's background job ignores
+        # SIGTERM acts as Ctrl-C, which does not reach background jobs of a shell.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _dispatch([word for word in words if word != "--debug"])
         sys.stdout.flush()
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, debug)
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+        # The interpreter flushes stdout once more at exit; send that to /dev/null.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
         return _fail(*_explained(error), debug)
@@ -64,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """Return a line and the exit code for what no verb expected: no memory, a full disk, a wrong name, or our bug."""
-    # torch has no error of its own for the memory of the CPU.
+    """Return a message and the exit code for an unexpected error: out of memory, file errors, or a bug."""
+    # torch has no exception type of its own for CPU memory, so look at the text.
     if isinstance(error, MemoryError) or ("allocate" in str(error) and "memory" in str(error)):
         return "out of memory; lower n_envs, n_steps, batch_size or the sizes of the model, or end other programs", 2
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
@@ -75,6 +77,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _dispatch(words: list[str]) -> None:
+    """Print help, or check the words and run their verb."""
     from rewards.errors import UserError, closest_or_known
 
     if not words or words[0] in ("-h", "--help", "help"):
@@ -113,6 +116,7 @@ wamtune VERB [PRESET | CHECKPOINT | FILE | RUN_FOLDER] [key=value ...] [--debug]
 
 
 def _fail(line: str, code: int, debug: bool = False) -> int:
+    """Print the error as one line, with `debug` as a traceback; return `code`."""
     if debug:
         traceback.print_exc()
     else:

@@ -80,6 +80,7 @@ def _composed(groups: Sequence[Sequence[Layer]], schema: type[T], name: str) -> 
     layers = [layer for group in groups for layer in group]
     for where, values in layers:
         _check_value(values, schema, "", where)
+    # Then merge in order: the base of a preset, the preset, the overrides.
     _drop_what_belonged([[values for _, values in group] for group in groups], schema)
     merged = OmegaConf.merge(OmegaConf.structured(schema), *(values for _, values in layers))
     if missing := sorted(OmegaConf.missing_keys(merged)):

@@ -1,28 +1,28 @@
-"""Which seeds are used for what: a range of its own for every use, so that nothing is judged on what it learned from.
+"""Ranges of seeds: every use has its own range, so that no policy is evaluated on episodes it was trained on.
 
-A seed names an episode of a simulator: where it begins, and the noise that the policy decides with.
+A seed names an episode of a simulator: its first state, and the noise of the policy's decisions.
 
 | range | episodes |
 |---|---|
-| `EXPERT` | of the scripted expert, to pretrain on; the demonstrations are the first of them |
-| `NOISY` | of the expert with noise on its actions, to pretrain on |
-| `RANDOM` | of random motion, to pretrain on |
-| `POLICY` | of the tuned policy, to refit the world decoder on |
-| `HELDOUT` | of expert and noisy expert, to measure the two stages on; never trained on |
+| `EXPERT` | of the scripted expert, for pretraining; the demonstrations are the first of them |
+| `NOISY` | of the expert with noise on its actions, for pretraining |
+| `RANDOM` | of random motion, for pretraining |
+| `POLICY` | of the tuned policy, for the refit of the world decoder |
+| `HELDOUT` | of expert and noisy expert, for measuring the two stages; never trained on |
 | `HELDOUT_POLICY` | of the tuned policy, for the same |
 | `STAGE_EVAL` | of the success table of a tuned checkpoint |
 | `GATE` | of the gates of a run, in blocks |
 | `EVAL` | of the evaluation before and after a run, and of `wamtune eval` and `wamtune dream` |
-| `EXPLORE` | collected for a refit, exploring |
-| `START` | only reset, for dreams to begin from |
+| `EXPLORE` | exploring episodes, collected for a refit |
+| `START` | only reset: the first states of dreams |
 
-PPO and a dream draw the seeds of their own episodes at random from 0 to 2**31 - 1. An episode of an evaluation of 200
-is among 10,000 such draws with a probability of 0.1 %.
+PPO and dreams draw the seeds of their own episodes at random from 0 to 2**31 - 1. The probability that 10,000 such
+draws contain any episode of an evaluation of 200 is 0.1 %.
 
-On a robot a seed names a scene. `run` records those from `seed` on; a comparison takes its own, from `COMPARE` on.
+On a robot a seed names a scene. `run` records the scenes from `seed` on; a comparison uses those from `COMPARE` on.
 Noise on observations is drawn with `world_model.seeds.NOISE_SEED` added to the seed of the episode.
 
-The last four numbers of this file are no episodes; random generators begin from them.
+The last four numbers of this file are not episodes but offsets and seeds of random generators.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ OF_SOURCE = {"expert": EXPERT, "noisy": NOISY, "random": RANDOM, "policy": POLIC
 """Source of a recorded episode -> its seeds."""
 
 COMPARE = 1_000_000
-"""First scene of a comparison on a robot at the earliest: policies learn from those of `run`, which begin at 0."""
+"""Smallest scene of a comparison on a robot. Policies may be trained on the scenes of `run`, which begin at 0."""
 
 JUDGE_REFIT = 1_000_003
-"""Added to the seed of a run for the refit of the judging dream, which must not be the one that is trained in."""
+"""Added to the seed of a run for the refit of the dream that evaluates, which must differ from the training dream."""
 
 GO_BACK = 1_000
-"""Added to the seed of a run, times the number of returns to a saved state, for other random numbers than before."""
+"""Added to the seed of a run once per return to a saved state, so that the random numbers differ from before."""
 
 CALLBACK_EVAL = 2**40
-"""Of the episodes of a callback that evaluates; the `seed` of a run, from which it draws its own, is never so large."""
+"""Seed of the evaluation environment of a callback; larger than any `seed` of a run, so that they never coincide."""
 
 CAMERA = 0
-"""Of the cameras that disturb recorded episodes, see `rl.stages.images.see_disturbed`."""
+"""Seed of the disturbed cameras, see `rl.stages.images.see_disturbed`."""

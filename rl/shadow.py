@@ -1,6 +1,6 @@
-"""Find a foreign package that hides one of ours: `rl`, `rewards` and `world_model` are names that others use too.
+"""Detect a foreign package that hides one of ours: others use the names `rl`, `rewards` and `world_model` too.
 
-Only the standard library is imported: with a foreign `rewards` on the path nothing of ours can be trusted to load.
+This file imports only the standard library: with a foreign `rewards` on the path, none of our packages may load.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ PACKAGES = ("rl", "world_model", "rewards")
 
 
 def foreign_package(path: Sequence[str] | None = None) -> str | None:
-    """Return one line that names the first package on `path` (default `sys.path`) that hides ours; None if none does.
+    """Return an error line for the first package on `path` (default `sys.path`) that hides ours; None if none does.
 
-    Call it first in the command line, before anything of `rewards` is imported.
+    The command line calls it before it imports anything from `rewards`.
     """
     home = Path(__file__).resolve().parents[1]
     for name in PACKAGES:

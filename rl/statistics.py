@@ -1,4 +1,4 @@
-"""Shares with intervals, paired differences and rank correlations: the statistics of evaluations, reports and cards."""
+"""Statistics of evaluations, reports and cards: success rates with intervals, paired gains, rank correlations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Z95 = 1.959964
 
 
 class Outcome(Protocol):
-    """How an episode ended."""
+    """The end of an episode."""
 
     @property
     def success(self) -> bool:
@@ -23,34 +23,35 @@ class Outcome(Protocol):
 
 
 def success_rate(results: Iterable[Outcome]) -> float:
-    """Share of successes."""
+    """Return the share of successes, 0 to 1."""
     outcomes = [r.success for r in results]
     return sum(outcomes) / len(outcomes)
 
 
 def describe(results: Sequence[Outcome]) -> str:
-    """Say a success rate with its interval and the number of episodes, in percent."""
+    """Return text with the success rate and its 95 % interval in percent, and the number of episodes."""
     n, hits = len(results), sum(r.success for r in results)
     low, high = wilson(hits, n)
     return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927)."""
+    """Return the 95 % interval (low, high) of a share of `successes` in `n` (Wilson 1927)."""
     if n == 0:
         return 0.0, 1.0
-    p, z2 = successes / n, Z95**2
+    p, z2 = successes / n, Z95**2  # observed share, squared quantile
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return middle - half, middle + half
 
 
 def paired_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[float, float, float]:
-    """Return the gain in success on the same episodes and its 95 % interval, the score interval of Tango (1998).
+    """Return the gain in success on the same episodes and its 95 % interval (gain, low, high).
 
-    With many discordant pairs it is that of Wald on paired differences. With none its width is not zero: n episodes
-    that all end as before show that the gain is small, within 3.84 / (n + 3.84), not that there is none. It leaves out
-    0 exactly where the test of McNemar is significant.
+    The interval is the score interval of Tango (1998). With many discordant pairs it approaches the Wald interval of
+    paired differences. Without discordant pairs its width is not zero: n episodes that all end as before show that the
+    gain is small, within 3.84 / (n + 3.84), but not that it is zero. It excludes 0 exactly if McNemar's test is
+    significant.
     """
     pairs = list(zip(before, after, strict=True))
     won, lost = sum(a.success and not b.success for b, a in pairs), sum(b.success and not a.success for b, a in pairs)
@@ -59,25 +60,27 @@ def paired_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[fl
 
 
 def share(event: Tensor, among: Tensor) -> float | None:
-    """Share of `among` (n,) bool with the event; None where there are none."""
+    """Return the share of the rows in `among` (n,) bool that have the `event` (n,); None if `among` is empty."""
     return float(event[among].float().mean()) if among.any() else None
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two samples (n,), NaN where there is nothing to rank: of a constant, or of two."""
+    """Return Spearman's rank correlation of two samples (n,); NaN if one is constant or n is below 3."""
     if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
         return math.nan
     return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
 
 
 def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, float]:
-    """Spearman's rank correlation of two samples (n,), with its 95 % interval by the percentile bootstrap.
+    """Return Spearman's rank correlation of two samples (n,) with its 95 % interval by the percentile bootstrap.
 
-    Where several values come from one episode, `group` (n,) says which: then whole groups are drawn.
+    If several values come from one episode, `group` (n,) holds the index of the episode of each; then whole groups are
+    resampled, since values of one episode are not independent.
     """
     if math.isnan(rho := spearman(a, b)):
         return {"rho": math.nan, "low": math.nan, "high": math.nan}
     x, y = a.cpu().numpy(), b.cpu().numpy()
+    # Bootstrap over groups: draw group indices, then take all rows of the drawn groups.
     names = np.arange(len(x)) if group is None else group.cpu().numpy()
     rows = [np.flatnonzero(names == name) for name in np.unique(names)]
 
@@ -93,15 +96,16 @@ def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, 
 
 
 def _least_gain(won: int, lost: int, n: int) -> float:
-    """Return the smallest gain that `won` and `lost` of `n` pairs do not contradict at 95 %, by halving.
+    """Return the lower end of the 95 % interval of the gain for `won` and `lost` of `n` pairs, by bisection.
 
-    A gain is contradicted where won - lost is further from n * gain than `Z95` standard deviations, with the share of
-    lost pairs that is most likely given this gain (Tango, Statistics in Medicine 17, 891-908, 1998).
+    A gain is rejected if won - lost differs from n * gain by more than `Z95` standard deviations, where the variance
+    uses the share of lost pairs that is most likely given this gain (Tango, Statistics in Medicine 17, 891-908, 1998).
     """
+    # Bisection: `low` is always rejected (or -1), `high` never; 60 halvings reach the precision of a float.
     low, high = -1.0, (won - lost) / n
     for _ in range(60):
         gain = (low + high) / 2
-        b = (2 * n - won + lost) * gain - won - lost  # the share solves 2 n share^2 + b share + c = 0
+        b = (2 * n - won + lost) * gain - won - lost  # share_lost solves 2 n share_lost² + b share_lost + c = 0
         c = -lost * gain * (1 - gain)
         share_lost = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
         variance = max(n * (2 * share_lost + gain * (1 - gain)), 0.0)

@@ -181,6 +181,7 @@ class _Builder:
         if not (inspect.isclass(found) and issubclass(found, BaseCallback)):
             base = f"{BaseCallback.__module__}.{BaseCallback.__name__}"
             raise UserError(f"{what}: {func} is no callback; expected a class that extends {base}")
+        # Params that are callbacks themselves, such as `callback_on_new_best` of EvalCallback, are built first.
         given = {key: self.build(f"{name}.{key}", v) if _is_term(v) else v for key, v in params.items()}
         return self._built(what, func, found, given)
 

@@ -62,6 +62,7 @@ class Imitation:
     def add_successes(self, rollout: Rollout, place: str) -> None:
         """Keep the chunks of a rollout that led to a success in the same episode; `place` is "sim" or "dream"."""
         done = rollout.terminated | rollout.truncated
+        # If only a part of each chunk was executed, extend it to a whole chunk with the following executed actions.
         actions, whole = whole_chunks(rollout.actions, done, self.model.chunk_size)
         kept = leads_to_success(rollout.success, done)[: len(whole)] & whole
         if self.coefs[place] > 0 and kept.any():
@@ -82,6 +83,7 @@ class Imitation:
         if self.coefs["sim"] == 0 or not successes:
             return
         windows = self.model.windows(successes, ends=True)
+        # Take every window that begins at a multiple of the chunk size, and the last one that fits the episode.
         begins = windows.start - windows.first[windows.episode]
         last = torch.tensor([e.length - size for e in windows.episodes], device=self.model.device)[windows.episode]
         self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))
@@ -121,6 +123,7 @@ class Imitation:
 
 def _commanded(episode: Episode, delay: int) -> Episode:
     """Pair each state with the action that was commanded in it and executed `delay` steps later."""
+    # The last `delay` states have no known command, so the episode gets shorter by them.
     seen, late = episode.state[: len(episode.state) - delay], slice(delay, None)
     return replace(episode, state=seen, action=episode.action[late], success=episode.success[late], task_reward=None)
 
@@ -129,6 +132,7 @@ def leads_to_success(success: Tensor, done: Tensor) -> Tensor:
     """Mark chunks (n_steps, num_envs) whose episode succeeded in or after them, within the rollout."""
     marks = torch.zeros_like(success)
     later = torch.zeros_like(success[0])
+    # Backwards in time: an end without success in the same chunk separates a chunk from later successes.
     for i in reversed(range(len(success))):
         later = success[i] | (later & ~done[i])
         marks[i] = later

@@ -111,6 +111,7 @@ class PPO:
             for name in step.raw:
                 terms[f"{name}_raw"] = terms.get(f"{name}_raw", 0.0) + float(step.raw[name].sum())
                 terms[name] = terms.get(name, 0.0) + float(step.weighted[name].sum())
+            # `following` is the context after any restart, so the next decision continues from it.
             obs, context = step.obs, following
             if on_step is not None and not on_step(actions, step):
                 break
@@ -135,11 +136,13 @@ class PPO:
         """
         samples = _normalised(samples)
         _check_finite(samples)
+        # Keep the weights, so that an update that explodes can be undone.
         before, target_kl = policy_state(self.policy), self.config.target_kl or math.inf
         self.optimizer.param_groups[0]["peak"] = self.learning_rate(self.progress_remaining)  # group 0 is the actor
         seen: dict[str, list[float]] = {}
         stop = exploded = False
         for _ in range(n_epochs or self.config.n_epochs):
+            # Every epoch visits each row once, in a new random order.
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
             for index in order.split(self.config.batch_size):
                 losses, stats = self._losses(samples[index], real, ref_kl_coef)
@@ -154,7 +157,7 @@ class PPO:
             if stop:
                 break
         means = {name: sum(values) / len(values) for name, values in seen.items()}
-        if exploded:
+        if exploded:  # the optimizer's moments stay as they are
             load_policy_state(self.policy, before)
         variance = explained_variance(samples.value, samples.returns)
         ends = {"early_stop": float(stop), "taken_back": float(exploded), "explained_variance": variance}
@@ -173,6 +176,7 @@ class PPO:
 
     def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
         """Fit the critic to the Monte-Carlo returns of a rollout; return the explained variance on held-out chunks."""
+        # With lambda 1, GAE's returns are the discounted sums of rewards; a cut episode bootstraps.
         samples = Samples.from_rollout(rollout, self.config.gamma, gae_lambda=1.0)
         _check_finite(samples)
         n_chunks, n_envs = rollout.value.shape
@@ -202,6 +206,7 @@ class PPO:
         """Return the total loss of a minibatch and the statistics to log."""
         config, policy = self.config, self.policy
         ref_kl_coef = config.ref_kl_coef if ref_kl_coef is None else ref_kl_coef
+        # Critic: squared error to the returns, weighted like the policy loss; then as many rows of real samples.
         value_loss = (batch.weight * (policy.values(batch.context) - batch.returns).square()).mean()
         if real is not None:
             value_loss = value_loss + self._value_loss(real, len(batch))
@@ -228,6 +233,7 @@ class PPO:
         log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
         ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)  # (n, n_action_steps), (n, 1)
         clip = self.clip_range(self.progress_remaining)
+        # PPO's clipped objective, with one ratio per action and the advantage of the whole chunk.
         gain = torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
         pg_loss = -(batch.weight.unsqueeze(1) * gain).mean()
         ref_kl = policy.reference_kl(means, batch.reference_means).mean()
@@ -293,6 +299,7 @@ def _check_finite(samples: Samples) -> None:
 
 def _normalised(samples: Samples) -> Samples:
     """Return the samples with advantages of weighted mean 0 and, above `ADVANTAGE_FLOOR`, weighted deviation 1."""
+    # Weighted statistics, so that chunks of weight 0 have no influence on the others.
     share = samples.weight / samples.weight.sum()
     advantage = samples.advantage - (share * samples.advantage).sum()
     scale = (share * advantage.square()).sum().sqrt().clamp(min=ADVANTAGE_FLOOR)

@@ -93,6 +93,7 @@ class Dreams:
                 seen["flipped"] = 1 - int((rollout.success & (trust > 0)).sum()) / n_successes
             if signal.at:
                 seen[f"trust/{signal.name}"] = float(trust.mean())
+        # Apply them: weights multiply, and a success counts only where every signal is above 0.
         for _, trust in trusts:
             rollout.weight, rollout.success = rollout.weight * trust, rollout.success & (trust > 0)
         if not rollout.weight.any():

@@ -51,11 +51,13 @@ def judge(
     won = lost = champion_hits = challenger_hits = n = 0
     clear = False
     while n < most and not clear:
+        # Both run the same episodes, so each seed gives a pair of results.
         seeds = list(range(first_seed + n, first_seed + n + min(block, most - n)))
         for old, new in zip(run_champion(seeds), run_challenger(seeds), strict=True):
             champion_hits, challenger_hits = champion_hits + old.success, challenger_hits + new.success
             won, lost = won + (new.success and not old.success), lost + (old.success and not new.success)
         n += len(seeds)
+        # Under chance alone, won - lost has mean 0 and standard deviation sqrt(won + lost).
         clear = won != lost and abs(won - lost) >= z_clear * math.sqrt(won + lost)
     lost_it = lost > won and (clear or lost - won >= z_loss * math.sqrt(won + lost))
     return Verdict(not lost_it, champion_hits / n, challenger_hits / n, won, lost, n)

@@ -21,6 +21,7 @@ def try_rewards(config: TrainConfig, model: WorldActionModel | None, sim: Simula
     Raises:
         UserError: a term of the config raised an exception, or did not return a valid reward.
     """
+    # Use new reward terms, since terms may keep a state, and record nothing.
     generator, terms, recorder = sim.generator.get_state(), sim.rewards, sim.recorder
     sim.rewards, sim.recorder = make_rewards(config, sim.spec, sim.place, model), None
     try:

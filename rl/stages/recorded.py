@@ -35,6 +35,7 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
             raise UserError(f"dataset={config.dataset}: no episode has two frames; name another dataset")
         if not store.shards:
             store.append(episodes, spec)
+        # The store may hold more episodes, recorded later; the first ones must be those of the dataset.
         stored = store.load()[: len(episodes)]
         if len(stored) < len(episodes) or not all(map(_same, stored, episodes)):
             raise UserError(
@@ -90,6 +91,7 @@ def split(episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:
     learned: list[Episode] = []
     heldout: list[Episode] = []
     for episode in episodes:
+        # Count per task in the order of recording: episodes added later move no earlier one, except a lone one.
         is_heldout = totals[episode.task] > 1 and seen[episode.task] % HELDOUT_EVERY == 0
         (heldout if is_heldout else learned).append(episode)
         seen[episode.task] += 1

@@ -162,9 +162,9 @@ wamtune deploy CHECKPOINT | RUN_FOLDER run [PRESET] [key=value ...]
 wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER [PRESET] [key=value ...]
 
 `export` writes the policy of a checkpoint as policy.onnx, which contains every step from a state to bounded actions,
-and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of the
-files. Before anything is written, onnxruntime must give the same actions as torch on 1,000 observations; the largest
-difference is printed. Needs the extra `export`: {pip_line("export")}
+and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of
+policy.onnx and of the checkpoint. Before anything is written, onnxruntime must give the same actions as torch on 1,000
+observations; the largest difference is printed. Needs the extra `export`: {pip_line("export")}
 `run` takes the folder of an export as well.
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),

@@ -79,13 +79,13 @@ def test_train_with_controls_leaves_everything(
 
 def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
     shown = _Shown()
-    shown.hear({"eval/success": 0.5})
+    shown.add({"eval/success": 0.5})
     assert shown.values == {"before": 0.5, "sim": 0.5}
-    shown.hear({"rollout/dream_success": 0.75, "train/approx_kl": 0.1})
+    shown.add({"rollout/dream_success": 0.75, "train/approx_kl": 0.1})
     assert shown.values == {"before": 0.5, "sim": 0.5, "dream": 0.75, "gap": 0.25, "KL": 0.1}
-    shown.hear({"gate/accepted": 1.0, "gate/champion": 0.5, "gate/challenger": 0.625})
+    shown.add({"gate/accepted": 1.0, "gate/champion": 0.5, "gate/challenger": 0.625})
     assert (shown.values["sim"], shown.values["gap"]) == (0.625, 0.125)
-    shown.hear({"gate/accepted": 0.0, "gate/champion": 0.5, "gate/challenger": 0.25})
+    shown.add({"gate/accepted": 0.0, "gate/champion": 0.5, "gate/challenger": 0.25})
     assert (shown.values["before"], shown.values["sim"]) == (0.5, 0.5)
 
 
