@@ -1,6 +1,6 @@
 """Reward terms: plain functions on a batched `Transition`, the same in simulator, dream and recorded episodes.
 
-The names are imported when they are first used: `rewards.errors` is needed everywhere and must not wait for torch.
+The names below are imported on first use, because `rewards.errors` is needed everywhere and must load without torch.
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import one of the names in `__all__` (PEP 562)."""
+    """Import a name of `__all__` on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

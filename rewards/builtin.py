@@ -1,7 +1,7 @@
 """The built-in reward terms.
 
-Signs: a term that measures something unwanted returns a positive magnitude, and its weight is negative. No term is
-scaled by the length of a step.
+Signs: a term for something unwanted returns a positive magnitude, and its weight in the config is negative. No term is
+scaled by the duration of a step.
 """
 
 from __future__ import annotations
@@ -17,50 +17,51 @@ from rewards.errors import UserError
 
 @reward(requires=("success",))
 def success(t: Transition) -> Tensor:
-    """1 at every step whose state solves the task, else 0. Shape: (num_envs,)."""
+    """Return 1 at every step whose next state solves the task, else 0. Shape: (num_envs,)."""
     return t.success.to(t.next_state.dtype)
 
 
 @reward(requires=("progress",))
 def progress(t: Transition, gamma: float = 1.0) -> Tensor:
-    """Potential difference `gamma * next_progress - progress`. Shape: (num_envs,).
+    """Return the potential difference `gamma * next_progress - progress`. Shape: (num_envs,).
 
-    Summed over an episode with gamma 1, it is the progress made. With the gamma of PPO, going in circles gains nothing
-    (Ng et al. 1999); the end of an episode keeps its potential here, so an early success gets a little more.
+    With gamma 1, its sum over an episode is the progress made. With the gamma of PPO, moving in circles gains nothing
+    (potential-based shaping, Ng et al. 1999). Unlike there, the potential of the last state is not set to 0, so an
+    early success gets slightly more.
     """
-    assert t.progress is not None and t.next_progress is not None  # promised by `requires`
+    assert t.progress is not None and t.next_progress is not None  # checked by `requires`
     return gamma * t.next_progress - t.progress
 
 
 @reward(requires=("task_reward",))
 def task_reward(t: Transition) -> Tensor:
-    """Pay the simulator's own reward; a dream has none. Shape: (num_envs,)."""
-    assert t.task_reward is not None  # promised by `requires`
+    """Return the simulator's own reward; not available in a dream. Shape: (num_envs,)."""
+    assert t.task_reward is not None  # checked by `requires`
     return t.task_reward
 
 
 @reward
 def time_cost(t: Transition) -> Tensor:
-    """1 at every step; give it a negative weight. Shape: (num_envs,)."""
+    """Return 1 at every step; give it a negative weight. Shape: (num_envs,)."""
     return torch.ones_like(t.next_state[:, 0])
 
 
 @reward(requires=("action",))
 def action_l2(t: Transition) -> Tensor:
-    """Squared length of the action; give it a negative weight. Shape: (num_envs,)."""
+    """Return the squared length of the action; give it a negative weight. Shape: (num_envs,)."""
     return t.action.square().sum(-1)
 
 
 @reward(requires=("action_history",))
 def action_rate(t: Transition) -> Tensor:
-    """Squared difference of the last two actions; give it a negative weight. Shape: (num_envs,)."""
+    """Return the squared difference of the last two actions; give it a negative weight. Shape: (num_envs,)."""
     _, a1, a2 = t.action_history.unbind(1)
     return (a2 - a1).square().sum(-1)
 
 
 @reward(requires=("action_history",))
 def action_jerk(t: Transition) -> Tensor:
-    """Squared second difference of the last three actions; give it a negative weight. Shape: (num_envs,)."""
+    """Return the squared second difference of the last three actions; give it a negative weight. Shape: (num_envs,)."""
     a0, a1, a2 = t.action_history.unbind(1)
     return (a2 - 2 * a1 + a0).square().sum(-1)
 
@@ -69,15 +70,18 @@ class WorkspaceLimit:
     """Distance of a slice of the state to the box [low, high], 0 inside; give it a negative weight.
 
     Args:
-        low: lower corner, one number a dimension of the slice, in its unit.
+        low: lower corner, one number per dimension of the slice, in its unit.
         high: upper corner.
         slice_name: slice of the state.
+
+    Raises:
+        ValueError: the corners have different lengths, or `low` exceeds `high`.
     """
 
     def __init__(self, low: Sequence[float], high: Sequence[float], slice_name: str = "hand_pos") -> None:
         self.low, self.high = torch.tensor(list(low)), torch.tensor(list(high))
         self.slice_name = slice_name
-        self.requires = (slice_name,)  # depends on a param, hence a class
+        self.requires = (slice_name,)  # depends on a param, so this term is a class and not a function
         if self.low.shape != self.high.shape or not bool((self.low <= self.high).all()):
             raise ValueError(f"low {list(low)} must have the length of high {list(high)} and not exceed it")
 
@@ -95,11 +99,11 @@ class WorkspaceLimit:
 
 
 class GoalImage:
-    """How far what is seen is from a goal picture, in the model's own codes; give it a negative weight.
+    """Distance of the image from a goal image, in the codes of the model; give it a negative weight.
 
     Args:
-        path: the picture, a PNG from the same place as the camera's.
-        view: number of the camera.
+        path: the goal image, a PNG taken from the position of the camera.
+        view: number of the camera, from 0.
     """
 
     requires = ("image",)
@@ -109,14 +113,14 @@ class GoalImage:
         self.goal: Tensor | None = None
 
     def __call__(self, t: Transition) -> Tensor:
-        """Return the root mean square difference of codes. Shape: (num_envs,)."""
-        assert t.codec is not None  # promised by `requires`
+        """Return the root mean square difference of the codes. Shape: (num_envs,)."""
+        assert t.codec is not None  # checked by `requires`
         if not 0 <= self.view < t.codec.n_views:
             raise UserError(f"view={self.view}: the model has {t.codec.n_views} cameras, counted from 0")
-        if self.goal is None:
+        if self.goal is None:  # encode on the first call: the codec is not known earlier
             self.goal = t.codec.encode_file(self.path)[self.view]
-        seen = t["image"].view(len(t.state), t.codec.n_views, -1)[:, self.view]
-        distance: Tensor = (seen - self.goal).square().mean(1).sqrt()
+        codes = t["image"].view(len(t.state), t.codec.n_views, -1)[:, self.view]
+        distance: Tensor = (codes - self.goal).square().mean(1).sqrt()
         return distance
 
 

@@ -1,6 +1,7 @@
-"""Checks of the values of a config: each refuses in one line what means nothing. No torch is needed for them.
+"""Range checks for the values of a config, with one-line errors. They need no torch.
 
-A config is any object with attributes. Several names are checked in their order, and the first wrong one is named.
+A config is any object with attributes. Names are checked in the given order; the error is about the first wrong one.
+NaN fails every check.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def within_0_1(config: object, *names: str) -> None:
 
 
 def between_0_1(config: object, *names: str) -> None:
-    """Raise `UserError` if one of these values is not between 0 and 1; the ends are refused as well."""
+    """Raise `UserError` if one of these values is not strictly between 0 and 1."""
     require(config, names, lambda value: 0 < value < 1, "between 0 and 1")
 
 
 def require(config: object, names: tuple[str, ...], holds: Callable[[Any], bool], expected: str) -> None:
-    """Raise `UserError`, which says what was `expected`, if `holds` is false of one of these values.
+    """Raise `UserError` if `holds(value)` is false for one of these values; `expected` ends the message.
 
-    A comparison with NaN is false, so each check above refuses it.
+    Comparisons with NaN are false, so the checks above refuse NaN.
     """
     for name in names:
         if not holds(value := getattr(config, name)):

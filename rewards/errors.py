@@ -1,6 +1,6 @@
-"""The one exception a user meets, its hints, and how an exception of a plug-in becomes one.
+"""`UserError`, the exception for bad input, and helpers for its messages: hints, and errors raised by plug-ins.
 
-It sits here because `rewards` is the bottom of the import order.
+It is in `rewards` because all other packages may import `rewards`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Report bad input in one line: what, where, what was expected, what to do.
+    """Bad input, reported in one line: what, where, what was expected, what to do.
 
-    The command line prints the message alone and exits with code 2; everything else is a bug and keeps its traceback.
+    The command line prints only the message and exits with code 2. Any other exception is a bug and shows a traceback.
     """
 
 
 class BadNumbers(UserError):
-    """A number that nothing must be learned from. `tensors` are what led to it, by name, for a file to look into."""
+    """A number that is NaN, infinite or too large, from which nothing must be learned.
+
+    `tensors` are the values that led to it, by name; they can be saved to a file for debugging.
+    """
 
     def __init__(self, message: str, **tensors: Any) -> None:
         super().__init__(message)
@@ -29,19 +32,19 @@ class BadNumbers(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the closest known word, or nothing."""
+    """Return `; did you mean 'x'?` for the closest known word; empty if none is close."""
     close = get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def closest_or_known(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'?` for the closest known word, or all of them: `known: x, y`."""
+    """Return `did you mean 'x'?` for the closest known word; if none is close, all of them: `known: x, y`."""
     words = list(known)
     return did_you_mean(word, words).removeprefix("; ") or f"known: {', '.join(words) or 'none'}"
 
 
 def defined_at(target: Callable[..., Any]) -> str:
-    """Return `FILE:LINE` of a function, of a class or of what an instance does when called; empty if unknown."""
+    """Return `FILE:LINE` of a function, of a class's `__init__` or an instance's `__call__`; empty if unknown."""
     function: Any = target
     if inspect.isclass(target):
         function = target.__init__
@@ -53,21 +56,24 @@ def defined_at(target: Callable[..., Any]) -> str:
 
 @contextmanager
 def blamed(what: str, file: str) -> Iterator[None]:
-    """Turn what code of the user raises into a `UserError` with its file and line.
+    """Convert exceptions of user code in this context to a `UserError` with file and line.
 
     Args:
-        what: who raised it, such as "reward term 'smooth'".
-        file: where that code is; of the frames of a traceback, the innermost in this file is named.
+        what: name of the user code, which begins the message, such as "reward term 'smooth'".
+        file: file of the user code; the message names the innermost line of the traceback in this file.
+
+    Raises:
+        UserError: the code in the context raised an exception.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) and str(error).startswith(what):
+        if isinstance(error, UserError) and str(error).startswith(what):  # already converted
             raise
         frames = traceback.extract_tb(error.__traceback__)
         frame = next((f for f in reversed(frames) if f.filename == file), None)
-        told = f": {error}"
+        problem = f": {error}"
         if not isinstance(error, UserError):
-            told, frame = f" raised {type(error).__name__}: {error}", frame or frames[-1]
+            problem, frame = f" raised {type(error).__name__}: {error}", frame or frames[-1]
         at = f"; see {frame.filename}:{frame.lineno}" if frame else ""
-        raise UserError(what + told.replace("\n", " ") + at) from error
+        raise UserError(what + problem.replace("\n", " ") + at) from error

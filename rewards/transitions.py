@@ -1,4 +1,4 @@
-"""The one builder of transitions, so that they are the same in simulators, in dreams and on recorded episodes."""
+"""The only function that builds transitions, so that they are equal in simulators, dreams and recorded episodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from rewards.api import PictureCodec, Transition
 
 ACTION_HISTORY = 3
-"""Actions that a `Transition` remembers, the current one included: enough for a second difference."""
+"""Number of actions in `Transition.action_history`, including the current one: enough for a second difference."""
 
 
 def chunk_transition(
@@ -28,25 +28,27 @@ def chunk_transition(
     own_rewards: Mapping[str, Tensor] | None = None,
     codec: PictureCodec | None = None,
 ) -> Transition:
-    """Return the steps of a chunk of `k` actions in `n` environments as one transition of n * k rows.
+    """Return the steps of a chunk of `k` actions in `n` environments as one transition with n * k rows.
 
-    One call of the reward terms for a whole chunk is much faster than one for each step.
+    The rows of an environment are consecutive. One call of the reward terms for a whole chunk is much faster than one
+    call per step.
 
     Args:
-        frames: (n, k + 1, state_dim), the first one before the first action.
+        frames: (n, k + 1, state_dim), from the frame before the first action to the one after the last.
         actions: (n, k, action_dim).
-        past: (n, ACTION_HISTORY - 1, action_dim), the actions before them, see `first_past`.
+        past: (n, ACTION_HISTORY - 1, action_dim), the actions before the chunk, see `first_past`.
         success: (n, k) bool, whether the task is solved after each step.
         terminated: (n, k) bool, whether the episode ends there.
         elapsed: (n, k) int64, steps since the episode began, 1 after its first action.
         task: (n,) int64.
         slices: named parts of the state.
-        progress: (n, k + 1), of each frame.
-        task_reward: (n, k).
-        own_rewards: name of a term -> (n, k).
-        codec: of the slice `image`.
+        progress: (n, k + 1), the model's estimate for each frame.
+        task_reward: (n, k), the simulator's own reward.
+        own_rewards: name of a term -> (n, k), computed by the simulator.
+        codec: codec of the slice `image`.
     """
     k = actions.shape[1]
+    # A sliding window over past and current actions. Shape: (n, k, ACTION_HISTORY, action_dim).
     history = torch.cat([past, actions], dim=1).unfold(1, ACTION_HISTORY, 1).transpose(2, 3)
     return Transition(
         state=frames[:, :-1].flatten(0, 1),
@@ -67,8 +69,8 @@ def chunk_transition(
 
 
 def first_past(actions: Tensor) -> Tensor:
-    """Return the past (n, ACTION_HISTORY - 1, action_dim) of an episode that begins with `actions` (n, k, action_dim).
+    """Return the past actions (n, ACTION_HISTORY - 1, action_dim) at the start of an episode.
 
-    An episode starts as if its first action had always been applied, so that beginning costs no jerk.
+    The first of `actions` (n, k, action_dim) is repeated, so that terms on action changes are 0 at the first step.
     """
     return actions[:, :1].expand(-1, ACTION_HISTORY - 1, -1)

@@ -1,4 +1,4 @@
-"""Size and shape of a world-action model, as its checkpoint keeps them."""
+"""Architecture of a world-action model, as stored in its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewards.errors import UserError
 from world_model.view import View
 
 PATCH = 16
-"""Pixels along each side of what one token of a picture stands for."""
+"""Side length, in pixels, of the image patch that one token encodes."""
 
 LARGEST = {
     "n_context_frames": 256,
@@ -25,38 +25,40 @@ LARGEST = {
     "picture_size": 1024,
     "picture_dim": 1024,
 }
-"""What each size in a config may be at most: about 20 times what the built-in models have."""
+"""Largest accepted value of each size: about 20 times the sizes of the built-in models."""
 
 MOST_VIEWS = 16
+"""Largest accepted number of cameras."""
+
 MOST_WEIGHTS = 500_000_000
-"""Weights of the layers of all three stacks together: 2 GB, 200 times those of the built-in models."""
+"""Largest accepted number of weights in all three stacks together: 2 GB, 200 times those of the built-in models."""
 
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """How far a camera may differ from that of the recorded images; each part is drawn uniformly up to its limit."""
+    """Random changes of training images, as another camera could cause; each is drawn uniformly up to its limit."""
 
-    brightness: float = 0.15  # added to all pixels, in either direction, in units of the full range
+    brightness: float = 0.15  # added to or subtracted from all pixels, in units of the full range
     contrast: float = 0.15  # relative change of the distance to mid-grey, in either direction
     pixel: float = 0.05  # standard deviation of white noise, in units of the full range
     shift: int = 2  # pixels, in any direction; edges are repeated
 
     @property
     def is_off(self) -> bool:
-        """Whether images stay as they are."""
+        """Whether images are not changed at all."""
         return not (self.brightness or self.contrast or self.pixel or self.shift)
 
 
 NO_IMAGE_NOISE = ImageNoise(brightness=0.0, contrast=0.0, pixel=0.0, shift=0)
-"""That of checkpoints that were made before there was image noise."""
+"""Value for older checkpoints, which were trained before image noise existed."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Size and shape of a world-action model.
+    """Architecture of a world-action model.
 
-    `width` is that of the encoder and of the shared attention space, `world_width` and `action_width` are those of the
-    two decoders; `chunk_size` actions are predicted at once and `chunk_size` future frames with them.
+    `width` is the width of the encoder and of the shared attention space; `world_width` and `action_width` are the
+    widths of the two decoders. The model predicts `chunk_size` actions and `chunk_size` future frames at once.
     """
 
     n_context_frames: int = 2
@@ -68,17 +70,21 @@ class ModelConfig:
     action_width: int = 128
     n_layers: int = 4
     n_heads: int = 5
-    views: dict[str, View] = field(default_factory=dict)  # cameras whose pictures it sees and predicts, by name
-    picture_size: int = 64  # pixels along each side
-    picture_dim: int = 32  # numbers in the code of each patch of 16 x 16
-    # In every stage, in imitation and in PPO: largest deviation of the white noise on observed frames, in units of the
-    # state (0.004: 4 mm where positions are in metres); 0: none
+    views: dict[str, View] = field(default_factory=dict)  # cameras by name; the model reads and predicts their images
+    picture_size: int = 64  # pixels along each side of an image
+    picture_dim: int = 32  # size of the code of each patch of 16 x 16 pixels
+    # Largest standard deviation of the white noise on observed frames, in every training stage, in imitation and in
+    # PPO, in units of the state (0.004: 4 mm for positions in metres); 0: no noise
     context_noise: float = 0.004
-    image_noise: ImageNoise = field(default_factory=ImageNoise)  # on images, where there are cameras
-    bfloat16: bool = False  # encode and predict in it where the processor has it: half the time for a model that sees
+    image_noise: ImageNoise = field(default_factory=ImageNoise)  # of the images of the cameras
+    bfloat16: bool = False  # encode and predict in bfloat16 if the processor has it: half the time for image models
 
     def check(self) -> None:
-        """Raise `UserError` for sizes that no model has, before memory is taken for them, and that do not divide."""
+        """Check all values before memory is allocated for a model.
+
+        Raises:
+            UserError: a size or noise is out of range, or a size is not a multiple of the size that must divide it.
+        """
         for name, largest in LARGEST.items():
             size = getattr(self, name)
             if type(size) is not int or not 1 <= size <= largest:
@@ -101,6 +107,7 @@ class ModelConfig:
             raise UserError(f"model.picture_size={self.picture_size}: expected a multiple of {PATCH}")
 
     def _check_noise(self) -> None:
+        """Raise `UserError` if a noise is negative, too large or of the wrong type."""
         if type(self.context_noise) not in (int, float) or not 0 <= self.context_noise < math.inf:
             raise UserError(f"model.context_noise={self.context_noise}: expected a finite number, at least 0")
         for name, value in asdict(self.image_noise).items():
@@ -110,13 +117,17 @@ class ModelConfig:
                 raise UserError(f"model.image_noise.{name}={value}: expected a {expected}, from 0 to {most}")
 
     def _n_layer_weights(self) -> int:
-        """Weights of queries, keys, values, output and MLP of every layer: nearly all that a large model has."""
+        """Count the weights of attention and MLP of all layers, which are nearly all weights of a large model."""
         stacks = (self.width, 4), (self.world_width, 1), (self.action_width, 4)  # width and mlp_ratio of each
+        # Per layer: queries, keys, values and output (4 matrices), and the two matrices of the MLP.
         return self.n_layers * sum(4 * width * self.width + 2 * ratio * width**2 for width, ratio in stacks)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> ModelConfig:
-        """Rebuild what `asdict` gave; older checkpoints name neither views nor noise, and were trained without."""
+        """Rebuild a config from the result of `asdict`.
+
+        Older checkpoints have no values for views and noise, because they were trained without them.
+        """
         views = {name: View(**{**v, "lookat": tuple(v["lookat"])}) for name, v in data.get("views", {}).items()}
         noise = ImageNoise(**data["image_noise"]) if "image_noise" in data else NO_IMAGE_NOISE
         return ModelConfig(**{"context_noise": 0.0, **data, "views": views, "image_noise": noise})

@@ -1,6 +1,6 @@
-"""A small autoencoder of images: a frame becomes a vector of codes, one for each patch of 16 x 16 pixels.
+"""A small autoencoder of images: an image becomes a vector of codes, one for each patch of 16 x 16 pixels.
 
-The world model predicts codes; they are decoded to images only where images are asked for.
+The world model predicts codes. They are decoded to images only on demand.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from world_model.wam.noise import noisy_images
 from world_model.wam.precision import products
 
 STANDS_OUT = 0.06
-"""A pixel that differs by so much of the full range from its mean over the task shows something that moves."""
+"""A pixel whose value differs from its mean over the task by more than this share of the full range shows motion."""
 
 TOGETHER = 0.1
-"""Weight of the distance between the codes of an image and of the same image disturbed."""
+"""Weight of the loss that pulls the codes of an image and of its noisy copy together."""
 
 
 class PictureCodec(nn.Module):
-    """Convolutional autoencoder of pictures (n, n_views, size, size, 3), one code (dim,) for each of its patches.
+    """Convolutional autoencoder of images (n, n_views, size, size, 3), with one code (dim,) for each patch.
 
     Args:
-        n_views: cameras; what each of them always sees is learned apart, the rest together.
-        size: pixels along each side of a picture, a multiple of 16.
-        dim: numbers in the code of a patch.
-        in_bfloat16: compute in it where the processor has it.
+        n_views: number of cameras. Each has its own learned background and position embedding; they share all layers.
+        size: pixels along each side of an image, a multiple of 16.
+        dim: size of the code of a patch.
+        in_bfloat16: compute in bfloat16 if the processor has it.
+        widths: channels of the layers at 1/4, 1/8 and 1/16 of the resolution.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PictureCodec(nn.Module):
         self.n_views, self.size, self.dim, self.in_bfloat16 = n_views, size, dim, in_bfloat16
         self.n_tokens = n_views * (size // PATCH) ** 2
         self.enter = nn.Conv2d(3, fine, 4, 4)
+        # Position embedding of each camera.
         self.where = nn.Parameter(torch.zeros(n_views, fine, size // 4, size // 4))
         self.down = nn.Sequential(
             *(_Residual(fine), nn.SiLU(), nn.Conv2d(fine, middle, 4, 2, 1)),
@@ -53,25 +55,29 @@ class PictureCodec(nn.Module):
             *(_Residual(middle), nn.SiLU(), nn.ConvTranspose2d(middle, fine, 4, 2, 1)),
             *(_Residual(fine), nn.SiLU(), nn.Conv2d(fine, 3 * 16, 3, padding=1), nn.PixelShuffle(4)),
         )
+        # Background of each camera, so that the codes need to describe only what differs from it.
         self.always = nn.Parameter(torch.zeros(n_views, 3, size, size))
 
     @property
     def code_dim(self) -> int:
-        """Numbers in the code of all pictures of a moment."""
+        """Size of the code of the images of all cameras at one moment."""
         return self.n_tokens * self.dim
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of the weights."""
         return self.always.device
 
     def fit(self, pictures: Pictures) -> None:
-        """Begin with what is always seen."""
+        """Initialise the background with the mean image of the tasks."""
         with torch.no_grad():
             self.always.copy_(_centred(pictures.usual).mean(0))
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, n_views, size, size, 3) uint8 -> codes (n, n_tokens * dim): view, row, column, number."""
+        """Encode images (n, n_views, size, size, 3) uint8 as codes (n, n_tokens * dim).
+
+        The order of the codes is camera, row, column, dimension of the code.
+        """
         x = _centred(pictures)
         n = len(x)
         with products(self.in_bfloat16, x):
@@ -80,32 +86,34 @@ class PictureCodec(nn.Module):
         return codes.flatten(2).transpose(1, 2).reshape(n, self.code_dim)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (n, n_tokens * dim) -> pictures (n, n_views, size, size, 3) uint8."""
+        """Decode codes (n, n_tokens * dim) to images (n, n_views, size, size, 3) uint8."""
         drawn = (self.draw(codes) + 0.5).clamp(0, 1)
         return (255 * drawn).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
 
     @torch.no_grad()
     def encode_file(self, path: str) -> Tensor:
-        """Codes (n_views, code_dim / n_views) of the picture in a file, as each of the cameras would see it.
+        """Encode the image in a file once for each camera. Shape: (n_views, code_dim / n_views).
 
         Raises:
-            UserError: there is none, it is no picture, or of another size.
+            UserError: the file does not exist, is not an image, or has another size.
         """
-        import imageio.v3 as iio  # late: acting does not read files
+        import imageio.v3 as iio  # imported here, because acting needs no image files
 
         try:
-            picture = torch.from_numpy(iio.imread(path))
-        except Exception as error:  # whatever a damaged file makes the reader say
-            raise UserError(f"{path}: no picture can be read there ({type(error).__name__}); expected a PNG") from error
-        if picture.dim() != 3 or picture.shape[:2] != (self.size, self.size) or picture.shape[2] not in (3, 4):
-            raise UserError(
-                f"{path}: {tuple(picture.shape)}, expected a picture of {self.size} x {self.size} in colour"
-            )
-        everywhere = picture[..., :3].expand(1, self.n_views, -1, -1, -1)
-        return self.encode(everywhere.to(self.always.device)).view(self.n_views, -1)
+            image = torch.from_numpy(iio.imread(path))
+        except Exception as error:  # a damaged file can raise any exception
+            raise UserError(f"{path}: no image can be read there ({type(error).__name__}); expected a PNG") from error
+        if image.dim() != 3 or image.shape[:2] != (self.size, self.size) or image.shape[2] not in (3, 4):
+            raise UserError(f"{path}: {tuple(image.shape)}, expected an image of {self.size} x {self.size} in colour")
+        # Drop an alpha channel, and give the same image to every camera.
+        for_each_view = image[..., :3].expand(1, self.n_views, -1, -1, -1)
+        return self.encode(for_each_view.to(self.always.device)).view(self.n_views, -1)
 
     def draw(self, codes: Tensor) -> Tensor:
-        """The same in floats around 0, colours first, through which gradients pass."""
+        """Decode codes (n, n_tokens * dim) to float images (n, n_views, 3, size, size), differentiably.
+
+        Values are centred: the range of a valid image is -0.5 to 0.5.
+        """
         n, side = len(codes), self.size // PATCH
         grid = codes.reshape(n * self.n_views, side * side, self.dim).transpose(1, 2).unflatten(2, (side, side))
         with products(self.in_bfloat16, grid):
@@ -115,21 +123,22 @@ class PictureCodec(nn.Module):
 
 @dataclass
 class PictureBatch:
-    """What the autoencoder learns from."""
+    """A training batch of the autoencoder."""
 
     pictures: Tensor  # (batch, n_views, size, size, 3) uint8
-    usual: Tensor  # the same, mean over the task
+    usual: Tensor  # (batch, n_views, size, size, 3) uint8, mean image of the task of each row
 
 
 class Pictures:
-    """Pictures of several tasks to draw batches from.
+    """Images of several tasks, from which batches are drawn.
 
     Args:
-        pictures: (n, n_views, size, size, 3) uint8 of each task.
+        pictures: for each task, (n, n_views, size, size, 3) uint8.
     """
 
     def __init__(self, pictures: Sequence[Tensor]) -> None:
         self.pictures = torch.cat(list(pictures))
+        # About 1000 images per task are enough for its mean image.
         some = (task[:: max(1, len(task) // 1000)] for task in pictures)
         self.usual = torch.stack([task.float().mean(0).round().to(torch.uint8) for task in some])
         self.task = torch.repeat_interleave(torch.arange(len(pictures)), torch.tensor([len(p) for p in pictures]))
@@ -137,7 +146,8 @@ class Pictures:
     def sample(self, n: int, generator: torch.Generator) -> PictureBatch:
         """Draw `n` moments with replacement."""
         device = generator.device
-        index = torch.randint(len(self.pictures), (n,), generator=generator, device=device).cpu()  # where pictures stay
+        # The images stay on the CPU; only the batch moves to the device.
+        index = torch.randint(len(self.pictures), (n,), generator=generator, device=device).cpu()
         return PictureBatch(self.pictures[index].to(device), self.usual[self.task[index]].to(device))
 
 
@@ -147,10 +157,12 @@ def picture_loss(
     noise: ImageNoise = NO_IMAGE_NOISE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Squared error, ten times as much where something stands out: most of a picture is table, and always the same.
+    """Return the loss of the autoencoder: the squared error, with ten times the weight on pixels that show motion.
 
-    With `noise`, drawn from `generator`, the clean picture is drawn from the code of a disturbed one (a denoising
-    autoencoder, Vincent et al. 2008), and the codes of the two are drawn together.
+    Most of an image is the table, which never changes and would otherwise dominate the loss.
+
+    With `noise` (drawn with `generator`) the clean image is reconstructed from the code of a noisy copy (denoising
+    autoencoder, Vincent et al. 2008), and a second term makes the codes of both images equal.
     """
     truth, usual = _centred(batch.pictures), _centred(batch.usual)
     stands_out = ((truth - usual).abs().amax(2, keepdim=True) > STANDS_OUT).float()
@@ -161,31 +173,33 @@ def picture_loss(
         codes = codec.encode(noisy_images(batch.pictures, noise, generator))
         apart = (codes - codec.encode(batch.pictures)).square().mean()
     error = (codec.draw(codes) - truth).square()
-    # The last term keeps codes of unit size.
+    # The last term is a weak penalty that keeps the codes near unit size.
     return 10 * ((1 + 9 * stands_out) * error).mean() + TOGETHER * apart + 1e-4 * codes.square().mean()
 
 
 def peak_signal_to_noise(pictures: Tensor, truth: Tensor, where: Tensor) -> float:
-    """PSNR in dB of pictures (n, ..., 3) uint8 against the truth over the pixels of a mask `where` (n, ...)."""
+    """Return the PSNR in dB of images (n, ..., 3) uint8 against `truth`, over the pixels of a mask `where` (n, ...)."""
     error = (pictures.float() - truth.float()).square().mean(-1)[where].mean() / 255**2
     return float(-10 * error.clamp(min=1e-10).log10())
 
 
 def moving(before: Tensor, after: Tensor) -> Tensor:
-    """Mask (n, ...) of the pixels that differ between two pictures (n, ..., 3) uint8 by more than 12 of 255."""
+    """Return the mask (n, ...) of the pixels that differ by more than 12 of 255 between images (n, ..., 3) uint8."""
     return (before.float() - after.float()).abs().amax(-1) > 12
 
 
 class _Residual(nn.Module):
+    """Residual block of two 3 x 3 convolutions."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what two convolutions make of `x` (n, width, h, w)."""
+        """Return `x` (n, width, h, w) plus the output of the two convolutions."""
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
 def _centred(pictures: Tensor) -> Tensor:
-    """(..., size, size, 3) uint8 -> (..., 3, size, size) between -0.5 and 0.5."""
+    """Convert images (..., size, size, 3) uint8 to floats (..., 3, size, size) between -0.5 and 0.5."""
     return (pictures.float() / 255 - 0.5).movedim(-1, -3)

@@ -1,4 +1,4 @@
-"""Transformer parts. Three stacks share one attention space: each can read the keys and values of another."""
+"""Transformer layers. Three stacks share one attention space, so one stack can attend to the tokens of another."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeysValues = list[tuple[Tensor, Tensor]]
-"""Per layer: keys and values, each (batch, n_heads, n_tokens, head_dim), in bfloat16 where that made them."""
+"""Per layer: keys and values, each (batch, n_heads, n_tokens, head_dim), in bfloat16 if computed in it."""
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP; attends to its own tokens and to given keys and values."""
+    """Pre-norm transformer block: attention to its own tokens and to keys and values of other stacks, then an MLP."""
 
     def __init__(self, width: int, attention_width: int, n_heads: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -25,13 +25,17 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, memory: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return tokens (batch, n, width) and this layer's keys and values."""
+        """Return tokens (batch, n, width) and the keys and values of this layer.
+
+        `memory` are the keys and values of other stacks at the same layer.
+        """
         batch, n, _ = x.shape
         qkv = self.qkv(self.norm_attention(x))
         q, k, v = qkv.view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         keys = torch.cat([*(m[0] for m in memory), k], dim=2)
         values = torch.cat([*(m[1] for m in memory), v], dim=2)
-        with torch.autocast("cpu", enabled=False):  # there its backward pass takes nine times as long in bfloat16
+        # No autocast on the CPU: the backward pass of attention takes nine times as long there in bfloat16.
+        with torch.autocast("cpu", enabled=False):
             q, keys, values = (part.to(self.qkv.weight.dtype) for part in (q, keys, values))
             y = F.scaled_dot_product_attention(q, keys, values)
         x = x + self.out(y.transpose(1, 2).reshape(batch, n, -1))
@@ -39,7 +43,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """A stack of blocks with a final norm."""
+    """A stack of transformer blocks with a final layer norm."""
 
     def __init__(self, n_layers: int, width: int, attention_width: int, n_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
@@ -47,7 +51,10 @@ class Stack(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, memories: tuple[KeysValues, ...] = ()) -> tuple[Tensor, KeysValues]:
-        """Return tokens (batch, n, width) and the keys and values of every layer, for other stacks to read."""
+        """Return tokens (batch, n, width) and the keys and values of every layer, to which other stacks can attend.
+
+        `memories` are such keys and values of other stacks, with as many layers.
+        """
         cache: KeysValues = []
         for i, block in enumerate(self.blocks):
             x, keys_values = block(x, [memory[i] for memory in memories])
@@ -56,7 +63,7 @@ class Stack(nn.Module):
 
 
 class NoiseLevel(nn.Module):
-    """Embed a noise level in [0, 1] (batch,) as (batch, 1, width)."""
+    """Embedding of a noise level in [0, 1]: sines and cosines, then an MLP."""
 
     def __init__(self, width: int, n_frequencies: int = 16) -> None:
         super().__init__()
@@ -65,7 +72,7 @@ class NoiseLevel(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * n_frequencies, 64), nn.SiLU(), nn.Linear(64, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed `t` (batch,)."""
+        """Embed noise levels `t` (batch,). Shape: (batch, 1, width)."""
         angle = t[:, None] * self.frequencies
         embedded: Tensor = self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1))
         return embedded.unsqueeze(1)

@@ -19,26 +19,31 @@ def stage_losses(
 ) -> dict[str, Tensor]:
     """Return the mean losses of a batch, by name.
 
-    `action` in every stage, `video` in every stage but tune, `success` and `progress` in pretrain and refit. Outside
-    tune the action decoder learns from clean futures alone (inverse dynamics): which action leads from one frame to the
-    next is physics and can be learned from any episode; which action to take must be learned from demonstrations.
+    The losses are `action` in every stage, `video` in every stage except tune, `success` and `progress` in pretrain and
+    refit. Outside tune the action decoder learns only inverse dynamics, from clean futures: which action leads from one
+    frame to the next is physics and can be learned from any episode. Which action to take must be learned from
+    demonstrations, in tune.
     """
+    # 1. Draw for each sample a mode of use (atom) and its noise levels.
     n, imitate = len(batch.task), stage == "tune"
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
     task = drop_task(model, batch.task, generator)
     acted, frames, clean_video, known, clean_action = _clean(model, batch)
-    # The target is the change between clean frames, since noise cannot be predicted.
+    # 2. Add noise. The target `clean_video` was computed from clean frames, because noise cannot be predicted.
     frames = model.noisy(frames, generator)
+    # Samples from videos have no actions: they can only train the mode `video`.
     atom, t_action = torch.where(acted, atom, ATOMS.index("video")), torch.where(acted, t_action, 1.0)
     context = model.encode(frames, task)
     noisy_video = noised(clean_video, video_noise(model, n, generator), t_video)
     noisy_action = noised(clean_action, action_noise(model, n, generator), t_action)
 
+    # 3. Losses of the read-outs, of the predicted frames, and of the actions.
     losses = read_out_losses(model, batch, task, acted) if stage in ("pretrain", "refit") else {}
     inverse = atom == ATOMS.index("inverse")
     decodes = _imitated(atom) if imitate else inverse
-    # Inverse dynamics is the task of the action decoder, so the world decoder gets no actions there.
+    # In the mode `inverse` the action decoder must recover the actions, so the world decoder does not get them.
     t_given = torch.where(inverse, 1.0, t_action)
+    # Rows of the mode `policy` have no future tokens, so they are computed separately.
     sees_future, errors = atom != ATOMS.index("policy"), []
     for rows, with_future in ((sees_future, True), (~sees_future, False)):
         future = None
@@ -49,7 +54,7 @@ def stage_losses(
             if not imitate:
                 predicted = ((estimate - clean_video[rows]) * known[rows]).square().mean((1, 2))
                 losses["video"] = _mean_where(predicted, ~inverse[rows])
-        # The action decoder runs only on rows that have an action loss: a seventh of them in pre-training.
+        # Run the action decoder only on rows that have an action loss: a seventh of them in pre-training.
         chosen = rows & decodes
         if chosen.any():
             if future is not None:
@@ -61,9 +66,10 @@ def stage_losses(
 
 
 def _clean(model: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return which rows have actions (n,), context frames, clean future codes, which of these are known, clean actions.
+    """Return which rows have actions (n,), context frames, clean future codes, which codes are known, clean actions.
 
-    Videos have no actions and no proprioception; those entries are NaN in the batch.
+    Videos have no actions and no proprioception; those entries are NaN in the batch. Here they become the mean in the
+    context frames and 0 in codes and actions.
     """
     acted = batch.actions.isfinite().flatten(1).all(1)
     frames = torch.where(batch.context.isnan(), model.codec.state.mean, batch.context)
@@ -73,9 +79,10 @@ def _clean(model: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def policy_loss(model: Network, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow-matching loss of the policy mode alone: the imitation anchor of PPO.
+    """Return the flow-matching loss of the mode `policy` alone, the imitation anchor of PPO.
 
-    Imitates `actions` (n, chunk_size, action_dim) taken in an encoded `context` of n rows, whose encoder is frozen.
+    It imitates `actions` (n, chunk_size, action_dim), which were taken in an encoded `context` of n rows. The encoder
+    is frozen.
     """
     n = len(actions)
     t = uniform_noise_level(n, generator)
@@ -85,9 +92,13 @@ def policy_loss(model: Network, context: Context, actions: Tensor, generator: to
 
 
 def read_out_losses(model: Network, batch: Batch, task: Tensor, judged: Tensor) -> dict[str, Tensor]:
-    """Binary cross-entropy of success and squared error of progress, on the frames that followed, as `task` (n,).
+    """Return the binary cross-entropy of success and the squared error of progress, on the future frames.
 
-    Only rows count that were `judged` (n,).
+    Args:
+        model: its `read_out` is trained.
+        batch: n windows.
+        task: (n,), the task that the read-out gets, which may be the null task.
+        judged: (n,) bool, rows with labels; the others are ignored. Without any, the result is empty.
     """
     if not judged.any():
         return {}
@@ -102,12 +113,13 @@ def read_out_losses(model: Network, batch: Batch, task: Tensor, judged: Tensor) 
 
 
 def drop_task(model: Network, task: Tensor, generator: torch.Generator, share: float = 0.1) -> Tensor:
-    """Replace a share of the tasks (n,) by the null one, so that an unseen task has an embedding."""
+    """Replace a random share of the tasks (n,) by the null task, which also serves as the embedding of unseen tasks."""
     drop = torch.rand(len(task), generator=generator, device=task.device) < share
     return torch.where(drop, model.encoder.null_task, task)
 
 
 def _imitated(atom: Tensor) -> Tensor:
+    """Return which samples train the action decoder in tune (n,): those of policy, joint and inverse."""
     return (atom == ATOMS.index("policy")) | (atom == ATOMS.index("joint")) | (atom == ATOMS.index("inverse"))
 
 
@@ -120,9 +132,10 @@ def sample_noise_levels(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw atom (n,) int64, t_video (n,) and t_action (n,) of training samples; `weights` are those of `ATOMS`.
 
-    Two independent uniforms almost never meet a corner, and every mode of use is a corner or an edge:
-    policy: no future; dream: t_action = 0, t_video = 1; inverse: t_video = 0; video: t_action = 1. What follows known
-    actions is all but certain, so a dream is learned as one step from pure noise.
+    Every mode of use is a corner or an edge of the square of noise levels, which two independent uniform draws almost
+    never reach: policy: no future; dream: t_action = 0, t_video = 1; inverse: t_video = 0; video: t_action = 1. So the
+    modes are drawn explicitly. With known actions the future is nearly certain; so a dream is trained as one step from
+    pure noise.
     """
     device = generator.device
     atom = torch.multinomial(torch.tensor(weights, device=device), n, replacement=True, generator=generator)

@@ -1,4 +1,4 @@
-"""Held-out figures of a world model: how far off it is where something moves, and whether it listens to actions."""
+"""Metrics of a world model on held-out episodes: the error where something moves, and the effect of the actions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from world_model.data.episodes import Episode
 
 MOVED = 0.01
-"""Metres that a part must move within a window for the window to count."""
+"""A window counts only if the part moves by more than this in it, in metres."""
 
 
 @torch.inference_mode()
@@ -30,11 +30,11 @@ def prediction_metrics(
     per_task: int = 512,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Measure prediction of `part` after one chunk, in windows in which it moves more than 1 cm.
+    """Measure the prediction of the slice `part` after one chunk, in windows in which it moves by more than 1 cm.
 
-    Returns for each task (and "mean" over tasks, NaN where there is none) the error in units of "repeat the last frame"
-    (`error_ratio`), the error with shuffled actions in units of that with true ones (`shuffle_ratio`), and the number
-    of windows (`n`).
+    Returns for each task, and as "mean" over tasks (NaN without any): the error divided by the error of repeating the
+    last frame (`error_ratio`), the error with shuffled actions divided by the error with the true ones
+    (`shuffle_ratio`; near 1 the model ignores the actions), and the number of windows (`n`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     window_task = windows.task[windows.episode]
@@ -47,6 +47,7 @@ def prediction_metrics(
         candidates = candidates[moved > MOVED]
         if len(candidates) < 2:
             continue
+        # At most `per_task` windows, drawn at random.
         keep = candidates[torch.randperm(len(candidates), generator=generator, device=generator.device)[:per_task]]
         rows[model.spec.tasks[index]] = _task_metrics(model, windows.at(keep), part_slice, n_steps, generator)
     names = ("error_ratio", "shuffle_ratio")
@@ -64,15 +65,16 @@ def picture_metrics(
     per_task: int = 128,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Compare dreamed pictures with real ones (T + 1, n_views, size, size, 3) of each episode, where something moves.
+    """Compare dreamed images with the real `pictures` (T + 1, n_views, size, size, 3) of each episode.
 
-    Returns for each task (and "mean" over tasks) the PSNR in dB over the pixels that differ from the picture that a
-    dream began from: after one chunk (`psnr`), after `horizon` of them (`psnr_far`), what repeating that picture gives
-    (`repeat`, `repeat_far`), the codec alone (`codec`), the root mean squared error with shuffled actions in units of
-    that with the true ones (`shuffle_ratio`), and the number of dreams (`n`).
+    Errors are measured only over moving pixels: those that differ between the image at the start of the dream and the
+    real image at its end. Returns for each task, and as "mean" over tasks: the PSNR in dB after one chunk (`psnr`) and
+    after `horizon` chunks (`psnr_far`), that of repeating the first image (`repeat`, `repeat_far`), that of the codec
+    alone (`codec`), the root mean squared error with shuffled actions divided by that with the true ones
+    (`shuffle_ratio`), and the number of dreams (`n`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    shown = {id(episode): its for episode, its in zip(episodes, pictures, strict=True)}
+    images_of = {id(episode): images for episode, images in zip(episodes, pictures, strict=True)}
     rows: dict[str, dict[str, float]] = {}
     size = model.config.chunk_size
     for task in dict.fromkeys(e.task for e in episodes):
@@ -82,10 +84,14 @@ def picture_metrics(
         windows = model.windows_of(long, model.spec.tasks, horizon * size)
         index = torch.randperm(len(windows), generator=generator, device=generator.device)[:per_task]
         episode = windows.episode[index]
-        begun = (windows.start[index] - windows.first[episode]).tolist()
-        which = [shown[id(windows.episodes[i])] for i in episode.tolist()]
-        real = [torch.stack([its[t + k * size] for its, t in zip(which, begun, strict=True)]) for k in (0, 1, horizon)]
-        rows[task] = _picture_row(model, windows.at(index), [its.to(model.device) for its in real], generator)
+        # Real images at the start of each dream, after one chunk and after `horizon` chunks.
+        starts = (windows.start[index] - windows.first[episode]).tolist()
+        chosen = [images_of[id(windows.episodes[i])] for i in episode.tolist()]
+        real = [
+            torch.stack([images[t + k * size] for images, t in zip(chosen, starts, strict=True)]).to(model.device)
+            for k in (0, 1, horizon)
+        ]
+        rows[task] = _picture_row(model, windows.at(index), real, generator)
     rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()), {})}
     return rows
 
@@ -94,7 +100,10 @@ def picture_metrics(
 def inverse_metrics(
     model: Network, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0
 ) -> dict[str, float]:
-    """Mean squared error of recovered actions in units of that of the mean action (1 = nothing recovered)."""
+    """Measure inverse dynamics: the squared error of recovered actions, relative to always guessing the mean action.
+
+    `inverse_error` is 1 if nothing is recovered, 0 if everything is.
+    """
     generator = torch.Generator(model.device).manual_seed(seed)
     batch = windows.sample(n, generator)
     context = model.encode(batch.context, batch.task)
@@ -106,7 +115,7 @@ def inverse_metrics(
 def imitation_metrics(
     model: Network, windows: Windows, n_steps: int = 2, n: int = 1024, seed: int = 0
 ) -> dict[str, float]:
-    """Mean squared error of the actions that the policy takes where `windows` begin, in units of the mean action's."""
+    """Measure imitation: the squared error of the policy's actions, relative to always taking the mean action."""
     generator = torch.Generator(model.device).manual_seed(seed)
     batch = windows.sample(n, generator)
     context = model.encode(batch.context, batch.task)
@@ -116,21 +125,24 @@ def imitation_metrics(
 
 @torch.inference_mode()
 def read_out_metrics(model: Network, windows: Windows, n: int = 4096, seed: int = 0) -> dict[str, float]:
-    """Precision and recall of the success read-out (p >= .9), and the error of progress, on real frames."""
+    """Measure precision and recall of the success read-out (p >= 0.9) and the mean absolute error of progress.
+
+    Both are measured on real frames. Precision or recall is NaN without any predicted or true success.
+    """
     batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     chunk = batch.future.shape[1]
     p, progress = model.read_frames(batch.future.flatten(0, 1), batch.task.repeat_interleave(chunk))
-    said, true = p >= 0.9, batch.success.flatten() > 0.5
-    hits = float((said & true).sum())
+    predicted, true = p >= 0.9, batch.success.flatten() > 0.5
+    hits = float((predicted & true).sum())
     return {
-        "success_precision": hits / float(said.sum()) if said.any() else math.nan,
+        "success_precision": hits / float(predicted.sum()) if predicted.any() else math.nan,
         "success_recall": hits / float(true.sum()) if true.any() else math.nan,
         "progress_error": float((progress - batch.progress.flatten()).abs().mean()),
     }
 
 
 def _relative_error(actions: Tensor, truth: Tensor) -> float:
-    """Mean squared error of actions (n, chunk_size, action_dim) in units of that of the mean action."""
+    """Return the squared error of actions (n, chunk_size, action_dim) divided by that of the mean action."""
     return float((actions - truth).square().mean() / (truth - truth.mean((0, 1))).square().mean())
 
 
@@ -155,24 +167,26 @@ def _task_metrics(
 
 
 def _picture_row(model: Network, batch: Batch, real: list[Tensor], generator: torch.Generator) -> dict[str, float]:
+    """Compute the metrics of one task. `real`: images at the start, after one chunk, and after the last chunk."""
     codec, n, size = model.pictures, len(batch.task), model.config.chunk_size
     assert codec is not None
-    begun, next_one, far_one = real
+    first, next_one, far_one = real
 
     def dreamed(actions: Tensor) -> list[Tensor]:
         chunks = modes.dream_on(model, batch.context, batch.task, actions, torch.arange(n, device=model.device), 1)
         return [codec.decode(frames[:, -1, -codec.code_dim :]) for _, _, frames in chunks]
 
-    near, far = moving(begun, next_one), moving(begun, far_one)
+    near, far = moving(first, next_one), moving(first, far_one)
     true = dreamed(batch.actions)
     shuffled = dreamed(batch.actions[torch.randperm(n, generator=generator, device=generator.device)][:, :size])
     psnr = peak_signal_to_noise(true[0], next_one, near)
     return {
         "psnr": psnr,
-        "repeat": peak_signal_to_noise(begun, next_one, near),
+        "repeat": peak_signal_to_noise(first, next_one, near),
         "psnr_far": peak_signal_to_noise(true[-1], far_one, far),
-        "repeat_far": peak_signal_to_noise(begun, far_one, far),
+        "repeat_far": peak_signal_to_noise(first, far_one, far),
         "codec": peak_signal_to_noise(codec.decode(batch.future[:, size - 1, -codec.code_dim :]), next_one, near),
+        # A PSNR is 20 * log10(1 / RMSE), so a difference of PSNRs gives the ratio of the RMSEs.
         "shuffle_ratio": 10 ** ((psnr - peak_signal_to_noise(shuffled[0], next_one, near)) / 20),
         "n": float(n),
     }

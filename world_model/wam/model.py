@@ -1,4 +1,4 @@
-"""The world-action model as a tenant of the protocols: what a dream, a refit and a checkpoint ask of the network."""
+"""The built-in world-action model: the network with the methods of the protocols `WorldModel` and `Imitator`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from world_model.wam.training import train_stage
 from world_model.wam.training_config import StageConfig
 
 REFIT_BATCH_SIZE = 128
-"""Windows of a step of a refit: in the same time, more steps help more than larger batches."""
+"""Windows per step of a refit. In the same time, more steps help more than larger batches."""
 
 
 class WorldActionModel(Network):
@@ -31,17 +31,17 @@ class WorldActionModel(Network):
 
     @property
     def n_context_frames(self) -> int:
-        """Frames that a prediction begins from."""
+        """Number of past frames that a prediction starts from."""
         return self.config.n_context_frames
 
     @property
     def chunk_size(self) -> int:
-        """Actions that are predicted at once."""
+        """Number of actions in a chunk."""
         return self.config.chunk_size
 
     @property
     def cameras(self) -> dict[str, View]:
-        """The cameras that it sees through, by name; empty for a model without images."""
+        """Cameras of the images that the model reads, by name; empty for a model without images."""
         return self.config.views
 
     @property
@@ -51,17 +51,17 @@ class WorldActionModel(Network):
 
     @property
     def context_noise(self) -> float:
-        """Largest deviation of the noise that observations are given while it learns, in units of the state."""
+        """Largest standard deviation of the noise on observations in training, in units of the state; 0: no noise."""
         return self.config.context_noise
 
     def predict(
         self, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, counter: Tensor, n_denoising_steps: int
     ) -> Prediction:
-        """See `WorldModel.predict`; the expected error is known once trust was calibrated."""
+        """See `WorldModel.predict`. The expected error is None until `calibrate_trust` was called."""
         shape = self.codec.n_future_tokens, self.codec.code_dim
         if n_denoising_steps > 1:
             noise = seeded_noise(seed, counter, shape)
-        else:  # a single step does not depend on the noise, which would be drawn row by row on the CPU
+        else:  # a single step does not depend on the noise; zeros avoid the slow draw, row by row on the CPU
             noise = torch.zeros(len(task), *shape, device=self.device)
         encoded = self.encode(context, task)
         frames = modes.dream(self, encoded, actions, noise, n_denoising_steps)
@@ -70,7 +70,7 @@ class WorldActionModel(Network):
         return Prediction(frames, trust.expected_error(self, trust.read(self, encoded, actions, frames)))
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` of n rows."""
+        """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""
         return policy_loss(self, context, actions, generator)
 
     def refit(
@@ -82,6 +82,7 @@ class WorldActionModel(Network):
         tick: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Train the world decoder on episodes; see `WorldModel.refit`."""
+        # Train only samples of the mode `dream`, whose atom is the third of `ATOMS`.
         stage = StageConfig(
             n_steps=n_steps,
             batch_size=REFIT_BATCH_SIZE,
@@ -94,23 +95,26 @@ class WorldActionModel(Network):
         train_stage("dynamics", self, windows, stage, log=lambda step, _: tick(step / n_steps))
 
     def calibrate_trust(self, episodes: list[Episode]) -> None:
-        """Fit the trust heads to the errors of dreams of `episodes`.
+        """Fit the trust heads to the true errors of dreams of `episodes`.
 
         Raises:
             UserError: no episode has `trust.HORIZON` chunks.
         """
-        retold = trust.dream_of_real_actions(self, episodes)
-        trust.calibrate(self, retold.given.flatten(0, 1), retold.errors.flatten())
+        dreams = trust.dream_of_real_actions(self, episodes)
+        trust.calibrate(self, dreams.given.flatten(0, 1), dreams.errors.flatten())
 
     def expected_errors(self, episodes: list[Episode]) -> Tensor:
-        """Expected error (n, trust.HORIZON) of the chunks of dreams of `episodes`, in the unit of `position_error`."""
+        """Return the expected error of the chunks of dreams of `episodes`, in the unit of `trust.position_error`.
+
+        Shape: (n, trust.HORIZON).
+        """
         return trust.expected_error(self, trust.dream_of_real_actions(self, episodes).given)
 
     def to_config(self) -> dict[str, Any]:
-        """Return the part of `config.json` from which the same architecture is rebuilt."""
+        """Return the part of `config.json` that `from_config` needs."""
         return {"model": asdict(self.config), "spec": self.spec.to_dict()}
 
     @staticmethod
     def from_config(data: dict[str, Any]) -> WorldActionModel:
-        """Build the architecture that `to_config` described, with fresh weights."""
+        """Build a model from the result of `to_config`, with random weights."""
         return WorldActionModel(ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"]))

@@ -1,6 +1,7 @@
-"""The five ways to use one set of weights: policy, dream, inverse, video, joint. All integrate the ODE, without noise.
+"""The five modes of one set of weights: policy, dream, inverse, video, joint. All integrate the ODE deterministically.
 
-Each takes starting noise, so that a call can be repeated; `n_steps` is the number of denoising steps.
+Each mode gets its starting noise as an argument, so that a call can be repeated exactly. `n_steps` is the number of
+denoising steps.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from world_model.wam.network import Network
 def policy(
     model: Network, context: Context, noise: Tensor, n_steps: int, held: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Decode an action chunk (batch, chunk_size, action_dim), within bounds. Future tokens are absent.
+    """Decode an action chunk (batch, chunk_size, action_dim) within the action bounds, without future tokens.
 
-    The first actions can be fixed: those that will have been executed by the time this chunk is ready. `held` is a
-    chunk (batch, chunk_size, action_dim) and how many of its first actions are fixed (batch,). They are returned
+    The first actions can be fixed: on a robot, those that are executed while this chunk is computed. `held` is a chunk
+    (batch, chunk_size, action_dim) and the number of its first actions that are fixed (batch,). They are returned
     unchanged, and the rest is denoised to continue them (inpainting, as in real-time chunking, Black et al.,
     2506.07339).
     """
@@ -33,7 +34,7 @@ def policy(
         is_held_code = is_held_code.view_as(x)
     for i in range(n_steps):
         t = _level(x, i, n_steps)
-        if held is not None:
+        if held is not None:  # put the fixed actions on the path at this noise level
             x = torch.where(is_held_code, noised(codes_held, noise, t), x)
         x = step_mean(x, model.predict_action(context, x, t), i, n_steps)
     actions = codec.decode(x).clamp(model.action_low, model.action_high)
@@ -48,10 +49,11 @@ def dream(model: Network, context: Context, actions: Tensor, noise: Tensor, n_st
 def dream_on(
     model: Network, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, n_steps: int
 ) -> Iterator[tuple[Context, Tensor, Tensor]]:
-    """Dream whole chunks of `actions` (batch, n * chunk_size, action_dim) one after the other, on its own frames.
+    """Dream several chunks of `actions` (batch, n * chunk_size, action_dim), each from the predicted frames before it.
 
-    Begins after frames `context` (batch, n_context_frames, state_dim) of `task` (batch,), with noise by `seed` (batch,)
-    and the number of the chunk; yields for each the encoded context, its actions and the frames that follow.
+    The first chunk starts from the frames `context` (batch, n_context_frames, state_dim) of `task` (batch,). The noise
+    depends on `seed` (batch,) and the number of the chunk. Yields for each chunk the encoded context, the actions
+    (batch, chunk_size, action_dim) and the predicted frames (batch, chunk_size, state_dim).
     """
     shape = model.codec.n_future_tokens, model.codec.code_dim
     for i, chunk in enumerate(actions.split(model.config.chunk_size, dim=1)):
@@ -62,13 +64,14 @@ def dream_on(
 
 
 def video(model: Network, context: Context, noise: Tensor, n_steps: int) -> Tensor:
-    """Predict frames (batch, chunk_size, state_dim) with no action known."""
+    """Predict frames (batch, chunk_size, state_dim) without knowing the actions."""
     nothing = noise.new_zeros(len(noise), model.action_codec.n_tokens, model.action_codec.code_dim)
     return _predict_frames(model, context, nothing, 1.0, noise, n_steps)
 
 
 def inverse(model: Network, context: Context, frames: Tensor, noise: Tensor, n_steps: int) -> Tensor:
     """Recover the actions (batch, chunk_size, action_dim) that explain `frames` (batch, chunk_size, state_dim)."""
+    # Future tokens at t_video = 0 (clean) and t_action = 1 (actions unknown); the action decoder attends to them.
     codes, clean = model.codec.encode_future(context.frames, frames), noise.new_zeros(len(noise))
     _, future = model.predict_future(context, codes, clean, noise, 1.0 - clean)
     x = noise
@@ -80,10 +83,10 @@ def inverse(model: Network, context: Context, frames: Tensor, noise: Tensor, n_s
 def joint(
     model: Network, context: Context, video_noise: Tensor, action_noise: Tensor, n_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Imagine and act together: frames (batch, chunk_size, state_dim) and actions (batch, chunk_size, action_dim).
+    """Denoise frames (batch, chunk_size, state_dim) and actions (batch, chunk_size, action_dim) together.
 
-    For evaluation and videos only: the denoising path of the future depends on the weights that decode the action, so
-    there is no likelihood ratio to train with.
+    For evaluation and videos only, not for PPO: each denoising step of the future depends on the weights of the action
+    decoder, so there is no likelihood ratio of the actions alone.
     """
     x_video, x_action = video_noise, action_noise
     for i in range(n_steps):
@@ -96,13 +99,13 @@ def joint(
 
 
 def video_noise(model: Network, n: int, generator: torch.Generator) -> Tensor:
-    """Starting noise of the future (n, n_future_tokens, code_dim)."""
+    """Draw the starting noise of the future (n, n_future_tokens, code_dim)."""
     shape = (n, model.codec.n_future_tokens, model.codec.code_dim)
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def action_noise(model: Network, n: int, generator: torch.Generator) -> Tensor:
-    """Starting noise of an action chunk (n, n_tokens, code_dim)."""
+    """Draw the starting noise of an action chunk (n, n_tokens, code_dim)."""
     shape = (n, model.action_codec.n_tokens, model.action_codec.code_dim)
     return torch.randn(shape, generator=generator, device=generator.device)
 
@@ -110,6 +113,7 @@ def action_noise(model: Network, n: int, generator: torch.Generator) -> Tensor:
 def _predict_frames(
     model: Network, context: Context, actions: Tensor, t_action: float, noise: Tensor, n_steps: int
 ) -> Tensor:
+    """Denoise the future with action codes at noise level `t_action`; return frames (batch, chunk_size, state_dim)."""
     x = noise
     given = x.new_full((len(x),), t_action)
     for i in range(n_steps):
@@ -119,4 +123,5 @@ def _predict_frames(
 
 
 def _level(x: Tensor, step: int, n_steps: int) -> Tensor:
+    """Return the noise level of a denoising step for every row of `x` (batch,)."""
     return x.new_full((len(x),), noise_level(step, n_steps))

@@ -1,12 +1,12 @@
-"""The network of a world-action model: a context encoder, whose keys and values a world and an action decoder read.
+"""The network of a world-action model: a context encoder, and two decoders that attend to its keys and values.
 
     context frames + task ──► encoder ──► keys, values (cached)
                                  │              │
         future at t_video + actions at t_action ──► world decoder ──► future frames
         actions at t_action ──────────────────────► action decoder ──► action chunk   (may also read the future tokens)
 
-The encoder and the world decoder never read the action decoder. So PPO, which trains the action decoder alone, leaves
-every dream bit-equal; and a refit, which trains the world decoder alone, leaves the policy bit-equal.
+Encoder and world decoder never depend on the action decoder. PPO trains only the action decoder, so dreams stay
+bit-equal; a refit trains only the world decoder, so the policy stays bit-equal.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ from world_model.wam.trust_heads import Trust
 
 
 class Network(nn.Module):
-    """Encoder, world decoder, action decoder, read-outs and trust heads: one set of weights.
+    """Encoder, world decoder, action decoder, read-outs, critic and trust heads.
 
     Args:
-        config: sizes.
-        spec: features, action bounds and tasks. Each task has an embedding; an unknown task gets the null one.
+        config: architecture.
+        spec: features, action bounds and tasks. Each task has an embedding; an unknown task gets the null embedding.
+
+    Raises:
+        UserError: the config is not valid.
     """
 
     def __init__(self, config: ModelConfig, spec: Spec) -> None:
         super().__init__()
         config.check()
         self.config, self.spec = config, spec
-        seen = len(config.views), config.picture_size, config.picture_dim, config.bfloat16
-        self.pictures = PictureCodec(*seen) if config.views else None
+        self.pictures = self._make_picture_codec()
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
         self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
@@ -59,39 +61,56 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and everything that is read or dreamed with them."""
+        """Device of the weights; inputs must be on it."""
         return self.action_low.device
+
+    def _make_picture_codec(self) -> PictureCodec | None:
+        config = self.config
+        if not config.views:
+            return None
+        return PictureCodec(
+            n_views=len(config.views),
+            size=config.picture_size,
+            dim=config.picture_dim,
+            in_bfloat16=config.bfloat16,
+        )
 
     def _make_codec(self) -> Codec:
         config, spec = self.config, self.spec
         n_codes = 0 if self.pictures is None else self.pictures.code_dim
         vector = VectorCodec(
-            spec.state_dim - n_codes,
-            [part for name, part in spec.slices.items() if name.endswith("_pos")],
-            config.n_context_frames,
-            config.chunk_size,
-            config.frames_per_token,
-            config.width,
-            config.world_width,
-            config.context_noise,
+            dim=spec.state_dim - n_codes,
+            positions=[part for name, part in spec.slices.items() if name.endswith("_pos")],
+            n_context_frames=config.n_context_frames,
+            chunk_size=config.chunk_size,
+            frames_per_token=config.frames_per_token,
+            width=config.width,
+            world_width=config.world_width,
+            noise=config.context_noise,
         )
         if self.pictures is None:
             return vector
-        return SeeingCodec(vector, self.pictures.n_tokens, self.pictures.dim, config.width, config.world_width)
+        return SeeingCodec(
+            vector,
+            n_tokens=self.pictures.n_tokens,
+            dim=self.pictures.dim,
+            width=config.width,
+            world_width=config.world_width,
+        )
 
     def encode(self, context: Tensor, task: Tensor) -> Context:
-        """Encode context frames (batch, n_context_frames, state_dim) and task (batch,) once, for all decoders."""
+        """Encode context frames (batch, n_context_frames, state_dim) and task (batch,), for decoders and critic."""
         with products(self.config.bfloat16, context):
             embedded = self.codec.embed_context(context)
             tokens, cache = self.encoder(embedded, task)
-            # The critic reads the embedded frames beside the encoded ones; detached, so that it trains neither.
+            # The critic reads embedded and encoded frames. They are detached, so that its loss does not train them.
             features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
         return Context(context, cache, features.to(context.dtype))
 
     def noisy(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Add the noise that the model learns with to observed frames (batch, n_context_frames, state_dim).
+        """Add the training noise (`context_noise`) to context frames (batch, n_context_frames, state_dim).
 
-        Codes of images stay as they are: the codec has learned to give the same ones for a disturbed image.
+        Codes of images are not changed: the image codec was trained to give equal codes for noisy images.
         """
         if self.config.context_noise == 0.0:
             return frames
@@ -102,11 +121,20 @@ class Network(nn.Module):
     def predict_future(
         self, context: Context, codes: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor
     ) -> tuple[Tensor, KeysValues]:
-        """Estimate the clean future codes from noisy ones at `t_video` (batch,) and actions at `t_action` (batch,).
+        """Estimate the clean future codes.
 
-        Also returns the keys and values of the future tokens, which the action decoder may read.
+        Args:
+            context: encoded context of `batch` rows.
+            codes: noisy future codes (batch, n_future_tokens, code_dim).
+            t_video: their noise level (batch,).
+            actions: noisy action codes (batch, n_tokens, code_dim).
+            t_action: their noise level (batch,).
+
+        Returns:
+            The estimate, with the shape of `codes`, and the keys and values of the future tokens, to which the action
+            decoder can attend.
         """
-        known = codes * (1 - t_video).view(-1, 1, 1)  # pure noise carries no information, so it is set to 0
+        known = codes * (1 - t_video).view(-1, 1, 1)  # noisier codes count less; pure noise becomes 0
         with products(self.config.bfloat16, codes):
             embedded = self.codec.embed_future(context.frames, known)
             tokens, cache = self.world(embedded, t_video, actions, t_action, context)
@@ -115,40 +143,50 @@ class Network(nn.Module):
     def predict_action(
         self, context: Context, actions: Tensor, t_action: Tensor, future: KeysValues | None = None
     ) -> Tensor:
-        """Estimate the clean action codes (batch, n_tokens, code_dim) from noisy ones at `t_action` (batch,).
+        """Estimate the clean action codes from noisy `actions` (batch, n_tokens, code_dim) at `t_action` (batch,).
 
-        `future` are keys and values of future tokens, absent in policy mode.
+        `future` are the keys and values of the future tokens; None in policy mode. Shape: that of `actions`.
         """
         return self.action(actions, t_action, context, future)
 
     def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Read success probability (n,) and progress (n,) off frames (n, state_dim) of tasks (n,)."""
+        """Estimate success probability (n,) and progress in [0, 1] (n,) of frames (n, state_dim) of tasks (n,)."""
         logit, progress = self.read_out(self.codec.state(frames), task)
         return logit.sigmoid(), progress
 
     def dynamics_parameters(self) -> Iterator[nn.Parameter]:
-        """What a refit trains beside the read-outs: the world decoder, from codes to codes."""
+        """Parameters that predict frames: the world decoder and its projections from and to codes."""
         yield from self.world.parameters()
         yield from self.codec.future_parameters()
 
     def action_parameters(self) -> Iterator[nn.Parameter]:
-        """What PPO trains beside the critic: the action decoder."""
+        """Parameters of the action decoder, which PPO trains (in addition to the critic)."""
         yield from self.action.parameters()
 
     def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
-        """Cut episodes into what this model reads and predicts; with `ends` also their last steps, see `Windows`."""
+        """Cut episodes into windows of one chunk, on the device of the model; `ends`: see `Windows`."""
         return self.windows_of(episodes, self.spec.tasks, self.config.chunk_size, ends)
 
     def windows_of(self, episodes: list[Episode], tasks: tuple[str, ...], length: int, ends: bool = False) -> Windows:
-        """Cut episodes of any tasks into windows of `length` steps."""
+        """Cut episodes of the given `tasks` into windows of `length` steps, on the device of the model."""
         config = self.config
-        pictures = self.spec.slices["image"] if config.views else None
-        windows = Windows(episodes, tasks, config.n_context_frames, length, pictures, config.chunk_size, ends)
+        windows = Windows(
+            episodes,
+            tasks=tasks,
+            n_context_frames=config.n_context_frames,
+            chunk_size=length,
+            pictures=self.spec.slices["image"] if config.views else None,
+            picture_every=config.chunk_size,
+            ends=ends,
+        )
         return windows.to(self.device)
 
 
 class ContextEncoder(nn.Module):
-    """Task token and context tokens, attending to each other only, so that they can be encoded once."""
+    """Transformer over a task token and the context tokens.
+
+    They attend only to each other, so they are encoded once and reused in all denoising steps.
+    """
 
     def __init__(self, config: ModelConfig, n_tasks: int, n_context_tokens: int) -> None:
         super().__init__()
@@ -158,17 +196,20 @@ class ContextEncoder(nn.Module):
         self.stack = Stack(config.n_layers, config.width, config.width, config.n_heads)
 
     def forward(self, embedded: Tensor, task: Tensor) -> tuple[Tensor, KeysValues]:
-        """Tokens (batch, n, width) and task (batch,) -> encoded context tokens and all keys and values."""
+        """Encode embedded context tokens (batch, n_context_tokens, width) and task (batch,).
+
+        Returns the encoded context tokens, same shape, and the keys and values of all tokens in every layer.
+        """
         tokens = torch.cat([self.task(task).unsqueeze(1), embedded + self.position], dim=1)
         tokens, cache = self.stack(tokens)
         return tokens[:, 1:], cache
 
 
 class WorldDecoder(nn.Module):
-    """Future tokens, reading the context; the actions are added to each of them.
+    """Transformer over the future tokens, which attend to the context; the whole action chunk is added to each token.
 
-    The features of the context are added as well. A refit freezes the encoder, so with attention alone the decoder
-    could use nothing that the encoder does not already provide.
+    A projection of the context features is added as well. A refit freezes the encoder, and with it the keys and values
+    of the context, but this projection stays trainable.
     """
 
     def __init__(self, config: ModelConfig, n_future_tokens: int, action_codec: ActionCodec) -> None:
@@ -178,13 +219,16 @@ class WorldDecoder(nn.Module):
         self.action_in = nn.Linear(action_codec.n_tokens * action_codec.code_dim, width)
         self.position = nn.Parameter(0.02 * torch.randn(n_future_tokens, width))
         self.t_video, self.t_action = NoiseLevel(width), NoiseLevel(width)
-        # Few tokens: width buys more than wide MLPs.
+        # There are few tokens, so a larger width helps more than wide MLPs.
         self.stack = Stack(config.n_layers, width, config.width, config.n_heads, mlp_ratio=1)
 
     def forward(
         self, future: Tensor, t_video: Tensor, actions: Tensor, t_action: Tensor, context: Context
     ) -> tuple[Tensor, KeysValues]:
-        """Decode future tokens (batch, n, world_width); an action at `t_action` = 1 is noise and left out."""
+        """Decode future tokens (batch, n_future_tokens, world_width); return them with their keys and values.
+
+        Actions are weighted by 1 - `t_action`, so at `t_action` = 1 (pure noise) they have no effect.
+        """
         known = actions.flatten(1) * (1 - t_action).unsqueeze(1)
         given = self.action_in(known) + self.context_in(context.features)
         future = future + self.position + given.unsqueeze(1) + self.t_video(t_video) + self.t_action(t_action)
@@ -194,7 +238,7 @@ class WorldDecoder(nn.Module):
 
 
 class ActionDecoder(nn.Module):
-    """Noisy action tokens, reading the context and, where it is given, the future.
+    """Transformer over noisy action tokens, which attend to the context and, if given, to the future tokens.
 
     Without future tokens the features of the context are added to each token: PPO trains this shortcut, while the
     encoder is frozen. With future tokens the shortcut is off, so that the decoder must attend to them.
@@ -220,7 +264,7 @@ class ActionDecoder(nn.Module):
 
 
 class ReadOut(nn.Module):
-    """MLP from single frames to success logit and progress; used on simulated, dreamed and recorded frames."""
+    """MLP that estimates success and progress from a single frame: simulated, dreamed or recorded."""
 
     def __init__(self, dim: int, n_tasks: int, width: int = 192) -> None:
         super().__init__()
@@ -231,13 +275,13 @@ class ReadOut(nn.Module):
         )
 
     def forward(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised frames (n, dim), task (n,) -> success logit (n,), progress in [0, 1] (n,)."""
+        """Return success logit (n,) and progress in [0, 1] (n,) of normalised frames (n, dim) and tasks (n,)."""
         out = self.mlp(self.embed(frames) + self.task(task))
         return out[:, 0], out[:, 1].sigmoid()
 
 
 class Value(nn.Module):
-    """The critic: an MLP on detached context features."""
+    """The critic of PPO: an MLP on detached context features."""
 
     def __init__(self, dim: int, width: int = 256) -> None:
         super().__init__()
@@ -246,6 +290,6 @@ class Value(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (n, dim) -> value (n,)."""
+        """Return the value (n,) of context features (n, dim)."""
         value: Tensor = self.mlp(features)
         return value.squeeze(-1)

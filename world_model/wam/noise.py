@@ -1,8 +1,8 @@
-"""Noise on what a model observes while it learns, so that it later withstands the noise of real sensors.
+"""Noise on observations in training, which makes a model robust to the noise of real sensors.
 
-Without it, features that never change in training (a goal, an object that stands still) reach the network as values it
-has never seen as soon as a sensor is off by a millimetre. The strength is drawn anew for every row, so that a model
-also sees clean observations.
+Some features never change in training: a goal, an object at rest. Without noise, a sensor error of a millimetre gives
+the network a value that it has never seen. The strength is drawn for each row, so that the model also gets nearly clean
+observations.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from torch import Tensor
 from world_model.wam.config import ImageNoise
 
 MIDDLE = 127.5
-"""Mid-grey of an image of 8 bits: contrast changes around it."""
+"""Mid-grey of an 8-bit image; contrast changes scale the distance to it."""
 
 
 def noisy_vectors(frames: Tensor, limit: float, generator: torch.Generator) -> Tensor:
-    """Add white noise to frames (n, n_frames, dim); its deviation is drawn for each row, uniformly up to `limit`."""
+    """Add white noise to frames (n, n_frames, dim); its deviation is drawn per row, uniformly between 0 and `limit`."""
     deviation = limit * torch.rand(len(frames), 1, 1, generator=generator, device=frames.device)
     return frames + deviation * torch.randn(frames.shape, generator=generator, device=frames.device)
 
 
 def noisy_images(images: Tensor, noise: ImageNoise, generator: torch.Generator, one_camera: bool = False) -> Tensor:
-    """Disturb images (n, n_views, size, size, 3) uint8 as another camera would; same shape and type.
+    """Change images (n, n_views, size, size, 3) uint8 as another camera could; shape and type stay the same.
 
     With `one_camera`, brightness, contrast, shift and the deviation of the pixel noise are drawn once for all images,
-    as for the frames of one episode; else for each of the `n` moments.
+    as for the frames of one episode; otherwise once for each of the `n` rows.
     """
     n, device = 1 if one_camera else len(images), images.device
 
     def draw(limit: float) -> Tensor:
-        """Uniform within +-limit, one number a moment, shaped to multiply images."""
+        """Draw one number per row, uniform in [-limit, limit], with a shape that broadcasts over images."""
         return limit * (2 * torch.rand(n, 1, 1, 1, 1, generator=generator, device=device) - 1)
 
     shift = torch.randint(-noise.shift, noise.shift + 1, (2, n), generator=generator, device=device)

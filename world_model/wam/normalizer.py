@@ -1,4 +1,4 @@
-"""Feature statistics: part of the model, frozen after pre-training."""
+"""Mean and standard deviation of features; they are part of the model and do not change after pre-training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rewards.errors import UserError
 
 
 class Normalizer(nn.Module):
-    """Map a feature to zero mean and unit deviation and back.
+    """Normalise a feature to mean 0 and standard deviation 1, and back.
 
     Args:
-        shape: shape of the statistics; the last dimensions of what is normalised.
-        floor: smallest deviation; a feature that never moves must not be blown up into noise.
-        name: how the feature is called in an error.
+        shape: shape of the statistics, equal to the last dimensions of the feature.
+        floor: smallest standard deviation; otherwise a feature that hardly changes would be amplified to noise.
+        name: name of the feature in errors.
     """
 
     mean: Tensor
@@ -29,7 +29,7 @@ class Normalizer(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def fit(self, values: Tensor, centered: bool = True) -> None:
-        """Set the statistics from `values` (n, *shape); without `centered` the mean stays 0.
+        """Set the statistics from `values` (n, *shape). With `centered=False` the mean stays 0.
 
         Raises:
             UserError: there are no values, or some are not finite.
@@ -44,17 +44,17 @@ class Normalizer(nn.Module):
         self.fitted.fill_(True)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Normalise `values` (..., *shape)."""
+        """Normalise `values` (..., *shape); `UserError` if the statistics are not set."""
         self.check_fitted()
         return (values - self.mean) / self.std
 
     def invert(self, values: Tensor) -> Tensor:
-        """Undo `forward`."""
+        """Undo `forward` for normalised `values` (..., *shape)."""
         return values * self.std + self.mean
 
     def check_fitted(self) -> None:
-        """Raise `UserError` for a declared feature without statistics."""
-        if self._was_fitted:  # to ask a GPU each time would be to wait for it
+        """Raise `UserError` if the statistics are not set."""
+        if self._was_fitted:  # remember the answer: reading a tensor on a GPU waits for all its work
             return
         if not self.fitted:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16, where the processor has them: half the time for a model that sees pictures."""
+"""Matrix products in bfloat16 on processors that support them, which halves the time of models with images."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 _known: dict[str, bool] = {}
-"""Device type -> what was found out once; asking takes as long as a small product."""
+"""Device type -> whether it supports bfloat16; cached, because the query takes as long as a small product."""
 
 
 def products(in_bfloat16: bool, x: Tensor) -> torch.autocast:
-    """Return what to compute within: products in bfloat16 if that is wanted and `x` is where it is fast, else as ever.
+    """Return the autocast context for matrix products: bfloat16 if wanted and fast on the device of `x`, else float32.
 
     Weights, gradients, sums and norms stay in float32 (mixed precision, Micikevicius et al., 1710.03740).
     """
@@ -20,7 +20,7 @@ def products(in_bfloat16: bool, x: Tensor) -> torch.autocast:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 by itself; elsewhere it would be imitated, and slower than float32."""
+    """Whether a device has bfloat16 instructions; without them it is emulated and slower than float32."""
     if device.type not in _known:
         _known[device.type] = _ask(device)
     return _known[device.type]

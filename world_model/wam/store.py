@@ -1,4 +1,4 @@
-"""Save and load a world-action model: weights and what they expect, in one checkpoint folder."""
+"""Save and load a world-action model: weights, architecture and spec in one checkpoint folder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,17 @@ def save_model(
     extra: dict[str, bytes] | None = None,
     half: bool = False,
 ) -> None:
-    """Write a checkpoint of `stage` pretrain, tune or rl; `parent` is what it grew from, `about` joins the config.
+    """Write a checkpoint.
 
-    With `half` the weights, not the statistics, take half the space; nothing is lost after `half_precision`.
+    Args:
+        folder: destination; an existing checkpoint there is replaced.
+        model: the model.
+        stage: pretrain, tune or rl.
+        parent: checkpoint from which this one was trained.
+        about: further entries of `config.json`.
+        readme: the model card.
+        extra: further files by name.
+        half: store the weights, not the statistics, in float16. After `half_precision` this is exact.
     """
     config = {**model.to_config(), "stage": stage, "parent": parent, **(about or {})}
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
@@ -34,16 +42,16 @@ def save_model(
 
 
 def load_model(name_or_path: str | Path) -> WorldActionModel:
-    """Load a checkpoint by built-in name or folder, verified, in evaluation mode.
+    """Load and verify a checkpoint by built-in name or folder; return the model in evaluation mode, on the CPU.
 
     Raises:
-        UserError: it is missing, damaged, or its tensors do not fit its own config.
+        UserError: it is missing or damaged, or its tensors do not fit its config.
     """
     return load_model_and_config(name_or_path)[0]
 
 
 def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, dict[str, Any]]:
-    """`load_model`, and the whole of its `config.json`."""
+    """Load a model like `load_model`, and return it with its complete config."""
     config, tensors = load_checkpoint(name_or_path)
     if config.get("policy") == "gaussian":
         raise UserError(
@@ -54,7 +62,8 @@ def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, d
         if not isinstance(config.get(name, ""), str):
             raise UserError(f"{name_or_path}/config.json: {name} is {str(config[name])[:40]}, expected a word")
     try:
-        with torch.device("meta"):  # its sizes alone: no memory is taken for what the weights do not confirm
+        # On the device "meta" the model takes no memory: its shapes are compared with the weights first.
+        with torch.device("meta"):
             expected = WorldActionModel.from_config(config).state_dict()
     except UserError:
         raise
@@ -70,13 +79,13 @@ def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, d
         if shape != expected_shape:
             raise UserError(f"{name_or_path}: tensor {name!r} has shape {shape}, config.json says {expected_shape}")
     model = WorldActionModel.from_config(config)
-    # Weights may be stored in half precision to save space; they are always used in single precision.
+    # Weights may be stored in float16 to save space; they are always used in float32.
     model.load_state_dict(checked_weights(name_or_path, tensors))
     return model.eval(), config
 
 
 def half_precision(model: WorldActionModel) -> WorldActionModel:
-    """Round the weights, not the statistics, in place to what half precision holds, so that storing them is exact."""
+    """Round the weights, not the statistics, to float16 in place, so that `save_model` with `half` is exact."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half().float())

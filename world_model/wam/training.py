@@ -1,10 +1,11 @@
-"""The two training stages before RL, and the refit of the world side: one loop, five settings.
+"""The training stages before RL and the refit of the world decoder: one loop for five stages.
 
-`pictures` comes first for a model with images: it trains the image codec, which is frozen afterwards. `pretrain`
-learns to predict from all episodes, without imitation. `tune` trains the action decoder on few demonstrations; encoder
-and world decoder keep every bit. `refit` trains the world decoder and the read-outs on newer episodes; encoder and
-action decoder keep every bit. `dynamics` is a refit without the read-outs: episodes of PPO end at their first success,
-so they hold too few frames of solved tasks to train a success read-out on.
+`pictures`: train the image codec of a model with images; it is frozen afterwards.
+`pretrain`: train prediction and inverse dynamics on all episodes, without imitation.
+`tune`: train the action decoder on a few demonstrations; encoder and world decoder stay bit-equal.
+`refit`: train world decoder and read-outs on newer episodes; encoder and action decoder stay bit-equal.
+`dynamics`: like refit, without the read-outs. Episodes of PPO end at their first success, so they have too few frames
+of solved tasks to train a success read-out.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from world_model.wam.network import Network
 from world_model.wam.training_config import StageConfig
 
 Log = Callable[[int, dict[str, float]], None]
+"""Called with (step, mean losses and learning rate since the last call)."""
+
 Save = Callable[[int, dict[str, Any]], None]
+"""Called with (step, state of the training for `resume`)."""
 
 
 def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
-    """Set the normaliser statistics from `n` windows, once, before pre-training, from rows with actions."""
+    """Set the normaliser statistics before pre-training, from `n` random windows; rows without actions are ignored."""
     if model.pictures is not None:
-        n //= 5  # memory: a window with images is a hundred times as large
+        n //= 5  # to save memory: a window with images is a hundred times as large
     batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     acted = batch.actions.isfinite().flatten(1).all(1)
     model.codec.fit(batch.context[acted], batch.future[acted])
@@ -47,20 +51,25 @@ def train_stage(
     save: Save | None = None,
     resume: dict[str, Any] | None = None,
 ) -> None:
-    """Train `model` in place for `config.n_steps` steps of stage pictures, pretrain, tune, refit or dynamics.
+    """Train `model` in place for `config.n_steps` optimizer steps.
 
-    `windows` are those of all episodes, for tune those of the demonstrations; the stage pictures takes images instead.
-    `log` is called with the mean losses every `log_every` steps, `save` with all that `resume` needs every `save_every`
-    steps and at the end; a run continued from there ends with the same weights.
+    Args:
+        stage: pictures, pretrain, tune, refit or dynamics; see the top of this file.
+        model: the model.
+        windows: of all episodes; for tune of the demonstrations; for the stage pictures, images instead.
+        config: settings of the stage.
+        log: called every `config.log_every` steps.
+        save: called every `config.save_every` steps and at the end.
+        resume: a state that `save` got; a training continued from it ends with the same weights.
 
     Raises:
-        UserError: a loss or gradient is not finite; nothing of it has reached the weights.
+        UserError: a loss or gradient is not finite; the weights are those before this step.
     """
     config.check()
     had_gradients = [p.requires_grad for p in model.parameters()]
     try:
         _train(stage, model, windows, config, log, save, resume)
-    finally:  # a policy that shares the model must find its own part trainable again
+    finally:  # restore, because a policy may share the model and trains other parts of it
         model.eval()
         for parameter, had in zip(model.parameters(), had_gradients, strict=True):
             parameter.requires_grad_(had)
@@ -89,6 +98,7 @@ def _train(
         first, sums = resume["step"], dict(resume["sums"])
     model.train()
     for step in range(first, config.n_steps):
+        # `generator` draws windows, noise levels and noise; its state is saved, so that a resumed run is exact.
         batch = windows.sample(config.batch_size, generator)
         losses = _losses(stage, model, batch, config, generator)
         share = schedule(step, config)
@@ -115,7 +125,10 @@ def _losses(
 
 
 def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
-    """Freeze all parameters but those that a stage trains, and return these; no stage trains critic or trust."""
+    """Freeze all parameters except those that the stage trains, and return these.
+
+    No stage trains the critic or the trust heads: PPO and `trust.calibrate` do.
+    """
     apart = "value.", "trust.", "pictures."
     everything = (p for name, p in model.named_parameters() if not name.startswith(apart))
     trained = {
@@ -133,13 +146,16 @@ def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
 
 
 def schedule(step: int, config: StageConfig) -> float:
-    """Share of the learning rate: a linear start, then half a cosine down to 1 %."""
+    """Return the share of the learning rate at `step`: a linear warm-up times a half cosine from 1 to 0.01."""
     progress = step / config.n_steps
     return min(1.0, (step + 1) / config.warmup_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _groups(model: Network, parameters: list[nn.Parameter], config: StageConfig) -> list[dict[str, Any]]:
-    """Group the parameters: read-outs need their own learning rate and clipping, or they miss half of the successes."""
+    """Return the parameter groups of the optimizer.
+
+    Read-outs get their own learning rate and gradient clipping; without this they miss half of the successes.
+    """
     apart = {id(p) for p in model.read_out.parameters()}
     groups = [
         {"params": [p for p in parameters if id(p) not in apart], "peak": config.learning_rate},
@@ -149,6 +165,7 @@ def _groups(model: Network, parameters: list[nn.Parameter], config: StageConfig)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, share: float, config: StageConfig, step: int) -> None:
+    """Take one optimizer step at `share` of the learning rate; `BadNumbers` if loss or gradients are not finite."""
     remedy = f"lower learning_rate (step {step})"
     check_loss(loss, remedy)
     optimizer.zero_grad()

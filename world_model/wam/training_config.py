@@ -1,4 +1,4 @@
-"""How a training stage is configured, apart from the training itself, so that it can be read without torch."""
+"""Config of a training stage, in its own module because it must load without torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from rewards.checks import at_least, not_negative_finite, positive_finite
 from rewards.errors import UserError
 
 ATOMS = ("joint", "policy", "dream", "inverse", "video")
-"""Corners of the square (t_video, t_action) that training visits on purpose; see `sample_noise_levels`."""
+"""Modes of use, for each of which training draws samples; see `sample_noise_levels`."""
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """How long and on what a stage trains. `atoms` weigh the training samples of each mode, in the order of `ATOMS`."""
+    """Settings of a training stage. `atoms` are the sampling weights of the modes, in the order of `ATOMS`."""
 
-    n_steps: int = 10_000  # of the optimizer; 0: the stage is left out
+    n_steps: int = 10_000  # optimizer steps; 0: skip the stage
     batch_size: int = 256  # windows
     learning_rate: float = 1e-3
     read_out_learning_rate: float = 2e-3  # of the success and progress read-outs, which nothing else depends on
@@ -28,7 +28,7 @@ class StageConfig:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse sizes and weights that mean nothing."""
+        """Raise `UserError` if a number is out of range, or `atoms` has not one weight per mode."""
         at_least(self, 0, "n_steps")
         at_least(self, 1, "batch_size", "warmup_steps", "log_every", "save_every")
         not_negative_finite(self, "weight_decay")

@@ -1,4 +1,7 @@
-"""The expected error of each dreamed chunk, learned from dreams of recorded episodes, whose true frames are known."""
+"""Expected error of a dreamed chunk, estimated by heads that are fitted to dreams of recorded episodes.
+
+For a recorded episode the true frames are known: dreaming its actions gives the true error of each dreamed chunk.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,36 @@ from world_model.wam.network import Network
 from world_model.wam.trust_heads import FARTHEST
 
 HORIZON = 4
-"""Chunks of a dream that errors are learned from: the first begins in a real state, each other where the last ended."""
+"""Chunks per dream for the fit: the first starts from a real state, each other one from the predicted frames."""
 
 METRES, NORMALISED = "m", "normalised units"
-"""Units of errors: how far the object is off; or the whole state, in standard deviations, as of a model with images."""
+"""Units of errors: distance of the object in metres, or distance of the whole state in standard deviations."""
 
 SMALLEST = 1e-4
-"""Errors and movements below this, in metres or normalised units, are all the same."""
+"""Errors and movements are at least this, in metres or normalised units, so that their logarithm is finite."""
 
 
 def expected_error(model: Network, given: Tensor) -> Tensor:
-    """Expected error (...) of chunks of which `read` made `given` (..., dim), in the units of `position_error`."""
+    """Return the expected error (...) of chunks, from their features `given` (..., dim), which `read` computed.
+
+    It is in the unit of `position_error`. The mean of the heads' log errors is a geometric mean of errors.
+    """
     return model.trust(given.flatten(0, -2)).mean(0).exp().clamp(min=SMALLEST).view(given.shape[:-1])
 
 
 def dreamed_movement(given: Tensor) -> Tensor:
-    """Dreamed movement (...) of chunks of which `read` made `given` (..., dim): the baseline that trust has to beat."""
+    """Return the dreamed movement (...) of chunks, from their features `given` (..., dim).
+
+    It is the baseline for the expected error: more movement tends to mean a larger error.
+    """
     return given[..., -1].exp()
 
 
 def position_error(model: Network, true: Tensor, dreamed: Tensor) -> Tensor:
-    """Distance of frames (..., state_dim): metres of the object, or of normalised states where there is none. (...)."""
+    """Return the distance (...) between true and dreamed frames (..., state_dim).
+
+    It is the distance of the object in metres, or that of the normalised states if the state has no `object_pos`.
+    """
     part = model.spec.slices.get("object_pos")
     if part is None:
         return (model.codec.state(true) - model.codec.state(dreamed)).norm(dim=-1)
@@ -42,36 +54,36 @@ def position_error(model: Network, true: Tensor, dreamed: Tensor) -> Tensor:
 
 
 def error_unit(model: Network) -> str:
-    """Return the unit of `position_error`: METRES, or NORMALISED where the model does not know where the object is."""
+    """Return the unit of `position_error`: METRES, or NORMALISED if the state has no `object_pos`."""
     return METRES if "object_pos" in model.spec.slices else NORMALISED
 
 
 def read(model: Network, context: Context, actions: Tensor, frames: Tensor) -> Tensor:
-    """Return the input of the trust heads (n, dim): features of the context, actions, log of the dreamed movement."""
+    """Return the input of the trust heads (n, dim): context features, action codes, log of the dreamed movement."""
     moved = position_error(model, context.frames[:, -1:], frames).mean(1, keepdim=True).clamp(min=SMALLEST).log()
     return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
 
 
 class Retold(NamedTuple):
-    """`n` dreams of recorded actions, `HORIZON` chunks each."""
+    """`n` dreams of recorded actions, with `HORIZON` chunks each."""
 
     given: Tensor  # (n, HORIZON, dim), input of the trust heads for each chunk
-    errors: Tensor  # (n, HORIZON), true error, the target
-    task: Tensor  # (n,), the null task for one that the model does not know
-    episode: Tensor  # (n,), number of the episode among those that are long enough
+    errors: Tensor  # (n, HORIZON), true mean error of each chunk, the target
+    task: Tensor  # (n,), the null task for a task that the model does not know
+    episode: Tensor  # (n,), index of the episode among those that are long enough
 
 
 @torch.no_grad()
 def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
-    """Dream the executed actions from every `chunk_size`-th real state, `HORIZON` chunks far.
+    """Dream the recorded actions for `HORIZON` chunks, starting from every `chunk_size`-th real state.
 
     Raises:
-        UserError: no episode is as long as that.
+        UserError: no episode has `HORIZON` chunks.
     """
     size = model.config.chunk_size
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
-    begins = windows.start - windows.first[windows.episode]
+    begins = windows.start - windows.first[windows.episode]  # step of its episode at which each window begins
     index = (begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
     batch.task = batch.task.clamp(max=model.encoder.null_task)
@@ -85,7 +97,15 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
 
 
 def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
-    """Fit the heads, from new weights, to errors (n,) of chunks `given` (n, dim) of episodes that no stage has seen."""
+    """Fit the trust heads, from new random weights, to the log of the true errors.
+
+    Args:
+        model: its `trust` is fitted in place.
+        given: features of chunks (n, dim), see `read`, of episodes that no training stage has used.
+        errors: true errors (n,).
+        n_steps: optimizer steps.
+        seed: of initial weights, batches and dropout.
+    """
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
     trust.given.fit(given)
     normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
@@ -97,10 +117,12 @@ def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
         for _ in range(n_steps):
-            # each head gets a batch of its own, so that the ensemble stays diverse
+            # Each head gets its own batch, so that the ensemble stays diverse.
             index = torch.randint(len(given), (len(trust.heads), 256), generator=generator, device=model.device)
-            said = torch.stack([head(normalised[i]).squeeze(-1) for head, i in zip(trust.heads, index, strict=True)])
-            loss = (said - target[index]).square().mean()
+            predicted = torch.stack(
+                [head(normalised[i]).squeeze(-1) for head, i in zip(trust.heads, index, strict=True)]
+            )
+            loss = (predicted - target[index]).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

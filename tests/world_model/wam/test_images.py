@@ -173,8 +173,8 @@ def test_a_goal_picture_is_near_itself_and_what_is_no_picture_is_refused(tmp_pat
     assert torch.equal(t.pictures(), codec.decode(both))
     with pytest.raises(UserError, match="view=2: the model has 2 cameras"):
         GoalImage(str(tmp_path / "goal.png"), 2)(t)
-    with pytest.raises(UserError, match=r"no\.png: no picture can be read there"):
+    with pytest.raises(UserError, match=r"no\.png: no image can be read there"):
         GoalImage(str(tmp_path / "no.png"))(t)
     iio.imwrite(tmp_path / "small.png", pictures[0, 0, :8].numpy())
-    with pytest.raises(UserError, match=r"small\.png: \(8, 32, 3\), expected a picture of 32 x 32"):
+    with pytest.raises(UserError, match=r"small\.png: \(8, 32, 3\), expected an image of 32 x 32"):
         GoalImage(str(tmp_path / "small.png"))(t)

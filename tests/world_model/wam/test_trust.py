@@ -64,7 +64,7 @@ def test_a_calibration_knows_nothing_of_the_one_before(model):
 
 def test_an_uncalibrated_trust_says_so(model, context):
     encoded, batch = context
-    with pytest.raises(UserError, match=r"what is read of a dreamed chunk.*has no statistics"):
+    with pytest.raises(UserError, match=r"input of the trust heads.*has no statistics"):
         expected_error(model, read(model, encoded, batch.actions, batch.future))
 
 
