@@ -2,6 +2,7 @@
 
 Signs: a term for something unwanted returns a positive magnitude, and its weight in the config is negative. No term is
 scaled by the duration of a step.
+`wamtune ls rewards` prints the first line of each docstring, so it says what the term measures.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from rewards.errors import UserError
 
 @reward(requires=("success",))
 def success(t: Transition) -> Tensor:
-    """Return 1 at every step whose next state solves the task, else 0. Shape: (num_envs,)."""
+    """1 at every step whose state solves the task, else 0. Shape: (num_envs,)."""
     return t.success.to(t.next_state.dtype)
 
 
 @reward(requires=("progress",))
 def progress(t: Transition, gamma: float = 1.0) -> Tensor:
-    """Return the potential difference `gamma * next_progress - progress`. Shape: (num_envs,).
+    """Potential difference `gamma * next_progress - progress`. Shape: (num_envs,).
 
     With gamma 1, its sum over an episode is the progress made. With the gamma of PPO, moving in circles gains nothing
     (potential-based shaping, Ng et al. 1999). Unlike there, the potential of the last state is not set to 0, so an
@@ -35,33 +36,33 @@ def progress(t: Transition, gamma: float = 1.0) -> Tensor:
 
 @reward(requires=("task_reward",))
 def task_reward(t: Transition) -> Tensor:
-    """Return the simulator's own reward; not available in a dream. Shape: (num_envs,)."""
+    """The simulator's own reward; not available in a dream. Shape: (num_envs,)."""
     assert t.task_reward is not None  # checked by `requires`
     return t.task_reward
 
 
 @reward
 def time_cost(t: Transition) -> Tensor:
-    """Return 1 at every step; give it a negative weight. Shape: (num_envs,)."""
+    """1 at every step; give it a negative weight. Shape: (num_envs,)."""
     return torch.ones_like(t.next_state[:, 0])
 
 
 @reward(requires=("action",))
 def action_l2(t: Transition) -> Tensor:
-    """Return the squared length of the action; give it a negative weight. Shape: (num_envs,)."""
+    """Squared length of the action; give it a negative weight. Shape: (num_envs,)."""
     return t.action.square().sum(-1)
 
 
 @reward(requires=("action_history",))
 def action_rate(t: Transition) -> Tensor:
-    """Return the squared difference of the last two actions; give it a negative weight. Shape: (num_envs,)."""
+    """Squared difference of the last two actions; give it a negative weight. Shape: (num_envs,)."""
     _, a1, a2 = t.action_history.unbind(1)
     return (a2 - a1).square().sum(-1)
 
 
 @reward(requires=("action_history",))
 def action_jerk(t: Transition) -> Tensor:
-    """Return the squared second difference of the last three actions; give it a negative weight. Shape: (num_envs,)."""
+    """Squared second difference of the last three actions; give it a negative weight. Shape: (num_envs,)."""
     a0, a1, a2 = t.action_history.unbind(1)
     return (a2 - 2 * a1 + a0).square().sum(-1)
 

@@ -1,4 +1,4 @@
-"""From the `rewards:` section of a config to numbers: check the terms once, then compute every step."""
+"""Build the reward terms from the `rewards:` section of a config, check them once, and compute them at every step."""
 
 from __future__ import annotations
 
@@ -24,36 +24,38 @@ class RewardStep:
     """Reward of each row of a transition; 0 in rows that were not executed."""
 
     total: Tensor  # (N,), sum of weighted
-    raw: dict[str, Tensor]  # term -> (N,), as returned
-    weighted: dict[str, Tensor]  # term -> (N,), times its weight
+    raw: dict[str, Tensor]  # term -> (N,), value as returned by the term
+    weighted: dict[str, Tensor]  # term -> (N,), raw times the weight
 
 
 @dataclass
 class _Term:
+    """One active reward term."""
+
     name: str
     func: str
     weight: float
     requires: tuple[str, ...]
     call: Callable[[Transition], Tensor]
-    keeper: Any  # the object with `reset(mask)` of a term that keeps state, else None
-    ours: bool  # a built-in, which writes nothing into a transition
-    at: str = ""  # FILE:LINE of a plug-in
+    stateful: Any  # the object with `reset(mask)` if the term keeps state between steps, else None
+    is_builtin: bool  # trusted not to change the tensors of a transition
+    at: str = ""  # FILE:LINE of a plug-in; empty for a built-in
 
-    def told(self, problem: str) -> str:
-        """Say `problem` of this term, and where it is defined."""
+    def message(self, problem: str) -> str:
+        """Return an error message about `problem` of this term, with the place where it is defined."""
         return f"reward term {self.name!r} {problem}" + (f"; see {self.at}" if self.at else "")
 
     def blamed(self) -> AbstractContextManager[None]:
-        """Context in which an exception becomes a `UserError` of this term, with file and line."""
+        """Return a context that converts exceptions to a `UserError` about this term, with file and line."""
         return blamed(f"reward term {self.name!r}", self.at.rpartition(":")[0])
 
 
 ISAAC = "isaac"
-"""What a place provides that can compute reward functions of Isaac Lab."""
+"""Requirement of reward functions of Isaac Lab; only a place that can compute them provides it."""
 
 
 def isaac_terms(terms: Mapping[str, Mapping[str, Any] | None]) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    """Return the active terms that are functions of Isaac Lab, with their params: its environment computes them."""
+    """Return function and params of each active term of Isaac Lab; the environment of Isaac Lab computes these."""
     found = {}
     for name, term in terms.items():
         if term is not None and _weight(name, term) != 0.0:
@@ -64,7 +66,7 @@ def isaac_terms(terms: Mapping[str, Mapping[str, Any] | None]) -> dict[str, tupl
 
 
 def is_isaac_term(func: Callable[..., Any]) -> bool:
-    """Whether a reward function is one of Isaac Lab: it takes the environment, where ours take a transition."""
+    """Whether `func` is a reward function of Isaac Lab: its first parameter is `env`, not a transition."""
     parameters = [*inspect.signature(func).parameters] if inspect.isfunction(func) else []
     return parameters[:1] == ["env"]
 
@@ -73,7 +75,8 @@ class RewardManager:
     """The active reward terms of one place.
 
     Args:
-        terms: name -> `{func, weight, params}`; without `func` the built-in of that name; weight 0 or None is off.
+        terms: name -> `{func, weight, params}`. Without `func` the term is the built-in of that name. A term that is
+            None or has weight 0 is off.
         provides: slices of the state and optional fields (`progress`, `task_reward`) that the place can provide.
         place: `sim`, `dream` or `real`, for messages.
 
@@ -92,25 +95,26 @@ class RewardManager:
             _check_provided(term, ALWAYS_PROVIDED | set(provides), place)
         self.names = [term.name for term in self._terms]
         self.weights = {term.name: term.weight for term in self._terms}
-        self._keepers = {term.name: term.keeper for term in self._terms if term.keeper is not None}
+        self._stateful = {term.name: term.stateful for term in self._terms if term.stateful is not None}
         self.requires = frozenset(name for term in self._terms for name in term.requires)
 
     @torch.no_grad()
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
-        """Pay each row of `t` (N rows); rows where `executed` (N,) bool is False get 0.
+        """Compute the reward of each row of `t` (N rows); rows where `executed` (N,) bool is False get 0.
 
-        A whole chunk is computed in one call when `t` holds `n_steps` consecutive rows of each environment, in order.
+        To compute a whole chunk in one call, `t` holds for each environment `n_steps` consecutive rows, in order.
 
         Raises:
-            UserError: a term returned a wrong shape, a value that is not finite or one beyond `MAX_MAGNITUDE`.
+            UserError: a term raised an exception, or returned a wrong shape, or a value that is not finite or exceeds
+                `MAX_MAGNITUDE`.
         """
         raw = t.next_state.new_zeros(len(self._terms), t.next_state.shape[0])
         for row, term in zip(raw, self._terms, strict=True):
-            calls = n_steps if term.keeper else 1  # a term that keeps state must see the steps one by one
+            calls = n_steps if term.stateful else 1  # a term with state must get the steps one by one
             for step in range(calls):
-                row[step::calls].copy_(_call(term, _handed(term, t, slice(step, None, calls))))
+                row[step::calls].copy_(_call(term, _rows_for(term, t, slice(step, None, calls))))
         if executed is not None:
-            raw.masked_fill_(~executed, 0.0)  # not a product: what a term makes of a dead row may be NaN
+            raw.masked_fill_(~executed, 0.0)  # not a product: a term may return NaN for a row that was not executed
         self._check_values(raw, t, n_steps)
         weighted = raw * raw.new_tensor([term.weight for term in self._terms])[:, None]
         return RewardStep(
@@ -120,30 +124,31 @@ class RewardManager:
         )
 
     def reset(self, mask: Tensor) -> None:
-        """Tell the terms that keep state which episodes begin. `mask`: (num_envs,) bool."""
+        """Reset the state of terms where an episode begins: `mask` (num_envs,) bool."""
         for term in self._terms:
-            if term.keeper is not None:
+            if term.stateful is not None:
                 with term.blamed():
-                    term.keeper.reset(mask.clone())
+                    term.stateful.reset(mask.clone())
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return what the terms that keep state remember: those of their attributes that are tensors or numbers."""
-        attributes = {name: vars(keeper).items() for name, keeper in self._keepers.items()}
+        """Return the state of all terms that have one: their attributes that are tensors or numbers."""
+        attributes = {name: vars(target).items() for name, target in self._stateful.items()}
         kept = Tensor | float | int
         return {name: {k: copy.deepcopy(v) for k, v in of if isinstance(v, kept)} for name, of in attributes.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Restore what `state_dict` gave."""
-        for name, keeper in self._keepers.items():
+        """Restore a state from `state_dict`; tensors move to the device of those that they replace."""
+        for name, target in self._stateful.items():
             for key, value in state[name].items():
-                now, restored = getattr(keeper, key, None), copy.deepcopy(value)
-                setattr(keeper, key, restored.to(now.device) if isinstance(now, Tensor) else restored)
+                now, restored = getattr(target, key, None), copy.deepcopy(value)
+                setattr(target, key, restored.to(now.device) if isinstance(now, Tensor) else restored)
 
     def describe(self) -> list[tuple[str, str, float, tuple[str, ...]]]:
         """Return (name, func, weight, requires) of each active term, in order."""
         return [(term.name, term.func, term.weight, term.requires) for term in self._terms]
 
     def _check_values(self, raw: Tensor, t: Transition, n_steps: int) -> None:
+        """Raise `BadNumbers` if a value of `raw` (terms, N) is not finite or exceeds `MAX_MAGNITUDE`."""
         bad = ~(raw.abs() <= MAX_MAGNITUDE)  # also true for NaN
         if bad.any():
             i, row = bad.nonzero()[0].tolist()
@@ -151,24 +156,39 @@ class RewardManager:
                 f"returned {raw[i, row].item():g} in environment {row // n_steps} at step {int(t.elapsed[row])}; "
                 f"expected a finite value within ±{MAX_MAGNITUDE:g}"
             )
-            raise BadNumbers(f"{self.place}: {self._terms[i].told(problem)}")
+            raise BadNumbers(f"{self.place}: {self._terms[i].message(problem)}")
 
 
 def _build(name: str, term: Mapping[str, Any]) -> _Term:
+    """Load and check the term that a config describes."""
     who = f"reward term {name!r}"
     entry = read_entry(who, name, term)
     func, params = entry.func, entry.params
     found = load_term(name, func)
-    if is_isaac_term(found):
-        return _Term(name, func, entry.weight, (ISAAC,), lambda t: t.own_rewards[name], None, ours=True)
+    if is_isaac_term(found):  # computed by Isaac Lab: only look up the result
+        return _Term(
+            name=name,
+            func=func,
+            weight=entry.weight,
+            requires=(ISAAC,),
+            call=lambda t: t.own_rewards[name],
+            stateful=None,
+            is_builtin=True,
+        )
     is_class = inspect.isclass(found)
     check_params(who, func, found, params, n_given=0 if is_class else 1)  # a function gets the transition first
-    ours = getattr(found, "__module__", "") == builtin.__name__
-    target = instance_of(who, func, found, params, call="__call__(t)", ours=ours)
-    call = target if is_class or not params else partial(target, **params)
-    requires = _requires(name, getattr(target, "requires", ()))
-    keeper = target if hasattr(target, "reset") else None
-    return _Term(name, func, entry.weight, requires, call, keeper, ours, "" if ours else defined_at(target))
+    is_builtin = getattr(found, "__module__", "") == builtin.__name__
+    target = instance_of(who, func, found, params, call="__call__(t)", ours=is_builtin)
+    return _Term(
+        name=name,
+        func=func,
+        weight=entry.weight,
+        requires=_requires(name, getattr(target, "requires", ())),
+        call=target if is_class or not params else partial(target, **params),
+        stateful=target if hasattr(target, "reset") else None,
+        is_builtin=is_builtin,
+        at="" if is_builtin else defined_at(target),
+    )
 
 
 def _weight(name: str, term: Mapping[str, Any]) -> float:
@@ -176,15 +196,17 @@ def _weight(name: str, term: Mapping[str, Any]) -> float:
 
 
 def _requires(name: str, declared: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(declared, str):  # requires=("action") has no comma
+    """Check what a term declares with `requires`, and return it without duplicates."""
+    if isinstance(declared, str):  # a common mistake: requires=("action") without a comma is a string
         raise UserError(f"reward term {name!r}: requires is {declared!r}, expected a tuple; write ({declared!r},)")
     if not isinstance(declared, Iterable) or not all(isinstance(need, str) for need in declared):
         raise UserError(f"reward term {name!r}: requires is {declared!r}, expected a tuple of names")
-    # Progress before and after a step come together.
+    # A place that provides `progress` provides `next_progress` as well.
     return tuple(dict.fromkeys("progress" if need == "next_progress" else need for need in declared))
 
 
 def _check_provided(term: _Term, provided: Collection[str], place: str) -> None:
+    """Raise `UserError` if the term requires something that the place does not provide."""
     for need in term.requires:
         if need not in provided:
             raise UserError(
@@ -193,11 +215,11 @@ def _check_provided(term: _Term, provided: Collection[str], place: str) -> None:
             )
 
 
-def _handed(term: _Term, t: Transition, rows: slice) -> Transition:
-    """Return the chosen rows for a term; a plug-in gets a copy, so that what it writes there changes nothing else."""
+def _rows_for(term: _Term, t: Transition, rows: slice) -> Transition:
+    """Return the given rows of a transition; a plug-in gets a copy, so that it cannot change the original."""
 
     def chosen(value: Tensor) -> Tensor:
-        return value[rows] if term.ours else value[rows].clone()
+        return value[rows] if term.is_builtin else value[rows].clone()
 
     values = ((f.name, getattr(t, f.name)) for f in fields(t))
     tensors: dict[str, Any] = {name: chosen(value) for name, value in values if isinstance(value, Tensor)}
@@ -206,6 +228,7 @@ def _handed(term: _Term, t: Transition, rows: slice) -> Transition:
 
 
 def _call(term: _Term, t: Transition) -> Tensor:
+    """Call a term and check type and shape of the result (N,)."""
     expected = (t.next_state.shape[0],)
     with term.blamed():
         value = term.call(t)
@@ -217,5 +240,5 @@ def _call(term: _Term, t: Transition) -> Tensor:
     elif value.is_complex():
         problem = f"{value.dtype}, expected real numbers"
     if problem:
-        raise UserError(term.told(f"returned {problem}"))
+        raise UserError(term.message(f"returned {problem}"))
     return value

@@ -1,6 +1,6 @@
-"""The one loader of plug-ins: a built-in, `module:name`, `path.py:name`, or an entry point of an installed package.
+"""The loader of all plug-ins: a built-in, `module:name`, `path.py:name`, or an entry point of an installed package.
 
-Nothing is imported that the user's own config does not name.
+It imports only what the user's own config names.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ GROUPS: dict[Kind, str] = {
     "callback": "wamtune.callbacks",
     "schedule": "wamtune.schedules",
 }
-"""Kind of plug-in -> group of the entry points by which installed packages offer theirs."""
+"""Kind of plug-in -> entry point group with which installed packages register theirs."""
 
 MAX_MAGNITUDE = 1e6
-"""A larger weight or value is a mistake: one such reward ruins a critic without ever being NaN."""
+"""Largest accepted absolute value of a weight or a reward. A larger, finite one would ruin a critic as well as NaN."""
 
 Builtins = Mapping[str, Callable[..., Any] | str]
-"""Name -> the built-in itself, or `module:name`, which is imported when it is asked for."""
+"""Name -> the built-in itself, or `module:name`, which is imported on first use."""
 
 
 def load(kind: Kind, func: str, builtins: Builtins, who: str = "", key: str = "func") -> Callable[..., Any]:
     """Return the function, class or callable instance that `func` names.
 
     Args:
-        kind: of plug-in; it decides which entry points are looked at.
+        kind: kind of plug-in; it determines the entry point group.
         func: a name in `builtins`, `module:name`, `path.py:name`, or the name of an entry point.
-        builtins: what comes with the project.
-        who: how errors begin, such as "reward term 'smooth'"; empty: `key=func`.
-        key: of the config that `func` was written at.
+        builtins: the built-in plug-ins of this kind.
+        who: beginning of error messages, such as "reward term 'smooth'"; empty: `key=func`.
+        key: the config key that holds `func`.
 
     Raises:
-        UserError: there is no such thing, it is not callable, or its module raised an exception when it was imported.
+        UserError: it does not exist, is not callable, or its module raised an exception on import.
     """
     return _find(kind, func, builtins, who, key)[0]
 
 
 def source_file(kind: Kind, func: str, builtins: Builtins, who: str = "", key: str = "func") -> Path | None:
-    """Return the file of the module that `func` is found in, see `load`; None for a built-in."""
+    """Return the file of the module in which `func` is found, see `load`; None for a built-in."""
     module = _find(kind, func, builtins, who, key)[1]
     return Path(module.__file__) if module is not None and module.__file__ else None
 
 
 def known(kind: Kind, builtins: Builtins) -> list[str]:
-    """Return the names that need no `:`: those of the built-ins, then those of installed entry points."""
+    """Return the names that can be used without a `:`: the built-ins, then the installed entry points."""
     return list(dict.fromkeys([*builtins, *_entry_points(kind)]))
 
 
@@ -81,13 +81,13 @@ class Entry:
 
 
 def read_entry(who: str, name: str, written: Mapping[str, Any], default_weight: float | None = None) -> Entry:
-    """Return the checked `{func, weight, params}` of an entry; without `func` it is the built-in `name`.
+    """Check a config entry `{func, weight, params}`. Without `func` it is the built-in called `name`.
 
     Args:
-        who: how errors begin.
-        name: of the entry.
-        written: what the config says.
-        default_weight: of an entry that gives none; None: it has to give one.
+        who: beginning of error messages.
+        name: name of the entry.
+        written: the entry in the config.
+        default_weight: weight of an entry without one; None: the weight is mandatory.
 
     Raises:
         UserError: a key is unknown, or a value does not fit.
@@ -98,7 +98,7 @@ def read_entry(who: str, name: str, written: Mapping[str, Any], default_weight: 
         raise UserError(f"{who}: func is {func!r}, expected a name, module:function or path.py:function")
     if not isinstance(params, Mapping):
         raise UserError(f"{who}: params are {params!r}, expected names and values; write {{name: value}}")
-    return Entry(func, weight, copy.deepcopy(dict(params)))  # shares no list with the config
+    return Entry(func, weight, copy.deepcopy(dict(params)))  # a copy, so that a plug-in cannot change the config
 
 
 def read_weight(who: str, written: Mapping[str, Any], default: float | None = None) -> float:
@@ -122,14 +122,14 @@ def read_weight(who: str, written: Mapping[str, Any], default: float | None = No
 
 
 def check_params(who: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], n_given: int) -> None:
-    """Compare `params` with the signature of `found`, which is called with `n_given` arguments before them.
+    """Check that `found` can be called with `n_given` positional arguments and then `params`.
 
     Raises:
-        UserError: one is missing or unknown; it says which ones there are.
+        UserError: a param is missing or unknown; the message lists those that exist.
     """
     try:
         signature = inspect.signature(found)
-    except (TypeError, ValueError):  # of a compiled function nothing is known before it is called
+    except (TypeError, ValueError):  # compiled functions may have no signature; errors then come from the call
         return
     try:
         signature.bind(*(None,) * n_given, **params)
@@ -141,20 +141,20 @@ def check_params(who: str, func: str, found: Callable[..., Any], params: Mapping
 def instance_of(
     who: str, func: str, found: Callable[..., Any], params: Mapping[str, Any], call: str, ours: bool = False
 ) -> Any:
-    """Return what is called later: an instance of a class, built with `params`, or a copy of anything else.
+    """Return the object to call later: an instance of a class, built with `params`, or a copy of anything else.
 
-    A copy, because an instance that keeps state must not share it between simulator and dream.
+    The copy keeps an instance with state from sharing it between simulator and dream.
 
     Args:
-        who: how errors begin.
-        func: as the config names it.
-        found: what `load` returned.
-        params: of a class.
-        call: what an instance has to answer, for the error, such as `__call__(t)`.
-        ours: a built-in, whose errors name no line.
+        who: beginning of error messages.
+        func: name of the plug-in in the config.
+        found: the result of `load`.
+        params: arguments for a class; ignored otherwise.
+        call: the method that an instance must have, for the message, such as `__call__(t)`.
+        ours: whether it is a built-in; errors of built-ins name no line.
 
     Raises:
-        UserError: the class does not take `params`, raises an exception, or its instances cannot be called.
+        UserError: the class does not accept `params`, raises an exception, or its instances are not callable.
     """
     with blamed(who, "" if ours else defined_at(found).rpartition(":")[0]):
         if not inspect.isclass(found):
@@ -169,14 +169,14 @@ def instance_of(
 
 
 def load_term(name: str, func: str) -> Callable[..., Any]:
-    """Return the function, class or instance that `func` of reward term `name` points to."""
-    from rewards.builtin import BUILTIN  # late: it needs torch, which the loader itself does not
+    """Return the function, class or instance that `func` of the reward term `name` refers to; see `load`."""
+    from rewards.builtin import BUILTIN  # imported here: it needs torch, and the loader must not
 
     return load("reward", func, BUILTIN, who=f"reward term {name!r}")
 
 
 def source_of(name: str, term: Mapping[str, Any] | None) -> Path | None:
-    """Return the file of the module that an active reward term comes from; None for a built-in or no term."""
+    """Return the source file of an active reward term; None for a built-in or a term that is off."""
     from rewards.builtin import BUILTIN
 
     if term is None or term.get("weight") == 0:
@@ -187,7 +187,7 @@ def source_of(name: str, term: Mapping[str, Any] | None) -> Path | None:
 def _find(
     kind: Kind, func: str, builtins: Builtins, who: str, key: str
 ) -> tuple[Callable[..., Any], ModuleType | None]:
-    """Return what `func` names, and the module that it was found in; None for a built-in."""
+    """Return the object that `func` refers to, and its module (None for a built-in)."""
     who = who or f"{key}={func}"
     source, colon, attribute = func.rpartition(":")
     module: ModuleType | None = None
@@ -196,7 +196,8 @@ def _find(
     elif colon:
         module = _load_file(who, source) if source.endswith(".py") else _import(who, key, source, attribute)
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        if not hasattr(module, attribute):  # and not `in vars`: Isaac Lab's modules import what they hold when asked
+        # hasattr, not vars: modules of Isaac Lab import their attributes on first access.
+        if not hasattr(module, attribute):
             raise UserError(f"{who}: {source} has no {attribute!r}{did_you_mean(attribute, public)}")
         found = getattr(module, attribute)
     else:
@@ -222,7 +223,7 @@ def _load_file(who: str, source: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their module up
+    sys.modules[module_name] = module  # dataclasses look up their module there
     with blamed(who, str(path)):
         try:
             spec.loader.exec_module(module)
@@ -237,9 +238,8 @@ def _import(who: str, key: str, source: str, attribute: str) -> ModuleType:
             return importlib.import_module(source)
         except (ImportError, SyntaxError, ValueError, TypeError) as error:
             hint = _raised_at(error)
-            if (
-                not hint and Path(f"{source}.py").is_file()
-            ):  # an installed command does not have the current folder on its path
+            # The installed command does not have the current folder on its import path.
+            if not hint and Path(f"{source}.py").is_file():
                 hint = f"; for the file in this folder write {key}: {source}.py:{attribute}"
             raise UserError(f"{who}: cannot import {source!r}: {error}{hint}") from error
 
@@ -264,7 +264,7 @@ def _entry_points(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def _raised_at(error: Exception) -> str:
-    """Return `; see FILE:LINE` of the line of a plug-in that raised; empty where none of its lines had run yet."""
+    """Return `; see FILE:LINE` for the line of a plug-in that raised; empty if none of its lines was executed."""
     ours = __file__, importlib.__file__, importlib.metadata.__file__
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in ours]
     lines = [f for f in frames if not f.filename.startswith("<")]  # <frozen importlib._bootstrap>

@@ -1,1 +1,1 @@
-"""Policies: what PPO trains, what acts, and the built-in ones."""
+"""Policies: the interfaces for training, acting and export, and the built-in policies."""

@@ -1,4 +1,4 @@
-"""Policies that decide on a whole chunk of actions at once, with a likelihood for what they decided."""
+"""The interface of policies that output a chunk of actions and the likelihood of that chunk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from world_model.env import BatchedEnv, ChunkStep, Obs
 
 
 class ChunkPolicy(nn.Module, ABC):
-    """What PPO asks of a policy. `n` rows everywhere; a chain is whatever the likelihood needs of a decision."""
+    """What PPO needs of a policy.
+
+    `n` is the number of rows. The chain of a decision is everything from which its likelihood can be computed again:
+    for a flow policy all `K + 1` noisy chunks of the denoising, for a Gaussian policy its mean and the drawn chunk.
+    """
 
     chunk_size: int
     n_action_steps: int
@@ -29,45 +33,57 @@ class ChunkPolicy(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
-        """Encode an observation once; the rest of the policy reads the result.
+        """Encode observations of n rows once; all other methods use the result.
 
-        With a `generator`, as PPO does while it learns, the noise that the policy is trained with is added first.
+        With a `generator` the training noise of the policy is first added to the observations; PPO does so in training.
         """
 
     @abstractmethod
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Explore: actions (n, n_action_steps, action_dim), chain (n, K + 1, ...), its log-likelihood."""
+        """Draw actions with exploration noise.
+
+        Returns:
+            Actions (n, n_action_steps, action_dim), chain (n, K + 1, ...) and log-likelihood (n, n_action_steps).
+        """
 
     @abstractmethod
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Act without exploring (n, n_action_steps, action_dim); any noise depends on (seed, counter) (n,) alone."""
+        """Return actions without exploration (n, n_action_steps, action_dim).
+
+        The noise of a row depends only on its `seed` (n,) and `counter` (n,), so an evaluation can be repeated exactly.
+        """
 
     @abstractmethod
     def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Means of the chain's steps (n, K, ...) under the present weights."""
+        """Return the mean of each step of a chain (n, K, ...) under the current weights."""
 
     @abstractmethod
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Log-likelihood of each executed action (n, n_action_steps) given those before it, in float32.
+        """Return the log-likelihood of each executed action given those before it, in float32.
 
-        Summed over the steps of the chain and the dimensions of the action. The rest of the chunk is left out, as in
-        DPPO (2409.00588): its noise is not what an advantage comes from.
+        It is summed over the steps of the chain and the dimensions of the action. Actions that are not executed are
+        left out, as in DPPO (2409.00588), because their noise has no effect on the advantage. Shape:
+        (n, n_action_steps).
         """
 
     @abstractmethod
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """Sum over chain steps of the Gaussian KL to the reference policy (n,)."""
+        """Return the Gaussian KL to the reference policy (n,), summed over the steps of the chain."""
 
     @abstractmethod
     def values_of_features(self, features: Tensor) -> Tensor:
-        """The critic's estimate (n,) from the features of encoded observations."""
+        """Return the critic's value (n,) of features (n, n_features) of encoded observations."""
 
     def values(self, context: Context) -> Tensor:
-        """The critic's estimate (n,)."""
+        """Return the critic's value (n,) of encoded observations."""
         return self.values_of_features(context.features)
 
     def values_after(self, step: ChunkStep, following: Context) -> Tensor:
-        """Return the critic's estimate (n,) of where a step led: of the end of an episode, else of what comes next."""
+        """Return the critic's value (n,) of the state after a step, for bootstrapping.
+
+        `following` is the encoded `step.obs`. Where an episode ended, this is already the next episode, so the value of
+        `step.final_obs` is used there.
+        """
         values, ended = self.values(following), step.terminated | step.truncated
         if ended.any():
             values[ended] = self.values(self.encode({name: of[ended] for name, of in step.final_obs.items()}))
@@ -75,21 +91,21 @@ class ChunkPolicy(nn.Module, ABC):
 
     @abstractmethod
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """`chain_means` of the policy at the last `set_reference`, or at the start."""
+        """Return `chain_means` of the reference: the policy at the last `set_reference`, or at the start."""
 
     def set_reference(self) -> None:
-        """Make the policy of now the one that distances are measured from."""
+        """Make the current weights the reference policy of `reference_kl`."""
 
     @abstractmethod
     def actor_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the policy gradient trains."""
+        """Return the parameters that the policy gradient trains."""
 
     @abstractmethod
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the critic."""
+        """Return the parameters of the critic."""
 
     def entropy(self) -> Tensor:
-        """Entropy of a decision, up to a constant."""
+        """Return the entropy of a decision up to a constant, a scalar; 0 for a fixed exploration noise."""
         return torch.zeros((), device=self.device)
 
 
@@ -99,7 +115,7 @@ def policy_state(policy: ChunkPolicy) -> dict[str, Any]:
 
 
 def load_policy_state(policy: ChunkPolicy, state: dict[str, Tensor]) -> None:
-    """Put back what `policy_state` gave."""
+    """Restore weights from `policy_state`, in place."""
     parameters = dict(policy.named_parameters())
     with torch.no_grad():
         for name, value in state.items():

@@ -1,4 +1,4 @@
-"""What an export asks of a policy: a graph that torch can trace, and what its contract says."""
+"""What an export needs of a policy: a module that torch can trace, and the values for the contract."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from world_model.spec import Spec
 
 
 class Graph(nn.Module):
-    """Everything between an observation and a chunk of actions (n, chunk_size, action_dim), as a module to trace."""
+    """The whole computation from an observation to a chunk of actions (n, chunk_size, action_dim), for tracing."""
 
     @abstractmethod
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw `n` inputs as they may come."""
+        """Draw `n` plausible random inputs, in the order of `Exportable.input_names`."""
 
     @abstractmethod
     def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw `n` inputs from recorded episodes."""
+        """Draw `n` inputs from recorded episodes, in the order of `Exportable.input_names`."""
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """The policy of a checkpoint, ready to be exported, and what its contract says."""
+    """The policy of a checkpoint as a traceable graph, with the values for its contract."""
 
-    checkpoint: str  # name or folder, as it was given
+    checkpoint: str  # name or folder, as the user gave it
     stage: str
     spec: Spec
     graph: Graph
     n_context_frames: int
     chunk_size: int
     n_action_steps: int
-    n_denoising_steps: int = 0  # nothing is denoised
+    n_denoising_steps: int = 0  # 0: the policy does not denoise
     noise_shape: tuple[int, int] | None = None  # (n_tokens, code_dim); None: the policy takes no noise
 
     @property
@@ -46,15 +46,15 @@ class Exportable:
 
     @property
     def is_flow(self) -> bool:
-        """Whether it takes noise, and actions to go on from."""
+        """Whether it is a flow policy, with inputs for noise and held actions."""
         return self.noise_shape is not None
 
 
 def checked_count(name: str, value: int, most: int | None = None) -> int:
-    """Return `value` if it lies between 1 and `most`.
+    """Return `value` if it is from 1 to `most` (None: no upper limit).
 
     Raises:
-        UserError: it does not.
+        UserError: it is out of range; the message names it by `name`.
     """
     if value < 1 or (most is not None and value > most):
         expected = "at least 1" if most is None else f"1 to {most}, the actions of a chunk"

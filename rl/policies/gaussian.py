@@ -1,4 +1,4 @@
-"""The plain policy: an MLP with Gaussian actions, whose chain has a single step."""
+"""A simple policy: an MLP with Gaussian actions, whose chain has a single step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from world_model.spec import Spec
 
 
 class GaussianPolicy(ChunkPolicy):
-    """An MLP with a state-independent deviation, for any environment with vectors; actions in units of their bounds."""
+    """An MLP with a learned standard deviation that does not depend on the state, for environments without images.
+
+    Args:
+        env: environment whose spec and context frames set the sizes.
+        chunk_size: actions per decision.
+        width: units of the hidden layers.
+        log_std: initial log of the standard deviation, in units of half the range of an action.
+    """
 
     middle: Tensor
     reach: Tensor
@@ -32,7 +39,7 @@ class GaussianPolicy(ChunkPolicy):
         self.chunk_size = self.n_action_steps = chunk_size
         dim, out = env.n_context_frames * env.spec.state_dim + len(env.spec.tasks), chunk_size * env.spec.action_dim
         self.actor, self.critic = _mlp(dim, width, out), _mlp(dim, width, 1)
-        # A small last layer: the first policy explores around the middle of the action range.
+        # A small last layer makes the untrained policy explore around the middle of the action range.
         for parameter in self.actor[-1].parameters():
             nn.init.normal_(parameter, std=0.01)
         self.log_std = nn.Parameter(torch.full((out,), log_std))
@@ -41,7 +48,7 @@ class GaussianPolicy(ChunkPolicy):
         self.register_buffer("reach", (high - low) / 2)
 
     def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
-        """Flatten the frames and append the task as one-hot; this policy is trained without noise."""
+        """Flatten the frames and append the task as one-hot; `generator` is not used: there is no training noise."""
         task = torch.nn.functional.one_hot(obs["task"], len(self.spec.tasks)).float()
         return Context(obs["state"], [], torch.cat([obs["state"].flatten(1), task], dim=-1))
 
@@ -53,62 +60,63 @@ class GaussianPolicy(ChunkPolicy):
         return self._executable(chain[:, 1]), chain, self.chain_log_prob(chain, mean.unsqueeze(1))
 
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Take the mean."""
+        """Return the mean actions."""
         return self._executable(self.actor(context.features))
 
     def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Shape: (n, 1, chunk_size * action_dim)."""
+        """Return the mean under the current weights. Shape: (n, 1, chunk_size * action_dim)."""
         return self.actor(context.features).unsqueeze(1)
 
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """There is no start policy to stay near: the means that acted."""
+        """Return the mean with which the chain was drawn, because this policy has no pretrained start policy."""
         return chain[:, :1]
 
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Density of the drawn action."""
+        """Return the log-density of the drawn actions. Shape: (n, chunk_size)."""
         z = (chain[:, 1] - means[:, 0]) / self.log_std.exp()
         each = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         return each.view(len(z), self.chunk_size, -1).sum(-1)
 
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """KL to the means that acted."""
+        """Return the KL to the policy that drew the chain, for equal standard deviations. Shape: (n,)."""
         return ((means - reference_means) / self.log_std.exp()).square().flatten(1).sum(1) / 2
 
     def values_of_features(self, features: Tensor) -> Tensor:
-        """The critic MLP."""
+        """Return the value of the critic MLP (n,)."""
         return self.critic(features).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        """Up to a constant, the sum of log deviations."""
+        """Return the sum of the log standard deviations: the entropy up to a constant."""
         return self.log_std.sum()
 
     def actor_parameters(self) -> list[nn.Parameter]:
-        """MLP and deviation."""
+        """Return the parameters of the actor MLP and the log standard deviation."""
         return [*self.actor.parameters(), self.log_std]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """The critic MLP."""
+        """Return the parameters of the critic MLP."""
         return list(self.critic.parameters())
 
     def _executable(self, raw: Tensor) -> Tensor:
+        """Convert outputs (n, chunk_size * action_dim) to actions in environment units, within the bounds."""
         actions = self.middle + self.reach * raw.clamp(-1, 1)
         return actions.view(len(raw), self.chunk_size, self.spec.action_dim)
 
 
 class GaussianGraph(Graph):
-    """What is exported of a Gaussian policy: state and task to the mean actions, which is how it is evaluated."""
+    """Graph of a Gaussian policy: state and task to mean actions, as in evaluation."""
 
     def __init__(self, policy: GaussianPolicy) -> None:
         super().__init__()
         self.policy = policy
 
     def forward(self, state: Tensor, task: Tensor) -> Tensor:
-        """(n, n_context_frames, state_dim), (n,) -> (n, chunk_size, action_dim)."""
+        """Return actions (n, chunk_size, action_dim) for state (n, n_context_frames, state_dim) and task (n,)."""
         context = self.policy.encode({"state": state, "task": task})
-        return self.policy.decide(context, task, task)
+        return self.policy.decide(context, seed=task, counter=task)  # seed and counter are not used
 
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw `n` inputs: normal states, for there are no statistics of better ones."""
+        """Draw `n` inputs with standard normal states, because this policy has no statistics of real states."""
         shape = (n, self.policy.n_context_frames, self.policy.spec.state_dim)
         task = torch.randint(len(self.policy.spec.tasks), (n,), generator=generator)
         return torch.randn(shape, generator=generator), task
@@ -116,22 +124,31 @@ class GaussianGraph(Graph):
     def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw `n` inputs from recorded episodes."""
         tasks, size = self.policy.spec.tasks, self.policy.chunk_size
-        batch = Windows(episodes, tasks, self.policy.n_context_frames, size).sample(n, generator)
+        windows = Windows(episodes, tasks=tasks, n_context_frames=self.policy.n_context_frames, chunk_size=size)
+        batch = windows.sample(n, generator)
         return batch.context, batch.task
 
 
 def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:
-    """Build the policy that the sizes of its weights describe; `wamtune train` keeps weights and spec, no more."""
+    """Build a Gaussian policy from the weights and the spec of a checkpoint.
+
+    The checkpoint has no architecture config, so the sizes are derived from the shapes of the weights.
+
+    Raises:
+        UserError: config and weights do not describe a Gaussian policy.
+    """
     tensors = checked_weights(checkpoint, tensors)
     try:
         spec = Spec.from_dict(config["spec"])
         width, n_inputs = tensors["actor.0.weight"].shape
         frames = (n_inputs - len(spec.tasks)) // spec.state_dim
-        policy = GaussianPolicy(_Nowhere(spec, 1, frames, 1), len(tensors["log_std"]) // spec.action_dim, width)
+        # The constructor needs an environment, but only for its sizes.
+        env = _SizesOnly(spec, num_envs=1, n_context_frames=frames, max_steps=1)
+        policy = GaussianPolicy(env, chunk_size=len(tensors["log_std"]) // spec.action_dim, width=width)
         missing, unexpected = policy.load_state_dict(dict(tensors), strict=False)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         raise UserError(f"{checkpoint}: its config and weights do not describe a Gaussian policy: {error!r}") from error
-    if wrong := [*unexpected, *(set(missing) - {"middle", "reach"})]:  # those two follow from the spec
+    if wrong := [*unexpected, *(set(missing) - {"middle", "reach"})]:  # these two are computed from the spec
         raise UserError(f"{checkpoint}: tensor {min(wrong)!r} is missing or unexpected in a Gaussian policy")
     return policy
 
@@ -140,8 +157,8 @@ def _mlp(dim: int, width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
 
 
-class _Nowhere(BatchedEnv):
-    """An environment that is nothing but its sizes."""
+class _SizesOnly(BatchedEnv):
+    """An environment that only has sizes and cannot be reset or stepped."""
 
     place = "nowhere"
 

@@ -1,7 +1,8 @@
-"""The built-in world-action model as a policy: for PPO, on a robot, and as a graph to export.
+"""The built-in world-action model as a policy: for PPO (`FlowPolicy`), on a robot (`ModelPilot`) and for export.
 
-`FlowPolicy` denoises a chunk: its likelihood is that of all noisy steps of the stored chain (DPPO, 2409.00588;
-ReinFlow, 2505.22094).
+PPO needs a likelihood, which the denoising ODE does not have. So `FlowPolicy` adds Gaussian noise after every denoising
+step and stores all steps as a chain; the likelihood of a chunk is the product of the densities of these steps (DPPO,
+2409.00588; ReinFlow, 2505.22094).
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ from world_model.wam.store import load_model
 
 
 class FlowPolicy(ChunkPolicy):
-    """The action side of a world-action model.
+    """The action decoder of a world-action model as a policy for PPO.
 
     Args:
-        model: trained in place; only its action decoder and critic have gradients.
-        n_denoising_steps: steps K of the chain, all of them noisy when exploring.
-        noise_std: deviation of the noise added after each step, in units of the normalised action.
-        noise_correlation: of the noise of neighbouring actions of a chunk, in [0, 1). White noise averages out within a
-            chunk; correlated noise moves the hand elsewhere, which is what there is to learn from (cf. 2302.12065).
-        n_action_steps: how much of a chunk is executed; None: all of it.
+        model: trained in place; only its action decoder and critic get gradients.
+        env: environment that gives spec and context frames.
+        n_denoising_steps: number K of denoising steps; exploration adds noise after each.
+        noise_std: standard deviation of this noise, in units of the normalised action.
+        n_action_steps: number of actions of a chunk that are executed; None: all of them.
+        noise_correlation: correlation between the noise of neighbouring actions of a chunk, in [0, 1). White noise
+            averages out within a chunk; correlated noise moves the hand to other places, from which PPO can learn (cf.
+            2302.12065).
 
     Raises:
-        UserError: it does not fit the chunks of the model.
+        UserError: `n_action_steps` does not fit the chunks of the model.
     """
 
     def __init__(
@@ -65,22 +68,23 @@ class FlowPolicy(ChunkPolicy):
         model.action.requires_grad_(True)
         model.value.requires_grad_(True)
         self.reference = copy.deepcopy(model.action).requires_grad_(False)
+        # Correlation of the noise of actions i and j of a chunk: noise_correlation ** |i - j| (AR(1)).
         lag = torch.arange(self.chunk_size)
         covariance = torch.tensor(noise_correlation) ** (lag[:, None] - lag).abs()
-        self.color: Tensor  # Cholesky factor of the correlation between the actions of a chunk
+        self.color: Tensor  # lower Cholesky factor of the correlation: white noise -> correlated noise
         self.register_buffer("color", torch.linalg.cholesky(covariance.double()).float())
-        self.whiten: Tensor
+        self.whiten: Tensor  # its inverse: correlated noise -> white noise
         self.register_buffer("whiten", torch.linalg.inv(self.color.double()).float())
         self.to(model.device)
 
     def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
-        """Encode without a graph: the encoder is frozen. The noise is `context_noise` of the model."""
+        """Encode without gradients: the encoder is frozen. The training noise is the `context_noise` of the model."""
         with torch.no_grad():
             state = obs["state"] if generator is None else self.model.noisy(obs["state"], generator)
             return self.model.encode(state, obs["task"])
 
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Denoise with noise after every step. The executed action is clamped, the chain never."""
+        """Denoise with noise after every step. The returned actions are clamped to their bounds, the chain is not."""
         x = modes.action_noise(self.model, len(context.frames), generator)
         chain, means = [x], []
         for i in range(self.n_denoising_steps):
@@ -94,71 +98,80 @@ class FlowPolicy(ChunkPolicy):
         return self._executable(x), stacked, self.chain_log_prob(stacked, torch.stack(means, dim=1))
 
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Integrate the ODE from noise seeded row by row."""
+        """Integrate the ODE without exploration noise, from starting noise seeded row by row."""
         noise = seeded_noise(seed, counter, (self.model.action_codec.n_tokens, self.model.action_codec.code_dim))
         return modes.policy(self.model, context, noise, self.n_denoising_steps)[:, : self.n_action_steps]
 
     def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Each step from where the stored chain was. Shape: (n, K, n_tokens, code_dim)."""
+        """Return the mean of each denoising step from the stored chunk before it. Shape: (n, K, n_tokens, code_dim)."""
         return self._means(self.model.action, context, chain)
 
     def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """The same under the weights of the reference."""
+        """Return `chain_means` under the weights of the reference, without gradients."""
         with torch.no_grad():
             return self._means(self.reference, context, chain)
 
     def set_reference(self) -> None:
-        """Copy the action decoder."""
+        """Copy the weights of the action decoder to the reference."""
         self.reference.load_state_dict(self.model.action.state_dict())
 
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """The starting noise does not depend on the weights and is left out."""
+        """Return the log-likelihood of each executed action. Shape: (n, n_action_steps).
+
+        The starting noise is left out, because its density does not depend on the weights.
+        """
         n, steps = means.shape[:2]
         shape = (n, steps, self.chunk_size, self.spec.action_dim)
+        # In whitened units the noise of all actions is independent. The Cholesky factor is lower triangular, so white
+        # noise i depends only on actions up to i: its density is that of action i given those before it.
         white, mean = (self._mix(self.whiten, part).view(shape).transpose(1, 2) for part in (chain[:, 1:], means))
+        # Change of variables: log-determinant of the whitening, one diagonal entry per action.
         volume = steps * self.spec.action_dim * self.color.diagonal().log()
         each = gaussian_log_prob(white.flatten(0, 1), mean.flatten(0, 1), self.noise_std)
         return (each.view(n, self.chunk_size) - volume)[:, : self.n_action_steps]
 
     def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """Sum over steps of ||mean - reference mean||^2 / (2 std^2), in whitened units."""
+        """Return the sum over steps of ||mean - reference mean||^2 / (2 std^2), in whitened units. Shape: (n,)."""
         return self._mix(self.whiten, means - reference_means).square().flatten(1).sum(1) / (2 * self.noise_std**2)
 
     def values_of_features(self, features: Tensor) -> Tensor:
-        """The value read-out."""
+        """Return the value (n,) of the model's critic."""
         return self.model.value(features)
 
     def actor_parameters(self) -> list[nn.Parameter]:
-        """The action decoder."""
+        """Return the parameters of the action decoder."""
         return list(self.model.action_parameters())
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """The value read-out."""
+        """Return the parameters of the model's critic."""
         return list(self.model.value.parameters())
 
     def _means(self, decoder: nn.Module, context: Context, chain: Tensor) -> Tensor:
+        """Return the mean of each denoising step by `decoder`, each from the stored chunk before the step."""
         steps, means = chain.shape[1] - 1, []
         for i in range(steps):
-            x = chain[:, i].contiguous()  # as it was sampled: a strided one is multiplied in another order
+            # Contiguous as in `sample`: a strided tensor is multiplied in another order, with other rounding.
+            x = chain[:, i].contiguous()
             estimate = decoder(x, x.new_full((len(x),), noise_level(i, steps)), context)
             means.append(step_mean(x, estimate, i, steps))
         return torch.stack(means, dim=1)
 
     def _mix(self, matrix: Tensor, codes: Tensor) -> Tensor:
-        """Apply a (chunk_size, chunk_size) matrix along the actions of codes (..., n_tokens, code_dim)."""
+        """Apply a (chunk_size, chunk_size) matrix to the action dimension of codes (..., n_tokens, code_dim)."""
         return (matrix @ codes.reshape(*codes.shape[:-2], self.chunk_size, -1)).view_as(codes)
 
     def _executable(self, codes: Tensor) -> Tensor:
+        """Decode codes to the executed actions (n, n_action_steps, action_dim), within their bounds."""
         actions = self.model.action_codec.decode(codes).clamp(self.model.action_low, self.model.action_high)
         return actions[:, : self.n_action_steps]
 
 
 class ModelPilot:
-    """A world-action model in torch.
+    """A world-action model that acts on a robot, in torch; see `rl.deploy.pilots.Pilot`.
 
     Args:
-        model: of a checkpoint.
-        n_denoising_steps: of a chunk.
+        model: the loaded model.
+        n_denoising_steps: denoising steps per chunk.
     """
 
     def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
@@ -179,7 +192,11 @@ class ModelPilot:
 
 
 class FlowGraph(Graph):
-    """What is exported of a world-action model: all that a chunk depends on, to the chunk of `modes.policy`."""
+    """Graph of a world-action model: `modes.policy`, with noise and held actions as inputs.
+
+    Raises:
+        UserError: the model uses images.
+    """
 
     def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
         super().__init__()
@@ -193,38 +210,41 @@ class FlowGraph(Graph):
         self.codec = codec
         for statistics in (codec.state, codec.change, self.model.action_codec.action):
             statistics.check_fitted()
-            # A graph cannot branch on a tensor, so this was asked for the last time.
+            # Tracing does not support a branch on a tensor, so the check runs only here and is then switched off.
             statistics.check_fitted = lambda: None  # type: ignore[method-assign]
 
     def forward(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """Decode chunks (n, chunk_size, action_dim).
+        """Return chunks (n, chunk_size, action_dim), within the action bounds.
 
         Args:
             state: (n, n_context_frames, state_dim).
-            task: (n,).
-            noise: (n, n_tokens, code_dim).
-            held: (n, chunk_size, action_dim), of which only the first `n_held` count.
-            n_held: (n,).
+            task: (n,) int64.
+            noise: starting noise (n, n_tokens, code_dim).
+            held: (n, chunk_size, action_dim); the first `n_held` actions are fixed, the others are ignored.
+            n_held: (n,) int64.
         """
         context = self.model.encode(state, task)
         return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
 
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw `n` inputs as they may come: states like those of the training, moving as fast, and normal noise."""
+        """Draw `n` random inputs with the statistics of the training: states, their changes, normal noise."""
         codec, config, spec = self.codec, self.model.config, self.model.spec
-        moved = codec.change.std[0] * torch.randn(n, config.n_context_frames, spec.state_dim, generator=generator)
-        moved[:, 0] = codec.state.invert(torch.randn(n, spec.state_dim, generator=generator))
+        # First a state, then changes of typical size; the sum over frames is the history.
+        frames = codec.change.std[0] * torch.randn(n, config.n_context_frames, spec.state_dim, generator=generator)
+        frames[:, 0] = codec.state.invert(torch.randn(n, spec.state_dim, generator=generator))
         task = torch.randint(len(spec.tasks), (n,), generator=generator)
+        # Held actions are uniform within their bounds.
         actions = 2 * torch.rand(n, config.chunk_size, spec.action_dim, generator=generator) - 1
         held = ((1 - actions) * self.model.action_low + (1 + actions) * self.model.action_high) / 2
-        return moved.cumsum(1), task, *self._drawn(held, generator)
+        return frames.cumsum(1), task, *self._noise_and_held(held, generator)
 
     def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw `n` inputs from recorded episodes, with normal noise; what is held are actions as executed."""
+        """Draw `n` inputs from recorded episodes, with normal noise and the recorded actions as held actions."""
         batch = self.model.windows(episodes).sample(n, generator)
-        return batch.context, batch.task, *self._drawn(batch.actions, generator)
+        return batch.context, batch.task, *self._noise_and_held(batch.actions, generator)
 
-    def _drawn(self, held: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def _noise_and_held(self, held: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the inputs noise, `held` and n_held, which is drawn uniformly from 0 to the chunk size."""
         n_held = torch.randint(self.model.config.chunk_size + 1, (len(held),), generator=generator)
         return modes.action_noise(self.model, len(held), generator), held, n_held
 
@@ -232,33 +252,42 @@ class FlowGraph(Graph):
 def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action_steps: int = 0) -> Exportable:
     """Load the policy of a checkpoint; arguments and errors are those of `rl.deploy.export.export_policy`."""
     config, tensors = load_checkpoint(checkpoint)
-    about = str(checkpoint), str(config.get("stage", ""))
     if config.get("policy") == "gaussian":
         if n_denoising_steps:
             raise UserError(f"n_denoising_steps={n_denoising_steps}: policy=gaussian denoises nothing; leave it out")
         gaussian = load_gaussian(checkpoint, config, tensors)
         size = gaussian.chunk_size
-        executed = checked_count("n_action_steps", n_action_steps or size, size)
-        graph = GaussianGraph(gaussian).eval()
-        return Exportable(*about, gaussian.spec, graph, gaussian.n_context_frames, size, executed)
-    return _flow(about, load_model(checkpoint), n_denoising_steps, n_action_steps, config)
-
-
-def _flow(
-    about: tuple[str, str], model: WorldActionModel, n_denoising_steps: int, n_action_steps: int, config: dict[str, Any]
-) -> Exportable:
-    trained_steps, trained_executed = _as_trained(about[0], config)
+        return Exportable(
+            checkpoint=str(checkpoint),
+            stage=str(config.get("stage", "")),
+            spec=gaussian.spec,
+            n_action_steps=checked_count("n_action_steps", n_action_steps or size, size),
+            graph=GaussianGraph(gaussian).eval(),
+            n_context_frames=gaussian.n_context_frames,
+            chunk_size=size,
+        )
+    model = load_model(checkpoint)
+    # Arguments that are 0 take the values of the training run, or the whole chunk.
+    trained_steps, trained_executed = _as_trained(str(checkpoint), config)
     size, codec = model.config.chunk_size, model.action_codec
     steps = checked_count("n_denoising_steps", n_denoising_steps or trained_steps)
     executed = checked_count("n_action_steps", n_action_steps or trained_executed or size, size)
-    graph = FlowGraph(model, steps).eval()
-    frames, noise_shape = model.config.n_context_frames, (codec.n_tokens, codec.code_dim)
-    return Exportable(*about, model.spec, graph, frames, size, executed, steps, noise_shape)
+    return Exportable(
+        checkpoint=str(checkpoint),
+        stage=str(config.get("stage", "")),
+        spec=model.spec,
+        graph=FlowGraph(model, steps).eval(),
+        n_context_frames=model.config.n_context_frames,
+        chunk_size=size,
+        n_action_steps=executed,
+        n_denoising_steps=steps,
+        noise_shape=(codec.n_tokens, codec.code_dim),
+    )
 
 
 def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
-    """Return n_denoising_steps and n_action_steps (0: not said) of the run whose config `wamtune train` kept."""
-    from rl.compose import parse  # late: a robot needs neither YAML nor the schema of `wamtune train`
+    """Return n_denoising_steps and n_action_steps (0: not set) from the run config in the checkpoint's config.json."""
+    from rl.compose import parse  # imported here: a robot needs neither YAML nor the config schema
     from rl.config import PPOConfig
 
     run = parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
