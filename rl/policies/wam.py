@@ -160,7 +160,7 @@ class FlowPolicy(ChunkPolicy):
         return torch.stack(means, dim=1)
 
     def _mix(self, matrix: Tensor, codes: Tensor) -> Tensor:
-        """Apply a (chunk_size, chunk_size) matrix to the action dimension of codes (..., n_tokens, code_dim)."""
+        """Mix the actions of a chunk, in codes (..., n_tokens, code_dim), by a (chunk_size, chunk_size) matrix."""
         return (matrix @ codes.reshape(*codes.shape[:-2], self.chunk_size, -1)).view_as(codes)
 
     def _executable(self, codes: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class FlowGraph(Graph):
             statistics.check_fitted = lambda: None  # type: ignore[method-assign]
 
     def forward(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """Return chunks (n, chunk_size, action_dim), within the action bounds.
+        """Return chunks (n, chunk_size, action_dim); all actions but the held ones are within the action bounds.
 
         Args:
             state: (n, n_context_frames, state_dim).

@@ -130,7 +130,7 @@ class VectorCodec(Codec):
     def embed_future(self, context: Tensor, codes: Tensor) -> Tensor:
         """Project each code, together with the newest relative positions, to the width of the world decoder."""
         newest = context[:, -1:].expand(-1, self.n_future_tokens, -1)
-        # tanh is sensitive to distances up to about `scale` and constant beyond.
+        # tanh resolves differences up to about `scale` and is nearly constant beyond.
         near = [torch.tanh((newest[..., a] - newest[..., b]) / scale) for a, b in self.pairs for scale in NEAR]
         tokens: Tensor = self.future_in(torch.cat([codes, *near], dim=-1))
         return tokens

@@ -19,7 +19,7 @@ from world_model.wam.network import Network
 def policy(
     model: Network, context: Context, noise: Tensor, n_steps: int, held: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Decode an action chunk (batch, chunk_size, action_dim) within the action bounds, without future tokens.
+    """Decode an action chunk (batch, chunk_size, action_dim), clamped to the action bounds, without future tokens.
 
     The first actions can be fixed: on a robot, those that are executed while this chunk is computed. `held` is a chunk
     (batch, chunk_size, action_dim) and the number of its first actions that are fixed (batch,). They are returned
