@@ -115,6 +115,7 @@ class RewardManager:
                 row[step::calls].copy_(_call(term, _rows_for(term, t, slice(step, None, calls))))
         if executed is not None:
             raw.masked_fill_(~executed, 0.0)  # not a product: a term may return NaN for a row that was not executed
+        # Check before weighting, so that the message shows the value that the term returned.
         self._check_values(raw, t, n_steps)
         weighted = raw * raw.new_tensor([term.weight for term in self._terms])[:, None]
         return RewardStep(
@@ -175,6 +176,7 @@ def _build(name: str, term: Mapping[str, Any]) -> _Term:
             stateful=None,
             is_builtin=True,
         )
+    # Check the params against the signature first, which gives a better message than a failing call.
     is_class = inspect.isclass(found)
     check_params(who, func, found, params, n_given=0 if is_class else 1)  # a function gets the transition first
     is_builtin = getattr(found, "__module__", "") == builtin.__name__

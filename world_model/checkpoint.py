@@ -77,6 +77,7 @@ def save_checkpoint(
         README: (readme or f"# {final.name}\n").encode(),
         **(extra or {}),
     }
+    # The manifest comes last, because it lists the sha256 of all other files.
     files[MANIFEST] = _to_json({"files": {name: _fingerprint(data) for name, data in files.items()}})
     write_folder(final, files)
 
@@ -176,6 +177,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         raise UserError(
             f"{path} is a file; a checkpoint is a folder with {MANIFEST} (pickled .pt or .zip are not loaded)"
         )
+    # Order: the path itself, the last checkpoint of a run, the last checkpoints of newer to older runs, a built-in.
     candidates = [folder / "checkpoints" / "last" for folder in (path, *newest_runs(path))]
     candidates.insert(0, path)
     if len(path.parts) == 1:
@@ -238,6 +240,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path}: it does not list files with size and sha256; copy the checkpoint again")
     if len(files) > MOST_FILES:
         raise UserError(f"{path}: it lists {len(files):,} files, at most {MOST_FILES:,} are read; copy it again")
+    # A hostile manifest could list files outside the checkpoint.
     for name in files:
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise UserError(f"{path}: it lists {name!r}, which is outside the checkpoint; nothing was read")

@@ -162,7 +162,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
     for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
         sync_folder(folder)
     if final.exists() or final.is_symlink():
-        remove(previous)
+        remove(previous)  # left by an earlier crash
         final.rename(previous)
     temporary.rename(final)
     sync_folder(final.parent)

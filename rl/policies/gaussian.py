@@ -56,6 +56,7 @@ class GaussianPolicy(ChunkPolicy):
         """Draw one Gaussian action chunk."""
         mean = self.actor(context.features)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        # The chain is the mean (the start of the only step) and the drawn actions, both before scaling and clamping.
         chain = torch.stack([mean, mean + self.log_std.exp() * noise], dim=1).detach()
         return self._executable(chain[:, 1]), chain, self.chain_log_prob(chain, mean.unsqueeze(1))
 
@@ -73,6 +74,7 @@ class GaussianPolicy(ChunkPolicy):
 
     def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
         """Return the log-density of the drawn actions. Shape: (n, chunk_size)."""
+        # Sum over the dimensions of each action, so that every action of the chunk has its own likelihood.
         z = (chain[:, 1] - means[:, 0]) / self.log_std.exp()
         each = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         return each.view(len(z), self.chunk_size, -1).sum(-1)

@@ -64,9 +64,11 @@ class FlowPolicy(ChunkPolicy):
             raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
         if n < size and model.pictures is not None:
             raise UserError(f"n_action_steps={n}: a model that sees gets a picture after each whole chunk; use {size}")
+        # Encoder and world decoder stay frozen, so PPO does not change the dream.
         model.requires_grad_(False)
         model.action.requires_grad_(True)
         model.value.requires_grad_(True)
+        # A frozen copy, the reference policy of `reference_kl`.
         self.reference = copy.deepcopy(model.action).requires_grad_(False)
         # Correlation of the noise of actions i and j of a chunk: noise_correlation ** |i - j| (AR(1)).
         lag = torch.arange(self.chunk_size)
@@ -90,11 +92,12 @@ class FlowPolicy(ChunkPolicy):
         for i in range(self.n_denoising_steps):
             t = x.new_full((len(x),), noise_level(i, self.n_denoising_steps))
             mean = step_mean(x, self.model.predict_action(context, x, t), i, self.n_denoising_steps)
+            # One denoising step of the ODE, then noise that is correlated over the actions of the chunk.
             white = torch.randn(mean.shape, generator=generator, device=mean.device)
             x = mean + self.noise_std * self._mix(self.color, white)
             chain.append(x)
             means.append(mean)
-        stacked = torch.stack(chain, dim=1)
+        stacked = torch.stack(chain, dim=1)  # (n, K + 1, n_tokens, code_dim)
         return self._executable(x), stacked, self.chain_log_prob(stacked, torch.stack(means, dim=1))
 
     def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ class FlowPolicy(ChunkPolicy):
         return torch.stack(means, dim=1)
 
     def _mix(self, matrix: Tensor, codes: Tensor) -> Tensor:
-        """Apply a (chunk_size, chunk_size) matrix to the action dimension of codes (..., n_tokens, code_dim)."""
+        """Mix the actions of a chunk, in codes (..., n_tokens, code_dim), by a (chunk_size, chunk_size) matrix."""
         return (matrix @ codes.reshape(*codes.shape[:-2], self.chunk_size, -1)).view_as(codes)
 
     def _executable(self, codes: Tensor) -> Tensor:
@@ -214,7 +217,7 @@ class FlowGraph(Graph):
             statistics.check_fitted = lambda: None  # type: ignore[method-assign]
 
     def forward(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """Return chunks (n, chunk_size, action_dim), within the action bounds.
+        """Return chunks (n, chunk_size, action_dim); all actions but the held ones are within the action bounds.
 
         Args:
             state: (n, n_context_frames, state_dim).

@@ -58,6 +58,7 @@ class Windows:
         picture_every: int = 8,
         ends: bool = False,
     ) -> None:
+        # 1. Keep the episodes that are long enough for one window.
         usable = [e for e in episodes if e.length >= chunk_size]
         if not usable:
             raise UserError(
@@ -65,7 +66,7 @@ class Windows:
             )
         self.episodes, self.n_context_frames, self.chunk_size = usable, n_context_frames, chunk_size
         self.pictures, self.picture_every, self.ends = pictures, picture_every, ends
-        # All episodes are concatenated, each with its first frame repeated in front, so that the context of the first
+        # 2. Concatenate all episodes, each with its first frame repeated in front, so that the context of the first
         # window exists. Row r of `state` is then a frame, row r of `action` the action that follows it.
         pad = n_context_frames - 1
         states, actions, success, progress, starts, offset = [], [], [], [], [], 0
@@ -84,6 +85,7 @@ class Windows:
         self.state, self.action = torch.cat(states), torch.cat(actions)
         self.success, self.progress = torch.cat(success), torch.cat(progress)
         self.start = torch.cat(starts)
+        # 3. Index of the episode of each window, and the first and last row of each episode.
         lengths = torch.tensor([len(s) for s in starts])
         self.episode = torch.repeat_interleave(torch.arange(len(usable)), lengths)
         self.task = torch.tensor([tasks.index(e.task) for e in usable])
@@ -109,6 +111,7 @@ class Windows:
         """Return the windows of `index` (n,)."""
         start = self.start[index][:, None]  # row of the newest context frame, and of the first action
         steps = torch.arange(1, self.chunk_size + 1, device=start.device)
+        # Rows before the episode are its repeated first frame, so the context needs no special case.
         context = start + torch.arange(1 - self.n_context_frames, 1, device=start.device)
         # Rows after the end of the episode become its last row.
         last = self.last[self.episode[index]][:, None]

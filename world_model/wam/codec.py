@@ -103,6 +103,7 @@ class VectorCodec(Codec):
     def fit(self, context: Tensor, future: Tensor) -> None:
         """Set the statistics from context (n, n_context_frames, dim) and future frames (n, chunk_size, dim)."""
         self.state.fit(context[:, -1])
+        # Not centred, so that a code of 0 means "no change".
         self.change.fit(future - context[:, -1:], centered=False)
 
     def embed_context(self, context: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class VectorCodec(Codec):
     def embed_future(self, context: Tensor, codes: Tensor) -> Tensor:
         """Project each code, together with the newest relative positions, to the width of the world decoder."""
         newest = context[:, -1:].expand(-1, self.n_future_tokens, -1)
-        # tanh is sensitive to distances up to about `scale` and constant beyond.
+        # tanh resolves differences up to about `scale` and is nearly constant beyond.
         near = [torch.tanh((newest[..., a] - newest[..., b]) / scale) for a, b in self.pairs for scale in NEAR]
         tokens: Tensor = self.future_in(torch.cat([codes, *near], dim=-1))
         return tokens
@@ -165,7 +166,7 @@ class SeeingCodec(Codec):
         self.vector_dim = vector.state.mean.shape[0]
         self.n_context_tokens = vector.n_context_tokens + n_tokens
         self.n_future_tokens = vector.n_future_tokens + n_tokens
-        self.code_dim = max(vector.code_dim, dim)
+        self.code_dim = max(vector.code_dim, dim)  # the shorter codes are padded with zeros
         self.state = Normalizer((self.vector_dim + n_tokens * dim,), floor=1e-3, name="state")
         self.scale = Normalizer((1,), floor=1e-3, name="image change")
         self.context_in = nn.Linear(2 * dim, width)
@@ -176,6 +177,7 @@ class SeeingCodec(Codec):
         """Set the statistics from context (n, n_context_frames, state_dim) and future (n, chunk_size, state_dim)."""
         self.vector.fit(context[..., : self.vector_dim], future[..., : self.vector_dim])
         self.state.fit(context[:, -1])
+        # One scale for all codes, so flatten patches and dimensions.
         change = (future[:, -1] - context[:, -1])[:, self.vector_dim :]
         self.scale.fit(change.reshape(-1, 1), centered=False)
 

@@ -164,6 +164,7 @@ def picture_loss(
     With `noise` (drawn with `generator`) the clean image is reconstructed from the code of a noisy copy (denoising
     autoencoder, Vincent et al. 2008), and a second term makes the codes of both images equal.
     """
+    # Pixels that differ from the mean image of the task, in any colour.
     truth, usual = _centred(batch.pictures), _centred(batch.usual)
     stands_out = ((truth - usual).abs().amax(2, keepdim=True) > STANDS_OUT).float()
     if noise.is_off:

@@ -57,9 +57,10 @@ def stage_losses(
         # Run the action decoder only on rows that have an action loss: a seventh of them in pre-training.
         chosen = rows & decodes
         if chosen.any():
-            if future is not None:
+            if future is not None:  # keep the future tokens of the chosen rows only
                 future = [(k[decodes[rows]], v[decodes[rows]]) for k, v in future]
             estimate = model.predict_action(context[chosen], noisy_action[chosen], t_action[chosen], future)
+            # Divide by the whole batch, not by the chosen rows: each sample has the same weight in every batch.
             errors.append((estimate - clean_action[chosen]).square().mean((1, 2)).sum() / n)
     losses["action"] = sum(errors, start=clean_action.new_zeros(()))
     return losses
@@ -86,6 +87,7 @@ def policy_loss(model: Network, context: Context, actions: Tensor, generator: to
     """
     n = len(actions)
     t = uniform_noise_level(n, generator)
+    # The network predicts the clean codes, see `flow`.
     clean = model.action_codec.encode(actions)
     estimate = model.predict_action(context, noised(clean, action_noise(model, n, generator), t), t)
     return (estimate - clean).square().mean()
@@ -102,6 +104,7 @@ def read_out_losses(model: Network, batch: Batch, task: Tensor, judged: Tensor) 
     """
     if not judged.any():
         return {}
+    # Every future frame is one sample, with the task of its window.
     future = batch.future[judged]
     logit, progress = model.read_out(
         model.codec.state(future.flatten(0, 1)), task[judged].repeat_interleave(future.shape[1])
@@ -138,6 +141,8 @@ def sample_noise_levels(
     pure noise.
     """
     device = generator.device
+    # First the mode of each sample, then both noise levels; the mode then fixes one or both of them. The mode `joint`
+    # keeps both draws, and `policy` does not use t_video.
     atom = torch.multinomial(torch.tensor(weights, device=device), n, replacement=True, generator=generator)
     t_video, t_action = uniform_noise_level(n, generator), uniform_noise_level(n, generator)
     t_action = torch.where(atom == ATOMS.index("dream"), 0.0, t_action)

@@ -65,6 +65,7 @@ class WorldActionModel(Network):
             noise = torch.zeros(len(task), *shape, device=self.device)
         encoded = self.encode(context, task)
         frames = modes.dream(self, encoded, actions, noise, n_denoising_steps)
+        # Without calibrated trust heads there is no estimate of the error.
         if not self.trust.given.fitted:
             return Prediction(frames)
         return Prediction(frames, trust.expected_error(self, trust.read(self, encoded, actions, frames)))

@@ -19,7 +19,7 @@ from world_model.wam.network import Network
 def policy(
     model: Network, context: Context, noise: Tensor, n_steps: int, held: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Decode an action chunk (batch, chunk_size, action_dim) within the action bounds, without future tokens.
+    """Decode an action chunk (batch, chunk_size, action_dim), clamped to the action bounds, without future tokens.
 
     The first actions can be fixed: on a robot, those that are executed while this chunk is computed. `held` is a chunk
     (batch, chunk_size, action_dim) and the number of its first actions that are fixed (batch,). They are returned
@@ -29,6 +29,7 @@ def policy(
     x, codec = noise, model.action_codec
     if held is not None:
         actions_held, n_held = held
+        # One code per action dimension: repeat the mask of the actions for all codes of an action.
         is_held = torch.arange(model.config.chunk_size, device=x.device) < n_held.unsqueeze(1)
         codes_held, is_held_code = codec.encode(actions_held), is_held.repeat_interleave(actions_held.shape[2], dim=1)
         is_held_code = is_held_code.view_as(x)
@@ -60,11 +61,13 @@ def dream_on(
         encoded = model.encode(context, task)
         frames = dream(model, encoded, chunk, seeded_noise(seed, torch.full_like(seed, i), shape), n_steps)
         yield encoded, chunk, frames
+        # The newest predicted frames are the context of the next chunk.
         context = torch.cat([context, frames], dim=1)[:, -model.config.n_context_frames :]
 
 
 def video(model: Network, context: Context, noise: Tensor, n_steps: int) -> Tensor:
     """Predict frames (batch, chunk_size, state_dim) without knowing the actions."""
+    # At t_action = 1 the network gives actions weight 0, so their values do not matter.
     nothing = noise.new_zeros(len(noise), model.action_codec.n_tokens, model.action_codec.code_dim)
     return _predict_frames(model, context, nothing, 1.0, noise, n_steps)
 
@@ -90,6 +93,7 @@ def joint(
     """
     x_video, x_action = video_noise, action_noise
     for i in range(n_steps):
+        # Both modalities have the same noise level: first the future, then the action that reads the future tokens.
         t = _level(x_action, i, n_steps)
         clean_video, future = model.predict_future(context, x_video, t, x_action, t)
         clean_action = model.predict_action(context, x_action, t, future)

@@ -54,6 +54,7 @@ class Network(nn.Module):
         self.action = ActionDecoder(config, self.action_codec)
         self.value = Value(2 * config.width)
         self.trust = Trust(2 * config.width + config.chunk_size * spec.action_dim + 1)
+        # Not in the state_dict: the bounds are part of the spec.
         self.register_buffer("action_low", torch.tensor(spec.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
         self.action_low: Tensor
@@ -114,6 +115,7 @@ class Network(nn.Module):
         """
         if self.config.context_noise == 0.0:
             return frames
+        # Only the state vector gets noise.
         n = self.codec.vector_dim
         measured = noisy_vectors(frames[..., :n], self.config.context_noise, generator)
         return torch.cat([measured, frames[..., n:]], dim=-1)
@@ -190,7 +192,7 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, n_tasks: int, n_context_tokens: int) -> None:
         super().__init__()
-        self.null_task = n_tasks
+        self.null_task = n_tasks  # index of the additional embedding, for unknown tasks
         self.task = nn.Embedding(n_tasks + 1, config.width)
         self.position = nn.Parameter(0.02 * torch.randn(n_context_tokens, config.width))
         self.stack = Stack(config.n_layers, config.width, config.width, config.n_heads)
@@ -202,6 +204,7 @@ class ContextEncoder(nn.Module):
         """
         tokens = torch.cat([self.task(task).unsqueeze(1), embedded + self.position], dim=1)
         tokens, cache = self.stack(tokens)
+        # Decoders may attend to the task token as well; only the context tokens become features of the critic.
         return tokens[:, 1:], cache
 
 
@@ -230,6 +233,7 @@ class WorldDecoder(nn.Module):
         Actions are weighted by 1 - `t_action`, so at `t_action` = 1 (pure noise) they have no effect.
         """
         known = actions.flatten(1) * (1 - t_action).unsqueeze(1)
+        # Sum of all conditions, the same for every future token.
         given = self.action_in(known) + self.context_in(context.features)
         future = future + self.position + given.unsqueeze(1) + self.t_video(t_video) + self.t_action(t_action)
         tokens: Tensor
@@ -246,6 +250,7 @@ class ActionDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig, codec: ActionCodec) -> None:
         super().__init__()
+        # Zeros, so that the shortcut has no effect before it is trained.
         self.context_in = nn.Parameter(torch.zeros(config.action_width, 2 * config.width))
         self.embed = nn.Linear(codec.code_dim, config.action_width)
         self.position = nn.Parameter(0.02 * torch.randn(codec.n_tokens, config.action_width))

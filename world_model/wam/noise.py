@@ -34,6 +34,7 @@ def noisy_images(images: Tensor, noise: ImageNoise, generator: torch.Generator, 
         """Draw one number per row, uniform in [-limit, limit], with a shape that broadcasts over images."""
         return limit * (2 * torch.rand(n, 1, 1, 1, 1, generator=generator, device=device) - 1)
 
+    # Order: shift, contrast and brightness, white pixel noise. Rounding and clamping give valid uint8 values.
     shift = torch.randint(-noise.shift, noise.shift + 1, (2, n), generator=generator, device=device)
     x = shifted(images, *shift.expand(2, len(images))).float()
     x = MIDDLE + (x - MIDDLE) * (1 + draw(noise.contrast)) + 255 * draw(noise.brightness)
@@ -45,6 +46,7 @@ def shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Shift images (n, n_views, height, width, 3) by whole pixels `down` (n,) and `right` (n,); edges are repeated."""
     _, _, height, width, _ = images.shape
     device = images.device
+    # For each target row and column, the source row and column; the clamp repeats the edges.
     rows = (torch.arange(height, device=device) - down[:, None]).clamp(0, height - 1)
     columns = (torch.arange(width, device=device) - right[:, None]).clamp(0, width - 1)
     moments = torch.arange(len(images), device=device)[:, None, None]

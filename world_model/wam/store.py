@@ -69,6 +69,7 @@ def load_model_and_config(name_or_path: str | Path) -> tuple[WorldActionModel, d
         raise
     except Exception as error:  # sizes from an unknown config can raise anything
         raise UserError(f"{name_or_path}/config.json does not describe a world-action model: {error!r}") from error
+    # Names and shapes of all tensors must match before memory is allocated for the model.
     for name in sorted(expected.keys() ^ tensors.keys()):
         where = "missing from" if name in expected else "unexpected in"
         raise UserError(

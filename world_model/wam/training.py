@@ -84,6 +84,7 @@ def _train(
     save: Save | None,
     resume: dict[str, Any] | None,
 ) -> None:
+    # Only parameters of the stage are in the optimizer; all others are frozen.
     optimizer = torch.optim.AdamW(
         _groups(model, trained_parameters(stage, model), config),
         betas=(0.9, 0.95),
@@ -105,11 +106,13 @@ def _train(
         total = torch.stack([*losses.values()]).sum()
         if total.requires_grad:  # false if no row of the batch has a loss in this stage
             _step(optimizer, total, share, config, step)
+        # Running means for the log.
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
         if log is not None and (step + 1) % config.log_every == 0:
             log(step + 1, {**sums, "learning_rate": config.learning_rate * share})
             sums = {}
+        # Save after the step and after the log, so that a resumed training repeats neither.
         if save is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.n_steps):
             state = {"optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             save(step + 1, state | {"step": step + 1, "sums": dict(sums)})
@@ -129,6 +132,7 @@ def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
 
     No stage trains the critic or the trust heads: PPO and `trust.calibrate` do.
     """
+    # Critic, trust heads and image codec are trained separately.
     apart = "value.", "trust.", "pictures."
     everything = (p for name, p in model.named_parameters() if not name.startswith(apart))
     trained = {
@@ -167,12 +171,14 @@ def _groups(model: Network, parameters: list[nn.Parameter], config: StageConfig)
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, share: float, config: StageConfig, step: int) -> None:
     """Take one optimizer step at `share` of the learning rate; `BadNumbers` if loss or gradients are not finite."""
     remedy = f"lower learning_rate (step {step})"
+    # Both checks come before the weights change.
     check_loss(loss, remedy)
     optimizer.zero_grad()
     loss.backward()
     norms = []
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
+        # Each group is clipped on its own, see `_groups`.
         norms.append(nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
     check_gradients(norms, remedy)
     optimizer.step()

@@ -81,12 +81,15 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
         UserError: no episode has `HORIZON` chunks.
     """
     size = model.config.chunk_size
+    # Episodes may have tasks that the model does not know; those get indices after the known ones, and then the null
+    # task.
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
     begins = windows.start - windows.first[windows.episode]  # step of its episode at which each window begins
     index = (begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
     batch.task = batch.task.clamp(max=model.encoder.null_task)
+    # Dream chunk by chunk; each chunk is compared with the true frames at the same steps.
     given, errors = [], []
     rows = torch.arange(len(batch.task), device=model.device)
     dreams = modes.dream_on(model, batch.context, batch.task, batch.actions, rows, 1)
@@ -107,12 +110,14 @@ def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000
         seed: of initial weights, batches and dropout.
     """
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
+    # Learn the log of the error: errors range over orders of magnitude.
     trust.given.fit(given)
     normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
     optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
     trust.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # initial weights and dropout use the global generator
+        # New weights, so that a repeated calibration does not depend on the previous one.
         for layer in trust.heads.modules():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
