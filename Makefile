@@ -1,6 +1,6 @@
 # Everything runs in .venv, which makes itself: with uv if it is there, else with `python3 -m venv`.
 #   make demo            post-train the built-in model, before -> after in the simulator
-#   make demo-pixels     the same from pixels, in 20 minutes
+#   make demo-pixels     the same from images, in half an hour
 #   make test            lint, types and the fast tests
 #   make test-isaac      the tests of Isaac Lab, in an environment of their own, .venv-isaac
 #   make PYTHON=python3.12 PIP_FLAGS="..." ...   another interpreter, other flags for the installation
