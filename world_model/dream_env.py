@@ -72,8 +72,8 @@ class DreamEnv(BatchedEnv):
         n_denoising_steps: integration steps of a chunk; models are trained for one, which uses no noise.
         max_expected_error: a branch is truncated, without a success, if the expected error of its last chunk is larger
             than this, in the units of `position_error`; None: no limit.
-        pessimism: penalty on the value with which such a truncation is bootstrapped (attribute `doubt`), so that the
-            policy does not learn to seek states where the model is unreliable.
+        pessimism: penalty on the value with which such a truncation is bootstrapped (attribute `value_penalty`), so
+            that the policy does not learn to seek states where the model is unreliable.
         in_order: begin branch i at start i, with the seed of its episode; for paired evaluation.
         max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`. The device is that of
             the model.
@@ -116,7 +116,7 @@ class DreamEnv(BatchedEnv):
         self.n_denoising_steps = n_denoising_steps
         self.chunk_size, self.in_order, self.picture_codec = model.chunk_size, in_order, model.image_codec
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
-        self.doubt = torch.zeros(num_envs, device=self.device)
+        self.value_penalty = torch.zeros(num_envs, device=self.device)
         self.expected_error = torch.zeros(num_envs, device=self.device)
         self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # chunks since the branch began
         self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # last frame reached `SURE`
@@ -164,7 +164,7 @@ class DreamEnv(BatchedEnv):
         success &= ~distrusted[:, None]  # an unreliable success does not count
         truncated = torch.zeros_like(sure)
         truncated[:, -1] = (self.chunks >= self.horizon) | distrusted
-        self.doubt = self.pessimism * distrusted
+        self.value_penalty = self.pessimism * distrusted
         return Advance(frames, success, terminated=torch.zeros_like(sure), truncated=truncated)
 
     def _unchanged(self) -> ChunkStep:

@@ -97,7 +97,7 @@ class BatchedEnv(ABC):
     autoreset_mode = "same_step"
     begun = False  # whether `reset` or `load_state_dict` was called, so that there are episodes to continue
     picture_codec: Any = None  # codec of the slice `image`, if the state ends in codes of images
-    doubt: Tensor | float = 0.0  # (num_envs,), penalty on the bootstrap value of a truncation; see `DreamEnv`
+    value_penalty: Tensor | float = 0.0  # (num_envs,), penalty on the bootstrap value of a truncation; see `DreamEnv`
     expected_error: Tensor | float = 0.0  # (num_envs,), of the last chunk of a dream
 
     def __init__(

@@ -97,7 +97,7 @@ class PPO:
                     "terminated": step.terminated,
                     "truncated": step.truncated,
                     # A dream lowers this value where it ends a branch because the expected error is too large.
-                    "next_value": policy.values_after(step, following) - env.doubt,
+                    "next_value": policy.values_after(step, following) - env.value_penalty,
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
                     "frames": frames,

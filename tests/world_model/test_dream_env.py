@@ -205,11 +205,11 @@ def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
     env.reset()
     step = env.step_chunk(actions(3))
     assert step.truncated.tolist() == [False, True, False] and not step.terminated.any()
-    assert env.doubt.tolist() == pytest.approx([0.0, 0.2, 0.0])
+    assert env.value_penalty.tolist() == pytest.approx([0.0, 0.2, 0.0])
     assert torch.equal(env.expected_error, expected)
     blind = make_dream(num_envs=3, horizon=9, max_steps=99)
     blind.reset()
-    assert not blind.step_chunk(actions(3)).truncated.any() and not blind.doubt.any()
+    assert not blind.step_chunk(actions(3)).truncated.any() and not blind.value_penalty.any()
 
 
 def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):

@@ -130,10 +130,10 @@ def test_a_rollout_by_hand(make_ppo):
     assert ppo.collect(ppo.batched, 1, fresh=True).n_executed[0].tolist() == [4] * 8
 
 
-def test_doubt_is_taken_from_what_a_truncation_is_worth(make_ppo):
-    sure, doubting = make_ppo(), make_ppo()
-    doubting.batched.doubt = torch.linspace(0, 0.7, 8)
-    one, other = sure.collect(sure.batched, 3), doubting.collect(doubting.batched, 3)
+def test_a_value_penalty_is_subtracted_from_the_bootstrap_value(make_ppo):
+    sure, penalised = make_ppo(), make_ppo()
+    penalised.batched.value_penalty = torch.linspace(0, 0.7, 8)
+    one, other = sure.collect(sure.batched, 3), penalised.collect(penalised.batched, 3)
     torch.testing.assert_close(other.next_value, one.next_value - torch.linspace(0, 0.7, 8))
     assert torch.equal(one.value, other.value)
 
