@@ -15,7 +15,7 @@ from rewards.plugins import load
 from rl.config import SimulatorConfig, TrainConfig
 from rl.envs.image_obs import seen_spec
 from rl.envs.names import BUILTIN, shown_name, simulator_name
-from rl.envs.simulator import Simulator
+from rl.envs.simulator import Request, Simulator
 from rl.policies.api import ChunkPolicy
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.wam import FlowPolicy
@@ -80,6 +80,7 @@ def build_simulator(
     *,
     model: WorldActionModel | None,
     known_tasks: Sequence[str],
+    n_workers: int = 0,
     run: TrainConfig | None = None,
     **others: Any,
 ) -> Simulator:
@@ -90,9 +91,10 @@ def build_simulator(
         tasks: to run; empty if the simulator has one task.
         n_envs: number of environments.
         model: acts in it; None for another policy.
-        known_tasks: see `Simulator.build`; empty: `tasks`.
+        known_tasks: see `Request`; empty: `tasks`.
+        n_workers: see `Request`.
         run: config of the run, if there is one.
-        others: see `Simulator.build`.
+        others: arguments of `BatchedEnv`.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
@@ -106,17 +108,18 @@ def build_simulator(
         hint = closest_or_known(unknown[0], known_tasks)
         raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {hint}")
     tasks = tuple(tasks) or (early.tasks if early is not None else _only_task(env, known_tasks))
-    sim = simulator.build(
+    request = Request(
         id=env.id,
         tasks=tasks,
         n_envs=n_envs,
         options=env.options,
         known_tasks=tuple(known_tasks) or tasks,
+        n_workers=n_workers,
         model=model,
         own_rewards=isaac_terms(run.rewards) if run is not None else {},
         run=run,
-        **others,
     )
+    sim = simulator.build(request, **others)
     if model is not None:
         try:
             model.spec.check_fits(sim.spec, where)

@@ -10,7 +10,7 @@ gains nothing by leaving the recorded region. To learn which of two policies is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.names import NoOptions, typed_options
-from rl.envs.simulator import OwnTerms, Simulator
+from rl.envs.simulator import Request, Simulator
 from rl.seeds import JUDGE_REFIT
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode, EpisodeStore
@@ -63,30 +63,18 @@ class Recorded(DreamEnv, Simulator):
     alone = True  # training (for start states) and gates share one judge
 
     @classmethod
-    def build(
-        cls,
-        *,
-        id: str,
-        tasks: Sequence[str],
-        n_envs: int,
-        options: Mapping[str, Any],
-        known_tasks: Sequence[str],
-        n_workers: int = 0,
-        model: WorldModel | None = None,
-        own_rewards: OwnTerms | None = None,
-        run: TrainConfig | None = None,
-        **common: Any,
-    ) -> Self:
+    def build(cls, request: Request, **common: Any) -> Self:
         """Build environments as a config asks for them; see `Simulator.build`."""
-        cls.check_options(options)
-        if id:
-            raise UserError(f"env.id={id}: simulator recorded has no ids; leave it out")
+        cls.check_options(request.options)
+        run, model = request.run, request.model
+        if request.id:
+            raise UserError(f"env.id={request.id}: simulator recorded has no ids; leave it out")
         if model is None:
             raise UserError("env.simulator=recorded: policy=gaussian has no dream to judge it in; use policy=flow")
         if run is None or not run.episodes:
             raise UserError("env.simulator=recorded: there is no folder of episodes; train with episodes=FOLDER")
         kept = {name: common[name] for name in DREAMED if name in common}
-        return cls(run, model, tuple(tasks), n_envs, **kept)
+        return cls(run, model, request.tasks, request.n_envs, **kept)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

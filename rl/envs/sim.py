@@ -12,11 +12,10 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
-from rl.config import TrainConfig
 from rl.envs.image_obs import ImageModel, image_obs_of
 from rl.envs.metaworld.events import Event
 from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
-from rl.envs.simulator import IDLE, Array, OwnTerms, Simulator
+from rl.envs.simulator import IDLE, Array, Request, Simulator
 from rl.envs.workers import Group, Workers
 from world_model.data.episodes import Episode
 from world_model.env import Advance, ReadOut, Start
@@ -95,6 +94,18 @@ class SimEnv(Simulator):
             self._envs: Workers | Group = Workers(env_id, self.task_of_env, events or {}, views, size, n_workers)
         else:
             self._envs = Group(env_id, self.task_of_env, events or {}, views, size)
+
+    @classmethod
+    def _of(cls, env_id: str, request: Request, **others: Any) -> Self:
+        return cls(
+            env_id,
+            request.n_envs,
+            request.tasks,
+            n_workers=request.n_workers,
+            task_names=request.known_tasks,
+            seen_by=request.model,
+            **others,
+        )
 
     @classmethod
     def film(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
@@ -176,32 +187,10 @@ class MetaWorldSim(SimEnv):
     """Meta-World; `env.tasks` chooses its tasks and `env.id` stays empty."""
 
     @classmethod
-    def build(
-        cls,
-        *,
-        id: str,
-        tasks: Sequence[str],
-        n_envs: int,
-        options: Mapping[str, Any],
-        known_tasks: Sequence[str],
-        n_workers: int = 0,
-        model: ImageModel | None = None,
-        own_rewards: OwnTerms | None = None,
-        run: TrainConfig | None = None,
-        **common: Any,
-    ) -> Self:
+    def build(cls, request: Request, **common: Any) -> Self:
         """Build environments as a config asks for them; see `Simulator.build`."""
-        _check_no_id(id)
-        return cls(
-            "metaworld",
-            n_envs,
-            tasks,
-            n_workers=n_workers,
-            task_names=known_tasks,
-            events=cls._typed(options).events,
-            seen_by=model,
-            **common,
-        )
+        _check_no_id(request.id)
+        return cls._of("metaworld", request, events=cls._typed(request.options).events, **common)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -240,24 +229,10 @@ class GymnasiumSim(SimEnv):
     id_is_task = True
 
     @classmethod
-    def build(
-        cls,
-        *,
-        id: str,
-        tasks: Sequence[str],
-        n_envs: int,
-        options: Mapping[str, Any],
-        known_tasks: Sequence[str],
-        n_workers: int = 0,
-        model: ImageModel | None = None,
-        own_rewards: OwnTerms | None = None,
-        run: TrainConfig | None = None,
-        **common: Any,
-    ) -> Self:
+    def build(cls, request: Request, **common: Any) -> Self:
         """Build environments as a config asks for them; see `Simulator.build`."""
-        cls.check_options(options)
-        own = _checked_id(id)
-        return cls(own, n_envs, tasks, n_workers=n_workers, task_names=known_tasks, seen_by=model, **common)
+        cls.check_options(request.options)
+        return cls._of(_checked_id(request.id), request, **common)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

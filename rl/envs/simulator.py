@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -41,6 +42,21 @@ IDLE = -1
 Array = np.ndarray
 OwnTerms = Mapping[str, tuple[Callable[..., Any], Mapping[str, Any]]]
 """Reward functions that a simulator computes itself: name -> (function, params)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a config asks of a simulator, beside the arguments that every `BatchedEnv` takes."""
+
+    id: str  # of the environment; empty for a simulator without ids
+    tasks: tuple[str, ...]  # to run, at least one, spread evenly over the environments
+    n_envs: int
+    options: Mapping[str, Any]  # `env.options`
+    known_tasks: tuple[str, ...]  # all tasks that the policy knows: `spec.tasks`, which `obs["task"]` indexes
+    n_workers: int = 0  # processes, for a simulator of single environments
+    model: Any = None  # the world-action model that acts, for a simulator that renders its images; None: another policy
+    own_rewards: OwnTerms = field(default_factory=dict)  # terms that only the simulator can compute, see `provides`
+    run: TrainConfig | None = None  # config of the run, if there is one
 
 
 class Simulator(BatchedEnv):
@@ -86,44 +102,23 @@ class Simulator(BatchedEnv):
     recorder: Recorder | None = None  # see `record`
 
     @classmethod
-    def build(
-        cls,
-        *,
-        id: str,
-        tasks: Sequence[str],
-        n_envs: int,
-        options: Mapping[str, Any],
-        known_tasks: Sequence[str],
-        n_workers: int = 0,
-        model: Any = None,
-        own_rewards: OwnTerms | None = None,
-        run: TrainConfig | None = None,
-        **common: Any,
-    ) -> Self:
-        """Build `n_envs` environments from the values of a config.
+    def build(cls, request: Request, **common: Any) -> Self:
+        """Build `request.n_envs` environments from the values of a config.
 
         A subclass overrides it only if its constructor takes other arguments than the class docstring lists.
 
         Args:
-            id: of the environment; empty for a simulator without ids.
-            tasks: to run, at least one, spread evenly over the environments.
-            n_envs: number of environments.
-            options: `env.options`.
-            known_tasks: all tasks that the policy knows. They become `spec.tasks`, which `obs["task"]` indexes.
-            n_workers: worker processes, for a simulator of single environments.
-            model: the world-action model that acts, for a simulator that renders its images; None: another policy.
-            own_rewards: reward functions that only the simulator can compute, see `provides`.
-            run: config of the run, if there is one.
+            request: what to build.
             common: arguments of `BatchedEnv`.
 
         Raises:
             UserError: an option, id or task is unknown, or its value does not fit.
         """
-        cls.check_options(options)
-        own: dict[str, Any] = {"id": id, "tasks": tuple(tasks), "known_tasks": tuple(known_tasks), "n_envs": n_envs}
+        cls.check_options(request.options)
+        own = {name: getattr(request, name) for name in ("id", "tasks", "known_tasks", "n_envs")}
         # If the constructor of a user's class raises, the error names its file and line.
         with blamed(f"simulator {cls.__name__}", defined_at(cls).rpartition(":")[0]):
-            return cls(**own, **options, **common)
+            return cls(**own, **request.options, **common)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

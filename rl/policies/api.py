@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from world_model.api import Context
-from world_model.env import BatchedEnv, ChunkStep, Obs
+from world_model.env import ChunkStep, Obs
+from world_model.spec import Spec
+
+
+class Observed(Protocol):
+    """What a policy needs to know of an environment, which every `BatchedEnv` has."""
+
+    @property
+    def spec(self) -> Spec:
+        """Features, action bounds and tasks."""
+
+    @property
+    def n_context_frames(self) -> int:
+        """Frames in an observation."""
 
 
 class ChunkPolicy(nn.Module, ABC):
@@ -22,7 +35,7 @@ class ChunkPolicy(nn.Module, ABC):
     chunk_size: int
     n_action_steps: int
 
-    def __init__(self, env: BatchedEnv) -> None:
+    def __init__(self, env: Observed) -> None:
         super().__init__()
         self.spec, self.n_context_frames = env.spec, env.n_context_frames
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from rl.policies.api import ChunkPolicy
+from rl.policies.api import ChunkPolicy, Observed
 from rl.policies.exportable import Graph
 from world_model.api import Context
 from world_model.checkpoint import checked_weights
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
-from world_model.env import Advance, BatchedEnv, Obs, Start
+from world_model.env import Obs
 from world_model.spec import Spec
 
 
@@ -34,7 +35,7 @@ class GaussianPolicy(ChunkPolicy):
     middle: Tensor
     reach: Tensor
 
-    def __init__(self, env: BatchedEnv, chunk_size: int = 1, width: int = 64, log_std: float = -0.5) -> None:
+    def __init__(self, env: Observed, chunk_size: int = 1, width: int = 64, log_std: float = -0.5) -> None:
         super().__init__(env)
         self.chunk_size = self.n_action_steps = chunk_size
         dim, out = env.n_context_frames * env.spec.state_dim + len(env.spec.tasks), chunk_size * env.spec.action_dim
@@ -43,7 +44,7 @@ class GaussianPolicy(ChunkPolicy):
         for parameter in self.actor[-1].parameters():
             nn.init.normal_(parameter, std=0.01)
         self.log_std = nn.Parameter(torch.full((out,), log_std))
-        low, high = env.action_low.repeat(chunk_size), env.action_high.repeat(chunk_size)
+        low, high = (torch.tensor(bounds).repeat(chunk_size) for bounds in (env.spec.action_low, env.spec.action_high))
         self.register_buffer("middle", (high + low) / 2)
         self.register_buffer("reach", (high - low) / 2)
 
@@ -145,7 +146,7 @@ def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mappi
         width, n_inputs = tensors["actor.0.weight"].shape
         frames = (n_inputs - len(spec.tasks)) // spec.state_dim
         # The constructor needs an environment, but only for its sizes.
-        env = _SizesOnly(spec, num_envs=1, n_context_frames=frames, max_steps=1)
+        env = _Observed(spec, n_context_frames=frames)
         policy = GaussianPolicy(env, chunk_size=len(tensors["log_std"]) // spec.action_dim, width=width)
         missing, unexpected = policy.load_state_dict(dict(tensors), strict=False)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
@@ -159,13 +160,9 @@ def _mlp(dim: int, width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
 
 
-class _SizesOnly(BatchedEnv):
-    """An environment that only has sizes and cannot be reset or stepped."""
+@dataclass(frozen=True)
+class _Observed:
+    """Spec and context length, where there is no environment to take them from; see `Observed`."""
 
-    place = "nowhere"
-
-    def _restart(self, mask: Tensor) -> Start:
-        raise NotImplementedError
-
-    def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
-        raise NotImplementedError
+    spec: Spec
+    n_context_frames: int

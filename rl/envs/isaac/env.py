@@ -17,10 +17,9 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rewards.manager import ISAAC
-from rl.config import TrainConfig
 from rl.envs.isaac.launch import OWN, IsaacTerm, launch, parts_of, read_spec
 from rl.envs.names import IsaacOptions, typed_options
-from rl.envs.simulator import OwnTerms, Simulator, usable_device
+from rl.envs.simulator import Request, Simulator, usable_device
 from world_model.env import Advance, Obs, Start
 
 _open: list[str] = []
@@ -57,25 +56,14 @@ class IsaacEnv(Simulator):
     alone = True
 
     @classmethod
-    def build(
-        cls,
-        *,
-        id: str,
-        tasks: Sequence[str],
-        n_envs: int,
-        options: Mapping[str, Any],
-        known_tasks: Sequence[str],
-        n_workers: int = 0,
-        model: Any = None,
-        own_rewards: OwnTerms | None = None,
-        run: TrainConfig | None = None,
-        **common: Any,
-    ) -> Self:
+    def build(cls, request: Request, **common: Any) -> Self:
         """Build environments as a config asks for them; see `Simulator.build`."""
-        if not id:
+        if not request.id:
             raise UserError("env.id: simulator isaac needs the id of a task, such as env.id=Isaac-Cartpole")
-        own = vars(cls._typed(options)) | {"own_rewards": own_rewards}
-        return cls(id, n_envs, **own | common)  # the device in `common` is the one that `pick_device` chose
+        own = vars(cls._typed(request.options)) | {"own_rewards": request.own_rewards}
+        return cls(
+            request.id, request.n_envs, **own | common
+        )  # the device in `common` is the one that `pick_device` chose
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
