@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rl.envs.simulator import Simulator
-from world_model.env import Advance, Start
+from world_model.env import Advance, Start, repeated
 from world_model.flow import seeded_noise
 from world_model.spec import Feature, Spec
 
@@ -40,20 +40,19 @@ class PointSim(Simulator):
         """Begin the episodes of the next seeds; the same seed gives the same start."""
         seeds = self._next_seeds(int(mask.sum()))
         first = seeded_noise(seeds, torch.zeros_like(seeds), (4,)).tanh()
-        context = first[:, None].repeat(1, self.n_context_frames, 1)
-        return Start(context, torch.zeros_like(seeds), seeds)
+        return Start({"state": repeated(first, self.n_context_frames)}, torch.zeros_like(seeds), seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         """Execute a chunk of `actions` (num_envs, k, 2), all environments at once."""
-        point, goal = self.context[:, -1].split(2, dim=1)
+        point, goal = self.context["state"][:, -1].split(2, dim=1)
         points = point[:, None] + (actions / self.spec.control_hz).cumsum(1)
         goals = goal[:, None].expand_as(points)
         distance = (points - goals).norm(dim=2)
         never = torch.zeros_like(distance, dtype=torch.bool)
         frames = torch.cat([points, goals], dim=2)
-        return Advance(frames, distance < self.radius, never, never, task_reward=-distance)
+        return Advance({"state": frames}, distance < self.radius, never, never, task_reward=-distance)
 
     def expert_actions(self) -> Tensor:
         """Return actions that go straight to the goal, slower near it. Shape: (num_envs, 2)."""
-        point, goal = self.context[:, -1].split(2, dim=1)
+        point, goal = self.context["state"][:, -1].split(2, dim=1)
         return ((goal - point) * self.spec.control_hz).clamp(-1.0, 1.0)

@@ -17,7 +17,7 @@ def within_reach(rollout: Rollout, world_model: WorldModel, seed: int, radius: f
 
     The trust is 1 at the start of an episode and falls to 1/2 at a distance of `radius` metres.
     """
-    hand = rollout.frames[:, :, -1, world_model.spec.slices["hand_pos"]]  # newest frame before the chunk
+    hand = rollout.frames["state"][:, :, -1, world_model.spec.slices["hand_pos"]]  # newest frame before the chunk
     started = hand[:1].expand_as(hand).clone()
     ended = rollout.terminated | rollout.truncated
     for step in range(1, len(hand)):  # the chunk after an end starts a new episode

@@ -18,21 +18,29 @@ ALWAYS_PROVIDED = frozenset(
 """Fields of a `Transition` that are set in every place (sim, dream, real). Others, and slices, depend on the place."""
 
 
-class PictureCodec(Protocol):
-    """What reward terms may use of the image codec whose codes are in the slice `image`."""
+class ImageModel(Protocol):
+    """What reward terms may use of a world model that reads images: its latents, the codes of the images."""
 
-    n_views: int
+    @property
+    def n_cameras(self) -> int:
+        """Number of cameras; the latents of one are as many numbers as those of another, one camera after the other."""
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Decode codes (N, code_dim) to images (N, n_views, size, size, 3) uint8."""
+    def with_features(self, frames: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """Return frames, each (n, k, *shape), with the features `names`: images are decoded from latents, or encoded.
+
+        What is there already is not computed again.
+        """
 
     def encode_file(self, path: str) -> Tensor:
-        """Encode the image in a file once for each camera. Shape: (n_views, code_dim / n_views)."""
+        """Encode the image in a file once for each camera. Shape: (n_cameras, length of the latents of one)."""
 
 
 @dataclass
 class Transition:
-    """One step of N environments. `t["object_pos"]` is the named slice of `next_state`. Shape: (N, d)."""
+    """One step of N environments.
+
+    `t["object_pos"]` is the named slice of `next_state`, `t["images.front"]` the image of a camera after the action.
+    """
 
     state: Tensor  # (N, state_dim), before the action
     next_state: Tensor  # (N, state_dim), after the action
@@ -47,21 +55,23 @@ class Transition:
     next_progress: Tensor | None = None  # (N,), the model's estimate for next_state
     task_reward: Tensor | None = None  # (N,), the simulator's own reward; None in a dream
     own_rewards: dict[str, Tensor] = field(default_factory=dict)  # term -> (N,), terms that the simulator computes
-    codec: PictureCodec | None = None  # codec of the slice `image`, for a model with images
+    features: dict[str, Tensor] = field(default_factory=dict)  # after the action: images (N, height, width, 3), latents
+    images: ImageModel | None = None  # encodes images, for a model that reads them
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the named slice of `next_state`. Shape: (N, d)."""
-        if name not in self.slices:
-            raise UserError(f"the state has no slice {name!r}; {closest_or_known(name, self.slices)}")
-        return self.next_state[:, self.slices[name]]
+        """Return a slice of `next_state`, shape (N, d), or another feature after the action, shape (N, *shape).
 
-    def pictures(self) -> Tensor:
-        """Decode the images of `next_state`. Shape: (N, n_views, size, size, 3) uint8.
+        A term that reads one must declare it, as in `requires=("images.front",)`; then it exists in every place.
 
-        A term that calls this must declare `requires=("image",)`.
+        Raises:
+            UserError: there is no such slice or feature.
         """
-        assert self.codec is not None  # `requires` was checked when the config was composed
-        return self.codec.decode(self["image"])
+        if name in self.slices:
+            return self.next_state[:, self.slices[name]]
+        if name in self.features:
+            return self.features[name]
+        hint = closest_or_known(name, [*self.slices, *self.features])
+        raise UserError(f"the state has no slice {name!r}; {hint}")
 
 
 @overload

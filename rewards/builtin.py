@@ -100,28 +100,29 @@ class WorkspaceLimit:
 
 
 class GoalImage:
-    """Distance of the image from a goal image, in the codes of the model; give it a negative weight.
+    """Distance of the image from a goal image, in the latents of the model; give it a negative weight.
 
     Args:
         path: the goal image, a PNG taken from the position of the camera.
         view: number of the camera, from 0.
     """
 
-    requires = ("image",)
+    requires = ("latents",)
 
     def __init__(self, path: str, view: int = 0) -> None:
         self.path, self.view = path, view
         self.goal: Tensor | None = None
 
     def __call__(self, t: Transition) -> Tensor:
-        """Return the root mean square difference of the codes. Shape: (num_envs,)."""
-        assert t.codec is not None  # checked by `requires`
-        if not 0 <= self.view < t.codec.n_views:
-            raise UserError(f"view={self.view}: the model has {t.codec.n_views} cameras, counted from 0")
-        if self.goal is None:  # encode on the first call: the codec is not known earlier
-            self.goal = t.codec.encode_file(self.path)[self.view]
-        codes = t["image"].view(len(t.state), t.codec.n_views, -1)[:, self.view]
-        distance: Tensor = (codes - self.goal).square().mean(1).sqrt()
+        """Return the root mean square difference of the latents. Shape: (num_envs,)."""
+        assert t.images is not None  # checked by `requires`
+        n_cameras = t.images.n_cameras
+        if not 0 <= self.view < n_cameras:
+            raise UserError(f"view={self.view}: the model has {n_cameras} cameras, counted from 0")
+        if self.goal is None:  # encode on the first call: the model is not known earlier
+            self.goal = t.images.encode_file(self.path)[self.view]
+        latents = t["latents"].view(len(t.state), n_cameras, -1)[:, self.view]
+        distance: Tensor = (latents - self.goal).square().mean(1).sqrt()
         return distance
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards import builtin
-from rewards.api import ALWAYS_PROVIDED, Transition
+from rewards.api import ALWAYS_PROVIDED, ImageModel, Transition
 from rewards.errors import BadNumbers, UserError, blamed, defined_at, did_you_mean
 from rewards.plugins import MAX_MAGNITUDE, check_params, instance_of, load_term, read_entry, read_weight
 
@@ -77,17 +77,25 @@ class RewardManager:
     Args:
         terms: name -> `{func, weight, params}`. Without `func` the term is the built-in of that name. A term that is
             None or has weight 0 is off.
-        provides: slices of the state and optional fields (`progress`, `task_reward`) that the place can provide.
+        provides: slices of the state, other features and optional fields (`progress`, `task_reward`) that the place
+            can provide.
         place: `sim`, `dream` or `real`, for messages.
+        images: the world model, if it reads images: it makes those features that a term requires and a place lacks.
 
     Raises:
         UserError: a term is unknown, malformed, or requires what the place cannot provide.
     """
 
-    def __init__(self, terms: Mapping[str, Mapping[str, Any] | None], provides: Collection[str], place: str) -> None:
+    def __init__(
+        self,
+        terms: Mapping[str, Mapping[str, Any] | None],
+        provides: Collection[str],
+        place: str,
+        images: ImageModel | None = None,
+    ) -> None:
         if not isinstance(terms, Mapping):
             raise UserError(f"rewards: expected terms by name, got {terms!r}; write {{success: {{weight: 1.0}}}}")
-        self.place = place
+        self.place, self.images = place, images
         self._terms = [
             _build(name, term) for name, term in terms.items() if term is not None and _weight(name, term) != 0.0
         ]
@@ -97,6 +105,11 @@ class RewardManager:
         self.weights = {term.name: term.weight for term in self._terms}
         self._stateful = {term.name: term.stateful for term in self._terms if term.stateful is not None}
         self.requires = frozenset(name for term in self._terms for name in term.requires)
+
+    def with_features(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state and the features that terms require, of `frames`, each (num_envs, k, *shape)."""
+        made = frames if self.images is None else self.images.with_features(frames, self.requires)
+        return {name: values for name, values in made.items() if name == "state" or name in self.requires}
 
     @torch.no_grad()
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
@@ -225,8 +238,8 @@ def _rows_for(term: _Term, t: Transition, rows: slice) -> Transition:
 
     values = ((f.name, getattr(t, f.name)) for f in fields(t))
     tensors: dict[str, Any] = {name: chosen(value) for name, value in values if isinstance(value, Tensor)}
-    own_rewards = {name: chosen(value) for name, value in t.own_rewards.items()}
-    return replace(t, **tensors, own_rewards=own_rewards, slices=dict(t.slices))
+    own_rewards, features = ({name: chosen(value) for name, value in of.items()} for of in (t.own_rewards, t.features))
+    return replace(t, **tensors, own_rewards=own_rewards, features=features, slices=dict(t.slices))
 
 
 def _call(term: _Term, t: Transition) -> Tensor:

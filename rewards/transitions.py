@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rewards.api import PictureCodec, Transition
+from rewards.api import ImageModel, Transition
 
 ACTION_HISTORY = 3
 """Number of actions in `Transition.action_history`, including the current one: enough for a second difference."""
@@ -15,7 +15,7 @@ ACTION_HISTORY = 3
 
 def chunk_transition(
     *,
-    frames: Tensor,
+    frames: Mapping[str, Tensor],
     actions: Tensor,
     past: Tensor,
     success: Tensor,
@@ -26,7 +26,7 @@ def chunk_transition(
     progress: Tensor | None = None,
     task_reward: Tensor | None = None,
     own_rewards: Mapping[str, Tensor] | None = None,
-    codec: PictureCodec | None = None,
+    images: ImageModel | None = None,
 ) -> Transition:
     """Return the steps of a chunk of `k` actions in `n` environments as one transition with n * k rows.
 
@@ -34,7 +34,7 @@ def chunk_transition(
     call per step.
 
     Args:
-        frames: (n, k + 1, state_dim), from the frame before the first action to the one after the last.
+        frames: feature -> (n, k + 1, *shape), from before the first action to after the last.
         actions: (n, k, action_dim).
         past: (n, ACTION_HISTORY - 1, action_dim), the actions before the chunk, see `first_past`.
         success: (n, k) bool, whether the task is solved after each step.
@@ -45,14 +45,14 @@ def chunk_transition(
         progress: (n, k + 1), the model's estimate for each frame.
         task_reward: (n, k), the simulator's own reward.
         own_rewards: name of a term -> (n, k), computed by the simulator.
-        codec: codec of the slice `image`.
+        images: the world model, if it reads images.
     """
     k = actions.shape[1]
     # A sliding window over past and current actions. Shape: (n, k, ACTION_HISTORY, action_dim).
     history = torch.cat([past, actions], dim=1).unfold(1, ACTION_HISTORY, 1).transpose(2, 3)
     return Transition(
-        state=frames[:, :-1].flatten(0, 1),
-        next_state=frames[:, 1:].flatten(0, 1),
+        state=frames["state"][:, :-1].flatten(0, 1),
+        next_state=frames["state"][:, 1:].flatten(0, 1),
         action=actions.flatten(0, 1),
         action_history=history.flatten(0, 1),
         success=success.flatten(),
@@ -64,7 +64,8 @@ def chunk_transition(
         next_progress=None if progress is None else progress[:, 1:].flatten(),
         task_reward=None if task_reward is None else task_reward.flatten(),
         own_rewards={name: value.flatten() for name, value in (own_rewards or {}).items()},
-        codec=codec,
+        features={name: values[:, 1:].flatten(0, 1) for name, values in frames.items() if name != "state"},
+        images=images,
     )
 
 

@@ -13,7 +13,7 @@ from rewards.errors import UserError, closest_or_known
 from rewards.manager import isaac_terms
 from rewards.plugins import load
 from rl.config import SimulatorConfig, TrainConfig
-from rl.envs.image_obs import seen_spec
+from rl.envs.features import given_spec
 from rl.envs.names import BUILTIN, shown_name, simulator_name
 from rl.envs.simulator import Request, Simulator
 from rl.policies.api import ChunkPolicy
@@ -59,7 +59,7 @@ def make_sim(
         n_workers=env.n_workers or default_workers(),
         run=config,
         n_context_frames=1 if model is None else model.config.n_context_frames,
-        read_out=None if model is None else model.read_frames,
+        read_out=None if model is None else model.success_and_progress,
         seed=config.seed,
         device=device_of(config),
         **{name: getattr(env, name) for name in SAME},
@@ -103,7 +103,7 @@ def build_simulator(
     simulator.check_options(env.options)
     early = simulator.early_spec(id=env.id, tasks=tasks)
     if model is not None and early is not None:  # first, since a wrong state explains more than an unknown task
-        model.spec.check_fits(seen_spec(model, early), where)
+        model.spec.check_fits(given_spec(early, model.spec.features), where)
     if known_tasks and (unknown := sorted(set(tasks) - set(known_tasks))):
         hint = closest_or_known(unknown[0], known_tasks)
         raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {hint}")
@@ -115,6 +115,8 @@ def build_simulator(
         options=env.options,
         known_tasks=tuple(known_tasks) or tasks,
         n_workers=n_workers,
+        features={} if model is None else model.spec.features,  # without a model: the state alone
+        cameras={} if model is None else model.cameras,
         model=model,
         own_rewards=isaac_terms(run.rewards) if run is not None else {},
         run=run,
@@ -122,7 +124,8 @@ def build_simulator(
     sim = simulator.build(request, **others)
     if model is not None:
         try:
-            model.spec.check_fits(sim.spec, where)
+            reads = model.predicted_spec if sim.place == "dream" else model.spec
+            reads.check_fits(sim.spec, where)
             if sim.spec.tasks != model.spec.tasks:  # a task would have another index than in the model's training
                 raise UserError(
                     f"{where}: its spec names the tasks {', '.join(sim.spec.tasks)}, the checkpoint "
@@ -187,12 +190,13 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
     Raises:
         UserError: a term needs something that the place does not provide; both are named.
     """
-    provides: set[str] = set(spec.slices)
+    provides = {*spec.slices, *spec.features}
     if model is not None:
-        provides.add("progress")
+        # A world model with cameras makes images of latents and the other way round.
+        provides |= {"progress", *model.spec.features, *model.predicted_spec.features}
     if place == "sim":
         provides |= find_simulator(config.env).provides
-    return RewardManager(config.rewards, provides, place)
+    return RewardManager(config.rewards, provides, place, images=model if model is not None and model.cameras else None)
 
 
 def _only_task(env: SimulatorConfig, known_tasks: Sequence[str]) -> tuple[str, ...]:

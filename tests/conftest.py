@@ -50,20 +50,20 @@ class Point(BatchedEnv):
         m = int(mask.sum())
         frame = torch.rand(m, 4, generator=self.generator) - 0.5
         return Start(
-            context=frame[:, None].repeat(1, 2, 1),
+            context={"state": frame[:, None].repeat(1, 2, 1)},
             task=torch.zeros(m, dtype=torch.long),
             seed=torch.randint(1000, (m,), generator=self.generator),
         )
 
     def _advance(self, actions, limit):
-        newest = self.context[:, -1:]
+        newest = self.context["state"][:, -1:]
         frames = newest.repeat(1, actions.shape[1], 1)
         frames[..., :2] += STEP * actions.cumsum(1)
         distance = torch.cat([newest, frames], dim=1)
         distance = (distance[..., :2] - distance[..., 2:]).norm(dim=-1)
         never = torch.zeros(frames.shape[:2], dtype=torch.bool)
         closer = distance[:, :-1] - distance[:, 1:]
-        return Advance(frames, distance[:, 1:] < REACHED, never, never, task_reward=closer)
+        return Advance({"state": frames}, distance[:, 1:] < REACHED, never, never, task_reward=closer)
 
 
 def point_episodes(n: int, source: str, seed: int = 0, length: int = 16) -> list[Episode]:
@@ -76,12 +76,12 @@ def point_episodes(n: int, source: str, seed: int = 0, length: int = 16) -> list
         drift = 0.8 * drift + 0.6 * torch.randn(n, 2, generator=generator)
         action = drift if source == "random" else (frame[:, 0, 2:] - frame[:, 0, :2]) / STEP
         step = env.step(action)
-        frame = step.frames
+        frame = step.frames["state"]
         frames.append(frame)
         actions.append(action.clamp(-1, 1)[:, None])
         success.append(step.success)
     states, acted, solved = (torch.cat(parts, dim=1) for parts in (frames, actions, success))
-    return [Episode(states[i], acted[i], solved[i], "reach", source, seed=i) for i in range(n)]
+    return [Episode({"state": states[i]}, acted[i], solved[i], "reach", source, seed=i) for i in range(n)]
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from world_model.spec import Spec
 class Context:
     """Encoded observations (`n` rows), computed once and read by all decoders and by the critic."""
 
-    frames: Tensor  # (n, n_context_frames, state_dim)
+    frames: Tensor  # (n, n_context_frames, size of all features together)
     cache: list[tuple[Tensor, Tensor]]  # keys and values (n, ...) of each layer; empty for a policy without attention
     features: Tensor  # (n, n_features), detached, for the critic
 
@@ -43,7 +43,7 @@ class Context:
 class Prediction:
     """Predicted result of a chunk of actions, for `n` rows."""
 
-    frames: Tensor  # (n, chunk_size, state_dim), one frame after each action
+    frames: dict[str, Tensor]  # feature -> (n, chunk_size, *shape), its value after each action
     expected_error: Tensor | None = None  # (n,), of the whole chunk; None if the model cannot estimate it
 
 
@@ -52,7 +52,11 @@ class WorldModel(Protocol):
 
     @property
     def spec(self) -> Spec:
-        """Features, action bounds, tasks and control rate."""
+        """Features that it reads, action bounds, tasks and control rate."""
+
+    @property
+    def predicted_spec(self) -> Spec:
+        """Like `spec`, with the features that it predicts: the state, and in place of images their latents."""
 
     @property
     def n_context_frames(self) -> int:
@@ -66,17 +70,31 @@ class WorldModel(Protocol):
     def device(self) -> torch.device:
         """Device of all its tensors."""
 
-    @property
-    def image_codec(self) -> Any:
-        """Codec that decodes the slice `image` of the state to images; None for a model without images."""
+    def encode_obs(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the features of `predicted_spec` for those of `spec`, each (n, n_frames, *shape).
+
+        Features that are there already stay as they are. A key that is no feature, such as `task`, stays too.
+        """
+
+    def decode_obs(self, frames: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """Return the features `names` of `spec` for those of `predicted_spec`, for a policy, a reward or a person."""
+
+    def encode_episodes(self, episodes: list[Episode]) -> list[Episode]:
+        """Return episodes with the features of `predicted_spec`, as `encode_obs` does."""
 
     def predict(
-        self, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, counter: Tensor, n_denoising_steps: int
+        self,
+        context: dict[str, Tensor],
+        task: Tensor,
+        actions: Tensor,
+        seed: Tensor,
+        counter: Tensor,
+        n_denoising_steps: int,
     ) -> Prediction:
         """Predict the frames of one chunk.
 
         Args:
-            context: past frames (n, n_context_frames, state_dim), the newest last.
+            context: features of `predicted_spec`, each (n, n_context_frames, *shape), the newest frame last.
             task: (n,) int64, index into `spec.tasks`.
             actions: (n, chunk_size, action_dim), in environment units.
             seed: (n,) int64; the noise of a row depends only on its seed and counter.
@@ -84,8 +102,13 @@ class WorldModel(Protocol):
             n_denoising_steps: integration steps; a model without denoising ignores it.
         """
 
-    def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate success probability (n,) and progress in [0, 1] (n,) from frames (n, state_dim) of tasks (n,)."""
+    def success_and_progress(self, frames: dict[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate success probability and progress in [0, 1] of frames, (n, n_frames) each.
+
+        Args:
+            frames: features of `spec` or of `predicted_spec`, each (n, n_frames, *shape).
+            task: (n,) int64.
+        """
 
     def refit(
         self,
@@ -123,16 +146,16 @@ class Imitator(Protocol):
 
     @property
     def context_noise(self) -> float:
-        """Largest standard deviation of the noise on observations in training, in units of the state; 0: no noise."""
+        """Largest standard deviation of the noise on the state in training, in its units; 0: no noise."""
 
     def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
         """Cut episodes into context frames and the chunks of actions that follow; `ends`: see `Windows`."""
 
-    def noisy(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Add the training noise to context frames (n, n_context_frames, state_dim)."""
+    def observe(self, obs: dict[str, Tensor], generator: torch.Generator | None = None) -> Context:
+        """Encode an observation of n rows: features (n, n_context_frames, *shape) and `task` (n,).
 
-    def encode(self, context: Tensor, task: Tensor) -> Context:
-        """Encode context frames (n, n_context_frames, state_dim) and tasks (n,)."""
+        With a `generator`, the noise of the training is added first.
+        """
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from rewards import RewardManager
 from rewards.errors import UserError
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
-from world_model.env import Advance, BatchedEnv, ChunkStep, Obs, Start
+from world_model.env import Advance, BatchedEnv, ChunkStep, Frames, Obs, Start, repeated
 
 SURE = 0.5
 """A dreamed frame is a success if the success probabilities of it and of the previous frame reach this threshold."""
@@ -26,7 +26,7 @@ _STATE = ("chunks", "_sure", "_waiting")
 class StartStates:
     """Initial states of real episodes, from which dreams start. All tensors have `n` rows."""
 
-    context: Tensor  # (n, n_context_frames, state_dim)
+    context: Frames  # feature -> (n, n_context_frames, *shape)
     task: Tensor  # (n,) int64
     seed: Tensor  # (n,) int64, of the episode; with `in_order` it is also the episode seed of the dream
 
@@ -39,18 +39,31 @@ class StartStates:
         """
         if not episodes:
             raise UserError("a dream needs at least one recorded episode to start from; collect episodes first")
-        context = torch.stack([episode.state[:1].repeat(n_context_frames, 1) for episode in episodes])
+        firsts = {name: torch.stack([e.obs[name][0] for e in episodes]) for name in episodes[0].obs}
+        context = {name: repeated(first, n_context_frames) for name, first in firsts.items()}
         task = torch.tensor([tasks.index(episode.task) for episode in episodes])
         return StartStates(context, task, seed=torch.tensor([episode.seed for episode in episodes]))
 
     @staticmethod
+    def of(env: BatchedEnv) -> StartStates:
+        """Copy the current states of an environment."""
+        context = {name: frames.clone() for name, frames in env.context.items()}
+        return StartStates(context, env.task.clone(), env.episode_seed.clone())
+
+    @staticmethod
     def join(parts: list[StartStates]) -> StartStates:
         """Concatenate several sets of states."""
-        return StartStates(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(StartStates)))
+        context = {name: torch.cat([part.context[name] for part in parts]) for name in parts[0].context}
+        return StartStates(context, *(torch.cat([getattr(part, of) for part in parts]) for of in ("task", "seed")))
 
     def to(self, device: torch.device) -> StartStates:
         """Move to a device."""
-        return StartStates(*(getattr(self, f.name).to(device) for f in fields(StartStates)))
+        context = {name: frames.to(device) for name, frames in self.context.items()}
+        return StartStates(context, self.task.to(device), self.seed.to(device))
+
+    def rows(self, index: Tensor) -> Frames:
+        """Return the context of some states."""
+        return {name: frames[index] for name, frames in self.context.items()}
 
     def __len__(self) -> int:
         return len(self.task)
@@ -100,12 +113,12 @@ class DreamEnv(BatchedEnv):
         pessimism: float = 0.0,
     ) -> None:
         super().__init__(
-            spec=model.spec,
+            spec=model.predicted_spec,
             num_envs=num_envs,
             n_context_frames=model.n_context_frames,
             max_steps=max_steps,
             rewards=rewards,
-            read_out=model.read_frames,
+            read_out=model.success_and_progress,
             terminate_on_success=terminate_on_success,
             action_delay=action_delay,
             obs_noise=obs_noise,
@@ -113,8 +126,9 @@ class DreamEnv(BatchedEnv):
             device=model.device,
         )
         self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
+        self.starts.context = model.encode_obs(self.starts.context)  # simulators start with images
         self.n_denoising_steps = n_denoising_steps
-        self.chunk_size, self.in_order, self.picture_codec = model.chunk_size, in_order, model.image_codec
+        self.chunk_size, self.in_order = model.chunk_size, in_order
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
         self.value_penalty = torch.zeros(num_envs, device=self.device)
         self.expected_error = torch.zeros(num_envs, device=self.device)
@@ -145,7 +159,7 @@ class DreamEnv(BatchedEnv):
             index = mask.nonzero().squeeze(1) % len(self.starts)
             seed = self.starts.seed[index]
         self.chunks[mask], self._sure[mask] = 0, False
-        return Start(self.starts.context[index], self.starts.task[index], seed)
+        return Start(self.starts.rows(index), self.starts.task[index], seed)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         k = actions.shape[1]
@@ -153,10 +167,10 @@ class DreamEnv(BatchedEnv):
             raise UserError(
                 f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on"
             )
-        frames = self._dream(_complete(actions, self.chunk_size))[:, :k]
+        frames = {name: values[:, :k] for name, values in self._dream(_complete(actions, self.chunk_size)).items()}
         # Success needs two consecutive frames over the threshold, which filters single wrong estimates.
-        p, _ = self.model.read_frames(frames.flatten(0, 1), self.task.repeat_interleave(k))
-        sure = p.view(-1, k) >= SURE
+        p, _ = self.model.success_and_progress(frames, self.task)
+        sure = p >= SURE
         success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
         # Truncate branches at the horizon, and those whose predictions are unreliable.
@@ -180,14 +194,14 @@ class DreamEnv(BatchedEnv):
             truncated=never.clone(),
             is_success=never.clone(),
             final_obs=obs,
-            frames=steps.new_zeros(self.num_envs, 0, self.spec.state_dim),
+            frames={name: values[:, :0].clone() for name, values in self.context.items()},
             success=steps.bool(),
             raw={name: steps.clone() for name in terms},
             weighted={name: steps.clone() for name in terms},
         )
 
-    def _dream(self, actions: Tensor) -> Tensor:
-        """Predict the frames (num_envs, chunk_size, state_dim) of a whole chunk, and store their expected error."""
+    def _dream(self, actions: Tensor) -> Frames:
+        """Predict the frames of a whole chunk, each (num_envs, chunk_size, *shape), and store their expected error."""
         predicted = self.model.predict(
             self.context, self.task, actions, self.episode_seed, self.chunks, self.n_denoising_steps
         )

@@ -16,21 +16,27 @@ from rewards.transitions import ACTION_HISTORY, chunk_transition, first_past
 from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
 from world_model.seeds import NOISE_SEED
-from world_model.spec import Spec
+from world_model.spec import STATE, Spec
 
 Obs = dict[str, Tensor]
-ReadOut = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(frames (M, state_dim), task (M,)) -> success probability (M,), progress (M,)."""
+"""Feature -> (n, n_context_frames, *shape), the newest frame last; `task` -> (n,) int64, index into `Spec.tasks`."""
 
-_STATE = ("context", "task", "elapsed", "episode_seed", "action_history", "_fresh", "_delayed")
-"""Attributes of a `BatchedEnv` that change from step to step; `state_dict` saves them under these names."""
+Frames = dict[str, Tensor]
+"""Feature -> (n, k, *shape): one value after each of `k` steps. A slow camera repeats its last image in between."""
+
+ReadOut = Callable[[Frames, Tensor], tuple[Tensor, Tensor]]
+"""(features, each (n, n_frames, *shape), and task (n,)) -> success probability and progress, each (n, n_frames)."""
+
+_STATE = ("task", "elapsed", "episode_seed", "action_history", "_fresh", "_delayed")
+"""Attributes of a `BatchedEnv` that change from step to step, in addition to `context`; `state_dict` saves them under
+these names."""
 
 
 @dataclass
 class Start:
     """First observations of `m` episodes."""
 
-    context: Tensor  # (m, n_context_frames, state_dim), oldest first
+    context: Frames  # feature -> (m, n_context_frames, *shape), oldest first
     task: Tensor  # (m,) int64, index into spec.tasks
     seed: Tensor  # (m,) int64, identifies the episode; policies seed their noise with it
 
@@ -42,7 +48,7 @@ class Advance:
     Rows after the end of an episode are ignored.
     """
 
-    frames: Tensor  # (num_envs, k, state_dim), the frame after each action
+    frames: Frames  # feature -> (num_envs, k, *shape), its value after each action
     success: Tensor  # (num_envs, k) bool
     terminated: Tensor  # (num_envs, k) bool, ends other than success, such as a failure
     truncated: Tensor  # (num_envs, k) bool, limits other than `max_steps`, such as the horizon of a dream
@@ -59,14 +65,14 @@ class ChunkStep:
     the finished episode.
     """
 
-    obs: Obs  # state (num_envs, n_context_frames, state_dim), task (num_envs,)
+    obs: Obs  # feature -> (num_envs, n_context_frames, *shape), and task (num_envs,)
     reward: Tensor  # (num_envs, k), 0 where not executed
     executed: Tensor  # (num_envs, k) bool, True for the first steps of each row up to the end of its episode
     terminated: Tensor  # (num_envs,) bool
     truncated: Tensor  # (num_envs,) bool, never together with terminated
     is_success: Tensor  # (num_envs,) bool, success was seen in this chunk
     final_obs: Obs  # like obs, but before the restart
-    frames: Tensor  # (num_envs, k, state_dim), one frame after each action
+    frames: Frames  # feature -> (num_envs, k, *shape), its value after each action
     success: Tensor  # (num_envs, k) bool, at each executed step
     raw: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k)
     weighted: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k), raw times its weight
@@ -77,7 +83,8 @@ class BatchedEnv(ABC):
     """`num_envs` environments that are stepped together, in torch, on one device.
 
     A subclass implements `_advance` and `_restart`. This class computes context frames, rewards, episode ends, action
-    delay and observation noise, so that they are identical in simulator and dream.
+    delay and observation noise, so that they are identical in simulator and dream. `context` holds the newest frames of
+    every feature, without noise.
 
     Args:
         spec: features, action bounds and tasks.
@@ -88,7 +95,7 @@ class BatchedEnv(ABC):
         read_out: the model's estimate of success and progress, needed by reward terms that require `progress`.
         terminate_on_success: end an episode at its first success.
         action_delay: steps between a command and its execution; zeros are executed first.
-        obs_noise: standard deviation of the noise added to observations, in units of the state.
+        obs_noise: standard deviation of the noise added to the state vector of observations, in its units.
         seed: seed of all random choices of the environment.
         device: device of all tensors.
     """
@@ -96,7 +103,6 @@ class BatchedEnv(ABC):
     place: str
     autoreset_mode = "same_step"
     begun = False  # whether `reset` or `load_state_dict` was called, so that there are episodes to continue
-    picture_codec: Any = None  # codec of the slice `image`, if the state ends in codes of images
     value_penalty: Tensor | float = 0.0  # (num_envs,), penalty on the bootstrap value of a truncation; see `DreamEnv`
     expected_error: Tensor | float = 0.0  # (num_envs,), of the last chunk of a dream
 
@@ -121,7 +127,12 @@ class BatchedEnv(ABC):
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.action_low = torch.tensor(spec.action_low, device=self.device)
         self.action_high = torch.tensor(spec.action_high, device=self.device)
-        self.context = torch.zeros(num_envs, n_context_frames, spec.state_dim, device=self.device)
+        self.context: Frames = {
+            name: torch.zeros(
+                num_envs, n_context_frames, *feature.shape, dtype=getattr(torch, feature.dtype), device=self.device
+            )
+            for name, feature in spec.features.items()
+        }
         self.task = torch.zeros(num_envs, dtype=torch.long, device=self.device)
         self.elapsed = torch.zeros(num_envs, dtype=torch.long, device=self.device)
         self.episode_seed = torch.zeros(num_envs, dtype=torch.long, device=self.device)
@@ -147,11 +158,11 @@ class BatchedEnv(ABC):
 
     def observe(self) -> Obs:
         """Return the current observation; calls at the same step return the same observation noise."""
-        state = self.context.clone()
+        obs = {name: frames.clone() for name, frames in self.context.items()}
         if self.obs_noise > 0.0:  # seeded by episode and step, so that it does not depend on the other rows
-            noise = seeded_noise(self.episode_seed + NOISE_SEED, self.elapsed, tuple(state.shape[1:]))
-            state = state + self.obs_noise * noise
-        return {"state": state, "task": self.task.clone()}
+            noise = seeded_noise(self.episode_seed + NOISE_SEED, self.elapsed, tuple(obs[STATE].shape[1:]))
+            obs[STATE] = obs[STATE] + self.obs_noise * noise
+        return obs | {"task": self.task.clone()}
 
     def step(self, action: Tensor) -> ChunkStep:
         """Execute one action (num_envs, action_dim): a chunk of length 1."""
@@ -177,7 +188,7 @@ class BatchedEnv(ABC):
         # 3. Check the numbers and compute the rewards; an error carries the tensors that explain it.
         try:
             check_advance(
-                advance.frames,
+                advance.frames[STATE],
                 advance.task_reward,
                 executed,
                 place=self.place,
@@ -187,12 +198,15 @@ class BatchedEnv(ABC):
             )
             reward, raw, weighted = self._reward(actions, advance, executed, steps, terminated)
         except BadNumbers as error:
-            error.tensors |= {"context": self.context, "actions": actions, "frames": advance.frames}
+            error.tensors |= {"context": self.context[STATE], "actions": actions, "frames": advance.frames[STATE]}
             error.tensors |= {"task": self.task, "elapsed": self.elapsed, "seed": self.episode_seed}
             raise
         # 4. Move context, counters and action history forward by the executed steps of each row.
         n_executed = executed.sum(1)
-        self.context = _window(torch.cat([self.context, advance.frames], dim=1), n_executed, self.n_context_frames)
+        self.context = {
+            name: _window(torch.cat([frames, advance.frames[name]], dim=1), n_executed, self.n_context_frames)
+            for name, frames in self.context.items()
+        }
         self.elapsed = self.elapsed + n_executed
         self._remember(actions, n_executed)
         final_obs = self.observe()
@@ -204,7 +218,7 @@ class BatchedEnv(ABC):
             truncated=(truncated & executed).any(1),
             is_success=(advance.success & executed).any(1),
             final_obs=final_obs,
-            frames=advance.frames.clone(),
+            frames={name: advance.frames[name].clone() for name in self.context},
             success=advance.success & executed,
             raw=raw,
             weighted=weighted,
@@ -220,6 +234,7 @@ class BatchedEnv(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on; a subclass adds its own state."""
         state: dict[str, Any] = {name: getattr(self, name).clone() for name in _STATE}
+        state["context"] = {name: frames.clone() for name, frames in self.context.items()}
         rewards = {} if self.rewards is None else self.rewards.state_dict()
         return state | {"generator": self.generator.get_state(), "rewards": rewards}
 
@@ -227,6 +242,7 @@ class BatchedEnv(ABC):
         """Restore a state from `state_dict`."""
         for name in _STATE:
             setattr(self, name, state[name].to(self.device, copy=True))
+        self.context = {name: frames.to(self.device, copy=True) for name, frames in state["context"].items()}
         self.begun = True
         self.generator.set_state(state["generator"])
         if self.rewards is not None:
@@ -237,12 +253,16 @@ class BatchedEnv(ABC):
 
     def _checked(self, actions: Tensor) -> Tensor:
         """Check actions (num_envs, k, action_dim) and clamp them to their bounds; see `checked_actions`."""
-        return checked_actions(actions, self.action_low, self.action_high, place=self.place, context=self.context)
+        return checked_actions(
+            actions, self.action_low, self.action_high, place=self.place, context=self.context[STATE]
+        )
 
     def _begin(self, mask: Tensor) -> None:
         """Start a new episode where `mask` (num_envs,) is True, and clear all state of the previous one there."""
         start = self._restart(mask)
-        self.context[mask], self.task[mask] = start.context, start.task
+        for name, frames in self.context.items():
+            frames[mask] = start.context[name]
+        self.task[mask] = start.task
         self.elapsed[mask], self.episode_seed[mask] = 0, start.seed
         self._delayed[mask], self.action_history[mask], self._fresh[mask] = 0.0, 0.0, True
         if self.rewards is not None:
@@ -274,10 +294,12 @@ class BatchedEnv(ABC):
             return (advance.success & executed).to(actions.dtype), {}, {}
         # All terms are computed in one call: each executed step becomes one row of a transition.
         k = actions.shape[1]
-        frames = torch.cat([self.context[:, -1:], advance.frames], dim=1)
+        frames = {
+            name: torch.cat([context[:, -1:], advance.frames[name]], dim=1) for name, context in self.context.items()
+        }
         computed = self.rewards.compute(
             chunk_transition(
-                frames=frames,
+                frames=self.rewards.with_features(frames),
                 actions=actions,
                 past=self._past_actions(actions),
                 success=advance.success,
@@ -288,7 +310,7 @@ class BatchedEnv(ABC):
                 progress=self._progress(frames) if "progress" in self.rewards.requires else None,
                 task_reward=advance.task_reward,
                 own_rewards=advance.own_rewards,
-                codec=self.picture_codec,
+                images=self.rewards.images,
             ),
             executed.flatten(),
             n_steps=k,
@@ -297,17 +319,22 @@ class BatchedEnv(ABC):
         weighted = {name: value.view(-1, k) for name, value in computed.weighted.items()}
         return computed.total.view(-1, k), raw, weighted
 
-    def _progress(self, frames: Tensor) -> Tensor:
-        """Estimate the progress of frames (num_envs, k + 1, state_dim). Shape: (num_envs, k + 1)."""
+    def _progress(self, frames: Frames) -> Tensor:
+        """Estimate the progress of frames, each (num_envs, k + 1, *shape). Shape: (num_envs, k + 1)."""
         assert self.read_out is not None, "a RewardManager that requires progress was built without a read-out"
-        _, progress = self.read_out(frames.flatten(0, 1), self.task.repeat_interleave(frames.shape[1]))
-        return progress.view(frames.shape[:2])
+        return self.read_out(frames, self.task)[1]
+
+
+def repeated(first: Tensor, n_context_frames: int) -> Tensor:
+    """Return the context of new episodes (m, n_context_frames, *shape): their first frame (m, *shape), repeated."""
+    return first.unsqueeze(1).repeat(1, n_context_frames, *(1 for _ in first.shape[1:]))
 
 
 def _window(history: Tensor, shift: Tensor, length: int) -> Tensor:
-    """Take `length` steps of `history` (n, steps, d), starting at step `shift` (n,) of each row.
+    """Take `length` steps of `history` (n, steps, ...), starting at step `shift` (n,) of each row.
 
     With old and new steps concatenated, a shift by the number of new steps gives the newest `length` steps.
     """
     index = shift[:, None] + torch.arange(length, device=history.device)
-    return history.gather(1, index[..., None].expand(-1, -1, history.shape[2]))
+    rows = torch.arange(len(history), device=history.device)[:, None]
+    return history[rows, index]

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from math import isclose
 from typing import Any
 
 from rewards.errors import UserError, closest_or_known
 
+STATE, LATENTS = "state", "latents"
+"""Names of two features: the state vector, which every environment has, and the codes that a world model makes of
+images."""
+
+IMAGES = "images."
+"""Beginning of the name of an image feature, such as `images.front`; the rest is the name of the camera."""
+
 
 @dataclass(frozen=True)
 class Feature:
-    """One observed quantity, such as the state vector.
+    """One observed quantity: the state vector, the image of a camera, or codes of images.
 
-    `slices` names parts of it by (start, stop), such as `{"object_pos": (4, 7)}`; reward terms use these names.
+    `slices` names parts of a vector by (start, stop), such as `{"object_pos": (4, 7)}`; reward terms use these names.
     """
 
     shape: tuple[int, ...]
     unit: str = ""
     slices: dict[str, tuple[int, int]] = field(default_factory=dict)
+    dtype: str = "float32"  # float32, or uint8 for an image of shape (height, width, 3)
+    every: int = 1  # steps between new values, for a camera slower than the control loop; they repeat in between
 
 
 @dataclass(frozen=True)
 class Spec:
     """Observation features, action bounds, tasks and rate: the contract between a model and an environment.
 
-    `features` has the keys of an observation (`state`, image features); `action_low` and `action_high` have one number
-    for each action dimension; `control_hz` is the number of actions per second.
+    `features` has the keys of an observation: `state`, and one `images.CAMERA` for each camera; `action_low` and
+    `action_high` have one number for each action dimension; `control_hz` is the number of actions per second.
+    `instructions` says in a sentence what the robot is asked to do, by the name of the task; see `instruction`.
     """
 
     features: dict[str, Feature]
@@ -35,6 +45,16 @@ class Spec:
     action_high: tuple[float, ...]
     tasks: tuple[str, ...]
     control_hz: float
+    instructions: dict[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the image features, such as `images.front`."""
+        return tuple(name for name in self.features if name.startswith(IMAGES))
+
+    def instruction(self, task: str) -> str:
+        """Return what the robot is asked to do in a task; without a sentence of its own, the words of its name."""
+        return self.instructions.get(task) or task.replace("-", " ").replace("_", " ")
 
     @property
     def state_dim(self) -> int:
@@ -65,15 +85,22 @@ class Spec:
         try:
             _check(data)
             features = {
-                key: Feature(tuple(f["shape"]), f["unit"], {k: (v[0], v[1]) for k, v in f["slices"].items()})
+                key: Feature(
+                    tuple(f["shape"]),
+                    f["unit"],
+                    {k: (v[0], v[1]) for k, v in f["slices"].items()},
+                    f.get("dtype", "float32"),  # older specs have neither dtype nor every
+                    f.get("every", 1),
+                )
                 for key, f in data["features"].items()
             }
             return Spec(
-                features=features,
+                features=_named(features),
                 action_low=tuple(data["action_low"]),
                 action_high=tuple(data["action_high"]),
                 tasks=tuple(data["tasks"]),
                 control_hz=float(data["control_hz"]),
+                instructions=dict(data.get("instructions", {})),
             )
         except UserError:
             raise
@@ -98,7 +125,7 @@ class Spec:
                     f"{where}: the checkpoint has {name} size {mine}, the environment has {name} size {theirs}; "
                     f"choose a checkpoint trained on this environment"
                 )
-        self._check_images(env, where)
+        self._check_others(env, where)
         for i, (low, high, least, most) in enumerate(
             zip(self.action_low, self.action_high, env.action_low, env.action_high, strict=True)
         ):
@@ -118,16 +145,17 @@ class Spec:
                 f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {closest_or_known(unknown[0], self.tasks)}"
             )
 
-    def _check_images(self, env: Spec, where: str) -> None:
-        """Require every feature of the model except the state vector (the images) in the environment, same shape."""
+    def _check_others(self, env: Spec, where: str) -> None:
+        """Require every feature of the model except the state vector (the images) in the environment, just the same."""
         for name, feature in self.features.items():
-            theirs = env.features[name].shape if name in env.features else None
-            if name != "state" and theirs != feature.shape:
-                has = f"has {list(theirs)}" if theirs else "has none"
-                raise UserError(
-                    f"{where}: the checkpoint reads {name!r} of shape {list(feature.shape)}, the environment {has}; "
-                    f"choose a checkpoint trained on this environment"
-                )
+            theirs = env.features.get(name)
+            if name == STATE or (theirs and (theirs.shape, theirs.every) == (feature.shape, feature.every)):
+                continue
+            has = f"has {list(theirs.shape)}, new every {theirs.every} steps" if theirs else "has none"
+            raise UserError(
+                f"{where}: the checkpoint reads {name!r} of shape {list(feature.shape)}, new every {feature.every} "
+                f"steps, the environment {has}; choose a checkpoint trained on this environment"
+            )
 
 
 SAME = 1e-3
@@ -152,8 +180,10 @@ def _check(data: dict[str, Any]) -> None:
         ("action_low, action_high", bounds, "as many finite numbers in both, each low below its high"),
         ("control_hz", _number(hz) and 0 < hz <= FASTEST, f"a finite number above 0, at most {FASTEST:g}"),
         ("tasks", 0 < len(tasks) <= MOST_TASKS and all(isinstance(task, str) for task in tasks), "names"),
-        ("features", "state" in data["features"], "one that is named state"),
+        ("features", STATE in data["features"], "one that is named state"),
         ("features", all(map(_is_feature, data["features"].values())), "a shape of 1 to 100,000, slices within it"),
+        ("features", all(map(_is_typed, *zip(*data["features"].items(), strict=True))), "images of uint8 (., ., 3)"),
+        ("instructions", _are_sentences(data.get("instructions", {})), "task -> sentence"),
     ):
         if not holds:
             raise UserError(f"spec.{name}: {str(data.get(name, (low, high)))[:80]}, expected {expected}")
@@ -164,11 +194,39 @@ def _slack(bound: float) -> float:
     return SAME * max(abs(bound), SAME)
 
 
+def _named(features: dict[str, Feature]) -> dict[str, Feature]:
+    """Give codes of images a feature of their own; older specs have them as the last slice of the state vector."""
+    old = "image"
+    state = features[STATE]
+    if old not in state.slices:
+        return features
+    first, last = state.slices[old]
+    if last != state.shape[0]:
+        return features
+    slices = {name: part for name, part in state.slices.items() if name != old}
+    vector = replace(state, shape=(first,), unit=state.unit.partition("; image")[0], slices=slices)
+    rest = {name: feature for name, feature in features.items() if name not in (STATE, old)}
+    return {STATE: vector, LATENTS: Feature((last - first,), "codes"), **rest}
+
+
 def _is_feature(feature: dict[str, Any]) -> bool:
     shape, slices = feature["shape"], feature["slices"]
-    sizes = len(shape) > 0 and all(type(size) is int and 0 < size <= 100_000 for size in shape)
+    # An environment with images alone has a state vector of length 0.
+    sizes = len(shape) > 0 and all(type(size) is int and 0 <= size <= 100_000 for size in shape)
     inside = sizes and len(slices) <= 1000 and all(map(_is_part, slices.values(), repeat(shape[0])))
     return inside and isinstance(feature["unit"], str)
+
+
+def _is_typed(name: str, feature: dict[str, Any]) -> bool:
+    """Whether type and period of a feature are possible: images are uint8 (height, width, 3), the others float32."""
+    every, dtype, shape = feature.get("every", 1), feature.get("dtype", "float32"), feature["shape"]
+    image = dtype == "uint8" and len(shape) == 3 and shape[2] == 3 and min(shape) > 0
+    return type(every) is int and every >= 1 and (image if name.startswith(IMAGES) else dtype == "float32")
+
+
+def _are_sentences(instructions: Any) -> bool:
+    """Whether `instructions` maps names to sentences."""
+    return isinstance(instructions, dict) and all(isinstance(x, str) for pair in instructions.items() for x in pair)
 
 
 def _is_part(bounds: Any, size: int) -> bool:

@@ -23,6 +23,7 @@ from rl.deploy.safety import Gate, Guard, NoRoom, Refused
 from rl.robots.api import Interface
 from rl.robots.errors import Stop
 from world_model.data.episodes import Episode
+from world_model.spec import STATE
 
 Array = np.ndarray
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class Lived:
         if not self.sent or len(self.frames) != len(self.sent) + 1:
             return None
         state, action = (torch.tensor(np.stack(rows), dtype=torch.float32) for rows in (self.frames, self.sent))
-        return Episode(state, action, torch.tensor(self.success), task, source, seed)
+        return Episode({STATE: state}, action, torch.tensor(self.success), task, source, seed)
 
 
 def robot_says(frame: Array, observation: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from rl.robots.api import Interface, differences, make_robot
 from rl.robots.errors import Stop
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import SURE
-from world_model.spec import Spec
+from world_model.spec import STATE, Spec
 
 LET_GO_S = 30.0
 """Seconds that a robot may take to disconnect; Ctrl-C ends the wait at once."""
@@ -200,7 +200,8 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
 
     @torch.inference_mode()
     def read_out(frame: np.ndarray, observation: Mapping[str, Any]) -> bool:
-        p, _ = model.read_frames(torch.tensor(frame, dtype=torch.float32).unsqueeze(0), index)
+        state = torch.tensor(frame, dtype=torch.float32).view(1, 1, -1)
+        p, _ = model.success_and_progress({STATE: state}, index)
         sure, was_sure = bool(p >= SURE), before[0]
         before[0] = sure
         return sure and was_sure  # two frames in a row, as in a dream

@@ -1,6 +1,7 @@
 """Adapters: any `BatchedEnv` as a Stable-Baselines3 `VecEnv`, a gymnasium `VectorEnv` or a single gymnasium `Env`.
 
-Observations are flat float32 vectors in numpy; `BatchedEnv` itself works with torch tensors.
+Observations are flat float32 vectors in numpy; `BatchedEnv` itself works with torch tensors. With images, they are
+dicts: `state` is that vector, and `images_CAMERA` the images (SB3 allows no dot in a name).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.monitor import Monitor
@@ -23,9 +24,12 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from world_model.env import BatchedEnv, ChunkStep, Obs
-from world_model.spec import Spec
+from world_model.spec import STATE, Spec
 
 Array = np.ndarray
+NumpyObs = Array | dict[str, Array]
+"""Vectors (N, D), or with images a dict of such vectors and of images (N, height, width, 3 * n_context_frames)."""
+
 Indices = int | Iterable[int] | None
 
 
@@ -37,17 +41,42 @@ def flatten_obs(obs: Obs, spec: Spec) -> Tensor:
     return torch.cat([frames, torch.nn.functional.one_hot(obs["task"], len(spec.tasks)).to(frames.dtype)], dim=1)
 
 
-def unflatten_obs(flat: Tensor, spec: Spec, n_context_frames: int) -> Obs:
-    """Undo `flatten_obs`: (N, D) -> state (N, n_context_frames, state_dim), task (N,)."""
-    frames, one_hot = flat.split([n_context_frames * spec.state_dim, _n_task_columns(spec)], dim=1)
-    task = one_hot.argmax(1) if one_hot.shape[1] else torch.zeros(len(flat), dtype=torch.long, device=flat.device)
-    return {"state": frames.reshape(len(flat), n_context_frames, spec.state_dim), "task": task}
+def unflatten_obs(flat: Tensor | dict[str, Tensor], spec: Spec, n_context_frames: int) -> Obs:
+    """Undo `flatten_obs`, or with images `numpy_obs`: return state (N, n_context_frames, .), task, images."""
+    vector = flat if isinstance(flat, Tensor) else flat[STATE]
+    frames, one_hot = vector.split([n_context_frames * spec.state_dim, _n_task_columns(spec)], dim=1)
+    task = one_hot.argmax(1) if one_hot.shape[1] else torch.zeros(len(vector), dtype=torch.long, device=vector.device)
+    obs = {STATE: frames.reshape(len(vector), n_context_frames, spec.state_dim), "task": task}
+    for name in spec.images:
+        assert not isinstance(flat, Tensor), "observations with images are dicts"
+        obs[name] = flat[_key(name)].unflatten(3, (n_context_frames, 3)).movedim(3, 1).to(torch.uint8)
+    return obs
 
 
-def observation_space(env: BatchedEnv) -> Box:
-    """Return the space of one flat observation. Shape: (D,)."""
-    size = env.n_context_frames * env.spec.state_dim + _n_task_columns(env.spec)
-    return Box(-np.inf, np.inf, (size,), np.float32)
+def numpy_obs(obs: Obs, spec: Spec) -> NumpyObs:
+    """Return an observation as the adapters give it; the context frames of an image are stacked as channels."""
+    vector = _to_numpy(flatten_obs(obs, spec))
+    if not spec.images:
+        return vector
+    return {STATE: vector} | {_key(name): _to_numpy(obs[name].movedim(1, 3).flatten(3)) for name in spec.images}
+
+
+def observation_space(env: BatchedEnv) -> Box | Dict:
+    """Return the space of one observation: a vector (D,), with images a dict of it and of the images."""
+    spec, size = env.spec, env.n_context_frames * env.spec.state_dim + _n_task_columns(env.spec)
+    vector = Box(-np.inf, np.inf, (size,), np.float32)
+    if not spec.images:
+        return vector
+    spaces: dict[str, Any] = {STATE: vector}
+    for name in spec.images:
+        height, width, _ = spec.features[name].shape
+        spaces[_key(name)] = Box(0, 255, (height, width, 3 * env.n_context_frames), np.uint8)
+    return Dict(spaces)
+
+
+def row_of(obs: NumpyObs, i: int) -> Any:
+    """Return a copy of the observation of environment `i`."""
+    return {name: values[i].copy() for name, values in obs.items()} if isinstance(obs, dict) else obs[i].copy()
 
 
 def action_space(env: BatchedEnv, k: int = 1) -> Box:
@@ -70,7 +99,7 @@ class StepVecEnv(VecEnv):
         self._actions: Tensor | None = None
         super().__init__(batched.num_envs, observation_space(batched), action_space(batched))
 
-    def reset(self) -> Array:
+    def reset(self) -> Any:
         """Begin an episode everywhere; return the observations (num_envs, D)."""
         obs = self._episodes.reset(self._seeds[0] if self.reset_seed is None else self.reset_seed)
         self._reset_seeds()
@@ -81,13 +110,13 @@ class StepVecEnv(VecEnv):
         """Store `actions` (num_envs, ...) for `step_wait`."""
         self._actions = _to_torch(actions, self.batched)
 
-    def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Any, Array, Array, list[dict[str, Any]]]:
         """Execute the stored actions; return observations (num_envs, D), rewards and dones (num_envs,), and infos."""
         assert self._actions is not None, "step_wait() without step_async()"
         result, self._actions = self._execute(self._actions), None
         return self.translate(result)
 
-    def translate(self, result: ChunkStep) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+    def translate(self, result: ChunkStep) -> tuple[Any, Array, Array, list[dict[str, Any]]]:
         """Return the values of `step_wait` for a step that the caller executed on `batched` directly."""
         step = self._episodes.add(result)
         infos: list[dict[str, Any]] = [
@@ -95,7 +124,7 @@ class StepVecEnv(VecEnv):
             for truncated, success in zip(step.truncated.tolist(), step.is_success.tolist(), strict=True)
         ]
         for i in step.done.nonzero()[0]:
-            infos[i]["terminal_observation"] = step.final_obs[i].copy()
+            infos[i]["terminal_observation"] = row_of(step.final_obs, int(i))
             infos[i]["episode"] = {"r": float(step.returns[i]), "l": int(step.lengths[i]), "t": step.time}
         return step.obs, self._reward(result), step.done, infos
 
@@ -159,7 +188,7 @@ class ChunkVecEnv(StepVecEnv):
         return _to_numpy((reward * self.gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1))
 
 
-class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
+class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Array, Array]):
     """A `BatchedEnv` for gymnasium's vector interface, in autoreset mode SAME_STEP.
 
     `infos` follow gymnasium: for an episode that ended, `final_obs` and `final_info` hold its last entries.
@@ -174,14 +203,14 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode everywhere; `seed` seeds the random generator that the environments share."""
         if options and "reset_mask" in options:
             raise UserError(f"{self.batched.place}: ended episodes restart by themselves; leave out 'reset_mask'")
         super().reset(seed=seed)
         return self._episodes.reset(seed), {}
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def step(self, actions: Array) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Execute one action per environment, (num_envs, action_dim)."""
         result = self.batched.step(_to_torch(actions, self.batched))
         step = self._episodes.add(result)
@@ -191,7 +220,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         if done.any():
             final_obs = np.full(self.num_envs, None, dtype=object)
             for i in done.nonzero()[0]:
-                final_obs[i] = step.final_obs[i].copy()
+                final_obs[i] = row_of(step.final_obs, int(i))
             final_info = {"is_success": step.is_success & done, "_is_success": done.copy()}
             infos |= {"final_obs": final_obs, "_final_obs": done.copy()}
             infos |= {"final_info": final_info, "_final_info": done.copy()}
@@ -202,7 +231,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         self.batched.close()
 
 
-class GymEnv(gymnasium.Env[Array, Array]):
+class GymEnv(gymnasium.Env[Any, Array]):
     """A `BatchedEnv` of one environment for gymnasium.
 
     The batch restarts by itself, but gymnasium expects a `reset` first. The first observation of the next episode is
@@ -220,23 +249,23 @@ class GymEnv(gymnasium.Env[Array, Array]):
         self._running = False
         self._first_obs: Array | None = None  # first observation of the next episode, between an end and `reset`
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; return its first observation (D,)."""
         super().reset(seed=seed)
         if seed is not None or self._first_obs is None:
-            self._first_obs = self._episodes.reset(seed)[0]
+            self._first_obs = row_of(self._episodes.reset(seed), 0)
         obs, self._first_obs, self._running = self._first_obs, None, True
         return obs, {}
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Execute one action (action_dim,)."""
         if not self._running:
             raise ResetNeeded("no episode is running; call reset() first")
         result = self.batched.step(_to_torch(action[None], self.batched))
         step = self._episodes.add(result)
-        obs = step.obs[0]
+        obs = row_of(step.obs, 0)
         if step.done[0]:
-            self._running, self._first_obs, obs = False, obs, step.final_obs[0]
+            self._running, self._first_obs, obs = False, obs, row_of(step.final_obs, 0)
         info = {"is_success": bool(step.is_success[0])}
         return obs, float(result.reward.sum()), bool(step.terminated[0]), bool(step.truncated[0]), info
 
@@ -249,8 +278,8 @@ class GymEnv(gymnasium.Env[Array, Array]):
 class _Step:
     """A `ChunkStep` in numpy, with return, length and success of each episode so far."""
 
-    obs: Array  # (num_envs, D)
-    final_obs: Array  # (num_envs, D), before any restart
+    obs: NumpyObs  # num_envs rows
+    final_obs: NumpyObs  # the same, before any restart
     terminated: Array  # (num_envs,) bool
     truncated: Array  # (num_envs,) bool
     done: Array  # (num_envs,) bool
@@ -274,10 +303,10 @@ class _Episodes:
         """Count every environment from zero at its next step."""
         self._ended = np.ones(self.batched.num_envs, bool)
 
-    def reset(self, seed: int | None) -> Array:
+    def reset(self, seed: int | None) -> NumpyObs:
         """Reset all environments; return the first observations (num_envs, D)."""
         self.begin()
-        return self._numpy_obs(self.batched.reset(seed))
+        return numpy_obs(self.batched.reset(seed), self.batched.spec)
 
     def add(self, result: ChunkStep) -> _Step:
         """Add `result` to the counts; return it in numpy together with them."""
@@ -288,8 +317,8 @@ class _Episodes:
         terminated, truncated = _to_numpy(result.terminated), _to_numpy(result.truncated)
         self._ended = terminated | truncated
         return _Step(
-            obs=self._numpy_obs(result.obs),
-            final_obs=self._numpy_obs(result.final_obs),
+            obs=numpy_obs(result.obs, self.batched.spec),
+            final_obs=numpy_obs(result.final_obs, self.batched.spec),
             terminated=terminated,
             truncated=truncated,
             done=self._ended.copy(),
@@ -299,8 +328,9 @@ class _Episodes:
             time=round(time.perf_counter() - self._made, 6),
         )
 
-    def _numpy_obs(self, obs: Obs) -> Array:
-        return _to_numpy(flatten_obs(obs, self.batched.spec))
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def _n_task_columns(spec: Spec) -> int:

@@ -1,17 +1,17 @@
-"""One registered gymnasium environment with Box spaces. This module runs in worker processes and imports no torch."""
+"""One registered gymnasium environment, for worker processes: this module imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from rewards.errors import UserError
+from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.opengl import prepare_opengl
 from world_model.extras import pip_line
-from world_model.view import View
+from world_model.spec import IMAGES
 
 Array = np.ndarray
 
@@ -20,26 +20,45 @@ SLICES = {"gym_pusht/PushT-v0": {"hand_pos": (0, 2)}}
 
 
 class GymTask:
-    """One gymnasium environment with the protocol `rl.envs.workers.Task`; observations are flattened to float32.
+    """One gymnasium environment with the protocol `rl.envs.workers.Task`.
 
-    With `renders` it can render images, from the camera that the environment defines. Success is `info["is_success"]`
-    or `info["success"]`, and False if neither is reported.
+    Its observation is a Box, or a Dict of them. A Box of shape (height, width, 3) and type uint8 is an image, named
+    `images.KEY` (`images.main` if the image is the whole observation). All others are flattened and joined to the
+    state, float32. Cameras that the observation does not contain are rendered, from the viewpoint that the environment
+    defines. Success is `info["is_success"]` or `info["success"]`, and False if neither is reported.
+
+    Raises:
+        UserError: the environment does not exist, or a space has another type.
     """
 
-    def __init__(self, env_id: str, renders: bool = False) -> None:
-        self._env = _make(env_id, renders)
+    def __init__(self, env_id: str, cameras: Cameras | None = None) -> None:
+        self._env = _make(env_id)
         observation, action = self._env.observation_space, self._env.action_space
-        for name, space in (("observation", observation), ("action", action)):
+        boxes = dict(observation.spaces) if isinstance(observation, gymnasium.spaces.Dict) else {"": observation}
+        for what, space in (*((f"observation {name}".strip(), box) for name, box in boxes.items()), ("action", action)):
             if not isinstance(space, gymnasium.spaces.Box):
                 raise UserError(
-                    f"environment {env_id!r}: its {name} space is {type(space).__name__}, expected Box; "
+                    f"environment {env_id!r}: its {what} space is {type(space).__name__}, expected Box; "
                     f"wrap it or choose another environment"
                 )
         assert isinstance(action, gymnasium.spaces.Box)
         if not action.is_bounded() or len(action.shape) != 1:
             raise UserError(f"environment {env_id!r}: its action space is {action}, expected a bounded one-axis Box")
-        self._n_steps = 0
-        self.state_dim = int(np.prod(observation.shape or (1,)))
+        self._n_steps, self._obs = 0, dict[str, Any]()
+        # Key of the observation -> size; the key is empty if the observation is no Dict.
+        self._vectors = {key: int(np.prod(box.shape or (1,))) for key, box in boxes.items() if not _is_image(box)}
+        self._images = {IMAGES + (key or "main"): key for key, box in boxes.items() if _is_image(box)}
+        if cameras and not self._images:  # the only image is then what the environment renders
+            if len(cameras) > 1:
+                raise UserError(f"environment {env_id!r}: it has one camera, the checkpoint reads {', '.join(cameras)}")
+            self._env.close()
+            self._env = _make(env_id, renders=True)
+        self.image_shapes: dict[str, tuple[int, ...]] = {
+            name: boxes[key].shape or () for name, key in self._images.items()
+        }
+        self.state_dim = sum(self._vectors.values())
+        ends = np.cumsum([0, *self._vectors.values()]).tolist()
+        self.slices = {key: (ends[i], ends[i + 1]) for i, key in enumerate(self._vectors) if key}
         self.action_low, self.action_high = action.low.tolist(), action.high.tolist()
         # gymnasium has no entry for the control rate; the frame rate for rendering is the nearest one.
         self.control_hz = float(self._env.metadata.get("render_fps") or 1.0)
@@ -48,29 +67,42 @@ class GymTask:
         """Begin the episode of `seed`; return its first frame (state_dim,)."""
         obs, _ = self._env.reset(seed=seed)
         self._n_steps = 0
-        return self._numbers(obs, "observation", self.state_dim)
+        return self._state(obs)
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action` (action_dim,); return frame (state_dim,), reward, success, terminated, truncated."""
         obs, reward, terminated, truncated, info = self._env.step(action)
         self._n_steps += 1
-        frame, rewards = self._numbers(obs, "observation", self.state_dim), self._numbers(reward, "reward", 1)
+        frame, rewards = self._state(obs), self._numbers(reward, "reward", 1)
         success = info.get("is_success", info.get("success", False))
         is_terminated, is_truncated = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
         is_success = self._flag(success, "success in its info")
         return frame, float(rewards[0]), is_success, is_terminated, is_truncated
 
-    def pictures(self, views: Sequence[View], size: int) -> Array:
-        """Render, crop to the middle square and scale down. Shape: (1, size, size, 3) uint8."""
-        where = self._env.spec.id if self._env.spec else self._env
-        if len(views) != 1:
-            raise UserError(f"environment {where}: it has one camera, model.views has {len(views)}")
-        image = self._env.render()
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-            raise UserError(f"environment {where}: it renders no picture in colour; choose a checkpoint that sees none")
-        if min(image.shape[:2]) < size:
-            raise UserError(f"environment {where}: it renders {image.shape[:2]}, model.picture_size is {size}")
-        return _shrunk(image, size)[None]
+    def images(self, cameras: Cameras) -> Images:
+        """Return images of the newest observation, or rendered ones; larger ones are cropped and scaled down."""
+        return {name: self._image(name, use) for name, use in cameras.items()}
+
+    def _state(self, obs: Any) -> Array:
+        """Keep an observation, and return its vectors joined to one (state_dim,)."""
+        self._obs = obs if isinstance(self._env.observation_space, gymnasium.spaces.Dict) else {"": obs}
+        what = {key: f"observation {key}".strip() for key in self._vectors}
+        parts = [self._numbers(self._obs.get(key), what[key], size) for key, size in self._vectors.items()]
+        return np.concatenate([np.zeros(0, np.float32), *parts])
+
+    def _image(self, name: str, use: CameraUse) -> Array:
+        """Return the image of a camera in the size that is asked for."""
+        where = f"environment {self._env.spec.id if self._env.spec else self._env}"
+        if self._images and name not in self._images:
+            raise UserError(f"{where}: it has {', '.join(self._images)}, the checkpoint reads {name}")
+        image = self._obs.get(self._images[name]) if self._images else self._env.render()
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(f"{where}: {name} is no image in colour; choose a checkpoint that reads none")
+        if image.shape[:2] == (use.height, use.width):
+            return image.copy()
+        if use.height != use.width or min(image.shape[:2]) < use.height:
+            raise UserError(f"{where}: {name} is {image.shape[:2]}, expected at least {use.height} x {use.width}")
+        return _shrunk(image, use.height)
 
     def _numbers(self, value: Any, what: str, size: int) -> Array:
         """Return `value` as float32 (size,) if its type and size fit; `BatchedEnv` checks later that it is finite."""
@@ -109,7 +141,11 @@ def _shrunk(image: Array, size: int) -> Array:
     return (sums / areas[..., None]).round().astype(np.uint8)
 
 
-def _make(env_id: str, renders: bool) -> gymnasium.Env[Any, Any]:
+def _is_image(box: Any) -> bool:
+    return bool(box.dtype == np.uint8 and len(box.shape) == 3 and box.shape[2] == 3)
+
+
+def _make(env_id: str, renders: bool = False) -> gymnasium.Env[Any, Any]:
     if renders:
         prepare_opengl()
     try:

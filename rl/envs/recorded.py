@@ -24,6 +24,7 @@ from world_model.api import WorldModel
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
+from world_model.spec import LATENTS
 
 DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
 """Arguments of `BatchedEnv` that the judge's dream takes from its caller; the others come from the model."""
@@ -41,10 +42,12 @@ def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, 
         raise UserError(
             f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
         )
-    store.check_fits(model.spec, f"episodes={config.episodes}")
+    # They may hold images, or the latents of this model.
+    spec = model.predicted_spec if LATENTS in store.spec.features else model.spec
+    store.check_fits(spec, f"episodes={config.episodes}")
     for i, episode in enumerate(episodes):
-        episode.check_fits(model.spec, f"{config.episodes}: episode {i}")
-    return episodes
+        episode.check_fits(spec, f"{config.episodes}: episode {i}")
+    return model.encode_episodes(episodes)
 
 
 class Recorded(DreamEnv, Simulator):
@@ -106,7 +109,7 @@ class Recorded(DreamEnv, Simulator):
         # Replace the random start by the one that the episode's seed names, so an evaluation can be repeated.
         start.seed = self._next_seeds(int(mask.sum()))
         index = start.seed % len(self.starts)
-        start.context, start.task = self.starts.context[index], self.starts.task[index]
+        start.context, start.task = self.starts.rows(index), self.starts.task[index]
         return start
 
     def record(self, on: bool) -> list[Episode]:

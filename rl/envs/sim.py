@@ -1,4 +1,7 @@
-"""Simulators of single environments as one batch: Meta-World tasks, or any registered gymnasium id with Box spaces."""
+"""Simulators of single environments as one batch: Meta-World tasks, or any registered gymnasium id.
+
+A gymnasium environment has Box actions, and observations that are a Box or a Dict of them; see `rl.envs.gym_env`.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
-from rl.envs.image_obs import ImageModel, image_obs_of
+from rl.envs.cameras import CameraUse
+from rl.envs.features import given_spec, state_columns
 from rl.envs.metaworld.events import Event
 from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
 from rl.envs.simulator import IDLE, Array, Request, Simulator
-from rl.envs.workers import Group, Workers
+from rl.envs.workers import Group, Steps, Workers
 from world_model.data.episodes import Episode
-from world_model.env import Advance, ReadOut, Start
-from world_model.spec import Feature, Spec
+from world_model.env import Advance, ReadOut, Start, repeated
+from world_model.spec import IMAGES, STATE, Feature, Spec
 from world_model.view import View
 
 
@@ -34,8 +38,8 @@ class SimEnv(Simulator):
             not change the results.
         task_names: the tasks that `obs["task"]` indexes, when a model knows more than `tasks`.
         events: domain randomisation, for Meta-World tasks only.
-        seen_by: the model that will act. For a model with images, observations hold proprioception and image codes;
-            see `ImageObs`.
+        features: what the policy reads, see `given_spec`; None: the state, and the images of a gymnasium observation.
+        cameras: where the cameras of its images are, by name; without an entry, `View()`.
 
     The other arguments are those of `BatchedEnv`. The physics always runs on the CPU; `device` is where the tensors
     are. The seed of an episode fixes its goal and its objects.
@@ -59,12 +63,12 @@ class SimEnv(Simulator):
         obs_noise: float = 0.0,
         task_names: Sequence[str] | None = None,
         events: Mapping[str, Event] | None = None,
-        seen_by: ImageModel | None = None,
+        features: Mapping[str, Feature] | None = None,
+        cameras: Mapping[str, View] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        spec = make_spec(env_id, tasks, task_names)
-        self.image_obs = image_obs_of(seen_by, spec)
-        spec = self.image_obs.spec if self.image_obs else spec
+        simulated = make_spec(env_id, tasks, task_names)
+        spec = given_spec(simulated, features)
         super().__init__(
             spec,
             num_envs,
@@ -79,8 +83,7 @@ class SimEnv(Simulator):
             device=device,
         )
         names = tuple(tasks or (env_id,))
-        self.env_id, self.picture_codec = env_id, self.image_obs.codec if self.image_obs else None
-        self.picture_every = seen_by.chunk_size if seen_by and self.image_obs else 1
+        self.env_id, self._columns = env_id, state_columns(simulated, spec)
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env], device=self.device)
         # For exact resume: the actions of each environment since its episode began. gymnasium has no call to save a
@@ -88,12 +91,11 @@ class SimEnv(Simulator):
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         if events and env_id != "metaworld":
             raise UserError(f"env.options.events: {env_id!r} has no events of ours; only Meta-World tasks have")
-        views = tuple(seen_by.cameras.values()) if seen_by and self.image_obs else ()
-        size = self.image_obs.codec.size if self.image_obs else 0
+        used = _used_cameras(spec, cameras or {})
         if n_workers:
-            self._envs: Workers | Group = Workers(env_id, self.task_of_env, events or {}, views, size, n_workers)
+            self._envs: Workers | Group = Workers(env_id, self.task_of_env, events or {}, used, n_workers)
         else:
-            self._envs = Group(env_id, self.task_of_env, events or {}, views, size)
+            self._envs = Group(env_id, self.task_of_env, events or {}, used)
 
     @classmethod
     def _of(cls, env_id: str, request: Request, **others: Any) -> Self:
@@ -103,32 +105,33 @@ class SimEnv(Simulator):
             request.tasks,
             n_workers=request.n_workers,
             task_names=request.known_tasks,
-            seen_by=request.model,
+            features=request.features,
+            cameras=request.cameras,
             **others,
         )
 
     @classmethod
-    def film(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
-        """Replay an episode and render it; see `Simulator.film`."""
+    def replay(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
+        """Run an episode again and render it; see `Simulator.replay`."""
         group = _rendered_env(id or "metaworld", episode.task, tuple(views), size)
-        frames, images = group.reset({0: episode.seed})
-        rendered = [images[0]]
-        for action in episode.action.numpy():
-            # One step at a time: a group renders once per call of `advance`.
-            steps = group.advance(action[None, None], np.array([1]), stop_on_success=False)
-            frames = steps.frames[:, -1]
-            rendered.append(steps.pictures[0])
-        return torch.from_numpy(np.stack(rendered)), frames[0]
+        _, first = group.reset({0: episode.seed})
+        steps = group.advance(
+            episode.action.numpy()[None], np.array([episode.length]), stop_on_success=False, elapsed=np.zeros(1, int)
+        )
+        rendered = [first[0], *(images for _, images in steps.images[0])]
+        return torch.from_numpy(np.stack([np.stack([*images.values()]) for images in rendered])), steps.frames[0, -1]
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the current state. Shape: (num_envs, action_dim)."""
         if self.env_id != "metaworld":
             raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
-        if self.image_obs:
-            raise UserError("sim: the scripted expert has to be told where things are, and a model that sees is not")
+        if self._columns is not None:
+            raise UserError(
+                "sim: the scripted expert reads where objects are, which the state of an image policy lacks"
+            )
         from rl.envs.metaworld.tasks import scripted_expert
 
-        frames = self.context.cpu().numpy()
+        frames = self.context[STATE].cpu().numpy()
         # The expert reads two frames; with one context frame the newest one stands for both.
         newest, before = frames[:, -1], frames[:, max(0, self.n_context_frames - 2)]
         actions = [scripted_expert(t)(f, b) for t, f, b in zip(self.task_of_env, newest, before, strict=True)]
@@ -158,29 +161,41 @@ class SimEnv(Simulator):
         which = mask.nonzero()[:, 0].tolist()
         seeds = self._next_seeds(len(which))
         # An idle environment (seed -1) is reset with seed 0, since it needs some frame; it executes nothing.
-        first, images = self._envs.reset(dict(zip(which, seeds.clamp(min=0).tolist(), strict=True)))
-        frames = torch.from_numpy(first).to(self.device)
-        if self.image_obs:
-            frames = self.image_obs.begin(frames, images)
+        state, images = self._envs.reset(dict(zip(which, seeds.clamp(min=0).tolist(), strict=True)))
+        first = {STATE: self._kept(torch.from_numpy(state).to(self.device))}
+        for name in self.spec.images:
+            first[name] = torch.from_numpy(np.stack([of[name] for of in images])).to(self.device)
         for j in which:
             self._past[j] = []
-        # The context of a new episode is its first frame, repeated.
-        return Start(frames[:, None].repeat(1, self.n_context_frames, 1), self._task_index[mask], seeds)
+        context = {name: repeated(values, self.n_context_frames) for name, values in first.items()}
+        return Start(context, self._task_index[mask], seeds)
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         commands = actions.cpu().numpy()
         limit = limit * (self.episode_seed != IDLE)  # idle environments execute no action
-        steps = self._envs.advance(commands, limit.cpu().numpy(), self.terminate_on_success)
+        steps = self._envs.advance(commands, limit.cpu().numpy(), self.terminate_on_success, self.elapsed.cpu().numpy())
         for past, command in zip(self._past, commands, strict=True):
             past.extend(command.copy())  # actions after the end of an episode do no harm: the restart empties the list
-        frames, reward, success, terminated, truncated = (
+        state, reward, success, terminated, truncated = (
             torch.from_numpy(array).to(self.device)
             for array in (steps.frames, steps.reward, steps.success, steps.terminated, steps.truncated)
         )
-        if self.image_obs:
-            last = torch.from_numpy(steps.n_executed).to(self.device) - 1
-            frames = self.image_obs.advance(frames, steps.pictures, before=self.context[:, -1], last=last)
+        frames = {STATE: self._kept(state)} | {name: self._held(name, steps) for name in self.spec.images}
         return Advance(frames, success, terminated, truncated, task_reward=reward)
+
+    def _kept(self, state: Tensor) -> Tensor:
+        """Return the columns of the simulator's state (..., .) that the policy reads."""
+        return state if self._columns is None else state[..., self._columns]
+
+    def _held(self, name: str, steps: Steps) -> Tensor:
+        """Return the image of a camera after each step: the last one, until there is a new one. Shape: (n, k, ...)."""
+        before = self.context[name][:, -1:]
+        images = before.repeat(1, steps.frames.shape[1], 1, 1, 1)
+        for i, of_env in enumerate(steps.images):
+            for j, new in of_env:
+                if name in new:
+                    images[i, j:] = torch.from_numpy(new[name]).to(self.device)
+        return images
 
 
 class MetaWorldSim(SimEnv):
@@ -224,7 +239,7 @@ class MetaWorldSim(SimEnv):
 
 
 class GymnasiumSim(SimEnv):
-    """Any registered gymnasium id with Box spaces; each id is one task."""
+    """Any registered gymnasium id with Box actions and Box or Dict observations; each id is one task."""
 
     id_is_task = True
 
@@ -253,7 +268,18 @@ class GymnasiumSim(SimEnv):
 @cache
 def _rendered_env(env_id: str, task: str, views: tuple[View, ...], size: int) -> Group:
     """Return the one environment that replays a task for images; cached, as making one takes as long as an episode."""
-    return Group(env_id, [task], {}, views, size)
+    return Group(env_id, [task], {}, {f"{IMAGES}{i}": CameraUse(view, size, size) for i, view in enumerate(views)})
+
+
+def _used_cameras(spec: Spec, cameras: Mapping[str, View]) -> dict[str, CameraUse]:
+    """Return view, size and period of each camera whose images a spec has."""
+    used = {}
+    for name in spec.images:
+        feature = spec.features[name]
+        view = cameras.get(name.removeprefix(IMAGES), View())
+        height, width, _ = feature.shape
+        used[name] = CameraUse(view, height, width, feature.every)
+    return used
 
 
 def _check_no_id(id: str) -> None:
@@ -271,8 +297,9 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
     """Return the spec of an environment.
 
     Raises:
-        UserError: the task or id is unknown, or a space is no Box.
+        UserError: the task or id is unknown, or a space has another type than Box or Dict of them.
     """
+    images: dict[str, Feature] = {}
     if env_id == "metaworld":
         from rl.envs.metaworld import tasks as metaworld
 
@@ -289,11 +316,12 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
             raise UserError(f"sim: {env_id!r} is its own task, tasks={list(tasks)} does not fit; leave it out")
         env = GymTask(env_id)  # made only to read its spaces
         env.close()
-        state = Feature((env.state_dim,), slices=dict(SLICES.get(env_id, {})))
+        state = Feature((env.state_dim,), slices=dict(SLICES.get(env_id, env.slices)))
+        images = {name: Feature(shape, dtype="uint8") for name, shape in env.image_shapes.items()}
         low, high, rate = tuple(env.action_low), tuple(env.action_high), env.control_hz
     present = tuple(dict.fromkeys(tasks or (env_id,)))
     known = tuple(task_names or present)
     unknown = [task for task in present if task not in known]
     if unknown:
         raise UserError(f"sim: task {unknown[0]!r} is unknown to the model; {closest_or_known(unknown[0], known)}")
-    return Spec({"state": state}, low, high, known, rate)
+    return Spec({STATE: state, **images}, low, high, known, rate)

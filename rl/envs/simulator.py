@@ -16,7 +16,7 @@ from rl.config import TrainConfig
 from rl.envs.recorder import Recorder
 from world_model.data.episodes import Episode
 from world_model.env import BatchedEnv, ChunkStep
-from world_model.spec import Spec
+from world_model.spec import Feature, Spec
 from world_model.view import View
 
 
@@ -54,7 +54,9 @@ class Request:
     options: Mapping[str, Any]  # `env.options`
     known_tasks: tuple[str, ...]  # all tasks that the policy knows: `spec.tasks`, which `obs["task"]` indexes
     n_workers: int = 0  # processes, for a simulator of single environments
-    model: Any = None  # the world-action model that acts, for a simulator that renders its images; None: another policy
+    features: Mapping[str, Feature] | None = None  # what the policy reads, see `given_spec`; None: all that there are
+    cameras: Mapping[str, View] = field(default_factory=dict)  # where the cameras of its images are, by name
+    model: Any = None  # the world model, for a simulator that is a dream of it; None: there is none
     own_rewards: OwnTerms = field(default_factory=dict)  # terms that only the simulator can compute, see `provides`
     run: TrainConfig | None = None  # config of the run, if there is one
 
@@ -93,9 +95,6 @@ class Simulator(BatchedEnv):
 
     wave: int | None = None
     """Number of episodes that can be named at once, namely those that a `reset` starts. None: any number, in turn."""
-
-    picture_every = 1
-    """Steps between new images, for frames that end in image codes."""
 
     _executed: Tensor  # (num_envs, k, action_dim), actions of the last chunk after any delay
     _seeds: list[int] | None = None  # seeds of the named episodes that have not started; None: draw seeds at random
@@ -156,8 +155,8 @@ class Simulator(BatchedEnv):
         return (cls.__doc__ or "").partition("\n")[0]
 
     @classmethod
-    def film(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
-        """Replay an episode and render every frame of it.
+    def replay(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
+        """Run an episode again and render every frame of it.
 
         Returns:
             The images (T + 1, n_views, size, size, 3) uint8, and the last frame (state_dim,) of the replay.
@@ -165,7 +164,9 @@ class Simulator(BatchedEnv):
         Raises:
             UserError: the simulator renders no images.
         """
-        raise UserError(f"{cls.__name__} draws no images; choose a checkpoint that sees none, or set model.views={{}}")
+        raise UserError(
+            f"{cls.__name__} renders no images; choose a checkpoint that reads none, or set model.views={{}}"
+        )
 
     @classmethod
     def fit(cls, task: str, episodes: Sequence[Episode], **search: Any) -> Any:
@@ -191,7 +192,7 @@ class Simulator(BatchedEnv):
     def record(self, on: bool) -> list[Episode]:
         """Return the episodes that ended since the last call, then start, continue or stop recording."""
         episodes = self.recorder.take() if self.recorder else []
-        self.recorder = (self.recorder or Recorder(self.spec.tasks, self.picture_every)) if on else None
+        self.recorder = (self.recorder or Recorder(self.spec)) if on else None
         return episodes
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,7 +211,7 @@ class Simulator(BatchedEnv):
         if self.recorder is None:
             return super().step_chunk(actions)
         # Copies from before the chunk: an ended episode is replaced by the next one within the call.
-        first, elapsed = self.context[:, -1].clone(), self.elapsed.clone()
+        first, elapsed = {name: frames[:, -1].clone() for name, frames in self.context.items()}, self.elapsed.clone()
         task, seed = self.task.clone(), self.episode_seed.clone()
         step = super().step_chunk(actions)
         self.recorder.add(first=first, elapsed=elapsed, task=task, seed=seed, actions=self._executed, step=step)

@@ -11,21 +11,20 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from rewards.errors import BadNumbers
+from rl.envs.cameras import Cameras, Images
 
 if TYPE_CHECKING:
     from rl.envs.metaworld.events import Event
-    from world_model.view import View
 
 Array = np.ndarray
 Events: TypeAlias = "Mapping[str, Event]"
-Views: TypeAlias = "Sequence[View]"
 
 
 class Task(Protocol):
@@ -37,8 +36,8 @@ class Task(Protocol):
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action`; return frame, reward, success, terminated, truncated."""
 
-    def pictures(self, views: Views, size: int) -> Array:
-        """Render the current state from each view. Shape: (n_views, size, size, 3) uint8."""
+    def images(self, cameras: Cameras) -> Images:
+        """Return images of the current state."""
 
     def close(self) -> None:
         """Release the resources of the environment."""
@@ -52,39 +51,42 @@ class Steps(NamedTuple):
     success: Array  # (n, k) bool
     terminated: Array  # (n, k) bool
     truncated: Array  # (n, k) bool
-    n_executed: Array  # (n,) int64, how many of the k steps were executed
-    pictures: Array  # (n, n_views, size, size, 3) uint8, images after the last executed step
+    images: list[list[tuple[int, Images]]]  # for each environment its new images: (step of the chunk, images after it)
 
 
 class Group:
-    """A fixed list of environments, stepped one after the other; each is rendered from `views` if there are any."""
+    """A fixed list of environments, stepped one after the other; each is rendered by the `cameras`."""
 
     def __init__(
-        self, env_id: str, tasks: Sequence[str], events: Events, views: Views = (), size: int = 0, first: int = 0
+        self, env_id: str, tasks: Sequence[str], events: Events, cameras: Cameras | None = None, first: int = 0
     ) -> None:
-        self.views, self.size = views, size
+        self.cameras = dict(cameras or {})
         self.first = first  # number of the group's first environment, counted over all workers
-        self.envs = [make_task(env_id, task, events, first + i, bool(views)) for i, task in enumerate(tasks)]
+        self.envs = [make_task(env_id, task, events, first + i, self.cameras) for i, task in enumerate(tasks)]
         self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
 
-    def reset(self, seeds: dict[int, int]) -> tuple[Array, Array]:
+    def reset(self, seeds: dict[int, int]) -> tuple[Array, list[Images]]:
         """Begin an episode in some environments.
 
         Args:
             seeds: index of an environment -> seed of its episode.
 
         Returns:
-            Their first frames (n, state_dim), and images as in `Steps.pictures`.
+            Their first frames (n, state_dim), and the first images of each.
         """
         for i, seed in seeds.items():
             self.last[i] = self.envs[i].reset(seed)
-        return np.stack([self.last[i] for i in seeds]), self._images(seeds)
+        return np.stack([self.last[i] for i in seeds]), [self.envs[i].images(self.cameras) for i in seeds]
 
-    def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
-        """Execute the first `limit` (n,) of `actions` (n, k, action_dim) in each environment; stop where one ends."""
+    def advance(self, actions: Array, limit: Array, stop_on_success: bool, elapsed: Array) -> Steps:
+        """Execute the first `limit` (n,) of `actions` (n, k, action_dim) in each environment; stop where one ends.
+
+        `elapsed` (n,) are the steps of each episode so far. There is a new image when it is due, and at the end.
+        """
         n, k = actions.shape[:2]
         frames = np.empty((n, k, len(self.last[0])), np.float32)
-        reward, flags, n_executed = np.zeros((n, k), np.float32), np.zeros((3, n, k), bool), np.zeros(n, np.int64)
+        reward, flags = np.zeros((n, k), np.float32), np.zeros((3, n, k), bool)
+        images: list[list[tuple[int, Images]]] = [[] for _ in range(n)]
         for i, env in enumerate(self.envs):
             over = False
             for j in range(k):
@@ -93,8 +95,10 @@ class Group:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
                     except ValueError as error:
                         raise BadNumbers(f"sim: environment {self.first + i}: {error}") from error
-                    flags[:, i, j], n_executed[i] = (success, terminated, truncated), j + 1
+                    flags[:, i, j] = success, terminated, truncated
                     over = terminated or truncated or (success and stop_on_success)
+                    if new := self._due(int(elapsed[i]) + j + 1, at_end=over or j + 1 == limit[i]):
+                        images[i].append((j, env.images(new)))
                 frames[i, j] = self.last[i]  # after the end: the last frame again
         return Steps(
             frames=frames,
@@ -102,8 +106,7 @@ class Group:
             success=flags[0],
             terminated=flags[1],
             truncated=flags[2],
-            n_executed=n_executed,
-            pictures=self._images(range(n)),
+            images=images,
         )
 
     def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
@@ -118,38 +121,36 @@ class Group:
         for env in self.envs:
             env.close()
 
-    def _images(self, which: Iterable[int]) -> Array:
-        if not self.views:
-            return np.zeros((len(list(which)), 0, 0, 0, 3), np.uint8)
-        return np.stack([self.envs[i].pictures(self.views, self.size) for i in which])
+    def _due(self, step: int, at_end: bool) -> Cameras:
+        """Return the cameras with a new image after a step of the episode, the first of which is 1."""
+        return {name: camera for name, camera in self.cameras.items() if at_end or step % camera.every == 0}
 
 
 class Workers:
     """A `Group` spread over worker processes; their number does not change the results."""
 
-    def __init__(
-        self, env_id: str, tasks: Sequence[str], events: Events, views: Views, size: int, n_workers: int
-    ) -> None:
+    def __init__(self, env_id: str, tasks: Sequence[str], events: Events, cameras: Cameras, n_workers: int) -> None:
         self.parts = [part.tolist() for part in np.array_split(np.arange(len(tasks)), min(n_workers, len(tasks)))]
         self.processes = [start("rl.envs.workers") for _ in self.parts]
         # The arguments of `Group`, one tuple per worker; they travel over its pipe.
-        arguments = [
-            (env_id, [tasks[i] for i in part], dict(events), tuple(views), size, part[0]) for part in self.parts
-        ]
+        arguments = [(env_id, [tasks[i] for i in part], dict(events), dict(cameras), part[0]) for part in self.parts]
         self._all("__init__", arguments)
 
-    def reset(self, seeds: dict[int, int]) -> tuple[Array, Array]:
+    def reset(self, seeds: dict[int, int]) -> tuple[Array, list[Images]]:
         """See `Group.reset`."""
         # Each worker numbers its own environments from 0; a worker without a seed is not called.
         shares = [{i - part[0]: seeds[i] for i in part if i in seeds} for part in self.parts]
         answers = self._all("reset", [(share,) if share else None for share in shares])
         frames, images = zip(*answers, strict=True)
-        return np.concatenate(frames), np.concatenate(images)
+        return np.concatenate(frames), [of for part in images for of in part]
 
-    def advance(self, actions: Array, limit: Array, stop_on_success: bool) -> Steps:
+    def advance(self, actions: Array, limit: Array, stop_on_success: bool, elapsed: Array) -> Steps:
         """See `Group.advance`."""
-        steps = self._all("advance", [(actions[part], limit[part], stop_on_success) for part in self.parts])
-        return Steps(*(np.concatenate(field) for field in zip(*steps, strict=True)))
+        steps = self._all(
+            "advance", [(actions[part], limit[part], stop_on_success, elapsed[part]) for part in self.parts]
+        )
+        arrays = {name: np.concatenate([getattr(part, name) for part in steps]) for name in Steps._fields[:-1]}
+        return Steps(**arrays, images=[of_env for part in steps for of_env in part.images])
 
     def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
         """See `Group.replay`."""
@@ -177,20 +178,20 @@ class Workers:
         return answers
 
 
-def make_task(env_id: str, task: str, events: Events, number: int, looked_at: bool) -> Task:
+def make_task(env_id: str, task: str, events: Events, number: int, cameras: Cameras) -> Task:
     """Make environment `number`: a Meta-World task, changed by `events` if there are any, or a gymnasium id.
 
-    Pass `looked_at` if it will be rendered; an environment prepares for that when it is made.
+    An environment prepares for its cameras when it is made.
     """
     if env_id == "metaworld":
         from rl.envs.metaworld.events import Perturbed
         from rl.envs.metaworld.tasks import MetaWorldTask
 
-        metaworld_task = MetaWorldTask(task, looked_at)
+        metaworld_task = MetaWorldTask(task, bool(cameras))
         return Perturbed(metaworld_task, events, number) if events else metaworld_task
     from rl.envs.gym_env import GymTask
 
-    return GymTask(env_id, looked_at)
+    return GymTask(env_id, cameras)
 
 
 def start(module: str) -> subprocess.Popen[bytes]:

@@ -129,7 +129,7 @@ class GaussianGraph(Graph):
         tasks, size = self.policy.spec.tasks, self.policy.chunk_size
         windows = Windows(episodes, tasks=tasks, n_context_frames=self.policy.n_context_frames, chunk_size=size)
         batch = windows.sample(n, generator)
-        return batch.context, batch.task
+        return batch.context["state"], batch.task
 
 
 def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> GaussianPolicy:

@@ -62,8 +62,10 @@ class FlowPolicy(ChunkPolicy):
         self.n_action_steps = n = n_action_steps or size
         if n > size:
             raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
-        if n < size and model.pictures is not None:
-            raise UserError(f"n_action_steps={n}: a model that sees gets a picture after each whole chunk; use {size}")
+        if n < size and model.cameras:
+            raise UserError(
+                f"n_action_steps={n}: a model with cameras gets an image after each whole chunk; use {size}"
+            )
         # Encoder and world decoder stay frozen, so PPO does not change the dream.
         model.requires_grad_(False)
         model.action.requires_grad_(True)
@@ -82,8 +84,7 @@ class FlowPolicy(ChunkPolicy):
     def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
         """Encode without gradients: the encoder is frozen. The training noise is the `context_noise` of the model."""
         with torch.no_grad():
-            state = obs["state"] if generator is None else self.model.noisy(obs["state"], generator)
-            return self.model.encode(state, obs["task"])
+            return self.model.observe(obs, generator)
 
     def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Denoise with noise after every step. The returned actions are clamped to their bounds, the chain is not."""
@@ -208,7 +209,7 @@ class FlowGraph(Graph):
         codec = self.model.codec
         if not isinstance(codec, VectorCodec):
             raise UserError(
-                "export: a policy that sees pictures cannot be exported yet; choose one that acts on a state"
+                "export: a policy that reads images cannot be exported yet; choose one that acts on a state"
             )
         self.codec = codec
         for statistics in (codec.state, codec.change, self.model.action_codec.action):
@@ -244,7 +245,7 @@ class FlowGraph(Graph):
     def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw `n` inputs from recorded episodes, with normal noise and the recorded actions as held actions."""
         batch = self.model.windows(episodes).sample(n, generator)
-        return batch.context, batch.task, *self._noise_and_held(batch.actions, generator)
+        return batch.context["state"], batch.task, *self._noise_and_held(batch.actions, generator)
 
     def _noise_and_held(self, held: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the inputs noise, `held` and n_held, which is drawn uniformly from 0 to the chunk size."""

@@ -25,7 +25,7 @@ class Rollout:
     next_value: Tensor  # value of the state after the chunk, before any restart
     reference_means: Tensor  # means of the denoising steps under the reference policy
     success: Tensor  # bool, success was seen in the chunk
-    frames: Tensor  # context before the chunk, without observation noise (…, n_context_frames, state_dim)
+    frames: dict[str, Tensor]  # context before the chunk, without noise: feature -> (…, n_context_frames, *shape)
     actions: Tensor  # as the policy chose them (…, k, action_dim)
     task: Tensor
     expected_error: Tensor  # error that the world model expects of the chunk; 0 in the simulator

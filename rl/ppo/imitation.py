@@ -107,7 +107,7 @@ class Imitation:
         # Seeded by the data, so that a resumed run draws the same noise.
         generator = torch.Generator(self.model.device).manual_seed(windows.episodes[0].seed)
         with torch.no_grad():
-            context = self.model.encode(self.model.noisy(batch.context, generator), batch.task)
+            context = self.model.observe(batch.obs, generator)
         self._keep(kind, context, batch.actions)
 
     def _keep(self, kind: str, context: Context, actions: Tensor) -> None:
@@ -124,8 +124,8 @@ class Imitation:
 def _commanded(episode: Episode, delay: int) -> Episode:
     """Pair each state with the action that was commanded in it and executed `delay` steps later."""
     # The last `delay` states have no known command, so the episode gets shorter by them.
-    seen, late = episode.state[: len(episode.state) - delay], slice(delay, None)
-    return replace(episode, state=seen, action=episode.action[late], success=episode.success[late], task_reward=None)
+    shorter, late = episode.cut(0, episode.length - delay), slice(delay, None)
+    return replace(shorter, action=episode.action[late], success=episode.success[late], task_reward=None)
 
 
 def leads_to_success(success: Tensor, done: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from world_model.checkpoint import (
     save_checkpoint,
 )
 from world_model.env import BatchedEnv, ChunkStep
+from world_model.spec import STATE
 
 MLP = "MlpPolicy"
 """Name of the only policy that is built by name, `GaussianPolicy`; others are passed as objects."""
@@ -179,11 +180,10 @@ class ChunkPredictor(BasePolicy):
         self.chunks = chunks
 
     def _predict(self, observation: Tensor | dict[str, Tensor], deterministic: bool = False) -> Tensor:
-        """Decide on chunks (n, n_action_steps, action_dim) for flat observations (n, D)."""
-        assert isinstance(observation, Tensor)  # observations of a `VecEnv` of ours are flat
+        """Decide on chunks (n, n_action_steps, action_dim) for n observations of an adapter."""
         policy, device = self.chunks, self.chunks.device
         context = policy.encode(unflatten_obs(observation, policy.spec, policy.n_context_frames))
-        rows = torch.arange(len(observation), device=device)
+        rows = torch.arange(len(context.frames), device=device)
         if deterministic:
             return policy.decide(context, rows, torch.zeros_like(rows))
         seed = int(torch.randint(2**62, ()))  # from the generator that SB3 seeds, which is on the CPU
@@ -199,13 +199,15 @@ class ChunkPredictor(BasePolicy):
         """Return one action per row for a single-step environment; `state` (as SB3 calls it) holds the rest of a chunk.
 
         Args:
-            observation: (n, D) or (D,).
+            observation: of an adapter, with n rows or of one environment.
             state: what the last call returned: queued actions (n, k, action_dim) and how many are used (n,).
             episode_start: (n,) bool; a new episode discards its queued actions.
             deterministic: decide without exploration.
         """
-        flat = np.atleast_2d(np.asarray(observation, dtype=np.float32))
-        n, k = len(flat), self.chunks.n_action_steps
+        given = observation if isinstance(observation, dict) else {STATE: np.asarray(observation, np.float32)}
+        is_single = given[STATE].ndim == 1
+        rows = {name: values[None] if is_single else values for name, values in given.items()}
+        n, k = len(rows[STATE]), self.chunks.n_action_steps
         if state is None:
             state = np.zeros((n, k, self.chunks.spec.action_dim), np.float32), np.full(n, k)
         queue, used = (part.copy() for part in state)
@@ -214,10 +216,11 @@ class ChunkPredictor(BasePolicy):
         empty = used >= k  # rows that need a new chunk
         if empty.any():
             with torch.no_grad():
-                chunk = self._predict(torch.as_tensor(flat[empty], device=self.chunks.device), deterministic)
+                chosen = {name: torch.as_tensor(v[empty], device=self.chunks.device) for name, v in rows.items()}
+                chunk = self._predict(chosen if isinstance(observation, dict) else chosen[STATE], deterministic)
             queue[empty], used[empty] = chunk.cpu().numpy(), 0
         action = queue[np.arange(n), used]
-        return (action[0] if np.asarray(observation).ndim == 1 else action), (queue, used + 1)
+        return (action[0] if is_single else action), (queue, used + 1)
 
 
 def folder_of(path: str | Path) -> Path:

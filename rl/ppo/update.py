@@ -78,15 +78,16 @@ class PPO:
         Observations get the same noise as in training, see `ChunkPolicy.encode`. If `on_step` returns False, the
         rollout ends with that chunk.
         """
-        policy, contexts, steps, terms = self.policy, [], [], dict[str, float]()
+        policy, contexts, observed, steps, terms = self.policy, [], [], [], dict[str, float]()
         obs = env.observe() if env.begun and not fresh else env.reset()
         context = policy.encode(obs, self.generator)
         for _ in range(n_steps):
             actions, chain, log_prob = policy.sample(context, self.generator)
-            frames = env.context.clone()  # before the step, which overwrites it
+            frames = {name: values.clone() for name, values in env.context.items()}  # before the step changes it
             step = env.step_chunk(actions)
             following = policy.encode(step.obs, self.generator)
             contexts.append(context)
+            observed.append(frames)
             steps.append(
                 {
                     "chain": chain,
@@ -100,7 +101,6 @@ class PPO:
                     "next_value": policy.values_after(step, following) - env.value_penalty,
                     "reference_means": policy.reference_means(context, chain),
                     "success": step.is_success,
-                    "frames": frames,
                     "actions": actions,
                     "task": obs["task"],
                     "expected_error": torch.zeros(env.num_envs, device=env.device) + env.expected_error,
@@ -116,8 +116,10 @@ class PPO:
             if on_step is not None and not on_step(actions, step):
                 break
         stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0]}
+        frames = {name: torch.stack([of[name] for of in observed]) for name in observed[0]}
         n_executed = int(stacked["n_executed"].sum())
-        return Rollout(context=contexts, terms={k: total / n_executed for k, total in terms.items()}, **stacked)
+        means = {k: total / n_executed for k, total in terms.items()}
+        return Rollout(context=contexts, frames=frames, terms=means, **stacked)
 
     def update(
         self,

@@ -19,27 +19,24 @@ from rl.statistics import correlation, paired_gain, share
 from world_model.data.episodes import Episode
 from world_model.dream_env import SURE, DreamEnv, StartStates
 from world_model.wam import modes
+from world_model.wam.features import frame_vectors, joined
 from world_model.wam.model import WorldActionModel
 from world_model.wam.trust import HORIZON, dream_of_real_actions, error_unit, expected_error, position_error
 
 
 @dataclass
 class Pair:
-    """One episode in three versions, all from the same first state. Frames: (n_steps + 1, state_dim)."""
+    """One episode in three versions, all from the same first state. Frames: (n_steps + 1, frame_dim)."""
 
     task: str
     seed: int
     sim: bool  # success in the simulator
     dream: bool  # success in the dream, with the policy acting in it
     episode: Episode  # recording of the simulator
+    real: Tensor  # its frames
     dreamed: Tensor  # frames of the dream in which the policy acted
     retold: Tensor  # frames of the dream of the actions that the simulator executed
     retold_success: bool  # whether these frames were read as a success
-
-    @property
-    def real(self) -> Tensor:
-        """Return the frames of the simulator, on the device of the dreamed ones."""
-        return self.episode.state.to(self.retold.device)
 
 
 def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
@@ -87,7 +84,7 @@ def run_pairs(
     starts = first_states(sim, seeds)
     sim.record(True)
     results = evaluate_sim(policy, sim, seeds)
-    episodes = {e.seed: e for e in sim.record(False)}
+    episodes = {e.seed: e for e in model.encode_episodes(sim.record(False))}
     dreamed, dream_success = _live(policy, model, sim, starts, n_denoising_steps)
     retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
     pairs = [
@@ -97,6 +94,7 @@ def run_pairs(
             sim=result.success,
             dream=dream_success[i],
             episode=episodes[result.seed],
+            real=frame_vectors(episodes[result.seed]).to(model.device),
             dreamed=dreamed[i],
             retold=retold[i],
             retold_success=retold_success[i],
@@ -238,14 +236,15 @@ def _live(
     same = {name: getattr(sim, name) for name in SAME}
     env = DreamEnv(model, n, starts, horizon, n_denoising_steps, in_order=True, **same)
     obs = env.reset()
-    frames = [[env.context[i, -1:].clone()] for i in range(n)]
+    frames = [[first[-1:].clone()] for first in joined(env.context)]
     alive = torch.ones_like(env.task, dtype=torch.bool)  # still in its first episode
     success = ~alive
     while alive.any():
         with torch.no_grad():
             step = env.step_chunk(policy.decide(policy.encode(obs), env.episode_seed, env.elapsed))
+        dreamed = joined(step.frames)
         for i in alive.nonzero().squeeze(1).tolist():
-            frames[i].append(step.frames[i, step.executed[i]].clone())
+            frames[i].append(dreamed[i, step.executed[i]].clone())
         success |= alive & step.is_success
         alive &= ~(step.terminated | step.truncated)
         obs = step.obs
@@ -265,8 +264,9 @@ def _retell(
     size = model.config.chunk_size
     n_chunks = [-(-len(a) // size) for a in actions]
     padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
-    dreams = modes.dream_on(model, starts.context, starts.task, padded.to(model.device), starts.seed, n_denoising_steps)
-    retold = torch.cat([starts.context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
+    context = joined(model.encode_obs(starts.context))
+    dreams = modes.dream_on(model, context, starts.task, padded.to(model.device), starts.seed, n_denoising_steps)
+    retold = torch.cat([context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
     # Success: the read-out is sure in two consecutive frames, as in `DreamEnv`.
     whole = [retold[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
     sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]

@@ -31,7 +31,7 @@ class Dreams:
 
     def __init__(self, config: TrainConfig, model: WorldActionModel) -> None:
         self.config, self.model = config, model
-        self.rewards = make_rewards(config, model.spec, DreamEnv.place, model)
+        self.rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
         self.signals = make_signals(config)
         self.episodes: list[Episode] = []
         self.n_refitted = 0  # how many of the episodes the last refit used

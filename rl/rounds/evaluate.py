@@ -96,14 +96,15 @@ def evaluate_dream(policy: Acts, env: DreamEnv, tick: Callable[[int, int], None]
 def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
     """Return the states in which the episodes named by `seeds` begin, to dream these same episodes."""
     env.set_episode_seeds(seeds)
-    frames, tasks = [], []
+    parts = []
     for _ in range(-(-len(seeds) // env.num_envs)):
         env.reset()
-        frames.append(env.context.clone())
-        tasks.append(env.task.clone())
+        parts.append(StartStates.of(env))
     env.set_episode_seeds([])
+    starts = StartStates.join(parts)
     n = len(seeds)
-    return StartStates(torch.cat(frames)[:n], torch.cat(tasks)[:n], torch.tensor(seeds, device=env.device))
+    context = starts.rows(torch.arange(n, device=env.device))
+    return StartStates(context, starts.task[:n], torch.tensor(seeds, device=env.device))
 
 
 def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:

@@ -351,7 +351,7 @@ class PostTraining:
         if self.imitation is not None:
             self.imitation.add_successes(rollout, "sim")
         if self.dreams is not None:
-            self.dreams.episodes += self.sim.record(True)
+            self.dreams.episodes += self.dreams.model.encode_episodes(self.sim.record(True))
             self.real = Samples.from_rollout(rollout, self.config.ppo.gamma, gae_lambda=1.0)
         return rollout
 
@@ -442,7 +442,8 @@ class PostTraining:
         """Run and record episodes; with `learn`, add them to the data of imitation and dream."""
         # Exploring has no work item of its own: it precedes the training of a part, whose progress begins at 0.
         tick = partial(self._tick, doing) if doing == "gate" else lambda share: self._tick(doing, 0.0)
-        results, episodes = self.eval_envs.record(policy, seeds, tick)
+        results, recorded = self.eval_envs.record(policy, seeds, tick)
+        episodes = recorded if self.model is None else self.model.encode_episodes(recorded)
         if learn and self.imitation is not None:
             self.imitation.add_episodes(episodes, self.config.env.action_delay)
         if learn and self.dreams is not None:

@@ -26,13 +26,13 @@ def try_rewards(config: TrainConfig, model: WorldActionModel | None, sim: Simula
     sim.rewards, sim.recorder = make_rewards(config, sim.spec, sim.place, model), None
     try:
         sim.reset()
-        starts = StartStates(sim.context.clone(), sim.task.clone(), sim.episode_seed.clone())
+        starts = StartStates.of(sim)
         _stand_still(sim)
     finally:
         sim.rewards, sim.recorder, sim.begun = terms, recorder, False
         sim.generator.set_state(generator)
     if dreams and model is not None:
-        rewards = make_rewards(config, model.spec, DreamEnv.place, model)
+        rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
         dream = DreamEnv(model, len(starts), starts, n_denoising_steps=config.dream.n_denoising_steps, rewards=rewards)
         dream.reset()
         _stand_still(dream)

@@ -140,7 +140,7 @@ def _build(name: str, written: dict[str, Any], builtins: Builtins) -> Signal:
 
 def _copied(rollout: Rollout) -> Rollout:
     tensors: dict[str, Any] = {n: value.clone() for n, value in vars(rollout).items() if isinstance(value, Tensor)}
-    return replace(rollout, **tensors)
+    return replace(rollout, frames={n: value.clone() for n, value in rollout.frames.items()}, **tensors)
 
 
 def trust_weights(expected_error: Tensor) -> Tensor:
@@ -163,7 +163,8 @@ def flipped(model: WorldModel, rollout: Rollout, n_denoising_steps: int, seed: i
     first = _first_chunks(rollout.terminated | rollout.truncated)[last, env]
     n, longest = len(last), int((last - first).max()) + 1
     seeds = seed + torch.arange(n, device=first.device)
-    starts = StartStates(rollout.frames[first, env], rollout.task[first, env], seeds)
+    context = {name: frames[first, env] for name, frames in rollout.frames.items()}
+    starts = StartStates(context, rollout.task[first, env], seeds)
     dream = DreamEnv(
         model,
         num_envs=n,

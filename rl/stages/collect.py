@@ -96,7 +96,8 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
     obs = env.reset()
     seeds, tasks = env.episode_seed.tolist(), env.task.tolist()
     first_success = torch.full((env.num_envs,), env.max_steps, device=env.device)
-    frames, actions, success, rewards = [obs["state"][:, -1:]], [], [], []
+    names = list(env.spec.features)
+    frames, actions, success, rewards = [{name: obs[name][:, -1:] for name in names}], [], [], []
     steps, length = 0, torch.zeros_like(first_success)
     running = torch.ones_like(length, dtype=torch.bool)  # an environment that has ended is already in its next episode
     # Step until every environment has ended or has `AFTER_SUCCESS` steps beyond its first success.
@@ -114,18 +115,20 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
         length += running * step.executed.sum(1)
         running &= ~(step.terminated | step.truncated)
         steps += action.shape[1]
-    states, acted, succeeded, rewarded = (torch.cat(x, 1).cpu() for x in (frames, actions, success, rewards))
+    acted, succeeded, rewarded = (torch.cat(x, 1).cpu() for x in (actions, success, rewards))
+    seen = {name: torch.cat([of[name] for of in frames], 1).cpu() for name in names}
+    every = {name: feature.every for name, feature in env.spec.features.items() if feature.every > 1}
     lengths = torch.minimum(first_success + 1 + AFTER_SUCCESS, length).tolist()
     return [
         Episode(
-            state=states[j, : n + 1].clone(),
+            obs={name: seen[name][j, [*range(0, n, every.get(name, 1)), n]] for name in names},
             action=acted[j, :n].clone(),
             success=succeeded[j, :n].clone(),
             task=env.spec.tasks[tasks[j]],
             source=source,
             seed=seeds[j],
             task_reward=rewarded[j, :n].float().clone(),
-            picture_every=env.picture_every,
+            every=every,
         )
         for j, n in enumerate(lengths)
     ]

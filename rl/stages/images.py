@@ -16,17 +16,21 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.build import find_simulator
 from rl.config import SimulatorConfig
-from rl.envs.image_obs import PROPRIOCEPTION, ImageObs, image_obs_of, seeing_spec
+from rl.envs.features import given_spec, state_columns
 from rl.runs.progress import Progress
 from rl.seeds import CAMERA
 from rl.stages.videos import Video
 from world_model.data.episodes import Episode, EpisodeStore, read_shard
 from world_model.files import write_atomically
-from world_model.spec import Spec
+from world_model.spec import STATE, Feature, Spec
 from world_model.wam.config import ModelConfig
-from world_model.wam.images import PictureCodec, Pictures
+from world_model.wam.features import read_spec
+from world_model.wam.images import Pictures
 from world_model.wam.model import WorldActionModel
 from world_model.wam.noise import noisy_images
+
+PROPRIOCEPTION = ("hand_pos", "gripper")
+"""Slices of a simulator's state that a real robot measures by itself; the other slices must come from images."""
 
 Filmed = tuple[list[Episode], list[Tensor]]
 """Episodes, and the images of each: (T + 1, n_views, size, size, 3) uint8."""
@@ -43,14 +47,16 @@ def model_spec(simulated: Spec, config: ModelConfig) -> Spec:
     """
     if not config.views:
         return simulated
-    codec = PictureCodec(len(config.views), config.picture_size, config.picture_dim)
     proprioception = [part for part in PROPRIOCEPTION if part in simulated.slices]
     if not proprioception:
         raise UserError(
             f"model.views: the state of {simulated.tasks[0]} has none of {', '.join(PROPRIOCEPTION)}, which a robot "
             f"knows of itself; see SLICES in rl/envs/gym_env.py, or set model.views={{}}"
         )
-    return seeing_spec(simulated, proprioception, codec)
+    known = simulated.features[STATE].slices
+    parts = {name: known[name] for name in proprioception}
+    reads = read_spec(replace(simulated, features={STATE: Feature((0,), slices=parts)}), config)
+    return given_spec(simulated, reads.features)
 
 
 def film(
@@ -109,12 +115,11 @@ def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Seq
 def see(
     model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], pictures: Iterable[Tensor]
 ) -> list[Episode]:
-    """Return the episodes with the model's state: proprioception, and the codes of a new image in every frame."""
+    """Return the episodes with what the model reads: proprioception, and the latents of a new image in every frame."""
     simulated = find_simulator(env).early_spec(id=env.id, tasks=model.spec.tasks)
     assert simulated is not None  # every simulator with cameras has an early spec
-    image_obs = image_obs_of(model, simulated)
-    assert image_obs is not None
-    return [_seen(image_obs, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
+    columns = state_columns(simulated, given_spec(simulated, model.spec.features))
+    return [_seen(model, columns, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
 
 
 def see_disturbed(
@@ -132,9 +137,11 @@ def see_disturbed(
     return see(model, env, [episode for episode, _ in copies], disturbed)
 
 
-def _seen(image_obs: ImageObs, episode: Episode, pictures: Tensor) -> Episode:
-    state = episode.state.to(image_obs.codec.device)
-    return replace(episode, state=image_obs.begin(state, pictures.numpy()).cpu())
+def _seen(model: WorldActionModel, columns: Tensor | None, episode: Episode, pictures: Tensor) -> Episode:
+    state = episode.state if columns is None else episode.state[:, columns]
+    images = {name: pictures[:, i] for i, name in enumerate(model.spec.images)}
+    (encoded,) = model.encode_episodes([replace(episode, obs={STATE: state, **images})])
+    return encoded
 
 
 def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
@@ -151,7 +158,7 @@ def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard:
 def _run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
     """Run an episode again; return its images and the last simulated frame."""
     views = tuple(config.views.values())
-    return find_simulator(env).film(id=env.id, episode=episode, views=views, size=config.picture_size)
+    return find_simulator(env).replay(id=env.id, episode=episode, views=views, size=config.picture_size)
 
 
 def _file(shard: Path) -> Path:

@@ -110,5 +110,6 @@ def describe(folder: str | Path, learned: Sequence[Episode], heldout: Sequence[E
 
 
 def _same(a: Episode, b: Episode) -> bool:
-    names = (a.task, a.source, a.seed) == (b.task, b.source, b.seed)
-    return names and all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("state", "action", "success"))
+    names = (a.task, a.source, a.seed, a.obs.keys()) == (b.task, b.source, b.seed, b.obs.keys())
+    pairs = [(a.action, b.action), (a.success, b.success), *((a.obs[name], b.obs[name]) for name in a.obs if names)]
+    return names and all(torch.equal(x, y) for x, y in pairs)

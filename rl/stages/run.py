@@ -109,7 +109,8 @@ class Work:
         }
         self.run.log(self.step, _flat(about["metrics"]))
         card = model_card(self.run.path.parent.name, self.stage, self.parent, spec.tasks, about)
-        extra = {DEMONSTRATIONS: pack_episodes(list(demos), spec)} if demos else {}
+        # Demonstrations are stored as the model encodes them; its image codec is frozen.
+        extra = {DEMONSTRATIONS: pack_episodes(list(demos), self.model.predicted_spec)} if demos else {}
         self.save(about, card, extra, half)
         return about
 
@@ -244,11 +245,11 @@ def _film(
     """
     if not store.shards:
         raise UserError(f"episodes={store.folder}: there are none; `wamtune pretrain PRESET` collects or imports them")
-    if model.pictures is None:
+    if not model.cameras:
         return None
     if not simulates(config):
         raise UserError(
-            f"{shown_name(config.env)}: the checkpoint sees images, which are not recorded; tune one that does not"
+            f"{shown_name(config.env)}: the checkpoint reads images, which are not recorded; tune one that does not"
         )
     # Only episodes of scripts in the simulator can be run again.
     parts = store, heldout_store(store)

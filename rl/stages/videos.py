@@ -18,6 +18,7 @@ from world_model.data.episodes import Episode
 from world_model.data.lerobot import INFO, fill_template, read_info, read_parquet
 from world_model.extras import pip_line
 from world_model.files import existing_folder, open_file
+from world_model.spec import LATENTS, STATE
 from world_model.wam.model import WorldActionModel
 
 VIDEO_BYTES = 4_000_000_000
@@ -114,13 +115,13 @@ def watched(model: WorldActionModel, videos: list[Video]) -> list[Episode]:
     assert codec is not None
     episodes = []
     for i, (task, images) in enumerate(videos):
-        # One image per chunk: repeat its code in the frames until the next image.
         steps = every * (len(images) - 1)
-        codes = codec.encode(images.to(model.device)).cpu().repeat_interleave(every, dim=0)[: steps + 1]
-        unknown = torch.full((steps + 1, model.spec.state_dim - codec.code_dim), torch.nan)
+        latents = codec.encode(images.to(model.device)).cpu()
+        unknown = torch.full((steps + 1, model.spec.state_dim), torch.nan)
         actions = torch.full((steps, model.spec.action_dim), torch.nan)
         never = torch.zeros(steps, dtype=torch.bool)
-        episodes.append(Episode(torch.cat([unknown, codes], 1), actions, never, task, "video", i, None, every))
+        obs = {STATE: unknown, LATENTS: latents}  # one image per chunk
+        episodes.append(Episode(obs, actions, never, task, "video", i, every={LATENTS: every}))
     return episodes
 
 

@@ -39,11 +39,11 @@ class Steps:
 
 
 class _Recorder(RewardManager):
-    """A manager without terms that records the transitions it gets."""
+    """A manager without terms that records the transitions it gets, with every feature that a term could require."""
 
-    def __init__(self, steps: Steps, place: str, progress: bool) -> None:
-        super().__init__({}, (), place)
-        self.requires = frozenset({"progress"} if progress else ())
+    def __init__(self, steps: Steps, place: str, model: WorldActionModel | None) -> None:
+        super().__init__({}, (), place, images=_images(model))
+        self.requires = frozenset() if model is None else frozenset({"progress", *_features(model)})
         self._steps = steps
 
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
@@ -116,7 +116,7 @@ def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -
         return make_rewards(replace(config, rewards=terms), env.spec, env.place, model)
 
     steps = Steps(build, num_envs=env.num_envs)
-    env.rewards = _Recorder(steps, env.place, model is not None)
+    env.rewards = _Recorder(steps, env.place, model)
     env.reset(seed=config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     shape = (env.num_envs, config.n_action_steps, env.spec.action_dim)
@@ -129,16 +129,18 @@ def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -
 @torch.no_grad()
 def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episode]) -> Steps:
     """Convert recorded episodes to transitions of one environment."""
-    provides = {*model.spec.slices, "progress"}
+    provides = {*model.spec.slices, *_features(model), "progress"}
     if episodes and episodes[0].task_reward is not None:
         provides.add("task_reward")
-    steps = Steps(lambda terms: RewardManager(terms, provides, "recording"), num_envs=1)
-    for episode in episodes:
+    images = _images(model)
+    steps = Steps(lambda terms: RewardManager(terms, provides, "recording", images), num_envs=1)
+    for episode in model.encode_episodes(episodes):
         n, actions = episode.length, episode.action.unsqueeze(0)
         task = torch.tensor([model.spec.tasks.index(episode.task)])
-        _, progress = model.read_frames(episode.state, task.expand(n + 1))
+        frames = {name: values[episode.rows_of(name)].unsqueeze(0) for name, values in episode.obs.items()}
+        _, progress = model.success_and_progress(frames, task)
         t = chunk_transition(
-            frames=episode.state.unsqueeze(0),
+            frames=model.with_features(frames, provides),
             actions=actions,
             past=first_past(actions),
             success=episode.success,
@@ -146,12 +148,22 @@ def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episo
             elapsed=torch.arange(1, n + 1),
             task=task,
             slices=model.spec.slices,
-            progress=progress.unsqueeze(0),
+            progress=progress,
             task_reward=episode.task_reward,
-            codec=model.image_codec,
+            images=images,
         )
         steps.chunks.append((t, torch.ones(n, dtype=torch.bool), n))
     return steps
+
+
+def _features(model: WorldActionModel) -> set[str]:
+    """Return the names of all features that a model reads or predicts."""
+    return {*model.spec.features, *model.predicted_spec.features}
+
+
+def _images(model: WorldActionModel | None) -> WorldActionModel | None:
+    """Return the model if it reads images, for reward terms that need its latents."""
+    return model if model is not None and model.cameras else None
 
 
 def _describe(name: str, term: dict[str, Any] | None, places: dict[str, Steps]) -> tuple[str, str, str]:

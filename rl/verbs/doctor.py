@@ -102,11 +102,12 @@ def _checkpoints() -> str:
 
 
 def _opengl() -> str:
+    from rl.envs.cameras import CameraUse
     from rl.envs.metaworld.tasks import MetaWorldTask
     from world_model.view import View
 
     task = MetaWorldTask("push", looked_at=True)
     task.reset(0)
-    if len(np.unique(task.pictures((View(),), 64))) < 10:
+    if len(np.unique(task.images({"images.main": CameraUse(View(), 64, 64)})["images.main"])) < 10:
         raise RuntimeError("the rendered image is empty")
     return "an image of push"

@@ -30,6 +30,7 @@ from world_model.dream_env import DreamEnv, StartStates
 from world_model.files import write_atomically
 from world_model.flow import seeded_noise
 from world_model.wam import modes
+from world_model.wam.features import frame_vectors, joined
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
@@ -49,7 +50,7 @@ def run(words: list[str]) -> None:
     model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
     tasks = options.env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
     options = replace(options, env=replace(env_of_tasks(options.env, tasks), tasks=tasks))
-    if model.pictures is not None:
+    if model.cameras:
         _show_video(model, options)
     else:
         _show_curves(model, options, words[0])
@@ -80,9 +81,7 @@ def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
         (episode,) = collect_scripted("expert", options.env.tasks, 1, options.seed, options.env)
     else:
         episode, imagined = record_episode(model, options)
-    n = min(episode.length, options.n_chunks * size)
-    state, action, success = episode.state[: n + 1], episode.action[:n], episode.success[:n]
-    episode = replace(episode, state=state, action=action, success=success, task_reward=None)
+    episode = episode.cut(0, min(episode.length, options.n_chunks * size))
     real = run_again(options.env, episode, model.config)
     if out.endswith(".png"):
         write_atomically(Path(out), iio.imwrite("<bytes>", real[-1, 0].numpy(), extension=".png"))
@@ -107,7 +106,7 @@ def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
 def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Episode, Tensor | None]:
     """Record one episode of up to `n_chunks` chunks in the simulator.
 
-    With source=joint, return also the imagined frames (n, state_dim), which follow the first real one; else None.
+    With source=joint, return also the imagined frames (n, frame_dim), which follow the first real one; else None.
     """
     max_steps = options.n_chunks * model.config.chunk_size
     env_config = EnvConfig(**vars(options.env), max_steps=max_steps, terminate_on_success=False)
@@ -119,7 +118,8 @@ def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Epis
         imagined: list[Tensor] = []
         (episode,) = record(env, _imagining(model, env, imagined), "policy")
         n_whole = episode.length // model.config.chunk_size
-        return episode, torch.cat([episode.state[:1], *imagined[:n_whole]])
+        (encoded,) = model.encode_episodes([episode])
+        return episode, torch.cat([frame_vectors(encoded)[:1], *imagined[:n_whole]])
     finally:
         env.close()
 
@@ -128,7 +128,7 @@ def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Epis
 def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) -> tuple[Tensor, list[float]]:
     """Dream the whole chunks of `episode.action` from its first state.
 
-    Returns the frames (n, state_dim), of which the first is that state, and the expected error of each chunk; [] if
+    Returns the frames (n, frame_dim), of which the first is that state, and the expected error of each chunk; [] if
     trust was not calibrated.
     """
     size = model.config.chunk_size
@@ -148,9 +148,9 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
     )
     env.reset()
     chunks = episode.action[: n_chunks * size].view(n_chunks, 1, size, -1)
-    frames, expected = [episode.state[:1]], []
+    frames, expected = [joined(env.context)[0, -1:]], []
     for actions in chunks:
-        frames.append(env.step_chunk(actions).frames[0])
+        frames.append(joined(env.step_chunk(actions).frames)[0])
         if model.trust.given.fitted:
             expected.append(float(torch.as_tensor(env.expected_error).flatten()[0]))
     return torch.cat(frames), expected
@@ -193,7 +193,7 @@ def _imagining(
     def act(obs: dict[str, Tensor]) -> Tensor:
         noise = seeded_noise(env.episode_seed, env.elapsed, (codec.n_future_tokens, codec.code_dim))
         own = seeded_noise(env.episode_seed + 1, env.elapsed, (action_codec.n_tokens, action_codec.code_dim))
-        frames, actions = modes.joint(model, model.encode(obs["state"], obs["task"]), noise, own, n_steps)
+        frames, actions = modes.joint(model, model.observe(obs), noise, own, n_steps)
         imagined.append(frames[0])
         return actions
 

@@ -15,7 +15,7 @@ from rewards.errors import UserError
 from rl.build import find_simulator, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.envs.image_obs import seen_spec
+from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import FlowPolicy
@@ -49,7 +49,7 @@ def run(words: list[str]) -> None:
     tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.env.id,)))
     early = find_simulator(options.env).early_spec(id=options.env.id, tasks=tasks)
     if early is not None:  # check every task before the first one is run
-        model.spec.check_fits(seen_spec(model, early), shown_name(options.env))
+        model.spec.check_fits(given_spec(early, model.spec.features), shown_name(options.env))
     with Progress(f"eval {words[0]}") as progress:
         for i, task in enumerate(tasks):
 

@@ -7,14 +7,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from rl.envs.image_obs import PROPRIOCEPTION, seeing_spec
 from rl.envs.sim import make_spec
 from rl.stages.collect import collect_scripted
+from rl.stages.images import model_spec
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.windows import Windows
 from world_model.view import View
 from world_model.wam.config import ModelConfig
-from world_model.wam.images import PictureCodec
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import save_model
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
@@ -31,9 +30,7 @@ def seer() -> WorldActionModel:
     """A tiny model that sees two tasks through one camera, and has learned nothing yet."""
     torch.manual_seed(0)
     config = replace(CONFIG, n_layers=1, views={"front": View()}, picture_size=32, picture_dim=4)
-    codec = PictureCodec(1, config.picture_size, config.picture_dim)
-    spec = seeing_spec(make_spec("metaworld", ["push", "door-open"]), PROPRIOCEPTION, codec)
-    return WorldActionModel(config, spec)
+    return WorldActionModel(config, model_spec(make_spec("metaworld", ["push", "door-open"]), config))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,9 +29,10 @@ from world_model.files import (
     update,
     write_atomically,
 )
-from world_model.spec import Spec
+from world_model.spec import LATENTS, STATE, Spec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: a tensor for each feature. In version 1 the codes of images are the end of the state vector."""
 
 WAIT_S = 30.0
 """Seconds that `append` waits for another process that writes to the folder."""
@@ -39,16 +40,25 @@ WAIT_S = 30.0
 
 @dataclass
 class Episode:
-    """One recorded episode of `T` steps: action `t` leads from frame `t` to frame `t + 1`."""
+    """One recorded episode of `T` steps: action `t` leads from frame `t` to frame `t + 1`.
 
-    state: Tensor  # (T + 1, state_dim) float32
+    A feature with one value per frame has T + 1 rows. A slower one, with a new value every `every[name]` steps, has
+    rows for frames 0, every, 2 * every, ... and for the last frame; see `rows_of`.
+    """
+
+    obs: dict[str, Tensor]  # feature -> (rows, *shape): `state` float32, `images.CAMERA` uint8, `latents` float32
     action: Tensor  # (T, action_dim) float32, as executed, within bounds
     success: Tensor  # (T,) bool, whether frame t + 1 solves the task
     task: str
     source: str  # "expert", "noisy", "random", "policy", "import"
     seed: int
     task_reward: Tensor | None = None  # (T,) float32, the simulator's own reward
-    picture_every: int = 1  # steps between new images, if the frames end in codes of images
+    every: dict[str, int] = field(default_factory=dict)  # feature -> steps between its rows, if more than 1
+
+    @property
+    def state(self) -> Tensor:
+        """The state vectors (T + 1, state_dim)."""
+        return self.obs[STATE]
 
     @property
     def length(self) -> int:
@@ -60,18 +70,42 @@ class Episode:
         """Whether any step is a success."""
         return bool(self.success.any())
 
+    def rows_of(self, name: str) -> Tensor:
+        """Return for each frame (T + 1,) the row of a feature that holds its value."""
+        every = self.every.get(name, 1)
+        rows = torch.arange(self.length + 1) // every
+        rows[-1] = -(-self.length // every)  # the last frame has a row of its own
+        return rows
+
+    def cut(self, first: int, last: int) -> Episode:
+        """Return the part from frame `first` to frame `last`; `first` is a frame in which every feature has a row."""
+        obs = {}
+        for name, values in self.obs.items():
+            every, rows = self.every.get(name, 1), self.rows_of(name)
+            frames = [*range(first, last, every), last]
+            obs[name] = values[rows[torch.tensor(frames)]]
+        return replace(
+            self,
+            obs=obs,
+            action=self.action[first:last],
+            success=self.success[first:last],
+            task_reward=None if self.task_reward is None else self.task_reward[first:last],
+        )
+
     def check_fits(self, spec: Spec, where: str) -> None:
-        """Check shapes, task and numbers against `spec`; `where` names the episode in the message.
+        """Check features, shapes, task and numbers against `spec`; `where` names the episode in the message.
 
         Raises:
-            UserError: a shape or the task does not fit, there are no steps, or a number is not finite.
+            UserError: a feature is missing, a shape or the task does not fit, there are no steps, or a number is not
+                finite.
         """
         steps = self.length
-        expected = {
-            "state": (self.state, (steps + 1, spec.state_dim)),
-            "action": (self.action, (steps, spec.action_dim)),
-            "success": (self.success, (steps,)),
-        }
+        expected = {"action": (self.action, (steps, spec.action_dim)), "success": (self.success, (steps,))}
+        for name, feature in spec.features.items():
+            if name not in self.obs:
+                raise UserError(f"{where}: it has no {name!r}, it has {', '.join(self.obs)}; leave the episode out")
+            n_rows = -(-steps // self.every.get(name, 1)) + 1
+            expected = {name: (self.obs[name], (n_rows, *feature.shape)), **expected}
         if self.task_reward is not None:
             expected["task_reward"] = (self.task_reward, (steps,))
         if steps == 0:
@@ -81,7 +115,9 @@ class Episode:
         for name, (tensor, shape) in expected.items():
             if tensor.shape != shape:
                 raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-            finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+            if not tensor.is_floating_point():
+                continue
+            finite = torch.isfinite(tensor) if tensor.dim() == 1 else torch.isfinite(tensor).flatten(1).all(1)
             if not finite.all():
                 step = int((~finite).nonzero()[0])
                 raise UserError(f"{where}: {name} is not finite at step {step}; leave the episode out")
@@ -110,7 +146,7 @@ class EpisodeStore:
 
     def check_fits(self, spec: Spec, where: str) -> None:
         """Raise `UserError` unless features, action bounds and rate equal those of `spec`; tasks may differ."""
-        if replace(self.spec, tasks=spec.tasks) != spec:
+        if not _same(self.spec, spec):
             raise UserError(f"{where}: recorded with other features, bounds or rate than the checkpoint's")
 
     def __len__(self) -> int:
@@ -163,7 +199,7 @@ class EpisodeStore:
     def _check_same(self, spec: Spec) -> None:
         """Raise `UserError` if stored episodes differ from `spec` in more than their tasks; the first shard decides."""
         shards = self.shards
-        if shards and replace(Spec.from_dict(_header(shards[0])["spec"]), tasks=spec.tasks) != spec:
+        if shards and not _same(Spec.from_dict(_header(shards[0])["spec"]), spec):
             raise UserError(f"{self.folder}: its episodes have other features, bounds or rate; choose another folder")
 
     def load(self, tasks: Collection[str] | None = None, sources: Collection[str] | None = None) -> list[Episode]:
@@ -191,7 +227,7 @@ def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
     # An episode without rewards of the simulator gets zeros; `task_reward` in its row tells the two cases apart.
     rewards = [torch.zeros(e.length) if e.task_reward is None else e.task_reward for e in episodes]
     tensors = {
-        "observation.state": torch.cat([e.state for e in episodes]).float(),
+        **{OBSERVATION + name: torch.cat([e.obs[name] for e in episodes]) for name in episodes[0].obs},
         "action": torch.cat([e.action for e in episodes]).float(),
         "next.success": torch.cat([e.success for e in episodes]).bool(),
         "next.reward": torch.cat(rewards).float(),
@@ -205,7 +241,7 @@ def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
             "length": e.length,
             "is_success": e.is_success,
             "task_reward": e.task_reward is not None,
-            "picture_every": e.picture_every,
+            "every": e.every,
         }
         for e in episodes
     ]
@@ -230,7 +266,10 @@ def _line(name: str, dtype: torch.dtype, shape: Sequence[int]) -> bytes:
     return f"{name} {dtype} {tuple(shape)}".encode()
 
 
-DTYPES = {"F32": torch.float32, "BOOL": torch.bool}
+OBSERVATION = "observation."
+"""Beginning of the name of a feature in files, as in LeRobot's datasets; the rest is its name in an observation."""
+
+DTYPES = {"F32": torch.float32, "BOOL": torch.bool, "U8": torch.uint8}
 """Name of a type in a safetensors header -> torch type, for the types that occur in a shard."""
 
 HEADER_BYTES = 64_000_000
@@ -260,6 +299,9 @@ def _open(shard: Path) -> tuple[BinaryIO, dict[str, Any], dict[str, Any]]:
         version = header["schema_version"]
         if version > SCHEMA_VERSION:
             raise UserError(f"{shard}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
+        for row in header["episodes"] if version == 1 else ():
+            every = row.pop("picture_every", 1)  # the oldest shards have no images
+            row["every"] = {} if every == 1 else {LATENTS: every}
         _check_rows(header["episodes"])
         _spec(shard, header["spec"])
     except UserError:
@@ -277,8 +319,9 @@ def _check_rows(rows: list[dict[str, Any]]) -> None:
         fits = type(row["length"]) is int and row["length"] >= 1 and type(row["seed"]) is int
         fits = fits and abs(row["seed"]) < 2**63 and all(isinstance(row[key], str) for key in ("task", "source"))
         fits = fits and type(row["is_success"]) is type(row["task_reward"]) is bool
-        every = row.get("picture_every", 1)  # older shards have no images
-        if not fits or type(every) is not int or every < 1:
+        every = row["every"]
+        fits = fits and all(isinstance(name, str) for name in every) and all(type(n) is int for n in every.values())
+        if not fits or any(n < 1 for n in every.values()):
             raise ValueError("a row of episodes")
 
 
@@ -327,32 +370,63 @@ def read_shard(
         return []
     header, tensors = _read(shard)
     spec, lengths = _spec(shard, header["spec"]), [row["length"] for row in rows]
+    if header["schema_version"] == 1:
+        tensors = _with_latents(tensors, spec, rows)
+    names = [name.removeprefix(OBSERVATION) for name in tensors if name.startswith(OBSERVATION)]
     try:
         parts = zip(
-            tensors["observation.state"].split([length + 1 for length in lengths]),
             *(tensors[name].split(lengths) for name in ("action", "next.success", "next.reward")),
+            *(
+                tensors[OBSERVATION + name].split([-(-row["length"] // row["every"].get(name, 1)) + 1 for row in rows])
+                for name in names
+            ),
             strict=True,
         )
     except (KeyError, RuntimeError) as error:
         raise _damaged(shard) from error
     episodes = []
-    for row, keep, (state, action, success, reward) in zip(rows, wanted, parts, strict=True):
+    for row, keep, (action, success, reward, *obs) in zip(rows, wanted, parts, strict=True):
         if not keep:
             continue
         # Clone, because a view would keep the whole shard in memory.
         episode = Episode(
-            state=state.clone(),
+            obs={name: values.clone() for name, values in zip(names, obs, strict=True)},
             action=action.clone(),
             success=success.clone(),
             task=row["task"],
             source=row["source"],
             seed=row["seed"],
             task_reward=reward.clone() if row["task_reward"] else None,
-            picture_every=row.get("picture_every", 1),  # older shards have no images
+            every=row["every"],
         )
         episode.check_fits(spec, f"{shard}: episode of seed {episode.seed}")
         episodes.append(episode)
     return episodes
+
+
+def _with_latents(tensors: dict[str, Tensor], spec: Spec, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Give the codes at the end of the state vectors of a shard of version 1 their own tensor, without repeats."""
+    if LATENTS not in spec.features:
+        return tensors
+    try:
+        state, latents = tensors[OBSERVATION + STATE].split([spec.state_dim, *spec.features[LATENTS].shape], dim=1)
+    except (KeyError, RuntimeError, IndexError):  # reported where the tensors are split into episodes
+        return tensors
+    kept, offset = [], 0
+    for row in rows:
+        length, every = row["length"], row["every"].get(LATENTS, 1)
+        kept += [offset + step for step in (*range(0, length, every), length)]
+        offset += length + 1
+    if offset != len(latents):
+        return tensors
+    return tensors | {OBSERVATION + STATE: state.contiguous(), OBSERVATION + LATENTS: latents[torch.tensor(kept)]}
+
+
+def _same(a: Spec, b: Spec) -> bool:
+    """Whether features, action bounds and rate are equal; tasks and the periods of cameras may differ."""
+    shapes = [{name: (f.shape, f.dtype, f.unit, f.slices) for name, f in spec.features.items()} for spec in (a, b)]
+    others = [(spec.action_low, spec.action_high, spec.control_hz) for spec in (a, b)]
+    return shapes[0] == shapes[1] and others[0] == others[1]
 
 
 def _damaged(shard: Path) -> UserError:

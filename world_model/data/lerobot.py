@@ -22,7 +22,7 @@ from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode
 from world_model.extras import pip_line
 from world_model.files import JSON_BYTES, TENSOR_BYTES, open_file, parse_json, read_file, write_folder
-from world_model.spec import FASTEST, Feature, Spec
+from world_model.spec import FASTEST, LATENTS, STATE, Feature, Spec
 
 VERSION = "v3.0"
 FILE = "chunk-000/file-000.parquet"
@@ -227,7 +227,6 @@ def _row(episode: Episode, number: int, end: int, frames: Columns) -> dict[str, 
         FINAL_STATE: episode.state[-1].float().cpu().numpy(),
         "source": episode.source,
         "seed": episode.seed,
-        "picture_every": episode.picture_every,
         "has_task_reward": episode.task_reward is not None,
         **stats,
     }
@@ -434,12 +433,12 @@ def _episode(frames: Columns, row: dict[str, Any]) -> Episode:
     if not -(2**63) <= seed < 2**63 or every < 1:
         raise ValueError(f"seed={seed}, picture_every={every}")
     return Episode(
-        state=torch.tensor(state, dtype=torch.float32),
+        obs={STATE: torch.tensor(state, dtype=torch.float32)},
         action=torch.tensor(action, dtype=torch.float32),
         success=torch.tensor(success),
         task=str(row["tasks"][0]),
         source=str(row.get("source", "import")),
         seed=seed,
         task_reward=None if reward is None else torch.tensor(reward, dtype=torch.float32).reshape(-1),
-        picture_every=every,
+        every={} if every == 1 else {LATENTS: every},
     )

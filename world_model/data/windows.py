@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,17 @@ PROGRESS_DECAY = 0.98
 class Batch:
     """A batch of windows."""
 
-    context: Tensor  # (batch, n_context_frames, state_dim), the newest last
+    context: dict[str, Tensor]  # feature -> (batch, n_context_frames, *shape), the newest last
     task: Tensor  # (batch,) int64
     actions: Tensor  # (batch, chunk_size, action_dim)
-    future: Tensor  # (batch, chunk_size, state_dim), the frame after each action
+    future: dict[str, Tensor]  # feature -> (batch, chunk_size, *shape), its value after each action
     success: Tensor  # (batch, chunk_size), 1.0 if the future frame is a success
     progress: Tensor  # (batch, chunk_size), of the future frames
+
+    @property
+    def obs(self) -> dict[str, Tensor]:
+        """The observation before the chunk: the context and `task`."""
+        return self.context | {"task": self.task}
 
 
 class Windows:
@@ -37,9 +43,8 @@ class Windows:
         tasks: task names; `Batch.task` is the index of the episode's task in them.
         n_context_frames: frames before a chunk; at the start of an episode the first frame is repeated.
         chunk_size: actions in a chunk.
-        pictures: slice of a frame that holds codes of images. A model gets a new image every `picture_every` steps and
-            keeps the last one in between; a window does the same, even if the episodes have an image for each frame.
-        picture_every: steps between two images of the model.
+        every: steps between new values of the features that the model does not get at each step, such as images. In
+            between it keeps the last one; a window does the same, even if the episodes have a value for each frame.
         ends: for episodes with images, add a window for the steps after the last image if they are fewer than a chunk.
             The last action is repeated to fill the chunk; frames after the end are NaN, and the loss ignores them.
             Without images this changes nothing: windows begin at every step and cover the end already.
@@ -54,8 +59,7 @@ class Windows:
         tasks: tuple[str, ...],
         n_context_frames: int,
         chunk_size: int,
-        pictures: slice | None = None,
-        picture_every: int = 8,
+        every: Mapping[str, int] | None = None,
         ends: bool = False,
     ) -> None:
         # 1. Keep the episodes that are long enough for one window.
@@ -65,13 +69,20 @@ class Windows:
                 f"none of {len(episodes)} episodes has the {chunk_size} steps of a chunk; collect longer ones"
             )
         self.episodes, self.n_context_frames, self.chunk_size = usable, n_context_frames, chunk_size
-        self.pictures, self.picture_every, self.ends = pictures, picture_every, ends
+        self.every, self.ends = dict(every or {}), ends
         # 2. Concatenate all episodes, each with its first frame repeated in front, so that the context of the first
-        # window exists. Row r of `state` is then a frame, row r of `action` the action that follows it.
+        # window exists. Row r of all tensors is then a frame, row r of `action` the action that follows it. Features
+        # are stored without repeats: `value_row` has for each frame the row of its value.
         pad = n_context_frames - 1
-        states, actions, success, progress, starts, offset = [], [], [], [], [], 0
+        names = list(usable[0].obs)
+        value_row: dict[str, list[Tensor]] = {name: [] for name in names}
+        n_values = dict.fromkeys(names, 0)
+        actions, success, progress, starts, offset = [], [], [], [], 0
         for episode in usable:
-            states.append(torch.cat([episode.state[:1].expand(pad, -1), episode.state]))
+            for name in names:
+                rows = episode.rows_of(name) + n_values[name]
+                value_row[name].append(torch.cat([rows[:1].expand(pad), rows]))
+                n_values[name] += len(episode.obs[name])
             # Pad actions and labels at the front as well, so that the same row index is valid in all tensors.
             actions.append(_pad_front(episode.action, pad))
             success.append(_pad_front(episode.success.float(), pad + 1))
@@ -79,10 +90,13 @@ class Windows:
             # The last frame has no action; a row of zeros keeps the rows of all tensors aligned.
             actions[-1] = torch.cat([actions[-1], torch.zeros_like(actions[-1][:1])])
             # A window starts only where a new image was taken.
-            stop = episode.length if ends and episode.picture_every > 1 else episode.length - chunk_size + 1
-            starts.append(offset + pad + torch.arange(0, stop, episode.picture_every))
-            offset += len(states[-1])
-        self.state, self.action = torch.cat(states), torch.cat(actions)
+            period = max(episode.every.values(), default=1)
+            stop = episode.length if ends and period > 1 else episode.length - chunk_size + 1
+            starts.append(offset + pad + torch.arange(0, stop, period))
+            offset += episode.length + 1 + pad
+        self.values = {name: torch.cat([episode.obs[name] for episode in usable]) for name in names}
+        self.value_row = {name: torch.cat(rows) for name, rows in value_row.items()}
+        self.action = torch.cat(actions)
         self.success, self.progress = torch.cat(success), torch.cat(progress)
         self.start = torch.cat(starts)
         # 3. Index of the episode of each window, and the first and last row of each episode.
@@ -101,6 +115,8 @@ class Windows:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
+        for of in (self.values, self.value_row):
+            of |= {name: value.to(device) for name, value in of.items()}
         return self
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
@@ -111,23 +127,23 @@ class Windows:
         """Return the windows of `index` (n,)."""
         start = self.start[index][:, None]  # row of the newest context frame, and of the first action
         steps = torch.arange(1, self.chunk_size + 1, device=start.device)
-        # Rows before the episode are its repeated first frame, so the context needs no special case.
-        context = start + torch.arange(1 - self.n_context_frames, 1, device=start.device)
         # Rows after the end of the episode become its last row.
         last = self.last[self.episode[index]][:, None]
         future, beyond = (start + steps).minimum(last), start + steps > last
-        frames, followed = self.state[context], self.state[future]
-        if self.pictures is not None:
-            # Each frame gets the codes of the newest image that the model would have at that step: older context frames
-            # the image one period before the start, future frames the last multiple of `picture_every` steps.
-            since = steps // self.picture_every * self.picture_every
-            before = (start - self.picture_every).maximum(self.first[self.episode[index]][:, None])
-            frames[:, :-1, self.pictures] = self.state[before][..., self.pictures]
-            followed[..., self.pictures] = self.state[(start + since).minimum(last)][..., self.pictures]
-        if self.ends:
-            followed[beyond] = torch.nan
+        context, followed = {}, {}
+        for name, values in self.values.items():
+            # A frame has the newest value that the model would have at that step, if it gets one at the start.
+            every, row = self.every.get(name, 1), self.value_row[name]
+            past = torch.arange(1 - self.n_context_frames, 1, device=start.device).div(every, rounding_mode="floor")
+            at = start + past * every
+            if every > 1:  # the rows before an episode are its repeated first frame, but only so many
+                at = at.maximum(self.first[self.episode[index]][:, None])
+            context[name] = values[row[at]]
+            followed[name] = values[row[(start + steps // every * every).minimum(last)]]
+            if self.ends and followed[name].is_floating_point():
+                followed[name][beyond] = torch.nan
         return Batch(
-            context=frames,
+            context=context,
             task=self.task[self.episode[index]],
             actions=self.action[future - 1],
             future=followed,

@@ -174,7 +174,7 @@ class SeeingCodec(Codec):
         self.future_out = nn.Linear(world_width, dim)
 
     def fit(self, context: Tensor, future: Tensor) -> None:
-        """Set the statistics from context (n, n_context_frames, state_dim) and future (n, chunk_size, state_dim)."""
+        """Set the statistics from context (n, n_context_frames, frame_dim) and future (n, chunk_size, frame_dim)."""
         self.vector.fit(context[..., : self.vector_dim], future[..., : self.vector_dim])
         self.state.fit(context[:, -1])
         # One scale for all codes, so flatten patches and dimensions.
@@ -189,13 +189,13 @@ class SeeingCodec(Codec):
         return torch.cat([self.vector.embed_context(context[..., : self.vector_dim]), tokens], dim=1)
 
     def encode_future(self, context: Tensor, future: Tensor) -> Tensor:
-        """Encode frames (batch, chunk_size, state_dim) as (batch, n_future_tokens, code_dim), padded with zeros."""
+        """Encode frames (batch, chunk_size, frame_dim) as (batch, n_future_tokens, code_dim), padded with zeros."""
         vector = self.vector.encode_future(context[..., : self.vector_dim], future[..., : self.vector_dim])
         change = self.scale(self._patches(future[:, -1]) - self._patches(context[:, -1]))
         return torch.cat([self._filled(vector), self._filled(change)], dim=1)
 
     def decode_future(self, context: Tensor, codes: Tensor) -> Tensor:
-        """Decode codes (batch, n_future_tokens, code_dim) to frames (batch, chunk_size, state_dim).
+        """Decode codes (batch, n_future_tokens, code_dim) to frames (batch, chunk_size, frame_dim).
 
         The last frame gets the new image, the others keep that of the context.
         """
@@ -225,7 +225,7 @@ class SeeingCodec(Codec):
         yield from self.future_out.parameters()
 
     def _patches(self, frames: Tensor) -> Tensor:
-        """Return the codes of the patches in frames (..., state_dim). Shape: (..., n_tokens, dim)."""
+        """Return the codes of the patches in frames (..., frame_dim). Shape: (..., n_tokens, dim)."""
         return frames[..., self.vector_dim :].unflatten(-1, (self.n_tokens, self.dim))
 
     def _split(self, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from world_model.api import Context
 from world_model.data.windows import Batch
 from world_model.flow import noised, uniform_noise_level
+from world_model.wam.features import joined
 from world_model.wam.modes import action_noise, video_noise
 from world_model.wam.network import Network
 from world_model.wam.training_config import ATOMS
@@ -73,8 +74,9 @@ def _clean(model: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor
     context frames and 0 in codes and actions.
     """
     acted = batch.actions.isfinite().flatten(1).all(1)
-    frames = torch.where(batch.context.isnan(), model.codec.state.mean, batch.context)
-    clean_video = model.codec.encode_future(frames, batch.future)
+    context = joined(batch.context)
+    frames = torch.where(context.isnan(), model.codec.state.mean, context)
+    clean_video = model.codec.encode_future(frames, joined(batch.future))
     clean_action = model.action_codec.encode(batch.actions.nan_to_num())
     return acted, frames, clean_video.nan_to_num(), ~clean_video.isnan(), clean_action
 
@@ -105,7 +107,7 @@ def read_out_losses(model: Network, batch: Batch, task: Tensor, judged: Tensor) 
     if not judged.any():
         return {}
     # Every future frame is one sample, with the task of its window.
-    future = batch.future[judged]
+    future = joined(batch.future)[judged]
     logit, progress = model.read_out(
         model.codec.state(future.flatten(0, 1)), task[judged].repeat_interleave(future.shape[1])
     )

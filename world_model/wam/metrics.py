@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from world_model.data.windows import Batch, Windows
+from world_model.spec import LATENTS, STATE
 from world_model.wam import modes
+from world_model.wam.features import joined
 from world_model.wam.images import moving, peak_signal_to_noise
 from world_model.wam.network import Network
 
@@ -43,7 +45,7 @@ def prediction_metrics(
         candidates = (window_task == index).nonzero().squeeze(1)
         batch = windows.at(candidates)
         part_slice = model.spec.slices[part]
-        moved = (batch.future[:, -1, part_slice] - batch.context[:, -1, part_slice]).norm(dim=-1)
+        moved = (batch.future[STATE][:, -1, part_slice] - batch.context[STATE][:, -1, part_slice]).norm(dim=-1)
         candidates = candidates[moved > MOVED]
         if len(candidates) < 2:
             continue
@@ -106,8 +108,8 @@ def inverse_metrics(
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     batch = windows.sample(n, generator)
-    context = model.encode(batch.context, batch.task)
-    actions = modes.inverse(model, context, batch.future, modes.action_noise(model, n, generator), n_steps)
+    context = model.encode(joined(batch.context), batch.task)
+    actions = modes.inverse(model, context, joined(batch.future), modes.action_noise(model, n, generator), n_steps)
     return {"inverse_error": _relative_error(actions, batch.actions)}
 
 
@@ -118,7 +120,7 @@ def imitation_metrics(
     """Measure imitation: the squared error of the policy's actions, relative to always taking the mean action."""
     generator = torch.Generator(model.device).manual_seed(seed)
     batch = windows.sample(n, generator)
-    context = model.encode(batch.context, batch.task)
+    context = model.encode(joined(batch.context), batch.task)
     actions = modes.policy(model, context, modes.action_noise(model, n, generator), n_steps)
     return {"imitation_error": _relative_error(actions, batch.actions)}
 
@@ -130,8 +132,8 @@ def read_out_metrics(model: Network, windows: Windows, n: int = 4096, seed: int 
     Both are measured on real frames. Precision or recall is NaN without any predicted or true success.
     """
     batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
-    chunk = batch.future.shape[1]
-    p, progress = model.read_frames(batch.future.flatten(0, 1), batch.task.repeat_interleave(chunk))
+    future = joined(batch.future)
+    p, progress = model.read_frames(future.flatten(0, 1), batch.task.repeat_interleave(future.shape[1]))
     predicted, true = p >= 0.9, batch.success.flatten() > 0.5
     hits = float((predicted & true).sum())
     return {
@@ -150,17 +152,17 @@ def _task_metrics(
     model: Network, batch: Batch, part: slice, n_steps: int, generator: torch.Generator
 ) -> dict[str, float]:
     n = len(batch.task)
-    context = model.encode(batch.context, batch.task)
+    context = model.encode(joined(batch.context), batch.task)
     noise = modes.video_noise(model, n, generator)
     shuffled = batch.actions[torch.randperm(n, generator=generator, device=generator.device)]
-    truth = batch.future[:, -1, part]
+    truth = batch.future[STATE][:, -1, part]
 
     def error(frames: Tensor) -> float:
         return float((frames[:, -1, part] - truth).norm(dim=-1).mean())
 
     predicted = error(modes.dream(model, context, batch.actions, noise, n_steps))
     return {
-        "error_ratio": predicted / error(batch.context[:, -1:]),
+        "error_ratio": predicted / error(batch.context[STATE][:, -1:]),
         "shuffle_ratio": error(modes.dream(model, context, shuffled, noise, n_steps)) / predicted,
         "n": float(n),
     }
@@ -173,7 +175,8 @@ def _picture_row(model: Network, batch: Batch, real: list[Tensor], generator: to
     first, next_one, far_one = real
 
     def dreamed(actions: Tensor) -> list[Tensor]:
-        chunks = modes.dream_on(model, batch.context, batch.task, actions, torch.arange(n, device=model.device), 1)
+        rows = torch.arange(n, device=model.device)
+        chunks = modes.dream_on(model, joined(batch.context), batch.task, actions, rows, 1)
         return [codec.decode(frames[:, -1, -codec.code_dim :]) for _, _, frames in chunks]
 
     near, far = moving(first, next_one), moving(first, far_one)
@@ -185,7 +188,7 @@ def _picture_row(model: Network, batch: Batch, real: list[Tensor], generator: to
         "repeat": peak_signal_to_noise(first, next_one, near),
         "psnr_far": peak_signal_to_noise(true[-1], far_one, far),
         "repeat_far": peak_signal_to_noise(first, far_one, far),
-        "codec": peak_signal_to_noise(codec.decode(batch.future[:, size - 1, -codec.code_dim :]), next_one, near),
+        "codec": peak_signal_to_noise(codec.decode(batch.future[LATENTS][:, size - 1]), next_one, near),
         # A PSNR is 20 * log10(1 / RMSE), so a difference of PSNRs gives the ratio of the RMSEs.
         "shuffle_ratio": 10 ** ((psnr - peak_signal_to_noise(shuffled[0], next_one, near)) / 20),
         "n": float(n),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -12,11 +12,10 @@ from torch import Tensor
 from world_model.api import Context, Prediction
 from world_model.data.episodes import Episode
 from world_model.flow import seeded_noise
-from world_model.spec import Spec
+from world_model.spec import LATENTS, Spec
 from world_model.view import View
-from world_model.wam import modes, trust
+from world_model.wam import features, modes, trust
 from world_model.wam.config import ModelConfig
-from world_model.wam.images import PictureCodec
 from world_model.wam.losses import policy_loss
 from world_model.wam.network import Network
 from world_model.wam.training import train_stage
@@ -45,17 +44,75 @@ class WorldActionModel(Network):
         return self.config.views
 
     @property
-    def image_codec(self) -> PictureCodec | None:
-        """Codec of the slice `image` of the state; None for a model without images."""
-        return self.pictures
+    def n_cameras(self) -> int:
+        """Number of cameras."""
+        return len(self.cameras)
+
+    @property
+    def predicted_spec(self) -> Spec:
+        """Like `spec`, with the features that it predicts: the state, and in place of images their latents."""
+        return features.predicted_spec(self.spec, self.pictures)
 
     @property
     def context_noise(self) -> float:
-        """Largest standard deviation of the noise on observations in training, in units of the state; 0: no noise."""
+        """Largest standard deviation of the noise on the state in training, in its units; 0: no noise."""
         return self.config.context_noise
 
+    def encode_obs(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return frames with latents in place of images; see `WorldModel.encode_obs`."""
+        return frames if self.pictures is None else features.encode_images(self.pictures, self.spec.images, frames)
+
+    def decode_obs(self, frames: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """Return the images `names` of latents; see `WorldModel.decode_obs`."""
+        if self.pictures is None:
+            return {}
+        return features.decode_images(self.pictures, self.spec.images, frames[LATENTS], names)
+
+    def with_features(self, frames: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """Return frames with images and latents that are among `names` and not there yet; see `rewards.api.ImageModel`.
+
+        Other names are ignored.
+        """
+        if self.pictures is None:
+            return frames
+        if LATENTS in names and LATENTS not in frames:
+            frames = frames | {LATENTS: self.encode_obs(frames)[LATENTS]}
+        if missing := [name for name in self.spec.images if name in names and name not in frames]:
+            frames = frames | self.decode_obs(frames, missing)
+        return frames
+
+    def encode_file(self, path: str) -> Tensor:
+        """Encode the image in a file once for each camera. Shape: (n_cameras, length of the latents of one).
+
+        Raises:
+            UserError: the file does not exist, is not an image, or has another size.
+        """
+        assert self.pictures is not None, "a model without cameras provides no latents"
+        return self.pictures.encode_file(path)
+
+    def observe(self, obs: dict[str, Tensor], generator: torch.Generator | None = None) -> Context:
+        """Encode an observation of n rows: features (n, n_context_frames, *shape) and `task` (n,).
+
+        With a `generator`, the noise of the training (`context_noise`) is added to the state first.
+        """
+        frames = features.joined(self.encode_obs(obs))
+        return self.encode(frames if generator is None else self.noisy(frames, generator), obs["task"])
+
+    def success_and_progress(self, frames: dict[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate success probability and progress in [0, 1]; see `WorldModel.success_and_progress`."""
+        vectors = features.joined(self.encode_obs(frames))
+        n, k = vectors.shape[:2]
+        p, progress = self.read_frames(vectors.flatten(0, 1), task.repeat_interleave(k))
+        return p.view(n, k), progress.view(n, k)
+
     def predict(
-        self, context: Tensor, task: Tensor, actions: Tensor, seed: Tensor, counter: Tensor, n_denoising_steps: int
+        self,
+        context: dict[str, Tensor],
+        task: Tensor,
+        actions: Tensor,
+        seed: Tensor,
+        counter: Tensor,
+        n_denoising_steps: int,
     ) -> Prediction:
         """See `WorldModel.predict`. The expected error is None until `calibrate_trust` was called."""
         shape = self.codec.n_future_tokens, self.codec.code_dim
@@ -63,12 +120,13 @@ class WorldActionModel(Network):
             noise = seeded_noise(seed, counter, shape)
         else:  # a single step does not depend on the noise; zeros avoid the slow draw, row by row on the CPU
             noise = torch.zeros(len(task), *shape, device=self.device)
-        encoded = self.encode(context, task)
+        encoded = self.encode(features.joined(context), task)
         frames = modes.dream(self, encoded, actions, noise, n_denoising_steps)
+        predicted = Prediction(features.split(frames, self.spec.state_dim))
         # Without calibrated trust heads there is no estimate of the error.
-        if not self.trust.given.fitted:
-            return Prediction(frames)
-        return Prediction(frames, trust.expected_error(self, trust.read(self, encoded, actions, frames)))
+        if self.trust.given.fitted:
+            predicted.expected_error = trust.expected_error(self, trust.read(self, encoded, actions, frames))
+        return predicted
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""

@@ -43,7 +43,7 @@ def policy(
 
 
 def dream(model: Network, context: Context, actions: Tensor, noise: Tensor, n_steps: int) -> Tensor:
-    """Predict frames (batch, chunk_size, state_dim) that follow given `actions` (batch, chunk_size, action_dim)."""
+    """Predict frames (batch, chunk_size, frame_dim) that follow given `actions` (batch, chunk_size, action_dim)."""
     return _predict_frames(model, context, model.action_codec.encode(actions), 0.0, noise, n_steps)
 
 
@@ -52,9 +52,9 @@ def dream_on(
 ) -> Iterator[tuple[Context, Tensor, Tensor]]:
     """Dream several chunks of `actions` (batch, n * chunk_size, action_dim), each from the predicted frames before it.
 
-    The first chunk starts from the frames `context` (batch, n_context_frames, state_dim) of `task` (batch,). The noise
+    The first chunk starts from the frames `context` (batch, n_context_frames, frame_dim) of `task` (batch,). The noise
     depends on `seed` (batch,) and the number of the chunk. Yields for each chunk the encoded context, the actions
-    (batch, chunk_size, action_dim) and the predicted frames (batch, chunk_size, state_dim).
+    (batch, chunk_size, action_dim) and the predicted frames (batch, chunk_size, frame_dim).
     """
     shape = model.codec.n_future_tokens, model.codec.code_dim
     for i, chunk in enumerate(actions.split(model.config.chunk_size, dim=1)):
@@ -66,14 +66,14 @@ def dream_on(
 
 
 def video(model: Network, context: Context, noise: Tensor, n_steps: int) -> Tensor:
-    """Predict frames (batch, chunk_size, state_dim) without knowing the actions."""
+    """Predict frames (batch, chunk_size, frame_dim) without knowing the actions."""
     # At t_action = 1 the network gives actions weight 0, so their values do not matter.
     nothing = noise.new_zeros(len(noise), model.action_codec.n_tokens, model.action_codec.code_dim)
     return _predict_frames(model, context, nothing, 1.0, noise, n_steps)
 
 
 def inverse(model: Network, context: Context, frames: Tensor, noise: Tensor, n_steps: int) -> Tensor:
-    """Recover the actions (batch, chunk_size, action_dim) that explain `frames` (batch, chunk_size, state_dim)."""
+    """Recover the actions (batch, chunk_size, action_dim) that explain `frames` (batch, chunk_size, frame_dim)."""
     # Future tokens at t_video = 0 (clean) and t_action = 1 (actions unknown); the action decoder attends to them.
     codes, clean = model.codec.encode_future(context.frames, frames), noise.new_zeros(len(noise))
     _, future = model.predict_future(context, codes, clean, noise, 1.0 - clean)
@@ -86,7 +86,7 @@ def inverse(model: Network, context: Context, frames: Tensor, noise: Tensor, n_s
 def joint(
     model: Network, context: Context, video_noise: Tensor, action_noise: Tensor, n_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Denoise frames (batch, chunk_size, state_dim) and actions (batch, chunk_size, action_dim) together.
+    """Denoise frames (batch, chunk_size, frame_dim) and actions (batch, chunk_size, action_dim) together.
 
     For evaluation and videos only, not for PPO: each denoising step of the future depends on the weights of the action
     decoder, so there is no likelihood ratio of the actions alone.
@@ -117,7 +117,7 @@ def action_noise(model: Network, n: int, generator: torch.Generator) -> Tensor:
 def _predict_frames(
     model: Network, context: Context, actions: Tensor, t_action: float, noise: Tensor, n_steps: int
 ) -> Tensor:
-    """Denoise the future with action codes at noise level `t_action`; return frames (batch, chunk_size, state_dim)."""
+    """Denoise the future with action codes at noise level `t_action`; return frames (batch, chunk_size, frame_dim)."""
     x = noise
     given = x.new_full((len(x),), t_action)
     for i in range(n_steps):

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from world_model.api import Context
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
-from world_model.spec import Spec
+from world_model.spec import LATENTS, Spec
 from world_model.wam.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
 from world_model.wam.config import ModelConfig
+from world_model.wam.features import encode_episode, read_spec
 from world_model.wam.images import PictureCodec
 from world_model.wam.layers import KeysValues, NoiseLevel, Stack
 from world_model.wam.noise import noisy_vectors
@@ -35,7 +36,8 @@ class Network(nn.Module):
 
     Args:
         config: architecture.
-        spec: features, action bounds and tasks. Each task has an embedding; an unknown task gets the null embedding.
+        spec: state, action bounds and tasks; the images follow from `config.views`. Each task has an embedding; an
+            unknown task gets the null embedding.
 
     Raises:
         UserError: the config is not valid.
@@ -44,13 +46,13 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig, spec: Spec) -> None:
         super().__init__()
         config.check()
-        self.config, self.spec = config, spec
+        self.config, self.spec = config, read_spec(spec, config)
         self.pictures = self._make_picture_codec()
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
         self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
         self.world = WorldDecoder(config, self.codec.n_future_tokens, self.action_codec)
-        self.read_out = ReadOut(spec.state_dim, len(spec.tasks))
+        self.read_out = ReadOut(self.frame_dim, len(spec.tasks))
         self.action = ActionDecoder(config, self.action_codec)
         self.value = Value(2 * config.width)
         self.trust = Trust(2 * config.width + config.chunk_size * spec.action_dim + 1)
@@ -65,6 +67,11 @@ class Network(nn.Module):
         """Device of the weights; inputs must be on it."""
         return self.action_low.device
 
+    @property
+    def frame_dim(self) -> int:
+        """Size of a frame: the state vector, then the latents; see `world_model.wam.features`."""
+        return self.spec.state_dim + (0 if self.pictures is None else self.pictures.code_dim)
+
     def _make_picture_codec(self) -> PictureCodec | None:
         config = self.config
         if not config.views:
@@ -78,9 +85,8 @@ class Network(nn.Module):
 
     def _make_codec(self) -> Codec:
         config, spec = self.config, self.spec
-        n_codes = 0 if self.pictures is None else self.pictures.code_dim
         vector = VectorCodec(
-            dim=spec.state_dim - n_codes,
+            dim=spec.state_dim,
             positions=[part for name, part in spec.slices.items() if name.endswith("_pos")],
             n_context_frames=config.n_context_frames,
             chunk_size=config.chunk_size,
@@ -100,7 +106,7 @@ class Network(nn.Module):
         )
 
     def encode(self, context: Tensor, task: Tensor) -> Context:
-        """Encode context frames (batch, n_context_frames, state_dim) and task (batch,), for decoders and critic."""
+        """Encode context frames (batch, n_context_frames, frame_dim) and task (batch,), for decoders and critic."""
         with products(self.config.bfloat16, context):
             embedded = self.codec.embed_context(context)
             tokens, cache = self.encoder(embedded, task)
@@ -109,7 +115,7 @@ class Network(nn.Module):
         return Context(context, cache, features.to(context.dtype))
 
     def noisy(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Add the training noise (`context_noise`) to context frames (batch, n_context_frames, state_dim).
+        """Add the training noise (`context_noise`) to context frames (batch, n_context_frames, frame_dim).
 
         Codes of images are not changed: the image codec was trained to give equal codes for noisy images.
         """
@@ -152,7 +158,7 @@ class Network(nn.Module):
         return self.action(actions, t_action, context, future)
 
     def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate success probability (n,) and progress in [0, 1] (n,) of frames (n, state_dim) of tasks (n,)."""
+        """Estimate success probability (n,) and progress in [0, 1] (n,) of frames (n, frame_dim) of tasks (n,)."""
         logit, progress = self.read_out(self.codec.state(frames), task)
         return logit.sigmoid(), progress
 
@@ -171,17 +177,21 @@ class Network(nn.Module):
 
     def windows_of(self, episodes: list[Episode], tasks: tuple[str, ...], length: int, ends: bool = False) -> Windows:
         """Cut episodes of the given `tasks` into windows of `length` steps, on the device of the model."""
-        config = self.config
         windows = Windows(
-            episodes,
+            self.encode_episodes(episodes),
             tasks=tasks,
-            n_context_frames=config.n_context_frames,
+            n_context_frames=self.config.n_context_frames,
             chunk_size=length,
-            pictures=self.spec.slices["image"] if config.views else None,
-            picture_every=config.chunk_size,
+            every={LATENTS: self.config.chunk_size},
             ends=ends,
         )
         return windows.to(self.device)
+
+    def encode_episodes(self, episodes: list[Episode]) -> list[Episode]:
+        """Return episodes with latents in place of images; the others stay as they are."""
+        if self.pictures is None:
+            return episodes
+        return [encode_episode(self.pictures, self.spec.images, episode) for episode in episodes]
 
 
 class ContextEncoder(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from world_model.data.windows import Batch, Windows
 from world_model.guards import check_gradients, check_loss
+from world_model.wam.features import joined
 from world_model.wam.images import PictureBatch, Pictures, picture_loss
 from world_model.wam.losses import stage_losses
 from world_model.wam.network import Network
@@ -38,7 +39,7 @@ def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int 
         n //= 5  # to save memory: a window with images is a hundred times as large
     batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     acted = batch.actions.isfinite().flatten(1).all(1)
-    model.codec.fit(batch.context[acted], batch.future[acted])
+    model.codec.fit(joined(batch.context)[acted], joined(batch.future)[acted])
     model.action_codec.action.fit(batch.actions[acted].flatten(0, 1))
 
 

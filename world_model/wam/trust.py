@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from world_model.api import Context
 from world_model.data.episodes import Episode
 from world_model.wam import modes
+from world_model.wam.features import joined
 from world_model.wam.network import Network
 from world_model.wam.trust_heads import FARTHEST
 
@@ -43,7 +44,7 @@ def dreamed_movement(given: Tensor) -> Tensor:
 
 
 def position_error(model: Network, true: Tensor, dreamed: Tensor) -> Tensor:
-    """Return the distance (...) between true and dreamed frames (..., state_dim).
+    """Return the distance (...) between true and dreamed frames (..., frame_dim).
 
     It is the distance of the object in metres, or that of the normalised states if the state has no `object_pos`.
     """
@@ -92,8 +93,8 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
     # Dream chunk by chunk; each chunk is compared with the true frames at the same steps.
     given, errors = [], []
     rows = torch.arange(len(batch.task), device=model.device)
-    dreams = modes.dream_on(model, batch.context, batch.task, batch.actions, rows, 1)
-    for (encoded, chunk, frames), true in zip(dreams, batch.future.split(size, dim=1), strict=True):
+    dreams = modes.dream_on(model, joined(batch.context), batch.task, batch.actions, rows, 1)
+    for (encoded, chunk, frames), true in zip(dreams, joined(batch.future).split(size, dim=1), strict=True):
         given.append(read(model, encoded, chunk, frames))
         errors.append(position_error(model, true, frames).mean(1))
     return Retold(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rewards.manager import ISAAC
-from rl.envs.isaac.launch import OWN, IsaacTerm, launch, parts_of, read_spec
+from rl.envs.features import given_spec
+from rl.envs.isaac.launch import OWN, IsaacTerm, as_bytes, images_of, launch, parts_of, read_spec
 from rl.envs.names import IsaacOptions, typed_options
 from rl.envs.simulator import Request, Simulator, usable_device
-from world_model.env import Advance, Obs, Start
+from world_model.env import Advance, Frames, Obs, Start, repeated
+from world_model.spec import STATE, Feature
 
 _open: list[str] = []
 """Id of the environment that this process holds, at most one: Isaac Lab cannot hold two in a process."""
@@ -31,7 +33,9 @@ class IsaacEnv(Simulator):
 
     Args:
         env_id: a registered id, such as "Isaac-Cartpole".
-        groups: observation groups to read; their vectors form the state, in order, and an image becomes `obs["image"]`.
+        groups: observation groups to read; their vectors form the state, in order, and each image is a feature
+            `images.NAME`, named by its term.
+        features: what the policy reads, see `given_spec`; None: the state and all images of the groups.
         success: the termination term that counts as success, such as "time_out" if surviving is the goal. A task of
             the direct workflow has no terms; name an entry of `extras` with one number per environment. None: the
             task has no success.
@@ -60,10 +64,9 @@ class IsaacEnv(Simulator):
         """Build environments as a config asks for them; see `Simulator.build`."""
         if not request.id:
             raise UserError("env.id: simulator isaac needs the id of a task, such as env.id=Isaac-Cartpole")
-        own = vars(cls._typed(request.options)) | {"own_rewards": request.own_rewards}
-        return cls(
-            request.id, request.n_envs, **own | common
-        )  # the device in `common` is the one that `pick_device` chose
+        own = vars(cls._typed(request.options)) | {"own_rewards": request.own_rewards, "features": request.features}
+        # The device in `common` is the one that `pick_device` chose.
+        return cls(request.id, request.n_envs, **own | common)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -96,6 +99,7 @@ class IsaacEnv(Simulator):
         terminate_on_success: bool = True,
         seed: int = 0,
         groups: Sequence[str] = ("policy",),
+        features: Mapping[str, Feature] | None = None,
         success: str | None = "success",
         action_bound: float = 1.0,
         overrides: Sequence[str] = (),
@@ -116,14 +120,15 @@ class IsaacEnv(Simulator):
         try:
             obs = self._env.reset()[0]
             self._check_success()
-            spec = read_spec(self._env, obs, self.groups, env_id, action_bound)
+            own = read_spec(self._env, obs, self.groups, env_id, action_bound)
+            spec = given_spec(own, features, renders=False)
         except BaseException:
             self.close()  # or this process could make no other environment
             raise
         options = {**batched, "terminate_on_success": terminate_on_success, "seed": seed, "device": self._env.device}
         super().__init__(spec, num_envs, n_context_frames, min(max_steps, int(self._env.max_episode_length)), **options)
-        self._newest, self._image = self._read(obs)
-        self._fresh_image = self._image  # for episodes that ended: the first image of the next episode
+        self._images = self.spec.images
+        self._newest = self._read(obs)
         # Environments that Isaac Lab itself restarted at the last step.
         self._begun_anew = torch.ones(num_envs, dtype=torch.bool, device=self.device)
 
@@ -140,7 +145,7 @@ class IsaacEnv(Simulator):
         if name is None:
             raise UserError(f"sim: {self.env_id} has no scripted expert; register it with an expert_entry_point")
         module, _, function = name.partition(":")
-        state = self.context[:, -1]
+        state = self.context[STATE][:, -1]
         parts = {name: state[:, part] for name, part in self.spec.slices.items()}
         actions: Tensor = getattr(importlib.import_module(module), function)(parts)
         return actions
@@ -151,11 +156,6 @@ class IsaacEnv(Simulator):
             self._env.seed(seed)
             self._begun_anew[:] = False
         return super().reset(seed)
-
-    def observe(self) -> Obs:
-        """Return the current state, and the current image if the task has a camera."""
-        image = {} if self._image is None else {"image": self._image.clone()}
-        return super().observe() | image
 
     def close(self) -> None:
         """Close the simulator; after that, this process can make another one."""
@@ -198,17 +198,12 @@ class IsaacEnv(Simulator):
         named = bool(self._seeds)  # a reset that starts named episodes
         seeds = self._next_seeds(len(which))
         if named:
-            self._newest, self._image = self._read(self._env.reset(seed=int(seeds[0]))[0])
-            self._fresh_image = self._image
-        else:
-            # Some of these did not restart in Isaac Lab at the last step. Either it restarted them earlier in the
-            # chunk, or only this adapter ended the episode (`max_steps`, success). Restart those now.
-            if (late := mask & ~self._begun_anew).any():
-                self._newest, self._fresh_image = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))
-            # Until now, the image of a restarted environment was the last one of the old episode.
-            if self._image is not None and self._fresh_image is not None:
-                self._image = torch.where(mask[:, None, None, None], self._fresh_image, self._image)
-        context = self._newest[mask][:, None].repeat(1, self.n_context_frames, 1)
+            self._newest = self._read(self._env.reset(seed=int(seeds[0]))[0])
+        elif (late := mask & ~self._begun_anew).any():
+            # These did not restart in Isaac Lab at the last step. Either it restarted them earlier in the chunk, or
+            # only this adapter ended the episode (`max_steps`, success). Restart them now.
+            self._newest = self._read(self._begin_anew(late.nonzero().squeeze(1).int()))
+        context = {name: repeated(values[mask], self.n_context_frames) for name, values in self._newest.items()}
         return Start(context, torch.zeros_like(which), seeds)
 
     def _begin_anew(self, which: Tensor) -> Mapping[str, Any]:
@@ -223,42 +218,45 @@ class IsaacEnv(Simulator):
 
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         alive = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        steps = []
+        steps, frames = [], []
+        before = {name: values[:, -1] for name, values in self.context.items()}
         for j in range(actions.shape[1]):
             # All environments step together. One whose episode has ended gets zero actions until the chunk ends.
             obs, reward, terminated, truncated, extras = self._env.step(actions[:, j] * alive[:, None])
             ended = terminated | truncated
-            newest, image = self._read(obs)
-            frame, last_image = newest, image
+            self._newest = frame = self._read(obs)
             # Isaac Lab has already restarted ended environments, so `obs` shows their next episode. The last
             # observation of an ended episode is in `final_obs`, which changes only when an episode ends.
             if ended.any():
-                final, final_image = self._read(extras["final_obs"])
-                frame = torch.where(ended[:, None], final, newest)
-                if image is not None and final_image is not None:
-                    last_image = torch.where(ended[:, None, None, None], final_image, image)
+                final = self._read(extras["final_obs"])
+                frame = {name: _where(ended, final[name], values) for name, values in frame.items()}
             # The manager's sum contains the added terms; `task_reward` is the sum without them, over one step.
             own = self._own_rewards()
             success = self._succeeded(extras, truncated)
-            steps.append(
-                (frame, success, terminated.clone(), truncated.clone(), reward - own.sum(1) * self._env.step_dt, own)
-            )
-            # Keep the last image of an ended episode until its chunk ends.
-            if self._image is not None and last_image is not None:
-                self._image = torch.where(alive[:, None, None, None], last_image, self._image)
-            self._newest, self._fresh_image, self._begun_anew = newest, image, ended
+            steps.append((success, terminated.clone(), truncated.clone(), reward - own.sum(1) * self._env.step_dt, own))
+            # A camera slower than the control loop repeats its last image, except at the end of an episode.
+            for name in self.spec.images:
+                due = ((self.elapsed + j + 1) % self.spec.features[name].every == 0) | ended | success
+                due |= j + 1 == limit
+                frame[name] = _where(due, frame[name], before[name])
+            frames.append(frame)
+            before, self._begun_anew = frame, ended
             alive &= ~(ended | success) if self.terminate_on_success else ~ended
-        frames, success, terminated, truncated, reward, own = (
-            torch.stack(parts, 1) for parts in zip(*steps, strict=True)
+        success, terminated, truncated, reward, own = (torch.stack(parts, 1) for parts in zip(*steps, strict=True))
+        return Advance(
+            frames={name: torch.stack([frame[name] for frame in frames], 1) for name in self.context},
+            success=success,
+            terminated=terminated,
+            truncated=truncated,
+            task_reward=reward,
+            own_rewards={name: own[..., i] for i, name in enumerate(self.own)},
         )
-        own_rewards = {name: own[..., i] for i, name in enumerate(self.own)}
-        return Advance(frames, success, terminated, truncated, task_reward=reward, own_rewards=own_rewards)
 
-    def _read(self, obs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Return copies of the state (num_envs, state_dim) and the image (num_envs, height, width, channels) if any."""
-        parts = [part for _, part in parts_of(obs, self.groups)]
-        images = [part.clone() for part in parts if part.dim() == 4]
-        return torch.cat([part.float() for part in parts if part.dim() == 2], dim=1), images[0] if images else None
+    def _read(self, obs: Mapping[str, Any]) -> Frames:
+        """Return copies of the state (num_envs, state_dim) and of the images that are read, uint8."""
+        vectors = [part.float() for _, part in parts_of(self._env, obs, self.groups) if part.dim() == 2]
+        images = images_of(self._env, obs, self.groups)
+        return {STATE: torch.cat(vectors, dim=1)} | {name: as_bytes(images[name]) for name in self._images}
 
     def _own_rewards(self) -> Tensor:
         """Return the values of Isaac Lab's own reward functions in the last step, per second. Shape: (num_envs, n)."""
@@ -290,3 +288,8 @@ class IsaacEnv(Simulator):
 
 def _cloned(state: Any) -> Any:
     return state.clone() if isinstance(state, Tensor) else {key: _cloned(value) for key, value in state.items()}
+
+
+def _where(rows: Tensor, values: Tensor, others: Tensor) -> Tensor:
+    """Return `values` (num_envs, ...) where `rows` (num_envs,) is True, else `others`."""
+    return torch.where(rows.view(-1, *(1 for _ in values.shape[1:])), values, others)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.envs.isaac.graph import replayed_physics
-from world_model.spec import Feature, Spec
+from world_model.spec import IMAGES, STATE, Feature, Spec
 
 OWN = "wamtune_"
 """Prefix in the names of reward terms that this project adds to a task."""
@@ -132,26 +132,61 @@ def read_spec(env: Any, obs: Mapping[str, Any], groups: Sequence[str], env_id: s
         raise UserError(f"env.id={env_id}: no vector in its observation groups {', '.join(groups)}; add one")
     n_actions = env.single_action_space.shape[-1]
     bounds = (-action_bound,) * n_actions, (action_bound,) * n_actions
-    return Spec({"state": Feature((size,), "", slices)}, *bounds, (env_id,), 1 / env.step_dt)
+    images = {
+        name: Feature(tuple(image.shape[1:]), dtype="uint8") for name, image in images_of(env, obs, groups).items()
+    }
+    return Spec({STATE: Feature((size,), "", slices), **images}, *bounds, (env_id,), 1 / env.step_dt)
 
 
 def widths(env: Any, obs: Mapping[str, Any], group: str) -> Iterator[tuple[str, int]]:
     """Yield name and width of each vector of a group; the name is empty if Isaac Lab has none."""
     manager = getattr(env, "observation_manager", None)
     if isinstance(obs[group], Mapping) or manager is None:
-        yield from ((name, part.shape[1]) for name, part in parts_of(obs, [group]) if part.dim() == 2)
+        yield from ((name, part.shape[1]) for name, part in parts_of(env, obs, [group]) if part.dim() == 2)
     elif obs[group].dim() == 2:
         dims = manager.group_obs_term_dim[group]
         yield from ((name, dim[0]) for name, dim in zip(manager.active_terms[group], dims, strict=True))
 
 
-def parts_of(obs: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+def images_of(env: Any, obs: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Tensor]:
+    """Return the images in colour (num_envs, height, width, 3) of observation groups, as features `images.NAME`.
+
+    The name is that of the term, or of the group if its parts have no names.
+    """
+    return {
+        IMAGES + (name or group): part
+        for group in groups
+        for name, part in parts_of(env, obs, [group])
+        if part.dim() == 4 and part.shape[3] == 3
+    }
+
+
+def as_bytes(image: Tensor) -> Tensor:
+    """Return a copy of images as uint8.
+
+    Raises:
+        UserError: their values are no whole numbers from 0 to 255.
+    """
+    if image.dtype == torch.uint8:
+        return image.clone()
+    rounded = image.round()
+    if not bool(((image == rounded) & (image >= 0) & (image <= 255)).all()):
+        raise UserError(
+            "sim: an image has values that are no whole numbers from 0 to 255; set normalize=False in its term"
+        )
+    return rounded.to(torch.uint8)
+
+
+def parts_of(env: Any, obs: Mapping[str, Any], groups: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor (num_envs, ...) of each part of observation groups; the name is empty if there is none."""
+    manager = getattr(env, "observation_manager", None)
     for group in groups:
         if isinstance(obs[group], Mapping):
             yield from obs[group].items()
         else:
-            yield "", obs[group]
+            # A group of one term is that term; several terms are concatenated to one tensor.
+            terms = manager.active_terms[group] if manager is not None else []
+            yield terms[0] if len(terms) == 1 else "", obs[group]
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ class _OurTerm(ManagerTermBase):
         ends = env.termination_manager
         never = torch.zeros_like(self.fresh)
         transition = chunk_transition(
-            frames=torch.stack([env.obs_buf[group], now], dim=1),
+            frames={"state": torch.stack([env.obs_buf[group], now], dim=1)},
             actions=actions,
             past=past,
             success=ends.get_term(success) if success in ends.active_terms else never,

@@ -31,17 +31,23 @@ GRID = 12
 
 
 class Camera:
-    """Renders one model from one view, `size` pixels along each side; any `MjData` of the same model can be rendered.
+    """Renders one model from one view; any `MjData` of the same model can be rendered.
+
+    Args:
+        model: is copied and thinned.
+        view: position of the camera.
+        height: of an image, in pixels.
+        width: of an image, in pixels.
 
     Raises:
         UserError: OpenGL is missing, or the model has no camera of that name.
     """
 
-    def __init__(self, model: mujoco.MjModel, view: View, size: int = 64) -> None:
-        self.size, self._model = size, _thinned(model)
+    def __init__(self, model: mujoco.MjModel, view: View, height: int = 64, width: int = 64) -> None:
+        self.height, self.width, self._model = height, width, _thinned(model)
         _context().make_current()
         self._model.vis.quality.offsamples = self._model.vis.quality.shadowsize = 0
-        self._model.vis.global_.offwidth = self._model.vis.global_.offheight = size
+        self._model.vis.global_.offwidth, self._model.vis.global_.offheight = width, height
         if not view.shows_goal:  # make the goal marker transparent
             for i in range(self._model.nsite):
                 if "goal" in self._model.site(i).name:
@@ -51,16 +57,16 @@ class Camera:
             self._scene.flags[flag] = 0
         self._camera = _placed(self._model, view)
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        self._rectangle = mujoco.MjrRect(0, 0, size, size)
+        self._rectangle = mujoco.MjrRect(0, 0, width, height)
 
-    def picture(self, data: mujoco.MjData) -> Array:
-        """Render the state in `data`. Shape: (size, size, 3) uint8, the upper row first."""
+    def render(self, data: mujoco.MjData) -> Array:
+        """Render the state in `data`. Shape: (height, width, 3) uint8, the upper row first."""
         _context().make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
-        pixels = np.empty((self.size, self.size, 3), np.uint8)
+        pixels = np.empty((self.height, self.width, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)
         return pixels[::-1]  # OpenGL returns the lowest row first
 
@@ -76,7 +82,7 @@ def _context() -> Any:
         atexit.register(context.free)  # free explicitly; at interpreter exit its destructor comes too late
     except Exception as error:
         raise UserError(
-            f"pictures need OpenGL, and MUJOCO_GL={backend} finds none ({type(error).__name__}: {error}); on Debian: "
+            f"images need OpenGL, and MUJOCO_GL={backend} finds none ({type(error).__name__}: {error}); on Debian: "
             f"apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri"
         ) from error
     return context

@@ -7,7 +7,7 @@ number of the environment). So an episode can be repeated exactly, and a run can
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from rewards.checks import require
 from rewards.errors import UserError
-from world_model.view import View
+from rl.envs.cameras import Cameras, Images
 
 Array = np.ndarray
 
@@ -101,9 +101,9 @@ class Perturbed:
         model.geom_friction[:] = self.now["friction"] * base["geom_friction"]
         model.dof_damping[:] = self.now["damping"] * base["dof_damping"]
 
-    def pictures(self, views: Sequence[View], size: int) -> Array:
-        """Render the task, as `rl.envs.workers.Task.pictures`; no event changes how it looks."""
-        images: Array = self.task.pictures(views, size)
+    def images(self, cameras: Cameras) -> Images:
+        """Render the task, as `rl.envs.workers.Task.images`; no event changes how it looks."""
+        images: Images = self.task.images(cameras)
         return images
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,8 +12,8 @@ from metaworld.env_dict import ENV_CLS_MAP
 from metaworld.policies import ENV_POLICY_MAP
 
 from rewards.errors import UserError, closest_or_known
+from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.metaworld.fast_sawyer import fast_class
-from world_model.view import View
 
 Array = np.ndarray
 Expert = Callable[[Array, Array], Array]
@@ -66,10 +66,10 @@ class MetaWorldTask:
         obs, reward, success = self._env.advance(action)
         return _frame(obs), reward, success, False, False
 
-    def pictures(self, views: Sequence[View], size: int) -> Array:
-        """Render the scene from each view. Shape: (n_views, size, size, 3) uint8."""
-        assert self._env.drawn, "make the task with looked_at=True to render it"
-        return np.stack([_camera(self._task, view, size).picture(self._env.data) for view in views])
+    def images(self, cameras: Cameras) -> Images:
+        """Render the scene with each camera; see `rl.envs.workers.Task.images`."""
+        assert self._env.drawn or not cameras, "make the task with looked_at=True to render it"
+        return {name: _camera(self._task, use).render(self._env.data) for name, use in cameras.items()}
 
     def close(self) -> None:
         """Free the physics, up to 26 MB.
@@ -80,11 +80,11 @@ class MetaWorldTask:
 
 
 @cache
-def _camera(task: str, view: View, size: int) -> Any:
+def _camera(task: str, use: CameraUse) -> Any:
     """Return the one camera for all environments of a task; imported late, as most runs render nothing."""
     from rl.envs.metaworld.camera import Camera
 
-    return Camera(fast_class(f"{task}-v3")(True).model, view, size)
+    return Camera(fast_class(f"{task}-v3")(True).model, use.view, use.height, use.width)
 
 
 def scripted_expert(task: str) -> Expert:

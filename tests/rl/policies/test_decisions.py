@@ -14,6 +14,7 @@ from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import EpisodeStore
 from world_model.flow import seeded_noise
 from world_model.wam import modes
+from world_model.wam.features import joined
 from world_model.wam.store import load_model
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "decisions"
@@ -27,18 +28,18 @@ def decisions(name):
     model = load_model(name)
     windows = model.windows(EpisodeStore(find_checkpoint(name)).load())
     batch = windows.sample(N_OBSERVATIONS, torch.Generator().manual_seed(0))
-    context, seed = model.encode(batch.context, batch.task), torch.arange(N_OBSERVATIONS)
+    context, seed = model.observe(batch.obs), torch.arange(N_OBSERVATIONS)
     codec = model.action_codec
     noise = seeded_noise(seed, torch.zeros_like(seed), (codec.n_tokens, codec.code_dim))
     dreamed = model.predict(
-        context=batch.context[:N_DREAMS],
+        context={feature: frames[:N_DREAMS] for feature, frames in batch.context.items()},
         task=batch.task[:N_DREAMS],
         actions=batch.actions[:N_DREAMS],
         seed=seed[:N_DREAMS],
         counter=torch.zeros(N_DREAMS, dtype=torch.long),
         n_denoising_steps=1,
     )
-    return {"actions": modes.policy(model, context, noise, 2).half(), "frames": dreamed.frames.half()}
+    return {"actions": modes.policy(model, context, noise, 2).half(), "frames": joined(dreamed.frames).half()}
 
 
 @pytest.mark.parametrize("name", NAMES)
