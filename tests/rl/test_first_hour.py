@@ -122,7 +122,7 @@ class Arm(NumberRobot):
 
 
 def test_a_feature_of_many_numbers_is_one_line() -> None:
-    slices = {"hand_pos": (0, 1), "image": (1, 513)}
+    slices = {"hand_pos": (0, 1), "touch": (1, 513)}
     spec = Spec({"state": Feature((513,), "", slices)}, (-1.0,), (1.0,), ("push",), 80.0)
     (row,) = differences(Arm(), spec, RobotMap(), 80.0)  # type: ignore[arg-type]
-    assert row == ("image.0 ... image.511", "a number", "no such; it has hand_pos.0")
+    assert row == ("touch.0 ... touch.511", "a number", "no such; it has hand_pos.0")

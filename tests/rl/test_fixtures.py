@@ -20,8 +20,9 @@ def test_everything_of_a_schema_version_loads(version: int) -> None:
     model = load_model(folder / "checkpoint")
     (episode,) = EpisodeStore(folder / "episodes").load()
     assert model.spec.tasks == ("reach", "rest") and (episode.length, episode.seed) == (20, 3)
-    frames, actions = episode.state[:2].unsqueeze(0), model.action_codec.decode(torch.zeros(1, 4, 4))
-    assert torch.isfinite(model.encode(frames, torch.tensor([0])).features).all() and torch.isfinite(actions).all()
+    obs = {"state": episode.state[:2].unsqueeze(0), "task": torch.tensor([0])}
+    actions = model.action_codec.decode(torch.zeros(1, 4, 4))
+    assert torch.isfinite(model.observe(obs).features).all() and torch.isfinite(actions).all()
     state = load_training_state(folder / "checkpoint")
     assert (state["step"], state["pair"], state["flag"]) == (3, (1, 0.1), None)
     assert state["weights"][0].tolist() == [0.0, 1.0, 2.0]

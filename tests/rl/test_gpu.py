@@ -15,6 +15,7 @@ from rl.verbs.prepare import prepare
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import EpisodeStore
 from world_model.wam import modes
+from world_model.wam.features import joined
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
@@ -86,7 +87,7 @@ def chunk_of(model: WorldActionModel) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def starts_of(model: WorldActionModel, name: str) -> tuple[Tensor, Tensor]:
-    """Contexts (N, n_context_frames, state_dim) and tasks (N,) from the demonstrations of a built-in model."""
+    """Contexts (N, n_context_frames, frame_dim) and tasks (N,) from the demonstrations of a built-in model."""
     windows = model.windows(EpisodeStore(find_checkpoint(name)).load())
     batch = windows.sample(N, torch.Generator().manual_seed(1))
-    return batch.context, batch.task
+    return joined(batch.context), batch.task

@@ -37,7 +37,7 @@ def test_the_export_decides_what_the_checkpoint_does(folders: tuple[Path, Path],
     model, onnx = (Decider(load_pilot(str(folder), 2), "rest", seed=3) for folder in folders)
     assert isinstance(model.pilot, ModelPilot) and isinstance(onnx.pilot, OnnxPilot)
     assert onnx.pilot.spec == model.pilot.spec
-    for i, (frames, actions) in enumerate(zip(batch.context.numpy(), batch.actions.numpy(), strict=True)):
+    for i, (frames, actions) in enumerate(zip(batch.context["state"].numpy(), batch.actions.numpy(), strict=True)):
         held = actions[: i % 4]
         ours, theirs = model(frames, held), onnx(frames, held)
         assert np.abs(ours - theirs).max() <= 1e-5

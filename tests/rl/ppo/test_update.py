@@ -166,7 +166,7 @@ def test_the_dream_is_bit_equal_before_and_after_an_update(make_ppo, windows):
 
     @torch.no_grad()
     def dream():
-        frames = modes.dream(model, model.encode(batch.context, batch.task), batch.actions, noise, 2)
+        frames = modes.dream(model, model.observe(batch.obs), batch.actions, noise, 2)
         return [frames, *model.read_frames(frames.flatten(0, 1), batch.task.repeat_interleave(4))]
 
     frames, actor, critic = dream(), weights(model.action), weights(model.value)
@@ -229,7 +229,7 @@ def test_anchors_hold_the_policy(make_ppo, windows):
 
     def imitation(generator):
         model, batch = ppo.policy.model, windows.sample(32, generator)
-        return policy_loss(model, model.encode(batch.context, batch.task), batch.actions, generator)
+        return policy_loss(model, model.observe(batch.obs), batch.actions, generator)
 
     ppo = make_ppo(replace(CONFIG, pg_coef=0.0, n_epochs=10), imitation=imitation)
     rollout = samples(ppo, ppo.collect(ppo.batched, 4))

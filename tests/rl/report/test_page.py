@@ -48,8 +48,8 @@ def pair(model: WorldActionModel, seed: int, sim: bool, dream: bool, off: list[f
     told = real.clone()
     told[1:, model.spec.slices["object_pos"].start] = torch.tensor(off)
     nothing = torch.zeros(len(off), model.spec.action_dim)
-    episode = Episode(real, nothing, torch.zeros(len(off), dtype=torch.bool), "push", "policy", seed)
-    return Pair("push", seed, sim, dream, episode, told.clone(), told, retold)
+    episode = Episode({"state": real}, nothing, torch.zeros(len(off), dtype=torch.bool), "push", "policy", seed)
+    return Pair("push", seed, sim, dream, episode, real, told.clone(), told, retold)
 
 
 def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
@@ -263,11 +263,11 @@ def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
 
 def test_the_unit_of_an_error_is_that_of_what_is_compared(model: WorldActionModel, seer: WorldActionModel) -> None:
     assert (error_unit(model), error_unit(seer)) == ("m", "normalised units")
-    seer.codec.state.fit(torch.randn(100, seer.spec.state_dim, generator=torch.Generator().manual_seed(0)))
-    frames = torch.zeros(2, seer.spec.state_dim)
-    frames[1] = 3 * seer.codec.state.std  # three standard deviations in each number of the state
+    seer.codec.state.fit(torch.randn(100, seer.frame_dim, generator=torch.Generator().manual_seed(0)))
+    frames = torch.zeros(2, seer.frame_dim)
+    frames[1] = 3 * seer.codec.state.std  # three standard deviations in each number of state and latents
     error = position_error(seer, frames[:1], frames[1:])
-    assert error.item() == pytest.approx(3 * math.sqrt(seer.spec.state_dim), rel=1e-4)
+    assert error.item() == pytest.approx(3 * math.sqrt(seer.frame_dim), rel=1e-4)
 
 
 def test_probabilities_are_drawn_from_0_to_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

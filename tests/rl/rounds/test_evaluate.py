@@ -83,10 +83,10 @@ def test_tick_counts_episodes(tiny_model: WorldActionModel, sim: SimEnv) -> None
 
 def test_first_states_are_those_of_the_episodes(tiny_model: WorldActionModel, sim: SimEnv) -> None:
     starts = first_states(sim, SEEDS[:4])  # not a multiple of the environments
-    assert len(starts) == 4 and starts.context.shape == (4, 2, 21)
+    assert len(starts) == 4 and starts.context["state"].shape == (4, 2, 21)
     for i, seed in enumerate(SEEDS[:4]):
         sim.set_episode_seeds([seed])
-        assert torch.equal(sim.reset()["state"][0], starts.context[i])
+        assert torch.equal(sim.reset()["state"][0], starts.context["state"][i])
     sim.set_episode_seeds([])
 
 
@@ -95,7 +95,7 @@ def test_dream_begins_from_those_starts_and_repeats(tiny_model: WorldActionModel
 
     def dreamed() -> list[EpisodeResult]:
         env = DreamEnv(tiny_model, len(SEEDS), starts, horizon=8, max_steps=64, in_order=True)
-        assert torch.equal(env.reset()["state"], starts.context)
+        assert torch.equal(env.reset()["state"], starts.context["state"])
         env.reset(seed=0)
         return evaluate_dream(FlowPolicy(tiny_model, sim), env)
 

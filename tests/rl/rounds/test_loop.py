@@ -134,8 +134,8 @@ def test_dreams_begin_where_episodes_begin_and_that_costs_no_step(post: PostTrai
     first, again, other = begun
     assert len(first) == 4
     assert post.sim_steps == post.gate_steps == 0
-    assert torch.equal(first.context, again.context)
-    assert not torch.isin(first.context[:, -1], other.context[:, -1]).all(1).any()
+    assert torch.equal(first.context["state"], again.context["state"])
+    assert not torch.isin(first.context["state"][:, -1], other.context["state"][:, -1]).all(1).any()
 
 
 def test_dreams_of_several_tasks_begin_in_each(tiny: list[str], demonstrations: list[Any]) -> None:
@@ -284,7 +284,7 @@ def test_where_nothing_moved_there_is_no_error(post: PostTraining, demonstration
     post.dreams.episodes = [demonstrations[0]]
     assert post.dreams.error() is not None
     state = demonstrations[0].state
-    post.dreams.episodes = [replace(demonstrations[0], state=state[:1].expand_as(state))]
+    post.dreams.episodes = [replace(demonstrations[0], obs={"state": state[:1].expand_as(state)})]
     assert post.dreams.error() is None
 
 
@@ -441,7 +441,7 @@ def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTrain
     assert post.imitation is not None and post.model is not None
     success, size = next(e for e in demonstrations if e.is_success), post.model.config.chunk_size
     n = success.length - (success.length - 3) % size  # whole chunks and 3 steps; the success is 8 steps before the end
-    success = replace(success, state=success.state[: n + 1], action=success.action[:n], success=success.success[:n])
+    success = success.cut(0, n)
     failure = replace(success, success=torch.zeros_like(success.success))
     post.model.config = replace(post.model.config, context_noise=0.0)  # to compare frames exactly
     post.imitation.add_episodes([failure, success, failure])
@@ -450,7 +450,9 @@ def test_recorded_successes_are_imitated_from_first_to_last_step(post: PostTrain
     assert torch.equal(actions, torch.stack([success.action[t : t + size] for t in starts]))
     assert torch.equal(context.frames[:, -1], success.state[torch.tensor(starts)])
     post.imitation.examples.clear()
-    post.imitation.add_episodes([replace(success, picture_every=size), success])  # seen, where chunks begin
+    frames = [*range(0, success.length, size), success.length]
+    rare = replace(success, obs={"state": success.state[frames]}, every={"state": size})  # seen, where chunks begin
+    post.imitation.add_episodes([rare, success])
     whole, left = success.length // size, 3
     seen, everywhere = post.imitation.examples["sim"][1].split([whole + 1, len(starts)])
     assert torch.equal(seen[:-1], actions[:whole]) and torch.equal(everywhere, actions)

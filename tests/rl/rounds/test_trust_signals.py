@@ -80,8 +80,9 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
     monkeypatch.setattr(rl.rounds.trust_signals, "DreamEnv", Again)
     marks = flipped(model, rollout, 1, seed=5, action_delay=2)
     (starts,) = begun
-    contexts = [rollout.frames[0, 0], rollout.frames[1, 1]]
-    assert torch.equal(starts.context, torch.stack(contexts)) and starts.seed.tolist() == [5, 6]
+    frames = rollout.frames["state"]
+    assert starts.context.keys() == {"state"} and starts.seed.tolist() == [5, 6]
+    assert torch.equal(starts.context["state"], torch.stack([frames[0, 0], frames[1, 1]]))
     # The chunks of branch 0 are 0 and 1, the last one repeated; those of branch 1 are 5, 6 and 7.
     torch.testing.assert_close(torch.stack(told) * 12, torch.tensor([[0.0, 5.0], [1.0, 6.0], [1.0, 7.0]]))
     expected = torch.zeros(4, 3, dtype=torch.bool)
@@ -102,7 +103,7 @@ def test_trust_that_was_never_calibrated_decides_nothing(tiny) -> None:
 
     config = compose("dream", [*tiny, "dream.weigh_by_trust=true"], TrainConfig)
     model = load_model(config.checkpoint)
-    nowhere = StartStates(*(torch.zeros(0) for _ in range(3)))
+    nowhere = StartStates({"state": torch.zeros(0)}, torch.zeros(0), torch.zeros(0))
     with pytest.raises(
         UserError, match=r"dream.max_expected_error, dream.weigh_by_trust, dream.trust.* was never calibrated"
     ):
