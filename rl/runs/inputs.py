@@ -15,9 +15,9 @@ from pathlib import Path
 from rewards.errors import UserError
 from rewards.plugins import source_file, source_of
 from rl.config import TrainConfig
-from rl.rounds.trust_signals import signal_files
 from rl.ppo.callbacks import callback_files
 from rl.ppo.schedules import schedule_file
+from rl.rounds.trust_signals import signal_files
 from world_model.checkpoint import MANIFEST, find_checkpoint
 from world_model.files import sha256, write_atomically
 
