@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -114,10 +114,12 @@ def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
     return {STATE_TREE: _to_json(tree), STATE_TENSORS: save(named)}
 
 
-def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) -> dict[Any, Any]:
+def load_training_state(
+    name_or_path: str | Path, types: Mapping[str, Callable[..., Any]] | None = None
+) -> dict[Any, Any]:
     """Return the state that was given to `pack_training_state`, with tensors on the CPU.
 
-    `types` are the dataclasses that may occur in it: only these are instantiated.
+    `types` are the dataclasses that may occur in it, by name: only these are built, from their attributes.
 
     Raises:
         UserError: as for `load_checkpoint`, or the checkpoint has no training state, or one of another version.
@@ -129,7 +131,7 @@ def load_training_state(name_or_path: str | Path, types: Collection[type] = ()) 
     tensors = _load_tensors(folder / STATE_TENSORS, files[STATE_TENSORS])
     tree = _from_json(folder / STATE_TREE, files[STATE_TREE])
     try:
-        state: dict[Any, Any] = _unpack(tree, tensors, {of.__name__: of for of in types})
+        state: dict[Any, Any] = _unpack(tree, tensors, types or {})
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder}: its training state is not one of this version ({error!r}); begin anew") from error
     return state
@@ -311,7 +313,7 @@ def _pack(value: Any, tensors: dict[int, tuple[int, Tensor]], where: str) -> Any
     raise TypeError(f"{where}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, lists, dicts")
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor], types: Mapping[str, type]) -> Any:
+def _unpack(value: Any, tensors: dict[str, Tensor], types: Mapping[str, Callable[..., Any]]) -> Any:
     """Undo `_pack`."""
     if isinstance(value, list):
         return [_unpack(item, tensors, types) for item in value]

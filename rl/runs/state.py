@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from rewards.errors import UserError
 from rl.ppo.buffer import Samples
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
 from rl.rounds.outcome import Outcome, Part
-from world_model.checkpoint import load_training_state, pack_training_state, save_checkpoint
+from world_model.api import Context
+from world_model.checkpoint import load_checkpoint, load_training_state, pack_training_state, save_checkpoint
 from world_model.data.episodes import Episode
 from world_model.files import existing_folder
-from world_model.api import Context
+from world_model.spec import STATE
 
 
 @dataclass
@@ -28,17 +33,58 @@ class Run:
 TYPES = (Run, Outcome, Part, Verdict, EpisodeResult, Episode, Context, Samples)
 """The only dataclasses that a state may hold: a file cannot make the loader build anything else."""
 
+VERSION = 2
+"""2: observations are features by name. In version 1, which has no number in its file, they are one state vector."""
+
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Replace the state of a run folder atomically."""
-    save_checkpoint(folder / "checkpoints" / "state", {}, {}, "# State of a run\n", pack_training_state(state))
+    files = pack_training_state(state)
+    save_checkpoint(folder / "checkpoints" / "state", {"state_version": VERSION}, {}, "# State of a run\n", files)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
     """Return the state of a run folder, None if it has none.
 
     Raises:
-        UserError: the state is damaged, or of another version.
+        UserError: the state is damaged, of a newer version, or of an older one with images.
     """
     path = existing_folder(folder / "checkpoints" / "state")
-    return load_training_state(path, TYPES) if path.is_dir() else None
+    if not path.is_dir():
+        return None
+    version = load_checkpoint(path)[0].get("state_version", 1)
+    if version not in (1, VERSION):
+        raise UserError(f"{path}: state_version {version}, known up to {VERSION}; upgrade wamtune")
+    types: dict[str, Callable[..., Any]] = {of.__name__: of for of in TYPES}
+    if version == VERSION:
+        return load_training_state(path, types)
+    state = load_training_state(path, types | {"Episode": _older_episode})
+    if "post" in state:
+        _name_features(folder, state["post"])
+    return state
+
+
+def _older_episode(state: Tensor, picture_every: int = 1, **others: Any) -> Episode:
+    """Build an episode from the attributes that it had in version 1; those of images are refused afterwards."""
+    return Episode(obs={STATE: state}, **others)
+
+
+def _name_features(folder: Path, post: dict[str, Any]) -> None:
+    """Convert the state of a training of version 1, in place.
+
+    Raises:
+        UserError: the model reads images: the state has their codes, and the simulator now returns images.
+    """
+    if any(name.startswith("model.pictures.") for name in post["weights"]):
+        raise UserError(
+            f"{folder}: an older version of wamtune saved the state of this run, whose model reads images; finish the "
+            f"run with that version, or begin a new one: wamtune train {folder / 'config.yaml'} (the weights in "
+            f"checkpoints/ stay usable: checkpoint={folder})"
+        )
+    sim = post["sim"]
+    if sim is None:
+        return
+    sim["context"] = {STATE: sim["context"]}
+    if recorder := sim.get("recorder"):
+        for number, chunks in recorder["open"].items():
+            recorder["open"][number] = [(actions, success, {STATE: frames}) for frames, actions, success in chunks]

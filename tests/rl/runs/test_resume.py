@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from rewards.errors import UserError
 from rl import cli
@@ -19,7 +21,8 @@ from rl.runs.inputs import inputs_of
 from rl.runs.state import load_state, save_state
 from rl.verbs import train
 from rl.verbs.begin import begin
-from world_model.checkpoint import load_checkpoint
+from world_model.checkpoint import load_checkpoint, pack_training_state, save_checkpoint
+from world_model.data import episodes
 from world_model.data.episodes import EpisodeStore
 from world_model.wam.store import load_model, load_model_and_config, save_model
 
@@ -133,7 +136,7 @@ def test_callbacks_go_on_counting_where_a_run_was_stopped(
     words += [f"callbacks.judge={judge}", "ppo.learning_rate={func: linear, params: {start: 1.0e-3, end: 0}}"]
     assert cli.main(["train", "sim", *words, "name=whole"]) == 0, capsys.readouterr().err
     counted = Path("count.json").read_text()
-    assert counted == f'[4, 11, {11 * 32}, {["sim"] * 11}]'.replace("'", '"')
+    assert counted == f"[4, 11, {11 * 32}, {['sim'] * 11}]".replace("'", '"')
     Path("count.json").unlink()
     first, n_stops = ["train", "sim", *words, "name=pieces"], 0
     with monkeypatch.context() as patch:
@@ -212,7 +215,7 @@ def test_a_run_does_not_go_on_with_another_trust_signal(
 def test_without_a_dream_trust_signals_are_not_looked_at(tiny: list[str]) -> None:
     trust = "dream.trust={a: {func: absent.py:trust}}"
     assert "dream.trust.a" not in inputs_of(compose("sim", [*tiny, trust], TrainConfig))
-    with pytest.raises(UserError, match="trust signal 'a': there is no file absent.py"):
+    with pytest.raises(UserError, match=r"trust signal 'a': there is no file absent\.py"):
         inputs_of(compose("dream", [*tiny, trust], TrainConfig))
 
 
@@ -253,6 +256,89 @@ def test_a_state_without_hashes_goes_on_and_says_so(
     capsys.readouterr()
     assert cli.main(["train", str(run)]) == 0
     assert "nothing says whether checkpoint and plug-ins have changed since" in capsys.readouterr().out
+
+
+@dataclass
+class Episode:
+    """An episode with the attributes of version 1; a state holds the name of its class."""
+
+    state: Tensor
+    action: Tensor
+    success: Tensor
+    task: str
+    source: str
+    seed: int
+    task_reward: Tensor | None
+    picture_every: int = 1
+
+
+def older_episode(episode: episodes.Episode) -> Episode:
+    kept = {name: value for name, value in vars(episode).items() if name not in ("obs", "every")}
+    return Episode(episode.state, **kept)
+
+
+def make_older(run: Path, **more_weights: Tensor) -> tuple[int, int]:
+    """Write the state of a run as version 1 did; return the numbers of finished and unfinished episodes in it."""
+    state = load_state(run)
+    assert state is not None
+    post, n_finished, n_unfinished = state["post"], 0, 0
+    post["weights"] |= more_weights
+    if sim := post["sim"]:
+        sim["context"] = sim["context"]["state"]
+    recorder = sim["recorder"] if sim else None
+    if recorder:
+        n_unfinished = len(recorder["open"])
+        for number, chunks in recorder["open"].items():
+            recorder["open"][number] = [(frames["state"], actions, success) for actions, success, frames in chunks]
+    for part in (recorder, post["dreams"]):
+        if part:
+            n_finished += len(part["episodes"])
+            part["episodes"] = [older_episode(episode) for episode in part["episodes"]]
+    save_checkpoint(run / "checkpoints" / "state", {}, {}, extra=pack_training_state(state))
+    return n_finished, n_unfinished
+
+
+def test_a_state_without_named_features_goes_on_to_the_same_end(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*tiny, "save_minutes=0", "eval.n_paired=0", "env.max_steps=48", "ppo.imitation_steps=0"]
+    assert cli.main(["train", "mix", *words, "name=whole"]) == 0, capsys.readouterr().err
+    first, found = ["train", "mix", *words, "name=pieces"], []
+    with monkeypatch.context() as patch:
+        stop_after_a_save(patch)
+        while (code := cli.main(first)) == 130:
+            found.append(make_older(folder_of("pieces")))
+            first = ["train", str(folder_of("pieces"))]
+    assert code == 0, capsys.readouterr().err
+    assert any(finished for finished, _ in found) and any(unfinished for _, unfinished in found)
+    same(everything(folder_of("whole")), everything(folder_of("pieces")))
+
+
+def test_a_state_with_codes_of_images_in_the_state_vector_is_refused(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tiny, monkeypatch)
+    make_older(run, **{"model.pictures.always": torch.zeros(1, 3, 16, 16)})
+    capsys.readouterr()
+    assert cli.main(["train", str(run)]) == 2
+    line = capsys.readouterr().err
+    assert line == (
+        f"wamtune: {run}: an older version of wamtune saved the state of this run, whose model reads images; finish "
+        f"the run with that version, or begin a new one: wamtune train {run / 'config.yaml'} (the weights in "
+        f"checkpoints/ stay usable: checkpoint={run})\n"
+    )
+    lock_run(run).close()
+
+
+def test_a_state_of_a_newer_version_is_refused(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tiny, monkeypatch)
+    save_checkpoint(run / "checkpoints" / "state", {"state_version": 3}, {}, extra=pack_training_state({"runs": []}))
+    capsys.readouterr()
+    assert cli.main(["train", str(run)]) == 2
+    path = run / "checkpoints" / "state"
+    assert capsys.readouterr().err == f"wamtune: {path}: state_version 3, known up to 2; upgrade wamtune\n"
 
 
 def test_a_state_is_read_when_nobody_else_writes_it(
