@@ -68,7 +68,7 @@ class Camera:
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         pixels = np.empty((self.height, self.width, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)
-        return pixels[::-1]  # OpenGL returns the lowest row first
+        return np.ascontiguousarray(pixels[::-1])  # OpenGL returns the lowest row first
 
 
 @cache
