@@ -9,7 +9,7 @@ from typing import Any
 from rl.ppo.buffer import Samples
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
-from rl.rounds.outcome import Outcome, Part
+from rl.rounds.outcome import Outcome, PhaseResult
 from world_model.checkpoint import load_training_state, pack_training_state, save_checkpoint
 from world_model.data.episodes import Episode
 from world_model.files import existing_folder
@@ -25,8 +25,26 @@ class Run:
     minutes: float
 
 
-TYPES = (Run, Outcome, Part, Verdict, EpisodeResult, Episode, Context, Samples)
-"""The only dataclasses that a state may hold: a file cannot make the loader build anything else."""
+class _Older:
+    """Types that load what older versions saved under other names, when the phases of a round were called parts."""
+
+    class Part:
+        """What is a `PhaseResult` now."""
+
+        def __new__(cls, place: str, **saved: Any) -> Any:
+            """Build a `PhaseResult`; `place` is its `phase`."""
+            return PhaseResult(phase=place, **saved)
+
+    class Outcome:
+        """An `Outcome` of this or an older version."""
+
+        def __new__(cls, **saved: Any) -> Any:
+            """Build an `Outcome`; `parts` are its `results`."""
+            return Outcome(results=saved.pop("parts" if "parts" in saved else "results"), **saved)
+
+
+TYPES = (Run, _Older.Outcome, PhaseResult, _Older.Part, Verdict, EpisodeResult, Episode, Context, Samples)
+"""The only types that a state may hold, by their names: a file cannot make the loader build anything else."""
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
