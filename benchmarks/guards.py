@@ -87,24 +87,19 @@ def main() -> None:
 
 def measure(post: PostTraining, guards: Clock, saves: Clock, rounds: list[tuple[float, float, float]]) -> None:
     """After each round of `post`, append (seconds in all, in checks, in saves) to `rounds`."""
-    run_part, safe = post._run_part, post.safe
+    safe, n_phases = post.safe, [len(post.phases_of(i)) for i in range(post.config.n_rounds)]
+    ends = [sum(n_phases[:i]) for i in range(len(n_phases) + 1)]  # phases before each round, and in all
     begun = [0.0, 0.0, 0.0]
-
-    def part(place: str, round_index: int) -> None:
-        if place == post.places(round_index)[0]:
-            begun[:] = time.perf_counter(), guards.seconds, saves.seconds
-        run_part(place, round_index)
 
     def ended(is_end: bool) -> None:
         safe(is_end)
-        n_rounds = 0
-        for i in range(post.config.n_rounds):
-            n_rounds += len(post.places(i))
-            if is_end and post.n_places == n_rounds:
-                now = time.perf_counter(), guards.seconds, saves.seconds
+        if is_end and post.state.n_phases in ends:
+            now = time.perf_counter(), guards.seconds, saves.seconds
+            if post.state.n_phases > 0:  # else the first evaluation has ended, and the first round begins
                 rounds.append(tuple(b - a for a, b in zip(begun, now, strict=True)))  # type: ignore[arg-type]
+            begun[:] = now
 
-    post._run_part, post.safe = part, ended  # type: ignore[method-assign]
+    post.safe = ended
 
 
 if __name__ == "__main__":

@@ -152,8 +152,8 @@ def run_ours(config: TrainConfig) -> Row:
     return {
         "before": bits(outcome.before),
         "after": bits(outcome.after),
-        "curve": [(h.sim_steps + h.gate_steps, share(bits(h.evaluation))) for h in outcome.parts],
-        "champions": [bits(h.evaluation) for h in outcome.parts if h.accepted],
+        "curve": [(h.sim_steps + h.gate_steps, share(bits(h.evaluation))) for h in outcome.results],
+        "champions": [bits(h.evaluation) for h in outcome.results if h.accepted],
         "sim_steps": outcome.sim_steps,
         "gate_steps": outcome.gate_steps,
     }

@@ -195,6 +195,7 @@ class DreamEnv(BatchedEnv):
             is_success=never.clone(),
             final_obs=obs,
             frames={name: values[:, :0].clone() for name, values in self.context.items()},
+            actions=steps.new_zeros(self.num_envs, 0, self.spec.action_dim),
             success=steps.bool(),
             raw={name: steps.clone() for name in terms},
             weighted={name: steps.clone() for name in terms},

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import BadNumbers
-from rewards.transitions import ACTION_HISTORY, chunk_transition, first_past
+from rewards.transitions import chunk_transition
 from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
+from world_model.history import ActionDelay, ActionHistory, window
 from world_model.seeds import NOISE_SEED
 from world_model.spec import STATE, Spec
 
@@ -27,7 +28,7 @@ Frames = dict[str, Tensor]
 ReadOut = Callable[[Frames, Tensor], tuple[Tensor, Tensor]]
 """(features, each (n, n_frames, *shape), and task (n,)) -> success probability and progress, each (n, n_frames)."""
 
-_STATE = ("task", "elapsed", "episode_seed", "action_history", "_fresh", "_delayed")
+_STATE = ("task", "elapsed", "episode_seed")
 """Attributes of a `BatchedEnv` that change from step to step, in addition to `context`; `state_dict` saves them under
 these names."""
 
@@ -73,6 +74,7 @@ class ChunkStep:
     is_success: Tensor  # (num_envs,) bool, success was seen in this chunk
     final_obs: Obs  # like obs, but before the restart
     frames: Frames  # feature -> (num_envs, k, *shape), its value after each action
+    actions: Tensor  # (num_envs, k, action_dim), executed ones: within their bounds, after the delay
     success: Tensor  # (num_envs, k) bool, at each executed step
     raw: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k)
     weighted: dict[str, Tensor] = field(default_factory=dict)  # reward term -> (num_envs, k), raw times its weight
@@ -136,9 +138,8 @@ class BatchedEnv(ABC):
         self.task = torch.zeros(num_envs, dtype=torch.long, device=self.device)
         self.elapsed = torch.zeros(num_envs, dtype=torch.long, device=self.device)
         self.episode_seed = torch.zeros(num_envs, dtype=torch.long, device=self.device)
-        self.action_history = torch.zeros(num_envs, ACTION_HISTORY - 1, spec.action_dim, device=self.device)
-        self._fresh = torch.ones(num_envs, dtype=torch.bool, device=self.device)  # no action yet in this episode
-        self._delayed = torch.zeros(num_envs, action_delay, spec.action_dim, device=self.device)
+        self._delay = ActionDelay(num_envs, action_delay, spec.action_dim, self.device)
+        self._history = ActionHistory(num_envs, spec.action_dim, self.device)
 
     @abstractmethod
     def _restart(self, mask: Tensor) -> Start:
@@ -178,7 +179,8 @@ class BatchedEnv(ABC):
         """
         # 1. Execute the chunk.
         actions = self._checked(actions)
-        advance = self._advance(self._delay(actions), self.max_steps - self.elapsed)
+        sent = self._delay(actions)
+        advance = self._advance(sent, self.max_steps - self.elapsed)
         # 2. Find the first end of each episode; later steps of the chunk do not count.
         steps = self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1, device=self.device)
         terminated = advance.terminated | (advance.success if self.terminate_on_success else False)
@@ -204,11 +206,11 @@ class BatchedEnv(ABC):
         # 4. Move context, counters and action history forward by the executed steps of each row.
         n_executed = executed.sum(1)
         self.context = {
-            name: _window(torch.cat([frames, advance.frames[name]], dim=1), n_executed, self.n_context_frames)
+            name: window(torch.cat([frames, advance.frames[name]], dim=1), n_executed, self.n_context_frames)
             for name, frames in self.context.items()
         }
         self.elapsed = self.elapsed + n_executed
-        self._remember(actions, n_executed)
+        self._history.add(actions, n_executed)
         final_obs = self.observe()
         result = ChunkStep(
             obs=final_obs,
@@ -219,6 +221,7 @@ class BatchedEnv(ABC):
             is_success=(advance.success & executed).any(1),
             final_obs=final_obs,
             frames={name: advance.frames[name].clone() for name in self.context},
+            actions=sent.clone(),
             success=advance.success & executed,
             raw=raw,
             weighted=weighted,
@@ -235,6 +238,8 @@ class BatchedEnv(ABC):
         """Return everything that the next step depends on; a subclass adds its own state."""
         state: dict[str, Any] = {name: getattr(self, name).clone() for name in _STATE}
         state["context"] = {name: frames.clone() for name, frames in self.context.items()}
+        state |= {"_delayed": self._delay.queue.clone(), "action_history": self._history.past.clone()}
+        state["_fresh"] = self._history.is_empty.clone()
         rewards = {} if self.rewards is None else self.rewards.state_dict()
         return state | {"generator": self.generator.get_state(), "rewards": rewards}
 
@@ -243,6 +248,9 @@ class BatchedEnv(ABC):
         for name in _STATE:
             setattr(self, name, state[name].to(self.device, copy=True))
         self.context = {name: frames.to(self.device, copy=True) for name, frames in state["context"].items()}
+        self._delay.queue = state["_delayed"].to(self.device, copy=True)
+        self._history.past = state["action_history"].to(self.device, copy=True)
+        self._history.is_empty = state["_fresh"].to(self.device, copy=True)
         self.begun = True
         self.generator.set_state(state["generator"])
         if self.rewards is not None:
@@ -264,27 +272,10 @@ class BatchedEnv(ABC):
             frames[mask] = start.context[name]
         self.task[mask] = start.task
         self.elapsed[mask], self.episode_seed[mask] = 0, start.seed
-        self._delayed[mask], self.action_history[mask], self._fresh[mask] = 0.0, 0.0, True
+        self._delay.reset(mask)
+        self._history.reset(mask)
         if self.rewards is not None:
             self.rewards.reset(mask)
-
-    def _delay(self, actions: Tensor) -> Tensor:
-        """Return the actions to execute now: those commanded `action_delay` steps ago. Shape: that of `actions`."""
-        if self.action_delay == 0:
-            return actions
-        queue = torch.cat([self._delayed, actions], dim=1)
-        self._delayed = queue[:, actions.shape[1] :].clone()
-        return queue[:, : actions.shape[1]]
-
-    def _remember(self, actions: Tensor, n_executed: Tensor) -> None:
-        """Append the executed actions of each row to its action history."""
-        history = torch.cat([self._past_actions(actions), actions], dim=1)
-        self.action_history = _window(history, n_executed, ACTION_HISTORY - 1)
-        self._fresh = torch.zeros_like(self._fresh)
-
-    def _past_actions(self, actions: Tensor) -> Tensor:
-        """Return the actions before this chunk; at the start of an episode, see `first_past`."""
-        return torch.where(self._fresh[:, None, None], first_past(actions), self.action_history)
 
     def _reward(
         self, actions: Tensor, advance: Advance, executed: Tensor, steps: Tensor, terminated: Tensor
@@ -301,7 +292,7 @@ class BatchedEnv(ABC):
             chunk_transition(
                 frames=self.rewards.with_features(frames),
                 actions=actions,
-                past=self._past_actions(actions),
+                past=self._history.before(actions),
                 success=advance.success,
                 terminated=terminated,
                 elapsed=steps,
@@ -328,13 +319,3 @@ class BatchedEnv(ABC):
 def repeated(first: Tensor, n_context_frames: int) -> Tensor:
     """Return the context of new episodes (m, n_context_frames, *shape): their first frame (m, *shape), repeated."""
     return first.unsqueeze(1).repeat(1, n_context_frames, *(1 for _ in first.shape[1:]))
-
-
-def _window(history: Tensor, shift: Tensor, length: int) -> Tensor:
-    """Take `length` steps of `history` (n, steps, ...), starting at step `shift` (n,) of each row.
-
-    With old and new steps concatenated, a shift by the number of new steps gives the newest `length` steps.
-    """
-    index = shift[:, None] + torch.arange(length, device=history.device)
-    rows = torch.arange(len(history), device=history.device)[:, None]
-    return history[rows, index]

@@ -149,13 +149,19 @@ class Spec:
         """Require every feature of the model except the state vector (the images) in the environment, just the same."""
         for name, feature in self.features.items():
             theirs = env.features.get(name)
-            if name == STATE or (theirs and (theirs.shape, theirs.every) == (feature.shape, feature.every)):
+            if name == STATE:
                 continue
-            has = f"has {list(theirs.shape)}, new every {theirs.every} steps" if theirs else "has none"
-            raise UserError(
-                f"{where}: the checkpoint reads {name!r} of shape {list(feature.shape)}, new every {feature.every} "
-                f"steps, the environment {has}; choose a checkpoint trained on this environment"
-            )
+            if theirs is None or theirs.shape != feature.shape:
+                has = f"has {list(theirs.shape)}" if theirs else "has none"
+                raise UserError(
+                    f"{where}: the checkpoint reads {name!r} of shape {list(feature.shape)}, the environment {has}; "
+                    f"choose a checkpoint trained on this environment"
+                )
+            if theirs.every != feature.every:
+                raise UserError(
+                    f"{where}: the checkpoint reads a new {name!r} every {feature.every} steps, the environment has "
+                    f"one every {theirs.every}; change `every` of that feature of the environment"
+                )
 
 
 SAME = 1e-3

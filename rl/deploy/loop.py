@@ -18,18 +18,19 @@ import numpy as np
 import torch
 
 from rl.deploy.calls import Calls
-from rl.deploy.planner import Planner
+from rl.deploy.frames import Frame, context_of, recorded
+from rl.deploy.planner import Decide, Planner
 from rl.deploy.safety import Gate, Guard, NoRoom, Refused
 from rl.robots.api import Interface
 from rl.robots.errors import Stop
 from world_model.data.episodes import Episode
-from world_model.spec import STATE
+from world_model.spec import STATE, Spec
 
 Array = np.ndarray
 T = TypeVar("T")
 
-Judge = Callable[[Array, Mapping[str, Any]], bool]
-"""(frame (state_dim,), the robot's observation) -> whether the task is solved."""
+Judge = Callable[[Frame, Mapping[str, Any]], bool]
+"""(frame, the robot's observation) -> whether the task is solved."""
 
 SPIN_S = 0.001
 """Seconds at the end of a wait that are spent in a busy loop, since sleeping is less exact than that."""
@@ -61,7 +62,7 @@ class Immediate(Executor):
 class Lived:
     """The result of one episode on a robot."""
 
-    frames: list[Array] = field(default_factory=list)  # (state_dim,), the first one and one after each command
+    frames: list[Frame] = field(default_factory=list)  # the first one and one after each command
     sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot reports it
     success: list[bool] = field(default_factory=list)  # after each command
     periods: list[float] = field(default_factory=list)  # seconds from one command to the next
@@ -71,15 +72,16 @@ class Lived:
     stopped: bool = False  # a stop came, or the robot did not stand still at the end: start no other episode
     failed: bool = False  # it was stopped because of the policy's actions
 
-    def to_episode(self, task: str, source: str, seed: int) -> Episode | None:
-        """Return it as an episode of a store; None if no command was executed."""
+    def to_episode(self, spec: Spec, task: str, source: str, seed: int) -> Episode | None:
+        """Return it as an episode of a store with `spec`; None if no command was executed."""
         if not self.sent or len(self.frames) != len(self.sent) + 1:
             return None
-        state, action = (torch.tensor(np.stack(rows), dtype=torch.float32) for rows in (self.frames, self.sent))
-        return Episode({STATE: state}, action, torch.tensor(self.success), task, source, seed)
+        obs, every = recorded(self.frames, spec)
+        action = torch.tensor(np.stack(self.sent), dtype=torch.float32)
+        return Episode(obs, action, torch.tensor(self.success), task, source, seed, every=every)
 
 
-def robot_says(frame: Array, observation: Mapping[str, Any]) -> bool:
+def robot_says(frame: Frame, observation: Mapping[str, Any]) -> bool:
     """Return whether the robot's observation reports success; False if it has no key `success`.
 
     Raises:
@@ -125,7 +127,7 @@ class Loop:
 
     interface: Interface  # converts between robot and policy
     guard: Guard  # keeps commands within the limits
-    decide: Callable[[Array, Array], Array]  # computes a chunk; called in another thread
+    decide: Decide  # computes a chunk; called in another thread
     n_context_frames: int  # of the policy
     n_action_steps: int  # steps of a chunk after which the next plan is started
     hz: float  # commands per second
@@ -186,44 +188,46 @@ class Loop:
         planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
         frame, _ = self._observe(gate, FIRST_S)
         lived.frames.append(frame)
-        # Before the first command, the first frame stands for all earlier ones; the robot stands still meanwhile.
-        context = np.repeat(frame[None], self.n_context_frames, axis=0)
-        planner.begin(context)
+        planner.begin(self._context(lived))
         late, pace = 0, Pace(self.hz, self.real_time)
         lived.periods = pace.periods
         for k in range(self.max_steps):
-            action = planner.step(k, context)
+            action = planner.step(k, self._context(lived))
             late = 0 if action is not None else late + 1  # commands in a row without a plan
             lived.n_late += action is None
             if late > self.max_late:
                 raise Stop(f"there was no plan for {late} commands in a row")
             # Without a plan in time, hold the position.
-            taken = self._command(self.guard.hold(context[-1]) if action is None else action, context[-1], gate, pace)
+            state = frame[STATE]
+            taken = self._command(self.guard.hold(state) if action is None else action, state, gate, pace)
             frame, success = self._observe(gate)
             lived.frames.append(frame)
             lived.sent.append(taken)
             lived.success.append(success)
-            context = np.concatenate([context[1:], frame[None]])
             if success:
                 break
         lived.ended, lived.reason = True, "success" if success else f"{self.max_steps} steps"
 
-    def _command(self, action: Array, frame: Array, gate: Gate, pace: Pace) -> Array:
+    def _context(self, lived: Lived) -> Frame:
+        """Return the policy's observation of the newest frame."""
+        return context_of(lived.frames, self.interface.spec, self.n_context_frames)
+
+    def _command(self, action: Array, state: Array, gate: Gate, pace: Pace) -> Array:
         """Send `action` within the limits when it is due; return the action (action_dim,) that the robot reports.
 
         Returns when the next observation is due.
         """
-        command = self.guard.command(action, frame)
+        command = self.guard.command(action, state)
         pace.wait_to_send()
         answer = self._call("send_action", partial(gate.send, command), gate)
-        taken = self.guard.answer(answer, command, frame)
+        taken = self.guard.answer(answer, command, state)
         pace.wait_to_observe()
         return taken
 
-    def _observe(self, gate: Gate, within_s: float | None = None) -> tuple[Array, bool]:
-        """Return the newest frame (state_dim,) after the guard's checks, and whether it is a success."""
-        values, stamp, observation = self._call("get_observation", self.interface.observe, gate, within_s)
-        frame = self.guard.observe(values, stamp, time.monotonic())
+    def _observe(self, gate: Gate, within_s: float | None = None) -> tuple[Frame, bool]:
+        """Return the newest frame after the guard's checks, and whether it is a success."""
+        values, images, stamp, observation = self._call("get_observation", self.interface.observe, gate, within_s)
+        frame = {STATE: self.guard.observe(values, stamp, time.monotonic()), **images}
         return frame, self.judge(frame, observation)
 
     def _call(self, name: str, call: Callable[[], T], gate: Gate, within_s: float | None = None) -> T:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
+from rl.deploy.frames import Frame, tensors_of
 from rl.deploy.onnx_trial import complaint
 from rl.policies.wam import ModelPilot
+from world_model.env import Obs
 from world_model.extras import pip_line
 from world_model.files import TENSOR_BYTES, existing_folder, read_file
 from world_model.flow import seeded_noise
@@ -30,12 +32,11 @@ class Pilot(Protocol):
     chunk_size: int
     noise_shape: tuple[int, ...]
 
-    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """Return chunks (n, chunk_size, action_dim); the arguments are the inputs of an exported `FlowGraph`.
+    def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+        """Return chunks (n, chunk_size, action_dim).
 
         Args:
-            state: context frames, (n, n_context_frames, state_dim).
-            task: index of the task, (n,) int64.
+            obs: the features of `spec`, each (n, n_context_frames, *shape), and `task` (n,) int64.
             noise: start of the sampler, (n, *noise_shape).
             held: chunk whose first `n_held` actions are fixed, (n, chunk_size, action_dim).
             n_held: (n,) int64.
@@ -85,9 +86,9 @@ class OnnxPilot:
             )
         return ports
 
-    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+    def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """See `Pilot.act`."""
-        given = {"state": state, "task": task, "noise": noise, "held": held, "n_held": n_held}
+        given = {"state": obs["state"], "task": obs["task"], "noise": noise, "held": held, "n_held": n_held}
         (actions,) = self._session.run(["actions"], {name: value.numpy() for name, value in given.items()})
         return torch.from_numpy(actions)
 
@@ -119,7 +120,7 @@ def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:
 
 
 class Decider:
-    """Calls a pilot with the planner's arguments: frames, and actions to hold at the start of the chunk.
+    """Calls a pilot with the planner's arguments: an observation, and actions to hold at the start of the chunk.
 
     Args:
         pilot: the policy.
@@ -131,8 +132,8 @@ class Decider:
         self.pilot, self.seed, self.n_chunks = pilot, seed, 0
         self.task = torch.tensor([pilot.spec.tasks.index(task)])
 
-    def __call__(self, frames: Array, held: Array) -> Array:
-        """Return a chunk (chunk_size, action_dim) for (n_context_frames, state_dim) and (n, action_dim)."""
+    def __call__(self, obs: Frame, held: Array) -> Array:
+        """Return a chunk (chunk_size, action_dim); `obs` has features (n_context_frames, *shape), `held` n actions."""
         pilot, n_held = self.pilot, torch.tensor([len(held)])
         # Noise depends on the seed and the number of the chunk only, so an episode repeats with the same noise.
         noise = seeded_noise(torch.tensor([self.seed]), torch.tensor([self.n_chunks]), pilot.noise_shape)
@@ -140,6 +141,6 @@ class Decider:
         chunk = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim)
         if len(held):
             chunk[0, : len(held)] = torch.tensor(held)
-        state = torch.tensor(frames, dtype=torch.float32).unsqueeze(0)
-        actions: Array = pilot.act(state, self.task, noise, chunk, n_held)[0].numpy()
+        rows = tensors_of(obs) | {"task": self.task}
+        actions: Array = pilot.act(rows, noise, chunk, n_held)[0].numpy()
         return actions

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rl.deploy.frames import Frame
+
 Array = np.ndarray
-Decide = Callable[[Array, Array], Array]
-"""(frames (n_context_frames, state_dim), held actions (n, action_dim)) -> chunk (chunk_size, action_dim)."""
+Decide = Callable[[Frame, Array], Array]
+"""(features (n_context_frames, *shape), held actions (n, action_dim)) -> chunk (chunk_size, action_dim)."""
 
 WINDOW = 20
 """Number of latest plans; the longest latency among them is the expected latency of the next plan."""
@@ -38,7 +40,7 @@ class Plan:
 class Planner:
     """Returns the action of each control step, and plans the next chunk early enough.
 
-    Planning starts from the frames of one step and finishes some steps later; the old plan's actions are executed
+    Planning starts from the observation of one step and finishes some steps later; the old plan's actions are executed
     meanwhile. They are fixed ("held") at the start of the new plan, for as many steps as recent plans took, so that
     the new plan continues from them. Over the rest of the old plan, the two are blended. The new plan is entered at
     the step at which it really arrives. A chunk must be at least twice as long as planning takes.
@@ -65,26 +67,26 @@ class Planner:
         self.plan = Plan(0, np.zeros((0, 0)))
         self._next: tuple[int, Future[tuple[Array, float]]] | None = None
 
-    def begin(self, frames: Array) -> None:
-        """Plan the first chunk from `frames` (n_context_frames, state_dim), while the robot stands still."""
+    def begin(self, obs: Frame) -> None:
+        """Plan the first chunk from features (n_context_frames, *shape), while the robot stands still."""
         self._next = None
-        first = self.decide(frames, np.zeros((0, 0)))
+        first = self.decide(obs, np.zeros((0, 0)))
         # Measure the latency on a second call; the first one may be slow because of its initialisation.
-        _, latency = self._timed(frames, first[:1])
+        _, latency = self._timed(obs, first[:1])
         self.latencies.append(latency)
         self.plan = Plan(0, first)
 
-    def step(self, k: int, frames: Array) -> Array | None:
+    def step(self, k: int, obs: Frame) -> Array | None:
         """Return the action (action_dim,) of step `k`; None if no plan covers it in time.
 
-        `frames` (n_context_frames, state_dim) are the newest ones, from which the next plan may start.
+        `obs` is the newest observation, from which the next plan may start.
         """
         if self._next is not None and self._next[1].done():
             self._splice(k)
         # Start the next plan. It holds the actions that will be executed while it is computed.
         if self._next is None and k - self.plan.start >= self._patience():
             held = self.plan.actions[k - self.plan.start :][: self.n_held]
-            self._next = k, self.executor.submit(self._timed, frames.copy(), held.copy())
+            self._next = k, self.executor.submit(self._timed, dict(obs), held.copy())
         return self.plan.actions[k - self.plan.start] if k < self.plan.end else None
 
     @property
@@ -96,9 +98,9 @@ class Planner:
         """Return the number of steps of a plan after which the next one must be started."""
         return max(1, min(self.n_action_steps, len(self.plan.actions) - self.n_held))
 
-    def _timed(self, frames: Array, held: Array) -> tuple[Array, float]:
+    def _timed(self, obs: Frame, held: Array) -> tuple[Array, float]:
         begun = self.clock()
-        actions = self.decide(frames, held)
+        actions = self.decide(obs, held)
         return actions, self.clock() - begun
 
     def _splice(self, k: int) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from rewards.errors import UserError
 from rl.deploy.calls import Calls
+from rl.deploy.frames import Frame, tensors_of
 from rl.deploy.loop import Judge, Lived, Loop, robot_says
 from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.robot_config import RobotConfig
@@ -23,7 +24,7 @@ from rl.robots.api import Interface, differences, make_robot
 from rl.robots.errors import Stop
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import SURE
-from world_model.spec import STATE, Spec
+from world_model.spec import Spec
 
 LET_GO_S = 30.0
 """Seconds that a robot may take to disconnect; Ctrl-C ends the wait at once."""
@@ -122,7 +123,7 @@ class Session:
         lived = self._loop(pilot, scene).run()
         if not config.dry_run and lived.ended:  # the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
-            if (episode := lived.to_episode(self.task, source, config.seed + scene)) is not None:
+            if (episode := lived.to_episode(self.spec, self.task, source, config.seed + scene)) is not None:
                 self._record(episode, name)
         # After recording, so that this line means that the episode is on disk.
         self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time")
@@ -199,9 +200,9 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
     index, before = torch.tensor([model.spec.tasks.index(task)]), [False]
 
     @torch.inference_mode()
-    def read_out(frame: np.ndarray, observation: Mapping[str, Any]) -> bool:
-        state = torch.tensor(frame, dtype=torch.float32).view(1, 1, -1)
-        p, _ = model.success_and_progress({STATE: state}, index)
+    def read_out(frame: Frame, observation: Mapping[str, Any]) -> bool:
+        # One row of one frame.
+        p, _ = model.success_and_progress(tensors_of({name: value[None] for name, value in frame.items()}), index)
         sure, was_sure = bool(p >= SURE), before[0]
         before[0] = sure
         return sure and was_sure  # two frames in a row, as in a dream

@@ -10,6 +10,7 @@ import numpy as np
 from rewards.errors import UserError
 from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.opengl import prepare_opengl
+from world_model.data.pixels import shrunk
 from world_model.extras import pip_line
 from world_model.spec import IMAGES
 
@@ -102,7 +103,7 @@ class GymTask:
             return image.copy()
         if use.height != use.width or min(image.shape[:2]) < use.height:
             raise UserError(f"{where}: {name} is {image.shape[:2]}, expected at least {use.height} x {use.width}")
-        return _shrunk(image, use.height)
+        return shrunk(image, use.height)
 
     def _numbers(self, value: Any, what: str, size: int) -> Array:
         """Return `value` as float32 (size,) if its type and size fit; `BatchedEnv` checks later that it is finite."""
@@ -126,19 +127,6 @@ class GymTask:
     def close(self) -> None:
         """Release the resources of the environment."""
         self._env.close()
-
-
-def _shrunk(image: Array, size: int) -> Array:
-    """Crop the middle square and average it over size x size areas. Shape: (size, size, 3) uint8."""
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    # If `size` does not divide `side`, the sides of the areas differ by one pixel.
-    edges = np.arange(size + 1) * side // size
-    sums = image[top : top + side, left : left + side].astype(np.float64)
-    for axis in (0, 1):
-        sums = np.add.reduceat(sums, edges[:-1], axis)
-    areas = np.outer(np.diff(edges), np.diff(edges))
-    return (sums / areas[..., None]).round().astype(np.uint8)
 
 
 def _is_image(box: Any) -> bool:

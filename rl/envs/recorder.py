@@ -22,7 +22,7 @@ class Recorder:
         # Unfinished episodes: environment -> its chunks of (actions, success) and of features.
         self._open: dict[int, list[tuple[Tensor, Tensor, Frames]]] = {}
 
-    def add(self, first: Frames, elapsed: Tensor, task: Tensor, seed: Tensor, actions: Tensor, step: ChunkStep) -> None:
+    def add(self, first: Frames, elapsed: Tensor, task: Tensor, seed: Tensor, step: ChunkStep) -> None:
         """Add one chunk of every environment.
 
         Args:
@@ -30,10 +30,9 @@ class Recorder:
             elapsed: steps of the episode before the chunk, (n,); 0 starts an episode.
             task: index of the task, (n,).
             seed: of the episode, (n,).
-            actions: executed ones, (n, k, action_dim).
             step: result of the chunk.
         """
-        actions, successes = actions.cpu(), step.success.cpu()
+        actions, successes = step.actions.cpu(), step.success.cpu()
         first, frames = ({name: x.cpu() for name, x in of.items()} for of in (first, step.frames))
         done, counts = (step.terminated | step.truncated).tolist(), step.executed.sum(1).tolist()
         for j, (count, begun) in enumerate(zip(counts, elapsed.tolist(), strict=True)):

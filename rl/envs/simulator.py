@@ -96,7 +96,6 @@ class Simulator(BatchedEnv):
     wave: int | None = None
     """Number of episodes that can be named at once, namely those that a `reset` starts. None: any number, in turn."""
 
-    _executed: Tensor  # (num_envs, k, action_dim), actions of the last chunk after any delay
     _seeds: list[int] | None = None  # seeds of the named episodes that have not started; None: draw seeds at random
     recorder: Recorder | None = None  # see `record`
 
@@ -214,12 +213,8 @@ class Simulator(BatchedEnv):
         first, elapsed = {name: frames[:, -1].clone() for name, frames in self.context.items()}, self.elapsed.clone()
         task, seed = self.task.clone(), self.episode_seed.clone()
         step = super().step_chunk(actions)
-        self.recorder.add(first=first, elapsed=elapsed, task=task, seed=seed, actions=self._executed, step=step)
+        self.recorder.add(first=first, elapsed=elapsed, task=task, seed=seed, step=step)
         return step
-
-    def _delay(self, actions: Tensor) -> Tensor:
-        self._executed = super()._delay(actions)  # the recorder stores executed actions, not commanded ones
-        return self._executed
 
     def _next_seeds(self, n: int) -> Tensor:
         if self._seeds is None:

@@ -189,10 +189,9 @@ class ModelPilot:
         return ModelPilot(load_model(name_or_folder), n_denoising_steps)
 
     @torch.inference_mode()
-    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+    def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """See `Pilot.act`."""
-        context = self.model.encode(state, task)
-        return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
+        return modes.policy(self.model, self.model.observe(obs), noise, self.n_denoising_steps, (held, n_held))
 
 
 class FlowGraph(Graph):

@@ -18,7 +18,8 @@ import numpy as np
 from rewards.errors import UserError, blamed, defined_at, did_you_mean
 from rewards.plugins import check_params, known, load
 from rl.robots.errors import NOT_NUMBERS, Stop
-from world_model.spec import Spec
+from world_model.data.pixels import shrunk
+from world_model.spec import IMAGES, Spec
 
 Array = np.ndarray
 
@@ -38,6 +39,8 @@ MEMBERS = (
 
 class Robot(Protocol):
     """The members of LeRobot's `Robot` that this project uses. Observations and actions are dicts: name -> number.
+
+    An observation may also hold images: name of a camera -> (height, width, 3) uint8.
 
     Optional members:
 
@@ -98,6 +101,7 @@ class RobotMap:
     action: tuple[str, ...] = ()  # a name for each entry of an action; empty: action.0, action.1, ...
     scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: policy = scale * robot + offset
     offset: dict[str, float] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)  # camera of the policy -> camera of the robot, if they differ
 
 
 def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -111,6 +115,8 @@ def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 class Interface:
     """Converts between a robot and a policy: frames and actions in the order, units and signs of the policy's training.
+
+    Images are cropped to their middle square and scaled down to the size that the policy reads.
 
     Args:
         robot: a connected robot.
@@ -130,23 +136,27 @@ class Interface:
             rows = "; ".join(f"{name}: expected {policy}, found {theirs}" for name, policy, theirs in found)
             raise UserError(f"the robot is not what the policy expects, nothing was sent: {rows}")
         self.state_names, self.action_names = _names(spec, mapping)
+        self.camera_names = _cameras(spec, mapping)
         self._scale, self._offset = (
             {name: values.get(name, default) for name in (*self.state_names, *self.action_names)}
             for values, default in ((mapping.scale, 1.0), (mapping.offset, 0.0))
         )
 
-    def observe(self) -> tuple[list[Any], Any, Mapping[str, Any]]:
-        """Return the frame (state_dim,), its time in seconds, and the robot's observation, all of it unchecked.
+    def observe(self) -> tuple[list[Any], dict[str, Array], Any, Mapping[str, Any]]:
+        """Return the state, the images by feature, the time in seconds, and the robot's observation.
+
+        The images have been checked, everything else is unchecked.
 
         Raises:
-            Stop: the observation is not a dict.
+            Stop: the observation is not a dict, or an image that the policy reads is missing, or none in colour.
         """
         with self._turn():
             observation = self.robot.get_observation()
         if not isinstance(observation, Mapping):
             raise Stop(f"the observation is no dict of numbers by name: {repr(observation)[:60]}")
-        frame = [self._ours(name, observation.get(name)) for name in self.state_names]
-        return frame, observation.get("timestamp", time.monotonic()), observation
+        state = [self._ours(name, observation.get(name)) for name in self.state_names]
+        images = {name: self._image(name, observation.get(key)) for name, key in self.camera_names.items()}
+        return state, images, observation.get("timestamp", time.monotonic()), observation
 
     def send(self, command: Array) -> list[Any]:
         """Send a command (action_dim,), converted to the names and units of the robot.
@@ -181,6 +191,18 @@ class Interface:
             if acquired:
                 self._calling.release()
 
+    def _image(self, name: str, image: Any) -> Array:
+        """Return an image in the size of the feature `name`."""
+        height, width, _ = self.spec.features[name].shape
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            kind = f"{image.shape} of {image.dtype}" if isinstance(image, np.ndarray) else repr(image)[:60]
+            raise Stop(f"{name} of the observation is {kind}, expected (height, width, 3) of uint8")
+        if image.shape[:2] == (height, width):
+            return image.copy()
+        if height != width or min(image.shape[:2]) < height:
+            raise Stop(f"{name} of the observation is {image.shape[:2]}, expected at least {height} x {width}")
+        return shrunk(image, height)
+
     def _ours(self, name: str, value: Any) -> Any:
         """Convert a number of the robot to the policy's unit; return anything else unchanged, the guard refuses it."""
         if isinstance(value, bool | np.bool_ | str | bytes):  # `float` would accept these
@@ -209,6 +231,10 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
         found += _by_part(
             (name, "a number", _offer(name, features)) for name in names if features.get(name) is not float
         )
+    for name, key in _cameras(spec, mapping).items():
+        height, width, _ = spec.features[name].shape
+        if not _is_shape(robot.observation_features.get(key)):
+            found.append((name, f"an image of {height} x {width}", _offer(key, robot.observation_features)))
     # Every action of the robot must be commanded; additional observations do no harm.
     state, action = _names(spec, mapping)
     found += [
@@ -315,7 +341,18 @@ def _names(spec: Spec, mapping: RobotMap) -> tuple[tuple[str, ...], tuple[str, .
     return mapping.state or state, mapping.action or action
 
 
+def _cameras(spec: Spec, mapping: RobotMap) -> dict[str, str]:
+    """Return for each image feature of the policy the name of the robot's camera."""
+    cameras = {name: name.removeprefix(IMAGES) for name in spec.images}
+    return {name: mapping.images.get(camera, camera) for name, camera in cameras.items()}
+
+
+def _is_shape(offered: Any) -> bool:
+    """Whether a robot offers an image: LeRobot's robots say so by its shape (height, width, 3)."""
+    return isinstance(offered, tuple | list) and len(offered) == 3 and offered[2] == 3
+
+
 def _offer(name: str, features: Mapping[str, Any]) -> str:
     if name not in features:
         return f"no such; it has {', '.join(features)}"[:80]
-    return f"an image {features[name]}"
+    return f"an image {features[name]}" if _is_shape(features[name]) else "a number"

@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from rl.robots.api import NumberRobot, names_of
-from world_model.spec import Spec
+from world_model.spec import IMAGES, Spec
 
 
 class FakeRobot(NumberRobot):
     """A robot whose state follows its commands: action `i` moves entry `i` of the state.
 
     Args:
-        spec: gives the names of state and action; None: use `state` and `action`.
+        spec: gives the names of state and action, and the sizes of images, which are black; None: use `state` and
+            `action`.
         state, action: names of the entries.
         gain: how far an action of 1 moves the state.
         misbehave: changes an observation before it is returned.
@@ -30,17 +33,24 @@ class FakeRobot(NumberRobot):
     ) -> None:
         names = names_of(spec) if spec is not None else (tuple(state), tuple(action))
         self.state, self.action, self.gain, self.misbehave = *names, gain, misbehave
+        features = {} if spec is None else {name: spec.features[name] for name in spec.images}
+        self.images = {name.removeprefix(IMAGES): np.zeros(of.shape, np.uint8) for name, of in features.items()}
         self.values = dict.fromkeys(self.state, 0.0)
         self.sent: list[dict[str, float]] = []
         self.is_connected = False
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """One number per entry of the state, and the shape of each image."""
+        return super().observation_features | {name: image.shape for name, image in self.images.items()}
 
     def connect(self) -> None:
         """Connect."""
         self.is_connected = True
 
     def get_observation(self) -> dict[str, Any]:
-        """Return the current state and time, changed by `misbehave`."""
-        return self.misbehave({**self.values, "timestamp": time.monotonic()})
+        """Return the current state, images and time, changed by `misbehave`."""
+        return self.misbehave({**self.values, **self.images, "timestamp": time.monotonic()})
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Store the action and move the state by it; return it unchanged."""

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from rewards.errors import UserError
 from rl.ppo.buffer import Samples
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
-from rl.rounds.outcome import Outcome, Part
+from rl.rounds.outcome import Outcome, PhaseResult
 from world_model.api import Context
 from world_model.checkpoint import load_checkpoint, load_training_state, pack_training_state, save_checkpoint
 from world_model.data.episodes import Episode
@@ -30,7 +28,7 @@ class Run:
     minutes: float
 
 
-TYPES = (Run, Outcome, Part, Verdict, EpisodeResult, Episode, Context, Samples)
+TYPES = (Run, Outcome, PhaseResult, Verdict, EpisodeResult, Episode, Context, Samples)
 """The only dataclasses that a state may hold: a file cannot make the loader build anything else."""
 
 VERSION = 2
@@ -56,17 +54,28 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if version not in (1, VERSION):
         raise UserError(f"{path}: state_version {version}, known up to {VERSION}; upgrade wamtune")
     types: dict[str, Callable[..., Any]] = {of.__name__: of for of in TYPES}
-    if version == VERSION:
-        return load_training_state(path, types)
-    state = load_training_state(path, types | {"Episode": _older_episode})
-    if "post" in state:
+    state = load_training_state(path, types | {"Episode": _episode, "Outcome": _outcome, "Part": _phase_result})
+    if version == 1 and "post" in state:
         _name_features(folder, state["post"])
     return state
 
 
-def _older_episode(state: Tensor, picture_every: int = 1, **others: Any) -> Episode:
-    """Build an episode from the attributes that it had in version 1; those of images are refused afterwards."""
-    return Episode(obs={STATE: state}, **others)
+def _episode(**saved: Any) -> Episode:
+    """Build an episode; in version 1 it has a state vector, and `picture_every`, which only runs with images need."""
+    if "state" in saved:
+        saved.pop("picture_every", None)
+        saved["obs"] = {STATE: saved.pop("state")}
+    return Episode(**saved)
+
+
+def _outcome(**saved: Any) -> Outcome:
+    """Build an outcome; an older one has `parts`, as the phases of a round were called."""
+    return Outcome(results=saved.pop("parts" if "parts" in saved else "results"), **saved)
+
+
+def _phase_result(place: str, **saved: Any) -> PhaseResult:
+    """Build what is called a part in older states, and has a `place`."""
+    return PhaseResult(phase=place, **saved)
 
 
 def _name_features(folder: Path, post: dict[str, Any]) -> None:

@@ -32,9 +32,8 @@ def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
     check_simulator(config)
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
     model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
-    post = PostTraining(config, model, None, log=lambda step, values: None, folder=folder)
-    if model is not None:
-        post.imitation = _imitation(config, model)
+    imitation = None if model is None else _imitation(config, model)
+    post = PostTraining(config, model, imitation, log=lambda step, values: None, folder=folder)
     if config.episodes:
         _add_recorded(post, config)
     return post
@@ -44,10 +43,7 @@ def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
     """Add the recorded episodes of `config.episodes` to the data of dream and imitation."""
     if post.dreams is None or post.model is None:
         raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
-    episodes = recorded_episodes(config, post.model, tasks_of(config, post.model))
-    post.dreams.episodes += episodes
-    if post.imitation is not None:
-        post.imitation.add_episodes(episodes)
+    post.add_episodes(recorded_episodes(config, post.model, tasks_of(config, post.model)))
 
 
 def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:
@@ -59,6 +55,8 @@ def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None
     if ppo.bc_coef > 0:
         tasks = tasks_of(config, model) or model.spec.tasks
         demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=tasks)
+        if not demonstrations and not set(tasks) <= set(model.spec.tasks):
+            return None  # the simulator is built next; it refuses an unknown task, and names the closest known one
         if not demonstrations:
             raise UserError(
                 f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "

@@ -112,7 +112,7 @@ def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any
     with Progress(f"train {name}") as progress:
         post.log, post.say = log, progress.note
         post.tick = lambda done, total, doing: progress.update(
-            round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.sim_steps
+            round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.state.sim_steps
         )
         try:
             outcome = _run(post, folder, runs[0].outcome.before if runs else None)
@@ -150,7 +150,7 @@ def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | No
 
 
 class _Saver:
-    """Save a run at safe points: at the end of each part of a round, and within a part every `save_minutes`."""
+    """Save a run at safe points: at the end of each phase, and within a phase every `save_minutes`."""
 
     def __init__(self, post: PostTraining, folder: RunFolder, kept: dict[str, Any], minutes: float) -> None:
         self.post, self.folder, self.kept = post, folder, kept
@@ -162,12 +162,13 @@ class _Saver:
         return (time.monotonic() - self._begun) / 60
 
     def __call__(self, ended: bool) -> None:
-        """Save at a safe point if it is due; `ended`: a part has ended, which is always saved."""
+        """Save at a safe point if it is due; `ended`: a phase has ended, which is always saved."""
         post, path = self.post, self.folder.path
         if not ended and time.monotonic() - self._saved < 60 * post.config.save_minutes:
             return
         if ended and not self.kept["runs"]:
-            readme = f"# {post.config.name}\n\nThe best after {post.sim_steps:,} simulator steps; not evaluated yet.\n"
+            n_steps = post.state.sim_steps
+            readme = f"# {post.config.name}\n\nThe best after {n_steps:,} simulator steps; not evaluated yet.\n"
             post.save(path / "checkpoints" / "last", readme)
         state = {"minutes": self.minutes, **post.state_dict()}
         save_state(path, {**self.kept, "mark": self.folder.mark(), "post": state})
@@ -251,11 +252,11 @@ def _figures(run: Run) -> dict[str, str]:
     }
 
 
-def _gain_of(outcome: Outcome, place: str) -> float:
-    """Return the sum of the changes in success over the parts that ran in `place`."""
-    rates = [success_rate(outcome.before), *(success_rate(part.evaluation) for part in outcome.parts)]
-    changes = zip(outcome.parts, rates, rates[1:], strict=False)
-    return sum(new - old for part, old, new in changes if part.place == place)
+def _gain_of(outcome: Outcome, phase: str) -> float:
+    """Return the sum of the changes in success over the phases with this name: imitation, sim or dream."""
+    rates = [success_rate(outcome.before), *(success_rate(result.evaluation) for result in outcome.results)]
+    changes = zip(outcome.results, rates, rates[1:], strict=False)
+    return sum(new - old for result, old, new in changes if result.phase == phase)
 
 
 def _share(results: list[EpisodeResult]) -> str:

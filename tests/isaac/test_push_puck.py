@@ -91,9 +91,9 @@ def test_a_round_in_isaac_lab_and_in_the_dream_of_it(checkpoint: Path) -> None:
         outcome = post.run()
     finally:
         post.close()
-    assert [part.place for part in outcome.parts] == ["sim", "dream"]
+    assert [result.phase for result in outcome.results] == ["sim", "dream"]
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after]
-    assert outcome.parts[1].verdict is not None and outcome.gate_steps > 0
+    assert outcome.results[1].verdict is not None and outcome.gate_steps > 0
     assert post.dreams is not None and len(post.dreams.episodes) >= 64  # of the gate, both policies
     assert {"rollout/dream_success", "rollout/sim_success", "train/approx_kl"} <= logged.keys()
 

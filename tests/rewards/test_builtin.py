@@ -25,7 +25,7 @@ PARAMS = {"workspace_limit": {"low": [-1, -1, -1], "high": [1.0, 1.0, 1.0]}}
 
 
 def test_every_builtin_has_an_expected_value() -> None:
-    assert {*EXPECTED, "goal_image"} == set(BUILTIN)  # that one needs a codec, and has a test of its own
+    assert {*EXPECTED, "goal_image"} == set(BUILTIN)  # that one needs a model with cameras, and has a test of its own
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -38,10 +38,10 @@ def test_builtin(name: str, t: Transition) -> None:
     torch.testing.assert_close(paid.total, -2.0 * expected)
 
 
-class TwoViews:
-    """A codec of two cameras whose goal is known."""
+class TwoCameras:
+    """A model with two cameras whose goal is known."""
 
-    n_views = 2
+    n_cameras = 2
 
     def encode_file(self, path: str) -> torch.Tensor:
         return torch.tensor([[9.0, 9.0], [1.0, 2.0]])
@@ -49,13 +49,11 @@ class TwoViews:
 
 def test_goal_image(t: Transition) -> None:
     seen = torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.0, 0.0, 4.0, 6.0], [0.0, 0.0, 1.0, 4.0]])
-    t = replace(t, next_state=torch.cat([t.next_state, seen], 1), codec=TwoViews())
-    n = t.next_state.shape[1]
-    t.slices = {**t.slices, "image": slice(n - 4, n)}
-    manager = RewardManager({"goal_image": {"weight": -1.0, "params": {"path": "g", "view": 1}}}, {"image"}, "dream")
+    t = replace(t, features={"latents": seen}, images=TwoCameras())
+    manager = RewardManager({"goal_image": {"weight": -1.0, "params": {"path": "g", "view": 1}}}, {"latents"}, "dream")
     # (0,0), (3,4), (0,2): the root of 0, 25/2 and 4/2
     torch.testing.assert_close(manager.compute(t).raw["goal_image"], torch.tensor([0.0, 12.5**0.5, 2.0**0.5]))
-    with pytest.raises(UserError, match="requires 'image', which the sim cannot provide"):
+    with pytest.raises(UserError, match="requires 'latents', which the sim cannot provide"):
         RewardManager({"goal_image": {"weight": -1.0, "params": {"path": "g"}}}, PROVIDES, "sim")
 
 

@@ -256,7 +256,7 @@ def test_chunk_in_one_call_equals_step_by_step(t: Transition, monkeypatch: pytes
     terms: Terms = {"visits": {"weight": 1.0}, "action_jerk": {"weight": -0.5}, "progress": {"weight": 2.0}}
     step_by_step, at_once = (RewardManager(terms, SLICES | {"progress"}, "sim") for _ in range(2))
     later = dataclasses.replace(t, action_history=t.action_history.flip(1) * 2, progress=t.next_progress)
-    names = [f.name for f in dataclasses.fields(t) if f.name not in ("slices", "own_rewards", "codec")]
+    names = [f.name for f in dataclasses.fields(t) if f.name not in ("slices", "own_rewards", "features", "images")]
     chunk = {name: torch.stack([getattr(t, name), getattr(later, name)], 1).flatten(0, 1) for name in names}
     for manager in (step_by_step, at_once):
         manager.reset(torch.ones(3, dtype=torch.bool))

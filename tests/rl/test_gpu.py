@@ -29,10 +29,10 @@ def test_a_run_trains_in_simulator_and_dream(tiny: list[str]) -> None:
     start = policy_state(post.policy)
     outcome = post.run()
     post.close()
-    assert {part.place for part in outcome.parts} == {"sim", "imitation", "dream"}
+    assert {result.phase for result in outcome.results} == {"sim", "imitation", "dream"}
     weights = post.policy.state_dict().values()
     assert all(w.is_cuda and bool(w.isfinite().all()) for w in weights)
-    assert any(not torch.equal(part.champion[name], start[name]) for part in outcome.parts for name in start)
+    assert any(not torch.equal(r.champion[name], start[name]) for r in outcome.results for name in start)
 
 
 def test_a_run_goes_on_from_what_a_file_keeps(tiny: list[str], tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_run_goes_on_from_what_a_file_keeps(tiny: list[str], tmp_path: Path) -
     whole, rest = prepare(config), prepare(config)
 
     def safe(ended: bool) -> None:
-        if whole.n_places == 2 and load_state(tmp_path) is None:
+        if whole.state.n_phases == 2 and load_state(tmp_path) is None:
             save_state(tmp_path, whole.state_dict())
 
     whole.safe = safe
@@ -48,7 +48,7 @@ def test_a_run_goes_on_from_what_a_file_keeps(tiny: list[str], tmp_path: Path) -
     state = load_state(tmp_path)
     assert state is not None
     rest.load_state_dict(state)
-    assert [part.place for part in rest.run().parts] == [part.place for part in outcome.parts]
+    assert [r.phase for r in rest.run().results] == [r.phase for r in outcome.results]
     for name, value in whole.policy.state_dict().items():
         torch.testing.assert_close(value, rest.policy.state_dict()[name], atol=1e-3, rtol=1e-3)
     whole.close()

@@ -27,7 +27,11 @@ def make_dream(model, starts):
 @pytest.fixture
 def never_solved(model, monkeypatch):
     """The read-out says nothing is solved, and everything is halfway."""
-    monkeypatch.setattr(model, "read_frames", lambda frames, task: (0 * frames[:, 0], 0 * frames[:, 0] + 0.5))
+    monkeypatch.setattr(model, "success_and_progress", lambda frames, task: (zeros(frames), zeros(frames) + 0.5))
+
+
+def zeros(frames):
+    return torch.zeros(frames["state"].shape[:2])
 
 
 def actions(n, k=K, seed=0):
@@ -47,7 +51,7 @@ def test_a_branch_is_truncated_after_its_horizon(make_dream, never_solved):
     first, second, third = (env.step_chunk(actions(3, seed=i)) for i in range(3))
     assert first.executed.all() and not (first.truncated | first.terminated).any()
     assert second.truncated.all() and not second.terminated.any() and second.executed.all()
-    assert torch.equal(second.final_obs["state"][:, -1], second.frames[:, -1])
+    assert torch.equal(second.final_obs["state"][:, -1], second.frames["state"][:, -1])
     assert not torch.equal(second.obs["state"], second.final_obs["state"])  # the next branch has begun
     assert not third.truncated.any()
 
@@ -63,7 +67,7 @@ def test_an_episode_is_truncated_at_its_step_limit(make_dream, never_solved):
 
 def test_success_takes_two_sure_frames_in_a_row(make_dream, model, monkeypatch):
     p = {}
-    monkeypatch.setattr(model, "read_frames", lambda frames, task: (p["now"].flatten(), frames[:, 0]))
+    monkeypatch.setattr(model, "success_and_progress", lambda frames, task: (p["now"], zeros(frames)))
     env = make_dream(num_envs=2, horizon=9)
     env.reset(seed=0)
     p["now"] = torch.tensor([[0.55, 0.45, 0.55, 0.49], [0.55, 0.1, 0.1, 0.55]])
@@ -93,15 +97,16 @@ def test_noise_belongs_to_a_branch_whatever_its_place_in_the_batch(make_dream, n
         name: value[order] if isinstance(value, torch.Tensor) and name != "generator" else value
         for name, value in state.items()
     }
+    permuted["context"] = {name: frames[order] for name, frames in state["context"].items()}
     twin.load_state_dict(permuted)
-    frames = env.step_chunk(actions(4)).frames
-    torch.testing.assert_close(twin.step_chunk(actions(4)[order]).frames, frames[order], atol=1e-6, rtol=0)
+    frames = env.step_chunk(actions(4)).frames["state"]
+    torch.testing.assert_close(twin.step_chunk(actions(4)[order]).frames["state"], frames[order], atol=1e-6, rtol=0)
     # Another chunk or another branch from the same state draws other noise.
     for change in ({"chunks": state["chunks"] + 1}, {"episode_seed": state["episode_seed"] + 1}):
         twin.load_state_dict(state | change)
-        assert not torch.allclose(twin.step_chunk(actions(4)).frames, frames, atol=1e-4)
+        assert not torch.allclose(twin.step_chunk(actions(4)).frames["state"], frames, atol=1e-4)
     twin.load_state_dict(state)
-    assert torch.equal(twin.step_chunk(actions(4)).frames, frames)
+    assert torch.equal(twin.step_chunk(actions(4)).frames["state"], frames)
 
 
 def test_a_shorter_chunk_is_completed_and_a_longer_one_refused(make_dream, never_solved):
@@ -109,9 +114,9 @@ def test_a_shorter_chunk_is_completed_and_a_longer_one_refused(make_dream, never
     env.reset(seed=0), twin.reset(seed=0)
     short = actions(3, k=2)
     step = env.step_chunk(short)
-    assert step.frames.shape == (3, 2, 4) and step.executed.all() and env.elapsed.max() <= 150
+    assert step.frames["state"].shape == (3, 2, 4) and step.executed.all() and env.elapsed.max() <= 150
     completed = torch.cat([short, short[:, -1:], short[:, -1:]], dim=1)
-    torch.testing.assert_close(twin.step_chunk(completed).frames[:, :2], step.frames)
+    torch.testing.assert_close(twin.step_chunk(completed).frames["state"][:, :2], step.frames["state"])
     with pytest.raises(UserError, match="a chunk of 5 actions is longer than the 4 the model was trained on"):
         env.step_chunk(actions(3, k=5))
 
@@ -121,7 +126,7 @@ def test_the_dream_of_a_trained_model_is_close_to_what_happened(trained, episode
     starts = StartStates.from_episodes(recorded, trained.spec.tasks, 2)
     env = DreamEnv(trained, 32, starts, in_order=True)
     obs = env.reset()
-    dreamed = env.step_chunk(torch.stack([e.action[:K] for e in recorded])).frames[:, -1]
+    dreamed = env.step_chunk(torch.stack([e.action[:K] for e in recorded])).frames["state"][:, -1]
     true = torch.stack([e.state[K] for e in recorded])
     error, moved = ((frame - true).norm(dim=-1).mean() for frame in (dreamed, obs["state"][:, -1]))
     assert error < 0.5 * moved
@@ -149,7 +154,7 @@ def test_a_term_pays_the_same_for_the_same_transition_in_sim_and_dream(make_drea
     env = make_dream(num_envs=3, horizon=9, max_steps=6, rewards=terms(*names))
     env.reset(seed=0)
     begun = env.state_dict()
-    sim = Replay(model.spec, 3, 2, max_steps=6, rewards=terms(*names, place="sim"), read_out=model.read_frames)
+    sim = Replay(model.spec, 3, 2, max_steps=6, rewards=terms(*names, place="sim"), read_out=model.success_and_progress)
     sim.start = Start(begun["context"], begun["task"], begun["episode_seed"])
     sim.reset()
     never = torch.zeros(3, K, dtype=torch.bool)
@@ -168,9 +173,9 @@ def test_progress_is_a_potential_difference(make_dream, model):
     env = make_dream(horizon=9, rewards=terms("progress"))
     before = env.reset(seed=0)
     step = env.step_chunk(actions(3))
-    _, first = model.read_frames(before["state"][:, -1], before["task"])
-    _, last = model.read_frames(step.frames[:, -1], before["task"])
-    torch.testing.assert_close(step.reward.sum(1), last - first, atol=1e-5, rtol=0)
+    _, first = model.success_and_progress({"state": before["state"][:, -1:]}, before["task"])
+    _, last = model.success_and_progress({"state": step.frames["state"][:, -1:]}, before["task"])
+    torch.testing.assert_close(step.reward.sum(1), (last - first)[:, 0], atol=1e-5, rtol=0)
 
 
 # --- start states ---
@@ -179,10 +184,10 @@ def test_progress_is_a_potential_difference(make_dream, model):
 def test_start_states_by_hand():
     state = torch.arange(7.0)[:, None].repeat(1, 4)
     never = torch.zeros(6, dtype=torch.bool)
-    one = Episode(state, torch.zeros(6, 2), never, "rest", "random", seed=0)
-    other = Episode(state + 10, torch.zeros(6, 2), never, "reach", "random", seed=1)
+    one = Episode({"state": state}, torch.zeros(6, 2), never, "rest", "random", seed=0)
+    other = Episode({"state": state + 10}, torch.zeros(6, 2), never, "reach", "random", seed=1)
     starts = StartStates.from_episodes([one, other], ("reach", "rest"), n_context_frames=2)
-    assert starts.context[:, :, 0].tolist() == [[0, 0], [10, 10]]
+    assert starts.context["state"][:, :, 0].tolist() == [[0, 0], [10, 10]]
     assert starts.task.tolist() == [1, 0] and starts.seed.tolist() == [0, 1]
     with pytest.raises(UserError, match="needs at least one recorded episode"):
         StartStates.from_episodes([], ("reach",), 2)
@@ -191,7 +196,7 @@ def test_start_states_by_hand():
 def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts):
     env = make_dream(num_envs=3, horizon=1, in_order=True)
     for obs in (env.reset(), env.step_chunk(actions(3)).obs):
-        assert torch.equal(obs["state"], starts.context[:3])
+        assert torch.equal(obs["state"], starts.context["state"][:3])
     assert torch.equal(env.episode_seed, starts.seed[:3])
 
 
@@ -215,7 +220,7 @@ def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
 def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):
     monkeypatch.setattr(trust, "expected_error", lambda model, given: torch.tensor([0.01, 0.05, 0.02]))
     env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03)
-    monkeypatch.setattr(env.model, "read_frames", lambda frames, task: (torch.ones(len(frames)), None))
+    monkeypatch.setattr(env.model, "success_and_progress", lambda frames, task: (1 + zeros(frames), None))
     env.model.trust.given.fit(torch.randn(9, *env.model.trust.given.mean.shape))
     env.reset()
     step = env.step_chunk(actions(3))
@@ -225,7 +230,7 @@ def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):
 
 def test_noise_of_the_state_is_not_that_of_the_policy(make_dream):
     env = make_dream(obs_noise=1.0)
-    noise = (env.reset()["state"] - env.context).flatten(1)
+    noise = (env.reset()["state"] - env.context["state"]).flatten(1)
     drawn = seeded_noise(env.episode_seed, env.elapsed, noise.shape[1:])
     assert not (noise.unsqueeze(1) - drawn.unsqueeze(2)).abs().lt(1e-6).any()
 
@@ -233,7 +238,8 @@ def test_noise_of_the_state_is_not_that_of_the_policy(make_dream):
 def test_actions_of_another_precision_and_of_no_step(make_dream):
     env, twin = make_dream(), make_dream()
     env.reset(seed=0), twin.reset(seed=0)
-    assert torch.equal(env.step_chunk(actions(3).double()).frames, twin.step_chunk(actions(3)).frames)
+    double, single = env.step_chunk(actions(3).double()), twin.step_chunk(actions(3))
+    assert torch.equal(double.frames["state"], single.frames["state"])
     with pytest.raises(UserError, match=r"dream: actions have shape \(3, 0, 2\), expected \(3, k, 2\)"):
         env.step_chunk(torch.zeros(3, 0, 2))
 
@@ -250,9 +256,11 @@ def test_single_steps_wait_for_their_chunk(make_dream, never_solved):
         step = env.step(chunk[:, j])
         assert torch.equal(step.obs["state"], obs["state"]) and torch.equal(step.final_obs["state"], obs["state"])
         assert step.reward.shape == step.executed.shape == step.raw["time_cost"].shape == (3, 0)
-        assert step.frames.shape == (3, 0, 4) and not (step.terminated | step.truncated | step.is_success).any()
+        assert (
+            step.frames["state"].shape == (3, 0, 4) and not (step.terminated | step.truncated | step.is_success).any()
+        )
     step, whole = env.step(chunk[:, -1]), twin.step_chunk(chunk)
-    assert torch.equal(step.frames, whole.frames) and step.reward.tolist() == [[1.0] * K] * 3
+    assert torch.equal(step.frames["state"], whole.frames["state"]) and step.reward.tolist() == [[1.0] * K] * 3
     assert torch.equal(step.obs["state"], whole.obs["state"]) and step.executed.all()
     assert not step.truncated.any()
     for j in range(K):
@@ -286,4 +294,4 @@ def test_exact_resume_in_the_middle_of_a_chunk(make_dream):
     for i in range(20):
         one, two = (e.step(actions(3, seed=100 + i)[:, 0]) for e in (env, twin))
         assert torch.equal(one.obs["state"], two.obs["state"]) and torch.equal(one.reward, two.reward)
-        assert torch.equal(one.frames, two.frames) and torch.equal(one.truncated, two.truncated)
+        assert torch.equal(one.frames["state"], two.frames["state"]) and torch.equal(one.truncated, two.truncated)

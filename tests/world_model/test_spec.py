@@ -12,7 +12,7 @@ import world_model
 from rewards.errors import UserError
 from world_model.spec import Feature, Spec
 
-IMAGE = Feature((1, 64, 64, 3), "uint8")
+IMAGE = Feature((64, 64, 3), dtype="uint8", every=8)
 SPEC = Spec({"state": Feature((4,), "m")}, (-1.0, 0.0), (1.0, 2.0), ("push", "reach"), 20.0)
 SEEING = replace(SPEC, features={**SPEC.features, "images.front": IMAGE})
 OWN = "choose a checkpoint trained on this environment"
@@ -59,12 +59,18 @@ def test_a_checkpoint_fits_what_it_was_trained_on_and_what_allows_more() -> None
         (
             SEEING,
             SPEC,
-            f"the checkpoint reads 'images.front' of shape [1, 64, 64, 3], the environment has none; {OWN}",
+            f"the checkpoint reads 'images.front' of shape [64, 64, 3], the environment has none; {OWN}",
         ),
         (
             SEEING,
-            replace(SPEC, features={**SPEC.features, "images.front": Feature((2, 64, 64, 3), "uint8")}),
-            f"the checkpoint reads 'images.front' of shape [1, 64, 64, 3], the environment has [2, 64, 64, 3]; {OWN}",
+            replace(SPEC, features={**SPEC.features, "images.front": replace(IMAGE, shape=(32, 64, 3))}),
+            f"the checkpoint reads 'images.front' of shape [64, 64, 3], the environment has [32, 64, 3]; {OWN}",
+        ),
+        (
+            SEEING,
+            replace(SPEC, features={**SPEC.features, "images.front": replace(IMAGE, every=1)}),
+            "the checkpoint reads a new 'images.front' every 8 steps, the environment has one every 1; change `every` "
+            "of that feature of the environment",
         ),
         (
             SPEC,
@@ -87,6 +93,38 @@ def test_built_in_checkpoints_fit_meta_world() -> None:
     for path in configs:
         spec = Spec.from_dict(json.loads(path.read_text())["spec"])
         env = make_spec("metaworld", spec.tasks)
-        if "image" in spec.features:  # in its frames codes of images stand in place of where things are
+        if "latents" in spec.features:  # it reads images in place of where things are
             env = replace(env, features=spec.features)
         spec.check_fits(env, path.parent.name)
+
+
+def test_a_spec_with_images_and_instructions_comes_back_from_json() -> None:
+    spec = replace(SEEING, instructions={"push": "Push the puck to the goal."})
+    back = Spec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert back == spec and back.features["images.front"] == IMAGE and back.images == ("images.front",)
+    assert back.instruction("push") == "Push the puck to the goal."
+    assert replace(spec, tasks=("door-open", "pick_place")).instruction("door-open") == "door open"
+
+
+def test_codes_at_the_end_of_an_old_state_become_a_feature_of_their_own() -> None:
+    old = SPEC.to_dict()
+    state = {"shape": [7], "unit": "m; image: codes", "slices": {"hand_pos": [0, 3], "image": [4, 7]}}
+    old["features"] = {"state": state, "image": {"shape": [1, 64, 64, 3], "unit": "uint8", "slices": {}}}
+    spec = Spec.from_dict(old)
+    assert spec.features == {"state": Feature((4,), "m", {"hand_pos": (0, 3)}), "latents": Feature((3,), "codes")}
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"shape": [64, 64, 3], "unit": "", "slices": {}, "dtype": "float32"},
+        {"shape": [64, 64, 1], "unit": "", "slices": {}, "dtype": "uint8"},
+        {"shape": [64, 64, 3], "unit": "", "slices": {}, "dtype": "uint8", "every": 0},
+        {"shape": [64, 64, 3], "unit": "", "slices": {}, "dtype": "uint8", "every": True},
+    ],
+)
+def test_impossible_images_are_refused(feature: dict[str, object]) -> None:
+    data = SPEC.to_dict()
+    data["features"]["images.front"] = feature
+    with pytest.raises(UserError, match=r"spec\.features: .*expected images of uint8"):
+        Spec.from_dict(data)

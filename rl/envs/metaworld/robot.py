@@ -15,14 +15,17 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rl.deploy.stops import SIGNALS
+from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.metaworld.events import NOTHING, Event, Perturbed
 from rl.envs.workers import end, start
 from rl.robots.api import NumberRobot, names_of
+from world_model.view import View
 
 Array = np.ndarray
 
@@ -38,22 +41,41 @@ class SimRobot(NumberRobot):
         seed: of scene 0 and of the jitter; scene `i` has seed `seed + i`.
         hz: control rate; None: Meta-World's 80 Hz.
         paced: True: run in real time. False: step once per command, as fast as possible.
+        cameras: name -> values of `View`; an observation then has the image of each, under its name.
+        image_size: pixels along each side of an image.
         perturbation: see `PERTURBATION`.
     """
 
     def __init__(
-        self, task: str, seed: int = 0, hz: float | None = None, paced: bool = True, **perturbation: float
+        self,
+        task: str,
+        seed: int = 0,
+        hz: float | None = None,
+        paced: bool = True,
+        cameras: Mapping[str, Mapping[str, Any]] | None = None,
+        image_size: int = 64,
+        **perturbation: float,
     ) -> None:
         from rl.envs.sim import make_spec
 
         if unknown := sorted(set(perturbation) - set(PERTURBATION)):
-            raise TypeError(f"unknown {unknown[0]!r}; known: task, seed, hz, paced, {', '.join(PERTURBATION)}")
+            raise TypeError(
+                f"unknown {unknown[0]!r}; known: task, seed, hz, paced, cameras, image_size, {', '.join(PERTURBATION)}"
+            )
         self.spec = make_spec("metaworld", [task])
         self.control_hz = hz or self.spec.control_hz
         self.state, self.action = names_of(self.spec)
-        self._arguments = task, seed, self.control_hz, paced, {**PERTURBATION, **perturbation}
+        self._cameras = {
+            name: CameraUse(_view(given), image_size, image_size) for name, given in (cameras or {}).items()
+        }
+        self._arguments = task, seed, self.control_hz, paced, {**PERTURBATION, **perturbation}, self._cameras
         self._process: subprocess.Popen[bytes] | None = None
         self.seed, self.real_time = seed, paced
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """One number per entry of the state, and the shape of each image."""
+        return super().observation_features | {name: (c.height, c.width, 3) for name, c in self._cameras.items()}
 
     @property
     def is_connected(self) -> bool:
@@ -70,9 +92,10 @@ class SimRobot(NumberRobot):
         self._ask("reset", self.seed + scene)
 
     def get_observation(self) -> dict[str, Any]:
-        """Return the newest frame, its time, and whether the task is solved."""
-        frame, stamp, success = self._ask("observe")
-        return {**dict(zip(self.state, frame.tolist(), strict=True)), "timestamp": stamp, "success": success}
+        """Return the newest frame, its images, its time, and whether the task is solved."""
+        frame, stamp, success, images = self._ask("observe")
+        numbers = dict(zip(self.state, frame.tolist(), strict=True))
+        return {**numbers, **images, "timestamp": stamp, "success": success}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Send a command; return it unchanged, since the arm accepts every command."""
@@ -102,17 +125,20 @@ class SimRobot(NumberRobot):
 class Arm:
     """The arm inside the process; without pacing, its clock counts its steps."""
 
-    def __init__(self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float]) -> None:
+    def __init__(
+        self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float], cameras: Cameras
+    ) -> None:
         from rl.envs.metaworld.tasks import MetaWorldTask
 
         events = {q: Event(q, "startup", v, v) for q, v in perturbation.items() if q in NOTHING}  # type: ignore[arg-type]
-        self.task = Perturbed(MetaWorldTask(task), events)
+        self.task, self.cameras = Perturbed(MetaWorldTask(task, looked_at=bool(cameras)), events), cameras
         self.period, self.paced, self.differs = 1 / hz, paced, perturbation
         self.random = np.random.default_rng(seed)
         self.coming: deque[tuple[float, Array]] = deque()  # (time at which it takes effect, command)
         self.command, self.commanded_at = np.zeros(4, np.float32), -np.inf
         self.newest: tuple[Array, float, bool] = (np.zeros(0), 0.0, False)
         self.reset(seed)
+        self.task.images(self.cameras)  # the first image takes a second or two, later ones milliseconds
 
     def reset(self, seed: int) -> None:
         """Begin an episode; the arm stands still."""
@@ -120,10 +146,10 @@ class Arm:
         self.coming.clear()
         self.command, self.due, self.n_steps = np.zeros(4, np.float32), time.monotonic() + self.period, 0
 
-    def observe(self) -> tuple[Array, float, bool]:
-        """Return the newest frame (state_dim,), its time in seconds, and success."""
-        frame, stamp, success = self.newest
-        return frame, stamp if self.paced else time.monotonic(), success
+    def observe(self) -> tuple[Array, float, bool, Images]:
+        """Return the newest frame (state_dim,), its time in seconds, success, and the images."""
+        (frame, stamp, success), images = self.newest, self.task.images(self.cameras)
+        return frame, stamp if self.paced else time.monotonic(), success, images
 
     def act(self, command: Array) -> None:
         """Queue a command; it takes effect after the delay and a random part of the jitter."""
@@ -150,6 +176,12 @@ class Arm:
 
     def _store(self, frame: Array, success: bool) -> None:
         self.newest = frame, time.monotonic(), success
+
+
+def _view(given: Mapping[str, Any]) -> View:
+    """Return the view with the values that a config gives; a list of numbers becomes a tuple."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return View(**values)
 
 
 def serve() -> None:

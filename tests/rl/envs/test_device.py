@@ -42,7 +42,7 @@ def test_a_run_says_of_every_tensor_where_it_is(tiny: list[str], monkeypatch: py
     with Nowhere() as nowhere:
         post.run()
     post.close()
-    assert {part.place for part in post.parts} == {"sim", "imitation", "dream"}
+    assert {result.phase for result in post.state.results} == {"sim", "imitation", "dream"}
     # Windows are cut where episodes are, and then moved as a whole.
     assert nowhere.seen <= {"world_model/data/windows.py"}
     with Nowhere() as nowhere:

@@ -19,7 +19,8 @@ from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
 from rl.rounds.loop import PostTraining
-from rl.rounds.outcome import Outcome, Part
+from rl.rounds.outcome import Outcome, PhaseResult
+from rl.rounds.phases import explore
 from rl.rounds.trial import try_rewards
 from rl.verbs.train import _gain_of
 from world_model.wam.metrics import prediction_metrics
@@ -37,12 +38,21 @@ def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
     post.close()
 
 
-def build(preset: str, tiny: list[str], demonstrations: list[Any], *overrides: str) -> PostTraining:
+def build(preset: str, tiny: list[str], demonstrations: list[Any] | None, *overrides: str) -> PostTraining:
+    """Build a run; without `demonstrations` it has nothing to imitate."""
     config = compose(preset, [*tiny, *overrides], TrainConfig)
-    model = load_model(config.checkpoint)
-    buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
-    imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, 1.0, config.ppo.bc_batch_size)
+    model, imitation = load_model(config.checkpoint), None
+    if demonstrations is not None:
+        buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
+        imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, 1.0, config.ppo.bc_batch_size)
     return PostTraining(config, model, imitation, lambda step, values: None, lambda line: None)
+
+
+class NoTraining:
+    """A phase that trains nothing."""
+
+    def train(self, round_index: int) -> None:
+        pass
 
 
 def judged(accepted: bool) -> Any:
@@ -64,23 +74,23 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     start = policy_state(post.policy)
     outcome = post.run()
 
-    assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream", "sim", "dream"]
-    # Along the axis are updates, of PPO and parts of imitation, never the same place for two of them.
+    assert [result.phase for result in outcome.results] == ["sim", "imitation", "dream", "sim", "dream"]
+    # Along the axis are updates of PPO and phases of imitation, no two of them at the same step.
     updates = [step for step, values in logged if "train/value_loss" in values]
     first_dream = next(i for i, row in enumerate(v for _, v in logged if "train/value_loss" in v) if DREAMED in row)
     assert updates == [*range(1, first_dream + 1), *range(first_dream + 2, len(updates) + 2)]
-    assert outcome.n_updates == outcome.parts[-1].n_updates == updates[-1] == len(updates) + 1
-    steps = [values["time/total_timesteps"] for _, values in logged[1 : -len(outcome.parts)]]
+    assert outcome.n_updates == outcome.results[-1].n_updates == updates[-1] == len(updates) + 1
+    steps = [values["time/total_timesteps"] for _, values in logged[1 : -len(outcome.results)]]
     assert steps == sorted(steps) and steps[-1] == outcome.sim_steps
-    ends = [(n, values["eval/total_timesteps"]) for n, values in logged[-len(outcome.parts) :]]
-    assert ends == [(part.n_updates, part.sim_steps) for part in outcome.parts]
+    ends = [(n, values["eval/total_timesteps"]) for n, values in logged[-len(outcome.results) :]]
+    assert ends == [(result.n_updates, result.sim_steps) for result in outcome.results]
     rounds = [values["eval/rounds"] for _, values in logged if "eval/rounds" in values]
     assert rounds == [0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0, 1.5, 2.0]
-    assert outcome.sim_steps == post.sim_steps >= 512
+    assert outcome.sim_steps == post.state.sim_steps >= 512
     assert len(outcome.before) == len(outcome.after) == 4
     assert [r.seed for r in outcome.before] == [r.seed for r in outcome.after] == [2_000_000 + i for i in range(4)]
     after = policy_state(post.policy)
-    assert all(torch.equal(after[name], value) for name, value in outcome.parts[-1].champion.items())
+    assert all(torch.equal(after[name], value) for name, value in outcome.results[-1].champion.items())
     assert any(not torch.equal(after[name], start[name]) for name in start if ".action." in name)
     for name, value in post.model.named_parameters():
         trained = name in dynamics or name.startswith(("action.", "value."))
@@ -96,32 +106,34 @@ def test_two_rounds_of_mix(post: PostTraining, monkeypatch: pytest.MonkeyPatch) 
     assert all(0 <= share <= 1 for share in shares) and shares[-1] == 1.0
 
 
-def test_a_round_without_imitation_ends_where_one_with_it_does(post: PostTraining) -> None:
-    post.imitation = None  # as in a control that has nothing to imitate
-    assert post.places(0) == ["sim", "dream"]
-    assert post._gate("sim", 0).rounds == pytest.approx(1 / 3)
-    assert [post._gate("dream", i).rounds for i in range(2)] == [1.0, 2.0]
+def test_a_round_without_imitation_ends_where_one_with_it_does(tiny: list[str]) -> None:
+    post = build("mix", tiny, None, "n_rounds=2", "total_timesteps=640")  # as a control that has nothing to imitate
+    assert post.phases_of(0) == ["sim", "dream"]
+    assert post.gate("sim", 0).rounds == pytest.approx(1 / 3)
+    assert [post.gate("dream", i).rounds for i in range(2)] == [1.0, 2.0]
+    post.close()
 
 
 def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl.rounds.loop, "judge", judged(False))
-    start = {name: value.clone() for name, value in post.champion.items()}
-    post._train_dream(0)
+    start = {name: value.clone() for name, value in post.state.champion.items()}
+    post.phases["dream"].train(0)
     trained = policy_state(post.policy)
     assert any(not torch.equal(trained[name], start[name]) for name in start)
-    part = post._gate("dream", 0)
-    assert not part.accepted
+    assert not post.gate("dream", 0).accepted
     restored = policy_state(post.policy)
     assert restored.keys() == start.keys()
     assert all(torch.equal(restored[name], start[name]) for name in start)
 
 
 def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:
-    no, champion = Verdict(False, 1.0, 0.0, 0, 4, 4), post.champion
+    no, champion = Verdict(False, 1.0, 0.0, 0, 4, 4), post.state.champion
     before = [EpisodeResult("push", 0, True, 5, 1.0)]
-    outcome = Outcome(before, [Part("dream", no, champion, 0, 0, 0.0), Part("sim", no, champion, 9, 0, 0.0)], 9, 0)
+    outcome = Outcome(
+        before, [PhaseResult("dream", no, champion, 0, 0, 0.0), PhaseResult("sim", no, champion, 9, 0, 0.0)], 9, 0
+    )
     post.evaluate = lambda: pytest.fail("the champion is that of the start, and was evaluated")  # type: ignore
-    post._evaluate_champions(outcome)
+    post.evaluate_champions(outcome)
     assert outcome.after is before
 
 
@@ -130,10 +142,10 @@ def test_dreams_begin_where_episodes_begin_and_that_costs_no_step(post: PostTrai
     starts_of = post.eval_envs.starts
     post.eval_envs.starts = lambda seeds: begun.append(starts_of(seeds)) or begun[-1]  # type: ignore
     for round_index in (0, 0, 1):
-        post._train_dream(round_index)
+        post.phases["dream"].train(round_index)
     first, again, other = begun
     assert len(first) == 4
-    assert post.sim_steps == post.gate_steps == 0
+    assert post.state.sim_steps == post.state.gate_steps == 0
     assert torch.equal(first.context["state"], again.context["state"])
     assert not torch.isin(first.context["state"][:, -1], other.context["state"][:, -1]).all(1).any()
 
@@ -154,10 +166,10 @@ def test_a_control_that_learns_nothing_from_dreams_does_not_dream(tiny: list[str
     steps: list[int] = []
     imitate, post.ppo._step = post.ppo._step, lambda *given: (steps.append(1), imitate(*given))[1]  # type: ignore
     before = policy_state(post.policy)
-    post._train_dream(0)
+    post.phases["dream"].train(0)
     post.close()
     assert len(steps) == 5  # as many as PPO would take: 5 epochs of 8 * 2 chunks in batches of 16
-    assert post.n_updates == post.config.dream.n_updates  # and as far along the axis
+    assert post.state.n_updates == post.config.dream.n_updates  # and as far along the axis
     after = policy_state(post.policy)
     assert any(not torch.equal(after[name], before[name]) for name in before if ".action." in name)
 
@@ -170,10 +182,10 @@ def test_episodes_of_gates_are_dreamed_of_and_those_of_evaluations_never(
     assert post.dreams is not None and (post.eval_envs.envs == [post.sim]) == (preset == "dream")
     post.evaluate()
     assert post.dreams.episodes == []
-    post._contest(post.champion, [1_000_000, 1_000_001])
+    post.run_for_gate(post.state.champion, [1_000_000, 1_000_001])
     assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001]
     post.evaluate()
-    post._contest(post.champion, [1_000_002])
+    post.run_for_gate(post.state.champion, [1_000_002])
     assert sorted(e.seed for e in post.dreams.episodes) == [1_000_000, 1_000_001, 1_000_002]
     post.close()
 
@@ -185,7 +197,7 @@ def test_evaluations_teach_no_dream_where_there_is_only_one_simulator(
     post = build("mix", tiny, demonstrations, "ppo.fresh_rollouts=true", "ppo.n_steps=8")
     assert post.dreams is not None and post.eval_envs.envs == [post.sim]
     post.evaluate()
-    post._collect_sim(8)
+    post.phases["sim"].collect(8)
     post.close()
     evaluated = range(post.config.eval.seed, post.config.eval.seed + post.config.eval.n_episodes)
     assert post.dreams.episodes and not {e.seed for e in post.dreams.episodes} & {*evaluated}
@@ -196,10 +208,10 @@ def test_gates_may_judge_alone(tiny: list[str], demonstrations: list[Any]) -> No
         build("dream", tiny, demonstrations, f"gate.record={record}") for record in ("true", "false")
     )
     seeds = [1_000_000, 1_000_001]
-    seen, unseen = (post._contest(post.champion, seeds) for post in (taught, judged_alone))
-    assert seen == unseen and taught.gate_steps == judged_alone.gate_steps > 0
+    seen, unseen = (post.run_for_gate(post.state.champion, seeds) for post in (taught, judged_alone))
+    assert seen == unseen and taught.state.gate_steps == judged_alone.state.gate_steps > 0
     for post in taught, judged_alone:  # what a gate saw does not come in with the next that explore
-        post._explore(2)
+        explore(2, post.ppo, post.state, post.record_episodes, lambda doing, share: None)
         post.close()
     assert taught.dreams is not None and judged_alone.dreams is not None
     assert sorted(e.seed for e in taught.dreams.episodes) == [*seeds, 50_000_000, 50_000_001]
@@ -216,14 +228,14 @@ def test_a_round_may_begin_with_episodes_that_explore(
     explored: list[int] = []
     sample = post.policy.sample
     monkeypatch.setattr(post.policy, "sample", lambda *given: (explored.append(1), sample(*given))[1])
-    post._explore(3)
+    explore(3, post.ppo, post.state, post.record_episodes, lambda doing, share: None)
     assert explored
     post.dreams.episodes.clear()
-    post.sim_steps = post.explored = 0
+    post.state.sim_steps = post.state.explored = 0
     post.run()
     post.close()
     assert sorted(e.seed for e in post.dreams.episodes) == [50_000_000 + i for i in range(6)]
-    assert post.sim_steps == sum(e.length for e in post.dreams.episodes) and post.gate_steps == 0
+    assert post.state.sim_steps == sum(e.length for e in post.dreams.episodes) and post.state.gate_steps == 0
 
 
 def test_only_rounds_that_dream_begin_with_episodes_that_explore(
@@ -234,13 +246,13 @@ def test_only_rounds_that_dream_begin_with_episodes_that_explore(
     post = build("mix", tiny, demonstrations, *words)
     post.run()
     post.close()
-    assert post.explored == 6 and [part.place for part in post.parts] == ["dream", "dream", "sim"]
+    assert post.state.explored == 6 and [result.phase for result in post.state.results] == ["dream", "dream", "sim"]
     post = build("dream", tiny, demonstrations, "n_rounds=3", "dream.n_episodes=3", "ppo.imitation_steps=0")
     assert post.dreams is not None and post.config.dream.max_widenings is not None
     post.dreams.n_widenings = post.config.dream.max_widenings  # no more dreams, and nothing to collect for them
     post.run()
     post.close()
-    assert post.explored == post.sim_steps == 0
+    assert post.state.explored == post.state.sim_steps == 0
 
 
 def test_a_dream_goes_on_after_success_where_the_simulator_does(tiny: list[str], demonstrations: list[Any]) -> None:
@@ -257,21 +269,21 @@ def test_success_is_a_share_of_episodes_where_they_go_on_after_it(tiny: list[str
     logged: Logged = []
     post = build("sim", tiny, demonstrations, "env.terminate_on_success=false", "ppo.fresh_rollouts=true")
     post.log = lambda step, values: logged.append((step, values))
-    rollout = post._collect_sim(8)  # 64 steps: all four episodes end with it
+    rollout = post.phases["sim"].collect(8)  # 64 steps: all four episodes end with it
     rollout.success[2:] = torch.tensor([True, True, False, False])
     rollout.success[2, 2] = True  # seen, and lost again: a success, as in an evaluation
-    post._update("sim", rollout)
+    assert post.learner.learn("sim", rollout, fresh=True) == 0.75
     post.close()
     assert logged[-1][1]["rollout/sim_success"] == 0.75
 
 
 def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: PostTraining) -> None:
     assert post.dreams is not None and post.imitation is not None
-    post._collect_sim(20)
+    post.phases["sim"].collect(20)
     windows = post.dreams.model.windows(post.dreams.episodes)
     real = post.imitation.examples.get("sim")
     before = prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"]
-    post._train_dream(0)
+    post.phases["dream"].train(0)
     post.dreams.config = compose("mix", ["dream.refit_steps=40", "dream.refit_learning_rate=0.003"], TrainConfig)
     post.dreams.refit()
     assert prediction_metrics(post.model, windows, part="hand_pos")["mean"]["error_ratio"] < before
@@ -298,8 +310,8 @@ def test_gates_use_fresh_seeds(post: PostTraining, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(rl.rounds.loop, "judge", judge)
     for i in range(3):
-        post._gate("dream", i)
-        post._gate("sim", i)  # in `mix`, what was learned in the simulator is not judged
+        post.gate("dream", i)
+        post.gate("sim", i)  # in `mix`, what was learned in the simulator is not judged
     assert seen == [(1_000_000, 0.5), (1_000_004, 0.5), (1_000_008, 0.5)]
 
 
@@ -309,9 +321,9 @@ def test_a_dream_that_was_rolled_back_makes_the_next_one_stay_nearer(
     verdicts = iter([True, False, False, False])
     monkeypatch.setattr(rl.rounds.loop, "judge", lambda **_: Verdict(next(verdicts), 0.5, 0.4, 0, 1, 4))
     strict = []
-    for i, place in enumerate(["dream", "sim", "dream", "dream"]):
-        post._gate(place, i)
-        strict.append(post.ref_kl_coef / post.config.dream.ref_kl_coef)
+    for i, phase in enumerate(["dream", "sim", "dream", "dream"]):
+        post.gate(phase, i)
+        strict.append(post.state.ref_kl_coef / post.config.dream.ref_kl_coef)
     assert strict == [1, 1, 4, 16]
 
 
@@ -323,15 +335,16 @@ def test_rounds_end_at_the_nearest_rollout(
     begun: list[int] = []
 
     def collect(n_steps: int) -> None:
-        post.sim_steps += post.config.env.n_envs * n_steps * post.config.n_action_steps - 1  # an episode ended early
-        begun.append(post.sim_steps)
+        n_executed = post.config.env.n_envs * n_steps * post.config.n_action_steps - 1  # an episode ended early
+        post.state.sim_steps += n_executed
+        begun.append(post.state.sim_steps)
 
-    monkeypatch.setattr(post, "_collect_sim", collect)
-    monkeypatch.setattr(post, "_learn", lambda place, rollout: None)
+    monkeypatch.setattr(post.phases["sim"], "collect", collect)
+    monkeypatch.setattr(post.learner, "learn", lambda place, rollout, fresh: None)
     seen = []
     for i in range(2):
         begun.clear()
-        post._train_sim(i)
+        post.phases["sim"].train(i)
         seen.append(len(begun))
     post.close()
     assert seen == n_rollouts
@@ -343,7 +356,7 @@ def test_rollouts_in_the_simulator_may_begin_new_episodes(
 ) -> None:
     post = build("sim", tiny, demonstrations, f"ppo.fresh_rollouts={fresh}", "env.max_steps=400")
     for _ in range(2):
-        post._collect_sim(2)
+        post.phases["sim"].collect(2)
     post.close()
     assert post.sim.elapsed.tolist() == [n_chunks * post.config.n_action_steps] * post.config.env.n_envs
 
@@ -354,12 +367,12 @@ def test_the_first_rollout_teaches_the_critic_alone(place: str, tiny: list[str],
     logged: Logged = []
     post.log = lambda step, values: logged.append((step, values))
     before = policy_state(post.policy)
-    getattr(post, f"_train_{place}")(0)
+    post.phases[place].train(0)
     post.close()
     ((step, values),) = [entry for entry in logged if "dream/expected_error" not in entry[1]]
     assert step == 0  # it is no update
     assert (values["time/total_timesteps"] > 0) == (place == "sim")
-    assert values["time/total_timesteps"] == post.sim_steps and "critic/heldout_explained_variance" in values
+    assert values["time/total_timesteps"] == post.state.sim_steps and "critic/heldout_explained_variance" in values
     changed = {name for name, value in policy_state(post.policy).items() if not torch.equal(value, before[name])}
     assert changed and all(".value." in name for name in changed)
 
@@ -371,43 +384,42 @@ def test_dreams_that_promise_ever_more_than_they_keep_come_to_an_end(
     """Unless the gate sees them win all the same."""
     post = build("mix", tiny, demonstrations, "n_rounds=6", "ppo.imitation_steps=0")
     assert post.dreams is not None
-    monkeypatch.setattr(post, "_train_sim", lambda i: None)
+    post.phases["sim"] = NoTraining()
     promised = iter([0.1, 0.3, 0.7, 0.9, 0.9, 0.9])
     kept = iter(
         [0.3, 0.4, 0.6, 0.5, 0.4, 0.3]
     )  # gaps of -.2, -.1, .1, .4: the last two are wider, and promise too much
-    monkeypatch.setattr(post, "_train_dream", lambda i: setattr(post.dreams, "success", next(promised)))
+    monkeypatch.setattr(post.phases["dream"], "train", lambda i: setattr(post.dreams, "success", next(promised)))
     monkeypatch.setattr(rl.rounds.loop, "judge", lambda **_: Verdict(False, 0.5, next(kept), won, 1, 4))
     said: list[str] = []
     post.say = said.append
-    parts = post.run(post.evaluate()).parts
+    results = post.run(post.evaluate()).results
     post.close()
     last = 6 if won else 4
-    assert [part.place for part in parts] == ["sim", "dream"] * last + ["sim"] * (6 - last)
+    assert [result.phase for result in results] == ["sim", "dream"] * last + ["sim"] * (6 - last)
     assert [line for line in said if "no more dreams" in line] == [
         f"round {n}: the gap widens, there are no more dreams in this run" for n in range(last + 1, 7)
     ]
 
 
 @pytest.mark.parametrize("preset", ["sim", "dream", "mix"])
-def test_imitation_is_a_part_of_the_first_round_and_judged_where_the_config_says(
+def test_imitation_is_a_phase_of_the_first_round_and_judged_where_the_config_says(
     preset: str, tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     post = build(preset, tiny, demonstrations, "ppo.imitation_steps=7", "n_rounds=2")
     taken: list[int] = []
     post.ppo.imitate = taken.append  # type: ignore
-    monkeypatch.setattr(post, "_train_sim", lambda i: None)
-    monkeypatch.setattr(post, "_train_dream", lambda i: None)
+    post.phases["sim"] = post.phases["dream"] = NoTraining()
     monkeypatch.setattr(rl.rounds.loop, "judge", judged(False))
-    parts = post.run().parts
+    results = post.run().results
     post.close()
     assert taken == [7]
-    places = {"sim": ["imitation", "sim"], "dream": ["imitation", "dream"], "mix": ["sim", "imitation", "dream"]}
-    later = [place for place in places[preset] if place != "imitation"]
-    assert [part.place for part in parts] == places[preset] + later
+    phases = {"sim": ["imitation", "sim"], "dream": ["imitation", "dream"], "mix": ["sim", "imitation", "dream"]}
+    later = [phase for phase in phases[preset] if phase != "imitation"]
+    assert [result.phase for result in results] == phases[preset] + later
     judged_ones = {"sim": {"imitation", "sim"}, "dream": {"imitation", "dream"}, "mix": {"imitation", "dream"}}
-    assert {part.place for part in parts if part.verdict is not None} == judged_ones[preset]
-    assert build(preset, tiny, demonstrations, "ppo.imitation_steps=0").places(0) == later
+    assert {result.phase for result in results if result.verdict is not None} == judged_ones[preset]
+    assert build(preset, tiny, demonstrations, "ppo.imitation_steps=0").phases_of(0) == later
 
 
 def test_reward_terms_are_logged_raw_and_weighted(tiny: list[str], demonstrations: list[Any]) -> None:
@@ -500,10 +512,9 @@ def test_shares_of_the_gain_add_up() -> None:
     def rate(n: int) -> list[EpisodeResult]:
         return [EpisodeResult("push", i, i < n, 5, 0.0) for i in range(10)]
 
-    parts = [
-        Part(place, None, {}, 0, 0, 0.0, rate(n)) for place, n in (("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8))
-    ]
-    outcome = Outcome(rate(3), parts, 100, 50)
+    won = ("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8)
+    results = [PhaseResult(phase, None, {}, 0, 0, 0.0, rate(n)) for phase, n in won]
+    outcome = Outcome(rate(3), results, 100, 50)
     # dream: 3 -> 5 and 4 -> 7; simulator: 5 -> 4 and 7 -> 8
     assert _gain_of(outcome, "dream") == pytest.approx(0.5)
     assert _gain_of(outcome, "sim") == pytest.approx(0.0)
@@ -513,14 +524,14 @@ def test_mix_dreams_first_and_the_simulator_has_the_rest(tiny: list[str], demons
     """Three rounds, one of them in the dream: each of the other two executes half of the steps."""
     post = build("mix", tiny, demonstrations, "n_rounds=3", "dream.n_rounds=1", "total_timesteps=640", "env.n_envs=8")
     try:
-        assert [post.places(i) for i in range(3)] == [["imitation", "dream"], ["sim"], ["sim"]]
+        assert [post.phases_of(i) for i in range(3)] == [["imitation", "dream"], ["sim"], ["sim"]]
         outcome = post.run()
     finally:
         post.close()
-    assert [part.place for part in outcome.parts] == ["imitation", "dream", "sim", "sim"]
-    steps = [part.sim_steps for part in outcome.parts]
+    assert [result.phase for result in outcome.results] == ["imitation", "dream", "sim", "sim"]
+    steps = [result.sim_steps for result in outcome.results]
     assert steps[:2] == [0, 0] and abs(steps[2] - 320) <= 128 and abs(steps[3] - 640) <= 128
-    assert [part.verdict is None for part in outcome.parts] == [False, False, True, True]
+    assert [result.verdict is None for result in outcome.results] == [False, False, True, True]
 
 
 def test_chunks_of_which_a_part_was_executed_are_completed_by_the_next() -> None:
@@ -544,7 +555,7 @@ def test_a_round_that_executes_a_part_of_each_chunk(
     monkeypatch.setattr(rl.ppo.imitation, "leads_to_success", lambda success, done: torch.ones_like(success))
     outcome = post.run()
     post.close()
-    assert [part.place for part in outcome.parts] == ["sim", "imitation", "dream"]
+    assert [result.phase for result in outcome.results] == ["sim", "imitation", "dream"]
     assert post.imitation is not None and post.imitation.examples["sim"][1].shape[1] == post.policy.chunk_size
 
 
@@ -566,7 +577,7 @@ def test_trying_the_rewards_changes_nothing_of_what_follows(tiny: list[str], dem
     tried, not_tried = (build("mix", tiny, demonstrations) for _ in range(2))
     try_rewards(tried.config, tried.model, tried.sim, dreams=True)
     assert not tried.sim.begun
-    rollouts = [post._collect_sim(4) for post in (tried, not_tried)]
+    rollouts = [post.phases["sim"].collect(4) for post in (tried, not_tried)]
     assert torch.equal(rollouts[0].chain, rollouts[1].chain) and torch.equal(rollouts[0].reward, rollouts[1].reward)
     assert tried.sim.record(True) == not_tried.sim.record(True) == []
     for post in tried, not_tried:
@@ -585,14 +596,14 @@ def test_rollouts_and_dreams_are_as_long_whatever_part_of_a_chunk_is_executed(
 
     def collect(env: Any, n_steps: int, fresh: bool) -> None:
         collected.append(n_steps)
-        post.sim_steps = post.config.total_timesteps
+        post.state.sim_steps = post.config.total_timesteps
         raise KeyboardInterrupt  # far enough
 
     post.ppo.collect = collect  # type: ignore
-    for train in (post._train_sim, post._train_dream):
+    for phase in "sim", "dream":
         with pytest.raises(KeyboardInterrupt):
-            post.sim_steps = 0
-            train(0)
+            post.state.sim_steps = 0
+            post.phases[phase].train(0)
     post.close()
     assert [n * n_action_steps for n in collected] == {8: [32, 24], 4: [32, 24], 2: [32, 24], 3: [33, 24]}[
         n_action_steps
@@ -618,7 +629,7 @@ def test_a_state_of_an_older_version_goes_on_where_its_axis_ended(
     state["run"] = {k: v for k, v in state["run"].items() if k != "n_updates"} | {"sim_steps": 900}
     if n_action_steps == 8:
         post.load_state_dict(state)
-        assert post.n_updates == post.sim_steps == 900
+        assert post.state.n_updates == post.state.sim_steps == 900
     else:
         with pytest.raises(UserError, match="n_action_steps=4: an older version began this run"):
             post.load_state_dict(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stop_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the next saved state of a part be the last thing that a process does."""
+    """Let the next saved state of a phase be the last thing that a process does."""
     save_state = train.save_state
 
     def save(folder: Path, state: dict[str, Any]) -> None:
@@ -125,10 +125,52 @@ class Count(BaseCallback):
 """
 
 
+def as_an_older_version_saved(state: dict[str, Any]) -> dict[str, Any]:
+    """Return `state` with the names of before, when the phases of a round were called parts."""
+
+    def renamed(value: Any, name: str, **names: str) -> Any:
+        fields = {names.get(key, key): field for key, field in vars(value).items()}
+        return make_dataclass(name, list(fields))(**fields)
+
+    def parts(results: list[Any]) -> list[Any]:
+        return [renamed(result, "Part", phase="place") for result in results]
+
+    runs = []
+    for run in state["runs"]:
+        outcome = renamed(replace(run.outcome, results=parts(run.outcome.results)), "Outcome", results="parts")
+        runs.append(replace(run, outcome=outcome))
+    if "post" not in state:
+        return {**state, "runs": runs}
+    old = {"n_phases": "n_places", "results": "parts", "critic_is_new": "_critic_is_new"}
+    reached = {old.get(key, key): value for key, value in state["post"]["run"].items()}
+    return {**state, "runs": runs, "post": state["post"] | {"run": reached | {"parts": parts(reached["parts"])}}}
+
+
+def test_a_run_goes_on_from_states_with_older_names(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a finished run with a control left, whose state holds the outcome of the run itself."""
+    words = [*tiny, "n_rounds=2", "ppo.imitation_steps=2", "eval.n_paired=0", "controls=[filtered_bc]"]
+    words += ["env.max_steps=16", "ppo.critic_warmup_steps=2"]
+    assert cli.main(["train", "sim", *words, "name=whole"]) == 0, capsys.readouterr().err
+    first, n_stops = ["train", "sim", *words, "name=pieces"], 0
+    with monkeypatch.context() as patch:
+        stop_after_a_save(patch)
+        while (code := cli.main(first)) == 130:
+            n_stops, first = n_stops + 1, ["train", str(folder_of("pieces"))]
+            state = load_state(folder_of("pieces"))
+            assert state is not None
+            save_state(folder_of("pieces"), as_an_older_version_saved(state))
+            tree = (folder_of("pieces") / "checkpoints/state/training_state.json").read_text()
+            assert "n_places" in tree and "n_phases" not in tree and "PhaseResult" not in tree
+    assert code == 0 and n_stops == 8, capsys.readouterr().err  # of both runs: first evaluation and three phases
+    same(everything(folder_of("whole")), everything(folder_of("pieces")))
+
+
 def test_callbacks_go_on_counting_where_a_run_was_stopped(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three rollouts of 4 chunks in the simulator, ended in the last chunk but one; every state of a part is saved."""
+    """Three rollouts of 4 chunks in the simulator, ended in the last chunk but one; every state of a phase is saved."""
     Path("count.py").write_text(COUNT)
     words = [*tiny, "save_minutes=0", "total_timesteps=384", "ppo.imitation_steps=0", "env.terminate_on_success=false"]
     words += ["callbacks.count.func=count.py:Count", "gate.enabled=false", "eval.n_paired=0"]
@@ -143,7 +185,7 @@ def test_callbacks_go_on_counting_where_a_run_was_stopped(
         stop_after_a_save(patch)
         while (code := cli.main(first)) == 130:
             n_stops, first = n_stops + 1, ["train", str(folder_of("pieces"))]
-    assert code == 0 and n_stops == 4, capsys.readouterr().err  # first evaluation, two rollouts, the end of the part
+    assert code == 0 and n_stops == 4, capsys.readouterr().err  # first evaluation, two rollouts, the end of the phase
     same(everything(folder_of("whole")), everything(folder_of("pieces")))
     assert Path("count.json").read_text() == counted
 

@@ -18,9 +18,11 @@ from rl.envs.metaworld.tasks import MetaWorldTask
 from rl.rounds.loop import PostTraining
 from rl.runs.folder import read_rows
 from rl.verbs import eval as evaluation
+from rl.verbs import train
 from rl.verbs.prepare import control_config, prepare
 from rl.verbs.train import _Shown
 from world_model.data.episodes import EpisodeStore
+from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config, save_model
 
 PNG = b"\x89PNG"
@@ -92,12 +94,22 @@ def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
 def test_an_interrupted_run_leaves_its_champion(
     tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(post: PostTraining, round_index: int) -> None:
-        with torch.no_grad():
-            next(post.policy.model.action.parameters()).add_(1.0)  # half an update, which no gate has seen
-        raise KeyboardInterrupt
+    class Interrupted:
+        def __init__(self, model: WorldActionModel) -> None:
+            self.model = model
 
-    monkeypatch.setattr(PostTraining, "_train_dream", interrupt)
+        def train(self, round_index: int) -> None:
+            with torch.no_grad():
+                next(self.model.action.parameters()).add_(1.0)  # half an update, which no gate has seen
+            raise KeyboardInterrupt
+
+    def prepared(*given: Any) -> PostTraining:
+        post = prepare(*given)
+        assert post.model is not None
+        post.phases["dream"] = Interrupted(post.model)
+        return post
+
+    monkeypatch.setattr(train, "prepare", prepared)
     code, out, _ = call(capsys, "train", "dream", *tiny, "ppo.imitation_steps=0")
     assert code == 130
     (last,) = Path("runs/dream").glob("*/checkpoints/last")

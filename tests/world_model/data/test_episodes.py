@@ -1,5 +1,7 @@
 """Episodes come back from disk bit by bit, and a damaged shard is named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ SPEC = Spec({"state": Feature((5,), "m", {"object_pos": (2, 5)})}, (-1.0,) * 2, 
 def make_episode(length: int, task: str = "push", source: str = "expert", reward: bool = True) -> Episode:
     generator = torch.Generator().manual_seed(length)
     return Episode(
-        state=torch.randn(length + 1, 5, generator=generator),
+        obs={"state": torch.randn(length + 1, 5, generator=generator)},
         action=torch.rand(length, 2, generator=generator),
         success=torch.arange(length) == 1,
         task=task,
@@ -113,7 +115,7 @@ def test_bad_episodes_are_refused_before_anything_is_written(tmp_path) -> None:
     store = EpisodeStore(tmp_path)
     cases = []
     for change, line in [
-        ({"state": torch.zeros(3, 5)}, r"state has shape \(3, 5\), expected \(4, 5\)"),
+        ({"obs": {"state": torch.zeros(3, 5)}}, r"state has shape \(3, 5\), expected \(4, 5\)"),
         ({"success": torch.zeros(2, dtype=torch.bool)}, r"success has shape \(2,\), expected \(3,\)"),
         ({"task": "fly"}, "task 'fly' is unknown; the known tasks are push, pick"),
         ({"action": torch.tensor([[0.0, 0], [0, float("nan")], [0, 0]])}, "action is not finite at step 1"),
@@ -138,3 +140,39 @@ def test_a_store_holds_one_kind_of_robot(tmp_path) -> None:
 def test_an_empty_store_has_no_spec(tmp_path) -> None:
     with pytest.raises(UserError, match="no episodes here"):
         _ = EpisodeStore(tmp_path / "nothing").spec
+
+
+def with_images(length: int, every: int) -> Episode:
+    """An episode with a camera whose image is full of the number of the frame that it shows."""
+    episode = make_episode(length)
+    frames = torch.tensor([*range(0, length, every), length], dtype=torch.uint8)
+    images = frames.view(-1, 1, 1, 1).repeat(1, 2, 4, 3)
+    return replace(episode, obs={**episode.obs, "images.front": images}, every={"images.front": every})
+
+
+def test_a_slow_camera_has_a_row_for_each_new_image_and_for_the_end() -> None:
+    episode = with_images(7, every=3)
+    assert episode.obs["images.front"][:, 0, 0, 0].tolist() == [0, 3, 6, 7]
+    assert episode.rows_of("images.front").tolist() == [0, 0, 0, 1, 1, 1, 2, 3]
+    assert episode.rows_of("state").tolist() == list(range(8))
+    assert with_images(6, every=3).rows_of("images.front").tolist() == [0, 0, 0, 1, 1, 1, 2]
+    part = episode.cut(3, 5)
+    assert part.length == 2 and torch.equal(part.state, episode.state[3:6])
+    assert part.obs["images.front"][:, 0, 0, 0].tolist() == [3, 3]  # the image that is held in frame 5
+    assert torch.equal(part.action, episode.action[3:5]) and part.task_reward is not None
+
+
+def test_images_come_back_from_disk(tmp_path) -> None:
+    spec = replace(SPEC, features={**SPEC.features, "images.front": Feature((2, 4, 3), dtype="uint8", every=3)})
+    episodes = [with_images(7, every=3), with_images(4, every=1)]
+    EpisodeStore(tmp_path).append(episodes, spec)
+    for got, expected in zip(EpisodeStore(tmp_path).load(), episodes, strict=True):
+        assert_same(got, expected)
+        assert torch.equal(got.obs["images.front"], expected.obs["images.front"])
+        assert got.every.get("images.front", 1) == expected.every["images.front"]
+    assert EpisodeStore(tmp_path).spec == spec
+    wrong = replace(episodes[0], every={})
+    with pytest.raises(UserError, match=r"images.front has shape \(4, 2, 4, 3\), expected \(8, 2, 4, 3\)"):
+        EpisodeStore(tmp_path).append([wrong], spec)
+    with pytest.raises(UserError, match=r"it has no 'images.front', it has state; leave the episode out"):
+        EpisodeStore(tmp_path).append([make_episode(3)], spec)

@@ -16,7 +16,13 @@ def episode(length: int, first: float, success_at: int | None = None, task: str 
     success = torch.zeros(length, dtype=torch.bool)
     if success_at is not None:
         success[success_at] = True
-    return Episode(state, 10 * state[:-1], success, task, "random", seed=0)
+    return Episode({"state": state}, 10 * state[:-1], success, task, "random", seed=0)
+
+
+def with_images(e: Episode, every: int) -> Episode:
+    """Add the feature `latents`, whose value is the number of the frame in which it was new."""
+    frames = [*range(0, e.length, every), e.length]
+    return replace(e, obs={**e.obs, "latents": e.state[frames]}, every={"latents": every} if every > 1 else {})
 
 
 def test_windows_of_two_episodes():
@@ -25,24 +31,26 @@ def test_windows_of_two_episodes():
     assert len(windows) == 4
     batch = windows.at(torch.arange(4))
     # At its start an episode repeats its first frame.
-    assert batch.context[..., 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [100, 100, 100]]
+    assert batch.context["state"][..., 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [100, 100, 100]]
     # Action t follows the newest context frame t, frame t + 1 follows action t.
     assert batch.actions[..., 0].tolist() == [[0, 10, 20], [10, 20, 30], [20, 30, 40], [1000, 1010, 1020]]
-    assert batch.future[..., 0].tolist() == [[1, 2, 3], [2, 3, 4], [3, 4, 5], [101, 102, 103]]
+    assert batch.future["state"][..., 0].tolist() == [[1, 2, 3], [2, 3, 4], [3, 4, 5], [101, 102, 103]]
     assert batch.task.tolist() == [0, 0, 0, 1]
 
 
 def test_the_end_of_an_episode_with_images_has_a_window_that_is_filled_up():
     # Images after steps 0 and 4: one whole window of 4 steps, and 2 steps up to the success.
-    seen = replace(episode(6, 0.0, success_at=5), picture_every=4)
-    other = replace(episode(8, 100.0), picture_every=4)  # nothing is left of it
-    assert len(Windows([seen, other], ("a",), 2, 4)) == 3
+    seen, other = (with_images(e, every=4) for e in (episode(6, 0.0, success_at=5), episode(8, 100.0)))
+    assert len(Windows([seen, other], ("a",), 2, 4)) == 3  # nothing is left of the second
     windows = Windows([seen, other], ("a",), 2, 4, ends=True)
     batch = windows.at(torch.arange(len(windows)))
-    assert batch.context[..., 0].tolist() == [[0, 0], [3, 4], [100, 100], [103, 104]]
+    assert batch.context["state"][..., 0].tolist() == [[0, 0], [3, 4], [100, 100], [103, 104]]
     assert batch.actions[..., 0].tolist()[:2] == [[0, 10, 20, 30], [40, 50, 50, 50]]
-    assert batch.future[:1, :, 0].tolist() == [[1, 2, 3, 4]] and batch.future[1, :2, 0].tolist() == [5, 6]
-    assert batch.future[1, 2:].isnan().all() and batch.future[2:].isfinite().all()
+    assert batch.future["state"][:1, :, 0].tolist() == [[1, 2, 3, 4]] and batch.future["state"][1, :2, 0].tolist() == [
+        5,
+        6,
+    ]
+    assert batch.future["state"][1, 2:].isnan().all() and batch.future["state"][2:].isfinite().all()
     assert batch.success[1].tolist() == [0, 1, 1, 1]
     # Without images windows begin at every step, and nothing is left.
     assert len(Windows([episode(6, 0.0)], ("a",), 2, 4, ends=True)) == 3
@@ -52,7 +60,7 @@ def test_success_and_progress_belong_to_the_frame_after_the_action():
     # Success after step 3: frame 4 is the first solved one.
     windows = Windows([episode(5, 0.0, success_at=3)], ("a",), 2, 2)
     batch = windows.at(torch.arange(4))
-    assert batch.future[..., 0].tolist() == [[1, 2], [2, 3], [3, 4], [4, 5]]
+    assert batch.future["state"][..., 0].tolist() == [[1, 2], [2, 3], [3, 4], [4, 5]]
     assert batch.success.tolist() == [[0, 0], [0, 0], [0, 1], [1, 0]]
     d = PROGRESS_DECAY
     expected = torch.tensor([[d**3, d**2], [d**2, d], [d, 1], [1, 1]])
@@ -66,13 +74,40 @@ def test_progress_labels():
     assert progress_labels(torch.zeros(3, dtype=torch.bool)).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_window_has_a_new_image_where_a_chunk_ends(every: int):
+    # The model gets a new image every 4 steps, whether the episodes have one for each frame or not.
+    episodes = [with_images(episode(length, 0.0), every) for length in (8, 13)]
+    windows = Windows(episodes, ("a",), 2, 8, every={"latents": 4})
+    begun = range(6) if every == 1 else (0, 4)
+    assert windows.start.tolist() == [1, *(11 + t for t in begun)]  # 9 and 14 frames, each after one that is repeated
+    for i, t in enumerate(begun, start=1):
+        batch = windows.at(torch.tensor([i]))
+        assert batch.context["state"][0, :, 0].tolist() == [max(t - 1, 0), t]
+        assert batch.context["latents"][0, :, 0].tolist() == [max(t - 4, 0), t]
+        assert batch.future["state"][0, :, 0].tolist() == [t + j for j in range(1, 9)]
+        assert batch.future["latents"][0, :, 0].tolist() == [t, t, t, t + 4, t + 4, t + 4, t + 4, t + 8]
+
+
+def test_images_stay_bytes_and_three_context_frames_hold_two_images():
+    e = episode(8, 0.0)
+    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).repeat(1, 2, 2, 3)  # new in frames 0, 4 and 8
+    e = replace(e, obs={**e.obs, "images.front": images}, every={"images.front": 4})
+    batch = Windows([e], ("a",), 3, 4, every={"images.front": 4}, ends=True).at(torch.tensor([1]))
+    assert batch.context["images.front"].shape == (1, 3, 2, 2, 3)
+    assert batch.context["images.front"].dtype == torch.uint8
+    assert batch.context["images.front"][0, :, 0, 0, 0].tolist() == [0, 0, 1]
+    assert batch.future["images.front"][0, :, 0, 0, 0].tolist() == [1, 1, 1, 2]
+    assert batch.obs.keys() == {"state", "images.front", "task"}
+
+
 def test_samples_are_whole_windows_and_repeat_with_the_seed():
     windows = Windows([episode(9, 0.0), episode(6, 100.0)], ("a",), 2, 4)
     one, two = (windows.sample(200, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(one.context, two.context) and torch.equal(one.actions, two.actions)
-    newest = one.context[:, -1:]
-    assert torch.equal(one.future, newest + torch.arange(1.0, 5)[:, None])  # never across two episodes
-    assert torch.equal(one.actions, 10 * (one.future - 1))
+    assert torch.equal(one.context["state"], two.context["state"]) and torch.equal(one.actions, two.actions)
+    newest = one.context["state"][:, -1:]
+    assert torch.equal(one.future["state"], newest + torch.arange(1.0, 5)[:, None])  # never across two episodes
+    assert torch.equal(one.actions, 10 * (one.future["state"] - 1))
     assert newest.unique().numel() == len(windows)
 
 

@@ -13,8 +13,6 @@ import torch
 from rewards import Transition
 from rewards.builtin import GoalImage
 from rewards.errors import UserError
-from world_model.data.episodes import Episode
-from world_model.data.windows import Windows
 from world_model.view import View
 from world_model.wam.codec import SeeingCodec, VectorCodec
 from world_model.wam.config import ModelConfig
@@ -124,26 +122,6 @@ def test_each_patch_of_a_picture_has_its_token():
     assert changed.tolist() == [False, False, True, False]
 
 
-def numbered(length: int, every: int) -> Episode:
-    """An episode whose frame t is (t, number of the picture that is seen at t)."""
-    t = torch.arange(length + 1).float()
-    state = torch.stack([t, t // every * every], 1)
-    return Episode(state, torch.zeros(length, 1), torch.zeros(length, dtype=torch.bool), "a", "noisy", 0, None, every)
-
-
-@pytest.mark.parametrize("every", [1, 4])
-def test_a_window_sees_a_new_picture_where_a_chunk_ends(every: int):
-    windows = Windows([numbered(8, every), numbered(13, every)], ("a",), 2, 8, slice(1, 2), picture_every=4)
-    begun = range(6) if every == 1 else (0, 4)
-    assert windows.start.tolist() == [1, *(11 + t for t in begun)]  # 9 and 14 frames, each after one that is repeated
-    for i, t in enumerate(begun, start=1):
-        batch = windows.at(torch.tensor([i]))
-        assert batch.context[0, :, 0].tolist() == [max(t - 1, 0), t]
-        assert batch.context[0, :, 1].tolist() == [max(t - 4, 0), t]
-        assert batch.future[0, :, 0].tolist() == [t + j for j in range(1, 9)]
-        assert batch.future[0, :, 1].tolist() == [t, t, t, t + 4, t + 4, t + 4, t + 4, t + 8]
-
-
 def test_views_survive_the_config_of_a_checkpoint():
     config = ModelConfig(views={"front": View(), "hand": View(camera="gripperPOV", shows_goal=False)})
     assert ModelConfig.from_dict(asdict(config)) == config
@@ -155,22 +133,30 @@ def test_a_size_that_has_no_whole_patches_is_refused():
         ModelConfig(picture_size=40).check()
 
 
+class Cameras:
+    """What a reward term may use of a model with two cameras; see `rewards.api.ImageModel`."""
+
+    n_cameras = 2
+
+    def __init__(self, codec: PictureCodec) -> None:
+        self.encode_file = codec.encode_file
+
+
 def test_a_goal_picture_is_near_itself_and_what_is_no_picture_is_refused(tmp_path: Path):
     torch.manual_seed(0)
     codec, pictures = PictureCodec(2, SIZE, 4), squares(2)
     iio.imwrite(tmp_path / "goal.png", pictures[0, 0].numpy())
     both = codec.encode(pictures.repeat(1, 2, 1, 1, 1))
-    state = torch.cat([torch.zeros(2, 3), both], 1)
-    nothing = torch.zeros(2)
+    state, nothing = torch.zeros(2, 3), torch.zeros(2)
     t = Transition(
         *(state, state, torch.zeros(2, 4), torch.zeros(2, 3, 4), nothing.bool(), nothing.bool(), nothing, nothing),
-        slices={"image": slice(3, 3 + codec.code_dim)},
-        codec=codec,
+        slices={},
+        features={"latents": both},
+        images=Cameras(codec),
     )
     for view in (0, 1):
         distance = GoalImage(str(tmp_path / "goal.png"), view)(t)
         assert distance[0].item() == pytest.approx(0, abs=1e-6) and distance[1] > 1e-4
-    assert torch.equal(t.pictures(), codec.decode(both))
     with pytest.raises(UserError, match="view=2: the model has 2 cameras"):
         GoalImage(str(tmp_path / "goal.png"), 2)(t)
     with pytest.raises(UserError, match=r"no\.png: no image can be read there"):

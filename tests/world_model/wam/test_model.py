@@ -21,12 +21,12 @@ def batch(windows):
 
 
 def dream(model, batch, context=None):
-    context = model.encode(batch.context, batch.task) if context is None else context
+    context = model.encode(batch.context["state"], batch.task) if context is None else context
     return modes.dream(model, context, batch.actions, modes.video_noise(model, len(batch.task), seeded()), 2)
 
 
 def act(model, batch, context=None):
-    context = model.encode(batch.context, batch.task) if context is None else context
+    context = model.encode(batch.context["state"], batch.task) if context is None else context
     return modes.policy(model, context, modes.action_noise(model, len(batch.task), seeded()), 3)
 
 
@@ -41,11 +41,11 @@ def shake(parameters):
 
 
 def test_the_dream_does_not_depend_on_the_action_side(model, batch):
-    frames, success = dream(model, batch), model.read_frames(batch.future[:, 0], batch.task)[0]
+    frames, success = dream(model, batch), model.read_frames(batch.future["state"][:, 0], batch.task)[0]
     actions = act(model, batch)
     shake([*model.action_parameters(), *model.value.parameters()])
     assert torch.equal(dream(model, batch), frames)
-    assert torch.equal(model.read_frames(batch.future[:, 0], batch.task)[0], success)
+    assert torch.equal(model.read_frames(batch.future["state"][:, 0], batch.task)[0], success)
     assert not torch.allclose(act(model, batch), actions, atol=1e-3)
 
 
@@ -69,10 +69,10 @@ def test_world_and_action_side_share_no_parameter_and_leave_out_context_and_trus
 
 
 def test_an_encoded_context_serves_every_decoder_and_knows_nothing_of_the_future(model, batch):
-    context = model.encode(batch.context, batch.task)
+    context = model.encode(batch.context["state"], batch.task)
     before = [k.clone() for k, _ in context.cache]
     frames, actions = dream(model, batch, context), act(model, batch, context)
-    modes.inverse(model, context, batch.future, modes.action_noise(model, N, seeded()), 2)
+    modes.inverse(model, context, batch.future["state"], modes.action_noise(model, N, seeded()), 2)
     assert all(torch.equal(k, b) for (k, _), b in zip(context.cache, before, strict=True))
     assert torch.equal(dream(model, batch), frames) and torch.equal(act(model, batch), actions)
 
@@ -86,7 +86,7 @@ def test_products_in_bfloat16_change_a_dream_by_a_hundredth_and_only_where_the_p
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     assert torch.equal(dream(half, batch), frames) and torch.equal(act(half, batch), actions)
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
-    movement = (frames - batch.context[:, -1:]).abs().mean()
+    movement = (frames - batch.context["state"][:, -1:]).abs().mean()
     assert 0 < (dream(half, batch) - frames).abs().mean() < 0.02 * movement
     assert 0 < (act(half, batch) - actions).abs().mean() < 0.02
     assert dream(half, batch).dtype == act(half, batch).dtype == torch.float32
@@ -105,19 +105,19 @@ def test_acting_and_dreaming_is_one_graph_that_asks_no_tensor_for_its_numbers(mo
         encoded = half.encode(context, task)
         return modes.dream(half, encoded, modes.policy(half, encoded, noise, 2), nothing, 1)
 
-    plain = chunk(batch.context, batch.task)
+    plain = chunk(batch.context["state"], batch.task)
     torch._dynamo.reset()
     whole = torch.compile(chunk, backend="eager", fullgraph=True)
-    assert torch.equal(whole(batch.context, batch.task), plain)
+    assert torch.equal(whole(batch.context["state"], batch.task), plain)
 
 
 def test_neighbours_in_the_batch_do_not_change_a_row(model, batch):
-    context = model.encode(batch.context, batch.task)
+    context = model.encode(batch.context["state"], batch.task)
     noise = modes.video_noise(model, N, seeded())
     together = modes.dream(model, context, batch.actions, noise, 2)
     row = torch.tensor([3])
     alone = modes.dream(
-        model, model.encode(batch.context[row], batch.task[row]), batch.actions[row], noise[row], n_steps=2
+        model, model.encode(batch.context["state"][row], batch.task[row]), batch.actions[row], noise[row], n_steps=2
     )
     torch.testing.assert_close(alone, together[row], atol=1e-5, rtol=1e-5)
     selected = modes.dream(model, context[row], batch.actions[row], noise[row], 2)
@@ -128,7 +128,7 @@ def test_dream_listens_to_context_task_and_actions(model, batch):
     frames = dream(model, batch)
     for other in (
         replace(batch, actions=batch.actions.flip(0)),
-        replace(batch, context=batch.context + 0.1),
+        replace(batch, context={"state": batch.context["state"] + 0.1}),
         replace(batch, task=1 - batch.task),
     ):
         assert not torch.allclose(dream(model, other), frames, atol=1e-5)
@@ -139,18 +139,18 @@ def test_an_unseen_task_has_an_embedding(model, batch):
     assert model.encoder.null_task == len(model.spec.tasks)
     frames = dream(model, replace(batch, task=null))
     assert torch.isfinite(frames).all() and not torch.allclose(frames, dream(model, batch), atol=1e-5)
-    assert torch.isfinite(model.read_frames(batch.future[:, 0], null)[0]).all()
+    assert torch.isfinite(model.read_frames(batch.future["state"][:, 0], null)[0]).all()
 
 
 def test_gradients_of_the_critic_stop_at_its_features(model, batch):
-    model.value(model.encode(batch.context, batch.task).features).sum().backward()
+    model.value(model.encode(batch.context["state"], batch.task).features).sum().backward()
     touched = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert touched == {"value"}
 
 
 def test_codes_are_decoded_to_what_was_encoded(model, batch):
-    codes = model.codec.encode_future(batch.context, batch.future)
-    torch.testing.assert_close(model.codec.decode_future(batch.context, codes), batch.future)
+    codes = model.codec.encode_future(batch.context["state"], batch.future["state"])
+    torch.testing.assert_close(model.codec.decode_future(batch.context["state"], codes), batch.future["state"])
     torch.testing.assert_close(model.action_codec.decode(model.action_codec.encode(batch.actions)), batch.actions)
 
 
@@ -178,11 +178,11 @@ def test_normalizer_by_hand():
 def test_a_feature_without_statistics_is_an_error(model, batch):
     fresh = WorldActionModel(model.config, model.spec)
     with pytest.raises(UserError, match="feature 'state' has no statistics"):
-        fresh.encode(batch.context, batch.task)
+        fresh.encode(batch.context["state"], batch.task)
     with pytest.raises(UserError, match="feature 'action' has no statistics"):
         fresh.action_codec.encode(batch.actions)
     with pytest.raises(UserError, match="statistics of 'state': expected finite values"):
-        fresh.codec.fit(batch.context * torch.nan, batch.future)
+        fresh.codec.fit(batch.context["state"] * torch.nan, batch.future["state"])
 
 
 # --- storing ---

@@ -21,7 +21,7 @@ def no_gradients():
 
 def test_shapes_bounds_and_repeatability(model, windows):
     batch = windows.sample(5, seeded())
-    context = model.encode(batch.context, batch.task)
+    context = model.encode(batch.context["state"], batch.task)
     video, action = modes.video_noise(model, 5, seeded()), 100 * modes.action_noise(model, 5, seeded())
     frames = {
         "dream": modes.dream(model, context, batch.actions, video, 2),
@@ -30,7 +30,7 @@ def test_shapes_bounds_and_repeatability(model, windows):
     }
     actions = {
         "policy": modes.policy(model, context, action, 3),
-        "inverse": modes.inverse(model, context, batch.future, action, 3),
+        "inverse": modes.inverse(model, context, batch.future["state"], action, 3),
         "joint": modes.joint(model, context, video, action, 2)[1],
     }
     assert all(value.shape == (5, 4, 4) and torch.isfinite(value).all() for value in frames.values())
@@ -42,11 +42,11 @@ def test_shapes_bounds_and_repeatability(model, windows):
 def test_the_video_mode_knows_no_action_and_the_dream_does(trained, heldout):
     """Both predict; only the one that is told the actions can know where random ones lead."""
     batch = heldout.sample(N, seeded())
-    context = trained.encode(batch.context, batch.task)
+    context = trained.encode(batch.context["state"], batch.task)
     noise = modes.video_noise(trained, N, seeded())
 
     def error(frames):
-        return float((frames - batch.future)[:, -1, :2].norm(dim=-1).mean())
+        return float((frames - batch.future["state"])[:, -1, :2].norm(dim=-1).mean())
 
     told = error(modes.dream(trained, context, batch.actions, noise, 2))
     untold = error(modes.video(trained, context, noise, 2))
@@ -67,7 +67,7 @@ def test_the_policy_mode_walks_to_the_goal(trained, make_point):
 def test_the_joint_mode_imagines_what_its_actions_do(trained, windows):
     """The frames agree with the dream of the same actions better than with that of others."""
     batch = windows.sample(N, seeded())
-    context = trained.encode(batch.context, batch.task)
+    context = trained.encode(batch.context["state"], batch.task)
     noise = modes.video_noise(trained, N, seeded())
     frames, actions = modes.joint(trained, context, noise, modes.action_noise(trained, N, seeded()), 4)
     same = (frames - modes.dream(trained, context, actions, noise, 4)).square().mean()

@@ -75,7 +75,7 @@ def test_a_refit_leaves_the_policy_bit_equal(model, windows, stage):
     noise = modes.action_noise(model, 8, torch.Generator().manual_seed(1))
 
     def act():
-        return modes.policy(model, model.encode(batch.context, batch.task), noise, 3)
+        return modes.policy(model, model.encode(batch.context["state"], batch.task), noise, 3)
 
     actions, before = act(), weights(model)
     model.encoder.requires_grad_(False)  # as in a policy under PPO
@@ -92,7 +92,7 @@ def test_a_refit_leaves_the_policy_bit_equal(model, windows, stage):
 
 def test_a_loss_that_is_not_finite_reaches_no_weight(model, windows):
     broken = copy.copy(windows)
-    broken.state = torch.full_like(windows.state, torch.nan)
+    broken.values = {"state": torch.full_like(windows.values["state"], torch.nan)}
     before = weights(model)
     with pytest.raises(UserError, match=r"the loss became nan; .* lower learning_rate \(step 0\)"):
         train_stage("pretrain", model, broken, SHORT)
@@ -160,6 +160,6 @@ def test_schedule_warms_up_and_decays():
 def test_statistics_are_those_of_the_windows(model, windows):
     fit_statistics(model, windows, n=3000)
     batch = windows.sample(3000, torch.Generator().manual_seed(0))
-    normal = model.codec.state(batch.context[:, -1])
+    normal = model.codec.state(batch.context["state"][:, -1])
     torch.testing.assert_close(normal.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(normal.std(0), torch.ones(4), atol=1e-2, rtol=0)

@@ -12,7 +12,7 @@ from world_model.wam.trust import HORIZON, calibrate, dream_of_real_actions, exp
 @pytest.fixture
 def context(model, windows):
     batch = windows.sample(6, torch.Generator().manual_seed(0))
-    return model.encode(batch.context, batch.task), batch
+    return model.observe(batch.obs), batch
 
 
 def test_error_is_that_of_the_normalised_state_where_there_is_no_object(model):
@@ -24,7 +24,7 @@ def test_error_is_that_of_the_normalised_state_where_there_is_no_object(model):
 
 def test_what_is_read_of_a_chunk(model, context):
     encoded, batch = context
-    given = read(model, encoded, batch.actions, batch.context[:, -1:].expand(-1, 4, -1))
+    given = read(model, encoded, batch.actions, batch.context["state"][:, -1:].expand(-1, 4, -1))
     assert given.shape == (6, encoded.features.shape[1] + batch.actions[0].numel() + 1)
     assert torch.allclose(given[:, -1], torch.tensor(1e-4).log())  # nothing moved
     torch.testing.assert_close(
@@ -65,7 +65,7 @@ def test_a_calibration_knows_nothing_of_the_one_before(model):
 def test_an_uncalibrated_trust_says_so(model, context):
     encoded, batch = context
     with pytest.raises(UserError, match=r"input of the trust heads.*has no statistics"):
-        expected_error(model, read(model, encoded, batch.actions, batch.future))
+        expected_error(model, read(model, encoded, batch.actions, batch.future["state"]))
 
 
 def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
@@ -79,11 +79,13 @@ def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
 
 def test_dreams_begin_as_often_where_a_model_sees(model, episodes):
     size = model.config.chunk_size
-    (long,) = [replace(e, state=e.state.repeat(2, 1)[: 2 * e.length + 1]) for e in episodes[:1]]
+    (long,) = [replace(e, obs={"state": e.state.repeat(2, 1)[: 2 * e.length + 1]}) for e in episodes[:1]]
     long = replace(long, action=long.action.repeat(2, 1), success=long.success.repeat(2))
     n = len(range(0, long.length - HORIZON * size + 1, size))
     assert n == 5
-    for every in (1, size):  # windows begin everywhere, or at new pictures alone
-        assert len(dream_of_real_actions(model, [replace(long, picture_every=every)]).task) == n
-    both = [replace(long, picture_every=every) for every in (1, size)]
+    both = []
+    for every in (1, size):  # windows begin everywhere, or at new images alone
+        images = long.state[[*range(0, long.length, every), long.length]]
+        both.append(replace(long, obs={**long.obs, "seldom": images}, every={"seldom": every} if every > 1 else {}))
+        assert len(dream_of_real_actions(model, both[-1:]).task) == n
     assert dream_of_real_actions(model, both).episode.tolist() == [0] * n + [1] * n
