@@ -15,6 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from rewards.errors import UserError
+from rl.config import PPOConfig
 from rl.envs.adapters import (
     ChunkVecEnv,
     GymEnv,
@@ -26,8 +27,13 @@ from rl.envs.adapters import (
     observation_space,
     unflatten_obs,
 )
+from rl.policies.wam import FlowPolicy
+from rl.ppo.sb3 import ChunkPPO
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.spec import Feature, Spec
+from world_model.view import View
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
 
 MAX_STEPS = 10
 REACHED = 0.25
@@ -528,4 +534,27 @@ def test_stock_ppo_learns_from_images():
     assert model.num_timesteps == 16 and env.batched.begun
     assert not all(torch.equal(p, b) for p, b in zip(model.policy.parameters(), before, strict=True))
     _, lengths = evaluate_policy(model, StepVecEnv(SeenPoint(2)), n_eval_episodes=2, return_episode_rewards=True)
+    assert max(lengths) <= MAX_STEPS
+
+
+def test_our_ppo_reads_images_through_the_interface_of_sb3():
+    env = StepVecEnv(SeenPoint(2))
+    torch.manual_seed(0)
+    sizes = {"width": 32, "world_width": 32, "action_width": 32, "n_layers": 1, "n_heads": 2, "picture_dim": 4}
+    model = WorldActionModel(ModelConfig(**sizes, views={"front": View()}, picture_size=SIDE), env.batched.spec).eval()
+    frames = torch.randn(8, 10, model.frame_dim)
+    model.codec.fit(frames[:, :2], frames[:, 2:])
+    model.action_codec.action.fit(torch.randn(8, 2))
+    policy = FlowPolicy(model, env.batched)
+    ppo = ChunkPPO(policy, env, PPOConfig(n_steps=2, batch_size=4, n_epochs=1, bc_coef=0.0, target_kl=None))
+    ppo.learn(32)
+    assert ppo.num_timesteps >= 32
+    # What its environment returns, it can read: SB3 has not moved the channels of the images.
+    obs = ppo.get_env().reset()
+    assert obs["images_front"].shape == (2, SIDE, SIDE, 6)
+    actions, _ = ppo.predict(obs, deterministic=True)
+    first, _ = ppo.predict({name: values[0] for name, values in obs.items()}, deterministic=True)
+    assert actions.shape == (2, 2) and first.shape == (2,)
+    np.testing.assert_allclose(actions[0], first, atol=1e-5)
+    _, lengths = evaluate_policy(ppo, env, n_eval_episodes=2, return_episode_rewards=True)
     assert max(lengths) <= MAX_STEPS
