@@ -232,7 +232,8 @@ def episodes(n: int = 3) -> list[Episode]:
     made = []
     for i in range(n):
         state, action = torch.randn(6, 6, generator=generator), torch.rand(5, 2, generator=generator)
-        made.append(Episode(state, action, torch.arange(5) == 4, SPEC.tasks[i % 2], "noisy", i, torch.zeros(5)))
+        success, reward = torch.arange(5) == 4, torch.zeros(5)
+        made.append(Episode({"state": state}, action, success, SPEC.tasks[i % 2], "noisy", i, reward))
     return made
 
 

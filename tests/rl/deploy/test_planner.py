@@ -126,7 +126,7 @@ def test_the_first_plan_says_how_long_the_next_will_take() -> None:
 
 
 def test_held_actions_come_back_and_the_rest_goes_on_from_them(trained: WorldActionModel, windows: Any) -> None:
-    frames = windows.sample(1, torch.Generator().manual_seed(0)).context[0].numpy()
+    frames = windows.sample(1, torch.Generator().manual_seed(0)).context["state"][0].numpy()
     decide = Decider(ModelPilot(trained, n_denoising_steps=4), "reach", seed=0)
     size = trained.config.chunk_size
     first = decide(frames, np.zeros((0, 0)))

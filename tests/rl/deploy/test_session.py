@@ -85,7 +85,7 @@ def test_who_says_that_a_task_is_solved(
     (lived,) = run_session(ModelPilot(trained, 2), config(success="key"), say=lambda line: None)
     assert lived.reason == "12 steps" and not any(lived.success)
     answers = iter([0.1, 0.9, 0.1, 0.9, 0.9, 0.9])  # of the read-out, frame by frame: sure of two in a row comes fifth
-    monkeypatch.setattr(trained, "read_frames", lambda frames, task: (torch.tensor([next(answers)]), None))
+    monkeypatch.setattr(trained, "success_and_progress", lambda frames, task: (torch.tensor([[next(answers)]]), None))
     (lived,) = run_session(ModelPilot(trained, 2), config(success="read_out"), say=lambda line: None)
     assert lived.reason == "success" and lived.success == [False] * 3 + [True]
     assert EpisodeStore("runs/robot/fake").load()[-1].source == "robot, success by read_out"
