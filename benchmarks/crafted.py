@@ -471,8 +471,8 @@ def read_export(folder: Path) -> None:
     """Load the export and act once."""
     pilot = OnnxPilot(folder)
     chunk, task = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim), torch.zeros(1, dtype=torch.long)
-    state = torch.zeros(1, pilot.n_context_frames, pilot.spec.state_dim)
-    pilot.act(state, task, torch.zeros(1, *pilot.noise_shape), chunk, task)
+    obs = {"state": torch.zeros(1, pilot.n_context_frames, pilot.spec.state_dim), "task": task}
+    pilot.act(obs, torch.zeros(1, *pilot.noise_shape), chunk, task)
 
 
 # Reports of run folders.

@@ -38,6 +38,7 @@ from rl.verbs import deploy
 from world_model import files
 from world_model.data import episodes as recording
 from world_model.data.episodes import Episode, EpisodeStore
+from world_model.env import Obs
 from world_model.spec import Feature, Spec
 
 SPEC = Spec(
@@ -60,7 +61,7 @@ class ConstantPilot:
     def __init__(self, wanted: float) -> None:
         self.wanted = wanted
 
-    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+    def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         return torch.full((1, self.chunk_size, 2), self.wanted)
 
 

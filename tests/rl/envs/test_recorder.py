@@ -22,7 +22,7 @@ def record(env: BatchedEnv, recorder: Recorder, n_chunks: int, generator: torch.
         first = {name: frames[:, -1].clone() for name, frames in env.context.items()}
         before = first, env.elapsed.clone(), env.task.clone(), env.episode_seed.clone()
         step = env.step_chunk(actions)
-        recorder.add(*before, actions, step)
+        recorder.add(*before, step)
         seen.append((before, actions, step))
     return seen
 
