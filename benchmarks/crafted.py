@@ -232,7 +232,8 @@ def episodes(n: int = 3) -> list[Episode]:
     made = []
     for i in range(n):
         state, action = torch.randn(6, 6, generator=generator), torch.rand(5, 2, generator=generator)
-        made.append(Episode(state, action, torch.arange(5) == 4, SPEC.tasks[i % 2], "noisy", i, torch.zeros(5)))
+        success, reward = torch.arange(5) == 4, torch.zeros(5)
+        made.append(Episode({"state": state}, action, success, SPEC.tasks[i % 2], "noisy", i, reward))
     return made
 
 
@@ -470,8 +471,8 @@ def read_export(folder: Path) -> None:
     """Load the export and act once."""
     pilot = OnnxPilot(folder)
     chunk, task = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim), torch.zeros(1, dtype=torch.long)
-    state = torch.zeros(1, pilot.n_context_frames, pilot.spec.state_dim)
-    pilot.act(state, task, torch.zeros(1, *pilot.noise_shape), chunk, task)
+    obs = {"state": torch.zeros(1, pilot.n_context_frames, pilot.spec.state_dim), "task": task}
+    pilot.act(obs, torch.zeros(1, *pilot.noise_shape), chunk, task)
 
 
 # Reports of run folders.

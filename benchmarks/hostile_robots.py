@@ -105,7 +105,7 @@ class HostilePilot:
         self.scale = draw.choice([0.1, 1.0, 10.0, 1e6])
         self.evil = draw.choice([float("nan"), float("inf"), 1e38]) if draw.random() < 0.1 else None
 
-    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+    def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """See `rl.deploy.pilots.Pilot`."""
         actions = self.scale * self.random.standard_normal((1, self.chunk_size, 2))
         if self.evil is not None and self.random.random() < 0.2:

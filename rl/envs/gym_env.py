@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -45,7 +46,8 @@ class GymTask:
         assert isinstance(action, gymnasium.spaces.Box)
         if not action.is_bounded() or len(action.shape) != 1:
             raise UserError(f"environment {env_id!r}: its action space is {action}, expected a bounded one-axis Box")
-        self._n_steps, self._obs = 0, dict[str, Any]()
+        self._n_steps = 0
+        self._obs: Mapping[str, Any] = {}
         # Key of the observation -> size; the key is empty if the observation is no Dict.
         self._vectors = {key: int(np.prod(box.shape or (1,))) for key, box in boxes.items() if not _is_image(box)}
         self._images = {IMAGES + (key or "main"): key for key, box in boxes.items() if _is_image(box)}
@@ -86,7 +88,9 @@ class GymTask:
 
     def _state(self, obs: Any) -> Array:
         """Keep an observation, and return its vectors joined to one (state_dim,)."""
-        self._obs = obs if isinstance(self._env.observation_space, gymnasium.spaces.Dict) else {"": obs}
+        if not isinstance(self._env.observation_space, gymnasium.spaces.Dict):
+            obs = {"": obs}
+        self._obs = obs if isinstance(obs, Mapping) else {}
         what = {key: f"observation {key}".strip() for key in self._vectors}
         parts = [self._numbers(self._obs.get(key), what[key], size) for key, size in self._vectors.items()]
         return np.concatenate([np.zeros(0, np.float32), *parts])

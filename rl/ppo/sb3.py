@@ -16,6 +16,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rewards.errors import UserError, closest_or_known
@@ -91,6 +92,12 @@ class ChunkPPO(OnPolicyAlgorithm):
         self._setup_lr_schedule()
         self.rollout: Rollout | None = None
         self.rollout_buffer = None  # type: ignore[assignment] # `learn` hands it to `collect_rollouts`
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Leave the environment as it is; SB3 would move the channels of its images to the front, for its networks."""
+        wrapped: VecEnv = env
+        return wrapped
 
     def collect_rollouts(  # type: ignore[override]
         self, env: ChunkVecEnv, callback: BaseCallback, rollout_buffer: object, n_rollout_steps: int

@@ -23,7 +23,8 @@ HORIZON, K = 2, 4
 def make_dream(model, episodes, monkeypatch):
     starts = StartStates.from_episodes(episodes, model.spec.tasks, n_context_frames=2)
     # Nothing is ever solved: every branch lasts HORIZON chunks.
-    monkeypatch.setattr(model, "read_frames", lambda frames, task: (0 * frames[:, 0], frames[:, 0]))
+    never = lambda frames, task: (0 * frames["state"][..., 0], frames["state"][..., 0])  # noqa: E731
+    monkeypatch.setattr(model, "success_and_progress", never)
     return lambda num_envs: DreamEnv(model, num_envs, starts, HORIZON, max_steps=1000, seed=1)
 
 
@@ -92,5 +93,5 @@ def test_chunk_ppo_trains_in_the_dream_and_leaves_it_as_it_was(make_dream, model
     assert not all(torch.equal(p, b) for p, b in zip(policy.actor_parameters(), before, strict=True))
     actions = torch.linspace(-1, 1, 4 * K * 2).view(4, K, 2)
     env.reset(seed=3)
-    expected = twin.step_chunk(actions).frames
-    assert torch.equal(env.step_chunk(actions).frames, expected)
+    expected = twin.step_chunk(actions).frames["state"]
+    assert torch.equal(env.step_chunk(actions).frames["state"], expected)

@@ -113,7 +113,7 @@ def random_rollout(seed: int, n_steps: int, n_envs: int) -> Rollout:
         next_value=torch.randn(shape, generator=g),
         reference_means=wide,
         success=ended,
-        frames=wide,
+        frames={"state": wide},
         actions=wide,
         task=torch.zeros(shape),
         expected_error=torch.zeros(shape),

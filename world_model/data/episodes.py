@@ -73,7 +73,7 @@ class Episode:
     def rows_of(self, name: str) -> Tensor:
         """Return for each frame (T + 1,) the row of a feature that holds its value."""
         every = self.every.get(name, 1)
-        rows = torch.arange(self.length + 1) // every
+        rows = torch.arange(self.length + 1, device=self.action.device) // every
         rows[-1] = -(-self.length // every)  # the last frame has a row of its own
         return rows
 
@@ -83,7 +83,7 @@ class Episode:
         for name, values in self.obs.items():
             every, rows = self.every.get(name, 1), self.rows_of(name)
             frames = [*range(first, last, every), last]
-            obs[name] = values[rows[torch.tensor(frames)]]
+            obs[name] = values[rows[frames]]
         return replace(
             self,
             obs=obs,

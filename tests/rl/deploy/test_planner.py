@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from rl.deploy.frames import Frame
 from rl.deploy.loop import Immediate
 from rl.deploy.pilots import Decider
 from rl.deploy.planner import Planner
@@ -51,20 +52,25 @@ class Slow(Executor):
             item[1].set_result(item[2]())
 
 
+def at(step: int) -> Frame:
+    """An observation that tells the step."""
+    return {"state": np.full((2, 1), float(step))}
+
+
 def run(decide: Any, latency: float, n_action_steps: int, n: int) -> tuple[list[Any], Planner]:
     executor = Slow(latency, period=0.05)
     planner = Planner(decide, n_action_steps, 0.05, executor, executor.clock)
-    planner.begin(np.zeros((2, 1)))
+    planner.begin(at(0))
     actions = []
     for k in range(n):
-        actions.append(planner.step(k, np.full((2, 1), float(k))))
+        actions.append(planner.step(k, at(k)))
         executor.tick()
     return actions, planner
 
 
-def ramp(frames: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """A policy that wants action t at step t: frames tell the step."""
-    return frames[-1, 0] + np.arange(CHUNK, dtype=float)[:, None]
+def ramp(obs: Frame, held: np.ndarray) -> np.ndarray:
+    """A policy that wants action t at step t: observations tell the step."""
+    return obs["state"][-1, 0] + np.arange(CHUNK, dtype=float)[:, None]
 
 
 @pytest.mark.parametrize("latency", [0.4, 1.0, 2.6, 3.0])
@@ -77,9 +83,9 @@ def test_every_step_has_the_action_that_was_meant_for_it(latency: float) -> None
 def test_what_will_have_been_executed_is_held() -> None:
     given: list[tuple[float, list[float]]] = []
 
-    def decide(frames: np.ndarray, held: np.ndarray) -> np.ndarray:
-        given.append((float(frames[-1, 0]), held.ravel().tolist()))
-        return ramp(frames, held)
+    def decide(obs: Frame, held: np.ndarray) -> np.ndarray:
+        given.append((float(obs["state"][-1, 0]), held.ravel().tolist()))
+        return ramp(obs, held)
 
     run(decide, latency=2.0, n_action_steps=4, n=20)
     plans = given[2:]  # the first two are those of the beginning
@@ -90,7 +96,7 @@ def test_what_will_have_been_executed_is_held() -> None:
 def test_two_plans_that_disagree_are_blended_where_they_overlap() -> None:
     values = iter([0.0, 0.0, 7.0, 7.0, 7.0, 7.0, 7.0])
 
-    def decide(frames: np.ndarray, held: np.ndarray) -> np.ndarray:
+    def decide(obs: Frame, held: np.ndarray) -> np.ndarray:
         return np.full((CHUNK, 1), next(values))
 
     actions, _ = run(decide, latency=1.0, n_action_steps=4, n=12)
@@ -101,7 +107,7 @@ def test_two_plans_that_disagree_are_blended_where_they_overlap() -> None:
 def test_the_last_action_of_a_plan_that_is_at_its_end_stands_for_it() -> None:
     values = iter([0.0, 0.0, 8.0, 8.0, 8.0])
 
-    def decide(frames: np.ndarray, held: np.ndarray) -> np.ndarray:
+    def decide(obs: Frame, held: np.ndarray) -> np.ndarray:
         return np.full((CHUNK, 1), next(values))
 
     actions, _ = run(decide, latency=4.0, n_action_steps=4, n=11)
@@ -120,19 +126,20 @@ def test_a_plan_that_is_late_is_noticed_and_the_next_one_comes_in_time() -> None
 def test_the_first_plan_says_how_long_the_next_will_take() -> None:
     clock = partial(next, itertools.count(step=0.05))  # each plan takes a period
     planner = Planner(ramp, CHUNK, 0.05, Immediate(), clock)
-    planner.begin(np.zeros((2, 1)))
+    planner.begin(at(0))
     assert planner.n_held == 1
-    assert all(planner.step(k, np.full((2, 1), float(k))) is not None for k in range(20))
+    assert all(planner.step(k, at(k)) is not None for k in range(20))
 
 
 def test_held_actions_come_back_and_the_rest_goes_on_from_them(trained: WorldActionModel, windows: Any) -> None:
-    frames = windows.sample(1, torch.Generator().manual_seed(0)).context[0].numpy()
+    frames = windows.sample(1, torch.Generator().manual_seed(0)).context["state"][0].numpy()
+    obs = {"state": frames}
     decide = Decider(ModelPilot(trained, n_denoising_steps=4), "reach", seed=0)
     size = trained.config.chunk_size
-    first = decide(frames, np.zeros((0, 0)))
+    first = decide(obs, np.zeros((0, 0)))
     assert first.shape == (size, 2)
     held = np.clip(first[:2] + 0.3, -1, 1)
-    again = decide(frames, held)
+    again = decide(obs, held)
     assert again[:2] == pytest.approx(held, abs=1e-6) and np.isfinite(again).all()
     context = trained.encode(torch.tensor(frames)[None], torch.tensor([0]))
     noise = modes.action_noise(trained, 1, torch.Generator().manual_seed(1))

@@ -38,6 +38,7 @@ from rl.verbs import deploy
 from world_model import files
 from world_model.data import episodes as recording
 from world_model.data.episodes import Episode, EpisodeStore
+from world_model.env import Obs
 from world_model.spec import Feature, Spec
 
 SPEC = Spec(
@@ -60,7 +61,7 @@ class ConstantPilot:
     def __init__(self, wanted: float) -> None:
         self.wanted = wanted
 
-    def act(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+    def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         return torch.full((1, self.chunk_size, 2), self.wanted)
 
 
@@ -192,7 +193,8 @@ def test_an_episode_that_ended_is_recorded_whatever_comes_after_it(robot: Robot)
 
 def test_a_folder_of_another_robot_is_seen_before_this_one_moves(robot: Robot) -> None:
     other = Spec({"state": Feature((3,))}, (-1.0,), (1.0,), ("reach",), 10.0)
-    episode = Episode(torch.zeros(2, 3), torch.zeros(1, 1), torch.zeros(1, dtype=torch.bool), "reach", "random", 0)
+    obs, action, success = {"state": torch.zeros(2, 3)}, torch.zeros(1, 1), torch.zeros(1, dtype=torch.bool)
+    episode = Episode(obs, action, success, "reach", "random", 0)
     EpisodeStore(FOLDER).append([episode], other)
     with pytest.raises(UserError, match="its episodes have other features, bounds or rate; choose another folder"):
         run()
@@ -243,7 +245,8 @@ def test_two_sessions_do_not_write_to_one_folder(robot: Robot) -> None:
 def test_who_appends_waits_for_the_other_writer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(recording, "WAIT_S", 0.1)
     store = EpisodeStore(tmp_path)
-    episode = Episode(torch.zeros(2, 4), torch.zeros(1, 2), torch.zeros(1, dtype=torch.bool), "reach", "random", 0)
+    obs, action, success = {"state": torch.zeros(2, 4)}, torch.zeros(1, 2), torch.zeros(1, dtype=torch.bool)
+    episode = Episode(obs, action, success, "reach", "random", 0)
     with EpisodeStore(tmp_path).writer(SPEC), pytest.raises(UserError, match="another process is writing to it"):
         store.append([episode], SPEC)
     store.append([episode], SPEC)

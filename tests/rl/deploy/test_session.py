@@ -85,7 +85,7 @@ def test_who_says_that_a_task_is_solved(
     (lived,) = run_session(ModelPilot(trained, 2), config(success="key"), say=lambda line: None)
     assert lived.reason == "12 steps" and not any(lived.success)
     answers = iter([0.1, 0.9, 0.1, 0.9, 0.9, 0.9])  # of the read-out, frame by frame: sure of two in a row comes fifth
-    monkeypatch.setattr(trained, "read_frames", lambda frames, task: (torch.tensor([next(answers)]), None))
+    monkeypatch.setattr(trained, "success_and_progress", lambda frames, task: (torch.tensor([[next(answers)]]), None))
     (lived,) = run_session(ModelPilot(trained, 2), config(success="read_out"), say=lambda line: None)
     assert lived.reason == "success" and lived.success == [False] * 3 + [True]
     assert EpisodeStore("runs/robot/fake").load()[-1].source == "robot, success by read_out"
@@ -341,8 +341,8 @@ def test_names_order_and_units_are_mapped(trained: WorldActionModel) -> None:
     )
     interface = Interface(robot, trained.spec, mapping, 10.0)
     robot.values |= {"x": 100.0, "y": 2.0, "gx": 3.0, "gy": 4.0}
-    frame, _, _ = interface.observe()
-    assert frame == pytest.approx([0.6, 2.0, 3.0, 4.0])
+    state, images, _, _ = interface.observe()
+    assert state == pytest.approx([0.6, 2.0, 3.0, 4.0]) and images == {}
     assert interface.send(np.array([0.25, -0.75])) == pytest.approx([0.25, -0.75])
     assert robot.sent == [{"vx": -0.25, "vy": -0.75}]
     robot.send_action = lambda action: {"vx": -0.125, "vy": np.nan}  # type: ignore[method-assign]

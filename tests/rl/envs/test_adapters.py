@@ -15,6 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from rewards.errors import UserError
+from rl.config import PPOConfig
 from rl.envs.adapters import (
     ChunkVecEnv,
     GymEnv,
@@ -22,11 +23,17 @@ from rl.envs.adapters import (
     StepVecEnv,
     action_space,
     flatten_obs,
+    numpy_obs,
     observation_space,
     unflatten_obs,
 )
+from rl.policies.wam import FlowPolicy
+from rl.ppo.sb3 import ChunkPPO
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.spec import Feature, Spec
+from world_model.view import View
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
 
 MAX_STEPS = 10
 REACHED = 0.25
@@ -50,23 +57,23 @@ class Point(BatchedEnv):
         )
         position = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
         return Start(
-            context=position[:, None].repeat(1, 2, 1),
+            context={"state": position[:, None].repeat(1, 2, 1)},
             task=mask.nonzero()[:, 0] % len(self.spec.tasks),
             seed=torch.randint(1000, (m,), generator=self.generator),
         )
 
     def _advance(self, actions, limit):
-        frames = self.context[:, -1:] + actions.cumsum(1)
+        frames = self.context["state"][:, -1:] + actions.cumsum(1)
         success = frames.norm(dim=-1) < REACHED
         never = torch.zeros_like(success)
-        return Advance(frames, success, never, never)
+        return Advance({"state": frames}, success, never, never)
 
     def close(self):
         self.closed += 1
 
 
 def place_at(batched: Point, *positions: tuple[float, float]) -> None:
-    batched.context = torch.tensor(positions)[:, None].repeat(1, 2, 1)
+    batched.context["state"] = torch.tensor(positions)[:, None].repeat(1, 2, 1)
 
 
 # --- observations and spaces ---
@@ -312,7 +319,7 @@ def test_gym_env_by_hand():
     assert type(reward) is float and type(terminated) is bool
     with pytest.raises(ResetNeeded):
         env.step(np.zeros(2, np.float32))
-    waiting = flatten_obs({"state": env.batched.context, "task": env.batched.task}, env.batched.spec)
+    waiting = flatten_obs(env.batched.observe(), env.batched.spec)
     obs, _ = env.reset()
     np.testing.assert_array_equal(obs, waiting[0])  # the episode that had begun already
     obs, *_ = env.step(np.zeros(2, np.float32))
@@ -367,7 +374,7 @@ def test_gym_vector_env_has_the_conventions_of_gymnasium():
     class FixedStart(Point):
         def _restart(self, mask):
             start = super()._restart(mask)
-            start.context = torch.tensor([1.5, 0.0]).expand_as(start.context).clone()
+            start.context["state"][:] = torch.tensor([1.5, 0.0])
             return start
 
     env = GymVectorEnv(FixedStart(2))
@@ -417,3 +424,137 @@ def test_gym_vector_env_repeats_exactly_from_a_seed():
 def test_gym_vector_env_refuses_a_partial_reset():
     with pytest.raises(UserError, match="reset_mask"):
         GymVectorEnv(Point(2)).reset(options={"reset_mask": np.array([True, False])})
+
+
+# --- images ---
+
+SIDE = 48
+"""Pixels on a side; Stable-Baselines3's network for images takes at least 36, ours a multiple of 16."""
+
+
+class SeenPoint(Point):
+    """The point, and a camera whose image of step t has the value t in each pixel; the red one is 100 + t."""
+
+    def __init__(self, num_envs: int, tasks: tuple[str, ...] = ("reach",), **options) -> None:
+        super().__init__(num_envs, tasks, **options)
+        state = Feature((2,), slices={"hand_pos": (0, 2)})
+        features = {"state": state, "images.front": Feature((SIDE, SIDE, 3), dtype="uint8")}
+        self.spec = Spec(features, (-1.0, -1.0), (1.0, 1.0), tasks, control_hz=10.0)
+        self.context["images.front"] = torch.zeros(num_envs, 2, SIDE, SIDE, 3, dtype=torch.uint8)
+
+    def _restart(self, mask):
+        start = super()._restart(mask)
+        start.context["images.front"] = self.images(torch.zeros(int(mask.sum()), 2))
+        return start
+
+    def _advance(self, actions, limit):
+        advance = super()._advance(actions, limit)
+        advance.frames["images.front"] = self.images(self.elapsed[:, None] + torch.arange(1, actions.shape[1] + 1))
+        return advance
+
+    @staticmethod
+    def images(step):
+        images = step.to(torch.uint8)[..., None, None, None].repeat(1, 1, SIDE, SIDE, 3)
+        images[..., 0] += 100
+        return images
+
+
+def test_images_go_there_and_back_exactly():
+    spec = SeenPoint(1, tasks=("a", "b")).spec
+    obs = {
+        "state": torch.randn(3, 2, 2),
+        "images.front": torch.randint(0, 256, (3, 2, SIDE, SIDE, 3), dtype=torch.uint8),
+        "task": torch.tensor([1, 0, 1]),
+    }
+    given = numpy_obs(obs, spec)
+    assert given.keys() == {"state", "images_front"} and given["state"].shape == (3, 6)
+    assert given["images_front"].shape == (3, SIDE, SIDE, 6) and given["images_front"].dtype == np.uint8
+    # The channels of the older frame come first.
+    np.testing.assert_array_equal(given["images_front"][..., :3], obs["images.front"][:, 0])
+    np.testing.assert_array_equal(given["images_front"][..., 3:], obs["images.front"][:, 1])
+    back = unflatten_obs({name: torch.from_numpy(values) for name, values in given.items()}, spec, n_context_frames=2)
+    assert back.keys() == obs.keys()
+    for name, values in obs.items():
+        assert back[name].dtype == values.dtype and torch.equal(back[name], values), name
+    given["images_front"][:] = 0  # a copy: the caller may write into it
+    assert obs["images.front"].float().mean() > 100
+
+
+def test_step_vec_env_gives_dicts_where_there_are_images():
+    env = StepVecEnv(SeenPoint(2))
+    obs = env.reset()
+    space = env.observation_space
+    assert isinstance(space, gymnasium.spaces.Dict) and space["images_front"].shape == (SIDE, SIDE, 6)
+    assert space.contains({name: values[0] for name, values in obs.items()})
+    place_at(env.batched, (1.0, 0.0), (1.0, 1.0))
+    obs, _, dones, _ = env.step(np.array([[-0.5, 0.0], [0.0, 0.0]]))
+    np.testing.assert_array_equal(obs["state"], [[1, 0, 0.5, 0], [1, 1, 1, 1]])
+    assert obs["images_front"][0, 0, 0].tolist() == [100, 0, 0, 101, 1, 1] and not dones.any()
+    obs, _, dones, infos = env.step(np.array([[-0.5, 0.0], [0.0, 0.0]]))
+    assert dones.tolist() == [True, False]
+    last = infos[0]["terminal_observation"]
+    np.testing.assert_array_equal(last["state"], [0.5, 0, 0, 0])
+    assert last["images_front"][0, 0].tolist() == [101, 1, 1, 102, 2, 2]
+    assert obs["images_front"][:, 0, 0].tolist() == [[100, 0, 0] * 2, [101, 1, 1, 102, 2, 2]]
+
+
+def test_gym_env_gives_dicts_where_there_are_images():
+    env = GymEnv(SeenPoint(1))
+    gymnasium_check_env(GymEnv(SeenPoint(1)), skip_render_check=True)
+    sb3_check_env(GymEnv(SeenPoint(1)))
+    first, _ = env.reset(seed=0)
+    assert first in env.observation_space and first["images_front"][0, 0].tolist() == [100, 0, 0] * 2
+    place_at(env.batched, (1.0, 0.0))
+    obs, _, terminated, _, _ = env.step(np.array([-1.0, 0.0], np.float32))
+    np.testing.assert_array_equal(obs["state"], [1, 0, 0, 0])
+    assert terminated and obs["images_front"][0, 0].tolist() == [100, 0, 0, 101, 1, 1]  # of the episode that ended
+    obs, _ = env.reset()
+    assert obs["images_front"][0, 0].tolist() == [100, 0, 0] * 2
+
+
+def test_gym_vector_env_gives_dicts_where_there_are_images():
+    env = GymVectorEnv(SeenPoint(2))
+    obs, _ = env.reset(seed=0)
+    assert obs in env.observation_space and obs["images_front"].shape == (2, SIDE, SIDE, 6)
+    for _ in range(MAX_STEPS):
+        obs, _, _, truncated, infos = env.step(np.zeros((2, 2), np.float32))
+    assert truncated.all() and obs in env.observation_space
+    assert obs["images_front"][0, 0, 0].tolist() == [100, 0, 0] * 2
+    final = infos["final_obs"][1]
+    assert final in env.single_observation_space
+    assert final["images_front"][0, 0].tolist() == [109, 9, 9, 110, 10, 10]
+
+
+def test_stock_ppo_learns_from_images():
+    torch.set_num_threads(1)
+    env = StepVecEnv(SeenPoint(1))
+    model = PPO("MultiInputPolicy", env, n_steps=8, batch_size=8, n_epochs=1, seed=0, device="cpu")
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(16)
+    assert model.num_timesteps == 16 and env.batched.begun
+    assert not all(torch.equal(p, b) for p, b in zip(model.policy.parameters(), before, strict=True))
+    _, lengths = evaluate_policy(model, StepVecEnv(SeenPoint(2)), n_eval_episodes=2, return_episode_rewards=True)
+    assert max(lengths) <= MAX_STEPS
+
+
+def test_our_ppo_reads_images_through_the_interface_of_sb3():
+    env = StepVecEnv(SeenPoint(2))
+    torch.manual_seed(0)
+    sizes = {"width": 32, "world_width": 32, "action_width": 32, "n_layers": 1, "n_heads": 2, "picture_dim": 4}
+    model = WorldActionModel(ModelConfig(**sizes, views={"front": View()}, picture_size=SIDE), env.batched.spec).eval()
+    frames = torch.randn(8, 10, model.frame_dim)
+    model.codec.fit(frames[:, :2], frames[:, 2:])
+    model.action_codec.action.fit(torch.randn(8, 2))
+    policy = FlowPolicy(model, env.batched)
+    ppo = ChunkPPO(policy, env, PPOConfig(n_steps=2, batch_size=4, n_epochs=1, bc_coef=0.0, target_kl=None))
+    ppo.learn(32)
+    assert ppo.num_timesteps >= 32
+    # What its environment returns, it can read: SB3 has not moved the channels of the images.
+    obs = ppo.get_env().reset()
+    assert obs["images_front"].shape == (2, SIDE, SIDE, 6)
+    actions, _ = ppo.predict(obs, deterministic=True)
+    first, _ = ppo.predict({name: values[0] for name, values in obs.items()}, deterministic=True)
+    assert actions.shape == (2, 2) and first.shape == (2,)
+    np.testing.assert_allclose(actions[0], first, atol=1e-5)
+    _, lengths = evaluate_policy(ppo, env, n_eval_episodes=2, return_episode_rewards=True)
+    assert max(lengths) <= MAX_STEPS

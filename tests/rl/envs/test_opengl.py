@@ -15,13 +15,16 @@ from world_model.view import View
 Camera(mujoco.MjModel.from_xml_string("<mujoco/>"), View(), 16)
 """
 WORKERS = """
+from rl.envs.cameras import CameraUse
 from rl.envs.workers import Workers
 from world_model.view import View
-Workers("metaworld", ["push"], {}, [View()], 16, 1).reset({0: 0})
+Workers("metaworld", ["push"], {}, {"images.front": CameraUse(View(), 16, 16)}, 1).reset({0: 0})
 """
 GYMNASIUM = """
+from rl.envs.cameras import CameraUse
 from rl.envs.gym_env import GymTask
-task = GymTask("Pendulum-v1", renders=True)
+from world_model.view import View
+task = GymTask("Pendulum-v1", {"images.front": CameraUse(View(), 16, 16)})
 """
 
 LOGGED = """

@@ -45,7 +45,7 @@ def test_a_seed_names_where_an_episode_begins_and_how_it_goes(recorded: list[str
     env.set_episode_seeds([7, 5, 7])
     env.reset()
     for row, seed in enumerate((7, 5, 7)):
-        assert torch.equal(env.context[row, -1], episodes[seed % len(episodes)].state[0])
+        assert torch.equal(env.context["state"][row, -1], episodes[seed % len(episodes)].state[0])
     post = prepare(config)
     try:
         together = evaluate_sim(post.policy, env, range(20, 26))
@@ -76,7 +76,8 @@ def test_the_judge_is_another_dream_than_is_trained_in(recorded: list[str]) -> N
 
 def test_a_success_counts_only_where_trust_is_as_good_as_on_the_record(recorded: list[str]) -> None:
     _, env = make(recorded)
-    env.model.read_frames = lambda frames, task: (torch.ones(len(frames)), torch.zeros(len(frames)))  # type: ignore[method-assign]
+    solved = lambda frames, task: (torch.ones(frames["state"].shape[:2]), torch.zeros(frames["state"].shape[:2]))  # noqa: E731
+    env.model.success_and_progress = solved  # type: ignore[method-assign]
     actions = torch.zeros(3, env.chunk_size, 4)
     assert env.max_expected_error is not None and env.max_expected_error > SMALLEST
     env.max_expected_error = 1e3

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rl.envs.cameras import CameraUse
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.simulator import IDLE
 from rl.envs.workers import Group, Workers
@@ -78,9 +79,11 @@ def rollout(env, chunks, k=3, a=4):
 
 def assert_same(left, right):
     for one, other in zip(left, right, strict=True):
-        for name in ("reward", "executed", "terminated", "truncated", "is_success", "frames", "task_reward"):
+        for name in ("reward", "executed", "terminated", "truncated", "is_success", "task_reward"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
-        assert torch.equal(one.obs["state"], other.obs["state"])
+        for name in ("frames", "obs", "final_obs"):
+            ours, theirs = getattr(one, name), getattr(other, name)
+            assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
 def test_same_seed_same_goal_and_another_seed_another_goal():
@@ -102,7 +105,7 @@ def test_who_finds_no_named_episode_is_idle(n_workers):
     first = env.reset()["state"]
     step = env.step_chunk(actions(3, 6))
     assert step.truncated.all() and env.episode_seed.tolist() == [8, IDLE, IDLE]
-    frames, again = env.step_chunk(actions(3, 5)).frames, env.step_chunk(actions(3, 1))
+    frames, again = env.step_chunk(actions(3, 5)).frames["state"], env.step_chunk(actions(3, 1))
     assert (frames[0, 0] != frames[0, 4]).any() and (frames[1:] == frames[1:, :1]).all()
     assert again.truncated.all() and not again.task_reward[1:].any() and env.episode_seed.tolist() == [IDLE] * 3
     env.set_episode_seeds([5])
@@ -131,7 +134,7 @@ def test_end_on_success_restarts_and_leaves_the_rest_of_the_chunk():
     assert chunk.reward.sum(1).tolist() == [1.0, 0.0]
     assert chunk.final_obs["state"][0, -1, 0] >= 0.5 and chunk.final_obs["state"][0, -1, 1] == steps
     assert chunk.obs["state"][0, -1, 1] == 0 and env.elapsed.tolist() == [0, 6]
-    assert (chunk.frames[0, steps:] == chunk.frames[0, steps - 1]).all()
+    assert (chunk.frames["state"][0, steps:] == chunk.frames["state"][0, steps - 1]).all()
 
 
 def test_success_may_be_left_running():
@@ -171,7 +174,7 @@ def test_chunk_equals_single_steps():
     plan = actions(2, 4)
     chunk = chunked.step_chunk(plan)
     steps = [single.step(plan[:, j]) for j in range(4)]
-    assert torch.equal(chunk.frames, torch.cat([s.frames for s in steps], 1))
+    assert torch.equal(chunk.frames["state"], torch.cat([s.frames["state"] for s in steps], 1))
     assert torch.equal(chunk.task_reward, torch.cat([s.task_reward for s in steps], 1))
 
 
@@ -197,11 +200,11 @@ def test_workers_do_not_change_results(env_id, tasks, a):
 
 def test_error_in_a_worker_comes_back():
     with pytest.raises(UserError, match="unknown to Meta-World"):
-        Workers("metaworld", ["nothing"], {}, (), 0, 1)
+        Workers("metaworld", ["nothing"], {}, {}, 1)
 
 
 def test_a_worker_that_died_is_told_and_the_others_end():
-    workers = Workers("metaworld", ["push", "push"], {}, (), 0, 2)
+    workers = Workers("metaworld", ["push", "push"], {}, {}, 2)
     others = workers.processes[1]
     workers.processes[0].kill()
     workers.processes[0].wait()
@@ -212,9 +215,10 @@ def test_a_worker_that_died_is_told_and_the_others_end():
 
 
 def test_a_worker_ends_although_nobody_takes_its_answer():
-    workers = Workers("metaworld", ["push"], {}, (), 0, 1)
+    workers = Workers("metaworld", ["push"], {}, {}, 1)
     workers.reset({0: 1})
-    nothing = np.zeros((1, 5000, 4), np.float32), np.zeros(1, int), True  # frames of 400 kB, more than a pipe holds
+    zero = np.zeros(1, int)
+    nothing = np.zeros((1, 5000, 4), np.float32), zero, True, zero  # frames of 400 kB, more than a pipe holds
     pickle.dump(("advance", nothing), workers.processes[0].stdin)
     workers.processes[0].stdin.flush()
     closing = threading.Thread(target=workers.close, daemon=True)
@@ -241,7 +245,7 @@ def test_action_delay_executes_zeros_first():
     delayed.reset(seed=0), plain.reset(seed=0)
     plan = actions(1, 5)
     late = torch.cat([torch.zeros(1, 2, 4), plan[:, :3]], 1)
-    assert torch.equal(delayed.step_chunk(plan).frames, plain.step_chunk(late).frames)
+    assert torch.equal(delayed.step_chunk(plan).frames["state"], plain.step_chunk(late).frames["state"])
 
 
 def test_observation_noise_is_seeded_and_leaves_the_physics_alone():
@@ -251,10 +255,10 @@ def test_observation_noise_is_seeded_and_leaves_the_physics_alone():
     assert torch.equal(noisy.reset(seed=2)["state"] - plain.reset(seed=2)["state"], noise)
     assert torch.equal(noisy.observe()["state"], noisy.observe()["state"])
     noisy.set_episode_seeds([int(noisy.episode_seed[7])])  # of an episode, wherever it runs
-    assert torch.equal(noisy.reset()["state"][0] - noisy.context[0], noise[7])
+    assert torch.equal(noisy.reset()["state"][0] - noisy.context["state"][0], noise[7])
     noisy.set_episode_seeds([])
     noisy.reset(seed=2)
-    assert torch.equal(noisy.step(torch.zeros(1000, 1)).frames, plain.step(torch.zeros(1000, 1)).frames)
+    assert torch.equal(*(env.step(torch.zeros(1000, 1)).frames["state"] for env in (noisy, plain)))
 
 
 def test_nan_names_environment_and_step():
@@ -272,7 +276,7 @@ def test_gymnasium_environment_reports_its_own_reward_and_limit():
     assert torch.equal(env.reset()["state"][0, -1], torch.from_numpy(obs))
     expected = stock.step(np.array([1.5], np.float32))
     step = env.step(torch.tensor([[1.5]]))
-    assert torch.equal(step.frames[0, 0], torch.from_numpy(expected[0]))
+    assert torch.equal(step.frames["state"][0, 0], torch.from_numpy(expected[0]))
     assert float(step.task_reward) == pytest.approx(float(expected[1])) and not step.is_success.any()
     ends = [env.step_chunk(torch.zeros(1, 50, 1)).truncated.item() for _ in range(4)]
     assert ends == [False, False, False, True]
@@ -319,23 +323,28 @@ def test_a_closed_simulator_lets_go_of_its_physics() -> None:
     assert all(vars(task._env) == {} for task in tasks)
 
 
+def cameras(size, n=1):
+    return {f"images.{i}": CameraUse(View(), size, size) for i in range(n)}
+
+
 def test_what_a_gymnasium_environment_renders_is_cut_to_a_square_and_shrunk():
-    view = View()
-    _, pictures = Group("Shown-v0", ["Shown-v0"], {}, (view,), 3).reset({0: 1})
-    assert pictures.shape == (1, 1, 3, 3, 3) and pictures.dtype == np.uint8
-    middle = pictures[0, 0, 1].tolist()
-    assert middle == [[200, 0, 0], [255, 255, 255], [0, 0, 0]] and not pictures[0, 0, [0, 2]].any()
-    _, same = Group("Shown-v0", ["Shown-v0"], {}, (view,), 6).reset({0: 1})
-    assert np.array_equal(same[0, 0], Shown().render()[:, 1:7])
+    _, (images,) = Group("Shown-v0", ["Shown-v0"], {}, cameras(3)).reset({0: 1})
+    assert list(images) == ["images.0"] and images["images.0"].shape == (3, 3, 3)
+    assert images["images.0"].dtype == np.uint8
+    middle = images["images.0"][1].tolist()
+    assert middle == [[200, 0, 0], [255, 255, 255], [0, 0, 0]] and not images["images.0"][[0, 2]].any()
+    _, (same,) = Group("Shown-v0", ["Shown-v0"], {}, cameras(6)).reset({0: 1})
+    assert np.array_equal(same["images.0"], Shown().render()[:, 1:7])
 
 
 def test_what_cannot_be_seen_is_said_in_one_line():
-    for env_id, views, size, message in (
-        ("Shown-v0", 2, 6, r"environment Shown-v0: it has one camera, model\.views has 2"),
-        ("Shown-v0", 1, 7, r"environment Shown-v0: it renders \(6, 8\), model\.picture_size is 7"),
-        ("Shown-v0", 1, 6, r"Shown-v0: it renders no picture in colour; choose a checkpoint that sees none"),
+    with pytest.raises(UserError, match=r"'Shown-v0': it has one camera, the checkpoint reads images\.0, images\.1$"):
+        Group("Shown-v0", ["Shown-v0"], {}, cameras(6, n=2))
+    for size, message in (
+        (7, r"environment Shown-v0: images\.0 is \(6, 8\), expected at least 7 x 7$"),
+        (6, r"environment Shown-v0: images\.0 is no image in colour; choose a checkpoint that reads none$"),
     ):
-        group = Group(env_id, [env_id], {}, (View(),) * views, size)
+        group = Group("Shown-v0", ["Shown-v0"], {}, cameras(size))
         group.envs[0]._env.unwrapped.grey = "colour" in message
         with pytest.raises(UserError, match=message):
             group.reset({0: 1})

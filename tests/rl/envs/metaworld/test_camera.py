@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -18,6 +19,7 @@ from rl import cli
 from rl.build import make_sim
 from rl.compose import compose
 from rl.config import SimulatorConfig, TrainConfig
+from rl.envs.cameras import CameraUse
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
 from rl.policies.wam import FlowPolicy
@@ -35,9 +37,13 @@ torch.set_num_threads(1)
 VIEW = View()
 
 
+def cameras(view: View, size: int) -> dict[str, CameraUse]:
+    return {"images.front": CameraUse(view, size, size)}
+
+
 def opengl() -> bool:
     try:
-        Group("metaworld", ["push"], {}, (VIEW,), 16).reset({0: 1})
+        Group("metaworld", ["push"], {}, cameras(VIEW, 16)).reset({0: 1})
     except UserError:
         return False
     return True
@@ -47,8 +53,8 @@ pytestmark = pytest.mark.skipif(not opengl(), reason="no OpenGL")
 
 
 def see(view: View, task: str = "push", seed: int = 3, size: int = 64) -> np.ndarray:
-    _, pictures = Group("metaworld", [task], {}, (view,), size).reset({0: seed})
-    return pictures[0, 0]
+    _, (images,) = Group("metaworld", [task], {}, cameras(view, size)).reset({0: seed})
+    return images["images.front"]
 
 
 def test_a_picture_depends_on_what_is_there_alone():
@@ -74,10 +80,11 @@ def test_a_camera_of_the_model_by_name():
 
 def test_without_opengl_one_line_says_what_to_install():
     code = "import os; from rl.envs.metaworld.tasks import MetaWorldTask as T; from world_model.view import View; "
-    code += "t = T('push', looked_at=True); t.reset(0); os.environ['MUJOCO_GL'] = 'nothing'; t.pictures((View(),), 16)"
+    code += "from rl.envs.cameras import CameraUse; t = T('push', looked_at=True); t.reset(0); "
+    code += "os.environ['MUJOCO_GL'] = 'nothing'; t.images({'images.front': CameraUse(View(), 16, 16)})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
-    assert "pictures need OpenGL, and MUJOCO_GL=nothing finds none" in last and "apt-get install libegl1" in last
+    assert "images need OpenGL, and MUJOCO_GL=nothing finds none" in last and "apt-get install libegl1" in last
 
 
 def test_a_process_that_has_drawn_ends_without_a_word():
@@ -90,44 +97,74 @@ def test_a_process_that_has_drawn_ends_without_a_word():
 
 @pytest.mark.parametrize("task", ["push", "hammer", "door-open"])  # of two, a part that only shows tells the state
 def test_drawing_leaves_the_physics_alone(task: str):
-    plain, drawn = (Group("metaworld", [task], {}, views, 64) for views in ((), (VIEW,)))
+    plain, drawn = (Group("metaworld", [task], {}, used) for used in ({}, cameras(VIEW, 64)))
     assert plain.envs[0].model.nbuffer < 0.2 * drawn.envs[0].model.nbuffer  # and what is only drawn takes no memory
     actions = np.random.default_rng(0).uniform(-1, 1, (1, 40, 4)).astype(np.float32)
     assert np.array_equal(plain.reset({0: 5})[0], drawn.reset({0: 5})[0])
-    one, other = (group.advance(actions, np.array([40]), False) for group in (plain, drawn))
-    assert np.array_equal(one.frames, other.frames) and one.pictures.size == 0
+    begun = np.zeros(1, int)
+    one, other = (group.advance(actions, np.array([40]), False, begun) for group in (plain, drawn))
+    assert np.array_equal(one.frames, other.frames) and one.images == [[]] and len(other.images[0]) == 40
+
+
+def make_seen(model: WorldActionModel, tasks: list[str], **options: Any) -> SimEnv:
+    """Environments that give what a model reads, through its cameras."""
+    return SimEnv("metaworld", len(tasks), tasks, features=model.spec.features, cameras=model.cameras, **options)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int, seer: WorldActionModel):
-    model = seer
-    sim = SimEnv("metaworld", 2, ["push", "door-open"], n_workers=n_workers, seen_by=model)
-    told, codes = slice(0, 4), slice(4, 4 + 4 * 4)
+    model, tasks = seer, ["push", "door-open"]
+    sim = make_seen(model, tasks, n_workers=n_workers)
+    told = slice(0, 4)  # proprioception
     assert sim.spec.to_dict() == model.spec.to_dict()
-    plain = SimEnv("metaworld", 2, ["push", "door-open"])
+    plain = SimEnv("metaworld", 2, tasks)
     for env in (sim, plain):
         env.set_episode_seeds([7, 8])
-    obs, full = sim.reset()["state"], plain.reset()["state"]
-    assert torch.equal(obs[..., told], full[..., told])
+    obs, full = sim.reset(), plain.reset()
+    assert torch.equal(obs["state"], full["state"][..., told])
+    first = obs["images.front"]
+    assert first.dtype == torch.uint8 and first.shape == (2, 2, 32, 32, 3) and torch.equal(first[:, 0], first[:, 1])
+    for i, task in enumerate(tasks):  # each environment has its own camera image
+        assert np.array_equal(first[i, -1].numpy(), see(model.cameras["front"], task, seed=7 + i, size=32))
     step, whole = sim.step_chunk(torch.full((2, 8, 4), 0.4)), plain.step_chunk(torch.full((2, 8, 4), 0.4))
-    assert torch.equal(step.frames[..., told], whole.frames[..., told])
-    assert torch.equal(step.frames[:, :7, codes], obs[:, -1:, codes].expand(-1, 7, -1))
-    assert (step.frames[:, 7, codes] != obs[:, -1, codes]).any(1).all()
-    assert torch.equal(step.obs["state"][:, 0, codes], obs[:, -1, codes])
+    assert torch.equal(step.frames["state"], whole.frames["state"][..., told])
+    images = step.frames["images.front"]
+    assert torch.equal(images[:, :7], first[:, -1:].expand(-1, 7, -1, -1, -1))
+    assert (images[:, 7] != first[:, -1]).flatten(1).any(1).all()
+    assert torch.equal(step.obs["images.front"], torch.stack([first[:, -1], images[:, 7]], dim=1))
+    # The codes follow: the old image until the new one, which is another.
+    latents = model.encode_obs(step.frames)["latents"]
+    before = model.encode_obs(obs)["latents"][:, -1:]
+    torch.testing.assert_close(latents[:, :7], before.expand(-1, 7, -1))
+    assert ((latents[:, 7:] - before).abs().amax(2) > 1e-3).all()
     sim.close()
+
+
+def test_noise_is_on_the_state_alone(seer: WorldActionModel):
+    noisy, plain = (make_seen(seer, ["push"], obs_noise=noise) for noise in (0.1, 0.0))
+    one, other = noisy.reset(seed=3), plain.reset(seed=3)
+    assert torch.equal(one["images.front"], other["images.front"])
+    assert (one["state"] != other["state"]).all()
+    first, second = (env.step_chunk(torch.full((1, 8, 4), 0.4)) for env in (noisy, plain))
+    assert torch.equal(first.frames["state"], second.frames["state"])  # the noise is in the observation alone
+    assert torch.equal(first.frames["images.front"], second.frames["images.front"])
+    assert torch.equal(first.obs["images.front"], second.obs["images.front"])
+    assert (first.obs["state"] != second.obs["state"]).all()
 
 
 def test_what_cannot_be_seen_is_refused_by_name(seer: WorldActionModel):
     model = seer
-    with pytest.raises(UserError, match="told 'hand_pos', which the simulator has not"):
-        SimEnv("Pendulum-v1", 1, seen_by=model)
-    with pytest.raises(UserError, match="the scripted expert has to be told where things are"):
-        SimEnv("metaworld", 1, ["push"], seen_by=model).expert_actions()
+    with pytest.raises(UserError, match="reads 'hand_pos', which the simulator does not have; choose another task"):
+        SimEnv("Pendulum-v1", 1, features=model.spec.features)
+    with pytest.raises(UserError, match="the scripted expert reads where objects are, which the state of an image"):
+        make_seen(model, ["push"]).expert_actions()
     config = compose(None, ["name=a", "env.tasks=[push]", "n_action_steps=4"], TrainConfig)
     sim = make_sim(config, model, ["push"], 1, rewards=False)
     from rl.build import make_policy
 
-    with pytest.raises(UserError, match="n_action_steps=4: a model that sees gets a picture after each whole chunk"):
+    with pytest.raises(
+        UserError, match="n_action_steps=4: a model with cameras gets an image after each whole chunk; use 8"
+    ):
         make_policy(config, model, sim)
 
 
@@ -183,9 +220,9 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     assert sorted(filmed) == ["episodes", "heldout"]
     (tmp_path / "tuned").symlink_to(next((tmp_path / "runs" / "tiny-tuned").iterdir()))
     model = load_model("tuned")
-    assert model.pictures is not None and model.spec.features["image"].shape == (1, 32, 32, 3)
+    assert model.pictures is not None and model.spec.features["images.front"].shape == (32, 32, 3)
     own = EpisodeStore(tmp_path / "tuned" / "episodes").load()
-    assert {e.picture_every for e in own} == {8}
+    assert own and all(e.every == {"latents": 8} and e.obs.keys() == {"state", "latents"} for e in own)
     assert cli.main(["train", "dream", *TRAIN.split()]) == 0
     report = next((tmp_path / "runs" / "sees").glob("*/report.html")).read_text()
     assert '<img alt="simulator, dream, difference" src="data:image/gif;base64,' in report
@@ -204,10 +241,9 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
         assert film.shape[0] == 4 and film.shape[3] == 3 and film[0].std() > 10
         assert not np.array_equal(film[0], film[3])
     assert cli.main(["dream", "tuned", "task=drawer-open", "out=goals/goal.png", "source=policy"]) == 0
-    sim = SimEnv("metaworld", 1, ["drawer-open"], seen_by=model, max_steps=64, terminate_on_success=False)
-    sim.rewards = RewardManager(
-        {"goal_image": {"weight": -1.0, "params": {"path": "goals/goal.png"}}}, sim.spec.slices, "sim"
-    )
+    sim = make_seen(model, ["drawer-open"], max_steps=64, terminate_on_success=False)
+    goal = {"goal_image": {"weight": -1.0, "params": {"path": "goals/goal.png"}}}
+    sim.rewards = RewardManager(goal, {*sim.spec.slices, "latents"}, "sim", images=model)
     near = "rewards.near={func: goal_image, weight: -1.0, params: {path: goals/goal.png}}"
     assert cli.main(["check", "pixels", "checkpoint=tuned", "env.tasks=[drawer-open]", near]) == 0
     sim.set_episode_seeds([2_000_000])

@@ -35,7 +35,7 @@ def lived(seeds: list[int], n_steps: int = 25) -> list[Episode]:
         actions = drawn.repeat(5, axis=0)
         frames = [task.reset(seed), *(task.step(action)[0] for action in actions)]
         state, success = torch.tensor(np.stack(frames)), torch.zeros(len(actions), dtype=torch.bool)
-        episodes.append(Episode(state, torch.tensor(actions), success, TASK, "robot", seed))
+        episodes.append(Episode({"state": state}, torch.tensor(actions), success, TASK, "robot", seed))
     return episodes
 
 
@@ -77,7 +77,8 @@ def test_episodes_of_another_robot(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     spec = Spec({"state": Feature((4,))}, (-1.0,) * 4, (1.0,) * 4, (task,), 80.0)
-    episode = Episode(torch.zeros(3, 4), torch.zeros(2, 4), torch.zeros(2, dtype=torch.bool), task, "robot", 0)
+    obs, action, success = {"state": torch.zeros(3, 4)}, torch.zeros(2, 4), torch.zeros(2, dtype=torch.bool)
+    episode = Episode(obs, action, success, task, "robot", 0)
     EpisodeStore("recorded").append([episode], spec)
     assert cli.main(["fit", "recorded", *options]) == 2
     assert capsys.readouterr().err == f"wamtune: {line}\n"
