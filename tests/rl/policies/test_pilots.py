@@ -39,7 +39,7 @@ def test_the_export_decides_what_the_checkpoint_does(folders: tuple[Path, Path],
     assert onnx.pilot.spec == model.pilot.spec
     for i, (frames, actions) in enumerate(zip(batch.context["state"].numpy(), batch.actions.numpy(), strict=True)):
         held = actions[: i % 4]
-        ours, theirs = model(frames, held), onnx(frames, held)
+        ours, theirs = (decide({"state": frames}, held) for decide in (model, onnx))
         assert np.abs(ours - theirs).max() <= 1e-5
         assert np.array_equal(theirs[: len(held)], held)
 
