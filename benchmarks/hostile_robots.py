@@ -44,6 +44,7 @@ from rl.robots.fake import FakeRobot
 from rl.runs.progress import Progress
 from world_model import files
 from world_model.data.episodes import EpisodeStore
+from world_model.env import Obs
 from world_model.spec import Feature, Spec
 
 SPEC = Spec(
