@@ -26,12 +26,14 @@ import metaworld  # noqa: F401 - registers the ids
 import torch
 
 from rl.compose import compose
+from rl.envs.cameras import CameraUse
 from rl.envs.sim import make_spec
 from rl.envs.workers import Group
 from rl.stages.config import PretrainConfig
 from rl.stages.images import model_spec
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.view import View
+from world_model.wam.features import split
 from world_model.wam.model import WorldActionModel
 
 SIZE, CHUNK, N_DREAMS = 64, 8, 64
@@ -64,9 +66,10 @@ def stock_step(task: str) -> Callable[[np.ndarray], object]:
 
 def our_step(task: str, chunk: int) -> Callable[[np.ndarray], object]:
     """Return our simulator's step, with an image after every `chunk` steps."""
-    group = Group("metaworld", [task], {}, (View(),), SIZE)
+    group = Group("metaworld", [task], {}, {"images.front": CameraUse(View(), SIZE, SIZE, every=chunk)})
     group.reset({0: 0})
-    return lambda actions: group.advance(np.repeat(actions[None], chunk, 1), np.array([chunk]), False)
+    limit, elapsed = np.array([chunk]), np.zeros(1, int)
+    return lambda actions: group.advance(np.repeat(actions[None], chunk, 1), limit, False, elapsed)
 
 
 def dream_step() -> Callable[[np.ndarray], object]:
@@ -75,11 +78,11 @@ def dream_step() -> Callable[[np.ndarray], object]:
     simulated = make_spec("metaworld", ["push"])
     model = WorldActionModel(config, model_spec(simulated, config)).eval()
     n, frames = N_DREAMS, config.n_context_frames
-    state = torch.randn(n, frames + CHUNK, model.spec.state_dim)
-    model.codec.fit(state[:, :frames], state[:, frames:])
+    drawn = torch.randn(n, frames + CHUNK, model.frame_dim)
+    model.codec.fit(drawn[:, :frames], drawn[:, frames:])
     model.action_codec.action.fit(torch.randn(n, model.spec.action_dim))
     zeros = torch.zeros(n, dtype=torch.long)
-    starts = StartStates(state[:, :frames], zeros, zeros)
+    starts = StartStates(split(drawn[:, :frames], model.spec.state_dim), zeros, zeros)
     env = DreamEnv(model, n, starts, horizon=10**6, max_steps=10**6)
     env.reset()
     return lambda actions: env.step_chunk(torch.from_numpy(actions).expand(n, CHUNK, -1))

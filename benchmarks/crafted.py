@@ -14,7 +14,7 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +238,12 @@ def episodes(n: int = 3) -> list[Episode]:
 
 
 def make_shards(folder: Path) -> None:
-    """Write an episode store with two shards."""
+    """Write an episode store with two shards, with images of a camera slower than the control loop."""
+    spec = replace(SPEC, features=SPEC.features | {"images.front": Feature((2, 3, 3), dtype="uint8", every=2)})
     for part in (episodes(2), episodes(3)):
-        EpisodeStore(folder).append(part, SPEC)
+        images = torch.arange(4 * 2 * 3 * 3, dtype=torch.uint8).view(4, 2, 3, 3)  # of frames 0, 2, 4 and 5
+        every = {"images.front": 2}
+        EpisodeStore(folder).append([replace(e, obs=e.obs | {"images.front": images}, every=every) for e in part], spec)
 
 
 def hostile_shard(folder: Path, rng: random.Random) -> None:

@@ -27,6 +27,7 @@ from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import EpisodeStore
 from world_model.data.windows import Batch, Windows
 from world_model.wam import modes
+from world_model.wam.features import joined
 from world_model.wam.losses import policy_loss, stage_losses
 from world_model.wam.model import WorldActionModel
 from world_model.wam.precision import has_bfloat16
@@ -68,7 +69,7 @@ def main() -> None:
 @torch.no_grad()
 def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: float, plain: bool) -> Iterator[str]:
     """Measure a dream that starts at the rows of a batch, plain and compiled; return rows of the table."""
-    n, codec = len(batch.task), model.pictures
+    n, codec, start = len(batch.task), model.pictures, joined(batch.context)
     noise, nothing = (make(model, n, generator_of(model)) for make in (modes.action_noise, modes.video_noise))
 
     def chunk(context: Tensor, task: Tensor) -> Tensor:
@@ -76,16 +77,16 @@ def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: floa
         return modes.dream(model, encoded, modes.policy(model, encoded, noise, 2), nothing, 1)
 
     def drawn(dream: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        seen = dream(batch.context, batch.task)
+        seen = dream(start, batch.task)
         return seen if codec is None else codec.decode(seen[:, -1, -codec.code_dim :])
 
-    frames, work = chunk(batch.context, batch.task), operations(partial(drawn, chunk))
-    moved = (frames - batch.context[:, -1:]).norm()
+    frames, work = chunk(start, batch.task), operations(partial(drawn, chunk))
+    moved = (frames - start[:, -1:]).norm()
     ways = {"plain": chunk}
     if not plain:
         ways["compiled"] = torch.compile(chunk, mode="reduce-overhead", dynamic=False)
     for way, dream in ways.items():
-        difference = float((dream(batch.context, batch.task) - frames).norm() / moved)
+        difference = float((dream(start, batch.task) - frames).norm() / moved)
         rate = measured(partial(drawn, dream), model.device, seconds)
         pictures = 0 if codec is None else rate * n * codec.n_views
         told = f"{rate * n * model.config.chunk_size:,.0f} | {pictures:,.0f} | {100 * rate * work / peak:.1f} %"
@@ -95,7 +96,7 @@ def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: floa
 def policy_step(model: WorldActionModel, batch: Batch) -> Step:
     """Return one forward and backward pass through the action decoder."""
     with torch.no_grad():
-        context = model.encode(batch.context, batch.task)
+        context = model.observe(batch.obs)
 
     def step() -> object:
         model.action.requires_grad_(True)

@@ -32,11 +32,11 @@ def main() -> None:
     for _ in range(BEFORE):
         env.step((env.expert_actions() + 0.5 * torch.randn(N, 2, generator=generator)).clamp(-1, 1))
     state = env.state_dict()
-    context, task = env.context.clone(), env.task.clone()
+    context, task = env.context["state"].clone(), env.task.clone()
     actions: list[Tensor] = []
     first = torch.cat([context[:, -1:], *(run(env, actions, generator) for _ in range(HORIZON * size))], dim=1)
     env.load_state_dict(state)
-    again = torch.cat([context[:, -1:], *(env.step(a).frames for a in actions)], dim=1)
+    again = torch.cat([context[:, -1:], *(env.step(a).frames["state"] for a in actions)], dim=1)
     env.close()
     with torch.no_grad():
         dreams = modes.dream_on(model, context, task, torch.stack(actions, 1), torch.arange(N), 1)
@@ -51,7 +51,7 @@ def main() -> None:
 def run(env: IsaacEnv, actions: list[Tensor], generator: torch.Generator) -> Tensor:
     """Take one noisy step of the expert and keep its action; returns the frame (N, 1, state_dim)."""
     actions.append((env.expert_actions() + 0.5 * torch.randn(N, 2, generator=generator)).clamp(-1, 1))
-    return env.step(actions[-1]).frames
+    return env.step(actions[-1]).frames["state"]
 
 
 if __name__ == "__main__":

@@ -193,11 +193,11 @@ class Actor:
         """Regress the mean on the demonstrated actions."""
         generator = torch.Generator().manual_seed(0)
         everything = windows.sample(10_000, generator)
-        self.env.obs_rms.update(flatten_obs({"state": everything.context, "task": everything.task}, self.spec).numpy())
+        self.env.obs_rms.update(flatten_obs(everything.obs, self.spec).numpy())
         optimizer = torch.optim.Adam(self.ppo.policy.parameters(), lr=1e-3)
         for _ in range(n_steps):
             batch = windows.sample(256, generator)
-            obs = self.encode({"state": batch.context, "task": batch.task})
+            obs = self.encode(batch.obs)
             mean = self.ppo.policy.get_distribution(obs).distribution.mean
             loss = (mean - batch.actions[:, 0]).square().mean()
             optimizer.zero_grad()

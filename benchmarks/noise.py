@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from rl.envs.cameras import Cameras, Images
 from rl.envs.sim import SimEnv
 from rl.policies.wam import FlowPolicy
 from rl.rounds.evaluate import evaluate_sim
@@ -43,7 +44,7 @@ def main() -> None:
         "1 mm": (0.001, None),
         "3 mm": (0.003, None),
     }
-    if model.pictures is not None:
+    if model.cameras:
         columns |= {"pixels 8/255": (0.0, pixel_noise), "+10 % light": (0.0, brighter), "1 pixel off": (0.0, moved)}
     tasks = options.tasks or model.spec.tasks
     print(" ".join(f"{name:>12}" for name in ("task", *columns)))
@@ -58,15 +59,25 @@ def main() -> None:
 
 def success(model: WorldActionModel, task: str, n_episodes: int, obs_noise: float, disturb: Disturb | None) -> float:
     """Return the success rate on `n_episodes`, with noise of standard deviation `obs_noise` and disturbed images."""
-    options = {"task_names": model.spec.tasks, "seen_by": model, "obs_noise": obs_noise}
-    env = SimEnv("metaworld", min(n_episodes, 32), [task], model.config.n_context_frames, **options)
+    options = {"task_names": model.spec.tasks, "features": model.spec.features, "cameras": model.cameras}
+    n_context_frames = model.config.n_context_frames
+    env = SimEnv("metaworld", min(n_episodes, 32), [task], n_context_frames, obs_noise=obs_noise, **options)
     if disturb is not None:
-        assert env.image_obs is not None
-        encode = env.image_obs.encode
-        env.image_obs.encode = lambda images: encode(disturb(torch.from_numpy(images)).numpy())  # type: ignore[method-assign]
+        for one in env._envs.envs:  # type: ignore[union-attr] # without workers it is a `Group`
+            one.images = disturbed(one.images, disturb)  # type: ignore[method-assign]
     results = evaluate_sim(FlowPolicy(model, env), env, range(SEED, SEED + n_episodes))
     env.close()
     return success_rate(results)
+
+
+def disturbed(render: Callable[[Cameras], Images], disturb: Disturb) -> Callable[[Cameras], Images]:
+    """Return `Task.images` with disturbed images; each image is disturbed once, when it is taken."""
+
+    def images(cameras: Cameras) -> Images:
+        rendered = {name: torch.from_numpy(image) for name, image in render(cameras).items()}
+        return {name: disturb(image[None, None])[0, 0].numpy() for name, image in rendered.items()}
+
+    return images
 
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rl.deploy.frames import Frame
 from rl.deploy.loop import Lived, Loop
 from rl.deploy.pilots import Decider
 from rl.deploy.planner import Planner
@@ -92,10 +93,10 @@ class Slow:
     def __init__(self, decide: Decider, latency: float, smooth: bool) -> None:
         self.decide, self.latency, self.smooth = decide, latency, smooth
 
-    def __call__(self, frames: np.ndarray, held: np.ndarray) -> np.ndarray:
+    def __call__(self, obs: Frame, held: np.ndarray) -> np.ndarray:
         """See `Decider`."""
         time.sleep(self.latency)
-        return self.decide(frames, held if self.smooth else held[:0])
+        return self.decide(obs, held if self.smooth else held[:0])
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def run(out: Path, seed: int, watches: bool) -> Row:
 
 def success(model: WorldActionModel, task: str) -> float:
     """Return the success of the tuned policy."""
-    with contextlib.closing(SimEnv("metaworld", 25, [task], task_names=model.spec.tasks, seen_by=model)) as sim:
+    reads = {"task_names": model.spec.tasks, "features": model.spec.features, "cameras": model.cameras}
+    with contextlib.closing(SimEnv("metaworld", 25, [task], **reads)) as sim:
         seeds = range(FIRST_SEED["eval"], FIRST_SEED["eval"] + N_EVAL)
         return success_rate(evaluate_sim(FlowPolicy(model, sim), sim, seeds))
 

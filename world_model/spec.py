@@ -185,7 +185,7 @@ def _check(data: dict[str, Any]) -> None:
     for name, holds, expected in (
         ("action_low, action_high", bounds, "as many finite numbers in both, each low below its high"),
         ("control_hz", _number(hz) and 0 < hz <= FASTEST, f"a finite number above 0, at most {FASTEST:g}"),
-        ("tasks", 0 < len(tasks) <= MOST_TASKS and all(isinstance(task, str) for task in tasks), "names"),
+        ("tasks", 0 < len(tasks) <= MOST_TASKS and not isinstance(tasks, str) and all(map(_is_name, tasks)), "names"),
         ("features", STATE in data["features"], "one that is named state"),
         ("features", all(map(_is_feature, data["features"].values())), "a shape of 1 to 100,000, slices within it"),
         ("features", all(map(_is_typed, *zip(*data["features"].items(), strict=True))), "images of uint8 (., ., 3)"),
@@ -228,6 +228,10 @@ def _is_typed(name: str, feature: dict[str, Any]) -> bool:
     every, dtype, shape = feature.get("every", 1), feature.get("dtype", "float32"), feature["shape"]
     image = dtype == "uint8" and len(shape) == 3 and shape[2] == 3 and min(shape) > 0
     return type(every) is int and every >= 1 and (image if name.startswith(IMAGES) else dtype == "float32")
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str)
 
 
 def _are_sentences(instructions: Any) -> bool:

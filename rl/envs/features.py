@@ -48,4 +48,5 @@ def state_columns(simulated: Spec, given: Spec) -> Tensor | None:
     if given.state_dim == simulated.state_dim:
         return None
     columns = torch.arange(simulated.state_dim)
-    return torch.cat([columns[simulated.slices[name]] for name in given.slices])
+    # The empty tensor is for a policy that reads images alone: then there is nothing else to concatenate.
+    return torch.cat([columns[:0], *(columns[simulated.slices[name]] for name in given.slices)])

@@ -63,12 +63,12 @@ def test_what_is_returned_belongs_to_the_caller(env) -> None:
     env.reset()
     step = env.step_chunk(torch.ones(N, 1, 1))
     kept = {name: value.clone() for name, value in vars(step).items() if isinstance(value, torch.Tensor)}
-    obs = step.obs["state"].clone()
+    obs, frames = step.obs["state"].clone(), step.frames["state"].clone()
     for _ in range(200):
         env.step_chunk(torch.ones(N, 1, 1))
     for name, value in kept.items():
         assert torch.equal(getattr(step, name), value), name
-    assert torch.equal(step.obs["state"], obs)
+    assert torch.equal(step.obs["state"], obs) and torch.equal(step.frames["state"], frames)
 
 
 def test_a_chunk_ends_with_its_episode_and_the_next_one_begins_after_it(env) -> None:
@@ -90,10 +90,10 @@ def test_the_last_observation_of_an_episode_is_that_of_the_episode(env) -> None:
     last, newest = step.final_obs["state"][:, -1], step.obs["state"][:, -1]
     assert (last[ended][:, 0].abs() > 3).all() and (newest[ended][:, 0].abs() <= 1).all()
     assert torch.equal(last[~ended], newest[~ended])
-    assert torch.equal(last[ended], step.frames[ended, step.executed[ended].sum(1) - 1])
+    assert torch.equal(last[ended], step.frames["state"][ended, step.executed[ended].sum(1) - 1])
     step = env.step_chunk(torch.zeros(N, 1, 1))
     goes_on = ~(step.terminated | step.truncated)  # what extras still hold for them is old
-    assert goes_on.any() and torch.equal(step.frames[goes_on, 0], step.obs["state"][goes_on, -1])
+    assert goes_on.any() and torch.equal(step.frames["state"][goes_on, 0], step.obs["state"][goes_on, -1])
 
 
 def test_a_time_limit_is_no_end(env) -> None:
@@ -109,12 +109,12 @@ def test_a_time_limit_is_no_end(env) -> None:
 def test_actions_stay_within_their_bounds(env) -> None:
     env.reset()
     state = env.state_dict()
-    bounded = env.step_chunk(torch.ones(N, 3, 1)).frames
+    bounded = env.step_chunk(torch.ones(N, 3, 1)).frames["state"]
     env.load_state_dict(state)
-    far_out = env.step_chunk(torch.full((N, 3, 1), 1e6)).frames
+    far_out = env.step_chunk(torch.full((N, 3, 1), 1e6)).frames["state"]
     assert (bounded - far_out).abs().max() < 1e-4
     env.load_state_dict(state)
-    assert (bounded - env.step_chunk(torch.zeros(N, 3, 1)).frames).abs().max() > 0.01
+    assert (bounded - env.step_chunk(torch.zeros(N, 3, 1)).frames["state"]).abs().max() > 0.01
 
 
 def test_a_state_is_restored(env) -> None:
@@ -122,11 +122,11 @@ def test_a_state_is_restored(env) -> None:
     env.step_chunk(torch.ones(N, 5, 1))
     state = env.state_dict()
     actions = torch.rand(N, 8, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    frames = env.step_chunk(actions).frames
+    frames = env.step_chunk(actions).frames["state"]
     env.step_chunk(actions)
     env.load_state_dict(state)
-    assert torch.equal(env.observe()["state"], state["context"])
-    assert (env.step_chunk(actions).frames - frames).abs().max() < 1e-4
+    assert torch.equal(env.observe()["state"], state["context"]["state"])
+    assert (env.step_chunk(actions).frames["state"] - frames).abs().max() < 1e-4
 
 
 def test_an_action_that_is_no_number_never_gets_there(env) -> None:
@@ -135,7 +135,7 @@ def test_an_action_that_is_no_number_never_gets_there(env) -> None:
     actions[3, 1] = torch.nan
     with pytest.raises(UserError, match="the action for environment 3, step 1 of the chunk is not finite"):
         env.step_chunk(actions)
-    assert torch.isfinite(env.step_chunk(torch.zeros(N, 2, 1)).frames).all()
+    assert torch.isfinite(env.step_chunk(torch.zeros(N, 2, 1)).frames["state"]).all()
 
 
 def test_rewards_are_by_the_step_not_by_the_second(manager_based) -> None:
@@ -143,7 +143,7 @@ def test_rewards_are_by_the_step_not_by_the_second(manager_based) -> None:
     env.reset()
     step = env.step_chunk(torch.zeros(N, 1, 1))
     # alive 1, pole angle squared -1, cart speed -.01, pole speed -.005, all times 1/60 s
-    position, velocity = step.frames[:, 0, :2], step.frames[:, 0, 2:]
+    position, velocity = step.frames["state"][:, 0].split(2, dim=1)
     expected = 1 - position[:, 1].square() - 0.01 * velocity[:, 0].abs() - 0.005 * velocity[:, 1].abs()
     torch.testing.assert_close(step.task_reward[:, 0], expected / 60, atol=1e-5, rtol=1e-3)
 
@@ -157,7 +157,7 @@ def test_a_reward_function_of_isaac_lab_is_a_term_of_ours(manager_based) -> None
         step = env.step_chunk(torch.ones(N, 4, 1))
     finally:
         env.rewards = None
-    speed = step.frames[..., 3].abs()
+    speed = step.frames["state"][..., 3].abs()
     torch.testing.assert_close(step.raw["pole_speed"], speed, atol=1e-4, rtol=1e-3)  # by the step: no hidden dt
     torch.testing.assert_close(step.reward, -2 * speed, atol=1e-4, rtol=1e-3)
     with pytest.raises(UserError, match=r"'pole_speed' requires 'isaac', which the dream cannot provide"):
@@ -176,11 +176,11 @@ def test_such_a_term_is_checked_from_the_command_line() -> None:
 
 
 def test_named_episodes_repeat_whatever_was_drawn_before(env) -> None:
-    starts = first_states(env, range(7, 7 + N)).context
+    starts = first_states(env, range(7, 7 + N)).context["state"]
     torch.rand(5)
     env.reset()
-    again = first_states(env, range(7, 7 + N)).context
-    other = first_states(env, range(8, 8 + N)).context
+    again = first_states(env, range(7, 7 + N)).context["state"]
+    other = first_states(env, range(8, 8 + N)).context["state"]
     assert torch.equal(starts, again) and not torch.equal(starts, other)
 
 

@@ -105,10 +105,11 @@ def test_the_camera_sees_every_environment_apart() -> None:
         step = env.step_chunk(torch.zeros(16, 1, 2))
     finally:
         env.close()
-    image = step.obs["image"]
-    assert obs["state"].shape == (16, 1, 9) and image.shape == (16, 64, 64, 3)
-    assert image.min() >= 0 and image.max() <= 255 and image.float().std() > 5
-    assert torch.equal(image.float(), image.float().round())
+    assert env.spec.images == ("images.rgb",)  # the name of the term
+    image = step.obs["images.rgb"]
+    assert obs["state"].shape == (16, 1, 9) and image.shape == (16, 1, 64, 64, 3)
+    assert image.dtype == torch.uint8 and image.float().std() > 5
+    assert torch.equal(image, step.frames["images.rgb"])
     assert len({tuple(picture.flatten().tolist()) for picture in image}) == 16
 
 
@@ -121,7 +122,7 @@ def test_the_first_image_of_an_episode_is_not_the_last_of_the_one_before() -> No
     finally:
         env.close()
     assert step.truncated.all()
-    for before, after in zip(step.final_obs["image"], step.obs["image"], strict=True):
+    for before, after in zip(step.final_obs["images.rgb"], step.obs["images.rgb"], strict=True):
         assert not torch.equal(before, after)
 
 

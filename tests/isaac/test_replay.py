@@ -23,7 +23,7 @@ def lived(env: IsaacEnv) -> list[torch.Tensor]:
         actions = torch.rand(N, 8, env.spec.action_dim, generator=generator) * 2 - 1
         steps.append(env.step_chunk(actions.sign() if i < 8 else actions))
     assert any((s.terminated | s.truncated).any() for s in steps)
-    return [part for s in steps for part in (s.frames, s.reward, s.obs["state"])]
+    return [part for s in steps for part in (s.frames["state"], s.reward, s.obs["state"])]
 
 
 @pytest.mark.parametrize(("task", "success"), [("Isaac-Cartpole", "time_out"), ("Isaac-Push-Puck", "success")])

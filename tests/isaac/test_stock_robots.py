@@ -25,13 +25,13 @@ def env(request) -> Iterator[IsaacEnv]:
 def test_a_stock_robot_walks_a_few_steps(env) -> None:
     assert (env.spec.state_dim, env.spec.action_dim) == SIZES[env.env_id]
     env.reset(seed=0)
-    before = env.context[:, -1].clone()
+    before = env.context["state"][:, -1].clone()
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         actions = 2 * torch.rand(4, 4, env.spec.action_dim, generator=generator) - 1
         step = env.step_chunk(actions)
-    assert step.frames.isfinite().all() and step.task_reward.isfinite().all()
-    assert ((step.frames[:, -1] - before).abs().amax(1) > 0.01).all()
+    assert step.frames["state"].isfinite().all() and step.task_reward.isfinite().all()
+    assert ((step.frames["state"][:, -1] - before).abs().amax(1) > 0.01).all()
     assert not step.terminated.any()  # it stands where its config puts it, and has not fallen within 8 steps
 
 

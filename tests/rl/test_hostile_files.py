@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -31,8 +32,10 @@ from rl.stages import videos
 from rl.stages.config import PretrainConfig
 from rl.stages.videos import read_videos
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL
+from world_model.data.episodes import EpisodeStore
 from world_model.data.lerobot import INFO, export_lerobot, fill_template, import_lerobot
 from world_model.files import open_file, read_file, write_atomically
+from world_model.spec import Spec
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, save_model
@@ -168,6 +171,32 @@ def test_cp_carries_no_target_of_a_link_away(tmp_path: Path, capsys: pytest.Capt
     crafted.signed(tmp_path / "c")
     assert "notes.txt: it is a link to a file outside" in refused(capsys, "cp", "c", "copy")
     assert not Path("copy").exists()
+
+
+# Shards of episodes.
+
+
+def test_an_entry_of_a_shard_without_an_end_is_refused(tmp_path: Path) -> None:
+    crafted.make_shards(tmp_path / "s")
+    path = tmp_path / "s" / "episodes-000000.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["action"]["data_offsets"] = [0]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    assert "the file is damaged" in line(lambda: EpisodeStore(tmp_path / "s").count())
+
+
+def test_an_endless_name_of_a_task_is_cut(tmp_path: Path) -> None:
+    task = "long " * 2000
+    (first, *_) = crafted.episodes(1)
+    EpisodeStore(tmp_path).append([replace(first, task=task)], replace(SPEC, tasks=(task,)))
+    (found,) = EpisodeStore(tmp_path).load()
+    assert "is unknown; the known tasks are a, b" in line(lambda: found.check_fits(SPEC, "here"))
+    many = replace(SPEC, tasks=(task,) * 3)
+    assert "task 'a' is unknown" in line(lambda: first.check_fits(many, "here"))
+    assert "spec.tasks" in line(lambda: Spec.from_dict(SPEC.to_dict() | {"tasks": task}))
 
 
 # LeRobot datasets and videos.

@@ -111,7 +111,8 @@ class Episode:
         if steps == 0:
             raise UserError(f"{where}: the episode has no steps; leave it out")
         if self.task not in spec.tasks:
-            raise UserError(f"{where}: task {self.task!r} is unknown; the known tasks are {', '.join(spec.tasks)}")
+            known = ", ".join(spec.tasks)
+            raise UserError(f"{where}: task {self.task!r:.80} is unknown; the known tasks are {known:.500}")
         for name, (tensor, shape) in expected.items():
             if tensor.shape != shape:
                 raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
@@ -307,7 +308,7 @@ def _open(shard: Path) -> tuple[BinaryIO, dict[str, Any], dict[str, Any]]:
     except UserError:
         file.close()
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         file.close()
         raise _damaged(shard) from error
     return file, entries, header

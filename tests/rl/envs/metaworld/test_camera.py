@@ -222,7 +222,8 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     model = load_model("tuned")
     assert model.pictures is not None and model.spec.features["images.front"].shape == (32, 32, 3)
     own = EpisodeStore(tmp_path / "tuned" / "episodes").load()
-    assert own and all(e.every == {"latents": 8} and e.obs.keys() == {"state", "latents"} for e in own)
+    assert own and all(e.every == {"images.front": 8} and e.obs.keys() == {"state", "images.front"} for e in own)
+    assert all(len(e.obs["images.front"]) == -(-e.length // 8) + 1 for e in own)
     assert cli.main(["train", "dream", *TRAIN.split()]) == 0
     report = next((tmp_path / "runs" / "sees").glob("*/report.html")).read_text()
     assert '<img alt="simulator, dream, difference" src="data:image/gif;base64,' in report
