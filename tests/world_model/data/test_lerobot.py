@@ -3,6 +3,8 @@
 import builtins
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +26,13 @@ def make_episodes(spec: Spec = SPEC) -> list[Episode]:
     generator = torch.Generator().manual_seed(0)
     return [
         Episode(
-            state=torch.randn(length + 1, spec.state_dim, generator=generator),
+            obs={"state": torch.randn(length + 1, spec.state_dim, generator=generator)},
             action=torch.rand(length, spec.action_dim, generator=generator),
             success=torch.arange(length) == length - 1,
             task=spec.tasks[length % 2],
             source="noisy",
             seed=2**40 + length,
             task_reward=torch.rand(length, generator=generator) if length != 3 else None,
-            picture_every=8 if length == 4 else 1,
         )
         for length in (3, 1, 4)
     ]
@@ -39,11 +40,13 @@ def make_episodes(spec: Spec = SPEC) -> list[Episode]:
 
 def assert_equal(got: list[Episode], expected: list[Episode]) -> None:
     for mine, theirs in zip(got, expected, strict=True):
-        for name in ("state", "action", "success", "task_reward"):
-            a, b = getattr(mine, name), getattr(theirs, name)
+        assert mine.obs.keys() == theirs.obs.keys()
+        pairs = {name: (mine.obs[name], theirs.obs[name]) for name in theirs.obs}
+        pairs |= {name: (getattr(mine, name), getattr(theirs, name)) for name in ("action", "success", "task_reward")}
+        for name, (a, b) in pairs.items():
             assert (a is None) == (b is None), name
             assert b is None or (a.dtype == b.dtype and torch.equal(a, b)), name
-        for name in ("task", "source", "seed", "picture_every"):
+        for name in ("task", "source", "seed", "every"):
             assert getattr(mine, name) == getattr(theirs, name), name
 
 
@@ -107,8 +110,9 @@ def foreign(folder, drop: tuple[str, ...] = ()) -> None:
     export_lerobot(make_episodes(), SPEC, folder)
     (folder / "meta/wamtune.json").unlink()
     path = folder / "meta/episodes/chunk-000/file-000.parquet"
-    ours = ["final.observation.state", "source", "seed", "picture_every", "has_task_reward"]
-    pq.write_table(pq.read_table(path).drop_columns(ours), path)
+    rows = pq.read_table(path)
+    added = ("final.", "every.", "task_name", "source", "seed", "has_task_reward")
+    pq.write_table(rows.drop_columns([name for name in rows.column_names if name.startswith(added)]), path)
     path = folder / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path).drop_columns(list(drop))
     table = table.set_column(1, "action", table["action"].cast(pa.list_(pa.float64())))
@@ -129,6 +133,15 @@ def test_a_foreign_dataset_gives_its_last_frame_as_last_observation(tmp_path) ->
     every_action = torch.cat([e.action for e in make_episodes()])
     assert spec.action_low == tuple(every_action.min(0).values.tolist())
     assert (spec.tasks, spec.control_hz, spec.state_dim) == (("push", "pick"), 80.0, 5)
+
+
+def test_tables_may_be_written_in_pieces(tmp_path) -> None:
+    """LeRobot 0.4 writes ten rows of meta/episodes at a time, each as a row group."""
+    foreign(tmp_path)
+    expected = import_lerobot(tmp_path)[0]
+    for path in tmp_path.glob("*/**/*.parquet"):
+        pq.write_table(pq.read_table(path), path, row_group_size=1)
+    assert_equal(import_lerobot(tmp_path)[0], expected)
 
 
 def test_a_foreign_dataset_without_success_and_reward(tmp_path) -> None:
