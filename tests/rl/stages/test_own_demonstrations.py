@@ -130,14 +130,15 @@ def commands(heading: str = "# From your own") -> list[list[str]]:
     return [line[1:] for line in words]
 
 
-TINY_IMAGES = [
-    "columns.image_size=32",
-    "model.picture_size=32",
-    "model.picture_dim=4",
-    "pictures={n_steps: 20, batch_size: 16, log_every: 10, save_every: 10}",
-    "trust_steps=0",
-]
-"""Overrides that make the model of images small; the others are in `SMALLER`."""
+SMALLER_IMAGES = {
+    "pretrain": [
+        *"columns.image_size=32 model.picture_size=32 model.picture_dim=4 trust_steps=0 stage.n_steps=20".split(),
+        "pictures={n_steps: 20, batch_size: 16, log_every: 10, save_every: 10}",
+    ],
+    "tune": ["trust_steps=0", "stage.n_steps=20", "refit.n_steps=5"],
+    "train": [],
+}
+"""Overrides of each verb, after those of `SMALLER`, for a model with images."""
 
 
 @pytest.fixture(scope="module")
@@ -148,16 +149,8 @@ def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for words in commands("## Cameras"):
-            more = [*SMALLER[words[0]], *(TINY_IMAGES if words[0] == "pretrain" else []), *SHORTER[words[0]]]
-            assert cli.main([*words, *more]) == 0
+            assert cli.main([*words, *SMALLER[words[0]], *SMALLER_IMAGES[words[0]]]) == 0
     return place
-
-
-SHORTER = {
-    "pretrain": ["stage.n_steps=20"],
-    "tune": ["stage.n_steps=20", "refit.n_steps=5", "trust_steps=0"],
-    "train": ["dream.max_expected_error=null"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -415,6 +408,18 @@ def test_what_cannot_be_learned_from_is_one_line(tmp_path: Path, monkeypatch: py
     assert "dataset=d: env.simulator=metaworld collects its own episodes; set env.simulator=recorded" in refuse(
         "dataset=d", "id=metaworld", "tasks=[push]"
     )
+    images = [f"columns.images.front={FRONT}", "columns.image_size=32"]
+    write_dataset(Path("seen"), 4, with_images=True)
+    assert "model.views.front: no images of this camera are imported; name their column, columns.images.front=" in (
+        refuse("dataset=seen", "model.views={front: {}}")
+    )
+    assert "model.picture_size=64: the images of camera front are imported with 32 x 32 pixels" in refuse(
+        "dataset=seen", "model.views={front: {}}", *images
+    )
+    assert "image of 48 x 64 pixels (height x width), which cannot be scaled up to 64 x 64" in refuse(
+        "dataset=seen", images[0]
+    )
+    assert not Path("runs/episodes").exists()  # nothing was imported
     assert "env.tasks: 'fly' is none of those in runs/episodes/own-pretrained: 'R" in refuse("dataset=d", "tasks=[fly]")
 
 
@@ -439,3 +444,25 @@ def test_a_model_with_cameras_learns_from_recorded_images(filmed: Path) -> None:
     assert metrics["pictures"]["mean"]["psnr"] > 0 and metrics["imitation_error"] > 0
     demos = EpisodeStore(last(filmed, "seen-tuned")).load()
     assert demos[0].obs.keys() == {"state", "latents"}
+
+
+def test_a_model_without_cameras_leaves_the_images_out(
+    filmed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"episodes={filmed / 'runs/episodes/seen-pretrained'}", *SMALLER["pretrain"], "stage.n_steps=20"]
+    assert cli.main(["pretrain", "own-pretrained", "name=blind", *words]) == 0
+    words = ["checkpoint=runs/blind", words[0], *SMALLER["tune"], *SMALLER_IMAGES["tune"]]
+    assert cli.main(["tune", "own-tuned", "name=blind-tuned", *words]) == 0
+    model = load_model(last(tmp_path, "blind-tuned"))
+    assert model.spec.images == () and EpisodeStore(last(tmp_path, "blind-tuned")).load()[0].obs.keys() == {"state"}
+
+
+def test_cp_carries_images_to_a_dataset_and_back(filmed: Path, tmp_path: Path) -> None:
+    store = EpisodeStore(filmed / "runs" / "episodes" / "seen-pretrained")
+    assert cli.main(["cp", str(store.folder), str(tmp_path / "d")]) == 0
+    assert cli.main(["cp", str(tmp_path / "d"), str(tmp_path / "e"), f"images.front={FRONT}"]) == 0
+    back = EpisodeStore(tmp_path / "e")
+    assert back.spec == store.spec and back.spec.instructions == store.spec.instructions
+    for got, expected in zip(back.load(), store.load(), strict=True):
+        assert all(torch.equal(got.obs[name], expected.obs[name]) for name in ("state", "images.front"))
