@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,6 +123,8 @@ def build_simulator(
         run=run,
     )
     sim = simulator.build(request, **others)
+    if env.instructions:
+        sim.spec = replace(sim.spec, instructions=sim.spec.instructions | env.instructions)
     if model is not None:
         try:
             reads = model.predicted_spec if sim.place == "dream" else model.spec

@@ -21,6 +21,7 @@ class SimulatorConfig:
     simulator: str = ""  # metaworld, gymnasium, isaac, recorded, FILE.py:Class, module:Class; empty: chosen by env.id
     id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has no ids
     tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all tasks that the checkpoint knows
+    instructions: dict[str, str] = field(default_factory=dict)  # task -> sentence, stored with episodes and model
     options: dict[str, Any] = field(default_factory=dict)  # of the simulator, which checks them
     n_workers: int = 0  # worker processes for Meta-World and gymnasium; 0: none; in train and eval one per thread
 

@@ -41,7 +41,7 @@ def check_simulator(config: PretrainConfig) -> None:
     """Refuse a config that its simulator cannot serve.
 
     Raises:
-        UserError: a simulator without a task, a simulator together with a dataset, or recorded episodes with images.
+        UserError: a simulator without a task, a simulator together with a dataset, or videos without a task.
     """
     where = shown_name(config.env)
     if simulates(config):
@@ -49,8 +49,8 @@ def check_simulator(config: PretrainConfig) -> None:
             raise UserError(f"env.tasks=[]: {where} needs at least one task; add env.tasks=... to the command")
         if config.dataset:
             raise UserError(f"dataset={config.dataset}: {where} collects its own episodes; set env.simulator=recorded")
-    elif config.model.views:
-        raise UserError("model.views: images of recorded episodes are not read yet; set model.views={}")
+    elif config.videos and not config.env.tasks:
+        raise UserError(f"videos={config.videos}: which tasks do they show? add env.tasks=... to the command")
 
 
 def collect(config: PretrainConfig, store: EpisodeStore) -> None:

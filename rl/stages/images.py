@@ -33,7 +33,10 @@ PROPRIOCEPTION = ("hand_pos", "gripper")
 """Slices of a simulator's state that a real robot measures by itself; the other slices must come from images."""
 
 Filmed = tuple[list[Episode], list[Tensor]]
-"""Episodes, and the images of each: (T + 1, n_views, size, size, 3) uint8."""
+"""Episodes, and the images of each: (rows, n_views, size, size, 3) uint8.
+
+Rendered images have a row for each frame (T + 1), recorded ones as many as the episode has; see `Episode.rows_of`.
+"""
 
 REPEATS = 1e-4
 """Largest difference between the last recorded frame of an episode and the one when it is run again."""
@@ -100,6 +103,29 @@ def film(
     return episodes, images
 
 
+def recorded_images(model: WorldActionModel, episodes: Sequence[Episode], where: str) -> Filmed:
+    """Return recorded episodes with the state alone, and the images of each that the model reads.
+
+    Raises:
+        UserError: the cameras of an episode are not equally fast; `where` begins the message.
+    """
+    cameras, rest, images = model.spec.images, [], []
+    for episode in episodes:
+        if len({episode.every.get(name, 1) for name in cameras}) > 1:
+            raise UserError(
+                f"{where}: its cameras have new images after different numbers of steps ({episode.every}), expected "
+                "the same number; record them at one rate"
+            )
+        rest.append(replace(episode, obs={STATE: episode.state}))
+        images.append(torch.stack([episode.obs[name] for name in cameras], dim=1))
+    return rest, images
+
+
+def of_each_frame(model: WorldActionModel, episode: Episode, pictures: Tensor) -> Tensor:
+    """Return the images of an episode with one row for each frame. Shape: (T + 1, n_views, size, size, 3)."""
+    return pictures if len(pictures) == episode.length + 1 else pictures[episode.rows_of(model.spec.images[0])]
+
+
 def run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> Tensor:
     """Run an episode again and return its images. Shape: (T + 1, n_views, size, size, 3) uint8."""
     return _run_again(env, episode, config)[0]
@@ -115,10 +141,9 @@ def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Seq
 def see(
     model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], pictures: Iterable[Tensor]
 ) -> list[Episode]:
-    """Return the episodes with what the model reads: proprioception, and the latents of a new image in every frame."""
+    """Return the episodes with what the model reads: proprioception, and the latents of their images."""
     simulated = find_simulator(env).early_spec(id=env.id, tasks=model.spec.tasks)
-    assert simulated is not None  # every simulator with cameras has an early spec
-    columns = state_columns(simulated, given_spec(simulated, model.spec.features))
+    columns = None if simulated is None else state_columns(simulated, given_spec(simulated, model.spec.features))
     return [_seen(model, columns, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
 
 
@@ -138,7 +163,10 @@ def see_disturbed(
 
 
 def _seen(model: WorldActionModel, columns: Tensor | None, episode: Episode, pictures: Tensor) -> Episode:
-    state = episode.state if columns is None else episode.state[:, columns]
+    state = episode.state
+    # Episodes recorded with images have the state that the model reads already.
+    if columns is not None and state.shape[1] != model.spec.state_dim:
+        state = state[:, columns]
     images = {name: pictures[:, i] for i, name in enumerate(model.spec.images)}
     (encoded,) = model.encode_episodes([replace(episode, obs={STATE: state, **images})])
     return encoded

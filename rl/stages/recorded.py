@@ -10,8 +10,9 @@ import torch
 
 from rewards.errors import UserError
 from rl.stages.config import PretrainConfig
-from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.episodes import Episode, EpisodeStore, in_shards
 from world_model.data.lerobot import INFO, import_lerobot
+from world_model.spec import IMAGES, Spec
 
 HELDOUT_EVERY = 5
 """Without a separate held-out part, every fifth episode of each task is held out: the first, the sixth, ..."""
@@ -26,15 +27,17 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
     """Import the dataset of `config` into `store`, unless it has been imported already.
 
     Raises:
-        UserError: `store` holds other episodes than the dataset; `store` is empty and no dataset is named; or there is
-            no episode of a task in `config.env.tasks`.
+        UserError: `store` holds other episodes than the dataset; `store` is empty and no dataset is named; the model
+            reads images that are not imported; or there is no episode of a task in `config.env.tasks`.
     """
     if config.dataset:
         episodes, spec = import_lerobot(config.dataset, config.columns)
         if not episodes:
             raise UserError(f"dataset={config.dataset}: no episode has two frames; name another dataset")
         if not store.shards:
-            store.append(episodes, spec)
+            _check_images(config, spec)
+            for group in in_shards(episodes):
+                store.append(group, spec)
         # The store may hold more episodes, recorded later; the first ones must be those of the dataset.
         stored = store.load()[: len(episodes)]
         if len(stored) < len(episodes) or not all(map(_same, stored, episodes)):
@@ -53,12 +56,32 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
             raise UserError(f"env.tasks: {task!r} is none of those in {store.folder}: {', '.join(map(repr, there))}")
 
 
+def _check_images(config: PretrainConfig, spec: Spec) -> None:
+    """Raise `UserError` if a camera of the model has no images of its size in the dataset, before they are stored."""
+    size = config.model.picture_size
+    for camera in config.model.views:
+        feature = spec.features.get(IMAGES + camera)
+        if feature is None:
+            raise UserError(
+                f"model.views.{camera}: no images of this camera are imported; name their column, "
+                f"columns.images.{camera}=observation.images.{camera}, or set model.views={{}}"
+            )
+        if feature.shape[:2] != (size, size):
+            height, width, _ = feature.shape
+            raise UserError(
+                f"model.picture_size={size}: the images of camera {camera} are imported with {height} x {width} pixels "
+                "(height x width); set columns.image_size and model.picture_size to the same number"
+            )
+
+
 def recorded_tasks(store: EpisodeStore) -> tuple[str, ...]:
     """Return the tasks of the episodes in a store, in the order of recording."""
     return tuple(dict.fromkeys(task for task, _, _ in store.count()))
 
 
-def load_split(store: EpisodeStore, tasks: Collection[str], n_steps: int) -> tuple[list[Episode], list[Episode]]:
+def load_split(
+    store: EpisodeStore, tasks: Collection[str], n_steps: int, features: Collection[str] | None = None
+) -> tuple[list[Episode], list[Episode]]:
     """Load the episodes of `tasks` as (training episodes, held-out episodes).
 
     A store without a held-out part is split by a rule that depends only on the order of recording. So every stage holds
@@ -68,14 +91,15 @@ def load_split(store: EpisodeStore, tasks: Collection[str], n_steps: int) -> tup
         store: with or without a held-out part.
         tasks: of the episodes.
         n_steps: length of a chunk; the split leaves out shorter episodes.
+        features: to keep of each episode; None: all.
 
     Raises:
         UserError: nothing can be held out, because no task has two episodes.
     """
     apart = heldout_store(store)
     if apart.shards:
-        return store.load(tasks), apart.load(tasks)
-    learned, heldout = split([e for e in store.load(tasks) if e.length >= n_steps])
+        return store.load(tasks, features=features), apart.load(tasks, features=features)
+    learned, heldout = split([e for e in store.load(tasks, features=features) if e.length >= n_steps])
     if not heldout:
         raise UserError(
             f"{store.folder}: {len(learned)} episodes of {n_steps} steps or more; expected two of one task at least, "

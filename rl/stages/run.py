@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from rewards.errors import UserError
-from rl.envs.names import shown_name
 from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
@@ -31,7 +30,16 @@ from rl.stages.episodes import (
     roll_out,
     simulates,
 )
-from rl.stages.images import Filmed, by_task, film, model_spec, see, see_disturbed
+from rl.stages.images import (
+    Filmed,
+    by_task,
+    film,
+    model_spec,
+    of_each_frame,
+    recorded_images,
+    see,
+    see_disturbed,
+)
 from rl.stages.recorded import describe, heldout_store, load_split, recorded_tasks
 from rl.stages.trust import calibrate_trust
 from rl.stages.videos import Video, read_videos, watched
@@ -152,8 +160,11 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     state = saved.state if saved else None
     if saved is None:
         torch.manual_seed(config.seed)
-        spec = replace(store.spec, tasks=config.env.tasks or recorded_tasks(store))
-        model = WorldActionModel(config.model, model_spec(spec, config.model))
+        spec = store.spec
+        instructions = spec.instructions | config.env.instructions
+        spec = replace(spec, tasks=config.env.tasks or recorded_tasks(store), instructions=instructions)
+        # A simulator tells what a robot cannot measure; a recorded state is what a robot has measured.
+        model = WorldActionModel(config.model, model_spec(spec, config.model) if simulates(config) else spec)
     else:
         model = saved.model
     model.to(device_of(config))
@@ -162,7 +173,7 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if config.videos:
         pictures_per_s = model.spec.control_hz / config.model.chunk_size
         videos = read_videos(config.videos, config.env.tasks, config.model.picture_size, pictures_per_s)
-    # With images: render them, and train the codec first.
+    # With images: render them or take the recorded ones, and train the codec first.
     filmed = _film(config, model, store)
     if filmed is not None:
         if state is None or state["phase"] == "pictures":
@@ -238,19 +249,24 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
 def _film(
     config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore
 ) -> tuple[Filmed, Filmed] | None:
-    """Render the images of the training and held-out episodes; return None for a model without images.
+    """Return the training and held-out episodes with their images; None for a model without images.
+
+    Images that were recorded are used, others are rendered.
 
     Raises:
-        UserError: there are no episodes, or the model has images and there is no simulator to render them.
+        UserError: there are no episodes, or the model has images that were not recorded as it reads them, and there is
+            no simulator to render them.
     """
     if not store.shards:
         raise UserError(f"episodes={store.folder}: there are none; `wamtune pretrain PRESET` collects or imports them")
     if not model.cameras:
         return None
-    if not simulates(config):
-        raise UserError(
-            f"{shown_name(config.env)}: the checkpoint reads images, which are not recorded; tune one that does not"
-        )
+    if not simulates(config) or set(model.spec.images) <= store.spec.features.keys():
+        where = f"episodes={store.folder}"
+        store.check_fits(model.spec, where)
+        split = load_split(store, model.spec.tasks, model.config.chunk_size, model.spec.features)
+        learned, heldout = (recorded_images(model, part, where) for part in split)
+        return learned, heldout
     # Only episodes of scripts in the simulator can be run again.
     parts = store, heldout_store(store)
     learned, heldout = (film(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts)
@@ -272,7 +288,7 @@ def _read(
     """
     if filmed is None:
         store.check_fits(model.spec, f"episodes={store.folder}")
-        return load_split(store, model.spec.tasks, model.config.chunk_size)
+        return load_split(store, model.spec.tasks, model.config.chunk_size, model.spec.features)
     learned, heldout = (see(model, config.env, *part) for part in filmed)
     return learned, heldout
 
@@ -280,7 +296,7 @@ def _read(
 def _train_pictures(
     config: PretrainConfig, work: Work, filmed: Filmed, videos: Sequence[Video], state: dict[str, Any] | None
 ) -> None:
-    """Train the image codec on the rendered images and on videos; `state` is a saved state to continue from."""
+    """Train the image codec on the images of the episodes and on videos; `state` is a saved state to continue from."""
     codec = work.model.pictures
     assert codec is not None
     pictures = by_task(*filmed, videos)  # all of them in memory, until this function returns
@@ -322,7 +338,8 @@ def _seen_metrics(
     if filmed is None:
         return {}
     episodes, pictures = filmed[1]
-    return {"pictures": picture_metrics(model, see(model, config.env, episodes, pictures), pictures)}
+    real = [of_each_frame(model, *pair) for pair in zip(episodes, pictures, strict=True)]
+    return {"pictures": picture_metrics(model, see(model, config.env, episodes, pictures), real)}
 
 
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:

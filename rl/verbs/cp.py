@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import compose, find_preset, list_presets
 from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
 from world_model.data.columns_config import ColumnsConfig
-from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.episodes import EpisodeStore, in_shards
 from world_model.data.lerobot import INFO, export_lerobot, import_lerobot
-from world_model.files import JSON_BYTES, TENSOR_BYTES, read_file, write_atomically, write_folder
+from world_model.files import JSON_BYTES, read_file, write_atomically, write_folder
 from world_model.runs import newest_runs
-
-SHARD_BYTES = TENSOR_BYTES // 4
-"""Largest size of a shard of imported episodes, well below the limit for reading one."""
 
 
 def run(words: list[str]) -> None:
@@ -63,20 +59,6 @@ def _to_lerobot(folder: Path, final: Path) -> str:
 
 def _from_lerobot(folder: Path, final: Path, columns: ColumnsConfig) -> str:
     episodes, spec = import_lerobot(folder, columns)
-    for group in _in_shards(episodes):
+    for group in in_shards(episodes):
         EpisodeStore(final).append(group, spec)
     return f"the LeRobot dataset {folder} is now {len(episodes)} episodes in {final}"
-
-
-def _in_shards(episodes: list[Episode]) -> Iterator[list[Episode]]:
-    """Yield the episodes in groups of about `SHARD_BYTES` at most, since a shard is read as a whole."""
-    size, group = 0, list[Episode]()
-    for episode in episodes:
-        # float32 states and actions, and two values per step.
-        added = 4 * (episode.state.numel() + episode.action.numel() + 2 * episode.length)
-        if group and size + added > SHARD_BYTES:
-            yield group
-            size, group = 0, []
-        size += added
-        group.append(episode)
-    yield group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewards.checks import at_least
 from rewards.errors import UserError
@@ -13,16 +13,20 @@ ALL, NONE = "all", "none"
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """Names of the columns that hold state, action and success in a dataset."""
+    """Names of the columns that hold state, action, success and images in a dataset."""
 
     state: tuple[str, ...] = ("observation.state",)  # columns that are joined to the state, in this order
     action: tuple[str, ...] = ("action",)  # columns that are joined to the action, in this order
     success: str = ""  # column of frames or episodes; all: every episode; none: no episode; empty: next.success
     success_steps: int = 8  # steps at the end of a successful episode that count, if success is given per episode
+    images: dict[str, str] = field(
+        default_factory=dict
+    )  # camera -> column, {front: observation.images.front}; {}: none
+    image_size: int = 64  # pixels of each side: the square in the middle, scaled down; own exports keep their size
 
     def check(self) -> None:
-        """Raise `UserError` if no column is named, or `success_steps` is below 1."""
+        """Raise `UserError` if no column is named, or a number is below 1."""
         for name in ("state", "action"):
             if not getattr(self, name):
                 raise UserError(f"{name}=[]: expected at least one column of the dataset")
-        at_least(self, 1, "success_steps")
+        at_least(self, 1, "success_steps", "image_size")

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,10 +29,13 @@ from world_model.files import (
     update,
     write_atomically,
 )
-from world_model.spec import LATENTS, STATE, Spec
+from world_model.spec import LATENTS, STATE, Feature, Spec
 
 SCHEMA_VERSION = 2
 """2: a tensor for each feature. In version 1 the codes of images are the end of the state vector."""
+
+SHARD_BYTES = TENSOR_BYTES // 4
+"""Largest size of a shard of imported episodes, well below the limit for reading one."""
 
 WAIT_S = 30.0
 """Seconds that `append` waits for another process that writes to the folder."""
@@ -138,16 +141,32 @@ class EpisodeStore:
 
     @property
     def spec(self) -> Spec:
-        """Spec of the stored episodes, with the tasks of all shards; `UserError` if there are no episodes."""
+        """Spec of the stored episodes, with the tasks and instructions of all shards; `UserError` without episodes."""
         specs = [Spec.from_dict(header["spec"]) for header in self._headers()]
         if not specs:
             raise UserError(f"{self.folder}: no episodes here; collect some or name another folder")
         tasks = dict.fromkeys(task for spec in specs for task in spec.tasks)
-        return replace(specs[0], tasks=tuple(tasks))
+        instructions = {task: text for spec in reversed(specs) for task, text in spec.instructions.items()}
+        return replace(specs[0], tasks=tuple(tasks), instructions=instructions)
 
     def check_fits(self, spec: Spec, where: str) -> None:
-        """Raise `UserError` unless features, action bounds and rate equal those of `spec`; tasks may differ."""
-        if not _same(self.spec, spec):
+        """Check that a model with this `spec` can read the episodes; `where` begins the message.
+
+        The episodes may have more features, which `load` leaves out, and other tasks.
+
+        Raises:
+            UserError: a feature of `spec` is missing or has another size, or the action bounds or the rate differ.
+        """
+        mine = self.spec
+        for name, feature in spec.features.items():
+            recorded = mine.features.get(name)
+            if recorded is None or (recorded.shape != feature.shape and name in spec.images):
+                has = f"have {_size(recorded)}" if recorded else f"have only {', '.join(mine.features)}"
+                raise UserError(
+                    f"{where}: the checkpoint reads {name} of size {_size(feature)}, its episodes {has}; name other "
+                    "episodes, or record or import them with these images"
+                )
+        if not _same(replace(mine, features={name: mine.features[name] for name in spec.features}), spec):
             raise UserError(f"{where}: recorded with other features, bounds or rate than the checkpoint's")
 
     def __len__(self) -> int:
@@ -203,13 +222,20 @@ class EpisodeStore:
         if shards and not _same(Spec.from_dict(_header(shards[0])["spec"]), spec):
             raise UserError(f"{self.folder}: its episodes have other features, bounds or rate; choose another folder")
 
-    def load(self, tasks: Collection[str] | None = None, sources: Collection[str] | None = None) -> list[Episode]:
+    def load(
+        self,
+        tasks: Collection[str] | None = None,
+        sources: Collection[str] | None = None,
+        features: Collection[str] | None = None,
+    ) -> list[Episode]:
         """Read the episodes of the given tasks and sources (None: all), in the order in which they were appended.
+
+        `features` are the features to keep (None: all); others, such as large images, then take no memory.
 
         Raises:
             UserError: a shard is damaged; the message names it.
         """
-        return [episode for shard in self.shards for episode in read_shard(shard, tasks, sources)]
+        return [episode for shard in self.shards for episode in read_shard(shard, tasks, sources, features)]
 
     def files(self) -> dict[str, bytes]:
         """Return the bytes of all shards by file name, to store them with other files, such as a checkpoint."""
@@ -217,6 +243,20 @@ class EpisodeStore:
 
     def _headers(self) -> list[dict[str, Any]]:
         return [_header(shard) for shard in self.shards]
+
+
+def in_shards(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    """Yield episodes in groups of about `SHARD_BYTES` at most, since a shard is read as a whole."""
+    size, group = 0, list[Episode]()
+    for episode in episodes:
+        # float32 actions, and two values per step.
+        added = 4 * (episode.action.numel() + 2 * episode.length) + sum(x.nbytes for x in episode.obs.values())
+        if group and size + added > SHARD_BYTES:
+            yield group
+            size, group = 0, []
+        size += added
+        group.append(episode)
+    yield group
 
 
 def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
@@ -361,7 +401,10 @@ def _read(shard: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_shard(
-    shard: Path, tasks: Collection[str] | None = None, sources: Collection[str] | None = None
+    shard: Path,
+    tasks: Collection[str] | None = None,
+    sources: Collection[str] | None = None,
+    features: Collection[str] | None = None,
 ) -> list[Episode]:
     """Read the episodes of one shard; arguments and errors are those of `EpisodeStore.load`."""
     # The header is small: skip the tensors of a shard that has none of the wanted episodes.
@@ -374,6 +417,9 @@ def read_shard(
     if header["schema_version"] == 1:
         tensors = _with_latents(tensors, spec, rows)
     names = [name.removeprefix(OBSERVATION) for name in tensors if name.startswith(OBSERVATION)]
+    if features is not None:
+        names = [name for name in names if name in features]
+        spec = replace(spec, features={name: of for name, of in spec.features.items() if name in features})
     try:
         parts = zip(
             *(tensors[name].split(lengths) for name in ("action", "next.success", "next.reward")),
@@ -398,7 +444,7 @@ def read_shard(
             source=row["source"],
             seed=row["seed"],
             task_reward=reward.clone() if row["task_reward"] else None,
-            every=row["every"],
+            every={name: every for name, every in row["every"].items() if name in names},
         )
         episode.check_fits(spec, f"{shard}: episode of seed {episode.seed}")
         episodes.append(episode)
@@ -428,6 +474,11 @@ def _same(a: Spec, b: Spec) -> bool:
     shapes = [{name: (f.shape, f.dtype, f.unit, f.slices) for name, f in spec.features.items()} for spec in (a, b)]
     others = [(spec.action_low, spec.action_high, spec.control_hz) for spec in (a, b)]
     return shapes[0] == shapes[1] and others[0] == others[1]
+
+
+def _size(feature: Feature) -> str:
+    """Return the shape of a feature in words."""
+    return " x ".join(map(str, feature.shape))
 
 
 def _damaged(shard: Path) -> UserError:

@@ -24,6 +24,7 @@ from rl.stages.recorded import HELDOUT_EVERY, load_split, split
 from rl.stages.run import pretrain, tune
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.images import encode_png
 from world_model.data.lerobot import import_lerobot
 from world_model.spec import Feature, Spec
 from world_model.wam import modes
@@ -71,8 +72,25 @@ def lists(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
+FRONT = "observation.images.front"
+
+
+def photos(state: np.ndarray) -> pa.Array:
+    """Images (48, 64, 3) of an arm as a bright square, by its position: of a camera that films the table from above."""
+    rows = []
+    for x, y in np.clip(12 + state[:, 3:5] / 25, 0, 40).astype(int):
+        image = torch.zeros(48, 64, 3, dtype=torch.uint8)
+        image[x : x + 8, 8 + y : 16 + y] = torch.tensor([250, 200, 100], dtype=torch.uint8)
+        rows.append({"bytes": encode_png(image), "path": None})
+    return pa.array(rows)
+
+
 def write_dataset(
-    folder: Path, n: int = 40, frames: dict[str, Any] | None = None, rows: dict[str, Any] | None = None
+    folder: Path,
+    n: int = 40,
+    frames: dict[str, Any] | None = None,
+    rows: dict[str, Any] | None = None,
+    with_images: bool = False,
 ) -> None:
     """Write what LeRobot writes of `n` episodes; more columns of frames and of episodes, or None to leave one out."""
     rng = np.random.default_rng(0)
@@ -87,6 +105,7 @@ def write_dataset(
         "episode_index": np.repeat(np.arange(n), lengths),
         "index": np.arange(len(state)),
         "task_index": np.repeat(np.arange(n) % 2, lengths),
+        **({FRONT: photos(state)} if with_images else {}),
     }
     episodes = {"episode_index": np.arange(n), "tasks": [[TASKS[i % 2]] for i in range(n)], "length": lengths}
     for name, part, more in (("data", columns, frames), ("meta/episodes", episodes, rows)):
@@ -96,16 +115,42 @@ def write_dataset(
     pq.write_table(pa.table({"task_index": [0, 1], "task": list(TASKS)}), folder / "meta" / "tasks.parquet")
     motors = [f"joint_{i}.deg" for i in range(3)] + [f"hand.{x}" for x in "xyz"] + [f"block.{x}" for x in "xyz"]
     feature = {"dtype": "float32", "shape": [9], "names": {"motors": motors}}
-    info = {"codebase_version": "v3.0", "robot_type": "theirs", "fps": 10, "features": {"observation.state": feature}}
+    features: dict[str, Any] = {"observation.state": feature}
+    if with_images:
+        features[FRONT] = {"dtype": "image", "shape": [48, 64, 3], "names": ["height", "width", "channels"]}
+    info = {"codebase_version": "v3.0", "robot_type": "theirs", "fps": 10, "features": features}
     (folder / "meta" / "info.json").write_text(json.dumps(info))
 
 
-def commands() -> list[list[str]]:
-    """Words of the commands in the first block of the page, without the name of the program."""
-    block = PAGE.read_text().partition("```bash\n")[2].partition("```")[0]
-    words = [shlex.split(line, comments=True) for line in block.splitlines()]
+def commands(heading: str = "# From your own") -> list[list[str]]:
+    """Words of the commands in the first block below a heading of the page, without the name of the program."""
+    block = PAGE.read_text().partition(heading)[2].partition("```bash\n")[2].partition("```")[0]
+    words = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
     assert all(line[0] == ".venv/bin/wamtune" for line in words)
     return [line[1:] for line in words]
+
+
+SMALLER_IMAGES = {
+    "pretrain": [
+        *"columns.image_size=32 model.picture_size=32 model.picture_dim=4 trust_steps=0 stage.n_steps=20".split(),
+        "pictures={n_steps: 20, batch_size: 16, log_every: 10, save_every: 10}",
+    ],
+    "tune": ["trust_steps=0", "stage.n_steps=20", "refit.n_steps=5"],
+    "train": [],
+}
+"""Overrides of each verb, after those of `SMALLER`, for a model with images."""
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the commands of the section on cameras were run on a foreign dataset with images."""
+    place = tmp_path_factory.mktemp("filmed")
+    write_dataset(place / "datasets" / "mine", 12, with_images=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for words in commands("## Cameras"):
+            assert cli.main([*words, *SMALLER[words[0]], *SMALLER_IMAGES[words[0]]]) == 0
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +212,7 @@ def test_the_post_trained_policy_loads_and_keeps_its_bounds(walked: Path) -> Non
     assert config["stage"] == "rl" and config["parent"].startswith("runs/own-tuned/")
     batch = model.windows(heldout_of(walked)).sample(64, torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        context = model.encode(batch.context, batch.task)
+        context = model.observe(batch.obs)
         actions = modes.policy(model, context, modes.action_noise(model, 64, torch.Generator().manual_seed(0)), 2)
     low, high = torch.tensor(model.spec.action_low), torch.tensor(model.spec.action_high)
     assert ((actions >= low) & (actions <= high)).all() and actions.std() > 1
@@ -228,7 +273,8 @@ def interrupt(*_: Any) -> None:
 def episode(task: str, seed: int, source: str = "import", success: bool = True, length: int = 10) -> Episode:
     hits = torch.zeros(length, dtype=torch.bool)
     hits[-1] = success
-    return Episode(torch.full((length + 1, 2), float(seed)), torch.zeros(length, 1), hits, task, source, seed)
+    obs = {"state": torch.full((length + 1, 2), float(seed))}
+    return Episode(obs, torch.zeros(length, 1), hits, task, source, seed)
 
 
 SPEC = Spec({"state": Feature((2,))}, (-1.0,), (1.0,), ("a", "b", "c"), 10.0)
@@ -362,7 +408,18 @@ def test_what_cannot_be_learned_from_is_one_line(tmp_path: Path, monkeypatch: py
     assert "dataset=d: env.simulator=metaworld collects its own episodes; set env.simulator=recorded" in refuse(
         "dataset=d", "id=metaworld", "tasks=[push]"
     )
-    assert "model.views: images of recorded episodes are not read yet" in refuse("model.views={front: {}}")
+    images = [f"columns.images.front={FRONT}", "columns.image_size=32"]
+    write_dataset(Path("seen"), 4, with_images=True)
+    assert "model.views.front: no images of this camera are imported; name their column, columns.images.front=" in (
+        refuse("dataset=seen", "model.views={front: {}}")
+    )
+    assert "model.picture_size=64: the images of camera front are imported with 32 x 32 pixels" in refuse(
+        "dataset=seen", "model.views={front: {}}", *images
+    )
+    assert "image of 48 x 64 pixels (height x width), which cannot be scaled up to 64 x 64" in refuse(
+        "dataset=seen", images[0]
+    )
+    assert not Path("runs/episodes").exists()  # nothing was imported
     assert "env.tasks: 'fly' is none of those in runs/episodes/own-pretrained: 'R" in refuse("dataset=d", "tasks=[fly]")
 
 
@@ -371,3 +428,41 @@ def test_another_robot_is_refused(walked: Path, monkeypatch: pytest.MonkeyPatch,
     EpisodeStore(tmp_path).append([episode("a", i) for i in range(6)], SPEC)
     with pytest.raises(UserError, match=r"recorded with other features, bounds or rate than the checkpoint's"):
         tuned(["name=other", f"episodes={tmp_path}"])
+
+
+def test_a_model_with_cameras_learns_from_recorded_images(filmed: Path) -> None:
+    store = EpisodeStore(filmed / "runs" / "episodes" / "seen-pretrained")
+    assert store.spec.features["images.front"] == Feature((32, 32, 3), dtype="uint8")
+    assert store.spec.instructions == {task: task for task in TASKS}
+    episode = store.load()[0]
+    assert episode.obs["images.front"].shape == (episode.length + 1, 32, 32, 3)
+    for name, stage in (("seen-pretrained", "pretrain"), ("seen-tuned", "tune"), ("seen", "rl")):
+        model, config = load_model_and_config(last(filmed, name))
+        assert config["stage"] == stage and model.spec.images == ("images.front",)
+        assert model.spec.state_dim == 9 and model.spec.instructions == store.spec.instructions
+    metrics = load_model_and_config(last(filmed, "seen-tuned"))[1]["metrics"]
+    assert metrics["pictures"]["mean"]["psnr"] > 0 and metrics["imitation_error"] > 0
+    demos = EpisodeStore(last(filmed, "seen-tuned")).load()
+    assert demos[0].obs.keys() == {"state", "latents"}
+
+
+def test_a_model_without_cameras_leaves_the_images_out(
+    filmed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"episodes={filmed / 'runs/episodes/seen-pretrained'}", *SMALLER["pretrain"], "stage.n_steps=20"]
+    assert cli.main(["pretrain", "own-pretrained", "name=blind", *words]) == 0
+    words = ["checkpoint=runs/blind", words[0], *SMALLER["tune"], *SMALLER_IMAGES["tune"]]
+    assert cli.main(["tune", "own-tuned", "name=blind-tuned", *words]) == 0
+    model = load_model(last(tmp_path, "blind-tuned"))
+    assert model.spec.images == () and EpisodeStore(last(tmp_path, "blind-tuned")).load()[0].obs.keys() == {"state"}
+
+
+def test_cp_carries_images_to_a_dataset_and_back(filmed: Path, tmp_path: Path) -> None:
+    store = EpisodeStore(filmed / "runs" / "episodes" / "seen-pretrained")
+    assert cli.main(["cp", str(store.folder), str(tmp_path / "d")]) == 0
+    assert cli.main(["cp", str(tmp_path / "d"), str(tmp_path / "e"), f"images.front={FRONT}"]) == 0
+    back = EpisodeStore(tmp_path / "e")
+    assert back.spec == store.spec and back.spec.instructions == store.spec.instructions
+    for got, expected in zip(back.load(), store.load(), strict=True):
+        assert all(torch.equal(got.obs[name], expected.obs[name]) for name in ("state", "images.front"))

@@ -33,9 +33,9 @@ def grey(n: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
 def episode(seed: int, length: int = 40) -> Episode:
     """Random motion, seen."""
     generator = torch.Generator().manual_seed(seed)
-    state = torch.randn(length + 1, 4 + 16, generator=generator)
+    obs = {name: torch.randn(length + 1, n, generator=generator) for name, n in (("state", 4), ("latents", 16))}
     action = 2 * torch.rand(length, 4, generator=generator) - 1
-    return Episode(state, action, torch.zeros(length, dtype=torch.bool), "push", "noisy", seed)
+    return Episode(obs, action, torch.zeros(length, dtype=torch.bool), "push", "noisy", seed)
 
 
 def test_pictures_are_taken_at_the_rate_of_chunks_and_cut_to_a_square(tmp_path: Path):
@@ -96,7 +96,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
         read_videos(tmp_path, ("push",), 32, 10.0)
     (tmp_path / "push" / "a.mp4").unlink()
     write_film(grey(4), tmp_path / "push" / "b.mp4", 30)
-    with pytest.raises(UserError, match=r"4 frames at 30 a second make 1 pictures, expected 2 or more"):
+    with pytest.raises(UserError, match=r"4 frames at 30 a second make 1 images, expected 2 or more"):
         read_videos(tmp_path, ("push",), 32, 10.0)
     with pytest.raises(UserError, match=r"videos=v: model\.views has 0 cameras"):
         compose(None, ["name=a", "tasks=[push]", "videos=v"], PretrainConfig).check()
@@ -106,12 +106,13 @@ def test_a_video_is_an_episode_that_is_told_nothing(seer: WorldActionModel):
     model = seer
     pictures = torch.randint(0, 256, (4, 1, 32, 32, 3), dtype=torch.uint8)
     (seen,) = watched(model, [("push", pictures)])
-    assert seen.length == 24 and seen.picture_every == 8 and seen.source == "video"
-    assert seen.state[:, :4].isnan().all() and seen.action.isnan().all()
+    assert seen.length == 24 and seen.every == {"latents": 8} and seen.source == "video"
+    assert seen.state.shape == (25, 4) and seen.state.isnan().all() and seen.action.isnan().all()
     codes = model.pictures.encode(pictures)
-    assert torch.equal(seen.state[::8, 4:], codes) and torch.equal(seen.state[7, 4:], codes[0])
+    assert torch.equal(seen.obs["latents"], codes) and seen.rows_of("latents").tolist()[7:9] == [0, 1]
     batch = model.windows([seen]).at(torch.tensor([1]))
-    assert torch.equal(batch.context[0, :, 4:], codes[:2]) and torch.equal(batch.future[0, -1, 4:], codes[2])
+    assert torch.equal(batch.context["latents"][0], codes[:2])
+    assert torch.equal(batch.future["latents"][0, -1], codes[2])
 
 
 def test_losses_know_what_nobody_knows(seer: WorldActionModel):

@@ -3,6 +3,9 @@
 import builtins
 import json
 import os
+import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,26 +15,57 @@ import torch
 
 from rewards.errors import UserError
 from rl import cli
+from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
-from world_model.data.lerobot import export_lerobot, import_lerobot
+from world_model.data.images import encode_png
+from world_model.data.lerobot import export_lerobot, import_lerobot, writing
 from world_model.extras import pip_line
 from world_model.spec import Feature, Spec
 
 SPEC = Spec({"state": Feature((5,), "m", {"object_pos": (2, 5)})}, (-1.0,) * 2, (1.0,) * 2, ("pick", "push"), 80.0)
 
 
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+SEEING = replace(
+    SPEC,
+    features={
+        **SPEC.features,
+        "images.front": Feature((16, 16, 3), dtype="uint8"),
+        "images.wrist": Feature((6, 10, 3), dtype="uint8", every=4),
+        "latents": Feature((7,), "codes", every=4),
+    },
+    instructions={"push": "Push it - slowly.", "pick": "Push it - slowly."},
+)
+BOTH = ColumnsConfig(images={"front": FRONT, "wrist": WRIST})
+
+
+def seeing_episodes() -> list[Episode]:
+    """Episodes of `make_episodes` with an image in each frame, and one image and latents every four steps."""
+    generator = torch.Generator().manual_seed(1)
+    episodes = []
+    for episode in make_episodes():
+        n_rows = {"images.front": episode.length + 1, "images.wrist": -(-episode.length // 4) + 1}
+        images = {
+            name: torch.randint(256, (n, *SEEING.features[name].shape), generator=generator, dtype=torch.uint8)
+            for name, n in n_rows.items()
+        }
+        latents = torch.randn(n_rows["images.wrist"], 7, generator=generator)
+        obs = {**episode.obs, **images, "latents": latents}
+        episodes.append(replace(episode, obs=obs, every={"images.wrist": 4, "latents": 4}))
+    return episodes
+
+
 def make_episodes(spec: Spec = SPEC) -> list[Episode]:
     generator = torch.Generator().manual_seed(0)
     return [
         Episode(
-            state=torch.randn(length + 1, spec.state_dim, generator=generator),
+            obs={"state": torch.randn(length + 1, spec.state_dim, generator=generator)},
             action=torch.rand(length, spec.action_dim, generator=generator),
             success=torch.arange(length) == length - 1,
             task=spec.tasks[length % 2],
             source="noisy",
             seed=2**40 + length,
             task_reward=torch.rand(length, generator=generator) if length != 3 else None,
-            picture_every=8 if length == 4 else 1,
         )
         for length in (3, 1, 4)
     ]
@@ -39,11 +73,13 @@ def make_episodes(spec: Spec = SPEC) -> list[Episode]:
 
 def assert_equal(got: list[Episode], expected: list[Episode]) -> None:
     for mine, theirs in zip(got, expected, strict=True):
-        for name in ("state", "action", "success", "task_reward"):
-            a, b = getattr(mine, name), getattr(theirs, name)
+        assert mine.obs.keys() == theirs.obs.keys()
+        pairs = {name: (mine.obs[name], theirs.obs[name]) for name in theirs.obs}
+        pairs |= {name: (getattr(mine, name), getattr(theirs, name)) for name in ("action", "success", "task_reward")}
+        for name, (a, b) in pairs.items():
             assert (a is None) == (b is None), name
             assert b is None or (a.dtype == b.dtype and torch.equal(a, b)), name
-        for name in ("task", "source", "seed", "picture_every"):
+        for name in ("task", "source", "seed", "every"):
             assert getattr(mine, name) == getattr(theirs, name), name
 
 
@@ -102,18 +138,99 @@ def test_tasks_are_the_index_of_their_table(tmp_path) -> None:
     assert table.schema.pandas_metadata["index_columns"] == ["task"]
 
 
-def foreign(folder, drop: tuple[str, ...] = ()) -> None:
+def foreign(folder: Path, episodes: list[Episode] | None = None, spec: Spec = SPEC, drop: tuple[str, ...] = ()) -> None:
     """Turn an export into what others write: several files in any order, float64, nothing of ours."""
-    export_lerobot(make_episodes(), SPEC, folder)
+    export_lerobot(make_episodes() if episodes is None else episodes, spec, folder)
     (folder / "meta/wamtune.json").unlink()
     path = folder / "meta/episodes/chunk-000/file-000.parquet"
-    ours = ["final.observation.state", "source", "seed", "picture_every", "has_task_reward"]
-    pq.write_table(pq.read_table(path).drop_columns(ours), path)
+    rows = pq.read_table(path)
+    added = ("final.", "every.", "task_name", "source", "seed", "has_task_reward")
+    pq.write_table(rows.drop_columns([name for name in rows.column_names if name.startswith(added)]), path)
     path = folder / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path).drop_columns(list(drop))
-    table = table.set_column(1, "action", table["action"].cast(pa.list_(pa.float64())))
+    table = table.set_column(table.column_names.index("action"), "action", table["action"].cast(pa.list_(pa.float64())))
     pq.write_table(table.slice(4), path)
     pq.write_table(table.slice(0, 4), folder / "data/chunk-000/file-001.parquet")
+
+
+def test_images_and_instructions_come_back_exactly(tmp_path: Path) -> None:
+    export_lerobot(seeing_episodes(), SEEING, tmp_path)
+    episodes, spec = import_lerobot(tmp_path, BOTH)
+    assert spec == SEEING and spec.instructions == SEEING.instructions
+    assert_equal(episodes, seeing_episodes())
+    # Images are read on request, and a camera may get another name.
+    episodes, spec = import_lerobot(tmp_path)
+    assert spec.features.keys() == episodes[0].obs.keys() == {"state", "latents"}
+    episodes, spec = import_lerobot(tmp_path, ColumnsConfig(images={"hand": WRIST}))
+    assert spec.features["images.hand"] == SEEING.features["images.wrist"]
+    assert torch.equal(episodes[0].obs["images.hand"], seeing_episodes()[0].obs["images.wrist"])
+    assert episodes[0].every == {"images.hand": 4, "latents": 4}
+
+
+def test_images_alone_are_a_dataset_as_well(tmp_path: Path) -> None:
+    spec = replace(SEEING, features={"state": Feature((0,)), "images.front": SEEING.features["images.front"]})
+    expected = [
+        replace(e, obs={"state": torch.zeros(e.length + 1, 0), "images.front": e.obs["images.front"]}, every={})
+        for e in seeing_episodes()
+    ]
+    export_lerobot(expected, spec, tmp_path)
+    assert_equal(import_lerobot(tmp_path, ColumnsConfig(images={"front": FRONT}))[0], expected)
+
+
+def test_images_are_stored_as_lerobot_stores_them(tmp_path: Path) -> None:
+    """A struct of PNG bytes and path; statistics by channel, as `compute_stats` of LeRobot 0.4.4 returns them."""
+    export_lerobot(seeing_episodes(), SEEING, tmp_path)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    assert info["features"][WRIST] == {
+        "dtype": "image",
+        "shape": [6, 10, 3],
+        "names": ["height", "width", "channels"],
+    }
+    assert info["total_tasks"] == 1
+    assert pq.read_table(tmp_path / "meta/tasks.parquet")["task"].to_pylist() == ["Push it - slowly."]
+    rows = pq.read_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet").to_pydict()
+    assert rows["tasks"] == [["Push it - slowly."]] * 3
+    data = pq.read_table(tmp_path / "data/chunk-000/file-000.parquet")
+    assert set(data.column_names) == set(info["features"])
+    assert data.schema.field(WRIST).type == pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    stored = data[WRIST].to_pylist()
+    last = seeing_episodes()[2]
+    assert [row["bytes"] for row in stored[4:]] == [encode_png(last.obs["images.wrist"][0])] * 4  # repeated
+
+    frames = torch.cat([e.obs["images.front"][:-1] for e in seeing_episodes()]).double().reshape(-1, 3).numpy() / 255
+    stats = json.loads((tmp_path / "meta/stats.json").read_text())[FRONT]
+    assert stats["count"] == [8] and all(np.shape(stats[name]) == (3, 1, 1) for name in stats if name != "count")
+    expected = {"min": frames.min(0), "max": frames.max(0), "mean": frames.mean(0), "std": frames.std(0)}
+    expected |= {"q01": np.quantile(frames, 0.01, axis=0), "q90": np.quantile(frames, 0.9, axis=0)}
+    for name, value in expected.items():
+        np.testing.assert_allclose(np.ravel(stats[name]), value, atol=1 / 255 if name.startswith("q") else 1e-9)
+    assert np.shape(rows[f"stats/{WRIST}/mean"][1]) == (3, 1, 1)
+
+
+def test_a_large_export_has_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "DATA_BYTES", 6000)
+    export_lerobot(seeing_episodes(), SEEING, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "data/chunk-000").iterdir())
+    assert names == ["file-000.parquet", "file-001.parquet"]
+    rows = pq.read_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet").to_pydict()
+    assert rows["data/file_index"] == [0, 0, 1]
+    assert_equal(import_lerobot(tmp_path, BOTH)[0], seeing_episodes())
+
+
+def test_an_export_from_before_latents_were_a_feature(tmp_path: Path) -> None:
+    """Latents were the end of the state, once per frame; the period of the camera was the column `picture_every`."""
+    new = replace(SPEC, features={**SPEC.features, "latents": Feature((2,), "codes")})
+    expected = [replace(e, obs={"state": e.state[:, :3], "latents": e.state[:, 3:]}) for e in make_episodes()]
+    old = replace(SPEC, features={"state": Feature((5,), "m; image: codes", {"image": (3, 5)})})
+    export_lerobot(make_episodes(), old, tmp_path)
+    episodes, spec = import_lerobot(tmp_path)
+    assert spec.features["state"].shape == (3,) and spec.features["latents"] == new.features["latents"]
+    assert_equal(episodes, expected)
+    path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).append_column("picture_every", pa.array([2, 2, 2])), path)
+    (episode, *_), _ = import_lerobot(tmp_path)
+    assert episode.every == {"latents": 2}
+    assert torch.equal(episode.obs["latents"], expected[0].obs["latents"][[0, 2, 3]])
 
 
 def test_a_foreign_dataset_gives_its_last_frame_as_last_observation(tmp_path) -> None:
@@ -129,6 +246,31 @@ def test_a_foreign_dataset_gives_its_last_frame_as_last_observation(tmp_path) ->
     every_action = torch.cat([e.action for e in make_episodes()])
     assert spec.action_low == tuple(every_action.min(0).values.tolist())
     assert (spec.tasks, spec.control_hz, spec.state_dim) == (("push", "pick"), 80.0, 5)
+
+
+def test_tables_may_be_written_in_pieces(tmp_path) -> None:
+    """LeRobot 0.4 writes ten rows of meta/episodes at a time, each as a row group."""
+    foreign(tmp_path)
+    expected = import_lerobot(tmp_path)[0]
+    for path in tmp_path.glob("*/**/*.parquet"):
+        pq.write_table(pq.read_table(path), path, row_group_size=1)
+    assert_equal(import_lerobot(tmp_path)[0], expected)
+
+
+def test_images_of_a_foreign_dataset_are_squares_of_the_size_asked_for(tmp_path: Path) -> None:
+    foreign(tmp_path, seeing_episodes(), SEEING)
+    episodes, spec = import_lerobot(tmp_path, ColumnsConfig(images={"front": FRONT, "wrist": WRIST}, image_size=4))
+    assert spec.features["images.wrist"] == Feature((4, 4, 3), dtype="uint8")
+    assert spec.tasks == ("Push it - slowly.",) and spec.instruction(spec.tasks[0]) == "Push it - slowly."
+    first, _, third = seeing_episodes()
+    for got, whole in zip(episodes, (first, third), strict=True):
+        assert got.every == {} and {len(rows) for rows in got.obs.values()} == {whole.length}
+        blocks = whole.obs["images.front"][:-1].float().unflatten(2, (4, 4)).unflatten(1, (4, 4)).mean((2, 4))
+        torch.testing.assert_close(got.obs["images.front"].float(), blocks, atol=0.5, rtol=0)
+        middle = whole.obs["images.wrist"][:1, :, 2:8].float()  # its square; the image is repeated in all frames
+        small = torch.nn.functional.adaptive_avg_pool2d(middle.permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1)
+        got_wrist = got.obs["images.wrist"].float()
+        torch.testing.assert_close(got_wrist, small.expand_as(got_wrist), atol=0.5, rtol=0)
 
 
 def test_a_foreign_dataset_without_success_and_reward(tmp_path) -> None:
@@ -183,6 +325,46 @@ def test_bad_datasets_are_one_line(tmp_path) -> None:
     assert "data: no parquet files in it" in line(import_lerobot, tmp_path)
     info.write_text(info.read_text().replace("v3.0", "v2.1"))
     assert "version v2.1, expected v3.0" in line(import_lerobot, tmp_path)
+
+
+def test_bad_images_are_one_line(tmp_path: Path) -> None:
+    foreign(tmp_path, seeing_episodes(), SEEING)
+    data = tmp_path / "data/chunk-000/file-000.parquet"  # of the third episode
+    wanted = ColumnsConfig(images={"front": FRONT}, image_size=16)
+    whole = pq.read_table(data)
+
+    def refused(*images: object) -> str:
+        pngs = [row["bytes"] for row in whole[FRONT].to_pylist()]
+        pngs[1 : 1 + len(images)] = images
+        column = pa.array([{"bytes": png, "path": None} for png in pngs])
+        pq.write_table(whole.set_column(whole.column_names.index(FRONT), FRONT, column), data)
+        return line(import_lerobot, tmp_path, wanted)
+
+    good = encode_png(seeing_episodes()[0].obs["images.front"][0])
+    where = f"{data}: row 1 of {FRONT}: "
+    assert refused(good[: len(good) // 2]) == where + "the image cannot be read (OSError); download the dataset again"
+    assert "row 2 of " in refused(good, b"GIF89a") and "UnidentifiedImageError" in refused(good, b"GIF89a")
+    assert refused(None) == where + "it holds no PNG or JPEG bytes; convert the dataset with LeRobot first"
+    huge = bytearray(good)
+    huge[16:24] = (4097).to_bytes(4, "big") + (4096).to_bytes(4, "big")  # width and height in the header,
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")  # and its checksum
+    assert refused(bytes(huge)) == where + "an image of 4096 x 4097 pixels, at most 4096 x 4096 are read"
+    small = encode_png(torch.zeros(15, 20, 3, dtype=torch.uint8))
+    assert "an image of 15 x 20 pixels (height x width), which cannot be scaled up to 16 x 16" in refused(small)
+    pq.write_table(whole.drop_columns([FRONT]), data)
+    assert line(import_lerobot, tmp_path, wanted) == f"{data}: it has no column {FRONT}; download the dataset again"
+    other = ColumnsConfig(images={"front": "observation.images.side"})
+    assert f"no images observation.images.side; it has {FRONT}, {WRIST}; name others" in line(
+        import_lerobot, tmp_path, other
+    )
+
+
+def test_own_images_keep_their_size(tmp_path: Path) -> None:
+    export_lerobot(seeing_episodes(), SEEING, tmp_path)
+    asked = ColumnsConfig(images={"front": FRONT}, image_size=8)
+    assert "wamtune exported it, so its images keep their size; leave image_size out" in line(
+        import_lerobot, tmp_path, asked
+    )
 
 
 def test_export_writes_into_a_new_folder_only(tmp_path) -> None:
