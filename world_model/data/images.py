@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.errors import UserError
 from world_model.data.parquet import parquet_files, read_bytes
+from world_model.data.pixels import shrunk
 
 SIDE = 4096
 FRAME_PIXELS = SIDE * SIDE
@@ -106,7 +106,7 @@ class ImageBlocks:
 def square(image: np.ndarray, size: int, where: str) -> Tensor:
     """Crop an image (height, width, 3) uint8 to the square in its middle and scale it down to (size, size, 3).
 
-    Scaling averages over areas. `where` begins the message.
+    Scaling averages over areas, see `shrunk`. `where` begins the message.
 
     Raises:
         UserError: the image is smaller than `size`.
@@ -117,12 +117,7 @@ def square(image: np.ndarray, size: int, where: str) -> Tensor:
             f"{where}: an image of {image.shape[0]} x {image.shape[1]} pixels (height x width), which cannot be scaled "
             f"up to {size} x {size}; choose a smaller size of the images"
         )
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    cropped = torch.from_numpy(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    if side == size:
-        return cropped
-    small = F.interpolate(cropped.permute(2, 0, 1)[None].float(), size=(size, size), mode="area")
-    return small[0].permute(1, 2, 0).round().to(torch.uint8)
+    return torch.from_numpy(shrunk(image, size))  # as images of simulators and robots are scaled
 
 
 def read_images(root: Path, part: str, column: str, blocks: ImageBlocks) -> np.ndarray:
