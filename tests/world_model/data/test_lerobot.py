@@ -165,6 +165,9 @@ def test_images_and_instructions_come_back_exactly(tmp_path: Path) -> None:
     assert spec.features["images.hand"] == SEEING.features["images.wrist"]
     assert torch.equal(episodes[0].obs["images.hand"], seeing_episodes()[0].obs["images.wrist"])
     assert episodes[0].every == {"images.hand": 4, "latents": 4}
+    (episode, *_), _ = import_lerobot(tmp_path, ColumnsConfig(images={"front": WRIST, "wrist": FRONT}))
+    assert episode.every == {"images.front": 4, "latents": 4}
+    assert torch.equal(episode.obs["images.wrist"], seeing_episodes()[0].obs["images.front"])
 
 
 def test_images_alone_are_a_dataset_as_well(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def import_lerobot(folder: str | Path, columns: ColumnsConfig | None = None) -> 
         _split_latents(data, spec)
     own = spec.features if is_ours else {}
     cameras = {IMAGES + name: _read_camera(data, IMAGES + name, columns, own) for name in columns.images}
+    for camera in cameras.values():
+        data.frames, data.rows = data.frames | camera.frames, data.rows | camera.rows
     vectors = {name: feature for name, feature in spec.features.items() if not name.startswith(IMAGES)}
     spec = replace(spec, features=vectors | {name: camera.feature for name, camera in cameras.items()})
     _check_columns(f"{root}: the dataset", data.frames, *(OBSERVATION + name for name in spec.features))
@@ -83,10 +85,12 @@ class _Dataset:
 
 @dataclass
 class _Camera:
-    """The images of one camera; their numbers are in the column of its feature."""
+    """The images of one camera, and what they add to the tables, under the names that an export gives it."""
 
     feature: Feature
     blocks: ImageBlocks
+    frames: Columns  # the number of the image of each frame
+    rows: Columns  # of an export: the number of the last image of each episode, and how often there is a new one
 
 
 def _open(root: Path, columns: ColumnsConfig) -> _Dataset:
@@ -164,7 +168,7 @@ def _split_latents(data: _Dataset, spec: Spec) -> None:
 
 
 def _read_camera(data: _Dataset, name: str, columns: ColumnsConfig, own: dict[str, Feature]) -> _Camera:
-    """Read the images of a camera, and add their numbers to the tables, under the names that an export gives them.
+    """Read the images of a camera.
 
     Args:
         data: the dataset.
@@ -189,12 +193,12 @@ def _read_camera(data: _Dataset, name: str, columns: ColumnsConfig, own: dict[st
         numbers = _read_videos(data, column, blocks)
     else:
         numbers = read_images(data.root, "data", column, blocks)[data.order]
-    data.frames[OBSERVATION + name] = numbers
+    rows: Columns = {}
     if FINAL_STATE in data.rows:
-        data.rows[FINAL + OBSERVATION + name] = read_images(data.root, "meta/episodes", FINAL + column, blocks)
+        rows[FINAL + OBSERVATION + name] = read_images(data.root, "meta/episodes", FINAL + column, blocks)
         if EVERY + column in data.rows:
-            data.rows[EVERY + OBSERVATION + name] = data.rows[EVERY + column]
-    return _Camera(feature, blocks)
+            rows[EVERY + OBSERVATION + name] = data.rows[EVERY + column]
+    return _Camera(feature, blocks, frames={OBSERVATION + name: numbers}, rows=rows)
 
 
 def _kind_of_images(data: _Dataset, column: str) -> str:
