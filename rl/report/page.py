@@ -110,7 +110,7 @@ def _before_after(config: TrainConfig, folder: Path) -> str:
 
 
 def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
-    """Draw the success of the champion after each part of a round, for the run and its controls, on the final seeds.
+    """Draw the success of the champion after each phase of a round, for the run and its controls, on the final seeds.
 
     The x axis is rounds, so that runs with different parts can be compared. Runs of older versions did not log it;
     then x counts parts.
@@ -126,7 +126,7 @@ def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
             curves[name[:MOST_LETTERS]] = rounds, [row[f"{prefix}success"] for row in seen]
     if not has_rounds:
         curves = {name: (range(len(values)), values) for name, (_, values) in curves.items()}
-    label = "rounds" if has_rounds else "parts of the rounds"
+    label = "rounds" if has_rounds else "phases"
     return figures.curves(curves, label, f"success in {judged_in(config)}", share=True)
 
 

@@ -228,7 +228,7 @@ def test_equal_rounds_of_run_and_control_stand_above_each_other(monkeypatch: pyt
     # A run of an older version says no rounds: its parts are counted.
     report._rounds(config, [{tag: y for tag, y in row.items() if "success" in tag} for row in rows])
     (curves, label) = drawn.pop()
-    assert label == "parts of the rounds" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
+    assert label == "phases" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
 
 
 UNITS = ["error of the object, cm", "amount of movement predicted, m", "prediction error, m", "expected error, m"]
