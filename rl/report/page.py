@@ -150,7 +150,7 @@ def _gates(rows: Sequence[Row]) -> str:
         )
         for (label, champion, challenger, accepted), row in zip(drawn, seen, strict=True)
     ]
-    head = ("part", "champion", "challenger", "won / lost", "verdict")
+    head = ("phase", "champion", "challenger", "won / lost", "verdict")
     return figures.gates(drawn) + _table(head, lines) if lines else ""
 
 
@@ -250,7 +250,7 @@ def _examples(pairs: Row | None) -> str:
 
 
 def _ppo(rows: Sequence[Row]) -> str:
-    """Draw the KL to the policy at the start of each part, the KL of each update, and the fit of the critic."""
+    """Draw the KL to the policy at the start of each phase, the KL of each update, and the fit of the critic."""
     updates, x = _which(rows, lambda key: key == "train/value_loss")
     one = {tag: (x, [row.get(f"train/{tag}") for row in updates]) for tag in ("ref_kl", "approx_kl")}
     critic = {"explained variance": (x, [row.get("train/explained_variance") for row in updates])}
