@@ -42,7 +42,7 @@ SIZE, CHUNK, N_DREAMS = 64, 8, 64
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    print("| task | stock, steps/s | a picture a step | a picture a chunk | dream |")
+    print("| task | stock, steps/s | an image a step | an image a chunk | dream |")
     print("| --- | ---: | ---: | ---: | ---: |")
     dream = CHUNK * N_DREAMS * rate(dream_step(), 20)
     for task in sys.argv[1:] or ["push", "hammer", "drawer-open"]:

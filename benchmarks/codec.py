@@ -15,33 +15,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from seeing import CONFIG, PICTURES, PRETRAIN, Films, filmed, train
+from seeing import CODEC, CONFIG, PRETRAIN, Films, image_data, train
 from torch import Tensor
 
 from rl.config import SimulatorConfig
 from rl.envs.sim import make_spec
-from rl.stages.images import by_task, model_spec, see
-from world_model.wam.images import PATCH, PictureCodec
-from world_model.wam.metrics import picture_metrics
+from rl.stages.images import by_task, encoded_episodes, model_spec
+from world_model.wam.images import PATCH, ImageCodec
+from world_model.wam.metrics import image_metrics
 from world_model.wam.model import WorldActionModel
 from world_model.wam.training import fit_statistics
 
 TASKS = ("door-open", "drawer-open", "plate-slide", "push")
 COUNTS = {"expert": 25, "noisy": 25, "random": 10}  # episodes per task
 HELDOUT = {"expert": 5, "noisy": 10}
-PIXELS = replace(CONFIG, picture_dim=3 * PATCH**2)
+PIXELS = replace(CONFIG, patch_dim=3 * PATCH**2)
 N_STEPS_OF_PIXELS = 2000
 
 
-class Patches(PictureCodec):
+class Patches(ImageCodec):
     """Codes that are the pixels of 16 x 16 patches, minus the constant part of the images."""
 
     def __init__(self) -> None:
-        super().__init__(1, PIXELS.picture_size, PIXELS.picture_dim, widths=(1, 1, 1))
+        super().__init__(1, PIXELS.image_size, PIXELS.patch_dim, widths=(1, 1, 1))
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """Encode images (n, 1, size, size, 3) uint8 as codes (n, n_tokens * dim)."""
-        x = (pictures.float() / 255 - 0.5).movedim(-1, -3) - self.always
+        x = (images.float() / 255 - 0.5).movedim(-1, -3) - self.always
         return x.unfold(3, PATCH, PATCH).unfold(4, PATCH, PATCH).permute(0, 1, 3, 4, 2, 5, 6).flatten(1)
 
     def draw(self, codes: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/codec"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    films = filmed(args.out / "episodes", TASKS, COUNTS, 0)
-    heldout = filmed(args.out / "heldout", TASKS, HELDOUT, 500_000)
+    films = image_data(args.out / "episodes", TASKS, COUNTS, 0)
+    heldout = image_data(args.out / "heldout", TASKS, HELDOUT, 500_000)
     print("| codec | seed | minutes | one chunk | four chunks | repeat | repeat, four | codec alone | shuffle |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for seed in args.seeds:
@@ -66,7 +66,7 @@ def main() -> None:
             begun = time.monotonic()
             model = pretrained(name, films, seed)
             minutes = (time.monotonic() - begun) / 60
-            found = picture_metrics(model, see(model, SimulatorConfig(), *heldout), heldout[1])["mean"]
+            found = image_metrics(model, encoded_episodes(model, SimulatorConfig(), *heldout), heldout[1])["mean"]
             columns = ("psnr", "psnr_far", "repeat", "repeat_far", "codec", "shuffle_ratio")
             cells = " | ".join(f"{found[column]:.2f}" for column in columns)
             print(f"| {name} | {seed} | {minutes:.1f} | {cells} |", flush=True)
@@ -77,14 +77,14 @@ def pretrained(name: str, films: Films, seed: int) -> WorldActionModel:
     config = CONFIG if name == "autoencoder" else PIXELS
     torch.manual_seed(seed)
     model = WorldActionModel(config, model_spec(make_spec("metaworld", TASKS), config))
-    pictures, stage = by_task(*films), replace(PRETRAIN, seed=seed)
+    images, stage = by_task(*films), replace(PRETRAIN, seed=seed)
     if name == "patches":
         model.pictures, stage = Patches(), replace(stage, n_steps=N_STEPS_OF_PIXELS)
-    assert model.pictures is not None
-    model.pictures.fit(pictures)
+    assert model.image_codec is not None
+    model.image_codec.fit(images)
     if name == "autoencoder":
-        train(model, "pictures", pictures, replace(PICTURES, seed=seed))
-    windows = model.windows(see(model, SimulatorConfig(), *films))
+        train(model, "codec", images, replace(CODEC, seed=seed))
+    windows = model.windows(encoded_episodes(model, SimulatorConfig(), *films))
     fit_statistics(model, windows, n=10_000)
     train(model, "pretrain", windows, stage)
     return model

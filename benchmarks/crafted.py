@@ -31,7 +31,7 @@ from rl.deploy.contract import CONTRACT, ONNX, SCHEMA_VERSION
 from rl.deploy.pilots import OnnxPilot
 from rl.report.data import PAIRS
 from rl.report.page import write_report
-from rl.report.videos import write_film
+from rl.report.videos import write_video
 from rl.stages.config import PretrainConfig
 from rl.stages.videos import read_videos
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL, checkpoint_files
@@ -365,7 +365,7 @@ def as_videos(folder: Path) -> None:
     for name, values in columns.items():
         table = table.append_column(f"videos/{FRONT}/{name}", pa.array(values))
     pq.write_table(table, path)
-    write_film([np.full((64, 96, 3), 8 * i, np.uint8) for i in range(10)], folder / "videos" / "000.mp4", 20)
+    write_video([np.full((64, 96, 3), 8 * i, np.uint8) for i in range(10)], folder / "videos" / "000.mp4", 20)
 
 
 def hostile_images(folder: Path, rng: random.Random) -> None:
@@ -425,7 +425,7 @@ def make_videos(folder: Path) -> None:
     """Write two short video files."""
     (folder / "push").mkdir(parents=True)
     for name in ("a", "b"):
-        write_film([np.full((64, 96, 3), 8 * i, np.uint8) for i in range(20)], folder / "push" / f"{name}.mp4", 30)
+        write_video([np.full((64, 96, 3), 8 * i, np.uint8) for i in range(20)], folder / "push" / f"{name}.mp4", 30)
 
 
 def hostile_video(folder: Path, rng: random.Random) -> None:
@@ -454,7 +454,7 @@ def dark_video(folder: Path, rng: random.Random) -> None:
     """Write an almost endless video of black frames in very few bytes."""
     kept = folder.parent / "dark.mp4"
     if not kept.exists():
-        write_film([np.zeros((1088, 1920, 3), np.uint8)] * 200, kept, 30)
+        write_video([np.zeros((1088, 1920, 3), np.uint8)] * 200, kept, 30)
     (folder / "push" / "a.mp4").write_bytes(kept.read_bytes())
 
 

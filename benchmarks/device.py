@@ -53,7 +53,7 @@ def main() -> None:
     windows = model.windows(EpisodeStore(find_checkpoint(args.checkpoint)).load())
     peak = fastest_product(model.device, args.seconds)
     print(f"{args.checkpoint} on {args.device}: products at {peak / 1e12:.2f} TFLOP/s\n")
-    print("| branches | dream | steps/s | pictures/s | share | difference |")
+    print("| branches | dream | steps/s | images/s | share | difference |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for n in args.n:
         for row in dream_rows(model, draw(model, windows, n), peak, args.seconds, args.plain):
@@ -69,7 +69,7 @@ def main() -> None:
 @torch.no_grad()
 def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: float, plain: bool) -> Iterator[str]:
     """Measure a dream that starts at the rows of a batch, plain and compiled; return rows of the table."""
-    n, codec, start = len(batch.task), model.pictures, joined(batch.context)
+    n, codec, start = len(batch.task), model.image_codec, joined(batch.context)
     noise, nothing = (make(model, n, generator_of(model)) for make in (modes.action_noise, modes.video_noise))
 
     def chunk(context: Tensor, task: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def dream_rows(model: WorldActionModel, batch: Batch, peak: float, seconds: floa
     for way, dream in ways.items():
         difference = float((dream(start, batch.task) - frames).norm() / moved)
         rate = measured(partial(drawn, dream), model.device, seconds)
-        pictures = 0 if codec is None else rate * n * codec.n_views
-        told = f"{rate * n * model.config.chunk_size:,.0f} | {pictures:,.0f} | {100 * rate * work / peak:.1f} %"
+        images = 0 if codec is None else rate * n * codec.n_views
+        told = f"{rate * n * model.config.chunk_size:,.0f} | {images:,.0f} | {100 * rate * work / peak:.1f} %"
         yield f"| {n} | {way} | {told} | {difference:.1e} |"
 
 

@@ -42,14 +42,14 @@ def main() -> None:
         known = "known" if task in model.spec.tasks else "never seen"
         episodes = [e for s in ("expert", "noisy") for e in collect_scripted(s, [task], N_EPISODES, seed=SEED)]
         episodes += by_policy(model, task) if task in model.spec.tasks else []
-        retold = dream_of_real_actions(model, [e for e in episodes if e.length >= 32])
+        replayed = dream_of_real_actions(model, [e for e in episodes if e.length >= 32])
         with torch.no_grad():
-            expected = expected_error(model, retold.given).mean(1)
-        for name, score in (("expected error", expected), ("movement", dreamed_movement(retold.given).mean(1))):
-            c = correlation(score, retold.errors.mean(1), retold.episode)
+            expected = expected_error(model, replayed.given).mean(1)
+        for name, score in (("expected error", expected), ("movement", dreamed_movement(replayed.given).mean(1))):
+            c = correlation(score, replayed.errors.mean(1), replayed.episode)
             found.setdefault(f"median of {known} tasks, {name}", []).append(c["rho"])
             interval = f"[{c['low']:+.2f}, {c['high']:+.2f}]"
-            print(f"{task} ({known}), {len(retold.task)} dreams, {name}: {c['rho']:+.2f} {interval}", flush=True)
+            print(f"{task} ({known}), {len(replayed.task)} dreams, {name}: {c['rho']:+.2f} {interval}", flush=True)
     for name, values in found.items():
         print(f"{name}: {statistics.median(values):+.2f}")
     print(f"dream with trust / without: {cost(model, episodes):.2f} of the time")

@@ -23,16 +23,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from seeing import CONFIG, PICTURES, PRETRAIN, filmed, train
+from seeing import CODEC, CONFIG, PRETRAIN, image_data, train
 
 from rl.config import SimulatorConfig
 from rl.envs.sim import SimEnv, make_spec
 from rl.policies.wam import FlowPolicy
 from rl.rounds.evaluate import evaluate_sim
-from rl.stages.images import by_task, model_spec, see
+from rl.stages.images import by_task, encoded_episodes, model_spec
 from rl.stages.videos import watched
 from rl.statistics import success_rate
-from world_model.wam.metrics import picture_metrics
+from world_model.wam.metrics import image_metrics
 from world_model.wam.model import WorldActionModel
 from world_model.wam.training import StageConfig, fit_statistics
 
@@ -74,24 +74,24 @@ def main() -> None:
 
 def run(out: Path, seed: int, watches: bool) -> Row:
     """Pre-train, tune and measure one model; return its success and PSNR in each new task."""
-    seen = filmed(out / "known", KNOWN, N_KNOWN, FIRST_SEED["known"])
+    seen = image_data(out / "known", KNOWN, N_KNOWN, FIRST_SEED["known"])
     videos = []
     if watches:
-        episodes, pictures = filmed(out / "watched", NEW, N_WATCHED, FIRST_SEED["watched"])
-        videos = [(e.task, its[:: CONFIG.chunk_size]) for e, its in zip(episodes, pictures, strict=True)]
+        episodes, images = image_data(out / "watched", NEW, N_WATCHED, FIRST_SEED["watched"])
+        videos = [(e.task, its[:: CONFIG.chunk_size]) for e, its in zip(episodes, images, strict=True)]
     torch.manual_seed(seed)
     model = WorldActionModel(CONFIG, model_spec(make_spec("metaworld", KNOWN + NEW), CONFIG))
-    assert model.pictures is not None
+    assert model.image_codec is not None
     shown = by_task(*seen, videos)
-    model.pictures.fit(shown)
-    train(model, "pictures", shown, replace(PICTURES, seed=seed))
-    windows = model.windows(see(model, SimulatorConfig(), *seen) + watched(model, videos))
+    model.image_codec.fit(shown)
+    train(model, "codec", shown, replace(CODEC, seed=seed))
+    windows = model.windows(encoded_episodes(model, SimulatorConfig(), *seen) + watched(model, videos))
     fit_statistics(model, windows)
     train(model, "pretrain", windows, replace(PRETRAIN, seed=seed))
-    heldout = filmed(out / "heldout", NEW, {"expert": N_HELDOUT}, FIRST_SEED["heldout"])
-    found = picture_metrics(model, see(model, SimulatorConfig(), *heldout), heldout[1])
-    demos = filmed(out / "demos", NEW, {"expert": N_DEMOS}, FIRST_SEED["demos"])
-    train(model, "tune", model.windows(see(model, SimulatorConfig(), *demos)), replace(TUNE, seed=seed))
+    heldout = image_data(out / "heldout", NEW, {"expert": N_HELDOUT}, FIRST_SEED["heldout"])
+    found = image_metrics(model, encoded_episodes(model, SimulatorConfig(), *heldout), heldout[1])
+    demos = image_data(out / "demos", NEW, {"expert": N_DEMOS}, FIRST_SEED["demos"])
+    train(model, "tune", model.windows(encoded_episodes(model, SimulatorConfig(), *demos)), replace(TUNE, seed=seed))
     return {task: {"success": success(model, task), "psnr": found[task]["psnr"]} for task in NEW}
 
 

@@ -135,10 +135,11 @@ def _migrated(values: dict[str, Any], schema: Any) -> dict[str, Any]:
     for old, new in getattr(schema, "MOVED", ()):
         if old in values:
             group, _, name = new.rpartition(".")
-            inner = values.setdefault(group, {})
+            inner = values.setdefault(group, {}) if group else values
             if not isinstance(inner, dict):
                 break  # leave it as it is: the type check reports it
-            values[group] = {name: values.pop(old)} | inner
+            inner.setdefault(name, values[old])
+            del values[old]
     for name, hint in get_type_hints(schema).items():
         if dataclasses.is_dataclass(hint) and isinstance(values.get(name), dict):
             values[name] = _migrated(values[name], hint)

@@ -183,7 +183,7 @@ class PPOConfig:
     success_bc_coef: float = 0.1  # the same on collected successes
     imitation_steps: int = 500  # optimizer steps of imitation alone, in the first round; 0: no imitation part
     bc_batch_size: int = 128  # windows drawn of demonstrations, and as many of each kind of successes
-    ref_kl_coef: float = 0.0  # penalty on the distance to the policy at the start of the current part of a round
+    ref_kl_coef: float = 0.0  # penalty on the distance to the policy at the start of the current phase
 
     def check(self) -> None:
         """Refuse counts, rates and shares out of range."""
@@ -200,7 +200,7 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The paired test after the parts of a round: champion against challenger on a fresh block of seeds."""
+    """The paired test after each phase of a round: champion against challenger on a fresh block of seeds."""
 
     enabled: bool = True
     places: tuple[str, ...] = ("imitation", "sim", "dream")  # parts with a gate; the others are accepted without one
@@ -268,7 +268,7 @@ class TrainConfig:
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, with a gate after each
     n_action_steps: int = 8  # number of actions of a chunk that are executed
     on_bad_numbers: Literal["stop", "go_back"] = "stop"  # go_back: to the last saved state, with new random numbers
-    save_minutes: float = 5.0  # between saved states within a part of a round; the end of a part is always saved
+    save_minutes: float = 5.0  # between saved states within a phase; the end of a phase is always saved
     controls: tuple[str, ...] = ()  # repeat the run with these changes, to compare: anchor, filtered_bc, unsafe_dream
     env: EnvConfig = field(default_factory=EnvConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
@@ -289,7 +289,7 @@ class TrainConfig:
         return -(-n_chunks * chunk_size // self.n_action_steps)
 
     def places(self, round_index: int, can_imitate: bool) -> list[str]:
-        """Return the parts of a round in order: imitation (in the first round alone), sim, dream."""
+        """Return the phases of a round in order: imitation (in the first round alone), sim, dream."""
         kind: str = self.env.kind
         if kind == "mix" and self.dream.n_rounds is not None:
             kind = "dream" if round_index < self.dream.n_rounds else "sim"

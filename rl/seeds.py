@@ -55,4 +55,4 @@ CALLBACK_EVAL = 2**40
 """Seed of the evaluation environment of a callback; larger than any `seed` of a run, so that they never coincide."""
 
 CAMERA = 0
-"""Seed of the disturbed cameras, see `rl.stages.images.see_disturbed`."""
+"""Seed of the disturbed cameras, see `rl.stages.images.encode_disturbed`."""

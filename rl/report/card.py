@@ -24,7 +24,7 @@ READ_OUTS = (
 
 def world_metrics(model: WorldActionModel, windows: Windows) -> dict[str, Any]:
     """Measure the world side on held-out windows: `prediction` by task, `inverse_error` and the read-outs."""
-    # A model with images is measured on decoded images, see `picture_metrics`.
+    # A model with images is measured on decoded images, see `image_metrics`.
     prediction = {"prediction": prediction_metrics(model, windows)} if "object_pos" in model.spec.slices else {}
     return {**prediction, **inverse_metrics(model, windows), **read_out_metrics(model, windows)}
 
@@ -98,7 +98,7 @@ World-action model of wamtune, stage `{stage}`{origin}.
 
 ## Measured
 
-On episodes that were never trained on. {_PREDICTED["pictures" in about["metrics"]]}; `shuffle` is the error with
+On episodes that were never trained on. {_PREDICTED["images" in about["metrics"]]}; `shuffle` is the error with
 shuffled actions in units of that with the true ones (1 would mean that actions are ignored). `success` is in the
 simulator, on unseen seeds; `with noise` is that of the same episodes with white noise of these standard deviations, in
 units of the state, on every feature and step. `trust` is the rank correlation of expected with true error over dreams
@@ -135,7 +135,7 @@ def _prediction_cells(row: dict[str, float]) -> list[str]:
     return [_number(row["error_ratio"], ".2f"), _number(row["shuffle_ratio"], ".2f"), f"{row['n']:.0f}"]
 
 
-def _picture_cells(row: dict[str, float]) -> list[str]:
+def _image_cells(row: dict[str, float]) -> list[str]:
     names = "psnr", "repeat", "psnr_far", "repeat_far", "codec"
     return [*(_number(row[name], ".1f") for name in names), _number(row["shuffle_ratio"], ".2f")]
 
@@ -159,7 +159,7 @@ _GROUPS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, float]], list[str]
     "success": (("success", "95 % interval", "episodes"), _success_cells),
     "success_with_noise": (("with noise",), _noise_cells),
     "prediction": (("error", "shuffle", "windows"), _prediction_cells),
-    "pictures": (("PSNR", "repeat", "PSNR 4", "repeat 4", "codec", "shuffle"), _picture_cells),
+    "images": (("PSNR", "repeat", "PSNR 4", "repeat 4", "codec", "shuffle"), _image_cells),
     "trust": (("trust", "movement"), _trust_cells),
     "error_and_success": (("error and success",), _correlation_cells),
 }

@@ -110,7 +110,7 @@ def _before_after(config: TrainConfig, folder: Path) -> str:
 
 
 def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
-    """Draw the success of the champion after each part of a round, for the run and its controls, on the final seeds.
+    """Draw the success of the champion after each phase of a round, for the run and its controls, on the final seeds.
 
     The x axis is rounds, so that runs with different parts can be compared. Runs of older versions did not log it;
     then x counts parts.
@@ -126,7 +126,7 @@ def _rounds(config: TrainConfig, rows: Sequence[Row]) -> str:
             curves[name[:MOST_LETTERS]] = rounds, [row[f"{prefix}success"] for row in seen]
     if not has_rounds:
         curves = {name: (range(len(values)), values) for name, (_, values) in curves.items()}
-    label = "rounds" if has_rounds else "parts of the rounds"
+    label = "rounds" if has_rounds else "phases"
     return figures.curves(curves, label, f"success in {judged_in(config)}", share=True)
 
 
@@ -150,7 +150,7 @@ def _gates(rows: Sequence[Row]) -> str:
         )
         for (label, champion, challenger, accepted), row in zip(drawn, seen, strict=True)
     ]
-    head = ("part", "champion", "challenger", "won / lost", "verdict")
+    head = ("phase", "champion", "challenger", "won / lost", "verdict")
     return figures.gates(drawn) + _table(head, lines) if lines else ""
 
 
@@ -250,7 +250,7 @@ def _examples(pairs: Row | None) -> str:
 
 
 def _ppo(rows: Sequence[Row]) -> str:
-    """Draw the KL to the policy at the start of each part, the KL of each update, and the fit of the critic."""
+    """Draw the KL to the policy at the start of each phase, the KL of each update, and the fit of the critic."""
     updates, x = _which(rows, lambda key: key == "train/value_loss")
     one = {tag: (x, [row.get(f"train/{tag}") for row in updates]) for tag in ("ref_kl", "approx_kl")}
     critic = {"explained variance": (x, [row.get("train/explained_variance") for row in updates])}

@@ -13,7 +13,7 @@ from rl.build import SAME, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import ChunkPolicy
-from rl.report.videos import draw_film, inline_film
+from rl.report.videos import draw_video, inline_video
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from rl.statistics import correlation, paired_gain, share
 from world_model.data.episodes import Episode
@@ -35,8 +35,8 @@ class Pair:
     episode: Episode  # recording of the simulator
     real: Tensor  # its frames
     dreamed: Tensor  # frames of the dream in which the policy acted
-    retold: Tensor  # frames of the dream of the actions that the simulator executed
-    retold_success: bool  # whether these frames were read as a success
+    replayed: Tensor  # frames of the dream of the actions that the simulator executed
+    replayed_success: bool  # whether these frames were read as a success
 
 
 def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def run_pairs(
     results = evaluate_sim(policy, sim, seeds)
     episodes = {e.seed: e for e in model.encode_episodes(sim.record(False))}
     dreamed, dream_success = _live(policy, model, sim, starts, n_denoising_steps)
-    retold, retold_success = _retell(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
+    replayed, replayed_success = _replay(model, starts, [episodes[s].action for s in seeds], n_denoising_steps)
     pairs = [
         Pair(
             task=result.task,
@@ -96,8 +96,8 @@ def run_pairs(
             episode=episodes[result.seed],
             real=frame_vectors(episodes[result.seed]).to(model.device),
             dreamed=dreamed[i],
-            retold=retold[i],
-            retold_success=retold_success[i],
+            replayed=replayed[i],
+            replayed_success=replayed_success[i],
         )
         for i, result in enumerate(results)
     ]
@@ -106,19 +106,19 @@ def run_pairs(
 
 def prediction_error(model: WorldActionModel, pair: Pair) -> Tensor:
     """Return the error of the dream of the executed actions at each step (n,), in the units of `position_error`."""
-    return position_error(model, pair.real[1 : len(pair.retold)], pair.retold[1:])
+    return position_error(model, pair.real[1 : len(pair.replayed)], pair.replayed[1:])
 
 
 def movement(model: WorldActionModel, pair: Pair) -> float:
     """Return how far the dreamed frames move from the first one on average, within the horizon: the baseline."""
-    frames = pair.retold[: HORIZON * model.config.chunk_size + 1]
+    frames = pair.replayed[: HORIZON * model.config.chunk_size + 1]
     return float(position_error(model, frames[1:], frames[:1]).mean())
 
 
 def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return success in both places, their agreement, the error by step, and its correlation with success."""
     sim, dream = (torch.tensor([getattr(p, place) for p in pairs]) for place in ("sim", "dream"))
-    retold = torch.tensor([p.retold_success for p in pairs])
+    replayed = torch.tensor([p.replayed_success for p in pairs])
     steps, long = HORIZON * model.config.chunk_size, _long(model, pairs)
     errors = torch.tensor([float(prediction_error(model, p)[:steps].mean()) for p in long])
     outcome = torch.tensor([float(p.sim) for p in long])
@@ -130,8 +130,8 @@ def summarise(model: WorldActionModel, pairs: Sequence[Pair]) -> dict[str, Any]:
         "sim_only": int((sim & ~dream).sum()),
         "dream_only": int((~sim & dream).sum()),
         "neither": int((~sim & ~dream).sum()),
-        "retold_recall": share(retold, sim),
-        "retold_false_success": share(retold, ~sim),
+        "retold_recall": share(replayed, sim),
+        "retold_false_success": share(replayed, ~sim),
         "error_by_step": error_by_step(model, pairs),
         "error_and_success": correlation(errors, outcome),
         "movement_and_success": correlation(torch.tensor([movement(model, p) for p in long]), outcome),
@@ -149,7 +149,7 @@ def error_by_step(model: WorldActionModel, pairs: Sequence[Pair], most: int = 15
 
 def worst_false_success(model: WorldActionModel, pairs: Sequence[Pair]) -> Pair | None:
     """Return the success in the dream alone whose prediction error is largest; None if there is none."""
-    wrong = [p for p in pairs if p.dream and not p.sim and len(p.retold) > 1]
+    wrong = [p for p in pairs if p.dream and not p.sim and len(p.replayed) > 1]
     return max(wrong, key=lambda p: float(prediction_error(model, p).mean()), default=None)
 
 
@@ -161,13 +161,13 @@ def gap(pairs: Sequence[Pair]) -> tuple[float, float, float]:
 
 def _long(model: WorldActionModel, pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs that last as long as the horizon at which episodes are compared."""
-    return [p for p in pairs if len(p.retold) > HORIZON * model.config.chunk_size]
+    return [p for p in pairs if len(p.replayed) > HORIZON * model.config.chunk_size]
 
 
 def _point(model: WorldActionModel, pair: Pair) -> dict[str, Any]:
     """Return one episode as numbers: outcomes, and error and movement within the horizon."""
     error = float(prediction_error(model, pair)[: HORIZON * model.config.chunk_size].mean())
-    outcomes = {name: getattr(pair, name) for name in ("task", "seed", "sim", "dream", "retold_success")}
+    outcomes = {name: getattr(pair, name) for name in ("task", "seed", "sim", "dream", "replayed_success")}
     return {**outcomes, "error": error, "movement": movement(model, pair)}
 
 
@@ -180,10 +180,10 @@ def _trust(model: WorldActionModel, pairs: Sequence[Pair], most: int = 300) -> d
     long = [p.episode for p in _long(model, pairs)]
     if not long or not model.trust.given.fitted:
         return None
-    retold = dream_of_real_actions(model, long)
-    expected, true = expected_error(model, retold.given).mean(1), retold.errors.mean(1)
+    replayed = dream_of_real_actions(model, long)
+    expected, true = expected_error(model, replayed.given).mean(1), replayed.errors.mean(1)
     shown = torch.linspace(0, len(true) - 1, min(most, len(true))).long()
-    found = correlation(expected, true, retold.episode)
+    found = correlation(expected, true, replayed.episode)
     return {**found, "n": len(true), "expected": expected[shown].tolist(), "error": true[shown].tolist()}
 
 
@@ -204,7 +204,7 @@ def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, 
             "parts": {
                 name: {
                     "simulator": pair.real[:, part].tolist(),
-                    "dream of its actions": pair.retold[:, part].tolist(),
+                    "dream of its actions": pair.replayed[:, part].tolist(),
                     "dream of the policy": pair.dreamed[:, part].tolist(),
                 }
                 for name, part in slices.items()
@@ -219,13 +219,13 @@ def _examples(model: WorldActionModel, pairs: Sequence[Pair]) -> list[dict[str, 
 @torch.no_grad()
 def _video(model: WorldActionModel, pair: Pair, title: str) -> str:
     """Draw simulator and dream of its actions as a video, one image per chunk; return "" without cameras."""
-    codec, size = model.pictures, model.config.chunk_size
+    codec, size = model.image_codec, model.config.chunk_size
     if codec is None:
         return ""
-    real, dreamed = (codec.decode(x[::size, -codec.code_dim :])[:, 0].cpu() for x in (pair.real, pair.retold))
+    real, dreamed = (codec.decode(x[::size, -codec.code_dim :])[:, 0].cpu() for x in (pair.real, pair.replayed))
     chunk_s = size / model.spec.control_hz
-    video = draw_film(real, dreamed, expected_error=(), title=f"{pair.task}: {title}", chunk_s=chunk_s)
-    return inline_film(video, frames_per_s=0.5 / chunk_s)  # half speed
+    video = draw_video(real, dreamed, expected_error=(), title=f"{pair.task}: {title}", chunk_s=chunk_s)
+    return inline_video(video, frames_per_s=0.5 / chunk_s)  # half speed
 
 
 def _live(
@@ -252,7 +252,7 @@ def _live(
 
 
 @torch.no_grad()
-def _retell(
+def _replay(
     model: WorldActionModel, starts: StartStates, actions: Sequence[Tensor], n_denoising_steps: int
 ) -> tuple[list[Tensor], list[bool]]:
     """Dream each row of `actions` (n_steps, action_dim) from its start; return frames (n_steps + 1, ...) and successes.
@@ -266,9 +266,9 @@ def _retell(
     padded = torch.stack([a[torch.arange(max(n_chunks) * size).clamp(max=len(a) - 1)] for a in actions])
     context = joined(model.encode_obs(starts.context))
     dreams = modes.dream_on(model, context, starts.task, padded.to(model.device), starts.seed, n_denoising_steps)
-    retold = torch.cat([context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
+    replayed = torch.cat([context[:, -1:], *(frames for _, _, frames in dreams)], dim=1)
     # Success: the read-out is sure in two consecutive frames, as in `DreamEnv`.
-    whole = [retold[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
+    whole = [replayed[i, 1 : k * size + 1] for i, k in enumerate(n_chunks)]
     sure = [model.read_frames(f, t.expand(len(f)))[0] >= SURE for f, t in zip(whole, starts.task, strict=True)]
     success = [bool((s[1:] & s[:-1]).any()) for s in sure]
-    return [retold[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success
+    return [replayed[i, : len(a) + 1].clone() for i, a in enumerate(actions)], success

@@ -20,7 +20,7 @@ from world_model.wam.images import moving, peak_signal_to_noise
 RED = "tab:red"
 
 
-def draw_film(
+def draw_video(
     real: Tensor, dreamed: Tensor, expected_error: Sequence[float], title: str, chunk_s: float
 ) -> list[np.ndarray]:
     """Draw the frames of a video, one per chunk: simulator, dream and difference; below them the error so far.
@@ -70,7 +70,7 @@ def draw_film(
     return frames
 
 
-def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: float) -> None:
+def write_video(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: float) -> None:
     """Write frames (height, width, 3) uint8 as a .gif or .mp4 video.
 
     Raises:
@@ -88,7 +88,7 @@ def write_film(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: flo
     write_atomically(path, video)
 
 
-def inline_film(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
+def inline_video(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
     """Return frames as a GIF in a `data:` address, which a page can contain itself."""
     return "data:image/gif;base64," + base64.b64encode(_gif(frames, frames_per_s)).decode()
 
@@ -99,11 +99,11 @@ def _gif(frames: Sequence[np.ndarray], frames_per_s: float) -> bytes:
 
 
 def gif_of(address: str) -> bytes:
-    """Return the GIF in an address that `inline_film` made."""
+    """Return the GIF in an address that `inline_video` made."""
     return base64.b64decode(address.partition(",")[2])
 
 
-def picture_errors(real: Tensor, dreamed: Tensor) -> list[tuple[float, float]]:
+def image_errors(real: Tensor, dreamed: Tensor) -> list[tuple[float, float]]:
     """Return (PSNR of each dreamed image, PSNR of the first image repeated) in dB, over pixels that have changed."""
     rows = []
     for true, dream in zip(real[1:], dreamed[1:], strict=True):

@@ -133,8 +133,8 @@ class Dreams:
             return
         # Calibrate before the refit: afterwards these episodes are training data, and errors on them are too small.
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
-            retold = dream_of_real_actions(self.model, new)
-            calibrate(self.model, retold.given.flatten(0, 1), retold.errors.flatten())
+            replayed = dream_of_real_actions(self.model, new)
+            calibrate(self.model, replayed.given.flatten(0, 1), replayed.errors.flatten())
         seed = self.config.seed + len(self.episodes)
         self.model.refit(self.episodes, config.refit_steps, config.refit_learning_rate, seed, tick)
         self.n_refitted = len(self.episodes)

@@ -1,4 +1,4 @@
-"""The gate after each part of a round: run champion and challenger on the same fresh episodes; roll a loss back."""
+"""The gate after each phase of a round: run champion and challenger on the same fresh episodes; roll a loss back."""
 
 from __future__ import annotations
 

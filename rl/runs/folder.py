@@ -127,7 +127,7 @@ class RunFolder:
         write_atomically(self.videos / f"{name}.gif", gif)
         image = Summary.Image(encoded_image_string=gif, colorspace=3)
         writer = self._writers[""]
-        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f"films/{name}", image=image)]), step)
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f"videos/{name}", image=image)]), step)
         writer.flush()
 
     def keep(self, name: str, data: bytes) -> None:

@@ -23,7 +23,7 @@ MOVED = tuple((name, f"env.{name}") for name in ("id", "isaac", "tasks", "n_work
 class PretrainConfig:
     """Collect episodes, or use recorded ones, and train the model to predict the world from them."""
 
-    MOVED = MOVED
+    MOVED = (*MOVED, ("pictures", "codec"))
 
     name: str = MISSING  # folder below runs/
     # env.tasks in the order of the model's task embedding; env.simulator=recorded: no simulator, collect nothing
@@ -43,7 +43,7 @@ class PretrainConfig:
     half: bool = True  # round the finished weights to half precision and store them so
     model: ModelConfig = field(default_factory=ModelConfig)
     # training of the image codec, which comes first; only if model.views names cameras
-    pictures: StageConfig = field(default_factory=lambda: StageConfig(batch_size=64, learning_rate=2e-3))
+    codec: StageConfig = field(default_factory=lambda: StageConfig(batch_size=64, learning_rate=2e-3))
     stage: StageConfig = field(default_factory=StageConfig)
 
     def check(self) -> None:

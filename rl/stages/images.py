@@ -25,14 +25,14 @@ from world_model.files import write_atomically
 from world_model.spec import STATE, Feature, Spec
 from world_model.wam.config import ModelConfig
 from world_model.wam.features import read_spec
-from world_model.wam.images import Pictures
+from world_model.wam.images import ImageData
 from world_model.wam.model import WorldActionModel
 from world_model.wam.noise import noisy_images
 
 PROPRIOCEPTION = ("hand_pos", "gripper")
 """Slices of a simulator's state that a real robot measures by itself; the other slices must come from images."""
 
-Filmed = tuple[list[Episode], list[Tensor]]
+WithImages = tuple[list[Episode], list[Tensor]]
 """Episodes, and the images of each: (rows, n_views, size, size, 3) uint8.
 
 Rendered images have a row for each frame (T + 1), recorded ones as many as the episode has; see `Episode.rows_of`.
@@ -62,13 +62,13 @@ def model_spec(simulated: Spec, config: ModelConfig) -> Spec:
     return given_spec(simulated, reads.features)
 
 
-def film(
+def with_images(
     env: SimulatorConfig,
     store: EpisodeStore,
     config: ModelConfig,
     tasks: Collection[str],
     sources: Collection[str] | None,
-) -> Filmed:
+) -> WithImages:
     """Return the episodes of a store, and the images of each.
 
     The images are rendered once and written beside the episodes, one file per shard. The returned tensors are memory
@@ -86,7 +86,7 @@ def film(
     """
     episodes: list[Episode] = []
     images: list[Tensor] = []
-    with Progress("film") as progress:
+    with Progress("render") as progress:
         for i, shard in enumerate(store.shards):
             of_shard = read_shard(shard)
             rendered = _read_images(shard, config)
@@ -103,7 +103,7 @@ def film(
     return episodes, images
 
 
-def recorded_images(model: WorldActionModel, episodes: Sequence[Episode], where: str) -> Filmed:
+def recorded_images(model: WorldActionModel, episodes: Sequence[Episode], where: str) -> WithImages:
     """Return recorded episodes with the state alone, and the images of each that the model reads.
 
     Raises:
@@ -121,9 +121,9 @@ def recorded_images(model: WorldActionModel, episodes: Sequence[Episode], where:
     return rest, images
 
 
-def of_each_frame(model: WorldActionModel, episode: Episode, pictures: Tensor) -> Tensor:
+def of_each_frame(model: WorldActionModel, episode: Episode, images: Tensor) -> Tensor:
     """Return the images of an episode with one row for each frame. Shape: (T + 1, n_views, size, size, 3)."""
-    return pictures if len(pictures) == episode.length + 1 else pictures[episode.rows_of(model.spec.images[0])]
+    return images if len(images) == episode.length + 1 else images[episode.rows_of(model.spec.images[0])]
 
 
 def run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> Tensor:
@@ -131,43 +131,43 @@ def run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> Te
     return _run_again(env, episode, config)[0]
 
 
-def by_task(episodes: Sequence[Episode], pictures: Sequence[Tensor], videos: Sequence[Video] = ()) -> Pictures:
+def by_task(episodes: Sequence[Episode], images: Sequence[Tensor], videos: Sequence[Video] = ()) -> ImageData:
     """Group the images of all episodes and videos by task, as training data of the codec."""
-    shown = [(e.task, its) for e, its in zip(episodes, pictures, strict=True)] + list(videos)
+    shown = [(e.task, its) for e, its in zip(episodes, images, strict=True)] + list(videos)
     tasks = dict.fromkeys(task for task, _ in shown)
-    return Pictures([torch.cat([its for of, its in shown if of == task]) for task in tasks])
+    return ImageData([torch.cat([its for of, its in shown if of == task]) for task in tasks])
 
 
-def see(
-    model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], pictures: Iterable[Tensor]
+def encoded_episodes(
+    model: WorldActionModel, env: SimulatorConfig, episodes: Sequence[Episode], images: Iterable[Tensor]
 ) -> list[Episode]:
     """Return the episodes with what the model reads: proprioception, and the latents of their images."""
     simulated = find_simulator(env).early_spec(id=env.id, tasks=model.spec.tasks)
     columns = None if simulated is None else state_columns(simulated, given_spec(simulated, model.spec.features))
-    return [_seen(model, columns, episode, its) for episode, its in zip(episodes, pictures, strict=True)]
+    return [_encoded(model, columns, episode, its) for episode, its in zip(episodes, images, strict=True)]
 
 
-def see_disturbed(
+def encode_disturbed(
     model: WorldActionModel,
     env: SimulatorConfig,
     episodes: Sequence[Episode],
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     n_cameras: int,
 ) -> list[Episode]:
     """Return each episode `n_cameras` times, with images of disturbed cameras (`ImageNoise`); [] without noise."""
     noise, generator = model.config.image_noise, torch.Generator().manual_seed(CAMERA)
-    copies = [] if noise.is_off else list(zip(episodes, pictures, strict=True)) * n_cameras
+    copies = [] if noise.is_off else list(zip(episodes, images, strict=True)) * n_cameras
     # A generator, so that the disturbed images of only one episode are in memory at a time.
     disturbed = (noisy_images(its, noise, generator, one_camera=True) for _, its in copies)
-    return see(model, env, [episode for episode, _ in copies], disturbed)
+    return encoded_episodes(model, env, [episode for episode, _ in copies], disturbed)
 
 
-def _seen(model: WorldActionModel, columns: Tensor | None, episode: Episode, pictures: Tensor) -> Episode:
+def _encoded(model: WorldActionModel, columns: Tensor | None, episode: Episode, stacked: Tensor) -> Episode:
     state = episode.state
     # Episodes recorded with images have the state that the model reads already.
     if columns is not None and state.shape[1] != model.spec.state_dim:
         state = state[:, columns]
-    images = {name: pictures[:, i] for i, name in enumerate(model.spec.images)}
+    images = {name: stacked[:, i] for i, name in enumerate(model.spec.images)}
     (encoded,) = model.encode_episodes([replace(episode, obs={STATE: state, **images})])
     return encoded
 
@@ -186,17 +186,17 @@ def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard:
 def _run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
     """Run an episode again; return its images and the last simulated frame."""
     views = tuple(config.views.values())
-    return find_simulator(env).replay(id=env.id, episode=episode, views=views, size=config.picture_size)
+    return find_simulator(env).replay(id=env.id, episode=episode, views=views, size=config.image_size)
 
 
 def _file(shard: Path) -> Path:
-    return shard.parent / "pictures" / shard.name.replace("episodes-", "pictures-")
+    return shard.parent / "images" / shard.name.replace("episodes-", "images-")
 
 
 def _described(config: ModelConfig) -> str:
     """Return the cameras and the size of the images as JSON, to recognise images of other cameras."""
     views = [asdict(view) for view in config.views.values()]
-    return json.dumps({"views": views, "size": config.picture_size})
+    return json.dumps({"views": views, "size": config.image_size})
 
 
 def _write_images(shard: Path, config: ModelConfig, rendered: list[Tensor]) -> None:

@@ -58,7 +58,7 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
 
 def _check_images(config: PretrainConfig, spec: Spec) -> None:
     """Raise `UserError` if a camera of the model has no images of its size in the dataset, before they are stored."""
-    size = config.model.picture_size
+    size = config.model.image_size
     for camera in config.model.views:
         feature = spec.features.get(IMAGES + camera)
         if feature is None:
@@ -69,8 +69,8 @@ def _check_images(config: PretrainConfig, spec: Spec) -> None:
         if feature.shape[:2] != (size, size):
             height, width, _ = feature.shape
             raise UserError(
-                f"model.picture_size={size}: the images of camera {camera} are imported with {height} x {width} pixels "
-                "(height x width); set columns.image_size and model.picture_size to the same number"
+                f"model.image_size={size}: the images of camera {camera} are imported with {height} x {width} pixels "
+                "(height x width); set columns.image_size and model.image_size to the same number"
             )
 
 

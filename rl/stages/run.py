@@ -31,14 +31,14 @@ from rl.stages.episodes import (
     simulates,
 )
 from rl.stages.images import (
-    Filmed,
+    WithImages,
     by_task,
-    film,
+    encode_disturbed,
+    encoded_episodes,
     model_spec,
     of_each_frame,
     recorded_images,
-    see,
-    see_disturbed,
+    with_images,
 )
 from rl.stages.recorded import describe, heldout_store, load_split, recorded_tasks
 from rl.stages.trust import calibrate_trust
@@ -47,14 +47,17 @@ from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.data.episodes import Episode, EpisodeStore, pack_episodes
 from world_model.data.windows import Windows
 from world_model.files import existing_folder
-from world_model.wam.images import Pictures
-from world_model.wam.metrics import imitation_metrics, picture_metrics
+from world_model.wam.images import ImageData
+from world_model.wam.metrics import image_metrics, imitation_metrics
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import half_precision, load_model, load_model_and_config, save_model
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 DEMONSTRATIONS = "episodes-000000.safetensors"
 """File of a checkpoint folder with its demonstrations; `EpisodeStore` can open the folder."""
+
+CODEC_PHASES = "codec", "pictures"
+"""Name of the first phase of a model with cameras in a saved state, and its name in older versions."""
 
 DEMO_CAMERAS = 8
 """Disturbed cameras per demonstration. Demonstrations are few, and the policy must not overfit to one camera."""
@@ -82,7 +85,7 @@ class Work:
     step: int = 0  # optimizer steps of the phases before this one
 
     def train(
-        self, phase: str, windows: Windows | Pictures, config: StageConfig, resume: dict[str, Any] | None = None
+        self, phase: str, windows: Windows | ImageData, config: StageConfig, resume: dict[str, Any] | None = None
     ) -> None:
         """Run one phase of training; measure and save at intervals. `resume` is a saved state to continue from."""
 
@@ -171,29 +174,31 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     work = Work(run, "pretrain", "", model, simulator=simulates(config))
     videos: list[Video] = []
     if config.videos:
-        pictures_per_s = model.spec.control_hz / config.model.chunk_size
-        videos = read_videos(config.videos, config.env.tasks, config.model.picture_size, pictures_per_s)
+        images_per_s = model.spec.control_hz / config.model.chunk_size
+        videos = read_videos(config.videos, config.env.tasks, config.model.image_size, images_per_s)
     # With images: render them or take the recorded ones, and train the codec first.
-    filmed = _film(config, model, store)
-    if filmed is not None:
-        if state is None or state["phase"] == "pictures":
-            _train_pictures(config, work, filmed[0], videos, state)
+    image_data = _with_images(config, model, store)
+    if image_data is not None:
+        if state is None or state["phase"] in CODEC_PHASES:
+            _train_codec(config, work, image_data[0], videos, state)
             state = None
         else:
-            work.step = config.pictures.n_steps  # the resumed run has finished this phase
+            work.step = config.codec.n_steps  # the resumed run has finished this phase
     # Train the world model, then measure it on held-out episodes.
-    episodes, heldout = _read(config, model, store, filmed)
+    episodes, heldout = _read(config, model, store, image_data)
     print(describe(store.folder, episodes, heldout), flush=True)
     if videos:
         episodes += watched(model, videos)
-    disturbed = _disturbed(config, model, filmed, n_cameras=1)
+    disturbed = _disturbed(config, model, image_data, n_cameras=1)
     windows, work.unseen = model.windows(episodes + disturbed), model.windows(heldout)
     if state is None:
         fit_statistics(model, windows)
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=state)
     if config.half:
         half_precision(model)
-    metrics = world_metrics(model, work.unseen) | _seen_metrics(config, model, filmed) | _trust(model, heldout, config)
+    metrics = (
+        world_metrics(model, work.unseen) | _image_metrics(config, model, image_data) | _trust(model, heldout, config)
+    )
     return work.finish(metrics, episodes, [], config.half)
 
 
@@ -207,12 +212,12 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
     tasks = _tasks(config, model)
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
-    filmed = filmed_demos = _film(config, model, store)
-    shown, shown_unseen = episodes, unseen = _read(config, model, store, filmed)
+    image_data = demo_images = _with_images(config, model, store)
+    shown, shown_unseen = episodes, unseen = _read(config, model, store, image_data)
     if config.demonstrations.episodes:
         demo_store = EpisodeStore(config.demonstrations.episodes)
-        filmed_demos = _film(config, model, demo_store)
-        shown, shown_unseen = _read(config, model, demo_store, filmed_demos)
+        demo_images = _with_images(config, model, demo_store)
+        shown, shown_unseen = _read(config, model, demo_store, demo_images)
     demos = demonstrations(config, shown, tasks)
     unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
     work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), simulates(config))
@@ -220,7 +225,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     # Imitate the demonstrations.
     if state is None or state["phase"] == "tune":
         stage = _seeded(config.stage, config.seed)
-        seen = demos + _disturbed(config, model, filmed_demos, DEMO_CAMERAS, demos)
+        seen = demos + _disturbed(config, model, demo_images, DEMO_CAMERAS, demos)
         work.train("tune", model.windows(seen), stage, state)
         state = None
         if config.half:  # round now, so that the rollouts are of the policy that will be stored
@@ -233,22 +238,22 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     unseen += heldout_store(own).load()
     work.unseen = model.windows(unseen)
     if config.refit.n_steps:
-        seen = episodes + _disturbed(config, model, filmed, n_cameras=1)
+        seen = episodes + _disturbed(config, model, image_data, n_cameras=1)
         work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
     if config.half:
         half_precision(model)  # for the weights that the refit changed; the others are rounded already
     results, correlations = evaluate(config, model, tasks)
     for result in results:
         run.eval_row({"step": work.step, **result.to_row()})
-    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _seen_metrics(config, model, filmed)
+    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _image_metrics(config, model, image_data)
     metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
     metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
     return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
 
 
-def _film(
+def _with_images(
     config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore
-) -> tuple[Filmed, Filmed] | None:
+) -> tuple[WithImages, WithImages] | None:
     """Return the training and held-out episodes with their images; None for a model without images.
 
     Images that were recorded are used, others are rendered.
@@ -269,7 +274,7 @@ def _film(
         return learned, heldout
     # Only episodes of scripts in the simulator can be run again.
     parts = store, heldout_store(store)
-    learned, heldout = (film(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts)
+    learned, heldout = (with_images(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts)
     return learned, heldout
 
 
@@ -277,32 +282,32 @@ def _read(
     config: PretrainConfig | TuneConfig,
     model: WorldActionModel,
     store: EpisodeStore,
-    filmed: tuple[Filmed, Filmed] | None,
+    image_data: tuple[WithImages, WithImages] | None,
 ) -> tuple[list[Episode], list[Episode]]:
     """Load the training and held-out episodes of the model's tasks, with the state that the model uses.
 
-    `filmed` is what `_film` returned for this store.
+    `image_data` is what `_with_images` returned for this store.
 
     Raises:
         UserError: the episodes were recorded with another robot.
     """
-    if filmed is None:
+    if image_data is None:
         store.check_fits(model.spec, f"episodes={store.folder}")
         return load_split(store, model.spec.tasks, model.config.chunk_size, model.spec.features)
-    learned, heldout = (see(model, config.env, *part) for part in filmed)
+    learned, heldout = (encoded_episodes(model, config.env, *part) for part in image_data)
     return learned, heldout
 
 
-def _train_pictures(
-    config: PretrainConfig, work: Work, filmed: Filmed, videos: Sequence[Video], state: dict[str, Any] | None
+def _train_codec(
+    config: PretrainConfig, work: Work, image_data: WithImages, videos: Sequence[Video], state: dict[str, Any] | None
 ) -> None:
     """Train the image codec on the images of the episodes and on videos; `state` is a saved state to continue from."""
-    codec = work.model.pictures
+    codec = work.model.image_codec
     assert codec is not None
-    pictures = by_task(*filmed, videos)  # all of them in memory, until this function returns
+    images = by_task(*image_data, videos)  # all of them in memory, until this function returns
     if state is None:
-        codec.fit(pictures)
-    work.train("pictures", pictures, _seeded(config.pictures, config.seed), state)
+        codec.fit(images)
+    work.train("codec", images, _seeded(config.codec, config.seed), state)
 
 
 def _imitation(config: TuneConfig, model: WorldActionModel, demos: list[Episode]) -> dict[str, float]:
@@ -315,7 +320,7 @@ def _imitation(config: TuneConfig, model: WorldActionModel, demos: list[Episode]
 def _disturbed(
     config: PretrainConfig | TuneConfig,
     model: WorldActionModel,
-    filmed: tuple[Filmed, Filmed] | None,
+    image_data: tuple[WithImages, WithImages] | None,
     n_cameras: int,
     only: Sequence[Episode] | None = None,
 ) -> list[Episode]:
@@ -323,23 +328,23 @@ def _disturbed(
 
     `only` selects episodes; None: all.
     """
-    if filmed is None:
+    if image_data is None:
         return []
     wanted = None if only is None else {(e.task, e.source, e.seed) for e in only}
-    pairs = zip(*filmed[0], strict=True)
+    pairs = zip(*image_data[0], strict=True)
     chosen = [(e, its) for e, its in pairs if wanted is None or (e.task, e.source, e.seed) in wanted]
-    return see_disturbed(model, config.env, [e for e, _ in chosen], [its for _, its in chosen], n_cameras)
+    return encode_disturbed(model, config.env, [e for e, _ in chosen], [its for _, its in chosen], n_cameras)
 
 
-def _seen_metrics(
-    config: PretrainConfig | TuneConfig, model: WorldActionModel, filmed: tuple[Filmed, Filmed] | None
+def _image_metrics(
+    config: PretrainConfig | TuneConfig, model: WorldActionModel, image_data: tuple[WithImages, WithImages] | None
 ) -> dict[str, Any]:
     """Measure dreamed images on the held-out episodes; return {} for a model without images."""
-    if filmed is None:
+    if image_data is None:
         return {}
-    episodes, pictures = filmed[1]
-    real = [of_each_frame(model, *pair) for pair in zip(episodes, pictures, strict=True)]
-    return {"pictures": picture_metrics(model, see(model, config.env, episodes, pictures), real)}
+    episodes, images = image_data[1]
+    real = [of_each_frame(model, *pair) for pair in zip(episodes, images, strict=True)]
+    return {"images": image_metrics(model, encoded_episodes(model, config.env, episodes, images), real)}
 
 
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:

@@ -11,7 +11,14 @@ import torch
 from rl.statistics import spearman
 from world_model.data.episodes import Episode
 from world_model.wam.model import WorldActionModel
-from world_model.wam.trust import HORIZON, Retold, calibrate, dream_of_real_actions, dreamed_movement, expected_error
+from world_model.wam.trust import (
+    HORIZON,
+    ActionReplays,
+    calibrate,
+    dream_of_real_actions,
+    dreamed_movement,
+    expected_error,
+)
 
 FOLDS = 3
 """Number of folds for cross-validation: trust is measured on each fold after calibration on the others."""
@@ -51,6 +58,6 @@ def _median(values: Sequence[float]) -> float:
     return statistics.median([v for v in values if not math.isnan(v)] or [math.nan])
 
 
-def _calibrate(model: WorldActionModel, parts: Sequence[Retold], n_steps: int) -> None:
+def _calibrate(model: WorldActionModel, parts: Sequence[ActionReplays], n_steps: int) -> None:
     given, errors = (torch.cat([getattr(part, name).flatten(0, 1) for part in parts]) for name in ("given", "errors"))
     calibrate(model, given, errors, n_steps)

@@ -26,10 +26,10 @@ Video = tuple[str, Tensor]
 """Task, and images (n, 1, size, size, 3) uint8, at the rate of one per chunk of the model."""
 
 
-def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, pictures_per_s: float) -> list[Video]:
+def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, images_per_s: float) -> list[Video]:
     """Read every FOLDER/TASK/*.mp4 of the tasks, or their episodes in a LeRobot v3.0 dataset with videos.
 
-    Images are cropped to the square in the middle and scaled to `size`; there are `pictures_per_s` per second of video.
+    Images are cropped to the square in the middle and scaled to `size`; there are `images_per_s` per second of video.
 
     Raises:
         UserError: no video was found, one cannot be read, or the package av is missing.
@@ -50,7 +50,7 @@ def read_videos(folder: str | Path, tasks: tuple[str, ...], size: int, pictures_
         for path, numbers in of_file.items():
             blocks = ImageBlocks(height=size, width=size, crops=True)
             parts = [Part(*wanted[i][2:]) for i in numbers]
-            for i, of_part in zip(numbers, read_video(path, parts, pictures_per_s, blocks), strict=True):
+            for i, of_part in zip(numbers, read_video(path, parts, images_per_s, blocks), strict=True):
                 videos[i] = wanted[i][0], blocks.rows(of_part, str(path)).unsqueeze(1)
             progress.update(len(videos), len(wanted), task=wanted[numbers[-1]][0])
     return [videos[i] for i in range(len(wanted))]
@@ -79,7 +79,7 @@ def _of_lerobot(root: Path) -> list[Found]:
 @torch.no_grad()
 def watched(model: WorldActionModel, videos: list[Video]) -> list[Episode]:
     """Return videos as episodes of a model with images; proprioception and actions are NaN."""
-    codec, every = model.pictures, model.config.chunk_size
+    codec, every = model.image_codec, model.config.chunk_size
     assert codec is not None
     episodes = []
     for i, (task, images) in enumerate(videos):

@@ -19,10 +19,10 @@ from rl.envs.names import env_of_tasks
 from rl.envs.simulator import Simulator
 from rl.policies.wam import FlowPolicy
 from rl.report.plots import draw_dream
-from rl.report.videos import draw_film, picture_errors, write_film
+from rl.report.videos import draw_video, image_errors, write_video
 from rl.runs.progress import show
 from rl.stages.collect import collect_scripted, record
-from rl.stages.images import run_again, see
+from rl.stages.images import encoded_episodes, run_again
 from rl.verbs.acting import load_actor
 from rl.verbs.options import DreamOptions
 from world_model.data.episodes import Episode
@@ -74,7 +74,7 @@ def _show_curves(model: WorldActionModel, options: DreamOptions, name: str) -> N
 
 def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
     """Write a video of simulator, dream and difference, or the last real image alone, for a model with images."""
-    out, codec, size = options.out or "dream.gif", model.pictures, model.config.chunk_size
+    out, codec, size = options.out or "dream.gif", model.image_codec, model.config.chunk_size
     assert codec is not None
     imagined: Tensor | None = None
     if options.source == "expert":  # the expert needs object positions, which the state of an image model lacks
@@ -87,19 +87,19 @@ def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
         write_atomically(Path(out), iio.imwrite("<bytes>", real[-1, 0].numpy(), extension=".png"))
         print(f"image: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
-    (seen,) = see(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
+    (seen,) = encoded_episodes(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
     frames, expected = replay(model, seen, options.n_denoising_steps) if imagined is None else (imagined, [])
     # One image per chunk, of the first camera: simulated and dreamed.
     dreamed = codec.decode(frames[::size, -codec.code_dim :])[:, 0]
     simulated = real[::size][: len(dreamed), 0]
     print(_heading(options, frames))
     table = Table("step", "dream, dB", "repeat, dB")
-    for i, errors in enumerate(picture_errors(simulated, dreamed), 1):
+    for i, errors in enumerate(image_errors(simulated, dreamed), 1):
         table.add_row(str(i * size), *(f"{error:.1f}" for error in errors))
     show(table)
     chunk_s = size / model.spec.control_hz
-    video = draw_film(simulated, dreamed, expected, _title(options), chunk_s)
-    write_film(video, out, frames_per_s=0.5 / chunk_s)
+    video = draw_video(simulated, dreamed, expected, _title(options), chunk_s)
+    write_video(video, out, frames_per_s=0.5 / chunk_s)
     print(f"video, at half speed: {out}")
 
 

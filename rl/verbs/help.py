@@ -97,7 +97,7 @@ Examples:
   wamtune tune metaworld-tuned name=push env.tasks=push n_demos=5""",
     "train": f"""wamtune train PRESET | FILE | RUN_FOLDER [key=value ...]
 
-Improve a checkpoint by PPO in the simulator, in its own dream, or in both. After each part of a round that
+Improve a checkpoint by PPO in the simulator, in its own dream, or in both. After each phase of a round that
 `gate.places` names, a gate compares the new policy with the best one so far on fresh episodes and rolls a loss back.
 The result is success before and after, on seeds that no gate used; `controls=anchor,filtered_bc` repeats the run
 without RL, for comparison. Given a run folder, resume that run, with the same result.

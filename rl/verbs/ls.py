@@ -34,8 +34,8 @@ def headline(metrics: dict[str, Any]) -> str:
     try:
         if "success" in metrics:
             return f"success {100 * metrics['success']['mean']['rate']:.0f} %"
-        if "pictures" in metrics:
-            seen = metrics["pictures"]["mean"]
+        if found := metrics.get("images", metrics.get("pictures")):  # older checkpoints call them pictures
+            seen = found["mean"]
             return f"{seen['psnr']:.1f} dB where something moves, {seen['repeat']:.1f} by repeating"
         return f"prediction error {metrics['prediction']['mean']['error_ratio']:.2f} of standing still"
     except (KeyError, TypeError):

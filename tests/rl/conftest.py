@@ -26,10 +26,10 @@ CONFIG = ModelConfig(width=32, world_width=48, action_width=32, n_layers=2, n_he
 
 
 @pytest.fixture
-def seer() -> WorldActionModel:
+def image_model() -> WorldActionModel:
     """A tiny model that sees two tasks through one camera, and has learned nothing yet."""
     torch.manual_seed(0)
-    config = replace(CONFIG, n_layers=1, views={"front": View()}, picture_size=32, picture_dim=4)
+    config = replace(CONFIG, n_layers=1, views={"front": View()}, image_size=32, patch_dim=4)
     return WorldActionModel(config, model_spec(make_spec("metaworld", ["push", "door-open"]), config))
 
 

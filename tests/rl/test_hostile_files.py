@@ -25,7 +25,7 @@ from rl.deploy.pilots import OnnxPilot
 from rl.report.data import PAIRS
 from rl.report.page import write_report
 from rl.report.plots import draw_before_after
-from rl.report.videos import write_film
+from rl.report.videos import write_video
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.folder import RunFolder
 from rl.stages import videos
@@ -246,14 +246,14 @@ def test_ragged_columns_are_one_line(tmp_path: Path) -> None:
     assert "column action holds no numbers, or not as many in each row" in line(lambda: import_lerobot(tmp_path / "d"))
 
 
-def test_a_video_takes_the_memory_of_its_pictures_and_not_of_its_frames(
+def test_a_video_takes_the_memory_of_its_images_and_not_of_its_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "push").mkdir()
-    write_film([np.zeros((720, 1280, 3), np.uint8)] * 200, tmp_path / "push" / "a.mp4", 30)
+    write_video([np.zeros((720, 1280, 3), np.uint8)] * 200, tmp_path / "push" / "a.mp4", 30)
     with at_most(300_000_000):  # the frames are 550 MB
-        ((_, pictures),) = read_videos(tmp_path, ("push",), 32, 10.0)
-    assert pictures.shape == (66, 1, 32, 32, 3)
+        ((_, images),) = read_videos(tmp_path, ("push",), 32, 10.0)
+    assert images.shape == (66, 1, 32, 32, 3)
     monkeypatch.setattr(videos, "FREE_PIXELS", 100 * 720 * 1280)
     monkeypatch.setattr(videos, "PIXELS_PER_BYTE", 1)
     assert "pixels, the most for a file of its size" in line(lambda: read_videos(tmp_path, ("push",), 32, 10.0))

@@ -146,7 +146,7 @@ class VectorCodec(Codec):
         yield from self.future_out.parameters()
 
 
-class SeeingCodec(Codec):
+class PatchCodec(Codec):
     """Codec of frames that end in codes of images: the tokens of `vector`, then one token for each patch.
 
     The model gets one image per chunk, at its end, and keeps it until the next. So only the last frame of a chunk has a
@@ -203,8 +203,8 @@ class SeeingCodec(Codec):
         frames = self.vector.decode_future(context[..., : self.vector_dim], vector)
         before = context[:, -1:, self.vector_dim :]
         after = before + self.scale.invert(change).flatten(1).unsqueeze(1)
-        pictures = torch.cat([before.expand(-1, frames.shape[1] - 1, -1), after], dim=1)
-        return torch.cat([frames, pictures], dim=2)
+        latents = torch.cat([before.expand(-1, frames.shape[1] - 1, -1), after], dim=1)
+        return torch.cat([frames, latents], dim=2)
 
     def embed_future(self, context: Tensor, codes: Tensor) -> Tensor:
         """Project the codes of vector and patches, each with its own layer."""

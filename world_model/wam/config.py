@@ -22,8 +22,8 @@ LARGEST = {
     "action_width": 8192,
     "n_layers": 128,
     "n_heads": 256,
-    "picture_size": 1024,
-    "picture_dim": 1024,
+    "image_size": 1024,
+    "patch_dim": 1024,
 }
 """Largest accepted value of each size: about 20 times the sizes of the built-in models."""
 
@@ -61,6 +61,8 @@ class ModelConfig:
     widths of the two decoders. The model predicts `chunk_size` actions and `chunk_size` future frames at once.
     """
 
+    MOVED = ("picture_size", "image_size"), ("picture_dim", "patch_dim")  # keys of older versions -> their keys now
+
     n_context_frames: int = 2
     chunk_size: int = 8
     frames_per_token: int = 8
@@ -71,8 +73,8 @@ class ModelConfig:
     n_layers: int = 4
     n_heads: int = 5
     views: dict[str, View] = field(default_factory=dict)  # cameras by name; the model reads and predicts their images
-    picture_size: int = 64  # pixels along each side of an image
-    picture_dim: int = 32  # size of the code of each patch of 16 x 16 pixels
+    image_size: int = 64  # pixels along each side of an image
+    patch_dim: int = 32  # size of the code of each patch of 16 x 16 pixels
     # Largest standard deviation of the white noise on observed frames, in every training stage, in imitation and in
     # PPO, in units of the state (0.004: 4 mm for positions in metres); 0: no noise
     context_noise: float = 0.004
@@ -103,15 +105,15 @@ class ModelConfig:
                     f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}"
                 )
         self._check_noise()
-        if self.picture_size % PATCH:
-            raise UserError(f"model.picture_size={self.picture_size}: expected a multiple of {PATCH}")
+        if self.image_size % PATCH:
+            raise UserError(f"model.image_size={self.image_size}: expected a multiple of {PATCH}")
 
     def _check_noise(self) -> None:
         """Raise `UserError` if a noise is negative, too large or of the wrong type."""
         if type(self.context_noise) not in (int, float) or not 0 <= self.context_noise < math.inf:
             raise UserError(f"model.context_noise={self.context_noise}: expected a finite number, at least 0")
         for name, value in asdict(self.image_noise).items():
-            most, kinds = (self.picture_size, (int,)) if name == "shift" else (1, (int, float))
+            most, kinds = (self.image_size, (int,)) if name == "shift" else (1, (int, float))
             if type(value) not in kinds or not 0 <= value <= most:
                 expected = "whole number of pixels" if name == "shift" else "share of the full range"
                 raise UserError(f"model.image_noise.{name}={value}: expected a {expected}, from 0 to {most}")
@@ -126,8 +128,9 @@ class ModelConfig:
     def from_dict(data: dict[str, Any]) -> ModelConfig:
         """Rebuild a config from the result of `asdict`.
 
-        Older checkpoints have no values for views and noise, because they were trained without them.
+        Older checkpoints have no values for views and noise, because they were trained without them, and older names.
         """
+        data = {dict(ModelConfig.MOVED).get(name, name): value for name, value in data.items()}
         views = {name: View(**{**v, "lookat": tuple(v["lookat"])}) for name, v in data.get("views", {}).items()}
         noise = ImageNoise(**data["image_noise"]) if "image_noise" in data else NO_IMAGE_NOISE
         return ModelConfig(**{"context_noise": 0.0, **data, "views": views, "image_noise": noise})

@@ -14,7 +14,7 @@ from torch import Tensor
 from world_model.data.episodes import Episode
 from world_model.spec import IMAGES, LATENTS, STATE, Feature, Spec
 from world_model.wam.config import ModelConfig
-from world_model.wam.images import PictureCodec
+from world_model.wam.images import ImageCodec
 
 AT_ONCE = 256
 """Number of moments whose images are encoded at once, to save memory."""
@@ -25,7 +25,7 @@ def read_spec(spec: Spec, config: ModelConfig) -> Spec:
 
     There is a new image after each chunk, because the model needs none before it decides again.
     """
-    shape = config.picture_size, config.picture_size, 3
+    shape = config.image_size, config.image_size, 3
     image = Feature(shape, dtype="uint8", every=config.chunk_size)
     others = {
         name: feature for name, feature in spec.features.items() if name != LATENTS and not name.startswith(IMAGES)
@@ -33,7 +33,7 @@ def read_spec(spec: Spec, config: ModelConfig) -> Spec:
     return replace(spec, features=others | {IMAGES + camera: image for camera in config.views})
 
 
-def predicted_spec(spec: Spec, codec: PictureCodec | None) -> Spec:
+def predicted_spec(spec: Spec, codec: ImageCodec | None) -> Spec:
     """Return `spec` with latents in place of images; without a codec, `spec` itself."""
     if codec is None:
         return spec
@@ -43,7 +43,7 @@ def predicted_spec(spec: Spec, codec: PictureCodec | None) -> Spec:
 
 
 @torch.no_grad()
-def encode_images(codec: PictureCodec, cameras: Sequence[str], frames: dict[str, Tensor]) -> dict[str, Tensor]:
+def encode_images(codec: ImageCodec, cameras: Sequence[str], frames: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return frames with latents (n, n_frames, code_dim) in place of the images (n, n_frames, size, size, 3).
 
     An image that is equal to the one before it is not encoded again: a slow camera repeats its last image.
@@ -63,7 +63,7 @@ def encode_images(codec: PictureCodec, cameras: Sequence[str], frames: dict[str,
 
 @torch.no_grad()
 def decode_images(
-    codec: PictureCodec, cameras: Sequence[str], latents: Tensor, names: Collection[str]
+    codec: ImageCodec, cameras: Sequence[str], latents: Tensor, names: Collection[str]
 ) -> dict[str, Tensor]:
     """Return those images (n, n_frames, size, size, 3) uint8 of `cameras` that are among `names`."""
     if not set(cameras) & set(names):
@@ -72,7 +72,7 @@ def decode_images(
     return {camera: images[:, :, i] for i, camera in enumerate(cameras) if camera in names}
 
 
-def encode_episode(codec: PictureCodec, cameras: Sequence[str], episode: Episode) -> Episode:
+def encode_episode(codec: ImageCodec, cameras: Sequence[str], episode: Episode) -> Episode:
     """Return an episode with latents in place of images."""
     if not cameras or LATENTS in episode.obs:
         return episode

@@ -24,7 +24,7 @@ TOGETHER = 0.1
 """Weight of the loss that pulls the codes of an image and of its noisy copy together."""
 
 
-class PictureCodec(nn.Module):
+class ImageCodec(nn.Module):
     """Convolutional autoencoder of images (n, n_views, size, size, 3), with one code (dim,) for each patch.
 
     Args:
@@ -68,17 +68,17 @@ class PictureCodec(nn.Module):
         """Device of the weights."""
         return self.always.device
 
-    def fit(self, pictures: Pictures) -> None:
+    def fit(self, images: ImageData) -> None:
         """Initialise the background with the mean image of the tasks."""
         with torch.no_grad():
-            self.always.copy_(_centred(pictures.usual).mean(0))
+            self.always.copy_(_centred(images.usual).mean(0))
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """Encode images (n, n_views, size, size, 3) uint8 as codes (n, n_tokens * dim).
 
         The order of the codes is camera, row, column, dimension of the code.
         """
-        x = _centred(pictures)
+        x = _centred(images)
         n = len(x)
         with products(self.in_bfloat16, x):
             hidden = self.enter(x.flatten(0, 1)) + self.where.repeat(n, 1, 1, 1)
@@ -122,38 +122,38 @@ class PictureCodec(nn.Module):
 
 
 @dataclass
-class PictureBatch:
+class ImageBatch:
     """A training batch of the autoencoder."""
 
-    pictures: Tensor  # (batch, n_views, size, size, 3) uint8
+    images: Tensor  # (batch, n_views, size, size, 3) uint8
     usual: Tensor  # (batch, n_views, size, size, 3) uint8, mean image of the task of each row
 
 
-class Pictures:
+class ImageData:
     """Images of several tasks, from which batches are drawn.
 
     Args:
-        pictures: for each task, (n, n_views, size, size, 3) uint8.
+        images: for each task, (n, n_views, size, size, 3) uint8.
     """
 
-    def __init__(self, pictures: Sequence[Tensor]) -> None:
-        self.pictures = torch.cat(list(pictures))
+    def __init__(self, images: Sequence[Tensor]) -> None:
+        self.images = torch.cat(list(images))
         # About 1000 images per task are enough for its mean image.
-        some = (task[:: max(1, len(task) // 1000)] for task in pictures)
+        some = (task[:: max(1, len(task) // 1000)] for task in images)
         self.usual = torch.stack([task.float().mean(0).round().to(torch.uint8) for task in some])
-        self.task = torch.repeat_interleave(torch.arange(len(pictures)), torch.tensor([len(p) for p in pictures]))
+        self.task = torch.repeat_interleave(torch.arange(len(images)), torch.tensor([len(p) for p in images]))
 
-    def sample(self, n: int, generator: torch.Generator) -> PictureBatch:
+    def sample(self, n: int, generator: torch.Generator) -> ImageBatch:
         """Draw `n` moments with replacement."""
         device = generator.device
         # The images stay on the CPU; only the batch moves to the device.
-        index = torch.randint(len(self.pictures), (n,), generator=generator, device=device).cpu()
-        return PictureBatch(self.pictures[index].to(device), self.usual[self.task[index]].to(device))
+        index = torch.randint(len(self.images), (n,), generator=generator, device=device).cpu()
+        return ImageBatch(self.images[index].to(device), self.usual[self.task[index]].to(device))
 
 
-def picture_loss(
-    codec: PictureCodec,
-    batch: PictureBatch,
+def image_loss(
+    codec: ImageCodec,
+    batch: ImageBatch,
     noise: ImageNoise = NO_IMAGE_NOISE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -165,22 +165,22 @@ def picture_loss(
     autoencoder, Vincent et al. 2008), and a second term makes the codes of both images equal.
     """
     # Pixels that differ from the mean image of the task, in any colour.
-    truth, usual = _centred(batch.pictures), _centred(batch.usual)
+    truth, usual = _centred(batch.images), _centred(batch.usual)
     stands_out = ((truth - usual).abs().amax(2, keepdim=True) > STANDS_OUT).float()
     if noise.is_off:
-        codes, apart = codec.encode(batch.pictures), truth.new_zeros(())
+        codes, apart = codec.encode(batch.images), truth.new_zeros(())
     else:
         assert generator is not None, "noise is drawn from a generator"
-        codes = codec.encode(noisy_images(batch.pictures, noise, generator))
-        apart = (codes - codec.encode(batch.pictures)).square().mean()
+        codes = codec.encode(noisy_images(batch.images, noise, generator))
+        apart = (codes - codec.encode(batch.images)).square().mean()
     error = (codec.draw(codes) - truth).square()
     # The last term is a weak penalty that keeps the codes near unit size.
     return 10 * ((1 + 9 * stands_out) * error).mean() + TOGETHER * apart + 1e-4 * codes.square().mean()
 
 
-def peak_signal_to_noise(pictures: Tensor, truth: Tensor, where: Tensor) -> float:
+def peak_signal_to_noise(images: Tensor, truth: Tensor, where: Tensor) -> float:
     """Return the PSNR in dB of images (n, ..., 3) uint8 against `truth`, over the pixels of a mask `where` (n, ...)."""
-    error = (pictures.float() - truth.float()).square().mean(-1)[where].mean() / 255**2
+    error = (images.float() - truth.float()).square().mean(-1)[where].mean() / 255**2
     return float(-10 * error.clamp(min=1e-10).log10())
 
 
@@ -201,6 +201,6 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
-def _centred(pictures: Tensor) -> Tensor:
+def _centred(images: Tensor) -> Tensor:
     """Convert images (..., size, size, 3) uint8 to floats (..., 3, size, size) between -0.5 and 0.5."""
-    return (pictures.float() / 255 - 0.5).movedim(-1, -3)
+    return (images.float() / 255 - 0.5).movedim(-1, -3)

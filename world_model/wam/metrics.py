@@ -59,15 +59,15 @@ def prediction_metrics(
 
 
 @torch.inference_mode()
-def picture_metrics(
+def image_metrics(
     model: Network,
     episodes: Sequence[Episode],
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     horizon: int = 4,
     per_task: int = 128,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Compare dreamed images with the real `pictures` (T + 1, n_views, size, size, 3) of each episode.
+    """Compare dreamed images with the real `images` (T + 1, n_views, size, size, 3) of each episode.
 
     Errors are measured only over moving pixels: those that differ between the image at the start of the dream and the
     real image at its end. Returns for each task, and as "mean" over tasks: the PSNR in dB after one chunk (`psnr`) and
@@ -76,7 +76,7 @@ def picture_metrics(
     (`shuffle_ratio`), and the number of dreams (`n`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    images_of = {id(episode): images for episode, images in zip(episodes, pictures, strict=True)}
+    images_of = {id(episode): images for episode, images in zip(episodes, images, strict=True)}
     rows: dict[str, dict[str, float]] = {}
     size = model.config.chunk_size
     for task in dict.fromkeys(e.task for e in episodes):
@@ -93,7 +93,7 @@ def picture_metrics(
             torch.stack([images[t + k * size] for images, t in zip(chosen, starts, strict=True)]).to(model.device)
             for k in (0, 1, horizon)
         ]
-        rows[task] = _picture_row(model, windows.at(index), real, generator)
+        rows[task] = _image_row(model, windows.at(index), real, generator)
     rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()), {})}
     return rows
 
@@ -168,9 +168,9 @@ def _task_metrics(
     }
 
 
-def _picture_row(model: Network, batch: Batch, real: list[Tensor], generator: torch.Generator) -> dict[str, float]:
+def _image_row(model: Network, batch: Batch, real: list[Tensor], generator: torch.Generator) -> dict[str, float]:
     """Compute the metrics of one task. `real`: images at the start, after one chunk, and after the last chunk."""
-    codec, n, size = model.pictures, len(batch.task), model.config.chunk_size
+    codec, n, size = model.image_codec, len(batch.task), model.config.chunk_size
     assert codec is not None
     first, next_one, far_one = real
 

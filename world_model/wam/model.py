@@ -51,7 +51,7 @@ class WorldActionModel(Network):
     @property
     def predicted_spec(self) -> Spec:
         """Like `spec`, with the features that it predicts: the state, and in place of images their latents."""
-        return features.predicted_spec(self.spec, self.pictures)
+        return features.predicted_spec(self.spec, self.image_codec)
 
     @property
     def context_noise(self) -> float:
@@ -60,20 +60,22 @@ class WorldActionModel(Network):
 
     def encode_obs(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return frames with latents in place of images; see `WorldModel.encode_obs`."""
-        return frames if self.pictures is None else features.encode_images(self.pictures, self.spec.images, frames)
+        return (
+            frames if self.image_codec is None else features.encode_images(self.image_codec, self.spec.images, frames)
+        )
 
     def decode_obs(self, frames: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
         """Return the images `names` of latents; see `WorldModel.decode_obs`."""
-        if self.pictures is None:
+        if self.image_codec is None:
             return {}
-        return features.decode_images(self.pictures, self.spec.images, frames[LATENTS], names)
+        return features.decode_images(self.image_codec, self.spec.images, frames[LATENTS], names)
 
     def with_features(self, frames: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
         """Return frames with images and latents that are among `names` and not there yet; see `rewards.api.ImageModel`.
 
         Other names are ignored.
         """
-        if self.pictures is None:
+        if self.image_codec is None:
             return frames
         if LATENTS in names and LATENTS not in frames:
             frames = frames | {LATENTS: self.encode_obs(frames)[LATENTS]}
@@ -87,8 +89,8 @@ class WorldActionModel(Network):
         Raises:
             UserError: the file does not exist, is not an image, or has another size.
         """
-        assert self.pictures is not None, "a model without cameras provides no latents"
-        return self.pictures.encode_file(path)
+        assert self.image_codec is not None, "a model without cameras provides no latents"
+        return self.image_codec.encode_file(path)
 
     def observe(self, obs: dict[str, Tensor], generator: torch.Generator | None = None) -> Context:
         """Encode an observation of n rows: features (n, n_context_frames, *shape) and `task` (n,).

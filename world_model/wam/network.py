@@ -21,10 +21,10 @@ from world_model.api import Context
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.spec import LATENTS, Spec
-from world_model.wam.codec import ActionCodec, Codec, SeeingCodec, VectorCodec
+from world_model.wam.codec import ActionCodec, Codec, PatchCodec, VectorCodec
 from world_model.wam.config import ModelConfig
 from world_model.wam.features import encode_episode, read_spec
-from world_model.wam.images import PictureCodec
+from world_model.wam.images import ImageCodec
 from world_model.wam.layers import KeysValues, NoiseLevel, Stack
 from world_model.wam.noise import noisy_vectors
 from world_model.wam.precision import products
@@ -47,7 +47,7 @@ class Network(nn.Module):
         super().__init__()
         config.check()
         self.config, self.spec = config, read_spec(spec, config)
-        self.pictures = self._make_picture_codec()
+        self.pictures = self._make_image_codec()  # the name in the `state_dict` of checkpoints; see `image_codec`
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
         self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
@@ -68,18 +68,23 @@ class Network(nn.Module):
         return self.action_low.device
 
     @property
+    def image_codec(self) -> ImageCodec | None:
+        """Codec of images; None for a model without cameras."""
+        return self.pictures
+
+    @property
     def frame_dim(self) -> int:
         """Size of a frame: the state vector, then the latents; see `world_model.wam.features`."""
-        return self.spec.state_dim + (0 if self.pictures is None else self.pictures.code_dim)
+        return self.spec.state_dim + (0 if self.image_codec is None else self.image_codec.code_dim)
 
-    def _make_picture_codec(self) -> PictureCodec | None:
+    def _make_image_codec(self) -> ImageCodec | None:
         config = self.config
         if not config.views:
             return None
-        return PictureCodec(
+        return ImageCodec(
             n_views=len(config.views),
-            size=config.picture_size,
-            dim=config.picture_dim,
+            size=config.image_size,
+            dim=config.patch_dim,
             in_bfloat16=config.bfloat16,
         )
 
@@ -95,12 +100,12 @@ class Network(nn.Module):
             world_width=config.world_width,
             noise=config.context_noise,
         )
-        if self.pictures is None:
+        if self.image_codec is None:
             return vector
-        return SeeingCodec(
+        return PatchCodec(
             vector,
-            n_tokens=self.pictures.n_tokens,
-            dim=self.pictures.dim,
+            n_tokens=self.image_codec.n_tokens,
+            dim=self.image_codec.dim,
             width=config.width,
             world_width=config.world_width,
         )
@@ -189,9 +194,9 @@ class Network(nn.Module):
 
     def encode_episodes(self, episodes: list[Episode]) -> list[Episode]:
         """Return episodes with latents in place of images; the others stay as they are."""
-        if self.pictures is None:
+        if self.image_codec is None:
             return episodes
-        return [encode_episode(self.pictures, self.spec.images, episode) for episode in episodes]
+        return [encode_episode(self.image_codec, self.spec.images, episode) for episode in episodes]
 
 
 class ContextEncoder(nn.Module):

@@ -1,6 +1,6 @@
 """The training stages before RL and the refit of the world decoder: one loop for five stages.
 
-`pictures`: train the image codec of a model with images; it is frozen afterwards.
+`codec`: train the image codec of a model with images; it is frozen afterwards.
 `pretrain`: train prediction and inverse dynamics on all episodes, without imitation.
 `tune`: train the action decoder on a few demonstrations; encoder and world decoder stay bit-equal.
 `refit`: train world decoder and read-outs on newer episodes; encoder and action decoder stay bit-equal.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from world_model.data.windows import Batch, Windows
 from world_model.guards import check_gradients, check_loss
 from world_model.wam.features import joined
-from world_model.wam.images import PictureBatch, Pictures, picture_loss
+from world_model.wam.images import ImageBatch, ImageData, image_loss
 from world_model.wam.losses import stage_losses
 from world_model.wam.network import Network
 from world_model.wam.training_config import StageConfig
@@ -35,7 +35,7 @@ Save = Callable[[int, dict[str, Any]], None]
 
 def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
     """Set the normaliser statistics before pre-training, from `n` random windows; rows without actions are ignored."""
-    if model.pictures is not None:
+    if model.image_codec is not None:
         n //= 5  # to save memory: a window with images is a hundred times as large
     batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
     acted = batch.actions.isfinite().flatten(1).all(1)
@@ -46,7 +46,7 @@ def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int 
 def train_stage(
     stage: str,
     model: Network,
-    windows: Windows | Pictures,
+    windows: Windows | ImageData,
     config: StageConfig,
     log: Log | None = None,
     save: Save | None = None,
@@ -55,9 +55,9 @@ def train_stage(
     """Train `model` in place for `config.n_steps` optimizer steps.
 
     Args:
-        stage: pictures, pretrain, tune, refit or dynamics; see the top of this file.
+        stage: codec, pretrain, tune, refit or dynamics; see the top of this file.
         model: the model.
-        windows: of all episodes; for tune of the demonstrations; for the stage pictures, images instead.
+        windows: of all episodes; for tune of the demonstrations; for the stage codec, images instead.
         config: settings of the stage.
         log: called every `config.log_every` steps.
         save: called every `config.save_every` steps and at the end.
@@ -79,7 +79,7 @@ def train_stage(
 def _train(
     stage: str,
     model: Network,
-    windows: Windows | Pictures,
+    windows: Windows | ImageData,
     config: StageConfig,
     log: Log | None,
     save: Save | None,
@@ -120,12 +120,12 @@ def _train(
 
 
 def _losses(
-    stage: str, model: Network, batch: Batch | PictureBatch, config: StageConfig, generator: torch.Generator
+    stage: str, model: Network, batch: Batch | ImageBatch, config: StageConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    if not isinstance(batch, PictureBatch):
+    if not isinstance(batch, ImageBatch):
         return stage_losses(stage, model, batch, config.atoms, generator)
-    assert model.pictures is not None
-    return {"picture": picture_loss(model.pictures, batch, model.config.image_noise, generator)}
+    assert model.image_codec is not None
+    return {"image": image_loss(model.image_codec, batch, model.config.image_noise, generator)}
 
 
 def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
@@ -134,10 +134,10 @@ def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
     No stage trains the critic or the trust heads: PPO and `trust.calibrate` do.
     """
     # Critic, trust heads and image codec are trained separately.
-    apart = "value.", "trust.", "pictures."
+    apart = "value.", "trust.", "pictures."  # the image codec, under its name in the `state_dict`
     everything = (p for name, p in model.named_parameters() if not name.startswith(apart))
     trained = {
-        "pictures": () if model.pictures is None else model.pictures.parameters(),
+        "codec": () if model.image_codec is None else model.image_codec.parameters(),
         "pretrain": everything,
         "tune": model.action_parameters(),
         "refit": chain(model.dynamics_parameters(), model.read_out.parameters()),

@@ -65,7 +65,7 @@ def read(model: Network, context: Context, actions: Tensor, frames: Tensor) -> T
     return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
 
 
-class Retold(NamedTuple):
+class ActionReplays(NamedTuple):
     """`n` dreams of recorded actions, with `HORIZON` chunks each."""
 
     given: Tensor  # (n, HORIZON, dim), input of the trust heads for each chunk
@@ -75,7 +75,7 @@ class Retold(NamedTuple):
 
 
 @torch.no_grad()
-def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
+def dream_of_real_actions(model: Network, episodes: list[Episode]) -> ActionReplays:
     """Dream the recorded actions for `HORIZON` chunks, starting from every `chunk_size`-th real state.
 
     Raises:
@@ -97,7 +97,7 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> Retold:
     for (encoded, chunk, frames), true in zip(dreams, joined(batch.future).split(size, dim=1), strict=True):
         given.append(read(model, encoded, chunk, frames))
         errors.append(position_error(model, true, frames).mean(1))
-    return Retold(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
+    return ActionReplays(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
 
 
 def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:

@@ -55,12 +55,17 @@ def test_an_episode_has_an_image_a_camera_period_and_the_last_one() -> None:
 
 
 @pytest.fixture
-def fitted(seer: WorldActionModel) -> WorldActionModel:
+def fitted(image_model: WorldActionModel) -> WorldActionModel:
     """The tiny model with a camera, with statistics, so that it can act."""
-    for statistics in (seer.codec.vector.state, seer.codec.vector.change, seer.codec.state, seer.codec.scale):
+    for statistics in (
+        image_model.codec.vector.state,
+        image_model.codec.vector.change,
+        image_model.codec.state,
+        image_model.codec.scale,
+    ):
         statistics.fit(torch.randn(64, *statistics.mean.shape))
-    seer.action_codec.action.fit(torch.randn(64, 4))
-    return seer.eval()
+    image_model.action_codec.action.fit(torch.randn(64, 4))
+    return image_model.eval()
 
 
 @pytest.fixture

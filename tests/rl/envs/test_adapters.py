@@ -540,8 +540,8 @@ def test_stock_ppo_learns_from_images():
 def test_our_ppo_reads_images_through_the_interface_of_sb3():
     env = StepVecEnv(SeenPoint(2))
     torch.manual_seed(0)
-    sizes = {"width": 32, "world_width": 32, "action_width": 32, "n_layers": 1, "n_heads": 2, "picture_dim": 4}
-    model = WorldActionModel(ModelConfig(**sizes, views={"front": View()}, picture_size=SIDE), env.batched.spec).eval()
+    sizes = {"width": 32, "world_width": 32, "action_width": 32, "n_layers": 1, "n_heads": 2, "patch_dim": 4}
+    model = WorldActionModel(ModelConfig(**sizes, views={"front": View()}, image_size=SIDE), env.batched.spec).eval()
     frames = torch.randn(8, 10, model.frame_dim)
     model.codec.fit(frames[:, :2], frames[:, 2:])
     model.action_codec.action.fit(torch.randn(8, 2))

@@ -57,11 +57,11 @@ class Shown(Walk):
         self.render_mode, self.grey = render_mode, False
 
     def render(self):
-        picture = np.zeros((6, 8, 3), np.uint8)
-        picture[2:4, 3:5] = 255
-        picture[2:4, 1:3, :1] = 200
-        picture[:, 0] = 99  # outside the square
-        return picture[..., 0] if self.grey else picture
+        image = np.zeros((6, 8, 3), np.uint8)
+        image[2:4, 3:5] = 255
+        image[2:4, 1:3, :1] = 200
+        image[:, 0] = 99  # outside the square
+        return image[..., 0] if self.grey else image
 
 
 gymnasium.register("Walk-v0", Walk)

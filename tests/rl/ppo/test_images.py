@@ -24,7 +24,7 @@ IMAGES = "images.front"
 
 
 @pytest.fixture
-def sim(seer: WorldActionModel) -> Iterator[SimEnv]:
+def sim(image_model: WorldActionModel) -> Iterator[SimEnv]:
     env = SimEnv(
         "metaworld",
         2,
@@ -32,8 +32,8 @@ def sim(seer: WorldActionModel) -> Iterator[SimEnv]:
         max_steps=MAX_STEPS,
         terminate_on_success=False,
         seed=1,
-        features=seer.spec.features,
-        cameras=seer.cameras,
+        features=image_model.spec.features,
+        cameras=image_model.cameras,
     )
     try:
         env.reset()
@@ -55,18 +55,18 @@ def fit(model: WorldActionModel, sim: SimEnv) -> None:
 
 def codes(model: WorldActionModel, images: torch.Tensor) -> torch.Tensor:
     """Encode images (n, size, size, 3) of the only camera, straight by the codec."""
-    assert model.pictures is not None
+    assert model.image_codec is not None
     with torch.no_grad():
-        return model.pictures.encode(images.unsqueeze(1))
+        return model.image_codec.encode(images.unsqueeze(1))
 
 
-def test_images_are_seen_learned_from_recorded_and_dreamed_on(seer: WorldActionModel, sim: SimEnv) -> None:
-    assert sim.spec.features.keys() == seer.spec.features.keys() == {"state", IMAGES}
-    fit(seer, sim)
-    policy = FlowPolicy(seer, sim)
+def test_images_are_seen_learned_from_recorded_and_dreamed_on(image_model: WorldActionModel, sim: SimEnv) -> None:
+    assert sim.spec.features.keys() == image_model.spec.features.keys() == {"state", IMAGES}
+    fit(image_model, sim)
+    policy = FlowPolicy(image_model, sim)
     config = PPOConfig(n_steps=4, batch_size=4, n_epochs=1, learning_rate=1e-2, bc_coef=0.0, target_kl=None)
     ppo = PPO(policy, config, seed=1)
-    before = {name: tensor.clone() for name, tensor in seer.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in image_model.state_dict().items()}
     sim.record(True)
     sim.reset(seed=5)
     starts = StartStates.of(sim)
@@ -79,33 +79,35 @@ def test_images_are_seen_learned_from_recorded_and_dreamed_on(seer: WorldActionM
     assert seen.dtype == torch.uint8 and seen.shape == (4, 2, 2, 32, 32, 3)
     for context, images in zip(rollout.context, seen, strict=True):
         # The policy reads the latents of what is in front of the camera, without noise.
-        torch.testing.assert_close(context.frames[:, -1, seer.spec.state_dim :], codes(seer, images[:, -1]))
+        torch.testing.assert_close(
+            context.frames[:, -1, image_model.spec.state_dim :], codes(image_model, images[:, -1])
+        )
 
     # An update changes action decoder and critic, and nothing that makes latents or dreams.
     ppo.update(Samples.from_rollout(rollout, config.gamma, config.gae_lambda))
     changed = {
-        name.split(".")[0] for name, tensor in seer.state_dict().items() if not torch.equal(tensor, before[name])
+        name.split(".")[0] for name, tensor in image_model.state_dict().items() if not torch.equal(tensor, before[name])
     }
     assert changed == {"action", "value"}
 
     # The recording has an image before each chunk, and a last one.
     assert [(e.task, e.length, e.every) for e in recorded] == [(t, 20, {IMAGES: CHUNK}) for t in ("push", "door-open")]
-    encoded = seer.encode_episodes(recorded)
+    encoded = image_model.encode_episodes(recorded)
     for i, (episode, its) in enumerate(zip(recorded, encoded, strict=True)):
-        episode.check_fits(seer.spec, "recorded")
-        again, _ = SimEnv.replay(id="", episode=episode, views=tuple(seer.cameras.values()), size=32)
+        episode.check_fits(image_model.spec, "recorded")
+        again, _ = SimEnv.replay(id="", episode=episode, views=tuple(image_model.cameras.values()), size=32)
         assert torch.equal(episode.obs[IMAGES], again[[0, 8, 16, 20], 0])
         assert torch.equal(episode.obs[IMAGES][:3], seen[:3, i, -1])
-        its.check_fits(seer.predicted_spec, "encoded")
+        its.check_fits(image_model.predicted_spec, "encoded")
         assert its.obs.keys() == {"state", "latents"} and its.every == {"latents": CHUNK}
-        assert torch.equal(its.obs["latents"], codes(seer, episode.obs[IMAGES]))
+        assert torch.equal(its.obs["latents"], codes(image_model, episode.obs[IMAGES]))
         assert torch.equal(its.state, episode.state)
 
     # A dream begins where the episodes began: with the latents of their first images.
-    dream = DreamEnv(seer, 2, starts, in_order=True)
+    dream = DreamEnv(image_model, 2, starts, in_order=True)
     obs = dream.reset()
-    assert dream.spec == seer.predicted_spec and obs.keys() == {"state", "latents", "task"}
-    assert torch.equal(obs["latents"], codes(seer, starts.context[IMAGES][:, -1]).unsqueeze(1).expand(-1, 2, -1))
+    assert dream.spec == image_model.predicted_spec and obs.keys() == {"state", "latents", "task"}
+    assert torch.equal(obs["latents"], codes(image_model, starts.context[IMAGES][:, -1]).unsqueeze(1).expand(-1, 2, -1))
     first = torch.stack([episode.obs["latents"][0] for episode in encoded])
     torch.testing.assert_close(obs["latents"][:, -1], first)
     assert torch.equal(obs["state"], starts.context["state"])

@@ -23,7 +23,7 @@ from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.policies.wam import FlowPolicy
 from rl.report import page as report
-from rl.report import plots as pictures
+from rl.report import plots
 from rl.report.figures import trajectory
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import Pair, error_by_step, gap, prediction_error, run_pairs, summarise, worst_false_success
@@ -42,14 +42,14 @@ def model(checkpoint: Path) -> WorldActionModel:
     return load_model(str(checkpoint))
 
 
-def pair(model: WorldActionModel, seed: int, sim: bool, dream: bool, off: list[float], retold: bool = False) -> Pair:
+def pair(model: WorldActionModel, seed: int, sim: bool, dream: bool, off: list[float], replayed: bool = False) -> Pair:
     """An object that lies still in the simulator and is `off` metres away in the dream, step by step."""
     real = torch.zeros(len(off) + 1, model.spec.state_dim)
     told = real.clone()
     told[1:, model.spec.slices["object_pos"].start] = torch.tensor(off)
     nothing = torch.zeros(len(off), model.spec.action_dim)
     episode = Episode({"state": real}, nothing, torch.zeros(len(off), dtype=torch.bool), "push", "policy", seed)
-    return Pair("push", seed, sim, dream, episode, real, told.clone(), told, retold)
+    return Pair("push", seed, sim, dream, episode, real, told.clone(), told, replayed)
 
 
 def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
@@ -57,8 +57,8 @@ def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
     errors = [0.01, 0.02, 0.03, 0.04]
     outcomes = [(True, True, True), (True, False, False), (False, True, True), (False, True, False)]
     pairs = [
-        pair(model, i, sim, dream, [error] * steps, retold)
-        for i, (error, (sim, dream, retold)) in enumerate(zip(errors, outcomes, strict=True))
+        pair(model, i, sim, dream, [error] * steps, replayed)
+        for i, (error, (sim, dream, replayed)) in enumerate(zip(errors, outcomes, strict=True))
     ]
     torch.testing.assert_close(prediction_error(model, pairs[1]), torch.full((steps,), 0.02))
     found = summarise(model, pairs)
@@ -99,10 +99,10 @@ def test_pairs_are_the_episodes_of_an_evaluation(model: WorldActionModel) -> Non
     assert [(p.seed, p.sim) for p in pairs] == [(r.seed, r.success) for r in alone]
     for p, r in zip(pairs, alone, strict=True):
         first: Tensor = p.real[0]
-        assert len(p.real) == len(p.retold) == r.n_steps + 1
-        assert torch.equal(p.dreamed[0], first) and torch.equal(p.retold[0], first)
+        assert len(p.real) == len(p.replayed) == r.n_steps + 1
+        assert torch.equal(p.dreamed[0], first) and torch.equal(p.replayed[0], first)
         # The same noise from the same start: until something differs, the policy does the same in both.
-        torch.testing.assert_close(p.dreamed[1:5], p.retold[1:5], atol=1e-4, rtol=0)
+        torch.testing.assert_close(p.dreamed[1:5], p.replayed[1:5], atol=1e-4, rtol=0)
 
 
 class Page(HTMLParser):
@@ -228,7 +228,7 @@ def test_equal_rounds_of_run_and_control_stand_above_each_other(monkeypatch: pyt
     # A run of an older version says no rounds: its parts are counted.
     report._rounds(config, [{tag: y for tag, y in row.items() if "success" in tag} for row in rows])
     (curves, label) = drawn.pop()
-    assert label == "parts of the rounds" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
+    assert label == "phases" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
 
 
 UNITS = ["error of the object, cm", "amount of movement predicted, m", "prediction error, m", "expected error, m"]
@@ -261,18 +261,20 @@ def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_the_unit_of_an_error_is_that_of_what_is_compared(model: WorldActionModel, seer: WorldActionModel) -> None:
-    assert (error_unit(model), error_unit(seer)) == ("m", "normalised units")
-    seer.codec.state.fit(torch.randn(100, seer.frame_dim, generator=torch.Generator().manual_seed(0)))
-    frames = torch.zeros(2, seer.frame_dim)
-    frames[1] = 3 * seer.codec.state.std  # three standard deviations in each number of state and latents
-    error = position_error(seer, frames[:1], frames[1:])
-    assert error.item() == pytest.approx(3 * math.sqrt(seer.frame_dim), rel=1e-4)
+def test_the_unit_of_an_error_is_that_of_what_is_compared(
+    model: WorldActionModel, image_model: WorldActionModel
+) -> None:
+    assert (error_unit(model), error_unit(image_model)) == ("m", "normalised units")
+    image_model.codec.state.fit(torch.randn(100, image_model.frame_dim, generator=torch.Generator().manual_seed(0)))
+    frames = torch.zeros(2, image_model.frame_dim)
+    frames[1] = 3 * image_model.codec.state.std  # three standard deviations in each number of state and latents
+    error = position_error(image_model, frames[:1], frames[1:])
+    assert error.item() == pytest.approx(3 * math.sqrt(image_model.frame_dim), rel=1e-4)
 
 
 def test_probabilities_are_drawn_from_0_to_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
     curves = {"hand_pos": torch.rand(9, 3), "success probability": 1e-3 * torch.rand(9)}
     draw_dream(curves, curves, 4, "title", tmp_path / "dream.png")
     axes = kept[0].get_axes()

@@ -19,18 +19,20 @@ def refitted(model: WorldActionModel, episode: Episode) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.dynamics_parameters()])
 
 
-def test_a_refit_learns_from_the_last_steps_of_an_episode_with_images(seer: WorldActionModel) -> None:
+def test_a_refit_learns_from_the_last_steps_of_an_episode_with_images(image_model: WorldActionModel) -> None:
     generator = torch.Generator().manual_seed(0)
-    size, n_steps = seer.config.chunk_size, 2 * seer.config.chunk_size + 3
-    state = torch.randn(n_steps + 1, seer.spec.state_dim, generator=generator)
-    latents = torch.randn(4, *seer.predicted_spec.features["latents"].shape, generator=generator)  # 0, 8, 16, the last
-    action = torch.rand(n_steps, seer.spec.action_dim, generator=generator)
+    size, n_steps = image_model.config.chunk_size, 2 * image_model.config.chunk_size + 3
+    state = torch.randn(n_steps + 1, image_model.spec.state_dim, generator=generator)
+    latents = torch.randn(
+        4, *image_model.predicted_spec.features["latents"].shape, generator=generator
+    )  # 0, 8, 16, the last
+    action = torch.rand(n_steps, image_model.spec.action_dim, generator=generator)
     success = torch.arange(n_steps) == n_steps - 1
     obs = {"state": state, "latents": latents}
     episode = Episode(obs, action, success, "push", "policy", 0, every={"latents": size})
-    fit_statistics(seer, seer.windows([episode]))
-    weights = refitted(seer, episode)
-    assert weights.isfinite().all() and torch.equal(weights, refitted(seer, episode))
+    fit_statistics(image_model, image_model.windows([episode]))
+    weights = refitted(image_model, episode)
+    assert weights.isfinite().all() and torch.equal(weights, refitted(image_model, episode))
     moved = state.clone()
     moved[-3:, 0] += 1.0  # three steps after the last whole chunk
-    assert not torch.equal(weights, refitted(seer, replace(episode, obs=obs | {"state": moved})))
+    assert not torch.equal(weights, refitted(image_model, replace(episode, obs=obs | {"state": moved})))

@@ -22,7 +22,7 @@ from world_model.wam.model import WorldActionModel
 SPEC = Spec({"state": Feature((2,))}, (-1.0,), (1.0,), ("push",), 10.0)
 CONFIG = ModelConfig(
     width=32, world_width=48, action_width=32, n_layers=1, n_heads=2, chunk_size=4, frames_per_token=4,
-    actions_per_token=4, views={"front": View()}, picture_size=32, picture_dim=4,
+    actions_per_token=4, views={"front": View()}, image_size=32, patch_dim=4,
 )  # fmt: skip
 
 
@@ -54,21 +54,21 @@ def test_recorded_images_are_read_and_each_window_has_a_new_one(
 ) -> None:
     store = store_of(tmp_path, [episode(i, every) for i in range(6)])
     config = compose("own-tuned", ["env.simulator=recorded"], TuneConfig)
-    filmed = stages._film(config, model, store)
-    assert filmed is not None
-    (learned, images), (heldout, _) = filmed
+    image_data = stages._with_images(config, model, store)
+    assert image_data is not None
+    (learned, images), (heldout, _) = image_data
     assert (len(learned), len(heldout)) == (4, 2)
     assert learned[0].obs.keys() == {"state"} and images[0].shape == (10 if every == 1 else 4, 1, 32, 32, 3)
     held = [frame // every * every for frame in range(9)] + [9]
     shown = of_each_frame(model, learned[0], images[0])[:, 0, 0, 0, 0]
     assert shown.tolist() == [10 * frame for frame in held]
     # The newest image of a window is that of the frame in which it begins.
-    train, _ = stages._read(config, model, store, filmed)
+    train, _ = stages._read(config, model, store, image_data)
     windows = model.windows(train[:1])
     assert len(windows) == (6 if every == 1 else 2)
     batch = windows.at(torch.arange(len(windows)))
     with torch.no_grad():
-        codes = model.pictures.encode(images[0])
+        codes = model.image_codec.encode(images[0])
     rows = batch.context["state"][:, -1, 0].long() // every
     torch.testing.assert_close(batch.context["latents"][:, -1], codes[rows], atol=1e-5, rtol=1e-5)
 
@@ -78,7 +78,7 @@ def test_images_that_do_not_fit_are_one_line(model: WorldActionModel, tmp_path: 
 
     def refused(store: EpisodeStore) -> str:
         with pytest.raises(UserError) as error:
-            stages._film(config, model, store)
+            stages._with_images(config, model, store)
         assert "\n" not in str(error.value)
         return str(error.value)
 

@@ -132,8 +132,8 @@ def commands(heading: str = "# From your own") -> list[list[str]]:
 
 SMALLER_IMAGES = {
     "pretrain": [
-        *"columns.image_size=32 model.picture_size=32 model.picture_dim=4 trust_steps=0 stage.n_steps=20".split(),
-        "pictures={n_steps: 20, batch_size: 16, log_every: 10, save_every: 10}",
+        *"columns.image_size=32 model.image_size=32 model.patch_dim=4 trust_steps=0 stage.n_steps=20".split(),
+        "codec={n_steps: 20, batch_size: 16, log_every: 10, save_every: 10}",
     ],
     "tune": ["trust_steps=0", "stage.n_steps=20", "refit.n_steps=5"],
     "train": [],
@@ -142,9 +142,9 @@ SMALLER_IMAGES = {
 
 
 @pytest.fixture(scope="module")
-def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the commands of the section on cameras were run on a foreign dataset with images."""
-    place = tmp_path_factory.mktemp("filmed")
+    place = tmp_path_factory.mktemp("image_data")
     write_dataset(place / "datasets" / "mine", 12, with_images=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -413,7 +413,7 @@ def test_what_cannot_be_learned_from_is_one_line(tmp_path: Path, monkeypatch: py
     assert "model.views.front: no images of this camera are imported; name their column, columns.images.front=" in (
         refuse("dataset=seen", "model.views={front: {}}")
     )
-    assert "model.picture_size=64: the images of camera front are imported with 32 x 32 pixels" in refuse(
+    assert "model.image_size=64: the images of camera front are imported with 32 x 32 pixels" in refuse(
         "dataset=seen", "model.views={front: {}}", *images
     )
     assert "image of 48 x 64 pixels (height x width), which cannot be scaled up to 64 x 64" in refuse(
@@ -430,27 +430,27 @@ def test_another_robot_is_refused(walked: Path, monkeypatch: pytest.MonkeyPatch,
         tuned(["name=other", f"episodes={tmp_path}"])
 
 
-def test_a_model_with_cameras_learns_from_recorded_images(filmed: Path) -> None:
-    store = EpisodeStore(filmed / "runs" / "episodes" / "seen-pretrained")
+def test_a_model_with_cameras_learns_from_recorded_images(image_data: Path) -> None:
+    store = EpisodeStore(image_data / "runs" / "episodes" / "seen-pretrained")
     assert store.spec.features["images.front"] == Feature((32, 32, 3), dtype="uint8")
     assert store.spec.instructions == {task: task for task in TASKS}
     episode = store.load()[0]
     assert episode.obs["images.front"].shape == (episode.length + 1, 32, 32, 3)
     for name, stage in (("seen-pretrained", "pretrain"), ("seen-tuned", "tune"), ("seen", "rl")):
-        model, config = load_model_and_config(last(filmed, name))
+        model, config = load_model_and_config(last(image_data, name))
         assert config["stage"] == stage and model.spec.images == ("images.front",)
         assert model.spec.state_dim == 9 and model.spec.instructions == store.spec.instructions
-    metrics = load_model_and_config(last(filmed, "seen-tuned"))[1]["metrics"]
-    assert metrics["pictures"]["mean"]["psnr"] > 0 and metrics["imitation_error"] > 0
-    demos = EpisodeStore(last(filmed, "seen-tuned")).load()
+    metrics = load_model_and_config(last(image_data, "seen-tuned"))[1]["metrics"]
+    assert metrics["images"]["mean"]["psnr"] > 0 and metrics["imitation_error"] > 0
+    demos = EpisodeStore(last(image_data, "seen-tuned")).load()
     assert demos[0].obs.keys() == {"state", "latents"}
 
 
 def test_a_model_without_cameras_leaves_the_images_out(
-    filmed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    image_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [f"episodes={filmed / 'runs/episodes/seen-pretrained'}", *SMALLER["pretrain"], "stage.n_steps=20"]
+    words = [f"episodes={image_data / 'runs/episodes/seen-pretrained'}", *SMALLER["pretrain"], "stage.n_steps=20"]
     assert cli.main(["pretrain", "own-pretrained", "name=blind", *words]) == 0
     words = ["checkpoint=runs/blind", words[0], *SMALLER["tune"], *SMALLER_IMAGES["tune"]]
     assert cli.main(["tune", "own-tuned", "name=blind-tuned", *words]) == 0
@@ -458,8 +458,8 @@ def test_a_model_without_cameras_leaves_the_images_out(
     assert model.spec.images == () and EpisodeStore(last(tmp_path, "blind-tuned")).load()[0].obs.keys() == {"state"}
 
 
-def test_cp_carries_images_to_a_dataset_and_back(filmed: Path, tmp_path: Path) -> None:
-    store = EpisodeStore(filmed / "runs" / "episodes" / "seen-pretrained")
+def test_cp_carries_images_to_a_dataset_and_back(image_data: Path, tmp_path: Path) -> None:
+    store = EpisodeStore(image_data / "runs" / "episodes" / "seen-pretrained")
     assert cli.main(["cp", str(store.folder), str(tmp_path / "d")]) == 0
     assert cli.main(["cp", str(tmp_path / "d"), str(tmp_path / "e"), f"images.front={FRONT}"]) == 0
     back = EpisodeStore(tmp_path / "e")

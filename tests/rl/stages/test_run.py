@@ -253,7 +253,7 @@ def test_figures() -> None:
     nothing = {"rho": float("nan"), "movement": float("nan"), "n": 2.0}  # too few dreams to rank
     unmoved = {"mean": {"error_ratio": float("nan"), "shuffle_ratio": float("nan"), "n": 0}}
     more = {"prediction": unmoved, "success_precision": float("nan"), "trust": {**ranks, "reach": nothing}}
-    more |= {"error_and_success": told, "pictures": {"mean": {}}}
+    more |= {"error_and_success": told, "images": {"mean": {}}}
     metrics = finite({**success_metrics(results), **more})
     assert metrics["success_precision"] is None
     assert metrics["success"]["push"]["rate"] == metrics["success"]["mean"]["rate"] == 0.75

@@ -10,7 +10,7 @@ from rl.stages.trust import FOLDS, calibrate_trust
 from tests.conftest import CONFIG, SPEC, point_episodes
 from world_model.data.episodes import Episode
 from world_model.wam.model import WorldActionModel
-from world_model.wam.trust import Retold
+from world_model.wam.trust import ActionReplays
 
 TASKS = ("reach", "push", "press")
 
@@ -25,12 +25,12 @@ def folds(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The tasks of each fold; what is dreamed of an episode is made up."""
     found: list[list[str]] = []
 
-    def dream(model: WorldActionModel, episodes: list[Episode]) -> Retold:
+    def dream(model: WorldActionModel, episodes: list[Episode]) -> ActionReplays:
         found.append([e.task for e in episodes])
         generator = torch.Generator().manual_seed(len(found))
         given = torch.randn(len(episodes), 4, model.trust.given.mean.shape[0], generator=generator)
         task = torch.tensor([TASKS.index(e.task) for e in episodes])
-        return Retold(given, given[..., 0].exp(), task, torch.arange(len(episodes)))
+        return ActionReplays(given, given[..., 0].exp(), task, torch.arange(len(episodes)))
 
     monkeypatch.setattr(stage_trust, "dream_of_real_actions", dream)
     return found

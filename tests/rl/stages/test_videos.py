@@ -11,7 +11,7 @@ import torch
 
 from rewards.errors import UserError
 from rl.compose import compose
-from rl.report.videos import write_film
+from rl.report.videos import write_video
 from rl.stages.config import PretrainConfig
 from rl.stages.videos import read_videos, watched
 from world_model.data.episodes import Episode
@@ -23,11 +23,11 @@ pytest.importorskip("av")
 
 
 def grey(n: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
-    """Pictures that are as bright as 8 times their number, with a black margin beside the square in the middle."""
-    pictures = [np.full((height, width, 3), 8 * i, np.uint8) for i in range(n)]
-    for picture in pictures:
-        picture[:, :16] = picture[:, -16:] = 0
-    return pictures
+    """ImageData that are as bright as 8 times their number, with a black margin beside the square in the middle."""
+    images = [np.full((height, width, 3), 8 * i, np.uint8) for i in range(n)]
+    for image in images:
+        image[:, :16] = image[:, -16:] = 0
+    return images
 
 
 def episode(seed: int, length: int = 40) -> Episode:
@@ -38,20 +38,20 @@ def episode(seed: int, length: int = 40) -> Episode:
     return Episode(obs, action, torch.zeros(length, dtype=torch.bool), "push", "noisy", seed)
 
 
-def test_pictures_are_taken_at_the_rate_of_chunks_and_cut_to_a_square(tmp_path: Path):
+def test_images_are_taken_at_the_rate_of_chunks_and_cut_to_a_square(tmp_path: Path):
     (tmp_path / "push").mkdir()
-    write_film(grey(30), tmp_path / "push" / "a.mp4", 30)
-    ((task, pictures),) = read_videos(tmp_path, ("door-open", "push"), 32, 10.0)
-    assert task == "push" and pictures.shape == (10, 1, 32, 32, 3) and pictures.dtype == torch.uint8
-    brightness = pictures.float().mean((1, 2, 3, 4))
+    write_video(grey(30), tmp_path / "push" / "a.mp4", 30)
+    ((task, images),) = read_videos(tmp_path, ("door-open", "push"), 32, 10.0)
+    assert task == "push" and images.shape == (10, 1, 32, 32, 3) and images.dtype == torch.uint8
+    brightness = images.float().mean((1, 2, 3, 4))
     torch.testing.assert_close(brightness, 24 * torch.arange(10.0), atol=4.0, rtol=0)
 
 
 def test_a_slow_video_shows_a_frame_again_and_never_one_of_the_next(tmp_path: Path):
     (tmp_path / "push").mkdir()
-    write_film(grey(20), tmp_path / "push" / "a.mp4", 5)
-    ((_, pictures),) = read_videos(tmp_path, ("push",), 32, 10.0)
-    brightness = pictures.float().mean((1, 2, 3, 4))
+    write_video(grey(20), tmp_path / "push" / "a.mp4", 5)
+    ((_, images),) = read_videos(tmp_path, ("push",), 32, 10.0)
+    brightness = images.float().mean((1, 2, 3, 4))
     torch.testing.assert_close(brightness[-2:], torch.tensor([8 * 19.0] * 2), atol=4.0, rtol=0)
     assert len(brightness) == 40
 
@@ -78,7 +78,7 @@ def test_episodes_of_a_lerobot_dataset_are_parts_of_its_videos(tmp_path: Path):
         f"videos/{camera}/to_timestamp": [1.0, 2.0, 3.0],
     }
     pq.write_table(pa.table(rows), folder / "file-000.parquet")
-    write_film(grey(30), tmp_path / template.format(video_key=camera, chunk_index=0, file_index=0), 10)
+    write_video(grey(30), tmp_path / template.format(video_key=camera, chunk_index=0, file_index=0), 10)
     (first, one), (second, other) = read_videos(tmp_path, ("push",), 32, 10.0)
     assert first == second == "push" and one.shape == other.shape == (10, 1, 32, 32, 3)
     assert one[3].float().mean().item() == pytest.approx(24, abs=4)
@@ -95,28 +95,28 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.mp4: the video cannot be read"):
         read_videos(tmp_path, ("push",), 32, 10.0)
     (tmp_path / "push" / "a.mp4").unlink()
-    write_film(grey(4), tmp_path / "push" / "b.mp4", 30)
+    write_video(grey(4), tmp_path / "push" / "b.mp4", 30)
     with pytest.raises(UserError, match=r"4 frames at 30 a second make 1 images, expected 2 or more"):
         read_videos(tmp_path, ("push",), 32, 10.0)
     with pytest.raises(UserError, match=r"videos=v: model\.views has 0 cameras"):
         compose(None, ["name=a", "tasks=[push]", "videos=v"], PretrainConfig).check()
 
 
-def test_a_video_is_an_episode_that_is_told_nothing(seer: WorldActionModel):
-    model = seer
-    pictures = torch.randint(0, 256, (4, 1, 32, 32, 3), dtype=torch.uint8)
-    (seen,) = watched(model, [("push", pictures)])
+def test_a_video_is_an_episode_that_is_told_nothing(image_model: WorldActionModel):
+    model = image_model
+    images = torch.randint(0, 256, (4, 1, 32, 32, 3), dtype=torch.uint8)
+    (seen,) = watched(model, [("push", images)])
     assert seen.length == 24 and seen.every == {"latents": 8} and seen.source == "video"
     assert seen.state.shape == (25, 4) and seen.state.isnan().all() and seen.action.isnan().all()
-    codes = model.pictures.encode(pictures)
+    codes = model.image_codec.encode(images)
     assert torch.equal(seen.obs["latents"], codes) and seen.rows_of("latents").tolist()[7:9] == [0, 1]
     batch = model.windows([seen]).at(torch.tensor([1]))
     assert torch.equal(batch.context["latents"][0], codes[:2])
     assert torch.equal(batch.future["latents"][0, -1], codes[2])
 
 
-def test_losses_know_what_nobody_knows(seer: WorldActionModel):
-    model = seer
+def test_losses_know_what_nobody_knows(image_model: WorldActionModel):
+    model = image_model
     (seen,) = watched(model, [("push", torch.randint(0, 256, (6, 1, 32, 32, 3), dtype=torch.uint8))])
     windows = model.windows([episode(0), seen])
     fit_statistics(model, windows, 100)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rewards.errors import UserError
-from rl.report.videos import write_film
+from rl.report.videos import write_video
 from world_model.data import images
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.images import ImageBlocks
@@ -58,7 +58,7 @@ def write_dataset(folder: Path, lengths: tuple[int, ...] = (4, 7, 9), rate: int 
     info = {"codebase_version": "v3.0", "fps": 10, "features": {FRONT: {"dtype": "video"}}, "video_path": PATH}
     (folder / "meta" / "info.json").write_text(json.dumps(info))
     video = folder / PATH.format(video_key=FRONT, chunk_index=0, file_index=0)
-    write_film([frame for frame in grey(n) for _ in range(rate // 10)], video, rate)
+    write_video([frame for frame in grey(n) for _ in range(rate // 10)], video, rate)
     return video
 
 
@@ -76,10 +76,10 @@ def test_each_frame_has_its_image(tmp_path: Path, rate: int) -> None:
 
 def test_a_video_that_ends_early_is_refused(tmp_path: Path) -> None:
     video = write_dataset(tmp_path)
-    write_film(grey(19), video, 10)
+    write_video(grey(19), video, 10)
     with pytest.raises(UserError, match=r"it shows 8 frames from second 1\.1 on, expected 9 of the episode; download"):
         import_lerobot(tmp_path, COLUMNS)
-    write_film(grey(20, height=24, width=32), video, 10)
+    write_video(grey(20, height=24, width=32), video, 10)
     with pytest.raises(UserError, match=r"file-000\.mp4: an image of 24 x 32 pixels .* scaled up to 32 x 32"):
         import_lerobot(tmp_path, COLUMNS)
     video.unlink()

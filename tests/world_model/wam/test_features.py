@@ -22,7 +22,7 @@ def seeing() -> WorldActionModel:
     torch.manual_seed(0)
     sizes = {"width": 16, "world_width": 16, "action_width": 16, "n_layers": 1, "n_heads": 2}
     views = {"front": View(), "hand": View(camera="gripperPOV")}
-    return WorldActionModel(ModelConfig(**sizes, views=views, picture_size=32, picture_dim=2), SPEC).eval()
+    return WorldActionModel(ModelConfig(**sizes, views=views, image_size=32, patch_dim=2), SPEC).eval()
 
 
 def images(n: int, n_frames: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -31,48 +31,48 @@ def images(n: int, n_frames: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: torch.randint(256, shape, generator=generator).to(torch.uint8) for name in CAMERAS}
 
 
-def test_a_model_reads_images_and_predicts_latents(seeing: WorldActionModel) -> None:
-    assert seeing.spec.features["images.hand"] == Feature((32, 32, 3), dtype="uint8", every=8)
+def test_a_model_reads_images_and_predicts_latents(image_model: WorldActionModel) -> None:
+    assert image_model.spec.features["images.hand"] == Feature((32, 32, 3), dtype="uint8", every=8)
     n_codes = 2 * (32 // 16) ** 2 * 2  # cameras, patches, numbers of a code
-    assert seeing.predicted_spec.features["latents"] == Feature((n_codes,), "codes", every=8)
-    assert seeing.predicted_spec.images == () and seeing.frame_dim == 4 + n_codes
-    again = WorldActionModel.from_config(seeing.to_config())
-    assert again.spec == seeing.spec and again.predicted_spec == seeing.predicted_spec
+    assert image_model.predicted_spec.features["latents"] == Feature((n_codes,), "codes", every=8)
+    assert image_model.predicted_spec.images == () and image_model.frame_dim == 4 + n_codes
+    again = WorldActionModel.from_config(image_model.to_config())
+    assert again.spec == image_model.spec and again.predicted_spec == image_model.predicted_spec
 
 
 def test_latents_are_the_codes_of_both_cameras_and_equal_images_are_encoded_once(
-    seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch
+    image_model: WorldActionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = images(2, 3)
     for of in frames.values():
         of[0, 1] = of[0, 0]  # the first row has a new image in frame 2, the second one in every frame
-    codec, encoded = seeing.pictures, []
+    codec, encoded = image_model.image_codec, []
     assert codec is not None
     encode = codec.encode
     monkeypatch.setattr(codec, "encode", lambda x: encoded.append(len(x)) or encode(x))
     task = torch.zeros(2, dtype=torch.long)
-    obs = seeing.encode_obs({"state": torch.zeros(2, 3, 4), **frames, "task": task})
+    obs = image_model.encode_obs({"state": torch.zeros(2, 3, 4), **frames, "task": task})
     assert obs.keys() == {"state", "latents", "task"} and encoded == [5]
     stacked = torch.stack([frames[name] for name in CAMERAS], dim=2)
     expected = encode(stacked.flatten(0, 1)).view(2, 3, -1)
     torch.testing.assert_close(obs["latents"], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(obs["latents"][0, 0], obs["latents"][0, 1])
-    assert seeing.encode_obs(obs) == obs  # latents are not encoded again
+    assert image_model.encode_obs(obs) == obs  # latents are not encoded again
 
 
-def test_images_of_latents_are_decoded_only_where_they_are_asked_for(seeing: WorldActionModel) -> None:
+def test_images_of_latents_are_decoded_only_where_they_are_asked_for(image_model: WorldActionModel) -> None:
     frames = {"state": torch.zeros(2, 3, 4), **images(2, 3)}
-    latents = seeing.encode_obs(frames)
-    assert seeing.decode_obs(latents, ["state"]) == {}
-    (name,) = decoded = seeing.decode_obs(latents, ["images.hand"])
+    latents = image_model.encode_obs(frames)
+    assert image_model.decode_obs(latents, ["state"]) == {}
+    (name,) = decoded = image_model.decode_obs(latents, ["images.hand"])
     assert name == "images.hand" and decoded[name].shape == (2, 3, 32, 32, 3) and decoded[name].dtype == torch.uint8
     # Reward terms ask for features by name: what is there stays, what is not a feature is ignored.
-    asked = seeing.with_features(frames, ["latents", "images.front", "progress"])
+    asked = image_model.with_features(frames, ["latents", "images.front", "progress"])
     assert asked.keys() == {"state", *CAMERAS, "latents"} and asked["images.front"] is frames["images.front"]
-    assert seeing.with_features(latents, ["images.hand"]).keys() == {"state", "latents", "images.hand"}
+    assert image_model.with_features(latents, ["images.hand"]).keys() == {"state", "latents", "images.hand"}
 
 
-def test_an_episode_with_images_becomes_one_with_latents(seeing: WorldActionModel) -> None:
+def test_an_episode_with_images_becomes_one_with_latents(image_model: WorldActionModel) -> None:
     steps, every = 11, 8
     rows = {name: of[0] for name, of in images(1, 3).items()}  # new in frames 0, 8 and 11
     episode = Episode(
@@ -84,18 +84,18 @@ def test_an_episode_with_images_becomes_one_with_latents(seeing: WorldActionMode
         seed=0,
         every=dict.fromkeys(CAMERAS, every),
     )
-    episode.check_fits(seeing.spec, "here")
-    (encoded,) = seeing.encode_episodes([episode])
-    encoded.check_fits(seeing.predicted_spec, "here")
+    episode.check_fits(image_model.spec, "here")
+    (encoded,) = image_model.encode_episodes([episode])
+    encoded.check_fits(image_model.predicted_spec, "here")
     assert encoded.every == {"latents": every} and encoded.obs["latents"].shape[0] == 3
-    assert seeing.encode_episodes([encoded]) == [encoded]
+    assert image_model.encode_episodes([encoded]) == [encoded]
     vectors = frame_vectors(encoded)
-    assert vectors.shape == (steps + 1, seeing.frame_dim)
+    assert vectors.shape == (steps + 1, image_model.frame_dim)
     assert torch.equal(vectors[3, 4:], encoded.obs["latents"][0])
     assert torch.equal(vectors[11, 4:], encoded.obs["latents"][2])
     # Windows take both, with the same result.
     for of in ([episode], [encoded]):
-        batch = seeing.windows(of, ends=True).at(torch.tensor([0, 1]))
+        batch = image_model.windows(of, ends=True).at(torch.tensor([0, 1]))
         assert torch.equal(joined(batch.context)[:, -1], vectors[[0, 8]])
     assert replace(encoded, every={}).rows_of("latents").tolist() == list(range(12))
 

@@ -71,10 +71,10 @@ def test_an_uncalibrated_trust_says_so(model, context):
 def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
     long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
     assert long
-    retold = dream_of_real_actions(model, long)
-    n = len(retold.task)
-    assert retold.given.shape[:2] == retold.errors.shape == (n, HORIZON) and (retold.errors >= 0).all()
-    assert [long[i].task for i in retold.episode.tolist()] == [model.spec.tasks[i] for i in retold.task.tolist()]
+    replayed = dream_of_real_actions(model, long)
+    n = len(replayed.task)
+    assert replayed.given.shape[:2] == replayed.errors.shape == (n, HORIZON) and (replayed.errors >= 0).all()
+    assert [long[i].task for i in replayed.episode.tolist()] == [model.spec.tasks[i] for i in replayed.task.tolist()]
 
 
 def test_dreams_begin_as_often_where_a_model_sees(model, episodes):

@@ -23,13 +23,13 @@ from rl.envs.cameras import CameraUse
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
 from rl.policies.wam import FlowPolicy
-from rl.stages import images as stage_pictures
+from rl.stages import images as stage_images
 from rl.stages import run as stages
 from rl.stages.collect import collect_scripted
-from rl.stages.images import film, run_again
+from rl.stages.images import run_again, with_images
 from world_model.data.episodes import EpisodeStore
 from world_model.view import View
-from world_model.wam.metrics import picture_metrics
+from world_model.wam.metrics import image_metrics
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
@@ -52,30 +52,30 @@ def opengl() -> bool:
 pytestmark = pytest.mark.skipif(not opengl(), reason="no OpenGL")
 
 
-def see(view: View, task: str = "push", seed: int = 3, size: int = 64) -> np.ndarray:
+def rendered(view: View, task: str = "push", seed: int = 3, size: int = 64) -> np.ndarray:
     _, (images,) = Group("metaworld", [task], {}, cameras(view, size)).reset({0: seed})
     return images["images.front"]
 
 
-def test_a_picture_depends_on_what_is_there_alone():
-    first, other = see(VIEW), see(VIEW, "door-open")
+def test_an_image_depends_on_what_is_there_alone():
+    first, other = rendered(VIEW), rendered(VIEW, "door-open")
     assert first.shape == (64, 64, 3) and first.std() > 20
-    assert np.array_equal(see(VIEW), first) and np.array_equal(see(VIEW, "door-open"), other)
-    assert not np.array_equal(see(VIEW, seed=4), first)
+    assert np.array_equal(rendered(VIEW), first) and np.array_equal(rendered(VIEW, "door-open"), other)
+    assert not np.array_equal(rendered(VIEW, seed=4), first)
 
 
 def test_the_goal_can_be_hidden():
-    def green(picture: np.ndarray) -> int:
-        red, green, blue = picture.transpose(2, 0, 1)
+    def green(image: np.ndarray) -> int:
+        red, green, blue = image.transpose(2, 0, 1)
         return int(((green > 150) & (red < 80) & (blue < 80)).sum())
 
-    assert green(see(VIEW)) >= 4 and green(see(View(shows_goal=False))) == 0
+    assert green(rendered(VIEW)) >= 4 and green(rendered(View(shows_goal=False))) == 0
 
 
 def test_a_camera_of_the_model_by_name():
-    assert not np.array_equal(see(View(camera="gripperPOV")), see(VIEW))
+    assert not np.array_equal(rendered(View(camera="gripperPOV")), rendered(VIEW))
     with pytest.raises(UserError, match=r"camera='wrist': the model has .*gripperPOV"):
-        see(View(camera="wrist"))
+        rendered(View(camera="wrist"))
 
 
 def test_without_opengl_one_line_says_what_to_install():
@@ -112,8 +112,8 @@ def make_seen(model: WorldActionModel, tasks: list[str], **options: Any) -> SimE
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int, seer: WorldActionModel):
-    model, tasks = seer, ["push", "door-open"]
+def test_a_new_image_comes_where_a_chunk_ends(n_workers: int, image_model: WorldActionModel):
+    model, tasks = image_model, ["push", "door-open"]
     sim = make_seen(model, tasks, n_workers=n_workers)
     told = slice(0, 4)  # proprioception
     assert sim.spec.to_dict() == model.spec.to_dict()
@@ -125,7 +125,7 @@ def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int, seer: WorldActio
     first = obs["images.front"]
     assert first.dtype == torch.uint8 and first.shape == (2, 2, 32, 32, 3) and torch.equal(first[:, 0], first[:, 1])
     for i, task in enumerate(tasks):  # each environment has its own camera image
-        assert np.array_equal(first[i, -1].numpy(), see(model.cameras["front"], task, seed=7 + i, size=32))
+        assert np.array_equal(first[i, -1].numpy(), rendered(model.cameras["front"], task, seed=7 + i, size=32))
     step, whole = sim.step_chunk(torch.full((2, 8, 4), 0.4)), plain.step_chunk(torch.full((2, 8, 4), 0.4))
     assert torch.equal(step.frames["state"], whole.frames["state"][..., told])
     images = step.frames["images.front"]
@@ -140,8 +140,8 @@ def test_a_new_picture_comes_where_a_chunk_ends(n_workers: int, seer: WorldActio
     sim.close()
 
 
-def test_noise_is_on_the_state_alone(seer: WorldActionModel):
-    noisy, plain = (make_seen(seer, ["push"], obs_noise=noise) for noise in (0.1, 0.0))
+def test_noise_is_on_the_state_alone(image_model: WorldActionModel):
+    noisy, plain = (make_seen(image_model, ["push"], obs_noise=noise) for noise in (0.1, 0.0))
     one, other = noisy.reset(seed=3), plain.reset(seed=3)
     assert torch.equal(one["images.front"], other["images.front"])
     assert (one["state"] != other["state"]).all()
@@ -152,8 +152,8 @@ def test_noise_is_on_the_state_alone(seer: WorldActionModel):
     assert (first.obs["state"] != second.obs["state"]).all()
 
 
-def test_what_cannot_be_seen_is_refused_by_name(seer: WorldActionModel):
-    model = seer
+def test_what_cannot_be_seen_is_refused_by_name(image_model: WorldActionModel):
+    model = image_model
     with pytest.raises(UserError, match="reads 'hand_pos', which the simulator does not have; choose another task"):
         SimEnv("Pendulum-v1", 1, features=model.spec.features)
     with pytest.raises(UserError, match="the scripted expert reads where objects are, which the state of an image"):
@@ -180,8 +180,8 @@ n_heldout: 6
 trust_steps: 20
 model:
   {width: 32, world_width: 48, action_width: 32, n_layers: 1, n_heads: 2,
-   picture_size: 32, picture_dim: 4, views: {front: {}}}
-pictures: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
+   image_size: 32, patch_dim: 4, views: {front: {}}}
+codec: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
 stage: {n_steps: 20, batch_size: 16, log_every: 5, save_every: 10}
 """
 TUNE = """# Tiny.
@@ -207,20 +207,20 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pretrain.yaml").write_text(PRETRAIN)
     (tmp_path / "tune.yaml").write_text(TUNE)
-    filmed: list[str] = []
-    draw = stages.film
-    monkeypatch.setattr(stages, "film", lambda *of: filmed.append(of[1].folder.name) or draw(*of))
+    image_data: list[str] = []
+    draw = stages.with_images
+    monkeypatch.setattr(stages, "with_images", lambda *of: image_data.append(of[1].folder.name) or draw(*of))
     assert cli.main(["pretrain", "pretrain.yaml"]) == 0
-    assert sorted(filmed) == ["episodes", "heldout"]  # each is read once, and used by all phases
+    assert sorted(image_data) == ["episodes", "heldout"]  # each is read once, and used by all phases
     (tmp_path / "pretrained").symlink_to(next((tmp_path / "runs" / "tiny").iterdir()))
     figures = (tmp_path / "pretrained" / "checkpoints" / "last" / "README.md").read_text()
     assert "| PSNR |" in figures and "in dB over the pixels that differ" in figures
-    filmed.clear()
+    image_data.clear()
     assert cli.main(["tune", "tune.yaml"]) == 0
-    assert sorted(filmed) == ["episodes", "heldout"]
+    assert sorted(image_data) == ["episodes", "heldout"]
     (tmp_path / "tuned").symlink_to(next((tmp_path / "runs" / "tiny-tuned").iterdir()))
     model = load_model("tuned")
-    assert model.pictures is not None and model.spec.features["images.front"].shape == (32, 32, 3)
+    assert model.image_codec is not None and model.spec.features["images.front"].shape == (32, 32, 3)
     own = EpisodeStore(tmp_path / "tuned" / "episodes").load()
     assert own and all(e.every == {"images.front": 8} and e.obs.keys() == {"state", "images.front"} for e in own)
     assert all(len(e.obs["images.front"]) == -(-e.length // 8) + 1 for e in own)
@@ -228,19 +228,19 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     report = next((tmp_path / "runs" / "sees").glob("*/report.html")).read_text()
     assert '<img alt="simulator, dream, difference" src="data:image/gif;base64,' in report
     (run,) = (tmp_path / "runs" / "sees").iterdir()
-    films = sorted(run.glob("videos/*.gif"))
-    assert films and iio.imread(films[0]).ndim == 4
+    videos = sorted(run.glob("videos/*.gif"))
+    assert videos and iio.imread(videos[0]).ndim == 4
     events = EventAccumulator(str(run), {"images": 0})
     events.Reload()
-    shown = events.Images(f"films/{films[0].stem}")[0].encoded_image_string
-    assert events.Tags()["images"] == [f"films/{f.stem}" for f in films] and shown == films[0].read_bytes()
+    shown = events.Images(f"videos/{videos[0].stem}")[0].encoded_image_string
+    assert events.Tags()["images"] == [f"videos/{f.stem}" for f in videos] and shown == videos[0].read_bytes()
     for source in ("expert", "policy", "joint"):
         assert (
             cli.main(["dream", "tuned", "task=drawer-open", f"source={source}", "n_chunks=3", f"out={source}.gif"]) == 0
         )
-        film = iio.imread(f"{source}.gif")
-        assert film.shape[0] == 4 and film.shape[3] == 3 and film[0].std() > 10
-        assert not np.array_equal(film[0], film[3])
+        video = iio.imread(f"{source}.gif")
+        assert video.shape[0] == 4 and video.shape[3] == 3 and video[0].std() > 10
+        assert not np.array_equal(video[0], video[3])
     assert cli.main(["dream", "tuned", "task=drawer-open", "out=goals/goal.png", "source=policy"]) == 0
     sim = make_seen(model, ["drawer-open"], max_steps=64, terminate_on_success=False)
     goal = {"goal_image": {"weight": -1.0, "params": {"path": "goals/goal.png"}}}
@@ -258,30 +258,32 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_film_is_drawn_once_and_of_what_was_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seer: WorldActionModel
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_model: WorldActionModel
 ):
     store = EpisodeStore(tmp_path)
     episodes = collect_scripted("noisy", ["push"], 2)
     store.append(episodes, make_spec("metaworld", ["push"]))
-    again, pictures = film(SimulatorConfig(), store, seer.config, ["push"], None)
-    assert [len(p) for p in pictures] == [e.length + 1 for e in again]
-    assert np.array_equal(pictures[0][0, 0].numpy(), see(VIEW, seed=episodes[0].seed, size=32))
+    again, images = with_images(SimulatorConfig(), store, image_model.config, ["push"], None)
+    assert [len(p) for p in images] == [e.length + 1 for e in again]
+    assert np.array_equal(images[0][0, 0].numpy(), rendered(VIEW, seed=episodes[0].seed, size=32))
     with monkeypatch.context() as patch:
-        patch.setattr(stage_pictures, "_run_again", lambda *_: pytest.fail("drawn again"))
-        _, kept = film(SimulatorConfig(), store, seer.config, ["push"], None)
-    assert all(torch.equal(a, b) for a, b in zip(kept, pictures, strict=True))
+        patch.setattr(stage_images, "_run_again", lambda *_: pytest.fail("rendered again"))
+        _, kept = with_images(SimulatorConfig(), store, image_model.config, ["push"], None)
+    assert all(torch.equal(a, b) for a, b in zip(kept, images, strict=True))
     other = EpisodeStore(tmp_path / "other")
     episodes[0].seed += 1
     other.append(episodes, make_spec("metaworld", ["push"]))
     with pytest.raises(UserError, match="does not run as it was recorded"):
-        film(SimulatorConfig(), other, seer.config, ["push"], None)
+        with_images(SimulatorConfig(), other, image_model.config, ["push"], None)
 
 
-def test_the_built_in_model_that_sees_predicts_pictures_it_never_saw() -> None:
-    """In dB where something moves: at least 5 above what repeating the last picture gives."""
+def test_the_built_in_model_with_a_camera_predicts_images_that_it_was_not_trained_on() -> None:
+    """In dB where something moves: at least 5 above what repeating the last image gives."""
     model = load_model("metaworld-pixels-tuned")
     episodes = collect_scripted("expert", ["drawer-open", "push"], 2, seed=900_000)
-    pictures = [run_again(SimulatorConfig(), episode, model.config) for episode in episodes]
-    found = picture_metrics(model, stage_pictures.see(model, SimulatorConfig(), episodes, pictures), pictures)["mean"]
+    images = [run_again(SimulatorConfig(), episode, model.config) for episode in episodes]
+    found = image_metrics(model, stage_images.encoded_episodes(model, SimulatorConfig(), episodes, images), images)[
+        "mean"
+    ]
     assert found["psnr"] > found["repeat"] + 5 and found["psnr_far"] > found["repeat_far"] + 5
     assert found["shuffle_ratio"] > 1.5
