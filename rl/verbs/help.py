@@ -68,8 +68,7 @@ Keys, for a LeRobot dataset:
 
 Examples:
   wamtune cp demo mine.yaml
-  wamtune cp datasets/theirs runs/episodes/theirs success=all
-  wamtune cp datasets/theirs runs/episodes/theirs images.front=observation.images.front""",
+  wamtune cp datasets/theirs runs/episodes/theirs success=all images.front=observation.images.front""",
     "pretrain": f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
 Collect episodes of scripted experts (clean and noisy) and of random motion, and train a world-action model to predict

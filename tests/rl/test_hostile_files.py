@@ -28,10 +28,10 @@ from rl.report.plots import draw_before_after
 from rl.report.videos import write_video
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.folder import RunFolder
-from rl.stages import videos
 from rl.stages.config import PretrainConfig
 from rl.stages.videos import read_videos
 from world_model.checkpoint import CONFIG, MANIFEST, MODEL
+from world_model.data import videos
 from world_model.data.episodes import EpisodeStore
 from world_model.data.lerobot import INFO, export_lerobot, fill_template, import_lerobot
 from world_model.files import open_file, read_file, write_atomically

@@ -42,7 +42,7 @@ def test_the_simulator_is_the_one_that_is_named_or_that_of_the_id(simulator: str
         (
             PretrainConfig,
             ["name=a", "isaac.device=cpu", "n_workers=3"],
-            SimulatorConfig("", "", (), {"device": "cpu"}, 3),
+            SimulatorConfig(options={"device": "cpu"}, n_workers=3),
         ),
         (TuneConfig, ["name=a", "episodes=e", "id=Walk-v0"], SimulatorConfig(id="Walk-v0")),
         (EvalOptions, ["id=Walk-v0", "n_workers=2"], SimulatorConfig(id="Walk-v0", n_workers=2)),

@@ -28,7 +28,7 @@ def test_signals_of_the_terminal_are_not_for_its_process(capfd: pytest.CaptureFi
 
 
 def test_a_command_takes_effect_after_the_delay_in_every_step_of_every_episode() -> None:
-    arm = Arm("button-press-topdown", 0, 80.0, False, {**PERTURBATION, "delay_s": 1 / 80})
+    arm = Arm("button-press-topdown", 0, 80.0, False, {**PERTURBATION, "delay_s": 1 / 80}, cameras={})
     executed: list[float] = []
     step = arm.task.step
     arm.task.step = lambda command: (executed.append(float(command[3])), step(command))[1]  # type: ignore[method-assign]
