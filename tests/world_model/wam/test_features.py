@@ -17,7 +17,7 @@ CAMERAS = ("images.front", "images.hand")
 
 
 @pytest.fixture
-def seeing() -> WorldActionModel:
+def image_model() -> WorldActionModel:
     """A tiny model with two cameras, which has learned nothing."""
     torch.manual_seed(0)
     sizes = {"width": 16, "world_width": 16, "action_width": 16, "n_layers": 1, "n_heads": 2}
