@@ -37,13 +37,14 @@ def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, 
         UserError: there are no episodes of `tasks`, or an episode or its recording setup does not fit the checkpoint.
     """
     store = EpisodeStore(config.episodes)
-    episodes = store.load(tasks=tasks)
+    # They may hold images, or the latents of this model; what it does not read is left out.
+    has_latents = bool(store.shards) and LATENTS in store.spec.features
+    spec = model.predicted_spec if has_latents else model.spec
+    episodes = store.load(tasks=tasks, features=spec.features)
     if not episodes:
         raise UserError(
             f"episodes={config.episodes}: there are none of {', '.join(tasks)}; record some, or name others"
         )
-    # They may hold images, or the latents of this model.
-    spec = model.predicted_spec if LATENTS in store.spec.features else model.spec
     store.check_fits(spec, f"episodes={config.episodes}")
     for i, episode in enumerate(episodes):
         episode.check_fits(spec, f"{config.episodes}: episode {i}")
