@@ -17,9 +17,9 @@ from rl.config import SimulatorConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import BUILTIN, shown_name, simulator_name
 from rl.envs.simulator import Request, Simulator
-from rl.policies.api import ChunkPolicy
+from rl.policies.chain import ChainPolicy
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from world_model.env import BatchedEnv
 from world_model.spec import Spec
 from world_model.wam.model import WorldActionModel
@@ -178,13 +178,13 @@ def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, 
     return model.spec.tasks
 
 
-def make_policy(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> ChunkPolicy:
+def make_policy(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> ChainPolicy:
     """Build the policy of the config: that of the checkpoint `model`, or without one a new Gaussian MLP."""
     if model is None:
         torch.manual_seed(config.seed)
         return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
     ppo = config.ppo
-    return FlowPolicy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps, ppo.noise_correlation)
+    return flow_policy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps, ppo.noise_correlation)
 
 
 def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:

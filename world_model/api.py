@@ -1,8 +1,8 @@
-"""Protocols of a world model and of a network that learns by imitation, and the data that they exchange."""
+"""The protocol of a world model, and the data that it exchanges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,33 +10,16 @@ import torch
 from torch import Tensor
 
 from world_model.data.episodes import Episode
-from world_model.data.windows import Windows
 from world_model.spec import Spec
 
 
 @dataclass
 class Context:
-    """Encoded observations (`n` rows), computed once and read by all decoders and by the critic."""
+    """Encoded observations (`n` rows), computed once and read by all decoders and by the critic; a `Tree`."""
 
     frames: Tensor  # (n, n_context_frames, size of all features together)
-    cache: list[tuple[Tensor, Tensor]]  # keys and values (n, ...) of each layer; empty for a policy without attention
+    cache: list[tuple[Tensor, Tensor]]  # keys and values (n, ...) of each layer
     features: Tensor  # (n, n_features), detached, for the critic
-
-    def to(self, device: torch.device) -> Context:
-        """Move to a device."""
-        cache = [(k.to(device), v.to(device)) for k, v in self.cache]
-        return Context(self.frames.to(device), cache, self.features.to(device))
-
-    def __getitem__(self, index: Tensor | slice) -> Context:
-        """Select rows."""
-        return Context(self.frames[index], [(k[index], v[index]) for k, v in self.cache], self.features[index])
-
-    @staticmethod
-    def join(contexts: Sequence[Context]) -> Context:
-        """Concatenate the rows of several contexts from the same encoder."""
-        layers = zip(*(c.cache for c in contexts), strict=True)
-        cache = [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers]
-        return Context(torch.cat([c.frames for c in contexts]), cache, torch.cat([c.features for c in contexts]))
 
 
 @dataclass
@@ -131,31 +114,3 @@ class WorldModel(Protocol):
 
         Shape: any.
         """
-
-
-class Imitator(Protocol):
-    """What imitation needs of a network with a trainable action decoder."""
-
-    @property
-    def chunk_size(self) -> int:
-        """Number of actions in a chunk."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of all its tensors."""
-
-    @property
-    def context_noise(self) -> float:
-        """Largest standard deviation of the noise on the state in training, in its units; 0: no noise."""
-
-    def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
-        """Cut episodes into context frames and the chunks of actions that follow; `ends`: see `Windows`."""
-
-    def observe(self, obs: dict[str, Tensor], generator: torch.Generator | None = None) -> Context:
-        """Encode an observation of n rows: features (n, n_context_frames, *shape) and `task` (n,).
-
-        With a `generator`, the noise of the training is added first.
-        """
-
-    def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""

@@ -1,43 +1,74 @@
-"""The interface of policies that output a chunk of actions and the likelihood of that chunk."""
+"""The interfaces of policies: what acting, PPO and a network of somebody else need to have in common.
+
+| interface | used by |
+|---|---|
+| `Policy` | evaluation, gates, robots |
+| `TrainablePolicy` | PPO and imitation |
+| `Denoiser` | `rl.policies.chain`, which makes a `TrainablePolicy` of it |
+
+To bring a network of your own, write a `Denoiser`: any flow, diffusion or regression network is one.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from world_model.api import Context
+from world_model.data.episodes import Episode
+from world_model.data.windows import Windows
 from world_model.env import ChunkStep, Obs
-from world_model.spec import Spec
+from world_model.spec import Feature, Spec
+from world_model.tree import Tree
 
 
-class Observed(Protocol):
-    """What a policy needs to know of an environment, which every `BatchedEnv` has."""
+class Policy(Protocol):
+    """A policy that acts: it encodes observations and decides without exploration."""
 
-    @property
-    def spec(self) -> Spec:
-        """Features, action bounds and tasks."""
+    def encode(self, obs: Obs) -> Tree:
+        """Encode observations of n rows once, for `decide`."""
 
-    @property
-    def n_context_frames(self) -> int:
-        """Frames in an observation."""
+    def decide(self, encoded: Tree, seed: Tensor, counter: Tensor) -> Tensor:
+        """Return actions (n, n_action_steps, action_dim).
+
+        The noise of a row depends only on its `seed` (n,), that of the episode, and its `counter` (n,), the elapsed
+        steps, so an evaluation can be repeated exactly.
+        """
 
 
-class ChunkPolicy(nn.Module, ABC):
-    """What PPO needs of a policy.
+@dataclass
+class Decision:
+    """Actions drawn with exploration noise, for `n` rows."""
 
-    `n` is the number of rows. The chain of a decision is everything from which its likelihood can be computed again:
-    for a flow policy all `K + 1` noisy chunks of the denoising, for a Gaussian policy its mean and the drawn chunk.
+    actions: Tensor  # (n, n_action_steps, action_dim), within their bounds
+    chain: Tensor  # (n, ...), everything from which the likelihood can be computed again
+    log_prob: Tensor  # (n, n_action_steps), float32; see `TrainablePolicy.evaluate_actions`
+
+
+@dataclass
+class Evaluation:
+    """The likelihood of stored decisions under the current weights, for `n` rows."""
+
+    log_prob: Tensor  # (n, n_action_steps), float32
+    ref_kl: Tensor  # (n,), KL divergence from the reference policy
+    entropy: Tensor  # scalar, up to a constant; 0 for a fixed exploration noise
+
+
+class TrainablePolicy(nn.Module, ABC):
+    """What PPO and imitation need of a policy.
+
+    The attribute `spec` holds the features that it reads, and the action bounds and tasks of its environment.
     """
 
-    chunk_size: int
-    n_action_steps: int
-
-    def __init__(self, env: Observed) -> None:
-        super().__init__()
-        self.spec, self.n_context_frames = env.spec, env.n_context_frames
+    spec: Spec
+    n_context_frames: int
+    chunk_size: int  # actions of a chunk
+    n_action_steps: int  # how many of them are executed
+    context_noise: float = 0.0  # largest standard deviation of the training noise on observations; 0: none
 
     @property
     def device(self) -> torch.device:
@@ -45,53 +76,49 @@ class ChunkPolicy(nn.Module, ABC):
         return next(self.parameters()).device
 
     @abstractmethod
-    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
-        """Encode observations of n rows once; all other methods use the result.
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Tree:
+        """Encode observations of n rows once, without gradients; all other methods use the result.
 
         With a `generator` the training noise of the policy is first added to the observations; PPO does so in training.
         """
 
     @abstractmethod
-    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw actions with exploration noise.
+    def sample(self, encoded: Tree, generator: torch.Generator) -> Decision:
+        """Draw actions with exploration noise."""
 
-        Returns:
-            Actions (n, n_action_steps, action_dim), chain (n, K + 1, ...) and log-likelihood (n, n_action_steps).
+    @abstractmethod
+    def decide(self, encoded: Tree, seed: Tensor, counter: Tensor) -> Tensor:
+        """Return actions without exploration; see `Policy.decide`."""
+
+    @abstractmethod
+    def reference(self, encoded: Tree, chain: Tensor) -> Tensor:
+        """Return what `evaluate_actions` needs of the reference policy for stored chains, (n, ...), without gradients.
+
+        The reference is the policy at the last `set_reference`, or at the start.
         """
 
     @abstractmethod
-    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Return actions without exploration (n, n_action_steps, action_dim).
+    def evaluate_actions(self, encoded: Tree, chain: Tensor, reference: Tensor) -> Evaluation:
+        """Return the likelihood of stored chains under the current weights, with gradients.
 
-        The noise of a row depends only on its `seed` (n,) and `counter` (n,), so an evaluation can be repeated exactly.
+        The log-likelihood of an action is that given the actions before it, summed over its dimensions and the steps of
+        the chain. Actions that are not executed are left out, as in DPPO (2409.00588), because their noise has no
+        effect on the advantage.
         """
 
     @abstractmethod
-    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Return the mean of each step of a chain (n, K, ...) under the current weights."""
+    def features(self, encoded: Tree) -> Tensor:
+        """Return what the critic reads of encoded observations, (n, n_features), detached."""
 
     @abstractmethod
-    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Return the log-likelihood of each executed action given those before it, in float32.
+    def value(self, features: Tensor) -> Tensor:
+        """Return the critic's value (n,) of features (n, n_features)."""
 
-        It is summed over the steps of the chain and the dimensions of the action. Actions that are not executed are
-        left out, as in DPPO (2409.00588), because their noise has no effect on the advantage. Shape:
-        (n, n_action_steps).
-        """
-
-    @abstractmethod
-    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """Return the Gaussian KL to the reference policy (n,), summed over the steps of the chain."""
-
-    @abstractmethod
-    def values_of_features(self, features: Tensor) -> Tensor:
-        """Return the critic's value (n,) of features (n, n_features) of encoded observations."""
-
-    def values(self, context: Context) -> Tensor:
+    def values(self, encoded: Tree) -> Tensor:
         """Return the critic's value (n,) of encoded observations."""
-        return self.values_of_features(context.features)
+        return self.value(self.features(encoded))
 
-    def values_after(self, step: ChunkStep, following: Context) -> Tensor:
+    def values_after(self, step: ChunkStep, following: Tree) -> Tensor:
         """Return the critic's value (n,) of the state after a step, for bootstrapping.
 
         `following` is the encoded `step.obs`. Where an episode ended, this is already the next episode, so the value of
@@ -103,11 +130,16 @@ class ChunkPolicy(nn.Module, ABC):
         return values
 
     @abstractmethod
-    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Return `chain_means` of the reference: the policy at the last `set_reference`, or at the start."""
+    def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
+        """Cut episodes into context frames and the chunks of actions that follow; `ends`: see `Windows`."""
 
+    @abstractmethod
+    def imitation_loss(self, encoded: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean loss of imitating `actions` (n, chunk_size, action_dim), which are in environment units."""
+
+    @abstractmethod
     def set_reference(self) -> None:
-        """Make the current weights the reference policy of `reference_kl`."""
+        """Make the current weights the reference policy."""
 
     @abstractmethod
     def actor_parameters(self) -> list[nn.Parameter]:
@@ -117,17 +149,117 @@ class ChunkPolicy(nn.Module, ABC):
     def critic_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the critic."""
 
-    def entropy(self) -> Tensor:
-        """Return the entropy of a decision up to a constant, a scalar; 0 for a fixed exploration noise."""
-        return torch.zeros((), device=self.device)
+
+class Denoiser(nn.Module, ABC):
+    """A flow, diffusion or regression network that outputs chunks of actions.
+
+    A chunk is the last element of a chain x_0, ..., x_K of tensors (n, horizon, chain_dim): x_0 is noise, and each step
+    is Gaussian with a mean and a standard deviation given by `step`. A regression has one step (K = 1) from zeros.
+    `rl.policies.chain.ChainPolicy` adds exploration noise, likelihood, reference policy and critic.
+    """
+
+    reads: Mapping[str, Feature]  # the features that it needs of an observation, `state` among them
+    n_context_frames: int = 1
+    horizon: int  # rows of the chain, H
+    chain_dim: int  # columns of the chain, D: the action dimensions, then padding if there is any
+    first: int = 0  # row of the first action that is executed; earlier rows belong to the past
+    n_features: int  # size of `features`
+    context_noise: float = 0.0  # see `TrainablePolicy`
+    starts_at_zero: bool = False  # the chain starts with zeros in place of noise, as for a regression
+    is_stochastic: bool = False  # its own sampler adds the noise of `step` when it acts, such as DDPM
+    critic: nn.Module  # optional: features (n, n_features) -> value (n,); without it `ChainPolicy` makes one
+    spec: Spec  # see `attach`
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def chunk_size(self) -> int:
+        """Number of actions from the first executed one to the end of the chunk."""
+        return self.horizon - self.first
+
+    def attach(self, spec: Spec) -> None:
+        """Set the spec of the environment: the features of `reads`, action bounds, tasks and their instructions.
+
+        It is called once, before anything else. Raises `UserError` if the network cannot act there.
+        """
+        self.spec = spec
+
+    @abstractmethod
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Tree:
+        """Encode observations of n rows, without gradients, into what PPO keeps of them.
+
+        The result is kept for every decision of a rollout. So it should be small: if what the network computes is
+        larger than the observation, return the observation, and encode it again in `prepare`.
+        """
+
+    @abstractmethod
+    def features(self, encoded: Tree) -> Tensor:
+        """Return what a critic reads of encoded observations, (n, n_features), detached."""
+
+    def prepare(self, encoded: Tree) -> Any:
+        """Compute what all steps of a chain share; the result is passed to `step`. By default it is `encoded`."""
+        return encoded
+
+    @abstractmethod
+    def step(self, prepared: Any, x: Tensor, i: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
+        """Take step `i` (from 0) of `n_steps` from chunks `x` (n, horizon, chain_dim).
+
+        Returns:
+            The mean of the next chunk, with the shape of `x`, and its standard deviation, which broadcasts to it. None
+            stands for a deterministic step, as of a flow's ODE; `ChainPolicy` then adds its own noise for exploration.
+        """
+
+    @abstractmethod
+    def to_actions(self, encoded: Tree, x: Tensor) -> Tensor:
+        """Return the actions of finished chunks `x`, in environment units, not clamped. Shape: (n, chunk_size, A)."""
+
+    @abstractmethod
+    def imitation_loss(self, encoded: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the network's own mean training loss on `actions` (n, chunk_size, A), in environment units."""
+
+    @abstractmethod
+    def action_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained; all others are frozen."""
+
+    def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
+        """Cut episodes into context frames and the chunks of actions that follow; `ends`: see `Windows`."""
+        windows = Windows(
+            [episode.only(self.reads) for episode in episodes],
+            tasks=self.spec.tasks,
+            n_context_frames=self.n_context_frames,
+            chunk_size=self.chunk_size,
+            every={name: feature.every for name, feature in self.reads.items() if feature.every > 1},
+            ends=ends,
+        )
+        return windows.to(self.device)
 
 
-def policy_state(policy: ChunkPolicy) -> dict[str, Any]:
+def names_of_today(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of a policy, as a state of an older version has them, under the names of this version."""
+    if any(name.startswith("denoiser.") for name in state):
+        return dict(state)
+    named: dict[str, Any] = {}
+    n_references = 0
+    for name, value in state.items():
+        if name.startswith("reference."):  # the copies of the action parameters, in the same order
+            named[f"reference_weights.{n_references}"] = value
+            n_references += 1
+        elif name in ("color", "whiten"):
+            named[name] = value
+        elif name not in ("middle", "reach"):  # these follow from the spec
+            named[f"denoiser.{name}"] = value
+    return named
+
+
+def policy_state(policy: nn.Module) -> dict[str, Any]:
     """Return a copy of the trained weights, for a rollback."""
     return {name: value.detach().clone() for name, value in policy.named_parameters() if value.requires_grad}
 
 
-def load_policy_state(policy: ChunkPolicy, state: dict[str, Tensor]) -> None:
+def load_policy_state(policy: nn.Module, state: dict[str, Tensor]) -> None:
     """Restore weights from `policy_state`, in place."""
     parameters = dict(policy.named_parameters())
     with torch.no_grad():

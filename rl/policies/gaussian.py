@@ -2,108 +2,110 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from rl.policies.api import ChunkPolicy, Observed
+from rl.policies.api import Denoiser
+from rl.policies.chain import ChainPolicy
 from rl.policies.exportable import Graph
-from world_model.api import Context
 from world_model.checkpoint import checked_weights
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.env import Obs
-from world_model.spec import Spec
+from world_model.spec import STATE, Spec
 
 
-class GaussianPolicy(ChunkPolicy):
+class GaussianMLP(Denoiser):
     """An MLP with a learned standard deviation that does not depend on the state, for environments without images.
 
+    Its chain has one step, from zeros to a Gaussian chunk in units of half the range of an action.
+
     Args:
-        env: environment whose spec and context frames set the sizes.
+        spec: sets the sizes.
+        n_context_frames: frames of an observation.
         chunk_size: actions per decision.
         width: units of the hidden layers.
         log_std: initial log of the standard deviation, in units of half the range of an action.
     """
 
+    starts_at_zero = True
     middle: Tensor
     reach: Tensor
+    critic: nn.Module
 
-    def __init__(self, env: Observed, chunk_size: int = 1, width: int = 64, log_std: float = -0.5) -> None:
-        super().__init__(env)
-        self.chunk_size = self.n_action_steps = chunk_size
-        dim, out = env.n_context_frames * env.spec.state_dim + len(env.spec.tasks), chunk_size * env.spec.action_dim
-        self.actor, self.critic = _mlp(dim, width, out), _mlp(dim, width, 1)
+    def __init__(
+        self, spec: Spec, n_context_frames: int, chunk_size: int = 1, width: int = 64, log_std: float = -0.5
+    ) -> None:
+        super().__init__()
+        self.spec, self.n_context_frames = spec, n_context_frames
+        self.reads = {STATE: spec.features[STATE]}
+        self.horizon, self.chain_dim = chunk_size, spec.action_dim
+        self.n_features = n_context_frames * spec.state_dim + len(spec.tasks)
+        out = chunk_size * spec.action_dim
+        self.actor = _mlp(self.n_features, width, out)
+        self.critic = _mlp(self.n_features, width, 1)
         # A small last layer makes the untrained policy explore around the middle of the action range.
         for parameter in self.actor[-1].parameters():
             nn.init.normal_(parameter, std=0.01)
         self.log_std = nn.Parameter(torch.full((out,), log_std))
-        low, high = (torch.tensor(bounds).repeat(chunk_size) for bounds in (env.spec.action_low, env.spec.action_high))
-        self.register_buffer("middle", (high + low) / 2)
-        self.register_buffer("reach", (high - low) / 2)
+        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+        self.register_buffer("middle", (high + low) / 2, persistent=False)
+        self.register_buffer("reach", (high - low) / 2, persistent=False)
 
-    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Tensor:
         """Flatten the frames and append the task as one-hot; `generator` is not used: there is no training noise."""
         task = torch.nn.functional.one_hot(obs["task"], len(self.spec.tasks)).float()
-        return Context(obs["state"], [], torch.cat([obs["state"].flatten(1), task], dim=-1))
+        return torch.cat([obs["state"].flatten(1), task], dim=-1)
 
-    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw one Gaussian action chunk."""
-        mean = self.actor(context.features)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        # The chain is the mean (the start of the only step) and the drawn actions, both before scaling and clamping.
-        chain = torch.stack([mean, mean + self.log_std.exp() * noise], dim=1).detach()
-        return self._executable(chain[:, 1]), chain, self.chain_log_prob(chain, mean.unsqueeze(1))
+    def features(self, encoded: Tensor) -> Tensor:
+        """Return the encoded observation itself."""
+        return encoded
 
-    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Return the mean actions."""
-        return self._executable(self.actor(context.features))
+    def step(self, prepared: Tensor, x: Tensor, i: int, n_steps: int) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the only step; `x` does not matter."""
+        return self.actor(prepared).view_as(x), self.log_std.exp().view(x.shape[1:])
 
-    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Return the mean under the current weights. Shape: (n, 1, chunk_size * action_dim)."""
-        return self.actor(context.features).unsqueeze(1)
+    def to_actions(self, encoded: Tensor, x: Tensor) -> Tensor:
+        """Scale the outputs to environment units."""
+        return self.middle + self.reach * x
 
-    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Return the mean with which the chain was drawn, because this policy has no pretrained start policy."""
-        return chain[:, :1]
+    def imitation_loss(self, encoded: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean negative log-likelihood of an action dimension, up to a constant."""
+        z = (self.actor(encoded) - ((actions - self.middle) / self.reach).flatten(1)) / self.log_std.exp()
+        return (0.5 * z.square() + self.log_std).mean()
 
-    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Return the log-density of the drawn actions. Shape: (n, chunk_size)."""
-        # Sum over the dimensions of each action, so that every action of the chunk has its own likelihood.
-        z = (chain[:, 1] - means[:, 0]) / self.log_std.exp()
-        each = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        return each.view(len(z), self.chunk_size, -1).sum(-1)
-
-    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """Return the KL to the policy that drew the chain, for equal standard deviations. Shape: (n,)."""
-        return ((means - reference_means) / self.log_std.exp()).square().flatten(1).sum(1) / 2
-
-    def values_of_features(self, features: Tensor) -> Tensor:
-        """Return the value of the critic MLP (n,)."""
-        return self.critic(features).squeeze(-1)
-
-    def entropy(self) -> Tensor:
-        """Return the sum of the log standard deviations: the entropy up to a constant."""
-        return self.log_std.sum()
-
-    def actor_parameters(self) -> list[nn.Parameter]:
+    def action_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the actor MLP and the log standard deviation."""
         return [*self.actor.parameters(), self.log_std]
 
-    def critic_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the critic MLP."""
-        return list(self.critic.parameters())
 
-    def _executable(self, raw: Tensor) -> Tensor:
-        """Convert outputs (n, chunk_size * action_dim) to actions in environment units, within the bounds."""
-        actions = self.middle + self.reach * raw.clamp(-1, 1)
-        return actions.view(len(raw), self.chunk_size, self.spec.action_dim)
+class Observed(Protocol):
+    """What a new policy needs to know of an environment, which every `BatchedEnv` has."""
+
+    @property
+    def spec(self) -> Spec:
+        """Features, action bounds and tasks."""
+
+    @property
+    def n_context_frames(self) -> int:
+        """Frames in an observation."""
+
+
+class GaussianPolicy(ChainPolicy):
+    """A new Gaussian MLP as a policy, sized by an environment; see `GaussianMLP` for the other arguments."""
+
+    denoiser: GaussianMLP
+
+    def __init__(self, env: Observed, chunk_size: int = 1, width: int = 64, log_std: float = -0.5) -> None:
+        network = GaussianMLP(env.spec, env.n_context_frames, chunk_size, width, log_std)
+        # One step, and no least deviation: the network learns its own.
+        super().__init__(network, env.spec, n_denoising_steps=1, noise_std=0.0)
 
 
 class GaussianGraph(Graph):
@@ -115,8 +117,10 @@ class GaussianGraph(Graph):
 
     def forward(self, state: Tensor, task: Tensor) -> Tensor:
         """Return actions (n, chunk_size, action_dim) for state (n, n_context_frames, state_dim) and task (n,)."""
-        context = self.policy.encode({"state": state, "task": task})
-        return self.policy.decide(context, seed=task, counter=task)  # seed and counter are not used
+        policy, network = self.policy, self.policy.denoiser
+        encoded = network.encode({"state": state, "task": task})
+        mean = network.actor(encoded).view(-1, policy.chunk_size, policy.spec.action_dim)
+        return network.to_actions(encoded, mean).clamp(policy.low, policy.high)
 
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw `n` inputs with standard normal states, because this policy has no statistics of real states."""
@@ -148,10 +152,10 @@ def load_gaussian(checkpoint: str | Path, config: dict[str, Any], tensors: Mappi
         # The constructor needs an environment, but only for its sizes.
         env = _Observed(spec, n_context_frames=frames)
         policy = GaussianPolicy(env, chunk_size=len(tensors["log_std"]) // spec.action_dim, width=width)
-        missing, unexpected = policy.load_state_dict(dict(tensors), strict=False)
+        missing, unexpected = policy.denoiser.load_state_dict(dict(tensors), strict=False)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         raise UserError(f"{checkpoint}: its config and weights do not describe a Gaussian policy: {error!r}") from error
-    if wrong := [*unexpected, *(set(missing) - {"middle", "reach"})]:  # these two are computed from the spec
+    if wrong := [*unexpected, *missing]:
         raise UserError(f"{checkpoint}: tensor {min(wrong)!r} is missing or unexpected in a Gaussian policy")
     return policy
 

@@ -1,9 +1,4 @@
-"""The built-in world-action model as a policy: for PPO (`FlowPolicy`), on a robot (`ModelPilot`) and for export.
-
-PPO needs a likelihood, which the denoising ODE does not have. So `FlowPolicy` adds Gaussian noise after every denoising
-step and stores all steps as a chain; the likelihood of a chunk is the product of the densities of these steps (DPPO,
-2409.00588; ReinFlow, 2505.22094).
-"""
+"""The built-in world-action model as a policy: for PPO (`WamDenoiser`), on a robot (`ModelPilot`) and for export."""
 
 from __future__ import annotations
 
@@ -15,159 +10,104 @@ import torch
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from rl.policies.api import ChunkPolicy
+from rl.policies.api import Denoiser
+from rl.policies.chain import ChainPolicy
 from rl.policies.exportable import Exportable, Graph, checked_count
 from rl.policies.gaussian import GaussianGraph, load_gaussian
 from world_model.api import Context
 from world_model.checkpoint import load_checkpoint
 from world_model.data.episodes import Episode
+from world_model.data.windows import Windows
 from world_model.env import BatchedEnv, Obs
-from world_model.flow import gaussian_log_prob, noise_level, seeded_noise, step_mean
+from world_model.flow import noise_level, step_mean
+from world_model.spec import Spec
 from world_model.wam import modes
 from world_model.wam.codec import VectorCodec
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
 
-class FlowPolicy(ChunkPolicy):
-    """The action decoder of a world-action model as a policy for PPO.
+class WamDenoiser(Denoiser):
+    """The action decoder of a world-action model as a denoiser.
+
+    A chain holds the codes of the actions, (n, chunk_size, codes of an action); the decoder has several actions in one
+    token. The encoder is frozen, so encoded observations hold its keys and values, which every step reads.
 
     Args:
-        model: trained in place; only its action decoder and critic get gradients.
-        env: environment that gives spec and context frames.
-        n_denoising_steps: number K of denoising steps; exploration adds noise after each.
-        noise_std: standard deviation of this noise, in units of the normalised action.
-        n_action_steps: number of actions of a chunk that are executed; None: all of them.
-        noise_correlation: correlation between the noise of neighbouring actions of a chunk, in [0, 1). White noise
-            averages out within a chunk; correlated noise moves the hand to other places, from which PPO can learn (cf.
-            2302.12065).
+        model: its action decoder is trained in place, and its critic is used; encoder and world decoder stay frozen, so
+            PPO does not change the dream.
+    """
+
+    def __init__(self, model: WorldActionModel) -> None:
+        super().__init__()
+        self.model = model
+        self.reads, self.n_context_frames = model.spec.features, model.config.n_context_frames
+        self.horizon, self.context_noise = model.config.chunk_size, model.context_noise
+        codec = model.action_codec
+        self._codes = codec.n_tokens, codec.code_dim
+        self.chain_dim = codec.n_tokens * codec.code_dim // self.horizon
+        self.n_features = 2 * model.config.width
+
+    @property
+    def critic(self) -> nn.Module:  # type: ignore[override] # it belongs to the model, and is saved with it
+        """The critic of the model."""
+        return self.model.value
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.model.device
+
+    def attach(self, spec: Spec) -> None:
+        """Keep the spec of the model: its action bounds may be narrower than those of the environment."""
+        self.spec = self.model.spec
+
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
+        """Encode with the model; the training noise is its `context_noise`."""
+        return self.model.observe(obs, generator)
+
+    def features(self, encoded: Context) -> Tensor:
+        """Return the features that the model's encoder made for its critic."""
+        return encoded.features
+
+    def step(self, prepared: Context, x: Tensor, i: int, n_steps: int) -> tuple[Tensor, None]:
+        """Take one Euler step of the flow."""
+        codes = x.view(len(x), *self._codes)
+        level = codes.new_full((len(x),), noise_level(i, n_steps))
+        mean = step_mean(codes, self.model.predict_action(prepared, codes, level), i, n_steps)
+        return mean.view_as(x), None
+
+    def to_actions(self, encoded: Context, x: Tensor) -> Tensor:
+        """Decode codes to actions (n, chunk_size, action_dim)."""
+        return self.model.action_codec.decode(x.view(len(x), *self._codes))
+
+    def imitation_loss(self, encoded: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the flow-matching loss of the model."""
+        return self.model.imitation_loss(encoded, actions, generator)
+
+    def action_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the action decoder."""
+        return list(self.model.action_parameters())
+
+    def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
+        """Cut episodes as the model does, which encodes their images once."""
+        return self.model.windows(episodes, ends)
+
+
+def flow_policy(
+    model: WorldActionModel,
+    env: BatchedEnv,
+    n_denoising_steps: int = 2,
+    noise_std: float = 0.2,
+    n_action_steps: int | None = None,
+    noise_correlation: float = 0.8,
+) -> ChainPolicy:
+    """Return the policy of a world-action model, which is trained in place; see `ChainPolicy` for the arguments.
 
     Raises:
         UserError: `n_action_steps` does not fit the chunks of the model.
     """
-
-    def __init__(
-        self,
-        model: WorldActionModel,
-        env: BatchedEnv,
-        n_denoising_steps: int = 2,
-        noise_std: float = 0.2,
-        n_action_steps: int | None = None,
-        noise_correlation: float = 0.8,
-    ) -> None:
-        super().__init__(env)
-        self.model = model
-        self.n_denoising_steps, self.noise_std = n_denoising_steps, noise_std
-        self.chunk_size = size = model.config.chunk_size
-        self.n_action_steps = n = n_action_steps or size
-        if n > size:
-            raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
-        if n < size and model.cameras:
-            raise UserError(
-                f"n_action_steps={n}: a model with cameras gets an image after each whole chunk; use {size}"
-            )
-        # Encoder and world decoder stay frozen, so PPO does not change the dream.
-        model.requires_grad_(False)
-        model.action.requires_grad_(True)
-        model.value.requires_grad_(True)
-        # A frozen copy, the reference policy of `reference_kl`.
-        self.reference = copy.deepcopy(model.action).requires_grad_(False)
-        # Correlation of the noise of actions i and j of a chunk: noise_correlation ** |i - j| (AR(1)).
-        lag = torch.arange(self.chunk_size)
-        covariance = torch.tensor(noise_correlation) ** (lag[:, None] - lag).abs()
-        self.color: Tensor  # lower Cholesky factor of the correlation: white noise -> correlated noise
-        self.register_buffer("color", torch.linalg.cholesky(covariance.double()).float())
-        self.whiten: Tensor  # its inverse: correlated noise -> white noise
-        self.register_buffer("whiten", torch.linalg.inv(self.color.double()).float())
-        self.to(model.device)
-
-    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Context:
-        """Encode without gradients: the encoder is frozen. The training noise is the `context_noise` of the model."""
-        with torch.no_grad():
-            return self.model.observe(obs, generator)
-
-    def sample(self, context: Context, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Denoise with noise after every step. The returned actions are clamped to their bounds, the chain is not."""
-        x = modes.action_noise(self.model, len(context.frames), generator)
-        chain, means = [x], []
-        for i in range(self.n_denoising_steps):
-            t = x.new_full((len(x),), noise_level(i, self.n_denoising_steps))
-            mean = step_mean(x, self.model.predict_action(context, x, t), i, self.n_denoising_steps)
-            # One denoising step of the ODE, then noise that is correlated over the actions of the chunk.
-            white = torch.randn(mean.shape, generator=generator, device=mean.device)
-            x = mean + self.noise_std * self._mix(self.color, white)
-            chain.append(x)
-            means.append(mean)
-        stacked = torch.stack(chain, dim=1)  # (n, K + 1, n_tokens, code_dim)
-        return self._executable(x), stacked, self.chain_log_prob(stacked, torch.stack(means, dim=1))
-
-    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
-        """Integrate the ODE without exploration noise, from starting noise seeded row by row."""
-        noise = seeded_noise(seed, counter, (self.model.action_codec.n_tokens, self.model.action_codec.code_dim))
-        return modes.policy(self.model, context, noise, self.n_denoising_steps)[:, : self.n_action_steps]
-
-    def chain_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Return the mean of each denoising step from the stored chunk before it. Shape: (n, K, n_tokens, code_dim)."""
-        return self._means(self.model.action, context, chain)
-
-    def reference_means(self, context: Context, chain: Tensor) -> Tensor:
-        """Return `chain_means` under the weights of the reference, without gradients."""
-        with torch.no_grad():
-            return self._means(self.reference, context, chain)
-
-    def set_reference(self) -> None:
-        """Copy the weights of the action decoder to the reference."""
-        self.reference.load_state_dict(self.model.action.state_dict())
-
-    def chain_log_prob(self, chain: Tensor, means: Tensor) -> Tensor:
-        """Return the log-likelihood of each executed action. Shape: (n, n_action_steps).
-
-        The starting noise is left out, because its density does not depend on the weights.
-        """
-        n, steps = means.shape[:2]
-        shape = (n, steps, self.chunk_size, self.spec.action_dim)
-        # In whitened units the noise of all actions is independent. The Cholesky factor is lower triangular, so white
-        # noise i depends only on actions up to i: its density is that of action i given those before it.
-        white, mean = (self._mix(self.whiten, part).view(shape).transpose(1, 2) for part in (chain[:, 1:], means))
-        # Change of variables: log-determinant of the whitening, one diagonal entry per action.
-        volume = steps * self.spec.action_dim * self.color.diagonal().log()
-        each = gaussian_log_prob(white.flatten(0, 1), mean.flatten(0, 1), self.noise_std)
-        return (each.view(n, self.chunk_size) - volume)[:, : self.n_action_steps]
-
-    def reference_kl(self, means: Tensor, reference_means: Tensor) -> Tensor:
-        """Return the sum over steps of ||mean - reference mean||^2 / (2 std^2), in whitened units. Shape: (n,)."""
-        return self._mix(self.whiten, means - reference_means).square().flatten(1).sum(1) / (2 * self.noise_std**2)
-
-    def values_of_features(self, features: Tensor) -> Tensor:
-        """Return the value (n,) of the model's critic."""
-        return self.model.value(features)
-
-    def actor_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the action decoder."""
-        return list(self.model.action_parameters())
-
-    def critic_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the model's critic."""
-        return list(self.model.value.parameters())
-
-    def _means(self, decoder: nn.Module, context: Context, chain: Tensor) -> Tensor:
-        """Return the mean of each denoising step by `decoder`, each from the stored chunk before the step."""
-        steps, means = chain.shape[1] - 1, []
-        for i in range(steps):
-            # Contiguous as in `sample`: a strided tensor is multiplied in another order, with other rounding.
-            x = chain[:, i].contiguous()
-            estimate = decoder(x, x.new_full((len(x),), noise_level(i, steps)), context)
-            means.append(step_mean(x, estimate, i, steps))
-        return torch.stack(means, dim=1)
-
-    def _mix(self, matrix: Tensor, codes: Tensor) -> Tensor:
-        """Mix the actions of a chunk, in codes (..., n_tokens, code_dim), by a (chunk_size, chunk_size) matrix."""
-        return (matrix @ codes.reshape(*codes.shape[:-2], self.chunk_size, -1)).view_as(codes)
-
-    def _executable(self, codes: Tensor) -> Tensor:
-        """Decode codes to the executed actions (n, n_action_steps, action_dim), within their bounds."""
-        actions = self.model.action_codec.decode(codes).clamp(self.model.action_low, self.model.action_high)
-        return actions[:, : self.n_action_steps]
+    return ChainPolicy(WamDenoiser(model), env.spec, n_denoising_steps, noise_std, n_action_steps, noise_correlation)
 
 
 class ModelPilot:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from world_model.api import Context
+from world_model.tree import Tree, join, rows, to
 
 
 @dataclass
 class Rollout:
     """`n_steps` chunks of `num_envs` environments. Tensors are (n_steps, num_envs, ...) unless said otherwise."""
 
-    context: list[Context]  # one per chunk, num_envs rows each: the encoded observation
-    chain: Tensor  # the denoising chain that the policy sampled
+    context: list[Tree]  # one per chunk, num_envs rows each: the encoded observation
+    chain: Tensor  # from which the likelihood is computed again, see `TrainablePolicy`
     log_prob: Tensor  # (…, n_action_steps)
     value: Tensor
     reward: Tensor  # discounted sum over the executed steps of the chunk
@@ -23,7 +23,7 @@ class Rollout:
     terminated: Tensor  # bool
     truncated: Tensor  # bool
     next_value: Tensor  # value of the state after the chunk, before any restart
-    reference_means: Tensor  # means of the denoising steps under the reference policy
+    reference: Tensor  # of the chain, see `TrainablePolicy.reference`
     success: Tensor  # bool, success was seen in the chunk
     frames: dict[str, Tensor]  # context before the chunk, without noise: feature -> (…, n_context_frames, *shape)
     actions: Tensor  # as the policy chose them (…, k, action_dim)
@@ -64,13 +64,13 @@ class Rollout:
 class Samples:
     """Rollouts flattened for the update: `n` rows."""
 
-    context: Context
+    context: Tree
     chain: Tensor
     log_prob: Tensor  # (…, n_action_steps)
     value: Tensor
     advantage: Tensor
     returns: Tensor
-    reference_means: Tensor
+    reference: Tensor
     weight: Tensor
 
     def __len__(self) -> int:
@@ -79,24 +79,24 @@ class Samples:
     def __getitem__(self, index: Tensor) -> Samples:
         """Select the rows `index`."""
         rest = {k: v[index] for k, v in vars(self).items() if k != "context"}
-        return Samples(context=self.context[index], **rest)
+        return Samples(context=rows(self.context, index), **rest)
 
     def to(self, device: torch.device) -> Samples:
         """Move all tensors to a device."""
-        return Samples(**{k: v.to(device) for k, v in vars(self).items()})
+        return to(self, device)
 
     @staticmethod
     def from_rollout(rollout: Rollout, gamma: float, gae_lambda: float) -> Samples:
         """Compute advantages and returns, and flatten steps and environments to n_steps * num_envs rows."""
         advantage, returns = rollout.advantages(gamma, gae_lambda)
         return Samples(
-            context=Context.join(rollout.context),
+            context=join(rollout.context),
             chain=rollout.chain.flatten(0, 1),
             log_prob=rollout.log_prob.flatten(0, 1),
             value=rollout.value.flatten(),
             advantage=advantage.flatten(),
             returns=returns.flatten(),
-            reference_means=rollout.reference_means.flatten(0, 1),
+            reference=rollout.reference.flatten(0, 1),
             weight=rollout.weight.flatten(),
         )
 

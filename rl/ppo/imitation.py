@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rl.policies.api import TrainablePolicy
 from rl.ppo.buffer import Rollout
-from world_model.api import Context, Imitator
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
+from world_model.tree import Tree, join, rows, to
 
 MOST = 10_000
 """Largest number of success chunks kept of each kind; older ones are dropped. Each takes 15 kB with its context."""
@@ -18,8 +19,8 @@ MOST = 10_000
 DEMO_COPIES = 8
 """Number of times each demonstration window is encoded, with new noise each, if the model adds noise to contexts."""
 
-Examples = tuple[Context, Tensor]
-"""Encoded contexts of n rows, and the actions taken there (n, chunk_size, action_dim)."""
+Examples = tuple[Tree, Tensor]
+"""Encoded observations of n rows, and the actions taken there (n, chunk_size, action_dim)."""
 
 
 class Imitation:
@@ -28,7 +29,7 @@ class Imitation:
     Dreamed successes are many, and some are wrong. They are sampled separately from real ones, until `forget_dream`.
 
     Args:
-        model: its action decoder is trained.
+        policy: is trained.
         demonstrations: episodes of the trained tasks.
         demo_coef, sim_coef, dream_coef: weights of the loss on demonstrations, on successes in the simulator and on
             dreamed successes; the caller adds the weighted sum to its own loss.
@@ -37,21 +38,21 @@ class Imitation:
 
     def __init__(
         self,
-        model: Imitator,
+        policy: TrainablePolicy,
         demonstrations: list[Episode],
         demo_coef: float,
         sim_coef: float,
         dream_coef: float,
         batch_size: int,
     ) -> None:
-        self.model, self.batch_size = model, batch_size
+        self.policy, self.batch_size = policy, batch_size
         self.coefs = {"demonstrations": demo_coef, "sim": sim_coef, "dream": dream_coef}
         # The encoder is frozen, so each context is encoded once, with the noise used in the model's training.
         self.examples: dict[str, Examples] = {}
         if demo_coef > 0:
-            windows = model.windows(demonstrations)
+            windows = policy.windows(demonstrations)
             # Demonstrations are few: encode each window several times, each time with other noise.
-            n_copies = 1 if model.context_noise == 0.0 else DEMO_COPIES
+            n_copies = 1 if policy.context_noise == 0.0 else DEMO_COPIES
             self._encode("demonstrations", windows, torch.arange(len(windows)).repeat(n_copies))
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
@@ -63,11 +64,11 @@ class Imitation:
         """Keep the chunks of a rollout that led to a success in the same episode; `place` is "sim" or "dream"."""
         done = rollout.terminated | rollout.truncated
         # If only a part of each chunk was executed, extend it to a whole chunk with the following executed actions.
-        actions, whole = whole_chunks(rollout.actions, done, self.model.chunk_size)
+        actions, whole = whole_chunks(rollout.actions, done, self.policy.chunk_size)
         kept = leads_to_success(rollout.success, done)[: len(whole)] & whole
         if self.coefs[place] > 0 and kept.any():
-            contexts = [context[rows] for context, rows in zip(rollout.context[: len(kept)], kept, strict=True)]
-            self._keep(place, Context.join(contexts), actions[kept])
+            contexts = [rows(context, of) for context, of in zip(rollout.context[: len(kept)], kept, strict=True)]
+            self._keep(place, join(contexts), actions[kept])
 
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
         """Keep consecutive chunks of recorded successes, and one more that ends with the episode.
@@ -78,14 +79,14 @@ class Imitation:
         Episodes hold executed actions. With a delay these were commanded `delay` steps earlier; the policy must learn
         the commands, so the actions are shifted back.
         """
-        size = self.model.chunk_size
+        size = self.policy.chunk_size
         successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= size + delay]
         if self.coefs["sim"] == 0 or not successes:
             return
-        windows = self.model.windows(successes, ends=True)
+        windows = self.policy.windows(successes, ends=True)
         # Take every window that begins at a multiple of the chunk size, and the last one that fits the episode.
         begins = windows.start - windows.first[windows.episode]
-        last = torch.tensor([e.length - size for e in windows.episodes], device=self.model.device)[windows.episode]
+        last = torch.tensor([e.length - size for e in windows.episodes], device=self.policy.device)[windows.episode]
         self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))
 
     def collected(self) -> dict[str, Examples]:
@@ -96,7 +97,7 @@ class Imitation:
         """Replace the collected examples by those that `collected` returned."""
         self.examples = {k: examples for k, examples in self.examples.items() if k == "demonstrations"}
         for kind, (context, actions) in collected.items():
-            self.examples[kind] = context.to(self.model.device), actions.to(self.model.device)
+            self.examples[kind] = to(context, self.policy.device), actions.to(self.policy.device)
 
     def forget_dream(self) -> None:
         """Drop dreamed successes: the next dream comes from a refitted model."""
@@ -105,20 +106,19 @@ class Imitation:
     def _encode(self, kind: str, windows: Windows, index: Tensor) -> None:
         batch = windows.at(index)
         # Seeded by the data, so that a resumed run draws the same noise.
-        generator = torch.Generator(self.model.device).manual_seed(windows.episodes[0].seed)
-        with torch.no_grad():
-            context = self.model.observe(batch.obs, generator)
-        self._keep(kind, context, batch.actions)
+        generator = torch.Generator(self.policy.device).manual_seed(windows.episodes[0].seed)
+        self._keep(kind, self.policy.encode(batch.obs, generator), batch.actions)
 
-    def _keep(self, kind: str, context: Context, actions: Tensor) -> None:
+    def _keep(self, kind: str, context: Tree, actions: Tensor) -> None:
         if kind in self.examples:
             old_context, old_actions = self.examples[kind]
-            context, actions = Context.join([old_context, context])[-MOST:], torch.cat([old_actions, actions])[-MOST:]
+            newest = slice(-MOST, None)
+            context, actions = rows(join([old_context, context]), newest), torch.cat([old_actions, actions])[newest]
         self.examples[kind] = context, actions
 
-    def _draw(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw(self, context: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(actions), (self.batch_size,), generator=generator, device=generator.device)
-        return self.model.imitation_loss(context[index], actions[index], generator)
+        return self.policy.imitation_loss(rows(context, index), actions[index], generator)
 
 
 def _commanded(episode: Episode, delay: int) -> Episode:

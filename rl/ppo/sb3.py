@@ -22,7 +22,8 @@ from torch import Tensor
 from rewards.errors import UserError, closest_or_known
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv, StepVecEnv, action_space, observation_space, unflatten_obs
-from rl.policies.api import ChunkPolicy
+from rl.policies.api import TrainablePolicy
+from rl.policies.chain import load_weights
 from rl.policies.gaussian import GaussianPolicy
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.update import PPO
@@ -35,6 +36,7 @@ from world_model.checkpoint import (
 )
 from world_model.env import BatchedEnv, ChunkStep
 from world_model.spec import STATE
+from world_model.tree import n_rows
 
 MLP = "MlpPolicy"
 """Name of the only policy that is built by name, `GaussianPolicy`; others are passed as objects."""
@@ -58,7 +60,7 @@ class ChunkPPO(OnPolicyAlgorithm):
 
     def __init__(
         self,
-        policy: str | ChunkPolicy,
+        policy: str | TrainablePolicy,
         env: StepVecEnv | BatchedEnv,
         config: PPOConfig | None = None,
         *,
@@ -152,7 +154,7 @@ class ChunkPPO(OnPolicyAlgorithm):
 
     @classmethod
     def load(  # type: ignore[override]
-        cls, path: str | Path, env: StepVecEnv | BatchedEnv, policy: str | ChunkPolicy = MLP, **options: Any
+        cls, path: str | Path, env: StepVecEnv | BatchedEnv, policy: str | TrainablePolicy = MLP, **options: Any
     ) -> ChunkPPO:
         """Load what `save` wrote; give the same `policy` and `options` as to the constructor then.
 
@@ -164,7 +166,7 @@ class ChunkPPO(OnPolicyAlgorithm):
         weights, state = load_checkpoint(folder_of(path))[1], load_training_state(folder_of(path))
         model = cls(policy, env, **options)
         try:
-            model.policy.chunks.load_state_dict(checked_weights(path, weights))
+            load_weights(model.policy.chunks, checked_weights(path, weights))
             model.ppo.optimizer.load_state_dict(state["optimizer"])
             model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
         except (KeyError, RuntimeError, ValueError) as error:
@@ -182,7 +184,7 @@ class ChunkPredictor(BasePolicy):
         env: defines the observation and action space.
     """
 
-    def __init__(self, chunks: ChunkPolicy, env: BatchedEnv) -> None:
+    def __init__(self, chunks: TrainablePolicy, env: BatchedEnv) -> None:
         super().__init__(observation_space(env), action_space(env))
         self.chunks = chunks
 
@@ -190,11 +192,11 @@ class ChunkPredictor(BasePolicy):
         """Decide on chunks (n, n_action_steps, action_dim) for n observations of an adapter."""
         policy, device = self.chunks, self.chunks.device
         context = policy.encode(unflatten_obs(observation, policy.spec, policy.n_context_frames))
-        rows = torch.arange(len(context.frames), device=device)
+        rows = torch.arange(n_rows(context), device=device)
         if deterministic:
             return policy.decide(context, rows, torch.zeros_like(rows))
         seed = int(torch.randint(2**62, ()))  # from the generator that SB3 seeds, which is on the CPU
-        return policy.sample(context, torch.Generator(device).manual_seed(seed))[0]
+        return policy.sample(context, torch.Generator(device).manual_seed(seed)).actions
 
     def predict(
         self,

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from rewards.errors import BadNumbers
 from rl.config import PPOConfig
-from rl.policies.api import ChunkPolicy, load_policy_state, policy_state
+from rl.policies.api import TrainablePolicy, load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
 from rl.ppo.schedules import load_schedule
 from world_model.env import BatchedEnv, ChunkStep
 from world_model.guards import check_gradients, check_loss
+from world_model.tree import rows, tensors
 
 ADVANTAGE_FLOOR = 0.02
 """Smallest standard deviation that advantages are divided by.
@@ -59,7 +60,7 @@ class PPO:
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        policy: TrainablePolicy,
         config: PPOConfig,
         imitation: Callable[[torch.Generator], Tensor | None] | None = None,
         seed: int = 0,
@@ -75,23 +76,23 @@ class PPO:
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool = False, on_step: OnStep | None = None) -> Rollout:
         """Run `n_steps` chunks in each environment of `env`, from its current state or, with `fresh`, from a reset.
 
-        Observations get the same noise as in training, see `ChunkPolicy.encode`. If `on_step` returns False, the
+        Observations get the same noise as in training, see `TrainablePolicy.encode`. If `on_step` returns False, the
         rollout ends with that chunk.
         """
         policy, contexts, observed, steps, terms = self.policy, [], [], [], dict[str, float]()
         obs = env.observe() if env.begun and not fresh else env.reset()
         context = policy.encode(obs, self.generator)
         for _ in range(n_steps):
-            actions, chain, log_prob = policy.sample(context, self.generator)
+            decision = policy.sample(context, self.generator)
             frames = {name: values.clone() for name, values in env.context.items()}  # before the step changes it
-            step = env.step_chunk(actions)
+            step = env.step_chunk(decision.actions)
             following = policy.encode(step.obs, self.generator)
             contexts.append(context)
             observed.append(frames)
             steps.append(
                 {
-                    "chain": chain,
-                    "log_prob": log_prob,
+                    "chain": decision.chain,
+                    "log_prob": decision.log_prob,
                     "value": policy.values(context),
                     "reward": discounted(step.reward, self.config.gamma),
                     "n_executed": step.executed.sum(1),
@@ -99,9 +100,9 @@ class PPO:
                     "truncated": step.truncated,
                     # A dream lowers this value where it ends a branch because the expected error is too large.
                     "next_value": policy.values_after(step, following) - env.value_penalty,
-                    "reference_means": policy.reference_means(context, chain),
+                    "reference": policy.reference(context, decision.chain),
                     "success": step.is_success,
-                    "actions": actions,
+                    "actions": decision.actions,
                     "task": obs["task"],
                     "expected_error": torch.zeros(env.num_envs, device=env.device) + env.expected_error,
                     "weight": torch.ones(env.num_envs, device=env.device),
@@ -113,7 +114,7 @@ class PPO:
                 terms[name] = terms.get(name, 0.0) + float(step.weighted[name].sum())
             # `following` is the context after any restart, so the next decision continues from it.
             obs, context = step.obs, following
-            if on_step is not None and not on_step(actions, step):
+            if on_step is not None and not on_step(decision.actions, step):
                 break
         stacked = {k: torch.stack([s[k] for s in steps]) for k in steps[0]}
         frames = {name: torch.stack([of[name] for of in observed]) for name in observed[0]}
@@ -194,7 +195,7 @@ class PPO:
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            return explained_variance(self.policy.values(samples.context[held]), samples.returns[held])
+            return explained_variance(self.policy.values(rows(samples.context, held)), samples.returns[held])
 
     def _scheduled(self) -> dict[str, float]:
         """Return the current values of scheduled hyper-parameters; constant ones are not logged."""
@@ -231,14 +232,14 @@ class PPO:
     def _policy_loss(self, batch: Samples, ref_kl_coef: float) -> tuple[Tensor, dict[str, float]]:
         """Return the clipped policy loss with KL penalty and entropy bonus, and the statistics to log."""
         config, policy = self.config, self.policy
-        means = policy.chain_means(batch.context, batch.chain)
-        log_ratio = policy.chain_log_prob(batch.chain, means) - batch.log_prob
+        found = policy.evaluate_actions(batch.context, batch.chain, batch.reference)
+        log_ratio = found.log_prob - batch.log_prob
         ratio, advantage = log_ratio.exp(), batch.advantage.unsqueeze(1)  # (n, n_action_steps), (n, 1)
         clip = self.clip_range(self.progress_remaining)
         # PPO's clipped objective, with one ratio per action and the advantage of the whole chunk.
         gain = torch.min(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
         pg_loss = -(batch.weight.unsqueeze(1) * gain).mean()
-        ref_kl = policy.reference_kl(means, batch.reference_means).mean()
+        ref_kl = found.ref_kl.mean()
         with torch.no_grad():
             stats = {
                 # Low-variance estimate of the KL, (r - 1) - log r, as in SB3; summed over the actions of a chunk
@@ -247,13 +248,13 @@ class PPO:
                 "policy_gradient_loss": float(pg_loss),
                 "ref_kl": float(ref_kl),
             }
-        return config.pg_coef * pg_loss + ref_kl_coef * ref_kl - config.ent_coef * policy.entropy(), stats
+        return config.pg_coef * pg_loss + ref_kl_coef * ref_kl - config.ent_coef * found.entropy, stats
 
     def _value_loss(self, samples: Samples, n: int) -> Tensor:
         """Return the critic's loss on `n` rows of `samples`, drawn at random."""
         index = torch.randint(len(samples), (n,), generator=self.generator, device=samples.returns.device)
-        features, returns = samples.context.features[index], samples.returns[index]
-        return (self.policy.values_of_features(features) - returns).square().mean()
+        features, returns = self.policy.features(samples.context)[index], samples.returns[index]
+        return (self.policy.value(features) - returns).square().mean()
 
     def _fresh_optimizer(self) -> torch.optim.Adam:
         """Return an Adam optimizer with the groups actor, critic; `_step` warms the learning rate up to `peak`.
@@ -296,7 +297,7 @@ def _check_finite(samples: Samples) -> None:
     found = {"returns": samples.returns, "advantage": samples.advantage, "value": samples.value}
     if not all(torch.isfinite(v).all() for v in found.values()):
         problem = "a reward or value of the rollout is not finite; nothing of it was learned; check the rewards"
-        raise BadNumbers(problem, frames=samples.context.frames, chain=samples.chain, **found)
+        raise BadNumbers(problem, chain=samples.chain, **found, **dict(tensors(samples.context, "context")))
 
 
 def _normalised(samples: Samples) -> Samples:

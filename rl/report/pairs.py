@@ -12,7 +12,7 @@ from torch import Tensor
 from rl.build import SAME, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.api import ChunkPolicy
+from rl.policies.api import TrainablePolicy
 from rl.report.videos import draw_video, inline_video
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from rl.statistics import correlation, paired_gain, share
@@ -39,7 +39,7 @@ class Pair:
     replayed_success: bool  # whether these frames were read as a success
 
 
-def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionModel) -> dict[str, Any]:
+def champion_pairs(config: TrainConfig, policy: TrainablePolicy, model: WorldActionModel) -> dict[str, Any]:
     """Run the first `config.eval.n_paired` episodes of the evaluation as pairs; return their data for `report.html`."""
     pairs: list[Pair] = []
     tasks = tasks_of(config, model)
@@ -64,7 +64,7 @@ def champion_pairs(config: TrainConfig, policy: ChunkPolicy, model: WorldActionM
 
 
 def run_pairs(
-    policy: ChunkPolicy,
+    policy: TrainablePolicy,
     model: WorldActionModel,
     sim: Simulator,
     seeds: Sequence[int],
@@ -229,7 +229,7 @@ def _video(model: WorldActionModel, pair: Pair, title: str) -> str:
 
 
 def _live(
-    policy: ChunkPolicy, model: WorldActionModel, sim: Simulator, starts: StartStates, n_denoising_steps: int
+    policy: TrainablePolicy, model: WorldActionModel, sim: Simulator, starts: StartStates, n_denoising_steps: int
 ) -> tuple[list[Tensor], list[bool]]:
     """Let the policy act in the dream from each start, with the settings of `sim`; return frames and successes."""
     n, horizon = len(starts), -(-sim.max_steps // policy.n_action_steps)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from rl.build import make_sim
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.rounds.evaluate import Acts, EpisodeResult, evaluate_sim, first_states
+from rl.policies.api import Policy
+from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
 from world_model.wam.model import WorldActionModel
@@ -33,7 +34,7 @@ class EvalEnvs:
             [sim] if shared else [make_sim(config, model, task, n_each, rewards=False) for task in one_task_each]
         )
 
-    def run(self, policy: Acts, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
+    def run(self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
         """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that has ended."""
         results: list[EpisodeResult] = []
         for env, own_seeds in self._assigned(seeds):
@@ -45,7 +46,7 @@ class EvalEnvs:
         return results
 
     def record(
-        self, policy: Acts, seeds: Sequence[int], tick: Callable[[float], None]
+        self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]
     ) -> tuple[list[EpisodeResult], list[Episode]]:
         """Run the episodes of `seeds` as `run` does, and return their recordings beside the results."""
         was_recording = [env.recorder is not None for env in self.envs]

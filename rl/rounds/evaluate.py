@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl.envs.simulator import IDLE, Simulator
-from rl.policies.api import ChunkPolicy
-from world_model.api import Context
+from rl.policies.api import Policy, TrainablePolicy
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.env import BatchedEnv, Obs
+from world_model.env import BatchedEnv
+from world_model.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,19 @@ class EpisodeResult:
         return asdict(self)
 
 
-class Acts(Protocol):
-    """What an evaluation needs of a policy: encode observations, and decide with noise seeded by (seed, counter)."""
-
-    def encode(self, obs: Obs) -> Any:
-        """Encode observations of n environments into the context that `decide` reads."""
-
-    def decide(self, context: Any, seed: Tensor, counter: Tensor) -> Tensor:
-        """Return actions (n, n_action_steps, action_dim), given episode seeds (n,) and elapsed steps (n,)."""
-
-
 class Exploring:
     """A policy that samples with exploration noise from `generator`, although the caller asks it to `decide`."""
 
-    def __init__(self, policy: ChunkPolicy, generator: torch.Generator) -> None:
+    def __init__(self, policy: TrainablePolicy, generator: torch.Generator) -> None:
         self.encode, self.policy, self.generator = policy.encode, policy, generator
 
-    def decide(self, context: Context, seed: Tensor, counter: Tensor) -> Tensor:
+    def decide(self, encoded: Tree, seed: Tensor, counter: Tensor) -> Tensor:
         """Sample actions with exploration; `seed` and `counter` are ignored."""
-        return self.policy.sample(context, self.generator)[0]
+        return self.policy.sample(encoded, self.generator).actions
 
 
 def evaluate_sim(
-    policy: Acts, env: Simulator, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
+    policy: Policy, env: Simulator, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
 ) -> list[EpisodeResult]:
     """Run the episodes named by `seeds` without exploration; return results in the order of `seeds`.
 
@@ -77,7 +67,9 @@ def evaluate_sim(
     return [results[seed] for seed in seeds]
 
 
-def evaluate_dream(policy: Acts, env: DreamEnv, tick: Callable[[int, int], None] | None = None) -> list[EpisodeResult]:
+def evaluate_dream(
+    policy: Policy, env: DreamEnv, tick: Callable[[int, int], None] | None = None
+) -> list[EpisodeResult]:
     """Dream one episode from each of the first `num_envs` starts of `env`, which must be built with `in_order`.
 
     `tick` is called with (finished, total).
@@ -107,7 +99,7 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
     return StartStates(context, starts.task[:n], torch.tensor(seeds, device=env.device))
 
 
-def _episodes(policy: Acts, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
+def _episodes(policy: Policy, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
     """Step without end; yield each episode as it ends, with the index of its environment."""
     obs = env.reset()
     reward = torch.zeros(env.num_envs, device=env.device)

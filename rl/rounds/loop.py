@@ -15,13 +15,14 @@ from rl.compose import to_yaml
 from rl.config import TrainConfig
 from rl.envs.names import shown_name
 from rl.envs.simulator import Simulator
-from rl.policies.api import load_policy_state, policy_state
+from rl.policies.api import Policy, load_policy_state, policy_state
+from rl.policies.chain import load_weights
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
-from rl.rounds.evaluate import Acts, EpisodeResult
+from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import judge
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, explore, rollout_size
@@ -51,7 +52,7 @@ class PostTraining:
     Args:
         config: of the run.
         model: the checkpoint; None for policy=gaussian.
-        imitation: demonstrations for the anchor; None: no imitation.
+        demonstrations: episodes for the anchor, may be empty; None: no imitation, of collected successes neither.
         log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
         say: called with a line of text for the user.
         tick: called with (work done, total work, name of the current activity).
@@ -65,14 +66,14 @@ class PostTraining:
         self,
         config: TrainConfig,
         model: WorldActionModel | None,
-        imitation: Imitation | None,
+        demonstrations: list[Episode] | None,
         log: Log,
         say: Callable[[str], None] = print,
         tick: Callable[[float, float, str], None] = lambda done, total, doing: None,
         safe: Callable[[bool], None] = lambda ended: None,
         folder: Path = Path(),
     ) -> None:
-        self.config, self.model, self.imitation = config, model, imitation
+        self.config, self.model = config, model
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
         self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
         self._check_budget()
@@ -80,7 +81,9 @@ class PostTraining:
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
         self.eval_envs = EvalEnvs(config, model, tasks, self.sim)
         self.policy = make_policy(config, model, self.sim)
-        self.ppo = PPO(self.policy, config.ppo, None if imitation is None else imitation.loss, config.seed)
+        self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
+        loss = None if self.imitation is None else self.imitation.loss
+        self.ppo = PPO(self.policy, config.ppo, loss, config.seed)
         self.callbacks = RunCallbacks(
             config.callbacks,
             ppo=self.ppo,
@@ -220,7 +223,7 @@ class PostTraining:
             self.log(result.n_updates, values | {"eval/rounds": result.rounds})
 
     def record_episodes(
-        self, policy: Acts, seeds: Sequence[int], tick: Callable[[float], None], learn: bool = True
+        self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None], learn: bool = True
     ) -> list[EpisodeResult]:
         """Run and record the episodes of `seeds`; with `learn`, add them to the data of imitation and dream.
 
@@ -249,7 +252,7 @@ class PostTraining:
         about = {"config": to_yaml(config)}
         if self.model is None:
             spec = {"spec": self.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
-            save_checkpoint(folder, spec | about, policy_state(self.policy), readme)
+            save_checkpoint(folder, spec | about, policy_state(self.policy.denoiser), readme)
             return
         demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()
         save_model(folder, self.model, "rl", config.checkpoint, about, readme, demonstrations)
@@ -297,7 +300,7 @@ class PostTraining:
             self.state.n_updates = self.state.sim_steps  # continue the axis where it ended
         self.state.real = self.state.real and self.state.real.to(self.sim.device)
         self._begun = time.monotonic() - state["seconds"]
-        self.policy.load_state_dict(state["weights"])
+        load_weights(self.policy, state["weights"])
         self.ppo.optimizer.load_state_dict(state["optimizer"])
         self.ppo.generator.set_state(state["generator"])
         if state["sim"] is not None:
@@ -309,6 +312,17 @@ class PostTraining:
         if self.dreams is not None:
             self.dreams.load_state_dict(state["dreams"])
         self.callbacks.load_state_dict(state.get("callbacks"))  # an older state has none
+
+    def _make_imitation(self, demonstrations: list[Episode]) -> Imitation:
+        ppo = self.config.ppo
+        return Imitation(
+            self.policy,
+            demonstrations,
+            demo_coef=ppo.bc_coef,
+            sim_coef=ppo.success_bc_coef,
+            dream_coef=self.config.dream.success_bc_coef,
+            batch_size=ppo.bc_batch_size,
+        )
 
     def _make_phases(self) -> dict[str, Phase]:
         config, state, hooks = self.config, self.state, self._hooks

@@ -11,20 +11,21 @@ from typing import Protocol
 
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
+from rl.policies.api import Policy
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
-from rl.rounds.evaluate import Acts, EpisodeResult, Exploring
+from rl.rounds.evaluate import EpisodeResult, Exploring
 from rl.rounds.outcome import RunState
 from rl.seeds import EXPLORE, START
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv
 from world_model.env import BatchedEnv
 
-Record = Callable[[Acts, Sequence[int], Callable[[float], None]], list[EpisodeResult]]
+Record = Callable[[Policy, Sequence[int], Callable[[float], None]], list[EpisodeResult]]
 """Called with (policy, seeds, tick): runs these episodes, keeps their recordings as data, and returns the results."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
+from rl.policies.api import names_of_today
 from rl.ppo.buffer import Samples
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
@@ -31,8 +32,9 @@ class Run:
 TYPES = (Run, Outcome, PhaseResult, Verdict, EpisodeResult, Episode, Context, Samples)
 """The only dataclasses that a state may hold: a file cannot make the loader build anything else."""
 
-VERSION = 2
-"""2: observations are features by name. In version 1, which has no number in its file, they are one state vector."""
+VERSION = 3
+"""3: the weights of a policy have the names that `ChainPolicy` gives them. 2: observations are features by name; in
+version 1, which has no number in its file, they are one state vector."""
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -51,12 +53,22 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not path.is_dir():
         return None
     version = load_checkpoint(path)[0].get("state_version", 1)
-    if version not in (1, VERSION):
+    if version not in range(1, VERSION + 1):
         raise UserError(f"{path}: state_version {version}, known up to {VERSION}; upgrade wamtune")
     types: dict[str, Callable[..., Any]] = {of.__name__: of for of in TYPES}
-    state = load_training_state(path, types | {"Episode": _episode, "Outcome": _outcome, "Part": _phase_result})
+    older: dict[str, Callable[..., Any]] = {
+        "Episode": _episode,
+        "Outcome": _outcome,
+        "Part": _part,
+        "PhaseResult": _phase_result,
+        "Samples": _samples,
+    }
+    state = load_training_state(path, types | older)
     if version == 1 and "post" in state:
         _name_features(folder, state["post"])
+    if version < 3 and "post" in state:
+        run = state["post"]["run"]
+        run["champion"] = names_of_today(run["champion"])
     return state
 
 
@@ -73,9 +85,19 @@ def _outcome(**saved: Any) -> Outcome:
     return Outcome(results=saved.pop("parts" if "parts" in saved else "results"), **saved)
 
 
-def _phase_result(place: str, **saved: Any) -> PhaseResult:
+def _part(place: str, **saved: Any) -> PhaseResult:
     """Build what is called a part in older states, and has a `place`."""
-    return PhaseResult(phase=place, **saved)
+    return _phase_result(phase=place, **saved)
+
+
+def _phase_result(champion: dict[str, Any], **saved: Any) -> PhaseResult:
+    """Build the result of a phase, whose champion has the names of that version."""
+    return PhaseResult(champion=names_of_today(champion), **saved)
+
+
+def _samples(**saved: Any) -> Samples:
+    """Build samples; in older states what belongs to the reference policy is called `reference_means`."""
+    return Samples(reference=saved.pop("reference_means" if "reference_means" in saved else "reference"), **saved)
 
 
 def _name_features(folder: Path, post: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rl.build import build_simulator, find_simulator
 from rl.config import SimulatorConfig
 from rl.envs.simulator import Simulator
-from rl.policies.api import ChunkPolicy
+from rl.policies.api import TrainablePolicy
 from rl.seeds import OF_SOURCE, POLICY
 from world_model.data.episodes import Episode
 from world_model.env import Obs
@@ -70,7 +70,7 @@ def collect_from(env: Simulator, n_tasks: int, source: str, n_episodes: int, see
 
 
 def collect_policy(
-    policy: ChunkPolicy, env: Simulator, n_episodes: int, explore: bool = True, seed: int | None = None
+    policy: TrainablePolicy, env: Simulator, n_episodes: int, explore: bool = True, seed: int | None = None
 ) -> list[Episode]:
     """Record at least `n_episodes` of a policy in `env`, which must be built with terminate_on_success=False."""
     first = POLICY.start if seed is None else seed
@@ -84,7 +84,7 @@ def collect_policy(
         def act(obs: Obs) -> Tensor:
             context = policy.encode(obs)
             if explore:
-                return policy.sample(context, generator)[0]
+                return policy.sample(context, generator).actions
             return policy.decide(context, env.episode_seed, env.elapsed)
 
         episodes += record(env, act, "policy")

@@ -10,7 +10,8 @@ from rewards.errors import UserError
 from rl.build import build_simulator, find_simulator
 from rl.envs.names import shown_name
 from rl.envs.simulator import Simulator
-from rl.policies.wam import FlowPolicy
+from rl.policies.chain import ChainPolicy
+from rl.policies.wam import flow_policy
 from rl.report.pairs import run_pairs, summarise
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim
 from rl.runs.progress import Progress
@@ -213,11 +214,11 @@ def _policy(
     n_episodes: int,
     terminate_on_success: bool,
     obs_noise: float = 0.0,
-) -> tuple[Simulator, FlowPolicy]:
+) -> tuple[Simulator, ChainPolicy]:
     """Build a simulator of one task and the policy that acts in it."""
     n_envs = n_episodes if find_simulator(config.env).vectorised else min(n_episodes, MAX_ENVS)
     env = _env(config, [task], model.spec.tasks, n_envs, model, terminate_on_success, obs_noise)
-    return env, FlowPolicy(model, env, config.n_denoising_steps, config.noise_std)
+    return env, flow_policy(model, env, config.n_denoising_steps, config.noise_std)
 
 
 def _policy_episodes(

@@ -17,7 +17,7 @@ from rl.compose import compose
 from rl.config import EnvConfig, TrainConfig
 from rl.envs.names import env_of_tasks
 from rl.envs.simulator import Simulator
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.report.plots import draw_dream
 from rl.report.videos import draw_video, image_errors, write_video
 from rl.runs.progress import show
@@ -174,7 +174,7 @@ def _actor(model: WorldActionModel, env: Simulator, source: str) -> Callable[[di
     """Return a function from an observation to actions (1, k, action_dim)."""
     if source == "expert":
         return lambda obs: env.expert_actions().unsqueeze(1)
-    policy = FlowPolicy(model, env)
+    policy = flow_policy(model, env)
 
     @torch.no_grad()
     def act(obs: dict[str, Tensor]) -> Tensor:

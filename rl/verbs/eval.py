@@ -18,7 +18,7 @@ from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.gaussian import load_gaussian
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
 from rl.runs.progress import Progress, show
 from rl.statistics import describe, paired_gain, success_rate, wilson
@@ -76,7 +76,7 @@ def evaluate_task(
     seeds = range(options.seed, options.seed + options.n_episodes)
     env = make_sim(_config(options), model, (task,), min(options.n_envs, options.n_episodes), rewards=False)
     try:
-        policy = FlowPolicy(model, env, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
+        policy = flow_policy(model, env, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
         n_places = 2 if options.place == "both" else 1
         # One progress callback for each place: the second one continues where the first one ended.
         ticks = [lambda n, total, begun=begun: tick((begun + n / total) / n_places) for begun in (0, n_places - 1)]

@@ -10,10 +10,9 @@ from rewards.errors import UserError
 from rl.build import check_simulator, device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
-from rl.ppo.imitation import Imitation
 from rl.rounds.loop import PostTraining
 from world_model.checkpoint import find_checkpoint
-from world_model.data.episodes import EpisodeStore
+from world_model.data.episodes import Episode, EpisodeStore
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
@@ -32,8 +31,8 @@ def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
     check_simulator(config)
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
     model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
-    imitation = None if model is None else _imitation(config, model)
-    post = PostTraining(config, model, imitation, log=lambda step, values: None, folder=folder)
+    demonstrations = None if model is None else _demonstrations(config, model)
+    post = PostTraining(config, model, demonstrations, log=lambda step, values: None, folder=folder)
     if config.episodes:
         _add_recorded(post, config)
     return post
@@ -46,12 +45,12 @@ def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
     post.add_episodes(recorded_episodes(config, post.model, tasks_of(config, post.model)))
 
 
-def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None:
-    """Build the imitation loss; return None if no weight of it is above 0."""
+def _demonstrations(config: TrainConfig, model: WorldActionModel) -> list[Episode] | None:
+    """Load the demonstrations of the checkpoint, [] if none are needed; None if no imitation has a weight above 0."""
     ppo = config.ppo
     if not any((ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef)):
         return None
-    demonstrations = []
+    demonstrations: list[Episode] = []
     if ppo.bc_coef > 0:
         tasks = tasks_of(config, model) or model.spec.tasks
         demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=tasks)
@@ -62,11 +61,4 @@ def _imitation(config: TrainConfig, model: WorldActionModel) -> Imitation | None
                 f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "
                 f"set ppo.bc_coef=0 or tune a checkpoint on some"
             )
-    return Imitation(
-        model,
-        demonstrations,
-        demo_coef=ppo.bc_coef,
-        sim_coef=ppo.success_bc_coef,
-        dream_coef=config.dream.success_bc_coef,
-        batch_size=ppo.bc_batch_size,
-    )
+    return demonstrations

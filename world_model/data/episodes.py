@@ -95,6 +95,11 @@ class Episode:
             task_reward=None if self.task_reward is None else self.task_reward[first:last],
         )
 
+    def only(self, names: Collection[str]) -> Episode:
+        """Return the episode with those of its features that are in `names`."""
+        obs = {name: values for name, values in self.obs.items() if name in names}
+        return replace(self, obs=obs, every={name: every for name, every in self.every.items() if name in names})
+
     def check_fits(self, spec: Spec, where: str) -> None:
         """Check features, shapes, task and numbers against `spec`; `where` names the episode in the message.
 

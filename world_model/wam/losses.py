@@ -9,6 +9,7 @@ from torch import Tensor
 from world_model.api import Context
 from world_model.data.windows import Batch
 from world_model.flow import noised, uniform_noise_level
+from world_model.tree import rows as rows_of
 from world_model.wam.features import joined
 from world_model.wam.modes import action_noise, video_noise
 from world_model.wam.network import Network
@@ -50,7 +51,7 @@ def stage_losses(
         future = None
         if with_future and rows.any():
             estimate, future = model.predict_future(
-                context[rows], noisy_video[rows], t_video[rows], noisy_action[rows], t_given[rows]
+                rows_of(context, rows), noisy_video[rows], t_video[rows], noisy_action[rows], t_given[rows]
             )
             if not imitate:
                 predicted = ((estimate - clean_video[rows]) * known[rows]).square().mean((1, 2))
@@ -60,7 +61,7 @@ def stage_losses(
         if chosen.any():
             if future is not None:  # keep the future tokens of the chosen rows only
                 future = [(k[decodes[rows]], v[decodes[rows]]) for k, v in future]
-            estimate = model.predict_action(context[chosen], noisy_action[chosen], t_action[chosen], future)
+            estimate = model.predict_action(rows_of(context, chosen), noisy_action[chosen], t_action[chosen], future)
             # Divide by the whole batch, not by the chosen rows: each sample has the same weight in every batch.
             errors.append((estimate - clean_action[chosen]).square().mean((1, 2)).sum() / n)
     losses["action"] = sum(errors, start=clean_action.new_zeros(()))

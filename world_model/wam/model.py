@@ -1,4 +1,4 @@
-"""The built-in world-action model: the network with the methods of the protocols `WorldModel` and `Imitator`."""
+"""The built-in world-action model: the network with the methods of the protocol `WorldModel`."""
 
 from __future__ import annotations
 
