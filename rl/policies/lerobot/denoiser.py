@@ -1,0 +1,221 @@
+"""A policy of LeRobot as a `Denoiser`: observations to its batches, its chunks to actions of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewards.errors import UserError
+from rl.policies.api import Denoiser
+from rl.policies.lerobot.conditioned import ConditionedFamily
+from rl.policies.lerobot.families import STATE as LEROBOT_STATE
+from rl.policies.lerobot.families import Family
+from rl.policies.lerobot.fastwam import FastwamFamily
+from rl.policies.lerobot.loading import Loaded, load
+from rl.policies.lerobot.regression import RegressionFamily
+from rl.policies.lerobot.velocity import VelocityFamily
+from world_model.env import Obs
+from world_model.spec import IMAGES, STATE, Feature, Spec
+from world_model.tree import Tree
+
+FAMILIES: dict[str, type[Family]] = {
+    "act": RegressionFamily,
+    "diffusion": ConditionedFamily,
+    "fastwam": FastwamFamily,
+    "multi_task_dit": ConditionedFamily,
+    "pi0": VelocityFamily,
+    "pi05": VelocityFamily,
+    "smolvla": VelocityFamily,
+}
+"""Type of a policy -> its family."""
+
+OBSERVATION = "observation."
+
+
+class LeRobotDenoiser(Denoiser):
+    """A policy of LeRobot, whose action side is trained.
+
+    Args:
+        checkpoint: folder with LeRobot's `config.json`, weights and processors.
+        rename: feature that the policy reads -> feature of the environment, such as
+            {"observation.images.top": "images.front"}; for all others the beginning `observation.` is left out.
+        lora_rank: 0 trains the action side itself; above 0 train low-rank changes of its linear layers (Hu et al.,
+            2106.09685), which needs the package peft.
+        device: of the weights.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, see `rl.policies.lerobot.loading.load`; a feature is not supported
+            or renamed to none.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        rename: Mapping[str, str] | None = None,
+        lora_rank: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        self.checkpoint, self.loaded = Path(checkpoint), load(Path(checkpoint), device)
+        self.policy: nn.Module = self.loaded.policy
+        config = self.loaded.policy.config
+        self.names = self._environment_names(config, dict(rename or {}))
+        self.n_context_frames = int(config.n_obs_steps)
+        self.family = FAMILIES[self.loaded.type](self.loaded.policy)
+        self.horizon, self.chain_dim, self.first = self.family.horizon, self.family.chain_dim, self.family.first
+        self.starts_at_zero, self.is_stochastic = self.family.starts_at_zero, self.family.is_stochastic
+        self.own_n_action_steps = int(config.n_action_steps)
+        self.reads = {
+            ours: self._feature(name, ours, config.input_features[name]) for name, ours in self.names.items()
+        }
+        if STATE not in self.reads:
+            raise UserError(f"{checkpoint}: it reads no observation.state, which every environment has")
+        self.rest: list[str] = []  # names of the weights that LoRA adds
+        self._parameters_trained = self._with_lora(lora_rank) if lora_rank else self.family.parameters()
+        self.n_features = self.family.condition(self._batch(self._zeros(), ["nothing"]))[1].shape[1]
+
+    def attach(self, spec: Spec) -> None:
+        """Keep action bounds, tasks and instructions of the environment.
+
+        Raises:
+            UserError: the environment has actions of another size.
+        """
+        if spec.action_dim != self.family.action_dim:
+            raise UserError(
+                f"{self.checkpoint}: it outputs actions of {self.family.action_dim} numbers, the environment expects "
+                f"{spec.action_dim}; choose a policy that was trained on this environment"
+            )
+        super().attach(spec)
+
+    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Tree:
+        """Return the conditioning, or the observation itself if it is smaller; and features for the critic."""
+        own = {name: obs[name] for name in (*self.reads, "task")}
+        conditioning, features = self.family.condition(self._batch(own, self._sentences(obs["task"])))
+        kept = own if self.family.keeps_observation else conditioning
+        # The state in raw units, for actions that are relative to it.
+        return {"kept": kept, "features": features, "state": obs[STATE][:, -1]}
+
+    def features(self, encoded: Tree) -> Tensor:
+        """Return what the critic reads."""
+        features: Tensor = encoded["features"]
+        return features
+
+    def prepare(self, encoded: Tree) -> Tree:
+        """Return the conditioning of all steps."""
+        kept = encoded["kept"]
+        if not self.family.keeps_observation:
+            return kept
+        return self.family.condition(self._batch(kept, self._sentences(kept["task"])))[0]
+
+    def step(self, prepared: Tree, x: Tensor, i: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
+        """Take a step as LeRobot's own sampler does with `n_steps`."""
+        return self.family.step(prepared, x, i, n_steps)
+
+    def to_actions(self, encoded: Tree, x: Tensor) -> Tensor:
+        """Cut padding and past rows, and return the actions in the units of the dataset."""
+        self._set_state(encoded["state"])
+        chunk = x[:, :, : self.family.action_dim]
+        actions: Tensor = self.loaded.postprocessor(chunk).to(x.device)
+        return actions[:, self.first :]
+
+    def imitation_loss(self, encoded: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return LeRobot's training loss, in evaluation mode: without dropout and random crops."""
+        kept, batch = encoded["kept"], {}
+        conditioning = self.prepare(encoded)
+        if self.family.keeps_observation:
+            batch = self._batch(kept, self._sentences(kept["task"]))
+        # Rows before the first executed action are unknown, and the loss leaves them out.
+        past = actions[:, :1].expand(-1, self.first, -1)
+        normalised = self._normalised(torch.cat([past, actions], dim=1), encoded["state"])
+        return self.family.loss(batch, conditioning, normalised, generator)
+
+    def action_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the action side, or of LoRA."""
+        return self._parameters_trained
+
+    def own_chunk(self, obs: Obs, noise: Tensor) -> Tensor:
+        """Return the actions (n, chunk_size, A) of LeRobot's own sampler from a starting noise, to compare with."""
+        batch = self._batch({name: obs[name] for name in self.reads}, self._sentences(obs["task"]))
+        chunk = self.family.own_sample(batch, noise)
+        state = obs[STATE][:, -1]
+        rows = torch.zeros(len(chunk), self.horizon, self.chain_dim, device=chunk.device)
+        rows[:, : chunk.shape[1], : chunk.shape[2]] = chunk
+        return self.to_actions({"state": state}, rows)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that LeRobot and this class load; the changes of LoRA are added to the weights.
+
+        `folder` must exist.
+        """
+        for part in (self.loaded.policy, self.loaded.preprocessor, self.loaded.postprocessor):
+            part.save_pretrained(folder)
+
+    def _environment_names(self, config: Any, rename: dict[str, str]) -> dict[str, str]:
+        """Return feature of the policy -> feature of the environment."""
+        known = list(config.input_features)
+        for name in rename:
+            if name not in known:
+                raise UserError(f"rename: the policy reads no {name!r}; it reads {', '.join(known)}")
+        names = {}
+        for name in known:
+            ours = rename.get(name, name).removeprefix(OBSERVATION)
+            if ours == "image":  # the name of a single camera in older datasets
+                ours = f"{IMAGES}front"
+            names[name] = ours
+        return names
+
+    def _feature(self, name: str, ours: str, feature: Any) -> Feature:
+        if ours.startswith(IMAGES):
+            channels, height, width = feature.shape
+            if channels != 3:
+                raise UserError(f"{self.checkpoint}: {name} has {channels} channels; only images of 3 are supported")
+            return Feature((height, width, 3), dtype="uint8")
+        return Feature(tuple(feature.shape))
+
+    def _zeros(self) -> Obs:
+        """Return an observation of one row, to measure sizes with."""
+        device, n_frames = self.device, self.n_context_frames
+        return {
+            name: torch.zeros(1, n_frames, *feature.shape, dtype=getattr(torch, feature.dtype), device=device)
+            for name, feature in self.reads.items()
+        }
+
+    def _sentences(self, task: Tensor) -> list[str]:
+        return [self.spec.instruction(self.spec.tasks[i]) for i in task.tolist()]
+
+    def _batch(self, obs: Obs, sentences: list[str]) -> dict[str, Any]:
+        """Return LeRobot's preprocessed batch of an observation."""
+        raw: dict[str, Any] = {"task": sentences}
+        for name, ours in self.names.items():
+            values = obs[ours]
+            if ours.startswith(IMAGES):  # (n, n_frames, height, width, 3) in 0..255 -> (n, n_frames, 3, height, width)
+                values = values.movedim(-1, -3).float() / 255
+            raw[name] = values[:, -1] if self.n_context_frames == 1 else values[:, -self.n_context_frames :]
+        with torch.no_grad():
+            batch: dict[str, Any] = self.loaded.preprocessor(raw)
+        return batch
+
+    def _normalised(self, actions: Tensor, state: Tensor) -> Tensor:
+        """Return actions (n, horizon, A) as the preprocessor gives them to the training loss."""
+        transition = {"action": actions, "observation": {LEROBOT_STATE: state}}
+        for step in self.loaded.preprocessor.steps:
+            if type(step).__name__ == "RelativeActionsProcessorStep":
+                transition = step(transition)
+            elif type(step).__name__ == "NormalizerProcessorStep":
+                transition = {**transition, "action": step._normalize_action(transition["action"], inverse=False)}
+        normalised: Any = transition["action"]
+        assert isinstance(normalised, Tensor)
+        return normalised
+
+    def _set_state(self, state: Tensor) -> None:
+        """Set the state that relative actions refer to: LeRobot keeps that of the last observation it processed."""
+        for step in self.loaded.preprocessor.steps:
+            if type(step).__name__ == "RelativeActionsProcessorStep":
+                step._last_state = state
+
+    def _with_lora(self, rank: int) -> list[nn.Parameter]:
+        raise NotImplementedError
