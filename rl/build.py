@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rewards import RewardManager
-from rewards.errors import UserError, closest_or_known
+from rewards.errors import UserError, blamed, closest_or_known, defined_at
 from rewards.manager import isaac_terms
 from rewards.plugins import load
-from rl.config import SimulatorConfig, TrainConfig
+from rl.config import PolicyConfig, SimulatorConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import BUILTIN, shown_name, simulator_name
 from rl.envs.simulator import Request, Simulator
+from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import flow_policy
+from rl.policies.lerobot.loading import is_lerobot
+from rl.policies.wam import WamDenoiser
 from world_model.env import BatchedEnv
-from world_model.spec import Spec
+from world_model.runs import newest_runs
+from world_model.spec import IMAGES, Feature, Spec
 from world_model.wam.model import WorldActionModel
 
 SAME = "max_steps", "terminate_on_success", "action_delay", "obs_noise"
@@ -42,9 +47,16 @@ def find_simulator(env: SimulatorConfig) -> type[Simulator]:
 
 
 def make_sim(
-    config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], n_envs: int, rewards: bool
+    config: TrainConfig,
+    model: WorldActionModel | None,
+    tasks: Sequence[str],
+    n_envs: int,
+    rewards: bool,
+    denoiser: Denoiser | None = None,
 ) -> Simulator:
     """Build the simulator of the config for `tasks`; with `rewards` it gets the reward terms of the config.
+
+    It gives what `model` reads, and what `denoiser` reads if another policy than that of the model acts.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
@@ -59,7 +71,8 @@ def make_sim(
         known_tasks=env.tasks if model is None else model.spec.tasks,
         n_workers=env.n_workers or default_workers(),
         run=config,
-        n_context_frames=1 if model is None else model.config.n_context_frames,
+        denoiser=denoiser,
+        n_context_frames=max(1 if of is None else of.n_context_frames for of in (model, denoiser)),
         read_out=None if model is None else model.success_and_progress,
         seed=config.seed,
         device=device_of(config),
@@ -83,9 +96,10 @@ def build_simulator(
     known_tasks: Sequence[str],
     n_workers: int = 0,
     run: TrainConfig | None = None,
+    denoiser: Denoiser | None = None,
     **others: Any,
 ) -> Simulator:
-    """Build a simulator, and check that a model can act in it.
+    """Build a simulator, and check that a model, and a policy of somebody else, can act in it.
 
     Args:
         env: names simulator, id and options.
@@ -95,6 +109,7 @@ def build_simulator(
         known_tasks: see `Request`; empty: `tasks`.
         n_workers: see `Request`.
         run: config of the run, if there is one.
+        denoiser: acts in it, if another policy than that of the model does.
         others: arguments of `BatchedEnv`.
 
     Raises:
@@ -116,7 +131,7 @@ def build_simulator(
         options=env.options,
         known_tasks=tuple(known_tasks) or tasks,
         n_workers=n_workers,
-        features={} if model is None else model.spec.features,  # without a model: the state alone
+        features=_wanted(model, denoiser, where),
         cameras={} if model is None else model.cameras,
         model=model,
         own_rewards=isaac_terms(run.rewards) if run is not None else {},
@@ -125,18 +140,14 @@ def build_simulator(
     sim = simulator.build(request, **others)
     if env.instructions:
         sim.spec = replace(sim.spec, instructions=sim.spec.instructions | env.instructions)
-    if model is not None:
-        try:
-            reads = model.predicted_spec if sim.place == "dream" else model.spec
-            reads.check_fits(sim.spec, where)
-            if sim.spec.tasks != model.spec.tasks:  # a task would have another index than in the model's training
-                raise UserError(
-                    f"{where}: its spec names the tasks {', '.join(sim.spec.tasks)}, the checkpoint "
-                    f"{', '.join(model.spec.tasks)}; build the spec with tasks=known_tasks"
-                )
-        except BaseException:
-            sim.close()
-            raise
+    try:
+        if model is not None:
+            _check_model(sim, model, where)
+        if denoiser is not None:
+            _check_reads(sim, denoiser, where)
+    except BaseException:
+        sim.close()
+        raise
     return sim
 
 
@@ -178,13 +189,85 @@ def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, 
     return model.spec.tasks
 
 
-def make_policy(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> ChainPolicy:
-    """Build the policy of the config: that of the checkpoint `model`, or without one a new Gaussian MLP."""
-    if model is None:
+def make_denoiser(config: TrainConfig) -> Denoiser | None:
+    """Load the policy that the config brings; None for `flow` and `gaussian`, which need a model or a simulator first.
+
+    Raises:
+        UserError: it cannot be loaded; see `LeRobotDenoiser`, and `rewards.plugins.load` for a class of your own.
+    """
+    actor = config.actor
+    if actor.func in ("flow", "gaussian"):
+        return None
+    if actor.func == "lerobot":
+        denoiser: Any = _lerobot(actor, device_of(config))
+    else:
+        found = load("policy", actor.func, {}, key="policy")
+        with blamed(f"policy={actor.func}", defined_at(found).rpartition(":")[0]):
+            denoiser = found(**actor.params)
+        if not isinstance(denoiser, Denoiser):
+            raise UserError(f"policy={actor.func}: expected a rl.policies.api.Denoiser, got {denoiser!r:.80}")
+        denoiser = denoiser.to(device_of(config))
+    # A policy that reads one frame needs an image only when it decides.
+    if denoiser.n_context_frames == 1:
+        every = config.n_action_steps
+        denoiser.reads = {
+            name: replace(feature, every=every) if name.startswith(IMAGES) else feature
+            for name, feature in denoiser.reads.items()
+        }
+    return denoiser
+
+
+def _lerobot(actor: PolicyConfig, device: str) -> Denoiser:
+    """Load a checkpoint of LeRobot, from a folder or the Hub."""
+    from rl.policies.lerobot.denoiser import LeRobotDenoiser  # imported here, because few runs need it
+
+    params = dict(actor.params)
+    unknown = params.keys() - {"checkpoint", "rename", "lora_rank"}
+    if unknown or "checkpoint" not in params:
+        wrong = f"unknown {min(unknown)!r}" if unknown else "checkpoint is missing"
+        raise UserError(f"policy.params: {wrong}; policy.func=lerobot has checkpoint, rename and lora_rank")
+    folder = find_policy(str(params.pop("checkpoint")))
+    return LeRobotDenoiser(folder, device=device, **params)
+
+
+def find_policy(name: str) -> Path:
+    """Return the folder of a policy of LeRobot, from its path, a run folder or a folder of runs of `lerobot-train`.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    last = Path("checkpoints") / "last"
+    of_run = [run / last for run in (path, *newest_runs(path))]
+    for folder in (path, path / "pretrained_model", path / last / "pretrained_model", *of_run):
+        if is_lerobot(folder):
+            return folder
+    raise UserError(
+        f"policy={name}: no policy of LeRobot there; expected a folder with its config.json, such as "
+        "outputs/train/NAME/checkpoints/last/pretrained_model"
+    )
+
+
+def make_policy(
+    config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv, denoiser: Denoiser | None = None
+) -> ChainPolicy:
+    """Build the policy of the config: `denoiser`, or that of the checkpoint `model`, or else a new Gaussian MLP."""
+    if denoiser is None and model is None:
         torch.manual_seed(config.seed)
         return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
+    if denoiser is None:
+        assert model is not None
+        denoiser = WamDenoiser(model)
     ppo = config.ppo
-    return flow_policy(model, env, ppo.n_denoising_steps, ppo.noise_std, config.n_action_steps, ppo.noise_correlation)
+    torch.manual_seed(config.seed)  # for a new critic
+    return ChainPolicy(
+        denoiser,
+        env.spec,
+        ppo.n_denoising_steps,
+        ppo.noise_std,
+        config.n_action_steps,
+        ppo.noise_correlation,
+    )
 
 
 def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:
@@ -200,6 +283,48 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
     if place == "sim":
         provides |= find_simulator(config.env).provides
     return RewardManager(config.rewards, provides, place, images=model if model is not None and model.cameras else None)
+
+
+def _wanted(model: WorldActionModel | None, denoiser: Denoiser | None, where: str) -> dict[str, Feature]:
+    """Return the features that model and policy read together; {}: the state alone.
+
+    Raises:
+        UserError: they read the same feature in different shapes.
+    """
+    wanted = {} if model is None else dict(model.spec.features)
+    for name, feature in {} if denoiser is None else denoiser.reads.items():
+        other = wanted.get(name, feature)
+        if other.shape != feature.shape:
+            raise UserError(
+                f"{where}: the policy reads {name!r} of shape {list(feature.shape)}, the world model "
+                f"{list(other.shape)}; choose a checkpoint or a policy with the same"
+            )
+        # Of two periods the shorter one, which has an image for both.
+        wanted[name] = replace(other, every=math.gcd(other.every, feature.every))
+    return wanted
+
+
+def _check_model(sim: Simulator, model: WorldActionModel, where: str) -> None:
+    """Check that a model can predict and act in a simulator."""
+    reads = model.predicted_spec if sim.place == "dream" else model.spec
+    reads.check_fits(sim.spec, where)
+    if sim.spec.tasks != model.spec.tasks:  # a task would have another index than in the model's training
+        raise UserError(
+            f"{where}: its spec names the tasks {', '.join(sim.spec.tasks)}, the checkpoint "
+            f"{', '.join(model.spec.tasks)}; build the spec with tasks=known_tasks"
+        )
+
+
+def _check_reads(sim: Simulator, denoiser: Denoiser, where: str) -> None:
+    """Check that a simulator has what a policy reads."""
+    for name, feature in denoiser.reads.items():
+        given = sim.spec.features.get(name)
+        if given is None or given.shape != feature.shape:
+            has = f"has {list(given.shape)}" if given else f"has {', '.join(sim.spec.features)}"
+            raise UserError(
+                f"{where}: the policy reads {name!r} of shape {list(feature.shape)}, the environment {has}; rename the "
+                "features of the policy (policy.params.rename), or choose one that was trained here"
+            )
 
 
 def _only_task(env: SimulatorConfig, known_tasks: Sequence[str]) -> tuple[str, ...]:

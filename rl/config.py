@@ -173,7 +173,7 @@ class PPOConfig:
     clip_range: Scheduled = 0.2  # of the likelihood ratio; a number or a schedule
     target_kl: float | None = 10.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
     max_grad_norm: float = 1.0
-    n_denoising_steps: int = 2
+    n_denoising_steps: int | None = None  # null: as many as the policy's own sampler takes, 2 for `flow`
     noise_std: float = 0.2  # of each denoising step, in normalised action units
     noise_correlation: float = 0.8  # of the noise of neighbouring actions in a chunk
     pg_coef: float = 1.0  # policy gradient; 0 is a control: "filtered BC", or without success_bc_coef "anchor alone"
@@ -187,7 +187,9 @@ class PPOConfig:
 
     def check(self) -> None:
         """Refuse counts, rates and shares out of range."""
-        at_least(self, 1, "n_steps", "batch_size", "n_epochs", "n_denoising_steps", "bc_batch_size")
+        at_least(self, 1, "n_steps", "batch_size", "n_epochs", "bc_batch_size")
+        if self.n_denoising_steps is not None:
+            at_least(self, 1, "n_denoising_steps")
         at_least(self, 0, "critic_warmup_steps", "imitation_steps")
         at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
         positive(self, "critic_learning_rate", "max_grad_norm", "noise_std")
@@ -254,13 +256,27 @@ CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
+class PolicyConfig:
+    """A policy by name: `flow`, `gaussian`, `lerobot`, or a class of your own as FILE.py:Class or module:Class."""
+
+    func: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)  # arguments of the class
+
+
+Chosen = Annotated[Any, str, PolicyConfig]
+"""`flow`, `gaussian`, a checkpoint of LeRobot, FILE.py:Class, module:Class, or a policy given by func and params."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One run of post-training."""
 
     name: str = MISSING  # folder below runs/
     episodes: str = ""  # folder of recorded episodes, for example of a robot, to refit the dream on and to imitate
-    checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; policy=gaussian does not use it
-    policy: Literal["flow", "gaussian"] = "flow"  # the checkpoint's action side, or a new Gaussian MLP
+    checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; the policy `flow` and all dreams are made of it
+    # flow: the checkpoint's action side; gaussian: a new MLP; or yours: a folder of LeRobot, or FILE.py:Class
+    policy: Chosen = "flow"
+    demonstrations: str = ""  # folder of episodes or a LeRobot dataset, for the anchor; empty: those of the checkpoint
     seed: int = 0
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
@@ -302,29 +318,46 @@ class TrainConfig:
         rounds = (self.places(i, can_imitate) for i in range(self.n_rounds))
         return self.gate.enabled * sum(place in self.gate.places for places in rounds for place in places)
 
+    @property
+    def actor(self) -> PolicyConfig:
+        """Return the policy by func and params, also if it is given by a single word."""
+        if isinstance(self.policy, PolicyConfig):
+            return self.policy
+        if isinstance(self.policy, Mapping):
+            return PolicyConfig(**self.policy)
+        if self.policy in ("flow", "gaussian") or ":" in self.policy.removeprefix("hf://"):
+            return PolicyConfig(self.policy)
+        return PolicyConfig("lerobot", {"checkpoint": self.policy})
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether the run needs the world-action model of `checkpoint`: as the policy, or to dream."""
+        return self.actor.func == "flow" or self.env.kind != "sim"
+
     def check(self) -> None:
         """Refuse combinations of fields that do not fit together, and numbers out of range."""
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
-        if self.policy == "gaussian" and self.env.kind != "sim":
+        func = self.actor.func
+        if func == "gaussian" and self.env.kind != "sim":
             raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
         if self.env.kind == "mix" and self.n_rounds <= (self.dream.n_rounds or 0):
             raise UserError(f"dream.n_rounds={self.dream.n_rounds}: expected fewer than n_rounds={self.n_rounds}")
-        if self.policy == "flow" and self.ppo.ent_coef > 0:
-            raise UserError(f"ppo.ent_coef={self.ppo.ent_coef}: only policy=gaussian has an entropy; set it to 0")
+        if func in ("flow", "lerobot") and self.ppo.ent_coef > 0:
+            raise UserError(f"ppo.ent_coef={self.ppo.ent_coef}: policy={func} has a fixed entropy; set it to 0")
         if not any(_is_on(term) for term in self.rewards.values()):
             raise UserError(
                 "rewards: no term is switched on, so there is nothing to learn; set rewards.success.weight=1"
             )
         if unknown := set(self.controls) - set(CONTROLS):
             raise UserError(f"controls: unknown {sorted(unknown)[0]!r}, expected any of {', '.join(CONTROLS)}")
-        if self.policy == "gaussian" and self.controls:
+        if func == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; leave controls out")
         # Gates and evaluation must use separate seeds, and stay within their ranges of `rl.seeds`.
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
         for name, seeds in (("gate", gates), ("eval", judged)):
-            if self.policy == "flow" and not GATE.start <= seeds.start <= seeds.stop <= EVAL.stop:
+            if func != "gaussian" and not GATE.start <= seeds.start <= seeds.stop <= EVAL.stop:
                 raise UserError(f"{name}.seed={seeds.start}: expected {GATE.start} to {EVAL.stop - len(seeds)}")
         if gates.start < judged.stop and judged.start < gates.stop:
             raise UserError(f"eval.seed={judged.start}: gates may use {gates.start} to {gates.stop}; choose others")

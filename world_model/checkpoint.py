@@ -70,7 +70,7 @@ def save_checkpoint(
         UserError: `folder` exists and is not a checkpoint, or cannot be written.
     """
     final = Path(folder)
-    _check_replaceable(final)
+    check_replaceable(final)
     files = {
         CONFIG: _to_json({"schema_version": SCHEMA_VERSION} | config),
         MODEL: save({name: _plain(tensor) for name, tensor in tensors.items()}),
@@ -198,7 +198,7 @@ def builtin_checkpoints() -> list[str]:
     return sorted(manifest.parent.name for manifest in BUILTIN.glob(f"[!.]*/{MANIFEST}"))
 
 
-def _check_replaceable(final: Path) -> None:
+def check_replaceable(final: Path) -> None:
     """Raise `UserError` if `final` is a file, or a folder with something else than a checkpoint in it."""
     if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).exists()):
         raise UserError(f"{final}: it exists and is not a checkpoint; nothing was replaced, choose another folder")

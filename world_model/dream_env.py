@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,8 @@ class DreamEnv(BatchedEnv):
         pessimism: penalty on the value with which such a truncation is bootstrapped (attribute `value_penalty`), so
             that the policy does not learn to seek states where the model is unreliable.
         in_order: begin branch i at start i, with the seed of its episode; for paired evaluation.
+        images: names of images that observations have beside the latents, for a policy that reads images; they are
+            decoded at the end of each chunk.
         max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`. The device is that of
             the model.
     """
@@ -111,6 +114,7 @@ class DreamEnv(BatchedEnv):
         seed: int = 0,
         max_expected_error: float | None = None,
         pessimism: float = 0.0,
+        images: Collection[str] = (),
     ) -> None:
         super().__init__(
             spec=model.predicted_spec,
@@ -126,7 +130,11 @@ class DreamEnv(BatchedEnv):
             device=model.device,
         )
         self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
-        self.starts.context = model.encode_obs(self.starts.context)  # simulators start with images
+        # Simulators start with images, and with what a policy reads and the model does not predict.
+        context = model.encode_obs(self.starts.context)
+        newest = slice(-model.n_context_frames, None)
+        self.starts.context = {name: context[name][:, newest] for name in model.predicted_spec.features}
+        self.images = tuple(images)
         self.n_denoising_steps = n_denoising_steps
         self.chunk_size, self.in_order = model.chunk_size, in_order
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
@@ -140,6 +148,11 @@ class DreamEnv(BatchedEnv):
         """Begin all branches anew and discard the actions that `step` has buffered."""
         self._waiting = self._waiting[:, :0]
         return super().reset(seed)
+
+    def observe(self) -> Obs:
+        """Return the current observation, with the images that the policy reads."""
+        obs = super().observe()
+        return obs | self.model.decode_obs(obs, self.images) if self.images else obs
 
     def step(self, action: Tensor) -> ChunkStep:
         """Buffer one action (num_envs, action_dim); the last action of a chunk executes the whole chunk."""

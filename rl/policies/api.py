@@ -14,11 +14,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from rewards.errors import UserError
+from world_model.checkpoint import MODEL
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.env import ChunkStep, Obs
@@ -69,6 +74,8 @@ class TrainablePolicy(nn.Module, ABC):
     chunk_size: int  # actions of a chunk
     n_action_steps: int  # how many of them are executed
     context_noise: float = 0.0  # largest standard deviation of the training noise on observations; 0: none
+    masks_unknown: bool = False  # see `Denoiser`
+    images: tuple[str, ...] = ()  # images that it needs also in a dream, which has latents in their place
 
     @property
     def device(self) -> torch.device:
@@ -163,9 +170,12 @@ class Denoiser(nn.Module, ABC):
     horizon: int  # rows of the chain, H
     chain_dim: int  # columns of the chain, D: the action dimensions, then padding if there is any
     first: int = 0  # row of the first action that is executed; earlier rows belong to the past
+    n_denoising_steps: int = 2  # of its own sampler
     n_features: int  # size of `features`
     context_noise: float = 0.0  # see `TrainablePolicy`
+    reads_latents: bool = False  # it reads the latents of a dream in place of images
     starts_at_zero: bool = False  # the chain starts with zeros in place of noise, as for a regression
+    masks_unknown: bool = False  # `imitation_loss` leaves out actions that are NaN; else whole chunks are needed
     is_stochastic: bool = False  # its own sampler adds the noise of `step` when it acts, such as DDPM
     critic: nn.Module  # optional: features (n, n_features) -> value (n,); without it `ChainPolicy` makes one
     spec: Spec  # see `attach`
@@ -218,11 +228,32 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def imitation_loss(self, encoded: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the network's own mean training loss on `actions` (n, chunk_size, A), in environment units."""
+        """Return the network's own mean training loss on `actions` (n, chunk_size, A), in environment units.
+
+        With `masks_unknown`, actions after the end of an episode are NaN.
+        """
 
     @abstractmethod
     def action_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are trained; all others are frozen."""
+
+    def save(self, folder: Path) -> None:
+        """Write all weights into an existing folder; `load_weights` reads them.
+
+        A network with a format of its own writes that instead.
+        """
+        save_model(self, str(folder / MODEL))
+
+    def load_weights(self, folder: Path) -> None:
+        """Load what `save` wrote.
+
+        Raises:
+            UserError: the weights do not fit this network.
+        """
+        try:
+            load_model(self, str(folder / MODEL))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder / MODEL}: its weights do not fit this network: {error!r:.200}") from error
 
     def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
         """Cut episodes into context frames and the chunks of actions that follow; `ends`: see `Windows`."""
@@ -233,6 +264,7 @@ class Denoiser(nn.Module, ABC):
             chunk_size=self.chunk_size,
             every={name: feature.every for name, feature in self.reads.items() if feature.every > 1},
             ends=ends,
+            pads=self.masks_unknown,
         )
         return windows.to(self.device)
 

@@ -20,7 +20,7 @@ from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.env import Obs
 from world_model.flow import gaussian_log_prob, seeded_noise
-from world_model.spec import Spec
+from world_model.spec import IMAGES, Spec
 from world_model.tree import Tree, n_rows
 
 STEP_SEED = 7_919
@@ -37,7 +37,8 @@ class ChainPolicy(TrainablePolicy):
     Args:
         denoiser: trained in place; only its action parameters and the critic get gradients.
         spec: of the environment.
-        n_denoising_steps: number K of denoising steps; exploration adds noise after each.
+        n_denoising_steps: number K of denoising steps; exploration adds noise after each. None: as many as the
+            denoiser's own sampler takes.
         noise_std: standard deviation of this noise, in units of the chain. For a denoiser with deviations of its own it
             is the smallest one, which keeps the likelihood finite.
         n_action_steps: number of actions of a chunk that are executed; None: all of them.
@@ -53,7 +54,7 @@ class ChainPolicy(TrainablePolicy):
         self,
         denoiser: Denoiser,
         spec: Spec,
-        n_denoising_steps: int = 2,
+        n_denoising_steps: int | None = None,
         noise_std: float = 0.2,
         n_action_steps: int | None = None,
         noise_correlation: float = 0.8,
@@ -61,8 +62,11 @@ class ChainPolicy(TrainablePolicy):
         super().__init__()
         denoiser.attach(spec)
         self.denoiser, self.spec = denoiser, denoiser.spec
-        self.n_denoising_steps, self.noise_std = n_denoising_steps, noise_std
+        self.n_denoising_steps, self.noise_std = n_denoising_steps or denoiser.n_denoising_steps, noise_std
         self.n_context_frames, self.context_noise = denoiser.n_context_frames, denoiser.context_noise
+        self.masks_unknown = denoiser.masks_unknown
+        images = (name for name in denoiser.reads if name.startswith(IMAGES))
+        self.images = () if denoiser.reads_latents else tuple(images)
         self.chunk_size = size = denoiser.chunk_size
         self.n_action_steps = n = n_action_steps or size
         if n > size:

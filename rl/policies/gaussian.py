@@ -35,6 +35,7 @@ class GaussianMLP(Denoiser):
     """
 
     starts_at_zero = True
+    n_denoising_steps = 1
     middle: Tensor
     reach: Tensor
     critic: nn.Module

@@ -38,6 +38,8 @@ class WamDenoiser(Denoiser):
             PPO does not change the dream.
     """
 
+    reads_latents = True
+
     def __init__(self, model: WorldActionModel) -> None:
         super().__init__()
         self.model = model
@@ -231,11 +233,10 @@ def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action
 def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
     """Return n_denoising_steps and n_action_steps (0: not set) from the run config in the checkpoint's config.json."""
     from rl.compose import parse  # imported here: a robot needs neither YAML nor the config schema
-    from rl.config import PPOConfig
 
     run = parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
     try:
-        steps = run.get("ppo", {}).get("n_denoising_steps", PPOConfig().n_denoising_steps)
+        steps = run.get("ppo", {}).get("n_denoising_steps") or WamDenoiser.n_denoising_steps
         return int(steps), int(run.get("n_action_steps", 0))
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{checkpoint}: the config in its config.json is not that of a run: {error!r}") from error

@@ -64,7 +64,7 @@ class Imitation:
         """Keep the chunks of a rollout that led to a success in the same episode; `place` is "sim" or "dream"."""
         done = rollout.terminated | rollout.truncated
         # If only a part of each chunk was executed, extend it to a whole chunk with the following executed actions.
-        actions, whole = whole_chunks(rollout.actions, done, self.policy.chunk_size)
+        actions, whole = whole_chunks(rollout.actions, done, self.policy.chunk_size, pads=self.policy.masks_unknown)
         kept = leads_to_success(rollout.success, done)[: len(whole)] & whole
         if self.coefs[place] > 0 and kept.any():
             contexts = [rows(context, of) for context, of in zip(rollout.context[: len(kept)], kept, strict=True)]
@@ -80,12 +80,16 @@ class Imitation:
         the commands, so the actions are shifted back.
         """
         size = self.policy.chunk_size
-        successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= size + delay]
+        shortest = delay + (1 if self.policy.masks_unknown else size)
+        successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= shortest]
         if self.coefs["sim"] == 0 or not successes:
             return
         windows = self.policy.windows(successes, ends=True)
-        # Take every window that begins at a multiple of the chunk size, and the last one that fits the episode.
         begins = windows.start - windows.first[windows.episode]
+        if self.policy.masks_unknown:  # one window for each decision
+            self._encode("sim", windows, (begins % self.policy.n_action_steps == 0).nonzero().squeeze(1))
+            return
+        # Take every window that begins at a multiple of the chunk size, and the last one that fits the episode.
         last = torch.tensor([e.length - size for e in windows.episodes], device=self.policy.device)[windows.episode]
         self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))
 
@@ -139,13 +143,23 @@ def leads_to_success(success: Tensor, done: Tensor) -> Tensor:
     return marks
 
 
-def whole_chunks(actions: Tensor, done: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def whole_chunks(actions: Tensor, done: Tensor, size: int, pads: bool = False) -> tuple[Tensor, Tensor]:
     """Extend each chunk of executed actions (n_steps, num_envs, k, action_dim) to `size` with those of the next chunks.
 
     Returns m chunks (m, num_envs, size, action_dim), and whether each lies within one episode (m, num_envs). m is
-    smaller than n_steps by the chunks that the end of the rollout leaves incomplete.
+    smaller than n_steps by the chunks that the end of the rollout leaves incomplete. With `pads` no chunk is lost:
+    actions after the end of the episode or of the rollout are NaN.
     """
     n_chunks = -(-size // actions.shape[2])  # rounded up: executed chunks needed for one whole chunk
+    if pads:
+        missing = actions.new_full((n_chunks - 1, *actions.shape[1:]), torch.nan)
+        actions = torch.cat([actions, missing])
+        done = torch.cat([done, done.new_zeros(n_chunks - 1, done.shape[1])])
     m = max(0, len(actions) - n_chunks + 1)
-    chunks = torch.cat([actions[i : m + i] for i in range(n_chunks)], dim=2)[:, :, :size]
-    return chunks, ~sum((done[i : m + i] for i in range(n_chunks - 1)), start=torch.zeros_like(done[:m]))
+    parts = [actions[i : m + i] for i in range(n_chunks)]
+    # Whether the episode of chunk 0 ended before chunk i.
+    ended = [sum((done[j : m + j] for j in range(i)), start=torch.zeros_like(done[:m])) for i in range(n_chunks)]
+    if not pads:
+        return torch.cat(parts, dim=2)[:, :, :size], ~ended[-1]
+    known = [torch.where(over[..., None, None], torch.nan, part) for over, part in zip(ended, parts, strict=True)]
+    return torch.cat(known, dim=2)[:, :, :size], torch.ones_like(done[:m])

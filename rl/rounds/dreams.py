@@ -25,12 +25,17 @@ _STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings")
 class Dreams:
     """The recorded episodes, and the dream that is refitted on them.
 
+    Args:
+        config: of the run.
+        model: dreams.
+        images: see `DreamEnv`.
+
     Raises:
         UserError: a dream cannot compute a reward term of `config`, or a trust signal cannot be built; both are named.
     """
 
-    def __init__(self, config: TrainConfig, model: WorldActionModel) -> None:
-        self.config, self.model = config, model
+    def __init__(self, config: TrainConfig, model: WorldActionModel, images: tuple[str, ...] = ()) -> None:
+        self.config, self.model, self.images = config, model, images
         self.rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
         self.signals = make_signals(config)
         self.episodes: list[Episode] = []
@@ -72,6 +77,7 @@ class Dreams:
             seed=self.config.seed + len(self.episodes),  # another one for each dream, and the same after a resume
             max_expected_error=dream.max_expected_error,
             pessimism=dream.pessimism,
+            images=self.images,
             **{name: getattr(self.config.env, name) for name in SAME},
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rl.build import make_sim
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.api import Policy
+from rl.policies.api import Denoiser, Policy
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
@@ -18,20 +18,27 @@ class EvalEnvs:
     """One simulator per task, so that a seed names exactly one episode; seeds are assigned to the tasks in turn.
 
     Args:
-        config, model, tasks: define what is simulated.
+        config, model, tasks, denoiser: define what is simulated, see `make_sim`.
         sim: the simulator that PPO trains in. It is used here as well if a process can hold only one simulator, or if
             PPO trains in the dream alone and there is a single task. Then each use resets it.
     """
 
     def __init__(
-        self, config: TrainConfig, model: WorldActionModel | None, tasks: Sequence[str], sim: Simulator
+        self,
+        config: TrainConfig,
+        model: WorldActionModel | None,
+        tasks: Sequence[str],
+        sim: Simulator,
+        denoiser: Denoiser | None = None,
     ) -> None:
         one_task_each = [[task] for task in tasks] or [[]]
         n_each = -(-config.env.n_envs // len(one_task_each))  # rounded up
         # Share the simulator where a second one is impossible, or where PPO never steps it.
         shared = sim.alone or (config.env.kind == "dream" and len(one_task_each) == 1)
         self.envs = (
-            [sim] if shared else [make_sim(config, model, task, n_each, rewards=False) for task in one_task_each]
+            [sim]
+            if shared
+            else [make_sim(config, model, task, n_each, rewards=False, denoiser=denoiser) for task in one_task_each]
         )
 
     def run(self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:

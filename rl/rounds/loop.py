@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rewards.errors import UserError
-from rl.build import make_policy, make_sim, tasks_of
+from rl.build import make_denoiser, make_policy, make_sim, tasks_of
 from rl.compose import to_yaml
 from rl.config import TrainConfig
 from rl.envs.names import shown_name
 from rl.envs.simulator import Simulator
 from rl.policies.api import Policy, load_policy_state, policy_state
 from rl.policies.chain import load_weights
+from rl.policies.saving import save_denoiser
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
@@ -51,7 +54,7 @@ class PostTraining:
 
     Args:
         config: of the run.
-        model: the checkpoint; None for policy=gaussian.
+        model: the checkpoint; None if neither the policy nor a dream is made of it.
         demonstrations: episodes for the anchor, may be empty; None: no imitation, of collected successes neither.
         log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
         say: called with a line of text for the user.
@@ -78,9 +81,10 @@ class PostTraining:
         self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
         self._check_budget()
         tasks = tasks_of(config, model)
-        self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True)
-        self.eval_envs = EvalEnvs(config, model, tasks, self.sim)
-        self.policy = make_policy(config, model, self.sim)
+        self.denoiser = make_denoiser(config)  # None: the policy is made of the model, or a new Gaussian MLP
+        self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True, denoiser=self.denoiser)
+        self.eval_envs = EvalEnvs(config, model, tasks, self.sim, self.denoiser)
+        self.policy = make_policy(config, model, self.sim, self.denoiser)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
         loss = None if self.imitation is None else self.imitation.loss
         self.ppo = PPO(self.policy, config.ppo, loss, config.seed)
@@ -100,7 +104,7 @@ class PostTraining:
             critic_is_new=config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0,
         )
         # Build the dream before anything runs, so that a reward term that it cannot compute fails at once.
-        self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model)
+        self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model, self.policy.images)
         self.sim.record(self.dreams is not None)
         # The caller may replace `say` and `safe`, so they are looked up at each call.
         self._hooks = Hooks(
@@ -110,7 +114,7 @@ class PostTraining:
             progress=self._progress,
             safe=lambda: self.safe(False),
         )
-        self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks)
+        self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks, self._chunk_size)
         self.phases = self._make_phases()
         self._begun = time.monotonic()
         self._work, self._step = [1.0], 0  # planned work items, in evaluations, and the index of the current one
@@ -239,17 +243,24 @@ class PostTraining:
 
         `delay` is the number of steps between the command and the execution of an action, see `Imitation.add_episodes`.
         """
+        recorded = episodes
         if self.model is not None:
             episodes = self.model.encode_episodes(episodes)  # once: images take more memory than their latents
         if imitate and self.imitation is not None:
-            self.imitation.add_episodes(episodes, delay)
+            self.imitation.add_episodes(recorded if self.policy.images else episodes, delay)
         if self.dreams is not None:
             self.dreams.episodes += episodes
 
     def save(self, folder: Path, readme: str) -> None:
-        """Write the current policy as a checkpoint folder, with its world model if it has one."""
+        """Write the current policy as a checkpoint folder, with its world model if it has one.
+
+        A policy of LeRobot is written in LeRobot's format.
+        """
         config = self.config
         about = {"config": to_yaml(config)}
+        if self.denoiser is not None:
+            save_denoiser(folder, self.denoiser, config.actor, about, readme)
+            return
         if self.model is None:
             spec = {"spec": self.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
             save_checkpoint(folder, spec | about, policy_state(self.policy.denoiser), readme)
@@ -268,7 +279,9 @@ class PostTraining:
         return {
             "run": dict(vars(self.state)),
             "seconds": time.monotonic() - self._begun,
-            "weights": dict(self.policy.state_dict()),
+            "weights": self._weights(),
+            # A world model that is no part of the policy; a refit changes it.
+            "world_model": None if self.denoiser is None or self.model is None else dict(self.model.state_dict()),
             "optimizer": self.ppo.optimizer.state_dict(),
             "generator": self.ppo.generator.get_state(),
             "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
@@ -300,7 +313,12 @@ class PostTraining:
             self.state.n_updates = self.state.sim_steps  # continue the axis where it ended
         self.state.real = self.state.real and self.state.real.to(self.sim.device)
         self._begun = time.monotonic() - state["seconds"]
-        load_weights(self.policy, state["weights"])
+        if self.denoiser is None:
+            load_weights(self.policy, state["weights"])
+        else:
+            self.policy.load_state_dict(state["weights"], strict=False)
+        if state.get("world_model") is not None and self.model is not None:
+            self.model.load_state_dict(state["world_model"])
         self.ppo.optimizer.load_state_dict(state["optimizer"])
         self.ppo.generator.set_state(state["generator"])
         if state["sim"] is not None:
@@ -312,6 +330,14 @@ class PostTraining:
         if self.dreams is not None:
             self.dreams.load_state_dict(state["dreams"])
         self.callbacks.load_state_dict(state.get("callbacks"))  # an older state has none
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights of the policy for a saved state: of one that was brought, those that training changes."""
+        weights = dict(self.policy.state_dict())
+        if self.denoiser is None:
+            return weights
+        trained = {name for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
+        return {name: of for name, of in weights.items() if name in trained or not name.startswith("denoiser.")}
 
     def _make_imitation(self, demonstrations: list[Episode]) -> Imitation:
         ppo = self.config.ppo
@@ -369,7 +395,7 @@ class PostTraining:
         n_envs = max(min(n_episodes, self.config.env.n_envs), len(tasks), 1)
         # No worker processes: a callback steps few environments, and workers would hold memory for the whole run.
         config = replace(self.config, env=replace(self.config.env, n_workers=0))
-        return make_sim(config, self.model, tasks, n_envs, rewards=True)
+        return make_sim(config, self.model, tasks, n_envs, rewards=True, denoiser=self.denoiser)
 
     def _run_phase(self, name: str, round_index: int) -> None:
         """Train in one phase and run the gate; after a resume, go on with the phase that had begun."""

@@ -58,10 +58,20 @@ class Learner:
         callbacks: of the run; one of them may end the training.
         state: updated here are `n_updates`, `critic_is_new` and `stopped_by`.
         hooks: for log and messages.
+        chunk_size: actions in a chunk, in which `ppo.n_steps` and `dream.horizon` count.
     """
 
-    def __init__(self, config: TrainConfig, ppo: PPO, callbacks: RunCallbacks, state: RunState, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        ppo: PPO,
+        callbacks: RunCallbacks,
+        state: RunState,
+        hooks: Hooks,
+        chunk_size: int,
+    ) -> None:
         self.config, self.ppo, self.callbacks, self.state, self.hooks = config, ppo, callbacks, state, hooks
+        self.chunk_size = chunk_size
 
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool) -> Rollout:
         """Collect a rollout of `n_steps` decisions per environment, with `fresh` from a reset.
@@ -176,7 +186,7 @@ class SimPhase:
 
     def train(self, round_index: int) -> None:
         """Alternate rollouts and updates until the steps planned for this and all earlier rounds are executed."""
-        config, state, chunk_size = self.config, self.state, self.learner.ppo.policy.chunk_size
+        config, state, chunk_size = self.config, self.state, self.learner.chunk_size
         rounds = [i for i in range(config.n_rounds) if "sim" in config.places(i, can_imitate=True)]
         begun, size = state.sim_steps, config.total_timesteps / len(rounds)
         goal = config.total_timesteps * (1 + rounds.index(round_index)) / len(rounds)
@@ -258,7 +268,7 @@ class DreamPhase:
     @property
     def _horizon(self) -> int:
         """Decisions per environment in a dreamed rollout."""
-        return self.config.n_decisions(self.config.dream.horizon, self.learner.ppo.policy.chunk_size)
+        return self.config.n_decisions(self.config.dream.horizon, self.learner.chunk_size)
 
     def _refit(self, doing: str) -> None:
         """Measure the world model on new episodes before they are trained on, then refit it."""

@@ -51,7 +51,7 @@ def try_signals(dreams: Dreams, ppo: PPO, starts: StartStates) -> None:
     if not signals:
         return
     generator, n_denoising_steps = ppo.generator.get_state(), dreams.config.dream.n_denoising_steps
-    dream = DreamEnv(dreams.model, len(starts), starts, n_denoising_steps=n_denoising_steps)
+    dream = DreamEnv(dreams.model, len(starts), starts, n_denoising_steps=n_denoising_steps, images=dreams.images)
     rollout = ppo.collect(dream, n_steps=1, fresh=True)
     ppo.generator.set_state(generator)
     for signal in signals:

@@ -48,6 +48,8 @@ class Windows:
         ends: for episodes with images, add a window for the steps after the last image if they are fewer than a chunk.
             The last action is repeated to fill the chunk; frames after the end are NaN, and the loss ignores them.
             Without images this changes nothing: windows begin at every step and cover the end already.
+        pads: let windows begin in the whole episode, for losses that leave out what is unknown: actions after the end
+            are NaN. Episodes may be shorter than a chunk.
 
     Raises:
         UserError: no episode has `chunk_size` steps.
@@ -61,15 +63,16 @@ class Windows:
         chunk_size: int,
         every: Mapping[str, int] | None = None,
         ends: bool = False,
+        pads: bool = False,
     ) -> None:
         # 1. Keep the episodes that are long enough for one window.
-        usable = [e for e in episodes if e.length >= chunk_size]
+        usable = [e for e in episodes if e.length >= (1 if pads else chunk_size)]
         if not usable:
             raise UserError(
                 f"none of {len(episodes)} episodes has the {chunk_size} steps of a chunk; collect longer ones"
             )
         self.episodes, self.n_context_frames, self.chunk_size = usable, n_context_frames, chunk_size
-        self.every, self.ends = dict(every or {}), ends
+        self.every, self.ends, self.pads = dict(every or {}), ends, pads
         # 2. Concatenate all episodes, each with its first frame repeated in front, so that the context of the first
         # window exists. Row r of all tensors is then a frame, row r of `action` the action that follows it. Features
         # are stored without repeats: `value_row` has for each frame the row of its value.
@@ -91,7 +94,7 @@ class Windows:
             actions[-1] = torch.cat([actions[-1], torch.zeros_like(actions[-1][:1])])
             # A window starts only where a new image was taken.
             period = max(episode.every.values(), default=1)
-            stop = episode.length if ends and period > 1 else episode.length - chunk_size + 1
+            stop = episode.length if pads or (ends and period > 1) else episode.length - chunk_size + 1
             starts.append(offset + pad + torch.arange(0, stop, period))
             offset += episode.length + 1 + pad
         self.values = {name: torch.cat([episode.obs[name] for episode in usable]) for name in names}
@@ -142,10 +145,13 @@ class Windows:
             followed[name] = values[row[(start + steps // every * every).minimum(last)]]
             if self.ends and followed[name].is_floating_point():
                 followed[name][beyond] = torch.nan
+        actions = self.action[future - 1]
+        if self.pads:
+            actions[beyond] = torch.nan
         return Batch(
             context=context,
             task=self.task[self.episode[index]],
-            actions=self.action[future - 1],
+            actions=actions,
             future=followed,
             success=self.success[future],
             progress=self.progress[future],

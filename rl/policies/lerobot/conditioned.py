@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl.policies.lerobot.families import Batch, Family, drawn_from, named, with_images
 from rewards.errors import UserError
+from rl.policies.lerobot.families import Batch, Family, drawn_from, named, with_images
 from world_model.tree import Tree
 
 
@@ -61,8 +61,8 @@ class ConditionedFamily(Family):
         output = self._output(x, torch.full((len(x),), t, dtype=torch.long, device=x.device), conditioning)
         return ddpm_step(self.scheduler, output, t, x)
 
-    def loss(self, batch: Batch, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return LeRobot's loss on the rows from `first` on; what was done before is not known here."""
+    def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the squared errors of flow matching, or of the noise that DDPM's network predicts."""
         with drawn_from(generator):
             noise = torch.randn_like(actions)
             if self.is_flow:
@@ -75,8 +75,7 @@ class ConditionedFamily(Family):
                 t = torch.randint(most, (len(actions),), device=actions.device)
                 x = self.scheduler.add_noise(actions, noise, t)
                 target = noise if self.scheduler.config.prediction_type == "epsilon" else actions
-        error = (self._output(x, t, conditioning) - target).square()
-        return error[:, self.first :].mean()
+        return (self._output(x, t, conditioning) - target).square()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the denoising network."""

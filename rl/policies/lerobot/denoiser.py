@@ -15,12 +15,12 @@ from rl.policies.lerobot.conditioned import ConditionedFamily
 from rl.policies.lerobot.families import STATE as LEROBOT_STATE
 from rl.policies.lerobot.families import Family
 from rl.policies.lerobot.fastwam import FastwamFamily
-from rl.policies.lerobot.loading import Loaded, load
+from rl.policies.lerobot.loading import load
 from rl.policies.lerobot.regression import RegressionFamily
 from rl.policies.lerobot.velocity import VelocityFamily
 from world_model.env import Obs
 from world_model.spec import IMAGES, STATE, Feature, Spec
-from world_model.tree import Tree
+from world_model.tree import Tree, join, n_rows, rows
 
 FAMILIES: dict[str, type[Family]] = {
     "act": RegressionFamily,
@@ -35,9 +35,12 @@ FAMILIES: dict[str, type[Family]] = {
 
 OBSERVATION = "observation."
 
+AT_ONCE = 256
+"""Observations that are encoded at once; more would need too much memory."""
+
 
 class LeRobotDenoiser(Denoiser):
-    """A policy of LeRobot, whose action side is trained.
+    """A policy of LeRobot, whose action side is trained; LeRobot's own training loss is its imitation loss.
 
     Args:
         checkpoint: folder with LeRobot's `config.json`, weights and processors.
@@ -60,6 +63,7 @@ class LeRobotDenoiser(Denoiser):
         device: str | torch.device = "cpu",
     ) -> None:
         super().__init__()
+        self.masks_unknown = True
         self.checkpoint, self.loaded = Path(checkpoint), load(Path(checkpoint), device)
         self.policy: nn.Module = self.loaded.policy
         config = self.loaded.policy.config
@@ -68,10 +72,8 @@ class LeRobotDenoiser(Denoiser):
         self.family = FAMILIES[self.loaded.type](self.loaded.policy)
         self.horizon, self.chain_dim, self.first = self.family.horizon, self.family.chain_dim, self.family.first
         self.starts_at_zero, self.is_stochastic = self.family.starts_at_zero, self.family.is_stochastic
-        self.own_n_action_steps = int(config.n_action_steps)
-        self.reads = {
-            ours: self._feature(name, ours, config.input_features[name]) for name, ours in self.names.items()
-        }
+        self.n_denoising_steps = self.family.own_steps
+        self.reads = {ours: self._feature(name, ours, config.input_features[name]) for name, ours in self.names.items()}
         if STATE not in self.reads:
             raise UserError(f"{checkpoint}: it reads no observation.state, which every environment has")
         self.rest: list[str] = []  # names of the weights that LoRA adds
@@ -94,10 +96,8 @@ class LeRobotDenoiser(Denoiser):
     def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Tree:
         """Return the conditioning, or the observation itself if it is smaller; and features for the critic."""
         own = {name: obs[name] for name in (*self.reads, "task")}
-        conditioning, features = self.family.condition(self._batch(own, self._sentences(obs["task"])))
-        kept = own if self.family.keeps_observation else conditioning
-        # The state in raw units, for actions that are relative to it.
-        return {"kept": kept, "features": features, "state": obs[STATE][:, -1]}
+        parts = [self._encode(rows(own, slice(i, i + AT_ONCE))) for i in range(0, n_rows(own), AT_ONCE)]
+        return join(parts)
 
     def features(self, encoded: Tree) -> Tensor:
         """Return what the critic reads."""
@@ -124,14 +124,14 @@ class LeRobotDenoiser(Denoiser):
 
     def imitation_loss(self, encoded: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return LeRobot's training loss, in evaluation mode: without dropout and random crops."""
-        kept, batch = encoded["kept"], {}
-        conditioning = self.prepare(encoded)
-        if self.family.keeps_observation:
-            batch = self._batch(kept, self._sentences(kept["task"]))
-        # Rows before the first executed action are unknown, and the loss leaves them out.
-        past = actions[:, :1].expand(-1, self.first, -1)
-        normalised = self._normalised(torch.cat([past, actions], dim=1), encoded["state"])
-        return self.family.loss(batch, conditioning, normalised, generator)
+        known = torch.isfinite(actions).all(-1, keepdim=True)
+        # Rows before the first executed action are unknown. They are filled, and the loss leaves them out.
+        filled = torch.where(known, actions, actions[:, :1])
+        past = filled[:, :1].expand(-1, self.first, -1)
+        normalised = self._normalised(torch.cat([past, filled], dim=1), encoded["state"])
+        errors = self.family.errors(self.prepare(encoded), normalised, generator)[:, self.first :]
+        # A mean over the known rows, as LeRobot's mask of padded actions gives.
+        return torch.where(known, errors, 0).sum() / (known.sum() * errors.shape[-1])
 
     def action_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the action side, or of LoRA."""
@@ -153,6 +153,12 @@ class LeRobotDenoiser(Denoiser):
         """
         for part in (self.loaded.policy, self.loaded.preprocessor, self.loaded.postprocessor):
             part.save_pretrained(folder)
+
+    def _encode(self, own: Obs) -> Tree:
+        conditioning, features = self.family.condition(self._batch(own, self._sentences(own["task"])))
+        kept = own if self.family.keeps_observation else conditioning
+        # The state in raw units, for actions that are relative to it.
+        return {"kept": kept, "features": features, "state": own[STATE][:, -1]}
 
     def _environment_names(self, config: Any, rename: dict[str, str]) -> dict[str, str]:
         """Return feature of the policy -> feature of the environment."""

@@ -48,11 +48,8 @@ class Family(ABC):
         """Take a step; see `Denoiser.step`."""
 
     @abstractmethod
-    def loss(self, batch: Batch, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mean training loss on normalised `actions` (n, horizon, action_dim), from row `first` on.
-
-        `batch` is empty if the family does not keep observations.
-        """
+    def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the errors of the training loss on normalised `actions`, both (n, horizon, action_dim)."""
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:

@@ -64,14 +64,15 @@ class FastwamFamily(Family):
         )
         return x + sizes[i] * self._velocity(conditioning, x, times[i].expand(len(x))), None
 
-    def loss(self, batch: Batch, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the flow-matching loss on the actions alone, at times that are uniform before LeRobot's shift."""
-        shift = self.config.sigma_shift
+    def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the squared errors of flow matching, at times that are uniform before LeRobot's shift."""
+        scheduler = self.policy.model.infer_action_scheduler
+        shift = scheduler.shift if self.config.sigma_shift is None else float(self.config.sigma_shift)
         with drawn_from(generator):
             noise, u = torch.randn_like(actions), torch.rand(len(actions), device=actions.device)
         level = (shift * u / (1 + (shift - 1) * u)).view(-1, 1, 1)
         noisy = (1 - level) * actions + level * noise
-        return (self._velocity(conditioning, noisy, 1000 * level.flatten()) - (noise - actions)).square().mean()
+        return (self._velocity(conditioning, noisy, 1000 * level.flatten()) - (noise - actions)).square()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the action expert."""

@@ -46,9 +46,9 @@ class RegressionFamily(Family):
         """Return the chunk that the decoder outputs; `x` is not used, and all steps are the same."""
         return self._chunk(conditioning), None
 
-    def loss(self, batch: Batch, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the mean absolute error, LeRobot's loss without the variational part."""
-        return (self._chunk(conditioning) - actions).abs().mean()
+    def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the absolute errors: LeRobot's loss without the variational part."""
+        return (self._chunk(conditioning) - actions).abs()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the decoder and the action head."""

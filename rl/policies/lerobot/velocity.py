@@ -69,26 +69,38 @@ class VelocityFamily(Family):
 
     def step(self, conditioning: Tree, x: Tensor, i: int, n_steps: int) -> tuple[Tensor, None]:
         """Take one Euler step of size 1 / n_steps, in float32."""
-        cache = importlib.import_module("transformers").DynamicCache(
-            tuple((keys, values, None) for keys, values in conditioning["cache"])
-        )
         time = torch.full((len(x),), 1 - i / n_steps, dtype=torch.float32, device=x.device)
-        model = self.policy.model
-        velocity = type(model).denoise_step(
-            model, x_t=x, timestep=time, past_key_values=cache, **conditioning["given"]
-        )
-        return x - velocity.float() / n_steps, None
+        return x - self._velocity(conditioning, x, time) / n_steps, None
 
-    def loss(self, batch: Batch, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Return LeRobot's own loss, which encodes the observation once more."""
+    def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the squared errors of flow matching; LeRobot's loss, but the VLM gets no gradient."""
+        padded = torch.nn.functional.pad(actions, (0, self.chain_dim - self.action_dim))
         with drawn_from(generator):
-            loss: Tensor = self.policy.forward(batch | {"action": actions})[0]
-        return loss
+            noise = torch.randn_like(padded)
+            t = self.policy.model.sample_time(len(actions), actions.device)
+        level = t.view(-1, 1, 1)
+        velocity = self._velocity(conditioning, level * noise + (1 - level) * padded, t)
+        return (velocity - (noise - padded)).square()[:, :, : self.action_dim]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the action expert and its projections."""
         # The expert's output layer for words is not used by any action.
         return named(self.policy, *EXPERTS[self.config.type], *PROJECTIONS)
+
+    def _velocity(self, conditioning: Tree, x: Tensor, time: Tensor) -> Tensor:
+        """Return noise minus data, as the network estimates it for chunks `x` at times (n,), in float32."""
+        # A new cache for each call, because a step changes it.
+        pairs = ((keys, values, None) for keys, values in conditioning["cache"])
+        cache = importlib.import_module("transformers").DynamicCache(tuple(pairs))
+        model = self.policy.model
+        velocity: Tensor = type(model).denoise_step(
+            model,
+            x_t=x,
+            timestep=time,
+            past_key_values=cache,
+            **conditioning["given"],
+        )
+        return velocity.float()
 
     def own_sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return the chunk of LeRobot's own sampler."""

@@ -1,0 +1,62 @@
+"""Write a brought policy as a checkpoint folder: in the policy's own format, with a card and a manifest of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rl.config import PolicyConfig
+from rl.policies.api import Denoiser
+from world_model.checkpoint import MANIFEST, README, check_replaceable
+from world_model.files import cannot_write, remove, replace_folder, sha256, write_synced
+
+ABOUT = "wamtune.json"
+"""File with the config of the run and the policy's func and params, beside what the policy itself writes."""
+
+
+def save_denoiser(folder: Path, denoiser: Denoiser, actor: PolicyConfig, about: dict[str, Any], readme: str) -> None:
+    """Write a policy atomically, replacing the checkpoint in `folder`.
+
+    Args:
+        folder: destination.
+        denoiser: writes its files by `Denoiser.save`.
+        actor: func and params of the policy.
+        about: further JSON-compatible values for `ABOUT`.
+        readme: the model card.
+
+    Raises:
+        UserError: `folder` exists and is not a checkpoint, or cannot be written.
+    """
+    check_replaceable(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        remove(temporary)  # left by an earlier crash
+        temporary.mkdir(parents=True)
+        denoiser.save(temporary)
+        (temporary / README).unlink(missing_ok=True)
+        write_synced(temporary / README, readme.encode())
+        write_synced(temporary / ABOUT, _to_json({"policy": asdict(actor)} | about))
+        files = {}
+        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            _sync(path)
+            name = path.relative_to(temporary).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        write_synced(temporary / MANIFEST, _to_json({"files": files}))
+        replace_folder(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise cannot_write(folder, error) from error
+
+
+def _to_json(data: Any) -> bytes:
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file that somebody else wrote is on disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
