@@ -189,27 +189,31 @@ def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, 
     return model.spec.tasks
 
 
-def make_denoiser(config: TrainConfig) -> Denoiser | None:
-    """Load the policy that the config brings; None for `flow` and `gaussian`, which need a model or a simulator first.
+def make_denoiser(actor: PolicyConfig, device: str, n_action_steps: int = 0) -> Denoiser | None:
+    """Load a policy that somebody brings; None for `flow` and `gaussian`, which need a model or a simulator first.
+
+    Args:
+        actor: func and params of the policy.
+        device: of its weights.
+        n_action_steps: executed of each chunk; 0: as many as its own configuration says.
 
     Raises:
         UserError: it cannot be loaded; see `LeRobotDenoiser`, and `rewards.plugins.load` for a class of your own.
     """
-    actor = config.actor
     if actor.func in ("flow", "gaussian"):
         return None
     if actor.func == "lerobot":
-        denoiser: Any = _lerobot(actor, device_of(config))
+        denoiser: Any = _lerobot(actor, device)
     else:
         found = load("policy", actor.func, {}, key="policy")
         with blamed(f"policy={actor.func}", defined_at(found).rpartition(":")[0]):
             denoiser = found(**actor.params)
         if not isinstance(denoiser, Denoiser):
             raise UserError(f"policy={actor.func}: expected a rl.policies.api.Denoiser, got {denoiser!r:.80}")
-        denoiser = denoiser.to(device_of(config))
+        denoiser = denoiser.to(device)
+    denoiser.n_action_steps = every = n_action_steps or denoiser.n_action_steps or denoiser.chunk_size
     # A policy that reads one frame needs an image only when it decides.
     if denoiser.n_context_frames == 1:
-        every = config.n_action_steps
         denoiser.reads = {
             name: replace(feature, every=every) if name.startswith(IMAGES) else feature
             for name, feature in denoiser.reads.items()
@@ -228,6 +232,15 @@ def _lerobot(actor: PolicyConfig, device: str) -> Denoiser:
         raise UserError(f"policy.params: {wrong}; policy.func=lerobot has checkpoint, rename and lora_rank")
     folder = find_policy(str(params.pop("checkpoint")))
     return LeRobotDenoiser(folder, device=device, **params)
+
+
+def is_policy(name: str) -> bool:
+    """Whether a name is that of a policy of LeRobot, see `find_policy`."""
+    try:
+        find_policy(name)
+    except UserError:
+        return False
+    return True
 
 
 def find_policy(name: str) -> Path:

@@ -330,6 +330,13 @@ class TrainConfig:
         return PolicyConfig("lerobot", {"checkpoint": self.policy})
 
     @property
+    def starts_from(self) -> str:
+        """Return in words which policy the run begins with."""
+        actor = self.actor
+        named = {"flow": self.checkpoint, "gaussian": "a Gaussian MLP"}
+        return named.get(actor.func) or str(actor.params.get("checkpoint", actor.func))
+
+    @property
     def uses_model(self) -> bool:
         """Whether the run needs the world-action model of `checkpoint`: as the policy, or to dream."""
         return self.actor.func == "flow" or self.env.kind != "sim"

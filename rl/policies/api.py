@@ -171,6 +171,7 @@ class Denoiser(nn.Module, ABC):
     chain_dim: int  # columns of the chain, D: the action dimensions, then padding if there is any
     first: int = 0  # row of the first action that is executed; earlier rows belong to the past
     n_denoising_steps: int = 2  # of its own sampler
+    n_action_steps: int = 0  # executed of a chunk if nobody says another number; 0: all
     n_features: int  # size of `features`
     context_noise: float = 0.0  # see `TrainablePolicy`
     reads_latents: bool = False  # it reads the latents of a dream in place of images
@@ -193,7 +194,10 @@ class Denoiser(nn.Module, ABC):
     def attach(self, spec: Spec) -> None:
         """Set the spec of the environment: the features of `reads`, action bounds, tasks and their instructions.
 
-        It is called once, before anything else. Raises `UserError` if the network cannot act there.
+        It is called before anything else, once for each environment.
+
+        Raises:
+            UserError: the network cannot act there.
         """
         self.spec = spec
 

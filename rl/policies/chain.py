@@ -41,7 +41,7 @@ class ChainPolicy(TrainablePolicy):
             denoiser's own sampler takes.
         noise_std: standard deviation of this noise, in units of the chain. For a denoiser with deviations of its own it
             is the smallest one, which keeps the likelihood finite.
-        n_action_steps: number of actions of a chunk that are executed; None: all of them.
+        n_action_steps: number of actions of a chunk that are executed; None: as many as the denoiser does by default.
         noise_correlation: correlation between the noise of neighbouring actions of a chunk, in [0, 1). White noise
             averages out within a chunk; correlated noise moves the hand to other places, from which PPO can learn (cf.
             2302.12065). A denoiser with deviations of its own has white noise.
@@ -68,7 +68,7 @@ class ChainPolicy(TrainablePolicy):
         images = (name for name in denoiser.reads if name.startswith(IMAGES))
         self.images = () if denoiser.reads_latents else tuple(images)
         self.chunk_size = size = denoiser.chunk_size
-        self.n_action_steps = n = n_action_steps or size
+        self.n_action_steps = n = n_action_steps or denoiser.n_action_steps or size
         if n > size:
             raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
         for name, feature in denoiser.reads.items():

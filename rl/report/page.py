@@ -89,7 +89,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _about(config: TrainConfig) -> str:
-    start = config.checkpoint if config.policy == "flow" else "a Gaussian MLP"
+    start = config.starts_from
     others = config.env.id or "all tasks of the checkpoint"
     return f"{start} on {', '.join(config.env.tasks) or others}, env.kind={config.env.kind}, seed {config.seed}"
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.build import make_denoiser, make_policy, make_sim, tasks_of
+from rl.build import device_of, make_denoiser, make_policy, make_sim, tasks_of
 from rl.compose import to_yaml
 from rl.config import TrainConfig
 from rl.envs.names import shown_name
@@ -81,7 +81,9 @@ class PostTraining:
         self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
         self._check_budget()
         tasks = tasks_of(config, model)
-        self.denoiser = make_denoiser(config)  # None: the policy is made of the model, or a new Gaussian MLP
+        self.denoiser = make_denoiser(
+            config.actor, device_of(config), config.n_action_steps
+        )  # None: the policy is made of the model, or a new Gaussian MLP
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True, denoiser=self.denoiser)
         self.eval_envs = EvalEnvs(config, model, tasks, self.sim, self.denoiser)
         self.policy = make_policy(config, model, self.sim, self.denoiser)

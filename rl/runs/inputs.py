@@ -31,7 +31,7 @@ Inputs = dict[str, str]
 def inputs_of(config: TrainConfig) -> Inputs:
     """Hash the checkpoint and the plug-ins that the config names, as they are now."""
     found = {key: sha256(file) for key, file in _sources(config).items()}
-    if config.policy == "flow":
+    if config.uses_model:
         manifest = find_checkpoint(config.checkpoint) / MANIFEST
         found["checkpoint"] = sha256(manifest) if manifest.is_file() else "missing"
     return found

@@ -60,7 +60,7 @@ def _pinned(config: C) -> C:
 
     When this run is resumed later, another one may be the newest.
     """
-    if isinstance(config, PretrainConfig) or (isinstance(config, TrainConfig) and config.policy == "gaussian"):
+    if isinstance(config, PretrainConfig) or (isinstance(config, TrainConfig) and not config.uses_model):
         return config
     folders = newest_runs(config.checkpoint)
     if not folders:  # the name means one run or checkpoint already

@@ -58,7 +58,7 @@ def run(words: list[str]) -> None:
     preset = words[0] if words and "=" not in words[0] else None
     config = compose(preset, words[1:] if preset else words, TrainConfig)
     config = replace(config, device="cpu")  # only a few steps, so a GPU would not help
-    model = load_model(config.checkpoint) if config.policy == "flow" else None
+    model = load_model(config.checkpoint) if config.uses_model else None
     places = transitions(config, model)
     # Dream training uses the simulator too: `try_rewards` runs the terms there first.
     trained = {"sim"} if config.env.kind == "sim" else {"sim", "dream"}

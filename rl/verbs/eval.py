@@ -12,13 +12,15 @@ from rich.table import Table
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.build import find_simulator, make_sim, tasks_of
+from rl.build import device_of, find_simulator, is_policy, make_denoiser, make_sim, tasks_of
 from rl.compose import compose
-from rl.config import DreamConfig, EnvConfig, TrainConfig
+from rl.config import DreamConfig, EnvConfig, PolicyConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
+from rl.policies.api import Denoiser
+from rl.policies.chain import ChainPolicy
 from rl.policies.gaussian import load_gaussian
-from rl.policies.wam import flow_policy
+from rl.policies.wam import WamDenoiser
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
 from rl.runs.progress import Progress, show
 from rl.statistics import describe, paired_gain, success_rate, wilson
@@ -28,6 +30,7 @@ from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.files import write_atomically
 from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
 
 Results = dict[str, list[EpisodeResult]]
 
@@ -38,51 +41,100 @@ GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers"
 def run(words: list[str]) -> None:
     """Evaluate, print the table, and write the figures to the file `out` if it is set."""
     options = compose(None, words[1:], EvalOptions)
+    if options.policy or is_policy(words[0]):
+        _evaluate_brought(words[0], options)
+        return
     about, tensors = load_checkpoint(words[0])
     if about.get("policy") == "gaussian":
         _evaluate_gaussian(words, options, about, tensors)
         return
     model = load_actor(words[0])
-    sim: Results = {}
-    dream: Results = {}
     options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
     tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.env.id,)))
     early = find_simulator(options.env).early_spec(id=options.env.id, tasks=tasks)
     if early is not None:  # check every task before the first one is run
         model.spec.check_fits(given_spec(early, model.spec.features), shown_name(options.env))
-    with Progress(f"eval {words[0]}") as progress:
+    _evaluate(words[0], model, options, tasks)
+
+
+def _evaluate_brought(name: str, options: EvalOptions) -> None:
+    """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
+    if options.place != "sim" and not options.world_model:
+        raise UserError(
+            f"place={options.place}: a policy has no dream of its own; name a checkpoint with world_model=..., such as "
+            "metaworld-pixels-tuned"
+        )
+    config = _config(options)
+    actor = config.actor if options.policy else PolicyConfig("lerobot", {"checkpoint": name})
+    denoiser = make_denoiser(actor, device_of(config), options.n_action_steps)
+    assert denoiser is not None
+    folder = Path(name)
+    if actor.func != "lerobot" and folder.is_dir():  # what `wamtune train` saved of it
+        denoiser.load_weights(find_checkpoint(folder))
+    model = None if options.place == "sim" else load_model(options.world_model)
+    tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
+    if not tasks:
+        raise UserError(
+            "env.tasks: a policy of LeRobot does not say what it can do; name tasks, such as env.tasks=push"
+        )
+    _evaluate(name, model, options, tasks, denoiser)
+
+
+def _evaluate(
+    name: str,
+    model: WorldActionModel | None,
+    options: EvalOptions,
+    tasks: tuple[str, ...],
+    denoiser: Denoiser | None = None,
+) -> None:
+    """Evaluate the policy of `model`, or `denoiser`, task after task, and show the figures."""
+    sim: Results = {}
+    dream: Results = {}
+    with Progress(f"eval {name}") as progress:
         for i, task in enumerate(tasks):
 
             def tick(share: float, begun: int = i, task: str = task) -> None:
                 progress.update(round(begun + share, 2), len(tasks), task=task)
 
             tick(0.0)
-            sim[task], dream[task] = evaluate_task(model, options, task, tick)
+            sim[task], dream[task] = evaluate_task(model, options, task, tick, denoiser)
         progress.update(len(tasks), len(tasks))
     show(table(sim, dream))
     if options.out:
-        text = json.dumps({"checkpoint": words[0], "options": asdict(options), **figures(sim, dream)}, indent=2)
+        text = json.dumps({"checkpoint": name, "options": asdict(options), **figures(sim, dream)}, indent=2)
         write_atomically(Path(options.out), f"{text}\n".encode())
         print(f"figures: {options.out}")
 
 
 def evaluate_task(
-    model: WorldActionModel, options: EvalOptions, task: str, tick: Callable[[float], None]
+    model: WorldActionModel | None,
+    options: EvalOptions,
+    task: str,
+    tick: Callable[[float], None],
+    denoiser: Denoiser | None = None,
 ) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
     """Evaluate one task in the places of `options`; return the episodes in simulator and dream, in the same order.
 
-    An episode list is empty if `options` leaves its place out. `tick` is called with the share that is done.
+    The policy is that of `model`, or `denoiser`, and the dream that of `model`. An episode list is empty if `options`
+    leaves its place out. `tick` is called with the share that is done.
     """
     seeds = range(options.seed, options.seed + options.n_episodes)
-    env = make_sim(_config(options), model, (task,), min(options.n_envs, options.n_episodes), rewards=False)
+    env = make_sim(
+        _config(options), model, (task,), min(options.n_envs, options.n_episodes), rewards=False, denoiser=denoiser
+    )
     try:
-        policy = flow_policy(model, env, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
+        if denoiser is None:
+            assert model is not None
+            denoiser = WamDenoiser(model)
+        n_steps = options.n_denoising_steps
+        policy = ChainPolicy(denoiser, env.spec, n_steps, n_action_steps=options.n_action_steps or None)
         n_places = 2 if options.place == "both" else 1
         # One progress callback for each place: the second one continues where the first one ended.
         ticks = [lambda n, total, begun=begun: tick((begun + n / total) / n_places) for begun in (0, n_places - 1)]
         sim = [] if options.place == "dream" else evaluate_sim(policy, env, seeds, ticks[0])
         if options.place == "sim":
             return sim, []
+        assert model is not None
         dream = DreamEnv(
             model,
             options.n_episodes,
@@ -93,6 +145,7 @@ def evaluate_task(
             in_order=True,
             obs_noise=options.obs_noise,
             seed=options.seed,
+            images=policy.images,
         )
         return sim, evaluate_dream(policy, dream, ticks[1])
     finally:
@@ -187,4 +240,4 @@ def _config(options: EvalOptions) -> TrainConfig:
         max_steps=options.max_steps,
         obs_noise=options.obs_noise,
     )
-    return TrainConfig(name="eval", env=env)
+    return TrainConfig(name="eval", env=env, policy=options.policy or "flow")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rewards.checks import at_least, require
 from rewards.errors import UserError
-from rl.config import DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
+from rl.config import Chosen, DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class EvalOptions:
     n_episodes: int = EvalConfig().n_episodes  # of each task
     seed: int = EvalConfig().seed  # of the first episode
     place: Literal["sim", "dream", "both"] = "sim"
-    n_denoising_steps: int = 2  # of the policy
-    n_action_steps: int = 0  # executed of a chunk; 0: all of it
+    policy: Chosen = ""  # who acts, as in wamtune train; empty: the checkpoint that is named first
+    world_model: str = ""  # checkpoint in whose dream the policy of somebody else is evaluated; for place=dream, both
+    n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
+    n_action_steps: int = 0  # executed of a chunk; 0: all of it, or as many as the configuration of the policy says
     max_steps: int = EnvConfig().max_steps
     obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
     n_envs: int = EnvConfig().n_envs
@@ -32,7 +34,9 @@ class EvalOptions:
 
     def check(self) -> None:
         """Refuse counts out of range, and an `out` that is not a .json file."""
-        at_least(self, 1, "n_episodes", "n_denoising_steps", "max_steps", "n_envs")
+        at_least(self, 1, "n_episodes", "max_steps", "n_envs")
+        if self.n_denoising_steps is not None:
+            at_least(self, 1, "n_denoising_steps")
         at_least(self, 0, "seed", "n_action_steps", "obs_noise")
         if self.out and not self.out.endswith(".json"):
             raise UserError(f"out={self.out!r}: expected the name of a .json file")

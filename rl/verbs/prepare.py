@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
 from rl.rounds.loop import PostTraining
 from world_model.checkpoint import find_checkpoint
+from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.lerobot import INFO, cameras_of, import_lerobot
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
@@ -30,8 +33,8 @@ def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
     """
     check_simulator(config)
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
-    model = load_model(config.checkpoint).to(device_of(config)) if config.policy == "flow" else None
-    demonstrations = None if model is None else _demonstrations(config, model)
+    model = load_model(config.checkpoint).to(device_of(config)) if config.uses_model else None
+    demonstrations = None if config.actor.func == "gaussian" else _demonstrations(config, model)
     post = PostTraining(config, model, demonstrations, log=lambda step, values: None, folder=folder)
     if config.episodes:
         _add_recorded(post, config)
@@ -45,20 +48,46 @@ def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
     post.add_episodes(recorded_episodes(config, post.model, tasks_of(config, post.model)))
 
 
-def _demonstrations(config: TrainConfig, model: WorldActionModel) -> list[Episode] | None:
-    """Load the demonstrations of the checkpoint, [] if none are needed; None if no imitation has a weight above 0."""
+def _demonstrations(config: TrainConfig, model: WorldActionModel | None) -> list[Episode] | None:
+    """Load the demonstrations of the anchor, [] if none are needed; None if no imitation has a weight above 0."""
     ppo = config.ppo
     if not any((ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef)):
         return None
-    demonstrations: list[Episode] = []
-    if ppo.bc_coef > 0:
-        tasks = tasks_of(config, model) or model.spec.tasks
-        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=tasks)
-        if not demonstrations and not set(tasks) <= set(model.spec.tasks):
-            return None  # the simulator is built next; it refuses an unknown task, and names the closest known one
-        if not demonstrations:
-            raise UserError(
-                f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "
-                f"set ppo.bc_coef=0 or tune a checkpoint on some"
-            )
+    if ppo.bc_coef == 0:
+        return []
+    if config.demonstrations:
+        return load_demonstrations(config.demonstrations, tasks_of(config, model))
+    if model is None or config.actor.func != "flow":
+        raise UserError(
+            f"ppo.bc_coef={ppo.bc_coef}: the policy comes without demonstrations; name those that it was trained on "
+            "with demonstrations=FOLDER (episodes, or a LeRobot dataset), or set ppo.bc_coef=0"
+        )
+    tasks = tasks_of(config, model) or model.spec.tasks
+    demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).load(tasks=tasks)
+    if not demonstrations and not set(tasks) <= set(model.spec.tasks):
+        return None  # the simulator is built next; it refuses an unknown task, and names the closest known one
+    if not demonstrations:
+        raise UserError(
+            f"ppo.bc_coef={ppo.bc_coef}: {config.checkpoint} holds no demonstrations of {', '.join(tasks)}; "
+            f"set ppo.bc_coef=0 or tune a checkpoint on some"
+        )
     return demonstrations
+
+
+def load_demonstrations(folder: str, tasks: Sequence[str]) -> list[Episode]:
+    """Load the episodes of `tasks` (empty: all) from a folder of episodes or a LeRobot dataset with all its images.
+
+    Raises:
+        UserError: there are none, or the folder cannot be read.
+    """
+    if (Path(folder) / INFO).is_file():
+        found, _ = import_lerobot(folder, ColumnsConfig(images=cameras_of(folder)))
+        episodes = [episode for episode in found if not tasks or episode.task in tasks]
+    else:
+        episodes = EpisodeStore(folder).load(tasks=tasks or None)
+    if not episodes:
+        raise UserError(
+            f"demonstrations={folder}: no episodes of {', '.join(tasks) or 'any task'} there; expected a folder of "
+            "episodes or a LeRobot dataset"
+        )
+    return episodes

@@ -210,7 +210,7 @@ def _terms(post: PostTraining) -> str:
 def _readme(config: TrainConfig, run: Run) -> str:
     before, after = describe(run.outcome.before), describe(run.outcome.after)
     tasks = ", ".join(dict.fromkeys(result.task for result in run.outcome.after))
-    start = f"`{config.checkpoint}`" if config.policy == "flow" else "a Gaussian MLP"
+    start = f"`{config.starts_from}`"
     stopped_by = run.outcome.stopped_by
     ended = f" The callback `{stopped_by}` ended the training." if stopped_by else ""
     return (

@@ -73,6 +73,7 @@ class LeRobotDenoiser(Denoiser):
         self.horizon, self.chain_dim, self.first = self.family.horizon, self.family.chain_dim, self.family.first
         self.starts_at_zero, self.is_stochastic = self.family.starts_at_zero, self.family.is_stochastic
         self.n_denoising_steps = self.family.own_steps
+        self.n_action_steps = int(config.n_action_steps)
         self.reads = {ours: self._feature(name, ours, config.input_features[name]) for name, ours in self.names.items()}
         if STATE not in self.reads:
             raise UserError(f"{checkpoint}: it reads no observation.state, which every environment has")

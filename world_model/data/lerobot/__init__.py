@@ -7,8 +7,17 @@ features in additional columns of `meta/episodes`, and the `Spec` in `meta/wamtu
 its last observation, and the action of that frame is dropped.
 """
 
-from world_model.data.lerobot.layout import INFO, OURS, episode_videos, fill_template, read_info
+from world_model.data.lerobot.layout import INFO, OURS, cameras_of, episode_videos, fill_template, read_info
 from world_model.data.lerobot.reading import import_lerobot
 from world_model.data.lerobot.writing import export_lerobot
 
-__all__ = ["INFO", "OURS", "episode_videos", "export_lerobot", "fill_template", "import_lerobot", "read_info"]
+__all__ = [
+    "INFO",
+    "OURS",
+    "cameras_of",
+    "episode_videos",
+    "export_lerobot",
+    "fill_template",
+    "import_lerobot",
+    "read_info",
+]

@@ -11,7 +11,7 @@ from world_model.data.columns import Columns
 from world_model.data.episodes import OBSERVATION
 from world_model.data.videos import LONGEST
 from world_model.files import JSON_BYTES, parse_json, read_file
-from world_model.spec import FASTEST, STATE
+from world_model.spec import FASTEST, IMAGES, STATE
 
 VERSION = "v3.0"
 FILE = "chunk-000/file-000.parquet"
@@ -49,6 +49,17 @@ def read_info(root: Path) -> dict[str, Any]:
     if type(fps) not in (int, float) or not 0 < fps <= FASTEST:
         raise UserError(f"{root / INFO}: fps={str(fps)[:20]}, expected a number above 0, at most {FASTEST:g}")
     return dict(info)
+
+
+def cameras_of(root: str | Path) -> dict[str, str]:
+    """Return camera -> column for all images of a dataset, such as {"front": "observation.images.front"}.
+
+    Raises:
+        UserError: see `read_info`.
+    """
+    columns = {name: feature.get("dtype") for name, feature in read_info(Path(root))["features"].items()}
+    images = [name for name, dtype in columns.items() if dtype in ("image", "video")]
+    return {name.removeprefix(OBSERVATION + IMAGES).removeprefix(OBSERVATION): name for name in images}
 
 
 def fill_template(root: Path, template: object, **fields: object) -> Path:
