@@ -31,7 +31,9 @@ Observation = dict[str, Any]
 EPISODE_SEED = "observation.episode_seed"
 """Observation that names the episode, so that the noise of wamtune's policies is that of `wamtune eval`."""
 
-OBS_TYPES = ("state", "pixels_agent_pos", "environment_state_agent_pos")
+PIXELS, PARTS = "pixels_agent_pos", "environment_state_agent_pos"
+
+OBS_TYPES = ("state", PIXELS, PARTS)
 
 ROBOT_SLICES = ("hand_pos", "gripper")
 """Slices of a simulator's state that a real robot measures by itself."""
@@ -52,7 +54,7 @@ class WamtuneEnv(EnvConfig):
         DecodingError: a task or an `obs_type` is unknown, or a number is out of range.
     """
 
-    task: str | None = "push"  # of Meta-World, or ids of gymnasium; several are separated by commas
+    task: str | None = "push"  # of Meta-World, or gymnasium ids; several are separated by commas
     fps: int = 0  # set to the control rate of the task
     episode_length: int = Defaults().max_steps
     obs_type: str = "state"
@@ -67,10 +69,10 @@ class WamtuneEnv(EnvConfig):
         self.features = {"action": PolicyFeature(FeatureType.ACTION, (spec.action_dim,))}
         self.features["agent_pos"] = PolicyFeature(FeatureType.STATE, (len(robot),))
         self.features_map = {"action": "action", "agent_pos": "observation.state"}
-        if self.obs_type == "environment_state_agent_pos":
+        if self.obs_type == PARTS:
             self.features["environment_state"] = PolicyFeature(FeatureType.ENV, (len(rest),))
             self.features_map["environment_state"] = "observation.environment_state"
-        for name in self.cameras if self.obs_type == "pixels_agent_pos" else ():
+        for name in self.cameras if self.obs_type == PIXELS else ():
             key = f"observation.images.{name}"
             self.features[key] = PolicyFeature(FeatureType.VISUAL, (self.image_size, self.image_size, 3))
             self.features_map[key] = key
@@ -113,6 +115,8 @@ class WamtuneEnv(EnvConfig):
         for task, spec in zip(self.tasks, specs, strict=True):
             if (spec.state_dim, spec.action_dim) != (specs[0].state_dim, specs[0].action_dim):
                 raise UserError(f"task={self.task}: {task} has other sizes than {self.tasks[0]}; name it on its own")
+            if self.obs_type == PARTS and not set(ROBOT_SLICES) & spec.slices.keys():
+                raise UserError(f"obs_type={PARTS}: {task} does not say which part of its state is the robot's")
         return specs[0]
 
 
@@ -177,9 +181,9 @@ class TaskEnv(gymnasium.Env[Observation, Array]):
         """Return an observation with the keys that LeRobot's programs expect of an environment."""
         assert self._simulated is not None
         obs: Observation = {"agent_pos": state[self._robot], "episode_seed": _pair(self._seed)}
-        if self.config.obs_type == "environment_state_agent_pos":
+        if self.config.obs_type == PARTS:
             obs["environment_state"] = state[self._rest]
-        if self.config.obs_type == "pixels_agent_pos":
+        if self.config.obs_type == PIXELS:
             images = self._simulated.images(self._cameras)
             obs["pixels"] = {name.removeprefix(IMAGES): image for name, image in images.items()}
         return obs
@@ -189,9 +193,9 @@ class TaskEnv(gymnasium.Env[Observation, Array]):
             "agent_pos": Box(-np.inf, np.inf, (len(self._robot),), np.float32),
             "episode_seed": Box(0, 2**24, (2,), np.float32),
         }
-        if self.config.obs_type == "environment_state_agent_pos":
+        if self.config.obs_type == PARTS:
             spaces["environment_state"] = Box(-np.inf, np.inf, (len(self._rest),), np.float32)
-        if self.config.obs_type == "pixels_agent_pos":
+        if self.config.obs_type == PIXELS:
             shape = (self.config.image_size, self.config.image_size, 3)
             spaces["pixels"] = Dict({name: Box(0, 255, shape, np.uint8) for name in self.config.cameras})
         return Dict(spaces)
@@ -201,6 +205,14 @@ def seeds_of(pairs: Tensor) -> Tensor:
     """Return the seeds (n,) int64 of the observations `EPISODE_SEED` (n, 2)."""
     high, low = pairs.long().unbind(1)
     return high * 2**16 + low
+
+
+def sentence_of(task: str) -> str:
+    """Return the sentence that the environment of a Meta-World task gives; the name of any other task."""
+    try:
+        return make_spec("metaworld", [task]).instruction(task)
+    except UserError:
+        return task
 
 
 def _pair(seed: int) -> Array:

@@ -9,11 +9,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lerobot.policies import PreTrainedPolicy
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lerobot_policy_wamtune.configuration_wamtune import WamtuneConfig, refuse_training
-from lerobot_policy_wamtune.env import EPISODE_SEED, seeds_of
+from lerobot_policy_wamtune.env import EPISODE_SEED, seeds_of, sentence_of
 from rewards.errors import UserError, closest_or_known
 from rl.deploy.frames import Frame, context_of
 from world_model.checkpoint import checked_weights
@@ -43,6 +44,9 @@ class WamtunePolicy(PreTrainedPolicy):
         self.model = WorldActionModel.from_config({"model": config.model, "spec": config.spec})
         self.spec, self.n_context_frames = self.model.spec, self.model.n_context_frames
         self.n_action_steps = config.n_action_steps or self.model.chunk_size
+        # A task is given by its name, by its sentence in the checkpoint, or by that of the environment.
+        ways = (sentence_of, self.spec.instruction, str)
+        self._task_of = {way(task): i for way in ways for i, task in enumerate(self.spec.tasks)}
         # `context_of` goes back by whole periods of a camera, so that many frames are kept.
         periods = [feature.every for feature in self.spec.features.values()]
         n_kept = 1 + max(-(-(self.n_context_frames - 1) // every) * every for every in periods)
@@ -54,6 +58,7 @@ class WamtunePolicy(PreTrainedPolicy):
         self._frames.clear()
         self._n_steps = 0  # observations since the episodes began
         self._chunk: Tensor | None = None
+        self._first_step = 0  # at which the chunk was predicted
 
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """Return the next action of each row; every `n_action_steps` calls, a chunk is predicted.
@@ -66,12 +71,12 @@ class WamtunePolicy(PreTrainedPolicy):
         Returns:
             Actions (n, action_dim), in units of the environment.
         """
-        i = self._n_steps % self.n_action_steps
-        if i == 0 or self._chunk is None:
+        if self._chunk is None or self._n_steps - self._first_step >= self.n_action_steps:
+            self._first_step = self._n_steps
             self._chunk = self.predict_action_chunk(batch, **kwargs)
         else:
             self._observe(batch)
-        return self._chunk[:, i]
+        return self._chunk[:, self._n_steps - 1 - self._first_step]
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -115,7 +120,7 @@ class WamtunePolicy(PreTrainedPolicy):
         """Load the weights. LeRobot would leave missing ones random (`strict` is False by default)."""
         try:
             model.load_state_dict(checked_weights(model_file, load_file(model_file)))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{model_file} does not fit {Path(model_file).with_name('config.json')}; write the folder again with "
                 "`wamtune cp CHECKPOINT FOLDER format=lerobot`"
@@ -163,10 +168,8 @@ class WamtunePolicy(PreTrainedPolicy):
         tasks = self.spec.tasks
         if len(tasks) == 1:
             return torch.zeros(n, dtype=torch.long)
-        known = {self.spec.instruction(task): i for i, task in enumerate(tasks)}
-        known |= {task: i for i, task in enumerate(tasks)}
-        sentences = [given or ""] * n if given is None or isinstance(given, str) else given
-        for sentence in sentences:
-            if sentence not in known:
-                raise UserError(f"task {sentence!r} is unknown to the policy; {closest_or_known(sentence, tasks)}")
-        return torch.tensor([known[sentence] for sentence in sentences])
+        given = [given or ""] * n if given is None or isinstance(given, str) else given
+        for words in given:
+            if words not in self._task_of:
+                raise UserError(f"task {words!r} is unknown to the policy; {closest_or_known(words, tasks)}")
+        return torch.tensor([self._task_of[words] for words in given])

@@ -223,6 +223,10 @@ def test_a_wrong_key_is_one_line(
         ({"task": " , "}, "`env`: task= , : expected names such as hammer,drawer-open"),
         ({"task": "push,Pendulum-v1"}, "`env`: task=push,Pendulum-v1: Pendulum-v1 has other sizes than push; name"),
         ({"obs_type": "pixels"}, "`env`: obs_type=pixels: expected one of state, pixels_agent_pos, environment_state_"),
+        (
+            {"task": "Pendulum-v1", "obs_type": "environment_state_agent_pos"},
+            "`env`: obs_type=environment_state_agent_pos: Pendulum-v1 does not say which part of its state is the robot's",
+        ),
         ({"image_size": 0}, "`env`: image_size=0: expected at least 1"),
     ],
 )
@@ -289,6 +293,12 @@ def test_a_chunk_is_executed_before_the_next_one_is_predicted(plugin: SimpleName
     actions = [policy.select_action(batch_of(1)) for _ in range(5)]
     assert torch.equal(torch.stack(actions[:4], dim=1), chunk)
     assert not torch.equal(actions[4], actions[0])
+    policy.reset()
+    policy.predict_action_chunk(batch_of(1))
+    later = [policy.select_action(batch_of(1)) for _ in range(2)]  # from the first row of the second chunk
+    policy.reset()
+    policy.predict_action_chunk(batch_of(1))
+    assert torch.equal(torch.stack(later, dim=1), policy.predict_action_chunk(batch_of(1))[:, :2])
 
 
 def test_a_task_is_known_by_its_name_or_its_sentence(plugin: SimpleNamespace, point: Path) -> None:
@@ -297,6 +307,17 @@ def test_a_task_is_known_by_its_name_or_its_sentence(plugin: SimpleNamespace, po
     assert policy._task("rest", 2).tolist() == [1, 1]
     with pytest.raises(UserError, match=r"^task 'reech' is unknown to the policy; did you mean 'reach'\?$"):
         policy.select_action(batch_of(1, task=["reech"]))
+
+
+def test_the_sentence_of_the_environment_is_known_beside_that_of_the_checkpoint(
+    plugin: SimpleNamespace, point: Path
+) -> None:
+    config = json.loads((point / "config.json").read_text())
+    config["spec"] |= {"tasks": ["drawer-open", "push"], "instructions": {"push": "shove the puck"}}
+    (point / "config.json").write_text(json.dumps(config))
+    policy = plugin.Policy.from_pretrained(point)
+    given = ["shove the puck", plugin.TaskEnv("push", plugin.Env()).task_description, "drawer open"]
+    assert policy._task(given, 3).tolist() == [1, 1, 0]
 
 
 def test_larger_images_are_scaled_down(plugin: SimpleNamespace, point: Path) -> None:
@@ -333,6 +354,9 @@ def test_weights_that_do_not_fit_are_refused(plugin: SimpleNamespace, point: Pat
         plugin.Policy.from_pretrained(point)
     save_file(weights | {name: torch.full_like(weights[name], torch.nan)}, point / "model.safetensors")
     with pytest.raises(UserError, match="holds a value that is not finite"):
+        plugin.Policy.from_pretrained(point)
+    (point / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"model.safetensors does not fit"):
         plugin.Policy.from_pretrained(point)
 
 

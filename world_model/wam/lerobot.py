@@ -97,7 +97,11 @@ Needs LeRobot with the plug-in `lerobot_policy_wamtune`. In wamtune's simulated 
 lerobot-eval --policy.path=. --env.type=wamtune --env.task={spec.tasks[0]}{_env_keys(model)}
 ```
 
-On a robot whose observation is this one, `lerobot-rollout --policy.path=. --task={spec.tasks[0]} --robot.type=...`.
+On a robot whose observation is this one:
+
+```bash
+lerobot-rollout --policy.path=. --task={spec.tasks[0]} --fps={spec.control_hz:g} --robot.type=...
+```
 
 {chr(10).join(lines)}
 - `action` [{spec.action_dim}], {spec.control_hz:g} a second
