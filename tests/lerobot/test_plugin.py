@@ -225,7 +225,7 @@ def test_a_wrong_key_is_one_line(
         ({"obs_type": "pixels"}, "`env`: obs_type=pixels: expected one of state, pixels_agent_pos, environment_state_"),
         (
             {"task": "Pendulum-v1", "obs_type": "environment_state_agent_pos"},
-            "`env`: obs_type=environment_state_agent_pos: Pendulum-v1 does not say which part of its state is the robot's",
+            "`env`: obs_type=environment_state_agent_pos: Pendulum-v1 does not say which part of its state",
         ),
         ({"image_size": 0}, "`env`: image_size=0: expected at least 1"),
     ],
