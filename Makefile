@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 ISAAC := .venv-isaac
 ISAAC_STAMP := $(ISAAC)/.installed
 ISAAC_ASSETS := $(ISAAC)/assets/.laid-out
-CODE := rl world_model rewards tests $(wildcard benchmarks examples)
+CODE := rl world_model rewards tests lerobot_policy_wamtune $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-pixels test test-slow isaac test-isaac lint format types clean

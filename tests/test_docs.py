@@ -30,7 +30,12 @@ COMMAND = r"(?:[A-Z_]+=\S+ )*(?:\S*/)?(?:wamtune|python|pip|make|uv) "
 
 def commands() -> Iterator[tuple[str, str]]:
     """Where a command stands, and the command: of fenced blocks, inline code, comments of presets, and examples."""
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]
+    pages = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("examples/*.md"),
+        ROOT / "lerobot_policy_wamtune" / "README.md",
+    ]
     for page in pages:
         text = page.read_text("utf-8")
         blocks = re.findall(r"^```(?:bash|sh|shell|zsh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

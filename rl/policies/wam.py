@@ -213,7 +213,7 @@ def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action
         )
     model = load_model(checkpoint)
     # Arguments that are 0 take the values of the training run, or the whole chunk.
-    trained_steps, trained_executed = _as_trained(str(checkpoint), config)
+    trained_steps, trained_executed = as_trained(str(checkpoint), config)
     size, codec = model.config.chunk_size, model.action_codec
     steps = checked_count("n_denoising_steps", n_denoising_steps or trained_steps)
     executed = checked_count("n_action_steps", n_action_steps or trained_executed or size, size)
@@ -230,8 +230,14 @@ def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action
     )
 
 
-def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
-    """Return n_denoising_steps and n_action_steps (0: not set) from the run config in the checkpoint's config.json."""
+def as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
+    """Return n_denoising_steps and n_action_steps (0: not set) from the run config in the checkpoint's config.json.
+
+    `config` is that of `load_checkpoint`, `checkpoint` is named in errors.
+
+    Raises:
+        UserError: the config is not that of a run.
+    """
     from rl.compose import parse  # imported here: a robot needs neither YAML nor the config schema
 
     run = parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")

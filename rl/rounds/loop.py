@@ -81,9 +81,8 @@ class PostTraining:
         self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
         self._check_budget()
         tasks = tasks_of(config, model)
-        self.denoiser = make_denoiser(
-            config.actor, device_of(config), config.n_action_steps
-        )  # None: the policy is made of the model, or a new Gaussian MLP
+        # None: the policy is made of the model, or a new Gaussian MLP.
+        self.denoiser = make_denoiser(config.actor, device_of(config), config.n_action_steps)
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True, denoiser=self.denoiser)
         self.eval_envs = EvalEnvs(config, model, tasks, self.sim, self.denoiser)
         self.policy = make_policy(config, model, self.sim, self.denoiser)

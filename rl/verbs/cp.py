@@ -1,4 +1,4 @@
-"""`wamtune cp`: copy a preset or a checkpoint, and convert episodes to a LeRobot dataset and back."""
+"""`wamtune cp`: copy a preset or a checkpoint, and convert episodes and checkpoints for LeRobot."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import compose, find_preset, list_presets
-from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
+from rl.policies.wam import as_trained
+from rl.verbs.acting import load_actor
+from world_model.checkpoint import CONFIG, README, builtin_checkpoints, checkpoint_files, load_checkpoint
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import EpisodeStore, in_shards
 from world_model.data.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.files import JSON_BYTES, read_file, write_atomically, write_folder
 from world_model.runs import newest_runs
+from world_model.wam.lerobot import lerobot_files
 
 
 def run(words: list[str]) -> None:
@@ -19,6 +22,9 @@ def run(words: list[str]) -> None:
     if len(words) < 2:
         raise UserError("cp needs a name and a destination, for example `wamtune cp demo mine.yaml`")
     name, final, keys = words[0], Path(words[1]), words[2:]
+    if any(key.startswith("format=") for key in keys):
+        print(_to_lerobot_policy(name, final, keys))
+        return
     is_dataset = (Path(name) / INFO).is_file()
     if keys and not is_dataset:
         raise UserError(f"unexpected {keys[0]!r}: only a LeRobot dataset has keys; leave it out")
@@ -48,6 +54,19 @@ def run(words: list[str]) -> None:
 def _holds_episodes(folder: Path) -> bool:
     """Whether a folder holds episodes and is not a checkpoint, which may hold demonstrations."""
     return bool(EpisodeStore(folder).shards) and not (folder / CONFIG).is_file()
+
+
+def _to_lerobot_policy(name: str, final: Path, keys: list[str]) -> str:
+    """Write a checkpoint as a policy of LeRobot."""
+    if keys != ["format=lerobot"]:
+        raise UserError(f"cp {name}: expected format=lerobot and no other key, got {' '.join(keys)}")
+    if final.exists() or final.is_symlink():
+        raise UserError(f"{final} is there already and was not touched; choose another destination")
+    model = load_actor(name)
+    n_denoising_steps, n_action_steps = as_trained(name, load_checkpoint(name)[0])
+    card = checkpoint_files(name).get(README, b"").decode(errors="replace")
+    write_folder(final, lerobot_files(model, n_denoising_steps, n_action_steps or model.chunk_size, card))
+    return f"checkpoint {name} is now a policy of LeRobot in {final}; its README.md has the command"
 
 
 def _to_lerobot(folder: Path, final: Path) -> str:

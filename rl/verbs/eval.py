@@ -75,7 +75,7 @@ def _evaluate_brought(name: str, options: EvalOptions) -> None:
     tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
     if not tasks:
         raise UserError(
-            "env.tasks: a policy of LeRobot does not say what it can do; name tasks, such as env.tasks=push"
+            "env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push"
         )
     _evaluate(name, model, options, tasks, denoiser)
 

@@ -63,11 +63,14 @@ never overwritten. A name that is both is copied as a preset if DEST ends with .
 A folder of episodes is converted to a LeRobot v3.0 dataset, and a LeRobot dataset to a folder of episodes; both need
 the extra `data`: {pip_line("data")}. The keys name the columns of a dataset.
 
+With format=lerobot, a checkpoint is written as a policy of LeRobot, for `lerobot-eval` and `lerobot-rollout` with the
+plug-in `lerobot_policy_wamtune` (docs/lerobot_plugin.md).
+
 Keys, for a LeRobot dataset:
 {keys_of(ColumnsConfig)}
 
 Examples:
-  wamtune cp demo mine.yaml
+  wamtune cp metaworld-tuned policies/tuned format=lerobot
   wamtune cp datasets/theirs runs/episodes/theirs success=all images.front=observation.images.front""",
     "pretrain": f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
