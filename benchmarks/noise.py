@@ -17,7 +17,7 @@ import torch
 
 from rl.envs.cameras import Cameras, Images
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.rounds.evaluate import evaluate_sim
 from rl.statistics import success_rate
 from world_model.wam.model import WorldActionModel
@@ -65,7 +65,7 @@ def success(model: WorldActionModel, task: str, n_episodes: int, obs_noise: floa
     if disturb is not None:
         for one in env._envs.envs:  # type: ignore[union-attr] # without workers it is a `Group`
             one.images = disturbed(one.images, disturb)  # type: ignore[method-assign]
-    results = evaluate_sim(FlowPolicy(model, env), env, range(SEED, SEED + n_episodes))
+    results = evaluate_sim(flow_policy(model, env), env, range(SEED, SEED + n_episodes))
     env.close()
     return success_rate(results)
 

@@ -36,7 +36,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.envs.metaworld.fit import fit
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy, ModelPilot
+from rl.policies.wam import flow_policy, ModelPilot
 from rl.rounds.evaluate import evaluate_sim
 from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint
@@ -113,7 +113,7 @@ class Walk:
         model = load_model(self.folder / step)
         frames, tasks = model.config.n_context_frames, model.spec.tasks
         sim = SimEnv("metaworld", 50, [self.task], n_context_frames=frames, task_names=tasks)
-        policy = FlowPolicy(model, sim, 2)
+        policy = flow_policy(model, sim, 2)
         results = evaluate_sim(policy, sim, range(EVAL_SEED, EVAL_SEED + self.n))
         sim.close()
         judged = self.folder / "judged"

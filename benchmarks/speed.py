@@ -22,7 +22,8 @@ from torch import Tensor
 
 from rl.config import PPOConfig
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.chain import ChainPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Samples
 from rl.ppo.update import PPO
 from world_model.dream_env import DreamEnv, StartStates
@@ -37,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model(sys.argv[1] if len(sys.argv) > 1 else "metaworld-tuned")
     sim = SimEnv("metaworld", 32, [TASK], task_names=model.spec.tasks)
-    policy = FlowPolicy(model, sim)
+    policy = flow_policy(model, sim)
     ppo = PPO(policy, PPOConfig(n_steps=20, batch_size=320))
     sim.record(True)
     ppo.collect(sim, 19)
@@ -83,7 +84,7 @@ def in_turn(works: dict[str, Callable[[], int]]) -> dict[str, float]:
     return {name: done[name] / seconds[name] for name in works}
 
 
-def decode_chunks(policy: FlowPolicy, obs: Obs, seeds: Tensor) -> int:
+def decode_chunks(policy: ChainPolicy, obs: Obs, seeds: Tensor) -> int:
     """Decode one chunk per row."""
     return len(policy.decide(policy.encode(obs), seeds, seeds))
 

@@ -19,7 +19,7 @@ import time
 import torch
 
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.stages.collect import collect_policy, collect_scripted
 from rl.statistics import correlation
 from world_model.data.episodes import Episode
@@ -59,7 +59,7 @@ def by_policy(model: WorldActionModel, task: str) -> list[Episode]:
     """Return episodes of the checkpoint's policy; it explores in the first half of them."""
     n = N_EPISODES // 2
     env = SimEnv("metaworld", n, [task], task_names=model.spec.tasks, terminate_on_success=False)
-    halves, policy = ((True, SEED), (False, SEED + n)), FlowPolicy(model, env)
+    halves, policy = ((True, SEED), (False, SEED + n)), flow_policy(model, env)
     episodes = [e for explore, seed in halves for e in collect_policy(policy, env, n, explore, seed)]
     env.close()
     return episodes

@@ -27,7 +27,7 @@ from seeing import CODEC, CONFIG, PRETRAIN, image_data, train
 
 from rl.config import SimulatorConfig
 from rl.envs.sim import SimEnv, make_spec
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.rounds.evaluate import evaluate_sim
 from rl.stages.images import by_task, encoded_episodes, model_spec
 from rl.stages.videos import watched
@@ -100,7 +100,7 @@ def success(model: WorldActionModel, task: str) -> float:
     reads = {"task_names": model.spec.tasks, "features": model.spec.features, "cameras": model.cameras}
     with contextlib.closing(SimEnv("metaworld", 25, [task], **reads)) as sim:
         seeds = range(FIRST_SEED["eval"], FIRST_SEED["eval"] + N_EVAL)
-        return success_rate(evaluate_sim(FlowPolicy(model, sim), sim, seeds))
+        return success_rate(evaluate_sim(flow_policy(model, sim), sim, seeds))
 
 
 def table(rows: Sequence[Row]) -> str:

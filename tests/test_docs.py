@@ -14,7 +14,7 @@ import torch
 from rewards.plugins import load
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.update import PPO
 from rl.robots.api import make_robot
 from rl.rounds.trust_signals import make_signals
@@ -90,6 +90,6 @@ def test_the_code_of_bring_your_own_does_what_it_says(
         compose("dream", ["dream.trust={early: {func: my_trust.py:early, params: {halves_after: 2}}}"], TrainConfig)
     )
     env = make_point(3)
-    ppo = PPO(FlowPolicy(model, env, 2, 0.1), compose("sim", [], TrainConfig).ppo)
+    ppo = PPO(flow_policy(model, env, 2, 0.1), compose("sim", [], TrainConfig).ppo)
     trust = signal(ppo.collect(env, 3), model, seed=0)
     torch.testing.assert_close(trust, torch.tensor([1.0, 0.5**0.5, 0.5])[:, None].expand(3, 3))

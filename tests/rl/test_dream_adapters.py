@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv, GymEnv, GymVectorEnv, StepVecEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.sb3 import ChunkPPO, ChunkPredictor
 from world_model.dream_env import DreamEnv, StartStates
 
@@ -47,7 +47,7 @@ def test_stock_ppo_on_whole_chunks(make_dream):
 
 def test_our_policy_is_evaluated_step_by_step(make_dream, model):
     env = StepVecEnv(make_dream(4))
-    policy = ChunkPredictor(FlowPolicy(model, env.batched), env.batched)
+    policy = ChunkPredictor(flow_policy(model, env.batched), env.batched)
     _, lengths = evaluate_policy(policy, env, n_eval_episodes=4, return_episode_rewards=True, warn=False)
     assert lengths == [HORIZON * K] * 4
 
@@ -83,7 +83,7 @@ def test_gymnasium_vector_api(make_dream):
 
 def test_chunk_ppo_trains_in_the_dream_and_leaves_it_as_it_was(make_dream, model):
     env, twin = make_dream(4), make_dream(4)
-    policy = FlowPolicy(model, env, noise_std=0.3)
+    policy = flow_policy(model, env, noise_std=0.3)
     config = PPOConfig(n_steps=HORIZON, batch_size=8, n_epochs=2, learning_rate=1e-2, bc_coef=0.0, target_kl=None)
     before = [p.clone() for p in policy.actor_parameters()]
     twin.reset(seed=3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Rollout, Samples, chunk_gae
 from world_model.api import Context
 from world_model.wam.normalizer import Normalizer
@@ -76,7 +76,7 @@ def test_a_normaliser_goes_there_and_back_and_never_blows_up(seed, n, spread, mi
 def test_likelihood_of_a_chain(seed, n_steps, std, correlation, model, make_point):
     """A row does not know its batch, and no chain is likelier than the one that follows its own means."""
     env = make_point(4, seed=seed)
-    policy = FlowPolicy(model, env, n_denoising_steps=n_steps, noise_std=std, noise_correlation=correlation)
+    policy = flow_policy(model, env, n_denoising_steps=n_steps, noise_std=std, noise_correlation=correlation)
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         context = policy.encode(env.reset())

@@ -22,7 +22,7 @@ from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.export import export_policy
 from rl.policies.api import policy_state
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy, load_exportable
+from rl.policies.wam import flow_policy, load_exportable
 from world_model.checkpoint import load_checkpoint, save_checkpoint
 from world_model.extras import pip_line
 from world_model.flow import seeded_noise
@@ -92,7 +92,7 @@ def test_onnxruntime_computes_what_torch_does(point: Path, exported: Path, n: in
 def test_actions_are_those_that_the_policy_decides(point: Path, exported: Path, make_point) -> None:
     """In the environment, with the noise of an evaluation: seeded by episode and elapsed steps."""
     env = make_point(5, seed=1)
-    policy = FlowPolicy(load_model(point), env, n_denoising_steps=2, n_action_steps=3)
+    policy = flow_policy(load_model(point), env, n_denoising_steps=2, n_action_steps=3)
     obs = env.reset(seed=1)
     for _ in range(3):
         noise = seeded_noise(env.episode_seed, env.elapsed, (2, 4))

@@ -27,7 +27,7 @@ from rl.envs.adapters import (
     observation_space,
     unflatten_obs,
 )
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.sb3 import ChunkPPO
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.spec import Feature, Spec
@@ -545,7 +545,7 @@ def test_our_ppo_reads_images_through_the_interface_of_sb3():
     frames = torch.randn(8, 10, model.frame_dim)
     model.codec.fit(frames[:, :2], frames[:, 2:])
     model.action_codec.action.fit(torch.randn(8, 2))
-    policy = FlowPolicy(model, env.batched)
+    policy = flow_policy(model, env.batched)
     ppo = ChunkPPO(policy, env, PPOConfig(n_steps=2, batch_size=4, n_epochs=1, bc_coef=0.0, target_kl=None))
     ppo.learn(32)
     assert ppo.num_timesteps >= 32

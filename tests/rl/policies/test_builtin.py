@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.rounds.evaluate import evaluate_sim
 from rl.stages.collect import collect_scripted
 from world_model.checkpoint import builtin_checkpoints, find_checkpoint
@@ -92,7 +92,7 @@ def test_the_policy_does_what_the_card_says():
     model = load_model("metaworld-tuned")
     for task in ("drawer-open", "button-press-topdown"):
         sim = SimEnv("metaworld", 8, [task], model.config.n_context_frames, task_names=model.spec.tasks)
-        assert sum(result.success for result in evaluate_sim(FlowPolicy(model, sim), sim, range(900_000, 900_008))) >= 7
+        assert sum(result.success for result in evaluate_sim(flow_policy(model, sim), sim, range(900_000, 900_008))) >= 7
         sim.close()
 
 

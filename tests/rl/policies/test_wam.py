@@ -8,7 +8,7 @@ import torch
 
 from rl.policies.api import load_policy_state, policy_state
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from world_model.flow import seeded_noise
 from world_model.wam import modes
 
@@ -28,13 +28,13 @@ def env(make_point):
 
 @pytest.fixture
 def policy(model, env):
-    return FlowPolicy(model, env, n_denoising_steps=STEPS, noise_std=STD, noise_correlation=0.0)
+    return flow_policy(model, env, n_denoising_steps=STEPS, noise_std=STD, noise_correlation=0.0)
 
 
 @pytest.fixture(params=["flow", "gaussian"])
 def either(request, model, env):
     torch.manual_seed(0)
-    return FlowPolicy(model, env) if request.param == "flow" else GaussianPolicy(env, chunk_size=4)
+    return flow_policy(model, env) if request.param == "flow" else GaussianPolicy(env, chunk_size=4)
 
 
 def reference_log_prob(policy, obs, chain):
@@ -77,7 +77,7 @@ def test_the_chain_is_never_clamped_and_the_action_is(policy, env):
 @torch.no_grad()
 def test_likelihood_of_correlated_noise_equals_a_double_reference(model, env):
     """Each step of each action dimension is a Gaussian over the chunk with covariance std ** 2 * .8 ** lag."""
-    policy = FlowPolicy(model, env, n_denoising_steps=STEPS, noise_std=STD, noise_correlation=0.8)
+    policy = flow_policy(model, env, n_denoising_steps=STEPS, noise_std=STD, noise_correlation=0.8)
     context = policy.encode(env.observe())
     _, chain, log_prob = policy.sample(context, seeded())
     means = policy.chain_means(context, chain)
@@ -101,7 +101,7 @@ def test_likelihood_of_correlated_noise_equals_a_double_reference(model, env):
 
 @torch.no_grad()
 def test_actions_that_are_never_executed_have_no_part_in_the_likelihood(model, env):
-    whole, part = (FlowPolicy(model, env, STEPS, STD, n_action_steps=n) for n in (4, 3))
+    whole, part = (flow_policy(model, env, STEPS, STD, n_action_steps=n) for n in (4, 3))
     context = part.encode(env.observe())
     actions, chain, log_prob = part.sample(context, seeded())
     assert actions.shape == (N, 3, 2) and log_prob.shape == (N, 3)
@@ -167,7 +167,7 @@ def test_distance_to_the_start_policy(policy, env):
 
 @torch.no_grad()
 def test_a_policy_may_execute_only_the_beginning_of_its_chunk(model, env):
-    policy = FlowPolicy(model, env, n_denoising_steps=2, n_action_steps=3)
+    policy = flow_policy(model, env, n_denoising_steps=2, n_action_steps=3)
     context = policy.encode(env.observe())
     actions, chain, _ = policy.sample(context, seeded())
     assert actions.shape == (N, 3, 2) and chain.shape == (N, 3, 2, 4)

@@ -10,7 +10,7 @@ import torch
 from rewards.errors import UserError
 from rl.config import PPOConfig
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Samples
 from rl.ppo.update import PPO
 from world_model.dream_env import DreamEnv, StartStates
@@ -63,7 +63,7 @@ def codes(model: WorldActionModel, images: torch.Tensor) -> torch.Tensor:
 def test_images_are_seen_learned_from_recorded_and_dreamed_on(image_model: WorldActionModel, sim: SimEnv) -> None:
     assert sim.spec.features.keys() == image_model.spec.features.keys() == {"state", IMAGES}
     fit(image_model, sim)
-    policy = FlowPolicy(image_model, sim)
+    policy = flow_policy(image_model, sim)
     config = PPOConfig(n_steps=4, batch_size=4, n_epochs=1, learning_rate=1e-2, bc_coef=0.0, target_kl=None)
     ppo = PPO(policy, config, seed=1)
     before = {name: tensor.clone() for name, tensor in image_model.state_dict().items()}

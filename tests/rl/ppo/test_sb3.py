@@ -15,7 +15,7 @@ from rl.config import PPOConfig
 from rl.envs.adapters import ChunkVecEnv, StepVecEnv, flatten_obs
 from rl.envs.sim import SimEnv
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Samples
 from rl.ppo.sb3 import ChunkPPO, ChunkPredictor
 from rl.ppo.update import PPO
@@ -43,7 +43,7 @@ def env(make_point):
 @pytest.fixture(params=["flow", "gaussian"])
 def either(request, model, env):
     torch.manual_seed(0)
-    return FlowPolicy(model, env) if request.param == "flow" else GaussianPolicy(env, chunk_size=4)
+    return flow_policy(model, env) if request.param == "flow" else GaussianPolicy(env, chunk_size=4)
 
 
 class Count(BaseCallback):
@@ -185,7 +185,7 @@ def test_what_it_does_not_take(make_point):
 
 @torch.no_grad()
 def test_predict_executes_a_chunk_in_order(model, env):
-    policy = FlowPolicy(model, env)
+    policy = flow_policy(model, env)
     observation = flatten_obs(env.observe(), env.spec).numpy()
     context = policy.encode(env.observe())
     chunk = policy.decide(context, torch.arange(N), torch.zeros(N, dtype=torch.long)).numpy()
@@ -224,7 +224,7 @@ def test_predict_takes_a_single_observation(either, env):
 
 def test_a_policy_acts_in_a_vec_env(trained, make_point):
     env = StepVecEnv(make_point(8, seed=3))
-    policy = ChunkPredictor(FlowPolicy(trained, env.batched), env.batched)
+    policy = ChunkPredictor(flow_policy(trained, env.batched), env.batched)
     obs, state, start, solved = env.reset(), None, np.ones(8, bool), np.zeros(8, bool)
     for _ in range(12):
         action, state = policy.predict(obs, state, start, deterministic=True)

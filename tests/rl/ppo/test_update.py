@@ -12,7 +12,7 @@ from rewards import RewardManager
 from rewards.errors import UserError
 from rl.config import PPOConfig
 from rl.policies.gaussian import GaussianPolicy
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Samples
 from rl.ppo.update import PPO, _normalised
 from world_model.dream_env import DreamEnv, StartStates
@@ -42,7 +42,7 @@ def make_ppo(model, make_point):
         env = make_point(num_envs, seed=2, **options)
         torch.manual_seed(0)
         if policy == "flow":
-            chosen = FlowPolicy(model, env, n_denoising_steps=3, noise_std=0.5)
+            chosen = flow_policy(model, env, n_denoising_steps=3, noise_std=0.5)
         else:
             chosen = GaussianPolicy(env, chunk_size=4)
         ppo = PPO(chosen, config, imitation=imitation, seed=1)
@@ -84,7 +84,7 @@ class Copies(TorchFunctionMode):
 def test_a_dreamed_rollout_and_its_update_copy_nothing_to_the_host(model, episodes):
     starts = StartStates.from_episodes(episodes, model.spec.tasks, model.config.n_context_frames)
     dream = DreamEnv(model, 8, starts, rewards=RewardManager({"success": {"weight": 1.0}}, (), "dream"))
-    ppo = PPO(FlowPolicy(model, dream, n_denoising_steps=3), CONFIG, seed=1)
+    ppo = PPO(flow_policy(model, dream, n_denoising_steps=3), CONFIG, seed=1)
     with Copies() as copies:
         rollout = ppo.collect(dream, 6)
         ppo.update(samples(ppo, rollout))

@@ -21,7 +21,7 @@ from rl import cli
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.report import page as report
 from rl.report import plots
 from rl.report.figures import trajectory
@@ -91,7 +91,7 @@ def test_pairs_are_the_episodes_of_an_evaluation(model: WorldActionModel) -> Non
     sim = SimEnv(
         "metaworld", 4, ["button-press-topdown"], n_context_frames=2, task_names=model.spec.tasks, max_steps=40
     )
-    policy = FlowPolicy(model, sim)
+    policy = flow_policy(model, sim)
     results, pairs = run_pairs(policy, model, sim, SEEDS)
     alone = evaluate_sim(policy, sim, SEEDS)
     sim.close()

@@ -8,7 +8,7 @@ import torch
 
 from rl.envs.sim import SimEnv
 from rl.envs.simulator import IDLE
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.rounds.evaluate import EpisodeResult, Exploring, evaluate_dream, evaluate_sim, first_states
 from world_model.dream_env import DreamEnv
 from world_model.wam.model import WorldActionModel
@@ -40,7 +40,7 @@ def assert_same(found: list[EpisodeResult], expected: list[EpisodeResult]) -> No
 
 
 def test_repeats_exactly(tiny_model: WorldActionModel, sim: SimEnv) -> None:
-    policy = FlowPolicy(tiny_model, sim)
+    policy = flow_policy(tiny_model, sim)
     first = evaluate_sim(policy, sim, SEEDS)
     assert [r.seed for r in first] == SEEDS
     assert len({r.reward for r in first}) == len(SEEDS)  # six different episodes
@@ -48,18 +48,18 @@ def test_repeats_exactly(tiny_model: WorldActionModel, sim: SimEnv) -> None:
 
 
 def test_does_not_depend_on_order_and_num_envs(tiny_model: WorldActionModel, sim: SimEnv) -> None:
-    expected = evaluate_sim(FlowPolicy(tiny_model, sim), sim, SEEDS)
-    assert_same(evaluate_sim(FlowPolicy(tiny_model, sim), sim, SEEDS[::-1]), expected[::-1])
-    assert_same(evaluate_sim(FlowPolicy(tiny_model, sim), sim, SEEDS[4:5]), expected[4:5])
+    expected = evaluate_sim(flow_policy(tiny_model, sim), sim, SEEDS)
+    assert_same(evaluate_sim(flow_policy(tiny_model, sim), sim, SEEDS[::-1]), expected[::-1])
+    assert_same(evaluate_sim(flow_policy(tiny_model, sim), sim, SEEDS[4:5]), expected[4:5])
     for n_envs in (1, 4):
         env = make_sim(tiny_model, n_envs)
-        assert_same(evaluate_sim(FlowPolicy(tiny_model, env), env, SEEDS), expected)
+        assert_same(evaluate_sim(flow_policy(tiny_model, env), env, SEEDS), expected)
         env.close()
 
 
 def test_an_episode_is_run_once_however_many_environments_there_are(tiny_model: WorldActionModel) -> None:
     env = make_sim(tiny_model, 4)
-    policy = FlowPolicy(tiny_model, env)
+    policy = flow_policy(tiny_model, env)
     env.record(True)
     evaluate_sim(Exploring(policy, torch.Generator().manual_seed(0)), env, SEEDS[:1])
     assert [e.seed for e in env.record(False) if e.seed != IDLE] == SEEDS[:1]
@@ -69,7 +69,7 @@ def test_an_episode_is_run_once_however_many_environments_there_are(tiny_model: 
 def test_observation_noise_repeats_with_the_episode(tiny_model: WorldActionModel) -> None:
     env = make_sim(tiny_model, 3)
     env.obs_noise = 0.01
-    policy = FlowPolicy(tiny_model, env)
+    policy = flow_policy(tiny_model, env)
     first = evaluate_sim(policy, env, SEEDS)
     assert_same(evaluate_sim(policy, env, SEEDS[::-1]), first[::-1])
     env.close()
@@ -77,7 +77,7 @@ def test_observation_noise_repeats_with_the_episode(tiny_model: WorldActionModel
 
 def test_tick_counts_episodes(tiny_model: WorldActionModel, sim: SimEnv) -> None:
     seen: list[tuple[int, int]] = []
-    evaluate_sim(FlowPolicy(tiny_model, sim), sim, SEEDS[:3], lambda n, total: seen.append((n, total)))
+    evaluate_sim(flow_policy(tiny_model, sim), sim, SEEDS[:3], lambda n, total: seen.append((n, total)))
     assert seen[-1] == (3, 3)
 
 
@@ -97,7 +97,7 @@ def test_dream_begins_from_those_starts_and_repeats(tiny_model: WorldActionModel
         env = DreamEnv(tiny_model, len(SEEDS), starts, horizon=8, max_steps=64, in_order=True)
         assert torch.equal(env.reset()["state"], starts.context["state"])
         env.reset(seed=0)
-        return evaluate_dream(FlowPolicy(tiny_model, sim), env)
+        return evaluate_dream(flow_policy(tiny_model, sim), env)
 
     first = dreamed()
     assert len(first) == len(SEEDS) and all(0 < r.n_steps <= 64 for r in first)

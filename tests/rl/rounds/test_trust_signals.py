@@ -45,9 +45,9 @@ def rollout(model, make_point) -> Rollout:
 
 
 def make_policy_of(model, env):
-    from rl.policies.wam import FlowPolicy
+    from rl.policies.wam import flow_policy
 
-    return FlowPolicy(model, env, n_denoising_steps=2, noise_std=0.1)
+    return flow_policy(model, env, n_denoising_steps=2, noise_std=0.1)
 
 
 @pytest.mark.parametrize(

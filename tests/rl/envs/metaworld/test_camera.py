@@ -22,7 +22,7 @@ from rl.config import SimulatorConfig, TrainConfig
 from rl.envs.cameras import CameraUse
 from rl.envs.sim import SimEnv, make_spec
 from rl.envs.workers import Group
-from rl.policies.wam import FlowPolicy
+from rl.policies.wam import flow_policy
 from rl.stages import images as stage_images
 from rl.stages import run as stages
 from rl.stages.collect import collect_scripted
@@ -248,7 +248,7 @@ def test_a_model_that_sees_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.
     near = "rewards.near={func: goal_image, weight: -1.0, params: {path: goals/goal.png}}"
     assert cli.main(["check", "pixels", "checkpoint=tuned", "env.tasks=[drawer-open]", near]) == 0
     sim.set_episode_seeds([2_000_000])
-    policy = FlowPolicy(model, sim)
+    policy = flow_policy(model, sim)
     obs = sim.reset()
     for _ in range(8):
         step = sim.step_chunk(policy.decide(policy.encode(obs), sim.episode_seed, sim.elapsed))
