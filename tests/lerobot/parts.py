@@ -1,4 +1,4 @@
-"""Tiny random stand-ins for the pretrained parts that LeRobot policies download: tokenizers, CLIP, SmolVLM, Wan, Gemma.
+"""Tiny random stand-ins for the pretrained parts that LeRobot policies download: tokenizers and networks.
 
 Nothing here touches the network. Parts that a policy loads by a path of its config are saved as folders; parts whose
 name or size is fixed in LeRobot's code are swapped by a context manager (`small_gemma`, `small_wan_vae`).
@@ -26,6 +26,10 @@ SPECIAL_TOKENS = (
     "<fake_token_around_image>",
     "<global-img>",
     "<end_of_utterance>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
 )
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256  # one token a byte, so that every sentence has its own tokens
 
@@ -39,12 +43,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a byte, between a first and a last token; nothing of it is trained."""
+    """Return a tokenizer with one token a byte, between "<bos>" and "<eos>"; it needs no training."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
     tok = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # CLIP reads the sentence off its last token: without "<eos>" it would see the first letter alone.
+    tok.add_special_tokens(list(SPECIAL_TOKENS))
+    # CLIP takes its features at "<eos>"; without that token it would take them at the first letter.
     ends = [("<bos>", vocab["<bos>"]), ("<eos>", vocab["<eos>"])]
     tok.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
     return PreTrainedTokenizerFast(
@@ -120,6 +125,49 @@ def save_wan_text(folder: Path) -> Path:
     config = UMT5Config(vocab_size=VOCAB_SIZE, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0)
     UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
     return save_tokenizer(folder)
+
+
+def save_qwen(folder: Path) -> Path:
+    """Save a Qwen3-VL with its processor, as `vla_jepa` loads it; an image of 64x64 pixels becomes four tokens."""
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    size = {"hidden_size": 16, "intermediate_size": 16}
+    config = Qwen3VLConfig(
+        text_config={
+            **size,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "vocab_size": 512,  # vla_jepa adds tokens for its actions
+            "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+        },
+        vision_config={
+            **size,
+            "depth": 1,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        **{f"{name}_token_id": SPECIAL_TOKENS.index(f"<|{name}_pad|>") for name in ("image", "video")},
+        **{f"vision_{end}_token_id": SPECIAL_TOKENS.index(f"<|vision_{end}|>") for end in ("start", "end")},
+    )
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    part = (
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    )
+    template = "{% for message in messages %}{% for part in message.content %}" + part + "{% endfor %}{% endfor %}"
+    images = Qwen2VLImageProcessor(patch_size=16)
+    Qwen3VLProcessor(images, tokenizer(), Qwen3VLVideoProcessor(), chat_template=template).save_pretrained(folder)
+    return folder
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 `make` writes the folder that `lerobot-train` calls `pretrained_model`. All policies are for an environment with
 `observation.state` (4,), `observation.images.front` (3, 64, 64) and `action` (4,), except `multi_task_dit_state`, which
-has no images and `observation.state` (21,).
+has no images and `observation.state` (21,). Written for lerobot[smolvla,pi,diffusion,multi_task_dit,fastwam]==0.6.1.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make(name: str, folder: Path) -> Path:
     with parts.seeded(0), patched(name):
         config = _CONFIGS[name](folder / "parts")
         policy = get_policy_class(config.type)(config)
-        _fill_zeros(policy)
+        _draw_larger(policy)
     with parts.paligemma_tokenizer() if name in ("pi0", "pi05") else ExitStack():
         preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=_statistics(config))
     if name in ("pi0", "pi05"):
@@ -241,6 +241,25 @@ def _fastwam(folder: Path) -> PreTrainedConfig:
     )
 
 
+def _vla_jepa(folder: Path) -> PreTrainedConfig:
+    return make_policy_config(
+        "vla_jepa",
+        **_features(),
+        qwen_model_name=str(parts.save_qwen(folder / "qwen")),
+        freeze_qwen=True,  # also leaves out the world model, which acting does not use
+        chunk_size=8,
+        n_action_steps=4,
+        action_model_type="DiT-test",
+        action_hidden_size=16,
+        action_num_layers=2,
+        num_action_tokens_per_timestep=2,
+        num_embodied_action_tokens_per_instruction=4,
+        num_video_frames=4,
+        num_inference_timesteps=4,
+        torch_dtype="float32",
+    )
+
+
 _CONFIGS: dict[str, Callable[[Path], PreTrainedConfig]] = {
     "smolvla": _smolvla,
     "pi0": _pi("pi0"),
@@ -252,16 +271,22 @@ _CONFIGS: dict[str, Callable[[Path], PreTrainedConfig]] = {
     "diffusion": _diffusion,
     "act": _act,
     "fastwam": _fastwam,
+    "vla_jepa": _vla_jepa,
 }
 
 NAMES = tuple(_CONFIGS)
 
 
-def _fill_zeros(policy: PreTrainedPolicy) -> None:
-    """Draw the parameters that start at 0: with those the networks would ignore the observation and the time."""
+def _draw_larger(policy: PreTrainedPolicy) -> None:
+    """Draw the weights that start at 0 or near it: with those, such narrow networks hardly see the observation."""
     for parameter in policy.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
+        if parameter.dim() == 1:
+            std, small = 0.2, not parameter.any()  # biases; the scales of norms start at 1 and stay
+        else:
+            std = parameter[0].numel() ** -0.5
+            small = parameter.std() < std / 2
+        if small:
+            torch.nn.init.normal_(parameter, std=std)
 
 
 def _statistics(config: PreTrainedConfig) -> dict[str, dict[str, Tensor]]:
@@ -309,6 +334,11 @@ def _sample_fastwam(policy: Any, batch: dict[str, Any], noise: Tensor, seed: int
     return torch.cat([row(i) for i in range(len(noise))])
 
 
+def _sample_vla_jepa(policy: Any, batch: dict[str, Any], noise: Tensor, seed: int) -> Tensor:
+    with _first_randn(noise):  # it takes a noise, too, but does not use it
+        return policy.predict_action_chunk(batch)
+
+
 @contextmanager
 def _first_randn(noise: Tensor) -> Iterator[None]:
     """Let the first `torch.randn` return a noise; later ones draw as usual."""
@@ -325,4 +355,5 @@ _SAMPLERS: dict[str, Callable[[Any, dict[str, Any], Tensor, int], Tensor]] = {
     "diffusion": _sample_diffusion,
     "act": _sample_act,
     "fastwam": _sample_fastwam,
+    "vla_jepa": _sample_vla_jepa,
 }
