@@ -243,10 +243,13 @@ class PostTraining:
         if self.dreams is not None:
             self.dreams.episodes += episodes
 
-    def save(self, folder: Path, readme: str) -> None:
-        """Write the current policy as a checkpoint folder, with its world model if it has one."""
+    def save(self, folder: Path, readme: str, metrics: dict[str, Any] | None = None) -> None:
+        """Write the current policy as a checkpoint folder, with its world model if it has one.
+
+        `metrics` are its measurements, as in the config of a checkpoint of `wamtune tune`.
+        """
         config = self.config
-        about = {"config": to_yaml(config)}
+        about: dict[str, Any] = {"config": to_yaml(config), **({"metrics": metrics} if metrics else {})}
         if self.model is None:
             spec = {"spec": self.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
             save_checkpoint(folder, spec | about, policy_state(self.policy), readme)
