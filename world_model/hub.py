@@ -214,7 +214,7 @@ def _checked_repository(api: Any, hub: HubName, private: bool) -> Any | None:
         raise UserError(
             f"{hub}: it exists and is not a checkpoint of wamtune; nothing was uploaded, choose another name"
         )
-    if private and found.private is False:
+    if private and not found.private:
         raise UserError(f"{hub}: it is public; nothing was uploaded, add private=false or choose another name")
     return found
 

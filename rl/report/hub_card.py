@@ -13,8 +13,7 @@ import yaml
 from rewards.errors import UserError
 from world_model.hub import PREFIX, parse_hub_name
 
-TAGS = ["wamtune", "robotics", "world-model"]
-RL_TAG = "reinforcement-learning"
+TAGS = ["wamtune", "robotics"]
 
 MOST_TASKS = 100
 """Tasks with figures in the front matter at most; the card itself shows all of them."""
@@ -37,12 +36,16 @@ def with_front_matter(card: str, config: dict[str, Any], name: str, license: str
 
 def front_matter(config: dict[str, Any], name: str, license: str) -> str:
     """Return the front matter as YAML; arguments are those of `with_front_matter`."""
-    is_rl = config.get("stage") == "rl"
+    tags = [*TAGS]
+    if config.get("policy") != "gaussian":  # which has no world model
+        tags.append("world-model")
+    if config.get("stage") == "rl":
+        tags.append("reinforcement-learning")
     entries: dict[str, Any] = {
         "library_name": "wamtune",
         "pipeline_tag": "robotics",
         "license": license,
-        "tags": [*TAGS, *([RL_TAG] if is_rl else [])],
+        "tags": tags,
     }
     if base := _base_model(config.get("parent")):
         entries["base_model"] = base

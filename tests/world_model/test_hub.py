@@ -93,7 +93,7 @@ def test_malformed_names(name: str) -> None:
     assert str(error.value) == f"{name}: expected hf://USER/NAME or hf://USER/NAME@REVISION; correct the name"
 
 
-def test_only_files_that_cannot_hold_code_are_downloaded(server: HubServer, tmp_path: Path) -> None:
+def test_only_files_of_three_kinds_are_downloaded(server: HubServer, tmp_path: Path) -> None:
     commit = server.commit("ann/pole", FILES)
     line, folder = download(server, tmp_path, "hf://ann/pole")
     assert line == f"hf://ann/pole: commit {commit}"

@@ -49,6 +49,11 @@ def test_a_checkpoint_with_figures() -> None:
     }
 
 
+def test_a_gaussian_policy_has_no_world_model() -> None:
+    tags = ["wamtune", "robotics", "reinforcement-learning"]
+    assert entries(stage="rl", policy="gaussian")["tags"] == tags
+
+
 def test_the_built_in_checkpoint() -> None:
     config = json.loads((BUILTIN / "metaworld-tuned" / "config.json").read_text())
     found = entries(**config)
