@@ -36,7 +36,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.envs.metaworld.fit import fit
 from rl.envs.sim import SimEnv
-from rl.policies.wam import flow_policy, ModelPilot
+from rl.policies.wam import ModelPilot, flow_policy
 from rl.rounds.evaluate import evaluate_sim
 from rl.verbs.prepare import control_config, prepare
 from world_model.checkpoint import find_checkpoint

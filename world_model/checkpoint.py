@@ -30,6 +30,7 @@ from world_model.files import (
     sha256_of,
     write_folder,
 )
+from world_model.hub import PREFIX, download, is_hub_name, is_repository_name, storage_of
 from world_model.runs import newest_runs
 
 SCHEMA_VERSION = 1
@@ -145,8 +146,20 @@ def checkpoint_files(name_or_path: str | Path) -> dict[str, bytes]:
             publish a private file.
     """
     folder = find_checkpoint(name_or_path)
-    files = _read_verified(folder, _manifest(folder), within=folder)
-    return files | {MANIFEST: read_file(folder / MANIFEST, LIMITS[MANIFEST], within=folder)}
+    # The files of a download are links from its folder to another one in the cache, of the same repository.
+    within = storage_of(folder) if is_hub_name(name_or_path) else folder
+    files = _read_verified(folder, _manifest(folder), within)
+    return files | {MANIFEST: read_file(folder / MANIFEST, LIMITS[MANIFEST], within)}
+
+
+def with_file(files: Mapping[str, bytes], name: str, data: bytes) -> dict[str, bytes]:
+    """Return the `files` of a checkpoint, from `checkpoint_files`, with another content of one of them.
+
+    The manifest changes with it.
+    """
+    manifest = parse_json(files[MANIFEST])
+    manifest["files"][name] = _fingerprint(data)
+    return {**files, name: data, MANIFEST: _to_json(manifest)}
 
 
 def checked_weights(where: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,11 +182,13 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     """Return the folder of a checkpoint, from its path, a run folder (its `checkpoints/last`) or a built-in name.
 
     A folder of runs, such as `runs/demo`, means the newest run in it that has a checkpoint; `latest` means the newest
-    of all runs that has one.
+    of all runs that has one. A name on the Hugging Face Hub is downloaded first, see `world_model.hub`.
 
     Raises:
-        UserError: there is no such checkpoint, or the path is a file.
+        UserError: there is no such checkpoint, the path is a file, or the download failed.
     """
+    if is_hub_name(name_or_path):
+        return _downloaded(str(name_or_path))
     path = Path(name_or_path)
     if path.is_file():
         raise UserError(
@@ -188,14 +203,21 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         # One of the three files is enough: loading a damaged checkpoint reports what is wrong with it.
         if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):
             return folder
-    raise UserError(
-        f"no checkpoint at {path}; {closest_or_known(str(path), builtin_checkpoints())}; try `wamtune ls checkpoints`"
-    )
+    on_hub = f", or {PREFIX}{path} on the Hub" if is_repository_name(str(path)) else ""
+    known = closest_or_known(str(path), builtin_checkpoints())
+    raise UserError(f"no checkpoint at {path}; {known}; try `wamtune ls checkpoints`{on_hub}")
 
 
 def builtin_checkpoints() -> list[str]:
     """Return the names of the checkpoints that come with wamtune, sorted."""
     return sorted(manifest.parent.name for manifest in BUILTIN.glob(f"[!.]*/{MANIFEST}"))
+
+
+def _downloaded(name: str) -> Path:
+    folder = download(name)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{name}: it has no {MANIFEST}; expected a checkpoint that wamtune wrote, take another one")
+    return folder
 
 
 def check_replaceable(final: Path) -> None:

@@ -252,13 +252,14 @@ class PostTraining:
         if self.dreams is not None:
             self.dreams.episodes += episodes
 
-    def save(self, folder: Path, readme: str) -> None:
+    def save(self, folder: Path, readme: str, metrics: dict[str, Any] | None = None) -> None:
         """Write the current policy as a checkpoint folder, with its world model if it has one.
 
-        A policy of LeRobot is written in LeRobot's format.
+        A policy that was brought is written in its own format. `metrics` are its measurements, as in the config of a
+        checkpoint of `wamtune tune`.
         """
         config = self.config
-        about = {"config": to_yaml(config)}
+        about: dict[str, Any] = {"config": to_yaml(config), **({"metrics": metrics} if metrics else {})}
         if self.denoiser is not None:
             save_denoiser(folder, self.denoiser, config.actor, about, readme)
             return

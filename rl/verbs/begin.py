@@ -14,6 +14,7 @@ from rl.config import TrainConfig
 from rl.runs.folder import RunFolder, lock_run
 from rl.stages.config import PretrainConfig, TuneConfig
 from world_model.checkpoint import find_checkpoint
+from world_model.hub import is_hub_name, parse_hub_name
 from world_model.runs import find_run, newest_runs
 
 C = TypeVar("C", TrainConfig, PretrainConfig, TuneConfig)
@@ -56,12 +57,14 @@ def begin(
 
 
 def _pinned(config: C) -> C:
-    """Replace a checkpoint such as `latest` or `runs/NAME` by the run that is the newest now.
+    """Replace a checkpoint such as `latest` or `runs/NAME` by the run that is the newest now, `USER/NAME` by `hf://...`.
 
-    When this run is resumed later, another one may be the newest.
+    When this run is resumed later, another one may be the newest, and there may be a local folder `USER/NAME`.
     """
     if isinstance(config, PretrainConfig) or (isinstance(config, TrainConfig) and not config.uses_model):
         return config
+    if is_hub_name(config.checkpoint):
+        return replace(config, checkpoint=str(parse_hub_name(config.checkpoint)))
     folders = newest_runs(config.checkpoint)
     if not folders:  # the name means one run or checkpoint already
         return config

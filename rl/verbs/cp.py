@@ -1,33 +1,47 @@
-"""`wamtune cp`: copy a preset or a checkpoint, and convert episodes and checkpoints for LeRobot."""
+"""`wamtune cp`: copy presets and checkpoints, also from and to the Hub, and convert for LeRobot and back."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import compose, find_preset, list_presets
 from rl.policies.wam import as_trained
+from rl.report.hub_card import with_front_matter
 from rl.verbs.acting import load_actor
-from world_model.checkpoint import CONFIG, README, builtin_checkpoints, checkpoint_files, load_checkpoint
+from rl.verbs.options import HubOptions
+from world_model.checkpoint import (
+    CONFIG,
+    README,
+    builtin_checkpoints,
+    checkpoint_files,
+    load_checkpoint,
+    with_file,
+)
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import EpisodeStore, in_shards
 from world_model.data.lerobot import INFO, export_lerobot, import_lerobot
 from world_model.files import JSON_BYTES, read_file, write_atomically, write_folder
+from world_model.hub import PATTERNS, PREFIX, is_hub_name, is_shared, parse_hub_name, upload
 from world_model.runs import newest_runs
 from world_model.wam.lerobot import lerobot_files
 
 
 def run(words: list[str]) -> None:
-    """Copy or convert `words[0]` to `words[1]`; further words are keys for the import of a dataset."""
+    """Copy or convert `words[0]` to `words[1]`; further words are keys of an upload or of the import of a dataset."""
     if len(words) < 2:
         raise UserError("cp needs a name and a destination, for example `wamtune cp demo mine.yaml`")
+    if words[1].startswith(PREFIX):
+        _publish(words[0], words[1], compose(None, words[2:], HubOptions))
+        return
     name, final, keys = words[0], Path(words[1]), words[2:]
     if any(key.startswith("format=") for key in keys):
         print(_to_lerobot_policy(name, final, keys))
         return
     is_dataset = (Path(name) / INFO).is_file()
     if keys and not is_dataset:
-        raise UserError(f"unexpected {keys[0]!r}: only a LeRobot dataset has keys; leave it out")
+        raise UserError(f"unexpected {keys[0]!r}: only a LeRobot dataset or an upload has keys; leave it out")
     if is_dataset or _holds_episodes(Path(name)):
         if final.exists():
             raise UserError(f"{final} is there already and was not touched; choose another destination")
@@ -35,12 +49,12 @@ def run(words: list[str]) -> None:
         print(_from_lerobot(Path(name), final, columns) if is_dataset else _to_lerobot(Path(name), final))
         return
     is_preset = name in dict(list_presets())
-    is_checkpoint = name in builtin_checkpoints() or Path(name).is_dir() or bool(newest_runs(name))
+    is_checkpoint = _is_checkpoint(name)
     if not is_preset and not is_checkpoint:
         raise UserError(f"unknown name {name!r}; expected a preset, a checkpoint or its folder; try `wamtune ls`")
     as_preset = is_preset and (not is_checkpoint or final.suffix in (".yaml", ".yml"))
     if final.is_dir():
-        final = final / (f"{Path(name).name}.yaml" if as_preset else Path(name).resolve().name)
+        final = final / (f"{Path(name).name}.yaml" if as_preset else _folder_name(name))
     if final.exists() or final.is_symlink():
         raise UserError(f"{final} is there already and was not touched; choose another destination")
     if as_preset:
@@ -49,6 +63,33 @@ def run(words: list[str]) -> None:
         load_checkpoint(name)  # refuse to copy a damaged checkpoint
         write_folder(final, checkpoint_files(name))
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")
+
+
+def _is_checkpoint(name: str) -> bool:
+    """Whether a name may mean a checkpoint; loading it tells whether there is one."""
+    return name in builtin_checkpoints() or Path(name).is_dir() or bool(newest_runs(name)) or is_hub_name(name)
+
+
+def _folder_name(name: str) -> str:
+    return parse_hub_name(name).repo.partition("/")[2] if is_hub_name(name) else Path(name).resolve().name
+
+
+def _publish(name: str, destination: str, options: HubOptions) -> None:
+    """Upload a checkpoint, with the front matter that the Hub reads in its model card."""
+    repo = parse_hub_name(destination).repo
+    if not _is_checkpoint(name) or _holds_episodes(Path(name)):
+        raise UserError(f"{name}: expected a checkpoint or a run to upload; see `wamtune ls checkpoints`")
+    config, _ = load_checkpoint(name)  # refuse to publish a damaged checkpoint
+    files = checkpoint_files(name)
+    if left_out := [file for file in files if not is_shared(file)]:
+        raise UserError(f"{name}: it lists {left_out[0]!r}; only {', '.join(PATTERNS)} are uploaded, take that one out")
+    text = files.get(README, b"").decode("utf-8", "replace")
+    card = with_front_matter(text, config, repo.partition("/")[2], options.license)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "checkpoint")
+        write_folder(folder, with_file(files, README, card.encode()))
+        address = upload(folder, destination, private=options.private)
+    print(f"checkpoint {name} uploaded to {address}")
 
 
 def _holds_episodes(folder: Path) -> bool:

@@ -74,9 +74,7 @@ def _evaluate_brought(name: str, options: EvalOptions) -> None:
     model = None if options.place == "sim" else load_model(options.world_model)
     tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
     if not tasks:
-        raise UserError(
-            "env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push"
-        )
+        raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")
     _evaluate(name, model, options, tasks, denoiser)
 
 

@@ -12,7 +12,7 @@ from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.stops import KEYS
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
+from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions, HubOptions
 from world_model.data.columns_config import ColumnsConfig
 from world_model.extras import pip_line
 
@@ -56,15 +56,22 @@ Examples:
   wamtune ls
   wamtune ls presets""",
     "cp": f"""wamtune cp NAME DEST [key=value ...]
+wamtune cp CHECKPOINT | RUN_FOLDER hf://USER/NAME [key=value ...]
 
 Copy a preset to a file DEST, or a checkpoint to a folder DEST, to change it or to take it elsewhere. Existing files are
 never overwritten. A name that is both is copied as a preset if DEST ends with .yaml, otherwise as a checkpoint.
+
+With DEST hf://USER/NAME a checkpoint is uploaded to the Hugging Face Hub, as a new commit. Wherever a checkpoint is
+named, hf://USER/NAME or hf://USER/NAME@REVISION downloads it from there. Needs the extra `hub`: {pip_line("hub")}
 
 A folder of episodes is converted to a LeRobot v3.0 dataset, and a LeRobot dataset to a folder of episodes; both need
 the extra `data`: {pip_line("data")}. The keys name the columns of a dataset.
 
 With format=lerobot, a checkpoint is written as a policy of LeRobot, for `lerobot-eval` and `lerobot-rollout` with the
 plug-in `lerobot_policy_wamtune` (docs/lerobot_plugin.md).
+
+Keys, for an upload:
+{keys_of(HubOptions)}
 
 Keys, for a LeRobot dataset:
 {keys_of(ColumnsConfig)}

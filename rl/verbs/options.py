@@ -1,10 +1,11 @@
-"""Config schemas of the verbs without presets: `eval`, `dream`, `deploy ... export` and `fit`.
+"""Config schemas of the verbs without presets: `eval`, `dream`, `deploy ... export`, `fit` and uploads by `cp`.
 
 They are separate from the verbs, so that help and the check of a command line need no torch.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,6 +103,19 @@ class FitOptions:
         at_least(self, 0, "seed")
         _one_task(self.env)
         require(self, ("spread",), lambda value: 0 <= value < 1, "at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """The keys of `wamtune cp CHECKPOINT hf://USER/NAME`."""
+
+    private: bool = True  # visibility of a new repository; to upload to a public one, private=false
+    license: str = "unknown"  # of the weights, as the Hub writes it, such as apache-2.0
+
+    def check(self) -> None:
+        """Refuse a license that is not an identifier."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise UserError(f"license={self.license!r}: expected an identifier of the Hub, such as apache-2.0")
 
 
 def _one_task(env: SimulatorConfig) -> None:

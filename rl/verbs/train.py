@@ -15,6 +15,7 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.build import judged_in
 from rl.config import TrainConfig
+from rl.report.card import success_metrics
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
@@ -61,8 +62,10 @@ def run(words: list[str]) -> None:
             post = prepare(control_config(config, name), folder.path / "controls" / name) if runs else first
             runs.append(_train(name, post, folder, kept, state.pop("post", None)))
             if post is first:
+                # A success in a dream is no measurement of the policy, so it stays in the card alone.
+                metrics = success_metrics(runs[0].outcome.after) if first.sim.place == "sim" else None
                 for step in ("last", str(runs[0].outcome.sim_steps)):
-                    first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]))
+                    first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]), metrics)
             save_state(folder.path, {**kept, "mark": folder.mark()})
         # Paired evaluation of the champion in simulator and dream, for the report.
         if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":

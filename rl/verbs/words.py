@@ -14,6 +14,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.envs.names import check_builtin_options
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
+from world_model.hub import PREFIX, is_hub_name, parse_hub_name
 from world_model.runs import find_run
 
 PRESETS: dict[str, type] = {"pretrain": PretrainConfig, "tune": TuneConfig, "train": TrainConfig, "check": TrainConfig}
@@ -58,12 +59,14 @@ def check_words(verb: str, words: Sequence[str]) -> None:
 def _check_preset(verb: str, name: str | None, overrides: Sequence[str]) -> None:
     """Refuse a name that is not a preset of this verb, and say what it is and how to use it."""
     if name is None or name.endswith((".yaml", ".yml")) or _composes(name, PRESETS[verb]):
-        check_builtin_options(compose(name, overrides, PRESETS[verb]).env)
+        config: Any = compose(name, overrides, PRESETS[verb])
+        check_builtin_options(config.env)
+        _check_hub_name(getattr(config, "checkpoint", ""))
         return
     builtin = _builtin_config(name)
     if builtin.get("stage") == "pretrain":
         what = f"a checkpoint that only predicts; wamtune tune metaworld-tuned checkpoint={name} teaches it to act"
-    elif builtin or (Path(name) / "manifest.json").is_file():
+    elif builtin or name.startswith(PREFIX) or (Path(name) / "manifest.json").is_file():
         what = f"a checkpoint; train it with wamtune train mix checkpoint={name}, measure it with wamtune eval {name}"
     elif verbs := [of for of, schema in PRESETS.items() if of not in (verb, "check") and _composes(name, schema)]:
         what = f"a preset of another verb: wamtune {verbs[0]} {name}"
@@ -80,6 +83,13 @@ def _check_preset(verb: str, name: str | None, overrides: Sequence[str]) -> None
 def _check_checkpoint(verb: str, name: str) -> None:
     if name in dict(list_presets()) and not _builtin_config(name) and not Path(name).exists():
         raise UserError(f"{verb} {name}: {name} is a preset; expected a checkpoint or a run, such as metaworld-tuned")
+    _check_hub_name(name)
+
+
+def _check_hub_name(checkpoint: str) -> None:
+    """Refuse a malformed name on the Hub; whether there is such a repository is not asked here."""
+    if is_hub_name(checkpoint):
+        parse_hub_name(checkpoint)
 
 
 def _composes(preset: str, schema: type) -> bool:
