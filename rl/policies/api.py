@@ -178,7 +178,7 @@ class Denoiser(nn.Module, ABC):
     starts_at_zero: bool = False  # the chain starts with zeros in place of noise, as for a regression
     masks_unknown: bool = False  # `imitation_loss` leaves out actions that are NaN; else whole chunks are needed
     is_stochastic: bool = False  # its own sampler adds the noise of `step` when it acts, such as DDPM
-    critic: nn.Module  # optional: features (n, n_features) -> value (n,); without it `ChainPolicy` makes one
+    critic: nn.Module  # optional: features (n, n_features) -> value (n,) or (n, 1); without it `ChainPolicy` makes one
     spec: Spec  # see `attach`
 
     @property

@@ -164,7 +164,7 @@ class ChainPolicy(TrainablePolicy):
     def value(self, features: Tensor) -> Tensor:
         """Return the critic's value (n,)."""
         value: Tensor = self._critic(features)
-        return value
+        return value.view(len(features))
 
     def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
         """Cut episodes as the denoiser does."""
@@ -287,5 +287,4 @@ def _critic(n_features: int, width: int = 256) -> nn.Module:
         nn.Linear(width, width),
         nn.SiLU(),
         nn.Linear(width, 1),
-        nn.Flatten(0),
     )
