@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rewards.errors import UserError
 from rl.compose import compose, find_preset, list_presets
+from rl.verbs.options import DatasetOptions
 from world_model.checkpoint import CONFIG, builtin_checkpoints, checkpoint_files, load_checkpoint
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import EpisodeStore, in_shards
@@ -15,19 +16,21 @@ from world_model.runs import newest_runs
 
 
 def run(words: list[str]) -> None:
-    """Copy or convert `words[0]` to `words[1]`; further words are keys for the import of a dataset."""
+    """Copy or convert `words[0]` to `words[1]`; further words are keys of the import or export of a dataset."""
     if len(words) < 2:
         raise UserError("cp needs a name and a destination, for example `wamtune cp demo mine.yaml`")
     name, final, keys = words[0], Path(words[1]), words[2:]
     is_dataset = (Path(name) / INFO).is_file()
-    if keys and not is_dataset:
-        raise UserError(f"unexpected {keys[0]!r}: only a LeRobot dataset has keys; leave it out")
     if is_dataset or _holds_episodes(Path(name)):
         if final.exists():
             raise UserError(f"{final} is there already and was not touched; choose another destination")
-        columns = compose(None, keys, ColumnsConfig)
-        print(_from_lerobot(Path(name), final, columns) if is_dataset else _to_lerobot(Path(name), final))
+        convert = _from_lerobot if is_dataset else _to_lerobot
+        print(convert(Path(name), final, keys))
         return
+    if keys:
+        raise UserError(
+            f"unexpected {keys[0]!r}: only a LeRobot dataset and a folder of episodes have keys; leave it out"
+        )
     is_preset = name in dict(list_presets())
     is_checkpoint = name in builtin_checkpoints() or Path(name).is_dir() or bool(newest_runs(name))
     if not is_preset and not is_checkpoint:
@@ -50,15 +53,15 @@ def _holds_episodes(folder: Path) -> bool:
     return bool(EpisodeStore(folder).shards) and not (folder / CONFIG).is_file()
 
 
-def _to_lerobot(folder: Path, final: Path) -> str:
-    store = EpisodeStore(folder)
-    episodes = store.load()
-    export_lerobot(episodes, store.spec, final)
-    return f"{len(episodes)} episodes of {folder} are now a LeRobot dataset in {final}"
+def _to_lerobot(folder: Path, final: Path, keys: list[str]) -> str:
+    from rl.verbs.dataset import dataset_of  # late: the simulators take a second to import
+
+    spec, episodes = dataset_of(EpisodeStore(folder), compose(None, keys, DatasetOptions))
+    return f"{export_lerobot(episodes, spec, final)} episodes of {folder} are now a LeRobot dataset in {final}"
 
 
-def _from_lerobot(folder: Path, final: Path, columns: ColumnsConfig) -> str:
-    episodes, spec = import_lerobot(folder, columns)
+def _from_lerobot(folder: Path, final: Path, keys: list[str]) -> str:
+    episodes, spec = import_lerobot(folder, compose(None, keys, ColumnsConfig))
     for group in in_shards(episodes):
         EpisodeStore(final).append(group, spec)
     return f"the LeRobot dataset {folder} is now {len(episodes)} episodes in {final}"
