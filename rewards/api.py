@@ -42,7 +42,7 @@ class Transition:
     `t["object_pos"]` is the named slice of `next_state`, `t["images.front"]` the image of a camera after the action.
     """
 
-    state: Tensor  # (N, state_dim), before the action
+    state: Tensor  # (N, state_dim), before the action; with `environment_state` joined to it, where that is apart
     next_state: Tensor  # (N, state_dim), after the action
     action: Tensor  # (N, action_dim), within the action bounds
     action_history: Tensor  # (N, 3, action_dim), oldest first, the current action last

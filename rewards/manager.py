@@ -17,6 +17,7 @@ from rewards import builtin
 from rewards.api import ALWAYS_PROVIDED, ImageModel, Transition
 from rewards.errors import BadNumbers, UserError, blamed, defined_at, did_you_mean
 from rewards.plugins import MAX_MAGNITUDE, check_params, instance_of, load_term, read_entry, read_weight
+from rewards.transitions import VECTORS
 
 
 @dataclass
@@ -107,9 +108,9 @@ class RewardManager:
         self.requires = frozenset(name for term in self._terms for name in term.requires)
 
     def with_features(self, frames: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state and the features that terms require, of `frames`, each (num_envs, k, *shape)."""
+        """Return the vectors and the features that terms require, of `frames`, each (num_envs, k, *shape)."""
         made = frames if self.images is None else self.images.with_features(frames, self.requires)
-        return {name: values for name, values in made.items() if name == "state" or name in self.requires}
+        return {name: values for name, values in made.items() if name in VECTORS or name in self.requires}
 
     @torch.no_grad()
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from rewards.api import ImageModel, Transition
 
+VECTORS = ("state", "environment_state")
+"""Features that hold numbers of the simulator's state, in the order in which they are joined; `world_model.spec` has
+the same names, which cannot be imported here."""
+
 ACTION_HISTORY = 3
 """Number of actions in `Transition.action_history`, including the current one: enough for a second difference."""
 
@@ -34,14 +38,15 @@ def chunk_transition(
     call per step.
 
     Args:
-        frames: feature -> (n, k + 1, *shape), from before the first action to after the last.
+        frames: feature -> (n, k + 1, *shape), from before the first action to after the last. `environment_state`,
+            if there is one, is joined to the state, so that a term finds all numbers in one vector.
         actions: (n, k, action_dim).
         past: (n, ACTION_HISTORY - 1, action_dim), the actions before the chunk, see `first_past`.
         success: (n, k) bool, whether the task is solved after each step.
         terminated: (n, k) bool, whether the episode ends there.
         elapsed: (n, k) int64, steps since the episode began, 1 after its first action.
         task: (n,) int64.
-        slices: named parts of the state.
+        slices: named parts of the joined state.
         progress: (n, k + 1), the model's estimate for each frame.
         task_reward: (n, k), the simulator's own reward.
         own_rewards: name of a term -> (n, k), computed by the simulator.
@@ -50,9 +55,10 @@ def chunk_transition(
     k = actions.shape[1]
     # A sliding window over past and current actions. Shape: (n, k, ACTION_HISTORY, action_dim).
     history = torch.cat([past, actions], dim=1).unfold(1, ACTION_HISTORY, 1).transpose(2, 3)
+    state = torch.cat([frames[name] for name in VECTORS if name in frames], dim=-1)
     return Transition(
-        state=frames["state"][:, :-1].flatten(0, 1),
-        next_state=frames["state"][:, 1:].flatten(0, 1),
+        state=state[:, :-1].flatten(0, 1),
+        next_state=state[:, 1:].flatten(0, 1),
         action=actions.flatten(0, 1),
         action_history=history.flatten(0, 1),
         success=success.flatten(),

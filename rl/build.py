@@ -119,7 +119,7 @@ def build_simulator(
     simulator.check_options(env.options)
     early = simulator.early_spec(id=env.id, tasks=tasks)
     if model is not None and early is not None:  # first, since a wrong state explains more than an unknown task
-        model.spec.check_fits(given_spec(early, model.spec.features), where)
+        model.spec.check_fits(given_spec(early, model.spec.features, robot_slices=simulator.robot_slices), where)
     if known_tasks and (unknown := sorted(set(tasks) - set(known_tasks))):
         hint = closest_or_known(unknown[0], known_tasks)
         raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {hint}")
@@ -289,7 +289,7 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
     Raises:
         UserError: a term needs something that the place does not provide; both are named.
     """
-    provides = {*spec.slices, *spec.features}
+    provides = {*spec.vector_slices, *spec.features}
     if model is not None:
         # A world model with cameras makes images of latents and the other way round.
         provides |= {"progress", *model.spec.features, *model.predicted_spec.features}

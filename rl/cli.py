@@ -21,6 +21,7 @@ from rl.shadow import foreign_package
 VERBS = {
     "ls": ("rl.verbs.ls", "list checkpoints, presets, reward terms and tasks"),
     "cp": ("rl.verbs.cp", "copy a preset or a checkpoint, to make it your own"),
+    "collect": ("rl.verbs.collect", "record episodes of scripted experts in a simulator"),
     "pretrain": ("rl.verbs.pretrain", "collect episodes and learn to predict the world"),
     "tune": ("rl.verbs.tune", "learn to act from few demonstrations"),
     "train": ("rl.verbs.train", "post-train with PPO, in the simulator and in the dream"),

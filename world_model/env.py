@@ -17,7 +17,7 @@ from world_model.flow import seeded_noise
 from world_model.guards import check_advance, checked_actions
 from world_model.history import ActionDelay, ActionHistory, window
 from world_model.seeds import NOISE_SEED
-from world_model.spec import STATE, Spec
+from world_model.spec import Spec
 
 Obs = dict[str, Tensor]
 """Feature -> (n, n_context_frames, *shape), the newest frame last; `task` -> (n,) int64, index into `Spec.tasks`."""
@@ -97,7 +97,7 @@ class BatchedEnv(ABC):
         read_out: the model's estimate of success and progress, needed by reward terms that require `progress`.
         terminate_on_success: end an episode at its first success.
         action_delay: steps between a command and its execution; zeros are executed first.
-        obs_noise: standard deviation of the noise added to the state vector of observations, in its units.
+        obs_noise: standard deviation of the noise added to the vectors of observations (see `Spec`), in their units.
         seed: seed of all random choices of the environment.
         device: device of all tensors.
     """
@@ -161,8 +161,11 @@ class BatchedEnv(ABC):
         """Return the current observation; calls at the same step return the same observation noise."""
         obs = {name: frames.clone() for name, frames in self.context.items()}
         if self.obs_noise > 0.0:  # seeded by episode and step, so that it does not depend on the other rows
-            noise = seeded_noise(self.episode_seed + NOISE_SEED, self.elapsed, tuple(obs[STATE].shape[1:]))
-            obs[STATE] = obs[STATE] + self.obs_noise * noise
+            sizes = [obs[name].shape[2] for name in self.spec.vectors]
+            shape = self.n_context_frames, sum(sizes)
+            noise = seeded_noise(self.episode_seed + NOISE_SEED, self.elapsed, shape)
+            for name, of_vector in zip(self.spec.vectors, torch.split(noise, sizes, dim=2), strict=True):
+                obs[name] = obs[name] + self.obs_noise * of_vector
         return obs | {"task": self.task.clone()}
 
     def step(self, action: Tensor) -> ChunkStep:
@@ -190,7 +193,7 @@ class BatchedEnv(ABC):
         # 3. Check the numbers and compute the rewards; an error carries the tensors that explain it.
         try:
             check_advance(
-                advance.frames[STATE],
+                self._vectors(advance.frames),
                 advance.task_reward,
                 executed,
                 place=self.place,
@@ -200,7 +203,8 @@ class BatchedEnv(ABC):
             )
             reward, raw, weighted = self._reward(actions, advance, executed, steps, terminated)
         except BadNumbers as error:
-            error.tensors |= {"context": self.context[STATE], "actions": actions, "frames": advance.frames[STATE]}
+            frames = self._vectors(advance.frames)
+            error.tensors |= {"context": self._vectors(self.context), "actions": actions, "frames": frames}
             error.tensors |= {"task": self.task, "elapsed": self.elapsed, "seed": self.episode_seed}
             raise
         # 4. Move context, counters and action history forward by the executed steps of each row.
@@ -262,8 +266,12 @@ class BatchedEnv(ABC):
     def _checked(self, actions: Tensor) -> Tensor:
         """Check actions (num_envs, k, action_dim) and clamp them to their bounds; see `checked_actions`."""
         return checked_actions(
-            actions, self.action_low, self.action_high, place=self.place, context=self.context[STATE]
+            actions, self.action_low, self.action_high, place=self.place, context=self._vectors(self.context)
         )
+
+    def _vectors(self, frames: Frames) -> Tensor:
+        """Return state and `environment_state`, if there is one, joined. Shape: (num_envs, n_frames, .)."""
+        return torch.cat([frames[name] for name in self.spec.vectors], dim=-1)
 
     def _begin(self, mask: Tensor) -> None:
         """Start a new episode where `mask` (num_envs,) is True, and clear all state of the previous one there."""
@@ -297,7 +305,7 @@ class BatchedEnv(ABC):
                 terminated=terminated,
                 elapsed=steps,
                 task=self.task,
-                slices=self.spec.slices,
+                slices=self.spec.vector_slices,
                 progress=self._progress(frames) if "progress" in self.rewards.requires else None,
                 task_reward=advance.task_reward,
                 own_rewards=advance.own_rewards,

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -133,8 +133,11 @@ def open_log(path: Path) -> TextIO:
         raise cannot_write(path, error) from error
 
 
-def write_folder(final: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` (relative path -> bytes) as the folder `final`, atomically, replacing an existing one.
+def write_folder(final: Path, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
+    """Write `files` (relative path, bytes) as the folder `final`, atomically, replacing an existing one.
+
+    An iterator of pairs may make each file when the one before it is written, so that not all are in memory at once. If
+    it raises an error, nothing is left.
 
     Raises:
         UserError: it cannot be written.
@@ -142,13 +145,16 @@ def write_folder(final: Path, files: Mapping[str, bytes]) -> None:
     temporary = _beside(final, "tmp")
     try:
         remove(temporary)  # left by an earlier crash
-        for name, data in files.items():
+        for name, data in files.items() if isinstance(files, Mapping) else files:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             write_synced(temporary / name, data)
         replace_folder(temporary, final)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise cannot_write(final, error) from error
+    except BaseException:  # of the iterator, or Ctrl-C
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

@@ -13,6 +13,15 @@ STATE, LATENTS = "state", "latents"
 """Names of two features: the state vector, which every environment has, and the codes that a world model makes of
 images."""
 
+ENVIRONMENT_STATE = "environment_state"
+"""Name of a feature: the part of a simulator's state that the robot does not measure itself, such as where objects are.
+
+Policies of LeRobot read it beside `state`, which is then the robot alone.
+"""
+
+VECTORS = (STATE, ENVIRONMENT_STATE)
+"""The features that hold the numbers of a simulator's state, in the order in which they are joined."""
+
 IMAGES = "images."
 """Beginning of the name of an image feature, such as `images.front`; the rest is the name of the camera."""
 
@@ -70,6 +79,24 @@ class Spec:
     def slices(self) -> dict[str, slice]:
         """Named parts of the state vector."""
         return {name: slice(*bounds) for name, bounds in self.features["state"].slices.items()}
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of the features in `VECTORS` that there are: `state`, and `environment_state` where it is apart."""
+        return tuple(name for name in VECTORS if name in self.features)
+
+    @property
+    def vector_slices(self) -> dict[str, slice]:
+        """Named parts of the vectors, joined in the order of `vectors`; without `environment_state` those of `slices`.
+
+        Reward terms use these names, so that a part has one name whichever feature it is in.
+        """
+        found: dict[str, slice] = {}
+        begin = 0
+        for feature in (self.features[name] for name in self.vectors):
+            found |= {name: slice(begin + a, begin + b) for name, (a, b) in feature.slices.items()}
+            begin += feature.shape[0]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts for JSON."""

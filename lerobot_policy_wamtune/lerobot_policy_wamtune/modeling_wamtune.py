@@ -159,9 +159,9 @@ class WamtunePolicy(PreTrainedPolicy):
         images: np.ndarray = (value * 255).round().clamp(0, 255).to(torch.uint8).movedim(1, 3).cpu().numpy()
         if images.shape[1:3] == (height, width):
             return images
-        if height != width or min(images.shape[1:3]) < height:
+        if images.shape[1] < height or images.shape[2] < width:
             raise UserError(f"an image has {list(images.shape[1:3])} pixels, the policy expects {[height, width]}")
-        return np.stack([shrunk(image, height) for image in images])  # as on a robot
+        return np.stack([shrunk(image, height, width) for image in images])  # as on a robot
 
     def _task(self, given: str | list[str] | None, n: int) -> Tensor:
         """Return the index of the task of each row, (n,), from its name or its sentence."""

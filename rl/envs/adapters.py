@@ -34,19 +34,25 @@ Indices = int | Iterable[int] | None
 
 
 def flatten_obs(obs: Obs, spec: Spec) -> Tensor:
-    """Return the context frames, oldest first, then the task as one-hot if there are several. Shape: (N, D)."""
-    frames = obs["state"].flatten(1)
+    """Return the context frames of each vector, oldest first, then the task as one-hot if there are several.
+
+    Shape: (N, D).
+    """
+    frames = torch.cat([obs[name].flatten(1) for name in spec.vectors], dim=1)
     if len(spec.tasks) == 1:
         return frames
     return torch.cat([frames, torch.nn.functional.one_hot(obs["task"], len(spec.tasks)).to(frames.dtype)], dim=1)
 
 
 def unflatten_obs(flat: Tensor | dict[str, Tensor], spec: Spec, n_context_frames: int) -> Obs:
-    """Undo `flatten_obs`, or with images `numpy_obs`: return state (N, n_context_frames, .), task, images."""
+    """Undo `flatten_obs`, or with images `numpy_obs`: return vectors (N, n_context_frames, .), task, images."""
     vector = flat if isinstance(flat, Tensor) else flat[STATE]
-    frames, one_hot = vector.split([n_context_frames * spec.state_dim, _n_task_columns(spec)], dim=1)
+    sizes = [n_context_frames * spec.features[name].shape[0] for name in spec.vectors]
+    *frames, one_hot = vector.split([*sizes, _n_task_columns(spec)], dim=1)
     task = one_hot.argmax(1) if one_hot.shape[1] else torch.zeros(len(vector), dtype=torch.long, device=vector.device)
-    obs = {STATE: frames.reshape(len(vector), n_context_frames, spec.state_dim), "task": task}
+    obs = {"task": task}
+    for name, of in zip(spec.vectors, frames, strict=True):
+        obs[name] = of.reshape(len(vector), n_context_frames, spec.features[name].shape[0])
     for name in spec.images:
         assert not isinstance(flat, Tensor), "observations with images are dicts"
         obs[name] = flat[_key(name)].unflatten(3, (n_context_frames, 3)).movedim(3, 1).to(torch.uint8)
@@ -63,14 +69,15 @@ def numpy_obs(obs: Obs, spec: Spec) -> NumpyObs:
 
 def observation_space(env: BatchedEnv) -> Box | Dict:
     """Return the space of one observation: a vector (D,), with images a dict of it and of the images."""
-    spec, size = env.spec, env.n_context_frames * env.spec.state_dim + _n_task_columns(env.spec)
+    spec, n = env.spec, env.n_context_frames
+    size = n * sum(spec.features[name].shape[0] for name in spec.vectors) + _n_task_columns(spec)
     vector = Box(-np.inf, np.inf, (size,), np.float32)
     if not spec.images:
         return vector
     spaces: dict[str, Any] = {STATE: vector}
     for name in spec.images:
         height, width, _ = spec.features[name].shape
-        spaces[_key(name)] = Box(0, 255, (height, width, 3 * env.n_context_frames), np.uint8)
+        spaces[_key(name)] = Box(0, 255, (height, width, 3 * n), np.uint8)
     return Dict(spaces)
 
 

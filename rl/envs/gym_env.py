@@ -105,9 +105,9 @@ class GymTask:
             raise UserError(f"{where}: {name} is no image in colour; choose a checkpoint that reads none")
         if image.shape[:2] == (use.height, use.width):
             return image.copy()
-        if use.height != use.width or min(image.shape[:2]) < use.height:
+        if image.shape[0] < use.height or image.shape[1] < use.width:
             raise UserError(f"{where}: {name} is {image.shape[:2]}, expected at least {use.height} x {use.width}")
-        return shrunk(image, use.height)
+        return shrunk(image, use.height, use.width)
 
     def _numbers(self, value: Any, what: str, size: int) -> Array:
         """Return `value` as float32 (size,) if its type and size fit; `BatchedEnv` checks later that it is finite."""

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError, closest_or_known
-from rl.envs.cameras import CameraUse
-from rl.envs.features import given_spec, state_columns
+from rl.envs.cameras import Cameras, CameraUse
+from rl.envs.features import given_spec, vector_columns
 from rl.envs.metaworld.events import Event
+from rl.envs.metaworld.instructions import INSTRUCTIONS
 from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
 from rl.envs.simulator import IDLE, Array, Request, Simulator
 from rl.envs.workers import Group, Steps, Workers
@@ -46,6 +47,7 @@ class SimEnv(Simulator):
     """
 
     vectorised = False
+    robot_slices = ("hand_pos", "gripper")
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class SimEnv(Simulator):
         device: str | torch.device = "cpu",
     ) -> None:
         simulated = make_spec(env_id, tasks, task_names)
-        spec = given_spec(simulated, features)
+        spec = given_spec(simulated, features, robot_slices=self.robot_slices)
         super().__init__(
             spec,
             num_envs,
@@ -83,7 +85,7 @@ class SimEnv(Simulator):
             device=device,
         )
         names = tuple(tasks or (env_id,))
-        self.env_id, self._columns = env_id, state_columns(simulated, spec)
+        self.env_id, self._columns = env_id, vector_columns(simulated, spec)
         self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
         self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env], device=self.device)
         # For exact resume: the actions of each environment since its episode began. gymnasium has no call to save a
@@ -111,30 +113,26 @@ class SimEnv(Simulator):
         )
 
     @classmethod
-    def replay(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
+    def replay(cls, *, id: str, episode: Episode, cameras: Cameras) -> tuple[dict[str, Tensor], Array]:
         """Run an episode again and render it; see `Simulator.replay`."""
-        group = _rendered_env(id or "metaworld", episode.task, tuple(views), size)
-        _, first = group.reset({0: episode.seed})
+        group = _rendered_env(id or "metaworld", episode.task, tuple(cameras.items()))
+        _, (first,) = group.reset({0: episode.seed})
         steps = group.advance(
             episode.action.numpy()[None], np.array([episode.length]), stop_on_success=False, elapsed=np.zeros(1, int)
         )
-        rendered = [first[0], *(images for _, images in steps.images[0])]
-        return torch.from_numpy(np.stack([np.stack([*images.values()]) for images in rendered])), steps.frames[0, -1]
+        rendered = [first, *(images for _, images in steps.images[0])]
+        found = {name: np.stack([images[name] for images in rendered if name in images]) for name in cameras}
+        return {name: torch.from_numpy(images) for name, images in found.items()}, steps.frames[0, -1]
 
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the current state. Shape: (num_envs, action_dim)."""
         if self.env_id != "metaworld":
             raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
-        if self._columns is not None:
-            raise UserError(
-                "sim: the scripted expert reads where objects are, which the state of an image policy lacks"
-            )
         from rl.envs.metaworld.tasks import scripted_expert
 
-        frames = self.context[STATE].cpu().numpy()
-        # The expert reads two frames; with one context frame the newest one stands for both.
-        newest, before = frames[:, -1], frames[:, max(0, self.n_context_frames - 2)]
-        actions = [scripted_expert(t)(f, b) for t, f, b in zip(self.task_of_env, newest, before, strict=True)]
+        # It reads the simulator's whole state, whatever part of it the policy gets.
+        frames = self._envs.newest()
+        actions = [scripted_expert(t)(f[1], f[0]) for t, f in zip(self.task_of_env, frames, strict=True)]
         return torch.from_numpy(np.stack(actions)).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,7 +160,7 @@ class SimEnv(Simulator):
         seeds = self._next_seeds(len(which))
         # An idle environment (seed -1) is reset with seed 0, since it needs some frame; it executes nothing.
         state, images = self._envs.reset(dict(zip(which, seeds.clamp(min=0).tolist(), strict=True)))
-        first = {STATE: self._kept(torch.from_numpy(state).to(self.device))}
+        first = self._kept(torch.from_numpy(state).to(self.device))
         for name in self.spec.images:
             first[name] = torch.from_numpy(np.stack([of[name] for of in images])).to(self.device)
         for j in which:
@@ -180,12 +178,12 @@ class SimEnv(Simulator):
             torch.from_numpy(array).to(self.device)
             for array in (steps.frames, steps.reward, steps.success, steps.terminated, steps.truncated)
         )
-        frames = {STATE: self._kept(state)} | {name: self._held(name, steps) for name in self.spec.images}
+        frames = self._kept(state) | {name: self._held(name, steps) for name in self.spec.images}
         return Advance(frames, success, terminated, truncated, task_reward=reward)
 
-    def _kept(self, state: Tensor) -> Tensor:
-        """Return the columns of the simulator's state (..., .) that the policy reads."""
-        return state if self._columns is None else state[..., self._columns]
+    def _kept(self, state: Tensor) -> dict[str, Tensor]:
+        """Return the vectors that the policy reads, each (..., .), of the simulator's state (..., state_dim)."""
+        return {name: state if of is None else state[..., of] for name, of in self._columns.items()}
 
     def _held(self, name: str, steps: Steps) -> Tensor:
         """Return the image of a camera after each step: the last one, until there is a new one. Shape: (n, k, ...)."""
@@ -266,9 +264,9 @@ class GymnasiumSim(SimEnv):
 
 
 @cache
-def _rendered_env(env_id: str, task: str, views: tuple[View, ...], size: int) -> Group:
+def _rendered_env(env_id: str, task: str, cameras: tuple[tuple[str, CameraUse], ...]) -> Group:
     """Return the one environment that replays a task for images; cached, as making one takes as long as an episode."""
-    return Group(env_id, [task], {}, {f"{IMAGES}{i}": CameraUse(view, size, size) for i, view in enumerate(views)})
+    return Group(env_id, [task], {}, dict(cameras))
 
 
 def _used_cameras(spec: Spec, cameras: Mapping[str, View]) -> dict[str, CameraUse]:
@@ -300,6 +298,7 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
         UserError: the task or id is unknown, or a space has another type than Box or Dict of them.
     """
     images: dict[str, Feature] = {}
+    sentences: dict[str, str] = {}
     if env_id == "metaworld":
         from rl.envs.metaworld import tasks as metaworld
 
@@ -309,6 +308,7 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
             metaworld.check_task(task)
         state = Feature((metaworld.STATE_DIM,), metaworld.UNIT, dict(metaworld.SLICES))
         low, high, rate = metaworld.ACTION_LOW, metaworld.ACTION_HIGH, metaworld.CONTROL_HZ
+        sentences = INSTRUCTIONS
     else:
         from rl.envs.gym_env import SLICES, GymTask
 
@@ -324,4 +324,5 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
     unknown = [task for task in present if task not in known]
     if unknown:
         raise UserError(f"sim: task {unknown[0]!r} is unknown to the model; {closest_or_known(unknown[0], known)}")
-    return Spec({STATE: state, **images}, low, high, known, rate)
+    instructions = {task: sentences[task] for task in known if task in sentences}
+    return Spec({STATE: state, **images}, low, high, known, rate, instructions)

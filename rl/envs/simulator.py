@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rewards.errors import UserError, blamed, closest_or_known, defined_at
 from rl.config import TrainConfig
+from rl.envs.cameras import Cameras
 from rl.envs.recorder import Recorder
 from world_model.data.episodes import Episode
 from world_model.env import BatchedEnv, ChunkStep
@@ -87,6 +88,10 @@ class Simulator(BatchedEnv):
     provides: frozenset[str] = frozenset({"task_reward"})
     """What reward terms may require from it, in addition to the slices of its state."""
 
+    robot_slices: tuple[str, ...] = ()
+    """Slices of its state that a robot measures itself, such as the position of its hand; names that the state lacks
+    are ignored. For a policy of LeRobot they are the state, and all else is `environment_state`; see `given_spec`."""
+
     max_steps: int = 150
     """Steps after which an episode is truncated, unless the config sets another number."""
 
@@ -154,17 +159,23 @@ class Simulator(BatchedEnv):
         return (cls.__doc__ or "").partition("\n")[0]
 
     @classmethod
-    def replay(cls, *, id: str, episode: Episode, views: Sequence[View], size: int) -> tuple[Tensor, Array]:
-        """Run an episode again and render every frame of it.
+    def replay(cls, *, id: str, episode: Episode, cameras: Cameras) -> tuple[dict[str, Tensor], Array]:
+        """Run an episode again and render it.
+
+        Args:
+            id: of the environment; empty for a simulator without ids.
+            episode: its seed, task and actions are used.
+            cameras: image feature, such as `images.front` -> camera; one with `every=1` renders each frame.
 
         Returns:
-            The images (T + 1, n_views, size, size, 3) uint8, and the last frame (state_dim,) of the replay.
+            The images of each camera (rows, height, width, 3) uint8, as `Episode.obs` has them, and the last state
+            (state_dim,), with all that the simulator has.
 
         Raises:
             UserError: the simulator renders no images.
         """
         raise UserError(
-            f"{cls.__name__} renders no images; choose a checkpoint that reads none, or set model.views={{}}"
+            f"{cls.__name__} renders no images; choose a checkpoint that reads none, or leave the cameras out"
         )
 
     @classmethod

@@ -63,7 +63,9 @@ class Group:
         self.cameras = dict(cameras or {})
         self.first = first  # number of the group's first environment, counted over all workers
         self.envs = [make_task(env_id, task, events, first + i, self.cameras) for i, task in enumerate(tasks)]
+        # The newest frame of each environment, and the one before it.
         self.last: list[Array] = [np.zeros(0, np.float32)] * len(self.envs)
+        self.before = list(self.last)
 
     def reset(self, seeds: dict[int, int]) -> tuple[Array, list[Images]]:
         """Begin an episode in some environments.
@@ -75,7 +77,7 @@ class Group:
             Their first frames (n, state_dim), and the first images of each.
         """
         for i, seed in seeds.items():
-            self.last[i] = self.envs[i].reset(seed)
+            self.last[i] = self.before[i] = self.envs[i].reset(seed)
         return np.stack([self.last[i] for i in seeds]), [self.envs[i].images(self.cameras) for i in seeds]
 
     def advance(self, actions: Array, limit: Array, stop_on_success: bool, elapsed: Array) -> Steps:
@@ -91,6 +93,7 @@ class Group:
             over = False
             for j in range(k):
                 if not over and j < limit[i]:  # execute nothing after the end, or beyond the limit
+                    self.before[i] = self.last[i]
                     try:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
                     except ValueError as error:
@@ -112,9 +115,13 @@ class Group:
     def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
         """Restore each environment: begin the episode of its seed and repeat its `actions` (steps, action_dim)."""
         for i, (seed, past) in enumerate(zip(seeds, actions, strict=True)):
-            self.last[i] = self.envs[i].reset(seed)
+            self.last[i] = self.before[i] = self.envs[i].reset(seed)
             for action in past:
-                self.last[i] = self.envs[i].step(action)[0]
+                self.before[i], self.last[i] = self.last[i], self.envs[i].step(action)[0]
+
+    def newest(self) -> Array:
+        """Return the last two frames of each environment, the newest one last. Shape: (n, 2, state_dim)."""
+        return np.stack([np.stack(self.before), np.stack(self.last)], axis=1)
 
     def close(self) -> None:
         """Close every environment."""
@@ -155,6 +162,10 @@ class Workers:
     def replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> None:
         """See `Group.replay`."""
         self._all("replay", [([seeds[i] for i in part], [actions[i] for i in part]) for part in self.parts])
+
+    def newest(self) -> Array:
+        """See `Group.newest`."""
+        return np.concatenate(self._all("newest", [()] * len(self.parts)))
 
     def close(self) -> None:
         """End the processes."""

@@ -199,9 +199,9 @@ class Interface:
             raise Stop(f"{name} of the observation is {kind}, expected (height, width, 3) of uint8")
         if image.shape[:2] == (height, width):
             return image.copy()
-        if height != width or min(image.shape[:2]) < height:
+        if image.shape[0] < height or image.shape[1] < width:
             raise Stop(f"{name} of the observation is {image.shape[:2]}, expected at least {height} x {width}")
-        return shrunk(image, height)
+        return shrunk(image, height, width)
 
     def _ours(self, name: str, value: Any) -> Any:
         """Convert a number of the robot to the policy's unit; return anything else unchanged, the guard refuses it."""

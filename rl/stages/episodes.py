@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 from rewards.errors import UserError
 from rl.build import build_simulator, find_simulator
+from rl.config import SimulatorConfig
 from rl.envs.names import shown_name
 from rl.envs.simulator import Simulator
 from rl.policies.chain import ChainPolicy
@@ -28,12 +30,24 @@ BATCH = 10
 MAX_ENVS = 32
 
 
-def device_of(config: PretrainConfig | TuneConfig) -> str:
+class Where(Protocol):
+    """The part of a config that says where episodes run."""
+
+    @property
+    def env(self) -> SimulatorConfig:
+        """Simulator, tasks and options."""
+
+    @property
+    def device(self) -> str:
+        """Device of the simulator: cpu, cuda:0, ... or auto."""
+
+
+def device_of(config: Where) -> str:
     """Where model and simulator of a config meet; see `Simulator.pick_device`."""
     return find_simulator(config.env).pick_device(config.device, config.env.options)
 
 
-def simulates(config: PretrainConfig | TuneConfig) -> bool:
+def simulates(config: Where) -> bool:
     """Whether episodes can be run in the simulator of a config; else there are only recorded ones."""
     return find_simulator(config.env).place == "sim"
 
@@ -60,14 +74,34 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
         import_dataset(config, store)
         return
     for source in SOURCES:
-        _complete(config, store, source, getattr(config, f"n_{source}"), OF_SOURCE[source].start)
+        complete(config, store, source, getattr(config, f"n_{source}"), OF_SOURCE[source].start)
     third, first = config.n_heldout // 3, HELDOUT.start
     heldout = {"expert": third, "noisy": config.n_heldout - third}
     if config.n_expert + config.n_noisy == 0:  # without an expert, hold out random motion
         heldout = {"random": config.n_heldout}
     for source, n in heldout.items():
-        _complete(config, heldout_store(store), source, n, first)
+        complete(config, heldout_store(store), source, n, first)
         first += n
+
+
+def complete(config: Where, store: EpisodeStore, source: str, n: int, first: int) -> None:
+    """Collect those of the `n` episodes per task, seeds from `first` on, that `store` does not have.
+
+    They are written in batches, so that an interruption loses one at most. `source` is one of `SOURCES`.
+    """
+    tasks, vectorised = config.env.tasks, find_simulator(config.env).vectorised
+    have = {(e.task, e.seed) for e in store.load(tasks, [source])}
+    batch = n if vectorised else BATCH  # a vectorised simulator runs all of them side by side
+    with Progress(f"collect {source}") as progress:
+        for begin in range(first, first + n, max(batch, 1)):
+            seeds = range(begin, min(begin + batch, first + n))
+            lacking = [task for task in tasks if any((task, seed) not in have for seed in seeds)]
+            if lacking:
+                n_envs = len(lacking) * (len(seeds) if vectorised else 1)
+                with contextlib.closing(_env(config, lacking, tasks, n_envs)) as env:
+                    episodes = collect_from(env, len(lacking), source, len(seeds), begin)
+                    store.append([e for e in episodes if (e.task, e.seed) not in have], env.spec)
+            progress.update(seeds.stop - first, n)
 
 
 def demonstrations(config: TuneConfig, episodes: Sequence[Episode], tasks: Sequence[str]) -> list[Episode]:
@@ -166,25 +200,8 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
     return results
 
 
-def _complete(config: PretrainConfig, store: EpisodeStore, source: str, n: int, first: int) -> None:
-    """Collect those of the `n` episodes per task, seeds from `first` on, that `store` does not have."""
-    tasks, vectorised = config.env.tasks, find_simulator(config.env).vectorised
-    have = {(e.task, e.seed) for e in store.load(tasks, [source])}
-    batch = n if vectorised else BATCH  # a vectorised simulator runs all of them side by side
-    with Progress(f"collect {source}") as progress:
-        for begin in range(first, first + n, max(batch, 1)):
-            seeds = range(begin, min(begin + batch, first + n))
-            lacking = [task for task in tasks if any((task, seed) not in have for seed in seeds)]
-            if lacking:
-                n_envs = len(lacking) * (len(seeds) if vectorised else 1)
-                with contextlib.closing(_env(config, lacking, tasks, n_envs)) as env:
-                    episodes = collect_from(env, len(lacking), source, len(seeds), begin)
-                    store.append([e for e in episodes if (e.task, e.seed) not in have], env.spec)
-            progress.update(seeds.stop - first, n)
-
-
 def _env(
-    config: PretrainConfig | TuneConfig,
+    config: Where,
     tasks: Sequence[str],
     known: Sequence[str],
     n_envs: int,

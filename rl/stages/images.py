@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,13 +16,15 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.build import find_simulator
 from rl.config import SimulatorConfig
-from rl.envs.features import given_spec, state_columns
+from rl.envs.cameras import CameraUse
+from rl.envs.features import given_spec, state_columns, vector_columns
+from rl.envs.names import shown_name
 from rl.runs.progress import Progress
 from rl.seeds import CAMERA
 from rl.stages.videos import Video
 from world_model.data.episodes import Episode, EpisodeStore, read_shard
 from world_model.files import write_atomically
-from world_model.spec import STATE, Feature, Spec
+from world_model.spec import IMAGES, STATE, Feature, Spec
 from world_model.wam.config import ModelConfig
 from world_model.wam.features import read_spec
 from world_model.wam.images import ImageData
@@ -86,12 +88,13 @@ def with_images(
     """
     episodes: list[Episode] = []
     images: list[Tensor] = []
+    columns = recorded_columns(env, store.spec) if store.shards else {}
     with Progress("render") as progress:
         for i, shard in enumerate(store.shards):
             of_shard = read_shard(shard)
             rendered = _read_images(shard, config)
             if rendered is None:
-                rendered = [_checked(env, episode, config, shard) for episode in of_shard]
+                rendered = [_checked(env, episode, config, columns, shard) for episode in of_shard]
                 _write_images(shard, config, rendered)
                 # Read them back as memory maps, which frees the tensors.
                 rendered = _read_images(shard, config) or rendered
@@ -129,6 +132,37 @@ def of_each_frame(model: WorldActionModel, episode: Episode, images: Tensor) -> 
 def run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> Tensor:
     """Run an episode again and return its images. Shape: (T + 1, n_views, size, size, 3) uint8."""
     return _run_again(env, episode, config)[0]
+
+
+def recorded_columns(env: SimulatorConfig, recorded: Spec) -> dict[str, Tensor | None]:
+    """Return for each recorded vector its columns of the state of the simulator; None: all.
+
+    Raises:
+        UserError: the state of the simulator has no such part, or it does not know a task.
+    """
+    simulated = find_simulator(env).early_spec(id=env.id, tasks=recorded.tasks)
+    if simulated is None:
+        return {STATE: None}
+    same = recorded.state_dim == simulated.state_dim
+    lacking = [] if same else [name for name in recorded.slices if name not in simulated.slices]
+    columns = {} if lacking else vector_columns(simulated, recorded)
+    sizes = {name: simulated.state_dim if of is None else len(of) for name, of in columns.items()}
+    for name in recorded.vectors:
+        if sizes.get(name) != (size := recorded.features[name].shape[0]):
+            raise UserError(
+                f"{shown_name(env)}: the episodes have {name} of {size} numbers, which this simulator does not have as "
+                "such; name the simulator in which they were recorded"
+            )
+    return columns
+
+
+def ends_as_recorded(last: np.ndarray, episode: Episode, columns: Mapping[str, Tensor | None]) -> bool:
+    """Whether an episode that was run again ended in the state `last` (state_dim,) as recorded; see `REPEATS`."""
+    for name, of in columns.items():
+        found, expected = last if of is None else last[of.numpy()], episode.obs[name][-1].numpy()
+        if found.shape != expected.shape or np.abs(found - expected).max(initial=0.0) > REPEATS:
+            return False
+    return True
 
 
 def by_task(episodes: Sequence[Episode], images: Sequence[Tensor], videos: Sequence[Video] = ()) -> ImageData:
@@ -172,10 +206,12 @@ def _encoded(model: WorldActionModel, columns: Tensor | None, episode: Episode, 
     return encoded
 
 
-def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard: Path) -> Tensor:
+def _checked(
+    env: SimulatorConfig, episode: Episode, config: ModelConfig, columns: Mapping[str, Tensor | None], shard: Path
+) -> Tensor:
     """Run an episode again; raise UserError if it ends in another state than the recorded one."""
     images, last = _run_again(env, episode, config)
-    if np.abs(last - episode.state[-1].numpy()).max() > REPEATS:
+    if not ends_as_recorded(last, episode, columns):
         raise UserError(
             f"{shard}: the episode of seed {episode.seed} ({episode.task}) does not run as it was recorded; "
             f"delete its folder, it is collected again"
@@ -184,9 +220,11 @@ def _checked(env: SimulatorConfig, episode: Episode, config: ModelConfig, shard:
 
 
 def _run_again(env: SimulatorConfig, episode: Episode, config: ModelConfig) -> tuple[Tensor, np.ndarray]:
-    """Run an episode again; return its images and the last simulated frame."""
-    views = tuple(config.views.values())
-    return find_simulator(env).replay(id=env.id, episode=episode, views=views, size=config.image_size)
+    """Run an episode again; return its images (T + 1, n_views, size, size, 3) and the last simulated state."""
+    size = config.image_size
+    cameras = {IMAGES + name: CameraUse(view, size, size) for name, view in config.views.items()}
+    images, last = find_simulator(env).replay(id=env.id, episode=episode, cameras=cameras)
+    return torch.stack([images[name] for name in cameras], dim=1), last
 
 
 def _file(shard: Path) -> Path:

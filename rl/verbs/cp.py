@@ -10,7 +10,7 @@ from rl.compose import compose, find_preset, list_presets
 from rl.policies.wam import as_trained
 from rl.report.hub_card import with_front_matter
 from rl.verbs.acting import load_actor
-from rl.verbs.options import HubOptions
+from rl.verbs.options import DatasetOptions, HubOptions
 from world_model.checkpoint import (
     CONFIG,
     README,
@@ -29,7 +29,7 @@ from world_model.wam.lerobot import lerobot_files
 
 
 def run(words: list[str]) -> None:
-    """Copy or convert `words[0]` to `words[1]`; further words are keys of an upload or of the import of a dataset."""
+    """Copy or convert `words[0]` to `words[1]`; further words are keys of an upload, or of a conversion."""
     if len(words) < 2:
         raise UserError("cp needs a name and a destination, for example `wamtune cp demo mine.yaml`")
     if words[1].startswith(PREFIX):
@@ -40,14 +40,17 @@ def run(words: list[str]) -> None:
         print(_to_lerobot_policy(name, final, keys))
         return
     is_dataset = (Path(name) / INFO).is_file()
-    if keys and not is_dataset:
-        raise UserError(f"unexpected {keys[0]!r}: only a LeRobot dataset or an upload has keys; leave it out")
     if is_dataset or _holds_episodes(Path(name)):
         if final.exists():
             raise UserError(f"{final} is there already and was not touched; choose another destination")
-        columns = compose(None, keys, ColumnsConfig)
-        print(_from_lerobot(Path(name), final, columns) if is_dataset else _to_lerobot(Path(name), final))
+        convert = _from_lerobot if is_dataset else _to_lerobot
+        print(convert(Path(name), final, keys))
         return
+    if keys:
+        raise UserError(
+            f"unexpected {keys[0]!r}: only a LeRobot dataset, a folder of episodes and an upload have keys; leave it "
+            "out"
+        )
     is_preset = name in dict(list_presets())
     is_checkpoint = _is_checkpoint(name)
     if not is_preset and not is_checkpoint:
@@ -110,15 +113,15 @@ def _to_lerobot_policy(name: str, final: Path, keys: list[str]) -> str:
     return f"checkpoint {name} is now a policy of LeRobot in {final}; its README.md has the command"
 
 
-def _to_lerobot(folder: Path, final: Path) -> str:
-    store = EpisodeStore(folder)
-    episodes = store.load()
-    export_lerobot(episodes, store.spec, final)
-    return f"{len(episodes)} episodes of {folder} are now a LeRobot dataset in {final}"
+def _to_lerobot(folder: Path, final: Path, keys: list[str]) -> str:
+    from rl.verbs.dataset import dataset_of  # late: the simulators take a second to import
+
+    spec, episodes = dataset_of(EpisodeStore(folder), compose(None, keys, DatasetOptions))
+    return f"{export_lerobot(episodes, spec, final)} episodes of {folder} are now a LeRobot dataset in {final}"
 
 
-def _from_lerobot(folder: Path, final: Path, columns: ColumnsConfig) -> str:
-    episodes, spec = import_lerobot(folder, columns)
+def _from_lerobot(folder: Path, final: Path, keys: list[str]) -> str:
+    episodes, spec = import_lerobot(folder, compose(None, keys, ColumnsConfig))
     for group in in_shards(episodes):
         EpisodeStore(final).append(group, spec)
     return f"the LeRobot dataset {folder} is now {len(episodes)} episodes in {final}"

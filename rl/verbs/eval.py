@@ -51,9 +51,11 @@ def run(words: list[str]) -> None:
     model = load_actor(words[0])
     options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
     tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.env.id,)))
-    early = find_simulator(options.env).early_spec(id=options.env.id, tasks=tasks)
+    simulator = find_simulator(options.env)
+    early = simulator.early_spec(id=options.env.id, tasks=tasks)
     if early is not None:  # check every task before the first one is run
-        model.spec.check_fits(given_spec(early, model.spec.features), shown_name(options.env))
+        given = given_spec(early, model.spec.features, robot_slices=simulator.robot_slices)
+        model.spec.check_fits(given, shown_name(options.env))
     _evaluate(words[0], model, options, tasks)
 
 

@@ -12,7 +12,15 @@ from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.stops import KEYS
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions, HubOptions
+from rl.verbs.options import (
+    CollectOptions,
+    DatasetOptions,
+    DreamOptions,
+    EvalOptions,
+    ExportOptions,
+    FitOptions,
+    HubOptions,
+)
 from world_model.data.columns_config import ColumnsConfig
 from world_model.extras import pip_line
 
@@ -65,7 +73,9 @@ With DEST hf://USER/NAME a checkpoint is uploaded to the Hugging Face Hub, as a 
 named, hf://USER/NAME or hf://USER/NAME@REVISION downloads it from there. Needs the extra `hub`: {pip_line("hub")}
 
 A folder of episodes is converted to a LeRobot v3.0 dataset, and a LeRobot dataset to a folder of episodes; both need
-the extra `data`: {pip_line("data")}. The keys name the columns of a dataset.
+the extra `data`: {pip_line("data")}. For policies of LeRobot an export separates the state of the robot from the rest
+(`split_state`), and runs the episodes again in their simulator to add images (`cameras`); an episode that does not end
+as it was recorded is refused. `env.tasks` chooses the tasks to export, `instructions` their sentences.
 
 With format=lerobot, a checkpoint is written as a policy of LeRobot, for `lerobot-eval` and `lerobot-rollout` with the
 plug-in `lerobot_policy_wamtune` (docs/lerobot_plugin.md).
@@ -73,12 +83,28 @@ plug-in `lerobot_policy_wamtune` (docs/lerobot_plugin.md).
 Keys, for an upload:
 {keys_of(HubOptions)}
 
-Keys, for a LeRobot dataset:
+Keys, for a folder of episodes:
+{keys_of(DatasetOptions)}
+
+Keys, for a LeRobot dataset, which name its columns:
 {keys_of(ColumnsConfig)}
 
 Examples:
   wamtune cp metaworld-tuned policies/tuned format=lerobot
+  wamtune cp runs/episodes/push datasets/push split_state=true 'cameras={{front: {{}}}}' image_size=96
   wamtune cp datasets/theirs runs/episodes/theirs success=all images.front=observation.images.front""",
+    "collect": f"""wamtune collect FOLDER env.tasks=TASK [key=value ...]
+
+Record episodes of a scripted expert into a new folder, clean (source=expert) or with noise on its actions
+(source=noisy), or episodes of random motion (source=random). An episode ends a few steps after its first success.
+`wamtune cp` converts the folder to a LeRobot dataset, `pretrain` and `tune` read it as `episodes`.
+
+Keys:
+{keys_of(CollectOptions)}
+
+Examples:
+  wamtune collect runs/episodes/push env.tasks=push n_episodes=25
+  wamtune collect runs/episodes/two env.tasks=push,drawer-open source=noisy env.n_workers=2""",
     "pretrain": f"""wamtune pretrain PRESET | RUN_FOLDER [key=value ...]
 
 Collect episodes of scripted experts (clean and noisy) and of random motion, and train a world-action model to predict

@@ -1,4 +1,4 @@
-"""Config schemas of the verbs without presets: `eval`, `dream`, `deploy ... export`, `fit` and uploads by `cp`.
+"""Config schemas of the verbs without presets: `eval`, `dream`, `deploy ... export`, `fit`, `collect` and `cp`.
 
 They are separate from the verbs, so that help and the check of a command line need no torch.
 """
@@ -12,6 +12,7 @@ from typing import Literal
 from rewards.checks import at_least, require
 from rewards.errors import UserError
 from rl.config import Chosen, DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
+from world_model.view import View
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,61 @@ class HubOptions:
         """Refuse a license that is not an identifier."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise UserError(f"license={self.license!r}: expected an identifier of the Hub, such as apache-2.0")
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """The keys of `wamtune collect`."""
+
+    # env.tasks: at least one
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
+    n_episodes: int = 25  # of each task
+    source: Literal["expert", "noisy", "random"] = "expert"  # noisy: the expert with noise on its actions
+    seed: int | None = None  # of the first episode; null: the first one of the source
+    device: str = "auto"  # of the simulator: cpu, cuda:0, ...
+
+    def check(self) -> None:
+        """Refuse counts out of range, and no tasks."""
+        at_least(self, 1, "n_episodes")
+        if self.seed is not None:
+            at_least(self, 0, "seed")
+        if not self.env.tasks:
+            raise UserError("env.tasks=[]: expected at least one task; add env.tasks=push or others to the command")
+
+
+LARGEST_IMAGE = 4096
+"""Largest accepted number of pixels along a side of an exported image."""
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """The keys of `wamtune cp EPISODES DATASET`."""
+
+    MOVED = (("instructions", "env.instructions"),)
+
+    # env.tasks: to export; empty: all that were recorded. env.instructions, or instructions: task -> sentence
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
+    cameras: dict[str, View] = field(default_factory=dict)  # {front: {}}: run the episodes again, with images of each
+    image_size: tuple[int, ...] = (96,)  # pixels of the images of `cameras`: one number for both sides, or height,width
+    split_state: bool = False  # state: what the robot measures itself; environment_state: everything else
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.image_size[0], self.image_size[-1]
+
+    def check(self) -> None:
+        """Refuse sizes out of range, names that no feature can have, and options, which episodes do not store."""
+        if len(self.image_size) not in (1, 2) or not all(1 <= side <= LARGEST_IMAGE for side in self.image_size):
+            shown = ",".join(map(str, self.image_size))
+            raise UserError(
+                f"image_size={shown}: expected one number of pixels, or height,width, each from 1 to {LARGEST_IMAGE}"
+            )
+        for name in self.cameras:
+            if not re.fullmatch(r"\w[\w-]*", name):
+                raise UserError(f"cameras.{name}: expected a name of letters, digits, _ and -")
+        if self.env.options:
+            raise UserError("env.options: episodes run again as the simulator is without options; leave them out")
 
 
 def _one_task(env: SimulatorConfig) -> None:

@@ -13,7 +13,7 @@ from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.envs.names import check_builtin_options
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.verbs.options import DreamOptions, EvalOptions, ExportOptions, FitOptions
+from rl.verbs.options import CollectOptions, DreamOptions, EvalOptions, ExportOptions, FitOptions
 from world_model.hub import PREFIX, is_hub_name, parse_hub_name
 from world_model.runs import find_run
 
@@ -29,6 +29,7 @@ ROBOT = {"export": 2, "run": 2, "compare": 3}
 NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: see `wamtune ls presets`") | {
     "eval": "a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`",
     "dream": "a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`",
+    "collect": "a new folder: wamtune collect runs/episodes/push env.tasks=push",
     "fit": "a folder of recorded episodes: wamtune fit runs/robot/sim",
 }
 """Verb -> what its first word must be, for the error message."""
@@ -44,6 +45,8 @@ def check_words(verb: str, words: Sequence[str]) -> None:
     if verb in PRESETS:
         if name is None or verb == "check" or find_run(name) is None:  # a resumed run has its own config
             _check_preset(verb, name, words[name is not None :])
+    elif verb == "collect":
+        check_builtin_options(compose(None, words[1:], CollectOptions).env)
     elif verb in OPTIONS:
         _check_checkpoint(verb, str(name))
         check_builtin_options(compose(None, words[1:], OPTIONS[verb]).env)

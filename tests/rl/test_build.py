@@ -18,7 +18,7 @@ SENTENCE = "Pull the drawer open."
 
 
 def test_instructions_are_in_the_spec_of_the_simulator() -> None:
-    for instructions, expected in (({}, "drawer open"), ({"drawer-open": SENTENCE}, SENTENCE)):
+    for instructions, expected in (({}, "Pull the drawer open by its handle."), ({"drawer-open": SENTENCE}, SENTENCE)):
         config = SimulatorConfig(tasks=("drawer-open",), instructions=instructions)
         env = build_simulator(config, config.tasks, 1, model=None, known_tasks=(), n_context_frames=1, max_steps=2)
         with contextlib.closing(env):

@@ -117,7 +117,7 @@ def square(image: np.ndarray, size: int, where: str) -> Tensor:
             f"{where}: an image of {image.shape[0]} x {image.shape[1]} pixels (height x width), which cannot be scaled "
             f"up to {size} x {size}; choose a smaller size of the images"
         )
-    return torch.from_numpy(shrunk(image, size))  # as images of simulators and robots are scaled
+    return torch.from_numpy(shrunk(image, size, size))  # as images of simulators and robots are scaled
 
 
 def read_images(root: Path, part: str, column: str, blocks: ImageBlocks) -> np.ndarray:

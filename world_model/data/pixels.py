@@ -7,14 +7,18 @@ import numpy as np
 Array = np.ndarray
 
 
-def shrunk(image: Array, size: int) -> Array:
-    """Crop the middle square and average it over size x size areas. Shape: (size, size, 3) uint8."""
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    # If `size` does not divide `side`, the sides of the areas differ by one pixel.
-    edges = np.arange(size + 1) * side // size
-    sums = image[top : top + side, left : left + side]
+def shrunk(image: Array, height: int, width: int) -> Array:
+    """Crop the largest middle part of the shape of height x width and average it over so many areas.
+
+    The image is at least as large as the result. Shape: (height, width, 3) uint8.
+    """
+    h, w = image.shape[:2]
+    rows, columns = min(h, w * height // width), min(w, h * width // height)
+    top, left = (h - rows) // 2, (w - columns) // 2
+    # If `height` does not divide `rows`, the sides of the areas differ by one pixel.
+    edges = [np.arange(n + 1) * side // n for n, side in ((height, rows), (width, columns))]
+    sums = image[top : top + rows, left : left + columns]
     for axis in (0, 1):
-        sums = np.add.reduceat(sums, edges[:-1], axis, dtype=np.uint32)
-    areas = np.outer(np.diff(edges), np.diff(edges))
+        sums = np.add.reduceat(sums, edges[axis][:-1], axis, dtype=np.uint32)
+    areas = np.outer(*(np.diff(of) for of in edges))
     return (sums / areas[..., None]).round().astype(np.uint8)

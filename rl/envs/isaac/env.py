@@ -121,7 +121,7 @@ class IsaacEnv(Simulator):
             obs = self._env.reset()[0]
             self._check_success()
             own = read_spec(self._env, obs, self.groups, env_id, action_bound)
-            spec = given_spec(own, features, renders=False)
+            spec = given_spec(own, features, renders=False, robot_slices=self.robot_slices)
         except BaseException:
             self.close()  # or this process could make no other environment
             raise

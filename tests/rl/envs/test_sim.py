@@ -333,6 +333,12 @@ def test_what_a_gymnasium_environment_renders_is_cut_to_a_square_and_shrunk():
     assert images["images.0"].dtype == np.uint8
     middle = images["images.0"][1].tolist()
     assert middle == [[200, 0, 0], [255, 255, 255], [0, 0, 0]] and not images["images.0"][[0, 2]].any()
+    wide = {"images.0": CameraUse(View(), 2, 4)}
+    _, (images,) = Group("Shown-v0", ["Shown-v0"], {}, wide).reset({0: 1})
+    # The middle 4 x 8 of 6 x 8 pixels, averaged over areas of 2 x 2: two of 99 and one of (200, 0, 0); one of
+    # (200, 0, 0) and one white; one white.
+    assert images["images.0"].shape == (2, 4, 3)
+    assert images["images.0"][0].tolist() == [[100, 50, 50], [114, 64, 64], [64, 64, 64], [0, 0, 0]]
     _, (same,) = Group("Shown-v0", ["Shown-v0"], {}, cameras(6)).reset({0: 1})
     assert np.array_equal(same["images.0"], Shown().render()[:, 1:7])
 

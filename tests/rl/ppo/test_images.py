@@ -9,6 +9,7 @@ import torch
 
 from rewards.errors import UserError
 from rl.config import PPOConfig
+from rl.envs.cameras import CameraUse
 from rl.envs.sim import SimEnv
 from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Samples
@@ -95,8 +96,9 @@ def test_images_are_seen_learned_from_recorded_and_dreamed_on(image_model: World
     encoded = image_model.encode_episodes(recorded)
     for i, (episode, its) in enumerate(zip(recorded, encoded, strict=True)):
         episode.check_fits(image_model.spec, "recorded")
-        again, _ = SimEnv.replay(id="", episode=episode, views=tuple(image_model.cameras.values()), size=32)
-        assert torch.equal(episode.obs[IMAGES], again[[0, 8, 16, 20], 0])
+        cameras = {f"images.{name}": CameraUse(view, 32, 32) for name, view in image_model.cameras.items()}
+        again, _ = SimEnv.replay(id="", episode=episode, cameras=cameras)
+        assert torch.equal(episode.obs[IMAGES], again[IMAGES][[0, 8, 16, 20]])
         assert torch.equal(episode.obs[IMAGES][:3], seen[:3, i, -1])
         its.check_fits(image_model.predicted_spec, "encoded")
         assert its.obs.keys() == {"state", "latents"} and its.every == {"latents": CHUNK}

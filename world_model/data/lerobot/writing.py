@@ -7,7 +7,7 @@ state is, because only the model that made them can make them again.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from world_model.data.images import count_levels, encode_png, level_stats
 from world_model.data.lerobot.layout import EVERY, FILE, FINAL, INFO, OURS, STATS, TASKS, VERSION
 from world_model.data.parquet import import_pyarrow, to_parquet
 from world_model.files import write_folder
-from world_model.spec import IMAGES, Spec
+from world_model.spec import IMAGES, Feature, Spec
 
 DATA_BYTES, CHUNK_FILES = 100_000_000, 1000
 """A new data file begins after so many bytes, and a new folder of them after so many files."""
@@ -28,9 +28,10 @@ DATA_BYTES, CHUNK_FILES = 100_000_000, 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
-def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps: float | None = None) -> None:
-    """Write `episodes` as a LeRobot v3.0 dataset into the new folder `folder`.
+def export_lerobot(episodes: Iterable[Episode], spec: Spec, folder: str | Path, fps: float | None = None) -> int:
+    """Write `episodes` as a LeRobot v3.0 dataset into the new folder `folder`, and return their number.
 
+    They may come from an iterator that makes each when it is needed: images are kept in memory for one data file only.
     `fps` is `spec.control_hz` by default. `next.reward` is the simulator's own reward; for an episode without one it is
     1 for success and 0 otherwise. The task of a frame is the instruction, a sentence.
 
@@ -39,86 +40,96 @@ def export_lerobot(episodes: list[Episode], spec: Spec, folder: str | Path, fps:
     """
     import_pyarrow()
     final = Path(folder)
-    if not episodes:
-        raise UserError(f"{final}: there are no episodes to export; collect some first")
     if final.exists() and (final.is_file() or any(final.iterdir())):
         raise UserError(f"{final}: it exists already; choose a new folder")
-    for i, episode in enumerate(episodes):
-        episode.check_fits(spec, f"{final}: episode {i} (task {episode.task})")
-    write_folder(final, _dataset(episodes, spec, spec.control_hz if fps is None else fps))
+    export = _Export(final, spec, spec.control_hz if fps is None else fps)
+    write_folder(final, export.files(episodes))
+    return len(export.rows)
 
 
-@dataclass
-class _Part:
-    """One episode as it is written."""
+class _Export:
+    """A dataset while it is written: what the files of `meta` need to know of the episodes so far.
 
-    number: int
-    episode: Episode
-    frames: Columns  # its columns of `data`
-    levels: dict[str, np.ndarray]  # column of images -> how often each value of a pixel occurs, see `count_levels`
-    end: int  # index, in the dataset, of the first frame after it
-    file: int  # number of its data file
+    Args:
+        final: folder of the dataset, for messages.
+        spec: of the episodes.
+        fps: frames per second.
+    """
 
+    def __init__(self, final: Path, spec: Spec, fps: float) -> None:
+        self.final, self.spec, self.fps = final, spec, fps
+        self.sentences = tuple(dict.fromkeys(map(spec.instruction, spec.tasks)))  # two tasks may have the same one
+        self.rows: list[dict[str, Any]] = []  # of `meta/episodes`
+        self.levels: dict[str, np.ndarray] = {}  # column of images -> how often each value of a pixel occurs
+        self.vectors: list[Columns] = []  # of each episode the columns that are no images
+        self.features: dict[str, Any] = {}  # of info.json
+        self.n_frames = 0
 
-def _dataset(episodes: list[Episode], spec: Spec, fps: float) -> dict[str, bytes]:
-    """Return all files of the dataset: relative path -> bytes."""
-    sentences = tuple(dict.fromkeys(map(spec.instruction, spec.tasks)))  # two tasks may have the same instruction
-    parts = _parts(episodes, spec, sentences, fps)
-    together = _joined(parts)
-    levels = {name: np.sum([part.levels[name] for part in parts], axis=0) for name in parts[0].levels}
-    info = {
-        "codebase_version": VERSION,
-        "robot_type": None,
-        "total_episodes": len(episodes),
-        "total_frames": parts[-1].end,
-        "total_tasks": len(sentences),
-        "chunks_size": CHUNK_FILES,
-        "data_files_size_in_mb": DATA_BYTES // 1_000_000,
-        "video_files_size_in_mb": 500,
-        "fps": int(fps) if float(fps).is_integer() else fps,
-        "splits": {"train": f"0:{len(episodes)}"},
-        "data_path": DATA_PATH,
-        "video_path": None,
-        "features": _features(together, spec),
-    }
-    rows = [_row(part, spec) for part in parts]
-    files = {
-        INFO: _json(info),
-        STATS: _json(_stats(together, levels)),
-        OURS: _json({"schema_version": 2, "spec": spec.to_dict()}),
-        TASKS: _tasks_parquet(sentences),
-        f"meta/episodes/{FILE}": to_parquet({key: [row[key] for row in rows] for key in rows[0]}),
-    }
-    for file in range(parts[-1].file + 1):
-        path = DATA_PATH.format(chunk_index=file // CHUNK_FILES, file_index=file % CHUNK_FILES)
-        files[path] = to_parquet(_joined([part for part in parts if part.file == file]))
-    return files
+    def files(self, episodes: Iterable[Episode]) -> Iterator[tuple[str, bytes]]:
+        """Yield path and bytes of each file of the dataset; see `export_lerobot`."""
+        waiting: list[Columns] = []  # episodes of the data file that is being filled
+        file = size = 0
+        for number, episode in enumerate(episodes):
+            episode.check_fits(self.spec, f"{self.final}: episode {number} (task {episode.task})")
+            frames = _frames(episode, number, self.n_frames, self)
+            added = sum(sum(map(len, c)) if c.dtype == object else c.nbytes for c in frames.values())
+            if size and size + added > DATA_BYTES:
+                yield _data_path(file), to_parquet(_joined(waiting))
+                waiting, file, size = [], file + 1, 0
+            waiting.append(frames)
+            size += added
+            self._add(episode, number, frames, file)
+        if not self.rows:
+            raise UserError(f"{self.final}: there are no episodes to export; collect some first")
+        yield _data_path(file), to_parquet(_joined(waiting))
+        yield INFO, _json(self._info())
+        yield STATS, _json(_stats(_joined(self.vectors), self.levels, self.n_frames))
+        yield OURS, _json({"schema_version": 2, "spec": self.spec.to_dict()})
+        yield TASKS, _tasks_parquet(self.sentences)
+        yield f"meta/episodes/{FILE}", to_parquet({key: [row[key] for row in self.rows] for key in self.rows[0]})
 
-
-def _parts(episodes: list[Episode], spec: Spec, sentences: tuple[str, ...], fps: float) -> list[_Part]:
-    """Convert episodes, and distribute them over files of about `DATA_BYTES` at most."""
-    parts: list[_Part] = []
-    end = file = size = 0
-    for number, episode in enumerate(episodes):
-        frames = _frames(episode, number, spec, sentences, fps)
-        frames["index"] = np.arange(end, end + episode.length)
-        end += episode.length
-        added = sum(sum(map(len, c)) if c.dtype == object else c.nbytes for c in frames.values())
-        if size and size + added > DATA_BYTES:
-            file, size = file + 1, 0
-        size += added
+    def _add(self, episode: Episode, number: int, frames: Columns, file: int) -> None:
+        """Keep what `meta` says of an episode, whose columns are `frames`, in data file `file`; no images."""
         levels = {
-            OBSERVATION + name: count_levels(episode.obs[name][episode.rows_of(name)[:-1]])
-            for name in spec.features
-            if name.startswith(IMAGES)
+            OBSERVATION + name: count_levels(episode.obs[name][episode.rows_of(name)[:-1]]) for name in self.spec.images
         }
-        parts.append(_Part(number=number, episode=episode, frames=frames, levels=levels, end=end, file=file))
-    return parts
+        vectors = {name: column for name, column in frames.items() if name not in levels}
+        self.levels = {name: self.levels.get(name, 0) + counts for name, counts in levels.items()}
+        self.vectors.append(vectors)
+        self.features = self.features or _features(frames, self.spec)
+        self.n_frames += episode.length
+        stats = _stats(vectors, levels, episode.length)
+        self.rows.append(_row(episode, number, file, self.n_frames, self.spec, stats))
+
+    def _info(self) -> dict[str, Any]:
+        """Return the content of info.json."""
+        return {
+            "codebase_version": VERSION,
+            "robot_type": None,
+            "total_episodes": len(self.rows),
+            "total_frames": self.n_frames,
+            "total_tasks": len(self.sentences),
+            "chunks_size": CHUNK_FILES,
+            "data_files_size_in_mb": DATA_BYTES // 1_000_000,
+            "video_files_size_in_mb": 500,
+            "fps": int(self.fps) if float(self.fps).is_integer() else self.fps,
+            "splits": {"train": f"0:{len(self.rows)}"},
+            "data_path": DATA_PATH,
+            "video_path": None,
+            "features": self.features,
+        }
 
 
-def _frames(episode: Episode, number: int, spec: Spec, sentences: tuple[str, ...], fps: float) -> Columns:
-    """Return the columns of `data` for episode `number`, one row per step; the last frame is left out."""
-    steps = np.arange(episode.length)
+def _data_path(file: int) -> str:
+    return DATA_PATH.format(chunk_index=file // CHUNK_FILES, file_index=file % CHUNK_FILES)
+
+
+def _frames(episode: Episode, number: int, first: int, export: _Export) -> Columns:
+    """Return the columns of `data` for episode `number`, one row per step; the last frame is left out.
+
+    `first` is the number of frames before it in the dataset.
+    """
+    steps, spec = np.arange(episode.length), export.spec
     reward = episode.success if episode.task_reward is None else episode.task_reward
     return {
         **{OBSERVATION + name: _values(episode, name) for name in spec.features},
@@ -126,10 +137,11 @@ def _frames(episode: Episode, number: int, spec: Spec, sentences: tuple[str, ...
         "next.reward": reward.float().cpu().numpy(),
         "next.success": episode.success.cpu().numpy(),
         "next.done": steps == episode.length - 1,
-        "timestamp": (steps / fps).astype(np.float32),
+        "timestamp": (steps / export.fps).astype(np.float32),
         "frame_index": steps,
         "episode_index": np.full(episode.length, number),
-        "task_index": np.full(episode.length, sentences.index(spec.instruction(episode.task))),
+        "task_index": np.full(episode.length, export.sentences.index(spec.instruction(episode.task))),
+        "index": first + steps,
     }
 
 
@@ -141,23 +153,23 @@ def _values(episode: Episode, name: str) -> np.ndarray:
     return episode.obs[name].float().cpu().numpy()[rows]
 
 
-def _joined(parts: list[_Part]) -> Columns:
+def _joined(parts: list[Columns]) -> Columns:
     """Concatenate the columns of episodes."""
-    return {name: np.concatenate([part.frames[name] for part in parts]) for name in parts[0].frames}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _row(part: _Part, spec: Spec) -> dict[str, Any]:
-    """Return the row of `meta/episodes` for an episode."""
-    episode = part.episode
-    stats = _stats(part.frames, part.levels)
+def _row(
+    episode: Episode, number: int, file: int, end: int, spec: Spec, stats: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the row of `meta/episodes` for an episode in data file `file`; `end` is the first frame after it."""
     return {
-        "episode_index": part.number,
+        "episode_index": number,
         "tasks": [spec.instruction(episode.task)],
         "length": episode.length,
-        "data/chunk_index": part.file // CHUNK_FILES,
-        "data/file_index": part.file % CHUNK_FILES,
-        "dataset_from_index": part.end - episode.length,
-        "dataset_to_index": part.end,
+        "data/chunk_index": file // CHUNK_FILES,
+        "data/file_index": file % CHUNK_FILES,
+        "dataset_from_index": end - episode.length,
+        "dataset_to_index": end,
         "meta/episodes/chunk_index": 0,
         "meta/episodes/file_index": 0,
         **{FINAL + OBSERVATION + name: _final(episode, name) for name in spec.features},
@@ -178,10 +190,8 @@ def _final(episode: Episode, name: str) -> np.ndarray | bytes:
 
 def _features(columns: Columns, spec: Spec) -> dict[str, Any]:
     """Return the `features` of info.json: type, shape and names of the dimensions of each column."""
-    state_names = [f"state_{i}" for i in range(spec.state_dim)]
-    for name, part in spec.slices.items():
-        state_names[part] = [f"{name}_{i}" for i in range(part.stop - part.start)]
-    names = {"observation.state": state_names, "action": [f"action_{i}" for i in range(spec.action_dim)]}
+    names = {OBSERVATION + name: _dimensions(name, spec.features[name]) for name in spec.vectors}
+    names["action"] = [f"action_{i}" for i in range(spec.action_dim)]
     found: dict[str, Any] = {
         name: {"dtype": str(column.dtype), "shape": list(column.shape[1:]) or [1], "names": names.get(name)}
         for name, column in columns.items()
@@ -192,12 +202,18 @@ def _features(columns: Columns, spec: Spec) -> dict[str, Any]:
     return found
 
 
-def _stats(columns: Columns, levels: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return the statistics that LeRobot stores of columns, per dimension; of images per channel, from `levels`."""
-    return {
-        name: level_stats(levels[name], len(column)) if name in levels else _vector_stats(column)
-        for name, column in columns.items()
-    }
+def _dimensions(name: str, feature: Feature) -> list[str]:
+    """Return names of the dimensions of a vector: those of its slices, numbered, or of the feature itself."""
+    names = [f"{name}_{i}" for i in range(feature.shape[0])]
+    for part, (first, last) in feature.slices.items():
+        names[first:last] = [f"{part}_{i}" for i in range(last - first)]
+    return names
+
+
+def _stats(vectors: Columns, levels: dict[str, np.ndarray], n_frames: int) -> dict[str, dict[str, Any]]:
+    """Return the statistics that LeRobot stores: of vectors per dimension, of images per channel from `levels`."""
+    images = {name: level_stats(counts, n_frames) for name, counts in levels.items()}
+    return {name: _vector_stats(column) for name, column in vectors.items()} | images
 
 
 def _vector_stats(column: np.ndarray) -> dict[str, list[float]]:

@@ -27,7 +27,8 @@ from rl.stages import images as stage_images
 from rl.stages import run as stages
 from rl.stages.collect import collect_scripted
 from rl.stages.images import run_again, with_images
-from world_model.data.episodes import EpisodeStore
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.spec import Feature
 from world_model.view import View
 from world_model.wam.metrics import image_metrics
 from world_model.wam.model import WorldActionModel
@@ -140,6 +141,59 @@ def test_a_new_image_comes_where_a_chunk_ends(n_workers: int, image_model: World
     sim.close()
 
 
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_images_of_any_size_and_period_beside_a_state_in_two_parts(n_workers: int) -> None:
+    wanted = {
+        "state": Feature((4,)),
+        "environment_state": Feature((17,)),
+        "images.front": Feature((24, 40, 3), dtype="uint8"),
+        "images.wrist": Feature((16, 16, 3), dtype="uint8", every=2),
+    }
+    views = {"wrist": View(camera="gripperPOV")}
+    env = SimEnv("metaworld", 2, ["push", "hammer"], features=wanted, cameras=views, n_workers=n_workers)
+    assert {name: feature.shape for name, feature in env.spec.features.items()} == {
+        name: feature.shape for name, feature in wanted.items()
+    }
+    env.set_episode_seeds([7, 8])
+    obs = env.reset()
+    assert obs["images.front"].shape == (2, 2, 24, 40, 3) and obs["images.wrist"].shape == (2, 2, 16, 16, 3)
+    step = env.step_chunk(torch.full((2, 4, 4), 0.4))
+    new = {name: (step.frames[name].diff(dim=1) != 0).flatten(2).any(2) for name in env.spec.images}
+    assert new["images.front"].all()  # a new image at each step
+    assert new["images.wrist"].tolist() == [[True, False, True]] * 2
+    env.close()
+    (first,), _ = replayed("push", 7, torch.full((4, 4), 0.4), CameraUse(VIEW, 24, 40))
+    assert torch.equal(first[0], obs["images.front"][0, -1])
+    assert torch.equal(first[1:], step.frames["images.front"][0])
+
+
+def replayed(task: str, seed: int, actions: torch.Tensor, *uses: CameraUse) -> tuple[list[torch.Tensor], np.ndarray]:
+    """Images of each camera when an episode is run again, and the last state."""
+    n = len(actions)
+    episode = Episode({"state": torch.zeros(n + 1, 4)}, actions, torch.zeros(n, dtype=torch.bool), task, "policy", seed)
+    named = {f"images.{i}": use for i, use in enumerate(uses)}
+    images, last = SimEnv.replay(id="", episode=episode, cameras=named)
+    return [images[name] for name in named], last
+
+
+def test_each_camera_of_a_replay_has_its_own_size_and_period() -> None:
+    cameras = CameraUse(VIEW, 24, 40), CameraUse(View(camera="gripperPOV"), 16, 16, every=3)
+    (front, wrist), last = replayed("push", 3, torch.full((7, 4), 0.2), *cameras)
+    assert front.shape == (8, 24, 40, 3) and wrist.shape == (4, 16, 16, 3)  # after 0, 3, 6 steps and at the end
+    assert last.shape == (21,)
+
+
+def test_the_expert_acts_for_a_policy_with_images(image_model: WorldActionModel) -> None:
+    seen, plain = make_seen(image_model, ["push"]), SimEnv("metaworld", 1, ["push"])
+    for env in (seen, plain):
+        env.set_episode_seeds([7])
+        env.reset()
+    for _ in range(3):
+        actions = plain.expert_actions()
+        assert torch.equal(seen.expert_actions(), actions)
+        seen.step(actions), plain.step(actions)
+
+
 def test_noise_is_on_the_state_alone(image_model: WorldActionModel):
     noisy, plain = (make_seen(image_model, ["push"], obs_noise=noise) for noise in (0.1, 0.0))
     one, other = noisy.reset(seed=3), plain.reset(seed=3)
@@ -156,8 +210,6 @@ def test_what_cannot_be_seen_is_refused_by_name(image_model: WorldActionModel):
     model = image_model
     with pytest.raises(UserError, match="reads 'hand_pos', which the simulator does not have; choose another task"):
         SimEnv("Pendulum-v1", 1, features=model.spec.features)
-    with pytest.raises(UserError, match="the scripted expert reads where objects are, which the state of an image"):
-        make_seen(model, ["push"]).expert_actions()
     config = compose(None, ["name=a", "env.tasks=[push]", "n_action_steps=4"], TrainConfig)
     sim = make_sim(config, model, ["push"], 1, rewards=False)
     from rl.build import make_policy
