@@ -39,7 +39,7 @@ def dataset_of(store: EpisodeStore, options: DatasetOptions) -> tuple[Spec, Iter
             raise UserError(
                 f"cameras.{name.removeprefix(IMAGES)}: {store.folder} has recorded images of that name; choose another"
             )
-    spec = _split(store, recorded, env) if options.split_state else recorded
+    spec = recorded if options.state == "whole" else _split(store, recorded, env, options.state)
     images = {name: Feature((use.height, use.width, 3), dtype="uint8") for name, use in cameras.items()}
     # The columns of the recorded state for each vector of the dataset; {}: it has the recorded vectors.
     parts = {} if spec is recorded else vector_columns(recorded, spec)
@@ -66,21 +66,27 @@ def _cameras(options: DatasetOptions) -> dict[str, CameraUse]:
     return {IMAGES + name: CameraUse(view, height, width) for name, view in options.cameras.items()}
 
 
-def _split(store: EpisodeStore, recorded: Spec, env: SimulatorConfig) -> Spec:
-    """Return the recorded spec with the robot's part of the state apart from the rest."""
+def _split(store: EpisodeStore, recorded: Spec, env: SimulatorConfig, state: str) -> Spec:
+    """Return the recorded spec with the robot's part of the state apart from the rest, or (`robot`) without the rest."""
     if ENVIRONMENT_STATE in recorded.features:
-        return recorded
+        return _without_rest(recorded) if state == "robot" else recorded
     robot = find_simulator(env).robot_slices
     own = [name for name in robot if name in recorded.slices]
     size = sum(recorded.slices[name].stop - recorded.slices[name].start for name in own)
     if not 0 < size < recorded.state_dim:
         parts = f"parts that a robot measures itself ({', '.join(robot) or 'no names'})"
         has = f"nothing but {parts}" if size else f"none of the {parts}"
-        raise UserError(f"split_state=true: the state of {store.folder} has {has}; set split_state=false")
+        raise UserError(f"state={state}: the state of {store.folder} has {has}; set state=whole")
     wanted = {**recorded.features, STATE: Feature((size,)), ENVIRONMENT_STATE: Feature((recorded.state_dim - size,))}
     given = given_spec(recorded, wanted, robot_slices=robot)
     others = {name: feature for name, feature in recorded.features.items() if name not in VECTORS}
-    return replace(given, features=given.features | others)
+    split = replace(given, features=given.features | others)
+    return _without_rest(split) if state == "robot" else split
+
+
+def _without_rest(spec: Spec) -> Spec:
+    """Return a spec without what the robot does not measure itself."""
+    return replace(spec, features={name: of for name, of in spec.features.items() if name != ENVIRONMENT_STATE})
 
 
 def _episodes(

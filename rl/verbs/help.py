@@ -74,7 +74,7 @@ named, hf://USER/NAME or hf://USER/NAME@REVISION downloads it from there. Needs 
 
 A folder of episodes is converted to a LeRobot v3.0 dataset, and a LeRobot dataset to a folder of episodes; both need
 the extra `data`: {pip_line("data")}. For policies of LeRobot an export separates the state of the robot from the rest
-(`split_state`), and runs the episodes again in their simulator to add images (`cameras`); an episode that does not end
+(`state`), and runs the episodes again in their simulator to add images (`cameras`); an episode that does not end
 as it was recorded is refused. `env.tasks` chooses the tasks to export, `instructions` their sentences.
 
 With format=lerobot, a checkpoint is written as a policy of LeRobot, for `lerobot-eval` and `lerobot-rollout` with the
@@ -91,7 +91,7 @@ Keys, for a LeRobot dataset, which name its columns:
 
 Examples:
   wamtune cp metaworld-tuned policies/tuned format=lerobot
-  wamtune cp runs/episodes/push datasets/push split_state=true 'cameras={{front: {{}}}}' image_size=96
+  wamtune cp runs/episodes/push datasets/push state=split 'cameras={{front: {{}}}}' image_size=96
   wamtune cp datasets/theirs runs/episodes/theirs success=all images.front=observation.images.front""",
     "collect": f"""wamtune collect FOLDER env.tasks=TASK [key=value ...]
 

@@ -153,7 +153,9 @@ class DatasetOptions:
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     cameras: dict[str, View] = field(default_factory=dict)  # {front: {}}: run the episodes again, with images of each
     image_size: tuple[int, ...] = (96,)  # pixels of the images of `cameras`: one number for both sides, or height,width
-    split_state: bool = False  # state: what the robot measures itself; environment_state: everything else
+    # of the recorded state: whole; split: what the robot measures itself as `state`, the rest as `environment_state`;
+    # robot: without that rest, for a policy that sees the objects in images
+    state: Literal["whole", "split", "robot"] = "whole"
 
     @property
     def height_and_width(self) -> tuple[int, int]:

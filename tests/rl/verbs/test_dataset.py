@@ -68,7 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_state_in_two_parts_and_sentences(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sentence = "instructions={push: Shove the puck.}"
-    assert cli.main(["cp", str(recorded), str(tmp_path / "d"), "split_state=true", sentence]) == 0
+    assert cli.main(["cp", str(recorded), str(tmp_path / "d"), "state=split", sentence]) == 0
     assert capsys.readouterr().out == f"2 episodes of {recorded} are now a LeRobot dataset in {tmp_path / 'd'}\n"
     episodes, columns = EpisodeStore(recorded).load(), frames_of(tmp_path / "d")
     whole = torch.cat([episode.state[:-1] for episode in episodes]).numpy()
@@ -111,7 +111,7 @@ def test_one_task_of_several(recorded: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("opengl")
 def test_every_frame_is_rendered_by_each_camera(recorded: Path, tmp_path: Path) -> None:
-    words = ["split_state=true", "cameras={front: {}, wrist: {camera: gripperPOV}}", "image_size=24,32"]
+    words = ["state=split", "cameras={front: {}, wrist: {camera: gripperPOV}}", "image_size=24,32"]
     assert cli.main(["cp", str(recorded), str(tmp_path / "d"), *words]) == 0
     columns, number = frames_of(tmp_path / "d"), 0
     for episode in EpisodeStore(recorded).load():
@@ -167,7 +167,7 @@ def test_an_episode_that_does_not_run_as_recorded_is_refused(
          "drawer-open"),
         ("env.options.events={}", "env.options: episodes run again as the simulator is without options; leave "
          "them out"),
-        ("split=true", "unknown key 'split' on the command line; known: env, cameras, image_size, split_state"),
+        ("split=true", "unknown key 'split' on the command line; known: env, cameras, image_size, state"),
     ],
 )  # fmt: skip
 def test_wrong_keys_are_one_line(
@@ -184,9 +184,9 @@ def test_a_state_that_cannot_be_split_or_rendered(
     cut = [replace(e, obs={"state": e.state[:, :5].clone()}) for e in store.load()]
     EpisodeStore(tmp_path / "e").append(cut, unnamed)
     words = str(tmp_path / "e"), str(tmp_path / "d")
-    assert refused(capsys, *words, "split_state=true") == (
-        f"split_state=true: the state of {tmp_path / 'e'} has none of the parts that a robot measures itself "
-        "(hand_pos, gripper); set split_state=false"
+    assert refused(capsys, *words, "state=split") == (
+        f"state=split: the state of {tmp_path / 'e'} has none of the parts that a robot measures itself "
+        "(hand_pos, gripper); set state=whole"
     )
     assert refused(capsys, *words, "cameras={front: {}}") == (
         "env.simulator=metaworld: the episodes have state of 5 numbers, which this simulator does not have as such; "
@@ -195,9 +195,9 @@ def test_a_state_that_cannot_be_split_or_rendered(
     robot = SimEnv("metaworld", 1, TASKS, features={"state": Feature((4,))}).spec
     alone = [replace(e, obs={"state": e.state[:, :4].clone()}) for e in store.load()]
     EpisodeStore(tmp_path / "r").append(alone, robot)
-    assert refused(capsys, str(tmp_path / "r"), str(tmp_path / "d"), "split_state=true") == (
-        f"split_state=true: the state of {tmp_path / 'r'} has nothing but parts that a robot measures itself "
-        "(hand_pos, gripper); set split_state=false"
+    assert refused(capsys, str(tmp_path / "r"), str(tmp_path / "d"), "state=split") == (
+        f"state=split: the state of {tmp_path / 'r'} has nothing but parts that a robot measures itself "
+        "(hand_pos, gripper); set state=whole"
     )
 
 
@@ -209,7 +209,7 @@ def test_a_camera_that_was_recorded_is_not_rendered_over(tmp_path: Path, recorde
     other.append([replace(e, obs=e.obs | {"images.front": images}) for e in store.load()], spec)
     with pytest.raises(UserError, match=r"^cameras\.front: .* has recorded images of that name; choose another$"):
         dataset_of(other, compose(None, ["cameras={front: {}}"], DatasetOptions))
-    kept, _ = dataset_of(other, compose(None, ["split_state=true"], DatasetOptions))
+    kept, _ = dataset_of(other, compose(None, ["state=split"], DatasetOptions))
     assert list(kept.features) == ["state", "environment_state", "images.front"]
 
 
