@@ -3,6 +3,7 @@
 #   make demo-pixels     the same from images, in half an hour
 #   make test            lint, types and the fast tests
 #   make test-isaac      the tests of Isaac Lab, in an environment of their own, .venv-isaac
+#   make test-lerobot    the tests of LeRobot's policies, in an environment of their own, .venv-lerobot, with Python 3.12
 #   make PYTHON=python3.12 PIP_FLAGS="..." ...   another interpreter, other flags for the installation
 
 PYTHON ?= python3
@@ -17,13 +18,18 @@ STAMP := $(VENV)/.installed
 ISAAC := .venv-isaac
 ISAAC_STAMP := $(ISAAC)/.installed
 ISAAC_ASSETS := $(ISAAC)/assets/.laid-out
+LEROBOT := .venv-lerobot
+LEROBOT_STAMP := $(LEROBOT)/.installed
+# A name that starts may still be a stub without an interpreter behind it, so ask each for its version.
+PYTHON312 ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 CODE := rl world_model rewards tests lerobot_policy_wamtune $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pixels test test-slow isaac test-isaac lint format types clean
+.PHONY: help demo demo-pixels test test-slow isaac test-isaac lerobot test-lerobot lint format types clean
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 demo: $(STAMP)
 	$(BIN)/wamtune train demo
@@ -43,6 +49,17 @@ isaac: $(ISAAC_ASSETS)
 test-isaac: $(ISAAC_ASSETS)
 	OMP_NUM_THREADS=1 WARP_CACHE_PATH=$(ISAAC)/kernels ISAACSIM_ASSET_ROOT=$(CURDIR)/$(ISAAC)/assets \
 		$(ISAAC)/bin/python -m pytest -q tests/isaac
+
+lerobot: $(LEROBOT_STAMP)
+
+# LeRobot 0.6 needs Python 3.12; without it the lane is left out.
+test-lerobot:
+ifeq ($(PYTHON312),)
+	@echo "wamtune: no Python 3.12, so the tests of LeRobot's policies are left out; make PYTHON312=..."
+else
+	@$(MAKE) --no-print-directory $(LEROBOT_STAMP)
+	OMP_NUM_THREADS=1 $(LEROBOT)/bin/python -m pytest -q -m "not slow" tests/lerobot
+endif
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
@@ -83,6 +100,14 @@ $(ISAAC_ASSETS): rl/envs/isaac/assets.py $(ISAAC_STAMP)
 	@$(ISAAC)/bin/python -m rl.envs.isaac.assets $(ISAAC)/assets
 	@touch $@
 
+# Without triton and torchcodec, which are large and not used on a CPU.
+$(LEROBOT_STAMP): tests/lerobot/requirements.txt pyproject.toml
+	@$(PYTHON312) -m venv $(LEROBOT)
+	@$(LEROBOT)/bin/python -m pip install --quiet --upgrade pip
+	@$(LEROBOT)/bin/python -m pip install --quiet $(PIP_FLAGS) -r tests/lerobot/requirements.txt -e .
+	@$(LEROBOT)/bin/python -m pip uninstall --quiet --yes triton torchcodec
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(ISAAC) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ISAAC) $(LEROBOT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rl world_model rewards tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -67,7 +67,7 @@ def _cameras(options: DatasetOptions) -> dict[str, CameraUse]:
 
 
 def _split(store: EpisodeStore, recorded: Spec, env: SimulatorConfig, state: str) -> Spec:
-    """Return the recorded spec with the robot's part of the state apart from the rest, or (`robot`) without the rest."""
+    """Return the recorded spec with the robot's part of the state apart from the rest, or for `robot` without it."""
     if ENVIRONMENT_STATE in recorded.features:
         return _without_rest(recorded) if state == "robot" else recorded
     robot = find_simulator(env).robot_slices

@@ -16,6 +16,7 @@ from rl.policies.lerobot.families import STATE as LEROBOT_STATE
 from rl.policies.lerobot.families import Family
 from rl.policies.lerobot.fastwam import FastwamFamily
 from rl.policies.lerobot.loading import load
+from rl.policies.lerobot.lora import add_lora, merged_state
 from rl.policies.lerobot.regression import RegressionFamily
 from rl.policies.lerobot.velocity import VelocityFamily
 from world_model.env import Obs
@@ -77,8 +78,8 @@ class LeRobotDenoiser(Denoiser):
         self.reads = {ours: self._feature(name, ours, config.input_features[name]) for name, ours in self.names.items()}
         if STATE not in self.reads:
             raise UserError(f"{checkpoint}: it reads no observation.state, which every environment has")
-        self.rest: list[str] = []  # names of the weights that LoRA adds
-        self._parameters_trained = self._with_lora(lora_rank) if lora_rank else self.family.parameters()
+        trained = self.family.parameters()
+        self._trained = add_lora(self.policy, trained, lora_rank) if lora_rank else trained
         self.n_features = self.family.condition(self._batch(self._zeros(), ["nothing"]))[1].shape[1]
 
     def attach(self, spec: Spec) -> None:
@@ -136,7 +137,7 @@ class LeRobotDenoiser(Denoiser):
 
     def action_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the action side, or of LoRA."""
-        return self._parameters_trained
+        return self._trained
 
     def own_chunk(self, obs: Obs, noise: Tensor) -> Tensor:
         """Return the actions (n, chunk_size, A) of LeRobot's own sampler from a starting noise, to compare with."""
@@ -152,8 +153,9 @@ class LeRobotDenoiser(Denoiser):
 
         `folder` must exist.
         """
-        for part in (self.loaded.policy, self.loaded.preprocessor, self.loaded.postprocessor):
-            part.save_pretrained(folder)
+        self.loaded.policy.save_pretrained(folder, state_dict=merged_state(self.policy))
+        for processor in (self.loaded.preprocessor, self.loaded.postprocessor):
+            processor.save_pretrained(folder)
 
     def _encode(self, own: Obs) -> Tree:
         conditioning, features = self.family.condition(self._batch(own, self._sentences(own["task"])))
@@ -223,6 +225,3 @@ class LeRobotDenoiser(Denoiser):
         for step in self.loaded.preprocessor.steps:
             if type(step).__name__ == "RelativeActionsProcessorStep":
                 step._last_state = state
-
-    def _with_lora(self, rank: int) -> list[nn.Parameter]:
-        raise NotImplementedError

@@ -100,6 +100,9 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Loaded:
     )
     for pipeline, name in ((preprocessor, PREPROCESSOR), (postprocessor, POSTPROCESSOR)):
         _check_statistics(pipeline, folder / name)
+    for step in preprocessor.steps:
+        if getattr(step, "padding", None) == "longest":
+            step.padding = "max_length"  # so that a row is encoded alike in any batch
     # Evaluation mode also in training: dropout and random crops would change the likelihood from call to call.
     return Loaded(kind, policy.eval(), preprocessor, postprocessor)
 
