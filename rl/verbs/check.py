@@ -19,6 +19,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.rounds.evaluate import first_states
 from rl.runs.progress import show
+from rl.verbs.check_policy import check_policy
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv
@@ -58,6 +59,8 @@ def run(words: list[str]) -> None:
     preset = words[0] if words and "=" not in words[0] else None
     config = compose(preset, words[1:] if preset else words, TrainConfig)
     config = replace(config, device="cpu")  # only a few steps, so a GPU would not help
+    if config.actor.func not in ("flow", "gaussian"):
+        check_policy(config)
     model = load_model(config.checkpoint) if config.uses_model else None
     places = transitions(config, model)
     # Dream training uses the simulator too: `try_rewards` runs the terms there first.
