@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -312,8 +311,13 @@ def _wanted(model: WorldActionModel | None, denoiser: Denoiser | None, where: st
                 f"{where}: the policy reads {name!r} of shape {list(feature.shape)}, the world model "
                 f"{list(other.shape)}; choose a checkpoint or a policy with the same"
             )
-        # Of two periods the shorter one, which has an image for both.
-        wanted[name] = replace(other, every=math.gcd(other.every, feature.every))
+        if other.every != feature.every:
+            raise UserError(
+                f"{where}: the policy needs a new {name!r} every {feature.every} steps, the world model was trained on "
+                f"one every {other.every}; set n_action_steps={other.every}, with a policy that reads one frame "
+                "(n_obs_steps=1)"
+            )
+        wanted[name] = other
     return wanted
 
 

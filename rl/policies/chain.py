@@ -77,6 +77,8 @@ class ChainPolicy(TrainablePolicy):
                     f"n_action_steps={n}: the policy gets a new {name} every {feature.every} steps; use a multiple of "
                     f"{feature.every}"
                 )
+        # As it is used, so that a saved denoiser says how it was trained.
+        denoiser.n_action_steps, denoiser.n_denoising_steps = self.n_action_steps, self.n_denoising_steps
         # The rest stays frozen: a world model in the same network dreams as before.
         denoiser.requires_grad_(False)
         for parameter in denoiser.action_parameters():

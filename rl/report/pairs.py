@@ -12,7 +12,7 @@ from torch import Tensor
 from rl.build import SAME, make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.api import TrainablePolicy
+from rl.policies.api import Denoiser, TrainablePolicy
 from rl.report.videos import draw_video, inline_video
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from rl.statistics import correlation, paired_gain, share
@@ -39,15 +39,21 @@ class Pair:
     replayed_success: bool  # whether these frames were read as a success
 
 
-def champion_pairs(config: TrainConfig, policy: TrainablePolicy, model: WorldActionModel) -> dict[str, Any]:
-    """Run the first `config.eval.n_paired` episodes of the evaluation as pairs; return their data for `report.html`."""
+def champion_pairs(
+    config: TrainConfig, policy: TrainablePolicy, model: WorldActionModel, denoiser: Denoiser | None = None
+) -> dict[str, Any]:
+    """Run the first `config.eval.n_paired` episodes of the evaluation as pairs; return their data for `report.html`.
+
+    `denoiser` is the network of a policy that is not that of the model.
+    """
     pairs: list[Pair] = []
     tasks = tasks_of(config, model)
     # One simulator per task, and the seeds assigned to the tasks in turn, as in `EvalEnvs`.
     one_task_each: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
     seeds = config.eval.seeds[: config.eval.n_paired]
     for i, task in enumerate(one_task_each[: len(seeds)]):
-        sim = make_sim(config, model, task, min(config.env.n_envs, len(seeds)), rewards=False)
+        n_envs = min(config.env.n_envs, len(seeds))
+        sim = make_sim(config, model, task, n_envs, rewards=False, denoiser=denoiser)
         try:
             own_seeds = seeds[i :: len(one_task_each)]
             pairs += run_pairs(policy, model, sim, own_seeds, config.dream.n_denoising_steps)[1]
@@ -234,7 +240,7 @@ def _live(
     """Let the policy act in the dream from each start, with the settings of `sim`; return frames and successes."""
     n, horizon = len(starts), -(-sim.max_steps // policy.n_action_steps)
     same = {name: getattr(sim, name) for name in SAME}
-    env = DreamEnv(model, n, starts, horizon, n_denoising_steps, in_order=True, **same)
+    env = DreamEnv(model, n, starts, horizon, n_denoising_steps, in_order=True, images=policy.images, **same)
     obs = env.reset()
     frames = [[first[-1:].clone()] for first in joined(env.context)]
     alive = torch.ones_like(env.task, dtype=torch.bool)  # still in its first episode

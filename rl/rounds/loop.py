@@ -45,6 +45,11 @@ _OLD_KEYS = {"n_places": "n_phases", "parts": "results", "_critic_is_new": "crit
 Log = Callable[[int, dict[str, float]], None]
 
 
+def world_model_of(folder: Path) -> Path:
+    """Return where the world model lies that was refitted for the brought policy in a checkpoint folder."""
+    return folder.with_name(f"{folder.name}-world-model")
+
+
 class PostTraining:
     """One run of `wamtune train`, from a start policy to an evaluated champion.
 
@@ -262,6 +267,13 @@ class PostTraining:
         about: dict[str, Any] = {"config": to_yaml(config), **({"metrics": metrics} if metrics else {})}
         if self.denoiser is not None:
             save_denoiser(folder, self.denoiser, config.actor, about, readme)
+            if self.model is not None:
+                card = (
+                    f"# {config.name}\n\nThe world model in whose dreams the policy in `{folder.name}` was trained.\n"
+                )
+                save_model(
+                    world_model_of(folder), self.model, "rl", config.checkpoint, {"config": to_yaml(config)}, card
+                )
             return
         if self.model is None:
             spec = {"spec": self.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}

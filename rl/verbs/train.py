@@ -15,13 +15,14 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.build import judged_in
 from rl.config import TrainConfig
+from rl.policies.api import load_policy_state
 from rl.report.card import success_metrics
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
 from rl.report.videos import gif_of
 from rl.rounds.evaluate import EpisodeResult
-from rl.rounds.loop import PostTraining
+from rl.rounds.loop import PostTraining, world_model_of
 from rl.rounds.outcome import Outcome
 from rl.runs.folder import RunFolder
 from rl.runs.inputs import check_inputs, inputs_of, keep_sources
@@ -56,7 +57,7 @@ def run(words: list[str]) -> None:
             print(f"callbacks: {', '.join(callbacks)}", flush=True)
         if runs:  # a resumed run of which only controls are left
             first.close()
-            _load_champion(first, folder.path / "checkpoints" / "last")
+            _load_champion(first, runs[0].outcome, folder.path / "checkpoints" / "last")
         # The run itself, then its controls; finished ones are in `runs` already.
         for name in (config.name, *config.controls)[len(runs) :]:
             post = prepare(control_config(config, name), folder.path / "controls" / name) if runs else first
@@ -69,7 +70,7 @@ def run(words: list[str]) -> None:
             save_state(folder.path, {**kept, "mark": folder.mark()})
         # Paired evaluation of the champion in simulator and dream, for the report.
         if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
-            pairs = champion_pairs(config, first.policy, first.model)
+            pairs = champion_pairs(config, first.policy, first.model, first.denoiser)
             folder.keep(PAIRS, json.dumps(pairs).encode())
             for example in pairs["examples"]:
                 if example["film"]:
@@ -199,10 +200,14 @@ class _Shown:
             self.values["KL"] = logged["train/approx_kl"]
 
 
-def _load_champion(post: PostTraining, path: Path) -> None:
+def _load_champion(post: PostTraining, outcome: Outcome, path: Path) -> None:
     """Load the saved champion into `post`, for the report; a Gaussian policy has no paired evaluation."""
-    if post.model is not None:
-        post.model.load_state_dict(load_model(path).state_dict())
+    if post.model is None:
+        return
+    brought = post.denoiser is not None
+    post.model.load_state_dict(load_model(world_model_of(path) if brought else path).state_dict())
+    if brought and outcome.results:
+        load_policy_state(post.policy, outcome.results[-1].champion)
 
 
 def _terms(post: PostTraining) -> str:

@@ -30,9 +30,10 @@ class ConditionedFamily(Family):
                 "euler in the config.json of the policy"
             )
         self.is_stochastic = not self.is_flow
+        self.steps_key = "num_integration_steps" if self.is_flow else "num_inference_steps"
         if not self.is_flow:
             owner = policy.objective if self.is_dit else policy.diffusion
-            self.scheduler, self._own_steps = owner.noise_scheduler, int(owner.num_inference_steps)
+            self.scheduler = owner.noise_scheduler
             if type(self.scheduler).__name__ != "DDPMScheduler":
                 raise UserError(
                     "noise_scheduler_type=DDIM: its steps have no noise, so a chunk has no likelihood; set it to DDPM "
@@ -97,8 +98,8 @@ class ConditionedFamily(Family):
 
     @property
     def own_steps(self) -> int:
-        """Number of steps in LeRobot's configuration."""
-        return int(self.config.num_integration_steps) if self.is_flow else self._own_steps
+        """Number of steps of LeRobot's own sampler; DDPM takes as many as in its training if none is configured."""
+        return int(getattr(self.config, self.steps_key) or self.scheduler.config.num_train_timesteps)
 
     def _output(self, x: Tensor, t: Tensor, vector: Tensor) -> Tensor:
         """Return the output of the network for trajectories x (n, horizon, action_dim) at times t (n,)."""

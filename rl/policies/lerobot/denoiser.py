@@ -151,8 +151,12 @@ class LeRobotDenoiser(Denoiser):
     def save(self, folder: Path) -> None:
         """Write a folder that LeRobot and this class load; the changes of LoRA are added to the weights.
 
-        `folder` must exist.
+        Its configuration has as many denoising steps and executed actions as this policy was trained with.
         """
+        config = self.loaded.policy.config
+        config.n_action_steps = self.n_action_steps
+        if self.family.steps_key:
+            setattr(config, self.family.steps_key, self.n_denoising_steps)
         self.loaded.policy.save_pretrained(folder, state_dict=merged_state(self.policy))
         for processor in (self.loaded.preprocessor, self.loaded.postprocessor):
             processor.save_pretrained(folder)
@@ -203,7 +207,9 @@ class LeRobotDenoiser(Denoiser):
             values = obs[ours]
             if ours.startswith(IMAGES):  # (n, n_frames, height, width, 3) in 0..255 -> (n, n_frames, 3, height, width)
                 values = values.movedim(-1, -3).float() / 255
-            raw[name] = values[:, -1] if self.n_context_frames == 1 else values[:, -self.n_context_frames :]
+            # Some policies have a dimension of time also with one frame; LeRobot's data loader follows this property.
+            has_time = self.loaded.policy.config.observation_delta_indices is not None
+            raw[name] = values[:, -self.n_context_frames :] if has_time else values[:, -1]
         with torch.no_grad():
             batch: dict[str, Any] = self.loaded.preprocessor(raw)
         return batch

@@ -33,6 +33,7 @@ class Family(ABC):
     first = 0
     chain_dim: int
     horizon: int
+    steps_key = ""  # of LeRobot's configuration: the number of steps of its own sampler
 
     def __init__(self, policy: Any) -> None:
         self.policy, self.config = policy, policy.config
@@ -65,7 +66,7 @@ class Family(ABC):
     @property
     def own_steps(self) -> int:
         """Number of steps of LeRobot's own sampler."""
-        return 1
+        return int(getattr(self.config, self.steps_key)) if self.steps_key else 1
 
 
 class Stop(Exception):

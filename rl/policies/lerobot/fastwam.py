@@ -19,6 +19,7 @@ class FastwamFamily(Family):
     """
 
     keeps_observation = True
+    steps_key = "num_inference_steps"
 
     def __init__(self, policy: Any) -> None:
         super().__init__(policy)
@@ -93,11 +94,6 @@ class FastwamFamily(Family):
             finally:
                 del model._make_action_latents
         return torch.cat(chunks)
-
-    @property
-    def own_steps(self) -> int:
-        """Number of Euler steps in LeRobot's configuration."""
-        return int(self.config.num_inference_steps)
 
     def _velocity(self, conditioning: Tree, x: Tensor, time: Tensor) -> Tensor:
         """Return noise minus data, as the network estimates it for chunks `x` at times (n,) from 1000 to 0."""

@@ -8,7 +8,12 @@ here before and after they run.
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +97,8 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Loaded:
     for name, value in (("load_vlm_weights", False), ("pretrained_backbone_weights", None)):
         if hasattr(config, name):
             setattr(config, name, value)
-    policy = factory.get_policy_class(kind)(config).to(device)
+    with quiet():
+        policy = factory.get_policy_class(kind)(config).to(device)
     _load_weights(policy, folder)
     overrides = {"device_processor": {"device": str(device)}}
     preprocessor, postprocessor = factory.make_pre_post_processors(
@@ -105,6 +111,35 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Loaded:
             step.padding = "max_length"  # so that a row is encoded alike in any batch
     # Evaluation mode also in training: dropout and random crops would change the likelihood from call to call.
     return Loaded(kind, policy.eval(), preprocessor, postprocessor)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what transformers reports of parts that a policy does not use, and what LeRobot prints."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    restore = _without_progress_bars()
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        restore()
+
+
+def _without_progress_bars() -> Callable[[], None]:
+    """Switch the progress bars of transformers off, if it is installed; return what switches them on again."""
+    try:
+        log = importlib.import_module("transformers.utils.logging")
+    except ImportError:
+        return lambda: None
+    if not log.is_progress_bar_enabled():
+        return lambda: None
+    log.disable_progress_bar()
+    restore: Callable[[], None] = log.enable_progress_bar
+    return restore
 
 
 def check_processor(folder: Path, name: str) -> None:

@@ -33,6 +33,7 @@ class VelocityFamily(Family):
     def __init__(self, policy: Any) -> None:
         super().__init__(policy)
         self.horizon, self.chain_dim = self.config.chunk_size, self.config.max_action_dim
+        self.steps_key = "num_steps" if hasattr(self.config, "num_steps") else "num_inference_steps"
 
     def condition(self, batch: Batch) -> tuple[Tree, Tensor]:
         """Run the VLM as LeRobot's sampler does, and stop before the first step."""
@@ -106,8 +107,3 @@ class VelocityFamily(Family):
         """Return the chunk of LeRobot's own sampler."""
         chunk: Tensor = self.policy.predict_action_chunk(dict(batch), noise=noise)
         return chunk
-
-    @property
-    def own_steps(self) -> int:
-        """Number of Euler steps in LeRobot's configuration."""
-        return int(getattr(self.config, "num_steps", None) or self.config.num_inference_steps)
