@@ -24,6 +24,7 @@ from rl.policies.gaussian import GaussianPolicy
 from rl.policies.lerobot.loading import is_lerobot
 from rl.policies.wam import WamDenoiser
 from world_model.env import BatchedEnv
+from world_model.hub import download, is_hub_name
 from world_model.runs import newest_runs
 from world_model.spec import IMAGES, Feature, Spec
 from world_model.wam.model import WorldActionModel
@@ -243,7 +244,7 @@ def is_policy(name: str) -> bool:
 
 
 def find_policy(name: str) -> Path:
-    """Return the folder of a policy of LeRobot, from its path, a run folder or a folder of runs of `lerobot-train`.
+    """Return the folder of a policy of LeRobot, from its path, the Hub, a run folder or a run of `lerobot-train`.
 
     Raises:
         UserError: there is none.
@@ -254,6 +255,8 @@ def find_policy(name: str) -> Path:
     for folder in (path, path / "pretrained_model", path / last / "pretrained_model", *of_run):
         if is_lerobot(folder):
             return folder
+    if is_hub_name(name) and is_lerobot(folder := download(name)):
+        return folder
     raise UserError(
         f"policy={name}: no policy of LeRobot there; expected a folder with its config.json, such as "
         "outputs/train/NAME/checkpoints/last/pretrained_model"

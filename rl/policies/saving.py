@@ -9,10 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import UserError
 from rl.config import PolicyConfig
 from rl.policies.api import Denoiser
 from world_model.checkpoint import MANIFEST, README, check_replaceable
-from world_model.files import cannot_write, remove, replace_folder, sha256, write_synced
+from world_model.files import (
+    JSON_BYTES,
+    cannot_write,
+    parse_json,
+    read_file,
+    remove,
+    replace_folder,
+    sha256,
+    write_synced,
+)
 
 ABOUT = "wamtune.json"
 """File with the config of the run and the policy's func and params, beside what the policy itself writes."""
@@ -50,6 +60,23 @@ def save_denoiser(folder: Path, denoiser: Denoiser, actor: PolicyConfig, about: 
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise cannot_write(folder, error) from error
+
+
+def is_brought(folder: Path) -> bool:
+    """Whether `save_denoiser` wrote a checkpoint folder."""
+    return (folder / ABOUT).is_file()
+
+
+def about_brought(folder: Path) -> dict[str, Any]:
+    """Return the values in `ABOUT`: `policy`, `config` of the run, and `metrics` if it was measured.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return {"stage": "rl", **parse_json(read_file(folder / ABOUT, JSON_BYTES))}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / ABOUT}: it is not valid JSON; copy the checkpoint again") from error
 
 
 def _to_json(data: Any) -> bytes:

@@ -37,12 +37,13 @@ def with_front_matter(card: str, config: dict[str, Any], name: str, license: str
 def front_matter(config: dict[str, Any], name: str, license: str) -> str:
     """Return the front matter as YAML; arguments are those of `with_front_matter`."""
     tags = [*TAGS]
-    if config.get("policy") != "gaussian":  # which has no world model
+    brought = isinstance(config.get("policy"), dict)  # a policy of LeRobot, or of the user's own
+    if not brought and config.get("policy") != "gaussian":  # which have no world model
         tags.append("world-model")
     if config.get("stage") == "rl":
         tags.append("reinforcement-learning")
     entries: dict[str, Any] = {
-        "library_name": "wamtune",
+        "library_name": "lerobot" if brought and config["policy"].get("func") == "lerobot" else "wamtune",
         "pipeline_tag": "robotics",
         "license": license,
         "tags": tags,

@@ -268,12 +268,8 @@ class PostTraining:
         if self.denoiser is not None:
             save_denoiser(folder, self.denoiser, config.actor, about, readme)
             if self.model is not None:
-                card = (
-                    f"# {config.name}\n\nThe world model in whose dreams the policy in `{folder.name}` was trained.\n"
-                )
-                save_model(
-                    world_model_of(folder), self.model, "rl", config.checkpoint, {"config": to_yaml(config)}, card
-                )
+                card = f"# {config.name}\n\nThe world model in whose dreams the policy in {folder.name} was trained.\n"
+                save_model(world_model_of(folder), self.model, "rl", config.checkpoint, about, card)
             return
         if self.model is None:
             spec = {"spec": self.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}

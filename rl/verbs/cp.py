@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rewards.errors import UserError
 from rl.compose import compose, find_preset, list_presets
+from rl.policies.saving import about_brought, is_brought
 from rl.policies.wam import as_trained
 from rl.report.hub_card import with_front_matter
 from rl.verbs.acting import load_actor
@@ -16,6 +18,7 @@ from world_model.checkpoint import (
     README,
     builtin_checkpoints,
     checkpoint_files,
+    find_checkpoint,
     load_checkpoint,
     with_file,
 )
@@ -63,9 +66,15 @@ def run(words: list[str]) -> None:
     if as_preset:
         write_atomically(final, read_file(find_preset(name), JSON_BYTES))
     else:
-        load_checkpoint(name)  # refuse to copy a damaged checkpoint
+        _checked(name)  # refuse to copy a damaged checkpoint
         write_folder(final, checkpoint_files(name))
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")
+
+
+def _checked(name: str) -> dict[str, Any]:
+    """Return the config of a checkpoint; one of a policy that was brought has its values in a file of their own."""
+    folder = find_checkpoint(name)
+    return about_brought(folder) if is_brought(folder) else load_checkpoint(name)[0]
 
 
 def _is_checkpoint(name: str) -> bool:
@@ -82,7 +91,7 @@ def _publish(name: str, destination: str, options: HubOptions) -> None:
     repo = parse_hub_name(destination).repo
     if not _is_checkpoint(name) or _holds_episodes(Path(name)):
         raise UserError(f"{name}: expected a checkpoint or a run to upload; see `wamtune ls checkpoints`")
-    config, _ = load_checkpoint(name)  # refuse to publish a damaged checkpoint
+    config = _checked(name)  # refuse to publish a damaged checkpoint
     files = checkpoint_files(name)
     if left_out := [file for file in files if not is_shared(file)]:
         raise UserError(f"{name}: it lists {left_out[0]!r}; only {', '.join(PATTERNS)} are uploaded, take that one out")
