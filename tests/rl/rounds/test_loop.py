@@ -15,7 +15,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.policies.api import policy_state
-from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
+from rl.ppo.imitation import leads_to_success, whole_chunks
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
 from rl.rounds.loop import PostTraining
@@ -41,11 +41,8 @@ def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
 def build(preset: str, tiny: list[str], demonstrations: list[Any] | None, *overrides: str) -> PostTraining:
     """Build a run; without `demonstrations` it has nothing to imitate."""
     config = compose(preset, [*tiny, *overrides], TrainConfig)
-    model, imitation = load_model(config.checkpoint), None
-    if demonstrations is not None:
-        buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
-        imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, 1.0, config.ppo.bc_batch_size)
-    return PostTraining(config, model, imitation, lambda step, values: None, lambda line: None)
+    buttons = None if demonstrations is None else [e for e in demonstrations if e.task == "button-press-topdown"]
+    return PostTraining(config, load_model(config.checkpoint), buttons, lambda step, values: None, lambda line: None)
 
 
 class NoTraining:

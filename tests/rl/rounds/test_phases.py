@@ -83,7 +83,7 @@ def make_toy(make_point: Callable[..., Any]) -> Callable[..., Toy]:
             save=lambda path: None,
         )
         called.begin()
-        learner = Learner(config, ppo, called, state, heard.hooks())
+        learner = Learner(config, ppo, called, state, heard.hooks(), chunk_size=2)
         phase = SimPhase(config, env, learner, imitation=None, keep_episodes=None, state=state, hooks=heard.hooks())
         return Toy(config, ppo, state, heard, phase)
 
