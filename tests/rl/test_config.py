@@ -210,7 +210,7 @@ def test_a_plug_in_is_found_beside_the_preset_that_names_it(tmp_path: Path, monk
         ("eval.seed=49999801", "eval.seed=49999801: expected 1000000 to 49999800"),
         ("eval.seed=1000000", "eval.seed=1000000: gates may use 1000000 to 1000"),
         ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
-        ("ppo.ent_coef=0.01", "ppo.ent_coef=0.01: only policy=gaussian has an entropy; set it to 0"),
+        ("ppo.ent_coef=0.01", "ppo.ent_coef=0.01: policy=flow has a fixed entropy; set it to 0"),
         ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 320 chunks"),
     ],
 )
