@@ -248,9 +248,19 @@ class ChainPolicy(TrainablePolicy):
         return (apart / stds[..., : self.spec.action_dim]).square().flatten(1).sum(1) / 2
 
     def _executable(self, encoded: Tree, x: Tensor) -> Tensor:
-        """Convert finished chunks to the executed actions (n, n_action_steps, action_dim), within their bounds."""
-        actions = self.denoiser.to_actions(encoded, x).clamp(self.low, self.high)
-        return actions[:, : self.n_action_steps]
+        """Convert finished chunks to the executed actions (n, n_action_steps, action_dim), within their bounds.
+
+        Raises:
+            UserError: the denoiser returns actions of another shape.
+        """
+        actions = self.denoiser.to_actions(encoded, x)
+        expected = len(x), self.chunk_size, self.spec.action_dim
+        if actions.shape != expected:
+            raise UserError(
+                f"the policy returned actions of shape {tuple(actions.shape)}, the environment expects {expected} "
+                "(rows, actions of a chunk, action_dim); check to_actions of the policy"
+            )
+        return actions.clamp(self.low, self.high)[:, : self.n_action_steps]
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

@@ -343,6 +343,10 @@ class PostTraining:
 
     def _make_imitation(self, demonstrations: list[Episode]) -> Imitation:
         ppo = self.config.ppo
+        if self.denoiser is not None:
+            spec = replace(self.policy.spec, features=dict(self.denoiser.reads))
+            for i, episode in enumerate(demonstrations):
+                episode.check_fits(spec, f"demonstrations={self.config.demonstrations}: episode {i}")
         return Imitation(
             self.policy,
             demonstrations,

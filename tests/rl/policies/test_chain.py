@@ -353,6 +353,17 @@ def test_action_steps_that_do_not_fit_are_one_line() -> None:
     )
 
 
+def test_actions_of_another_size_than_the_environments_are_one_line() -> None:
+    wide = replace(SPEC, action_low=(-1.0,) * 3, action_high=(1.0,) * 3)
+    policy = ChainPolicy(Linear(), wide)
+    with pytest.raises(UserError) as error:
+        policy.decide(policy.encode(observed()), torch.arange(N), torch.arange(N))
+    assert str(error.value) == (
+        "the policy returned actions of shape (5, 4, 2), the environment expects (5, 4, 3) (rows, actions of a chunk, "
+        "action_dim); check to_actions of the policy"
+    )
+
+
 def test_weights_go_to_a_folder_and_back(tmp_path: Path) -> None:
     torch.manual_seed(1)
     one, other, wider = Linear(has_critic=True), Linear(has_critic=True), Linear(padding=1, has_critic=True)
