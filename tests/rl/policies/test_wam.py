@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rl.policies.api import load_policy_state, policy_state
+from rl.policies.api import load_policy_state, names_of_today, policy_state
+from rl.policies.chain import load_weights
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.wam import flow_policy
 from world_model.flow import seeded_noise
@@ -197,3 +198,32 @@ def test_policy_mode_and_decide_are_one(policy, env):
     seed, counter = torch.arange(N), torch.zeros(N, dtype=torch.long)
     noise = seeded_noise(seed, counter, (model.action_codec.n_tokens, model.action_codec.code_dim))
     assert torch.equal(policy.decide(context, seed, counter), modes.policy(model, context, noise, STEPS))
+
+
+@torch.no_grad()
+def test_weights_of_a_gaussian_policy_of_an_older_version_load(env):
+    """It had its networks in itself, no copy for a reference, and scales that follow from the spec."""
+    torch.manual_seed(1)
+    policy, other = (GaussianPolicy(env, chunk_size=4) for _ in range(2))
+    own = {name: value for name, value in policy.state_dict().items() if name.startswith("denoiser.")}
+    older = {name.removeprefix("denoiser."): value for name, value in own.items()}
+    older |= {"middle": torch.zeros(8), "reach": torch.ones(8)}
+    load_weights(other, older)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in own.items())
+    for wrong, named in (({**older, "extra": torch.zeros(1)}, "denoiser.extra"), (own, "color")):
+        with pytest.raises(RuntimeError, match=f"^weights missing or unexpected: .*{named}"):
+            load_weights(other, wrong)  # a state of this version must be complete
+    del older["log_std"]
+    with pytest.raises(RuntimeError, match=r"^weights missing or unexpected: denoiser\.log_std$"):
+        load_weights(other, older)
+
+
+def test_names_of_an_older_flow_policy(policy):
+    """Its reference was a copy of the action decoder, and has the same order."""
+    action = dict(policy.denoiser.model.action.named_parameters())
+    older = {"color": policy.color, "whiten": policy.whiten}
+    older |= {f"model.{name}": value for name, value in policy.denoiser.model.state_dict().items()}
+    older |= {f"reference.{name}": value for name, value in action.items()}
+    named = names_of_today(older)
+    assert named.keys() == policy.state_dict().keys() and names_of_today(named) == named
+    assert all(named[f"reference_weights.{i}"] is value for i, value in enumerate(action.values()))

@@ -179,7 +179,7 @@ def test_a_rollout_that_a_callback_ends_makes_no_update(
 
 def test_imitation_counts_as_one_update(make_toy: Callable[..., Toy]) -> None:
     toy = make_toy()
-    toy.ppo.imitation = lambda generator: toy.ppo.policy.log_std.square().sum()
+    toy.ppo.imitation = lambda generator: toy.ppo.policy.denoiser.log_std.square().sum()
     with counted_steps() as count:
         ImitationPhase(7, toy.ppo, toy.state, toy.heard.hooks()).train(0)
     assert count == [7] and toy.state.n_updates == 1
