@@ -296,6 +296,8 @@ def load_weights(policy: nn.Module, state: Mapping[str, Tensor]) -> None:
         lost = [name for name in missing if not name.startswith(("reference_weights.", "color", "whiten"))]
     if lost or unexpected:
         raise RuntimeError(f"weights missing or unexpected: {', '.join([*lost, *unexpected])}")
+    if isinstance(policy, ChainPolicy) and "reference_weights.0" in missing:
+        policy.set_reference()
 
 
 def _critic(n_features: int, width: int = 256) -> nn.Module:

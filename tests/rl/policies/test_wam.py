@@ -210,6 +210,7 @@ def test_weights_of_a_gaussian_policy_of_an_older_version_load(env):
     older |= {"middle": torch.zeros(8), "reach": torch.ones(8)}
     load_weights(other, older)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in own.items())
+    assert all(torch.equal(a, b) for a, b in zip(other.reference_weights, policy.actor_parameters(), strict=True))
     for wrong, named in (({**older, "extra": torch.zeros(1)}, "denoiser.extra"), (own, "color")):
         with pytest.raises(RuntimeError, match=f"^weights missing or unexpected: .*{named}"):
             load_weights(other, wrong)  # a state of this version must be complete

@@ -155,7 +155,8 @@ def as_an_older_version_saved(state: dict[str, Any], checkpoint: Path) -> dict[s
     post = state["post"]
     reached = {old.get(key, key): value for key, value in post["run"].items()}
     reached |= {"parts": parts(reached["parts"]), "champion": older_weights(reached["champion"], checkpoint)}
-    return {**state, "runs": runs, "post": post | {"run": reached, "weights": older_weights(post["weights"], checkpoint)}}
+    post = post | {"run": reached, "weights": older_weights(post["weights"], checkpoint)}
+    return {**state, "runs": runs, "post": post}
 
 
 def test_a_run_goes_on_from_states_with_older_names(
@@ -399,11 +400,12 @@ def test_a_state_of_a_newer_version_is_refused(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begun(tiny, monkeypatch)
-    save_checkpoint(run / "checkpoints" / "state", {"state_version": VERSION + 1}, {}, extra=pack_training_state({"runs": []}))
+    path, files = run / "checkpoints" / "state", pack_training_state({"runs": []})
+    save_checkpoint(path, {"state_version": VERSION + 1}, {}, extra=files)
     capsys.readouterr()
     assert cli.main(["train", str(run)]) == 2
-    path = run / "checkpoints" / "state"
-    assert capsys.readouterr().err == f"wamtune: {path}: state_version {VERSION + 1}, known up to {VERSION}; upgrade wamtune\n"
+    expected = f"wamtune: {path}: state_version {VERSION + 1}, known up to {VERSION}; upgrade wamtune\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_state_is_read_when_nobody_else_writes_it(

@@ -1,4 +1,4 @@
-"""Demonstrations of a run: from a folder of episodes, a LeRobot dataset or a checkpoint, and what is said without any."""
+"""Demonstrations of a run: from a folder of episodes, a LeRobot dataset or a checkpoint; errors without any."""
 
 from __future__ import annotations
 
