@@ -201,7 +201,9 @@ class _Shown:
 
 def _load_champion(post: PostTraining, path: Path) -> None:
     """Load the saved champion into `post`, for the report; a Gaussian policy has no paired evaluation."""
-    if post.model is not None:
+    if post.denoiser is not None:
+        post.denoiser.load_weights(path)
+    elif post.model is not None:
         post.model.load_state_dict(load_model(path).state_dict())
 
 
@@ -213,7 +215,7 @@ def _terms(post: PostTraining) -> str:
 def _readme(config: TrainConfig, run: Run) -> str:
     before, after = describe(run.outcome.before), describe(run.outcome.after)
     tasks = ", ".join(dict.fromkeys(result.task for result in run.outcome.after))
-    start = f"`{config.starts_from}`"
+    start = config.starts_from if config.actor.func == "gaussian" else f"`{config.starts_from}`"
     stopped_by = run.outcome.stopped_by
     ended = f" The callback `{stopped_by}` ended the training." if stopped_by else ""
     return (

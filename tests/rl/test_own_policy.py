@@ -88,21 +88,47 @@ def stop_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "save_state", save)
 
 
-def test_a_run_stopped_at_every_safe_point_ends_as_if_it_had_not_been(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def check_in_pieces(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_least: int
 ) -> None:
-    words = ["train", "sim", *WORDS, *SMALL, "ppo.imitation_steps=20", "save_minutes=0", "ppo.ref_kl_coef=0.01"]
+    """A run that is stopped at each saved state and continued ends with the weights and lines of a run in one piece."""
     assert cli.main([*words, "name=whole"]) == 0, capsys.readouterr().err
     first, n_stops = [*words, "name=pieces"], 0
     with monkeypatch.context() as patch:
         stop_after_a_save(patch)
         while (code := cli.main(first)) == 130:
             n_stops, first = n_stops + 1, ["train", str(folder_of("pieces"))]
-    assert code == 0 and n_stops >= 3, capsys.readouterr().err
+    assert code == 0 and n_stops >= at_least, capsys.readouterr().err
     whole, pieces = (load_file(folder_of(n) / "checkpoints/last/model.safetensors") for n in ("whole", "pieces"))
     assert whole.keys() == pieces.keys() and all(torch.equal(value, pieces[name]) for name, value in whole.items())
     one, other = ((folder_of(n) / "metrics.jsonl").read_text() for n in ("whole", "pieces"))
     assert one == other
+
+
+def test_a_run_stopped_at_every_safe_point_ends_as_if_it_had_not_been(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "sim", *WORDS, *SMALL, "ppo.imitation_steps=20", "save_minutes=0", "ppo.ref_kl_coef=0.01"]
+    check_in_pieces(words, monkeypatch, capsys, at_least=3)
+
+
+def test_it_is_trained_in_the_dream_of_a_checkpoint(
+    tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its default sizes, in Meta-World; a refit changes the dream, a control follows, and each goes on exactly."""
+    policy = f"policy={ACTOR.func}"
+    words = ["train", "mix", *tiny, policy, f"demonstrations={checkpoint}", "env.max_steps=32", "eval.n_paired=2"]
+    check_in_pieces([*words, "ppo.imitation_steps=5", "controls=[filtered_bc]"], monkeypatch, capsys, at_least=6)
+    assert "rollout/dream_success" in (folder_of("whole") / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    task = ["env.tasks=button-press-topdown", "n_episodes=2", "max_steps=16", "place=both"]
+    assert cli.main(["eval", str(folder_of("whole")), policy, *task, f"world_model={checkpoint}"]) == 0
+    assert "button-press-topdown" in capsys.readouterr().out
+    assert cli.main(["eval", str(folder_of("whole")), policy, *task]) == 2
+    assert capsys.readouterr().err == (
+        "wamtune: place=both: a policy has no dream of its own; name a checkpoint with world_model=..., such as "
+        "metaworld-pixels-tuned\n"
+    )
 
 
 def test_a_run_does_not_go_on_with_another_policy(

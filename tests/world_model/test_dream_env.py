@@ -223,6 +223,15 @@ def test_a_policy_that_reads_images_gets_them_decoded(make_dream, model, never_s
     assert step.frames.keys() == env.context.keys() == {"state"}
 
 
+def test_a_dream_keeps_no_gradients(make_dream, model):
+    """Otherwise its memory would grow from chunk to chunk."""
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    env = make_dream()
+    env.reset()
+    step = env.step_chunk(actions(3))
+    assert not step.frames["state"].requires_grad and not env.context["state"].requires_grad
+
+
 def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts):
     env = make_dream(num_envs=3, horizon=1, in_order=True)
     for obs in (env.reset(), env.step_chunk(actions(3)).obs):
