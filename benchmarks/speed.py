@@ -121,9 +121,10 @@ def stock_push() -> Callable[[], int]:
 def outside_share(ppo: PPO, env: Any, n_steps: int) -> float:
     """Return the share of the time of one collection and update that is outside the model and the simulator."""
     clock = Clock()
-    policy, model = ppo.policy, ppo.policy.model
+    policy = ppo.policy
+    model = policy.denoiser.model
     patched = [(model, name) for name in ("encode", "predict_action", "read_frames", "predict_future")]
-    patched += [(policy, "_means"), (policy, "values_of_features"), (torch.Tensor, "backward"), (ppo.optimizer, "step")]
+    patched += [(policy, "_means"), (policy, "value"), (torch.Tensor, "backward"), (ppo.optimizer, "step")]
     if env.place == "sim":
         patched += [(env._envs, "advance"), (env._envs, "reset")]
     with clock.around(patched):

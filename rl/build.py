@@ -116,6 +116,8 @@ def build_simulator(
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
     """
     simulator, where = find_simulator(env), shown_name(env)
+    if model is not None and denoiser is not None:
+        _check_dream(model, denoiser)
     simulator.check_options(env.options)
     early = simulator.early_spec(id=env.id, tasks=tasks)
     if model is not None and early is not None:  # first, since a wrong state explains more than an unknown task
@@ -322,6 +324,20 @@ def _wanted(model: WorldActionModel | None, denoiser: Denoiser | None, where: st
             )
         wanted[name] = other
     return wanted
+
+
+def _check_dream(model: WorldActionModel, denoiser: Denoiser) -> None:
+    """Check that a dream of the model has what a policy of somebody else reads."""
+    remedy = "choose another checkpoint, or train without dreams (env.kind=sim)"
+    for name in denoiser.reads:
+        if name not in model.spec.features:
+            has = ", ".join(model.spec.features)
+            raise UserError(f"the policy reads {name!r}, and a dream of the checkpoint has {has}; {remedy}")
+    if denoiser.n_context_frames > model.n_context_frames:
+        raise UserError(
+            f"the policy reads {denoiser.n_context_frames} frames, and a dream has as many as the world model reads, "
+            f"{model.n_context_frames}; {remedy}"
+        )
 
 
 def _check_model(sim: Simulator, model: WorldActionModel, where: str) -> None:

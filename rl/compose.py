@@ -241,7 +241,7 @@ def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:
 
 
 def _with_files(value: Any, folder: Path) -> Any:
-    """Return `value` with the folder put before each `func`, `robot` or `simulator` given as `file.py:name` in it.
+    """Return `value` with the folder put before each `file.py:name` in it that a key such as `func` names.
 
     So a preset can name a plug-in file that lies beside it.
     """
@@ -250,7 +250,7 @@ def _with_files(value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     found = {key: _with_files(item, folder) for key, item in value.items()}
-    for key in ("func", "robot", "simulator"):
+    for key in ("func", "policy", "robot", "simulator"):
         source, _, name = str(found.get(key, "")).rpartition(":")
         if source.endswith(".py") and (folder / source).is_file():
             found[key] = f"{folder / source}:{name}"

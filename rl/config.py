@@ -276,7 +276,8 @@ class TrainConfig:
     checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; the policy `flow` and all dreams are made of it
     # flow: the checkpoint's action side; gaussian: a new MLP; or yours: a folder of LeRobot, or FILE.py:Class
     policy: Chosen = "flow"
-    demonstrations: str = ""  # folder of episodes or a LeRobot dataset, for the anchor; empty: those of the checkpoint
+    # folder of episodes, a LeRobot dataset or a built-in checkpoint, for the anchor; empty: those of `checkpoint`
+    demonstrations: str = ""
     seed: int = 0
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
@@ -320,10 +321,16 @@ class TrainConfig:
 
     @property
     def actor(self) -> PolicyConfig:
-        """Return the policy by func and params, also if it is given by a single word."""
+        """Return the policy by func and params, also if it is given by a single word.
+
+        Raises:
+            UserError: it has params, but no func.
+        """
         if isinstance(self.policy, PolicyConfig):
             return self.policy
         if isinstance(self.policy, Mapping):
+            if "func" not in self.policy:
+                raise UserError("policy: func is missing; write policy={func: FILE.py:Class, params: {...}}")
             return PolicyConfig(**self.policy)
         if self.policy in ("flow", "gaussian") or ":" in self.policy.removeprefix("hf://"):
             return PolicyConfig(self.policy)

@@ -174,6 +174,7 @@ class DreamEnv(BatchedEnv):
         self.chunks[mask], self._sure[mask] = 0, False
         return Start(self.starts.rows(index), self.starts.task[index], seed)
 
+    @torch.no_grad()  # the model may have trainable parameters
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         k = actions.shape[1]
         if k > self.chunk_size:

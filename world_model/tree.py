@@ -50,14 +50,20 @@ def tensors(tree: Tree, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def map_tree(function: Callable[..., Tensor], first: T, *others: T) -> T:
-    """Apply a function to the tensors at the same place of one or several trees of the same structure."""
+    """Apply a function to the tensors at the same place of one or several trees of the same structure.
+
+    Raises:
+        ValueError: their structures differ.
+    """
     if isinstance(first, Tensor):
         return function(first, *others)  # type: ignore[return-value] # T is Tensor here
-    columns = zip(*(dict(_parts(tree)).values() for tree in (first, *others)), strict=True)
-    mapped: Any = [map_tree(function, *column) for column in columns]
+    parts = [dict(_parts(tree)) for tree in (first, *others)]
+    names = list(parts[0])
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise ValueError(f"trees differ: {names} and {[list(part) for part in parts[1:]]}")
+    mapped: Any = [map_tree(function, *(part[name] for part in parts)) for name in names]  # by name, in any order
     kind: Any = type(first)
     if is_dataclass(first):
-        names = [name for name, _ in _parts(first)]
         mapped = kind(**dict(zip(names, mapped, strict=True)))
     elif isinstance(first, dict):
         mapped = kind(zip(first, mapped, strict=True))

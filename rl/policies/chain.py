@@ -92,6 +92,9 @@ class ChainPolicy(TrainablePolicy):
         # Correlation of the noise of actions i and j of a chunk: noise_correlation ** |i - j| (AR(1)).
         lag = torch.arange(denoiser.horizon)
         covariance = torch.tensor(noise_correlation) ** (lag[:, None] - lag).abs()
+        # Rows before the first executed one are independent of it; else leaving them out would bias the likelihood.
+        past = lag < denoiser.first
+        covariance[past[:, None] != past] = 0.0
         self.color: Tensor  # lower Cholesky factor of the correlation: white noise -> correlated noise
         self.register_buffer("color", torch.linalg.cholesky(covariance.double()).float())
         self.whiten: Tensor  # its inverse: correlated noise -> white noise
@@ -103,9 +106,14 @@ class ChainPolicy(TrainablePolicy):
         self.to(denoiser.device)
 
     def encode(self, obs: Obs, generator: torch.Generator | None = None) -> Tree:
-        """Encode without gradients: what is encoded here is frozen."""
+        """Encode without gradients: what is encoded here is frozen.
+
+        An environment gives more frames than the denoiser reads if a world model reads more; these are left out.
+        """
+        newest = slice(-self.n_context_frames, None)
+        own = {name: values if name == "task" else values[:, newest] for name, values in obs.items()}
         with torch.no_grad():
-            return self.denoiser.encode(obs, generator)
+            return self.denoiser.encode(own, generator)
 
     @torch.no_grad()
     def sample(self, encoded: Tree, generator: torch.Generator) -> Decision:
@@ -156,7 +164,9 @@ class ChainPolicy(TrainablePolicy):
         """Return the likelihood of stored chains; `reference` holds the means that the method of that name returned."""
         means, stds = self._means(encoded, chain)
         log_prob, ref_kl = self._log_prob(chain, means, stds), self._reference_kl(means, reference, stds)
-        entropy = torch.zeros((), device=means.device) if stds is None else stds.log().flatten(1).sum(1).mean()
+        if stds is None:
+            return Evaluation(log_prob, ref_kl, torch.zeros((), device=means.device))
+        entropy = stds[..., : self.spec.action_dim].log().flatten(1).sum(1).mean()
         return Evaluation(log_prob, ref_kl, entropy)
 
     def features(self, encoded: Tree) -> Tensor:
@@ -240,9 +250,19 @@ class ChainPolicy(TrainablePolicy):
         return (apart / stds[..., : self.spec.action_dim]).square().flatten(1).sum(1) / 2
 
     def _executable(self, encoded: Tree, x: Tensor) -> Tensor:
-        """Convert finished chunks to the executed actions (n, n_action_steps, action_dim), within their bounds."""
-        actions = self.denoiser.to_actions(encoded, x).clamp(self.low, self.high)
-        return actions[:, : self.n_action_steps]
+        """Convert finished chunks to the executed actions (n, n_action_steps, action_dim), within their bounds.
+
+        Raises:
+            UserError: the denoiser returns actions of another shape.
+        """
+        actions = self.denoiser.to_actions(encoded, x)
+        expected = len(x), self.chunk_size, self.spec.action_dim
+        if actions.shape != expected:
+            raise UserError(
+                f"the policy returned actions of shape {tuple(actions.shape)}, the environment expects {expected} "
+                "(rows, actions of a chunk, action_dim); check to_actions of the policy"
+            )
+        return actions.clamp(self.low, self.high)[:, : self.n_action_steps]
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
@@ -278,6 +298,8 @@ def load_weights(policy: nn.Module, state: Mapping[str, Tensor]) -> None:
         lost = [name for name in missing if not name.startswith(("reference_weights.", "color", "whiten"))]
     if lost or unexpected:
         raise RuntimeError(f"weights missing or unexpected: {', '.join([*lost, *unexpected])}")
+    if isinstance(policy, ChainPolicy) and "reference_weights.0" in missing:
+        policy.set_reference()
 
 
 def _critic(n_features: int, width: int = 256) -> nn.Module:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rewards.errors import UserError
@@ -86,6 +87,7 @@ class PostTraining:
         self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
         self._check_budget()
         tasks = tasks_of(config, model)
+        torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = make_denoiser(config.actor, device_of(config), config.n_action_steps)
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True, denoiser=self.denoiser)
@@ -351,6 +353,10 @@ class PostTraining:
 
     def _make_imitation(self, demonstrations: list[Episode]) -> Imitation:
         ppo = self.config.ppo
+        if self.denoiser is not None:
+            spec = replace(self.policy.spec, features=dict(self.denoiser.reads))
+            for i, episode in enumerate(demonstrations):
+                episode.check_fits(spec, f"demonstrations={self.config.demonstrations}: episode {i}")
         return Imitation(
             self.policy,
             demonstrations,

@@ -71,6 +71,8 @@ def _sources(config: TrainConfig) -> dict[str, Path]:
     found = {f"rewards.{name}": source_of(name, term) for name, term in config.rewards.items()}
     if ":" in config.env.simulator:
         found["env.simulator"] = source_file("simulator", config.env.simulator, {}, key="env.simulator")
+    if config.actor.func not in ("flow", "gaussian", "lerobot"):
+        found["policy"] = source_file("policy", config.actor.func, {}, key="policy")
     if config.env.kind != "sim":  # trust signals are used in dreams only
         found |= {f"dream.trust.{name}": file for name, file in signal_files(config).items()}
     found |= callback_files(config.callbacks)

@@ -12,7 +12,7 @@ from rl.build import check_simulator, device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
 from rl.rounds.loop import PostTraining
-from world_model.checkpoint import find_checkpoint
+from world_model.checkpoint import builtin_checkpoints, find_checkpoint
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import INFO, cameras_of, import_lerobot
@@ -77,9 +77,13 @@ def _demonstrations(config: TrainConfig, model: WorldActionModel | None) -> list
 def load_demonstrations(folder: str, tasks: Sequence[str]) -> list[Episode]:
     """Load the episodes of `tasks` (empty: all) from a folder of episodes or a LeRobot dataset with all its images.
 
+    `folder` may also be the name of a built-in checkpoint, which holds demonstrations.
+
     Raises:
         UserError: there are none, or the folder cannot be read.
     """
+    if folder in builtin_checkpoints():
+        folder = str(find_checkpoint(folder))
     if (Path(folder) / INFO).is_file():
         found, _ = import_lerobot(folder, ColumnsConfig(images=cameras_of(folder)))
         episodes = [episode for episode in found if not tasks or episode.task in tasks]

@@ -218,7 +218,7 @@ def _terms(post: PostTraining) -> str:
 def _readme(config: TrainConfig, run: Run) -> str:
     before, after = describe(run.outcome.before), describe(run.outcome.after)
     tasks = ", ".join(dict.fromkeys(result.task for result in run.outcome.after))
-    start = f"`{config.starts_from}`"
+    start = config.starts_from if config.actor.func == "gaussian" else f"`{config.starts_from}`"
     stopped_by = run.outcome.stopped_by
     ended = f" The callback `{stopped_by}` ended the training." if stopped_by else ""
     return (

@@ -113,17 +113,17 @@ def test_what_a_policy_does(kind: str, make_ppo: Callable[..., PPO]) -> None:
     before, sample = policy_state(ppo.policy), ppo.policy.sample
 
     def bad_sample(*given: Any) -> Any:
-        actions, chain, log_prob = sample(*given)
-        value = BAD[kind]
+        decision = sample(*given)
+        actions, value = decision.actions, BAD[kind]
         if kind in ("none", "text", "ragged"):
-            return value, chain, log_prob
+            return replace(decision, actions=value)
         if kind == "complex":
-            return actions + value, chain, log_prob
+            return replace(decision, actions=actions + value)
         if kind in ("two", "nothing"):
-            return torch.tensor(value), chain, log_prob
+            return replace(decision, actions=torch.tensor(value))
         actions = actions.double()
         actions[1, 1, 0] = value
-        return actions, chain, log_prob
+        return replace(decision, actions=actions)
 
     ppo.policy.sample = bad_sample  # type: ignore[method-assign]
     with pytest.raises(UserError) as caught:

@@ -210,12 +210,73 @@ def test_a_plug_in_is_found_beside_the_preset_that_names_it(tmp_path: Path, monk
         ("eval.seed=49999801", "eval.seed=49999801: expected 1000000 to 49999800"),
         ("eval.seed=1000000", "eval.seed=1000000: gates may use 1000000 to 1000"),
         ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
-        ("ppo.ent_coef=0.01", "ppo.ent_coef=0.01: only policy=gaussian has an entropy; set it to 0"),
+        ("ppo.ent_coef=0.01", "ppo.ent_coef=0.01: policy=flow has a fixed entropy; set it to 0"),
         ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 320 chunks"),
     ],
 )
 def test_wrong_values(preset: Path, override: str, expected: str) -> None:
     assert expected in message(preset, override)
+
+
+@pytest.mark.parametrize(
+    ("written", "func", "params", "starts_from"),
+    [
+        ("flow", "flow", {}, "metaworld-tuned"),
+        ("gaussian", "gaussian", {}, "a Gaussian MLP"),
+        ("outputs/act", "lerobot", {"checkpoint": "outputs/act"}, "outputs/act"),
+        ("ann/act", "lerobot", {"checkpoint": "ann/act"}, "ann/act"),
+        ("hf://ann/act", "lerobot", {"checkpoint": "hf://ann/act"}, "hf://ann/act"),
+        ("mine.py:Mine", "mine.py:Mine", {}, "mine.py:Mine"),
+        ("package.module:Mine", "package.module:Mine", {}, "package.module:Mine"),
+        ("{func: mine.py:Mine, params: {width: 8}}", "mine.py:Mine", {"width": 8}, "mine.py:Mine"),
+        ("{func: lerobot, params: {checkpoint: a, lora_rank: 4}}", "lerobot", {"checkpoint": "a", "lora_rank": 4}, "a"),
+        ("{func: flow}", "flow", {}, "metaworld-tuned"),
+        ("{func: installed}", "installed", {}, "installed"),
+    ],
+)
+def test_a_policy_is_a_word_or_func_and_params(
+    written: str, func: str, params: dict[str, object], starts_from: str, tmp_path: Path
+) -> None:
+    config = compose(None, ["name=x", f"policy={written}", "gate.enabled=false"], TrainConfig)
+    assert (config.actor.func, config.actor.params, config.starts_from) == (func, params, starts_from)
+    assert compose(write(tmp_path, to_yaml(config)), [], TrainConfig) == config
+    assert config.uses_model == (func == "flow")
+    if func != "gaussian":  # a dream is made of the checkpoint, whoever acts
+        assert compose(None, ["name=x", f"policy={written}", "env.kind=dream"], TrainConfig).uses_model
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["policy=3"], "policy=3 on the command line: expected text"),
+        (["policy=[a]"], "policy=['a'] on the command line: expected text"),
+        (
+            ["policy={fun: a.py:B}"],
+            "unknown key 'policy.fun' on the command line; did you mean 'policy.func'?",
+        ),
+        (["policy={func: 3}"], "policy.func=3 on the command line: expected text"),
+        (["policy={func: a.py:B, params: 3}"], "policy.params=3 on the command line: expected a group of keys"),
+        (["policy={params: {width: 8}}"], "policy: func is missing; write policy={func: FILE.py:Class, params: {...}}"),
+        (
+            ["policy=gaussian", "env.kind=mix", "n_rounds=9"],
+            "policy=gaussian has no dream, so env.kind=mix cannot be; set env.kind=sim",
+        ),
+        (["policy=a", "ppo.ent_coef=0.1"], "ppo.ent_coef=0.1: policy=lerobot has a fixed entropy; set it to 0"),
+    ],
+)
+def test_wrong_policies(words: list[str], expected: str) -> None:
+    assert message(None, "name=x", *words) == expected
+
+
+def test_a_policy_of_ones_own_may_have_an_entropy() -> None:
+    assert compose(None, ["name=x", "policy=a.py:B", "ppo.ent_coef=0.1"], TrainConfig).ppo.ent_coef == 0.1
+
+
+def test_a_policy_is_found_beside_the_preset_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    for written in ("mine.py:Mine", "{func: mine.py:Mine}"):
+        config = compose(write(tmp_path, f"name: x\npolicy: {written}\n"), [], TrainConfig)
+        assert config.actor.func == f"{tmp_path / 'mine.py'}:Mine"
 
 
 def test_tasks_belong_to_the_environment_that_they_were_written_for(preset: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.policies.chain import ChainPolicy
+from rl.policies.wam import WamDenoiser
 from rl.ppo.imitation import Imitation
 from world_model.checkpoint import SCHEMA_VERSION, load_training_state, save_checkpoint
 from world_model.data.episodes import EpisodeStore
@@ -62,14 +64,13 @@ def test_an_older_checkpoint_of_a_model_with_images_loads_and_imitates_its_demon
     assert model.spec.features.keys() == {"state", "images.front"} and model.spec.state_dim == 4
     assert model.spec.features["images.front"] == Feature((16, 16, 3), dtype="uint8", every=4)
     demonstrations.check_fits(model.predicted_spec, "demonstrations")
-    model.requires_grad_(False)
-    model.action.requires_grad_(True)
+    policy = ChainPolicy(WamDenoiser(model), model.spec)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    imitation = Imitation(model, demonstrations.load(), demo_coef=1.0, sim_coef=0.0, dream_coef=0.0, batch_size=4)
+    imitation = Imitation(policy, demonstrations.load(), demo_coef=1.0, sim_coef=0.0, dream_coef=0.0, batch_size=4)
     loss = imitation.loss(torch.Generator().manual_seed(0))
     assert loss is not None and loss.isfinite()
     loss.backward()
-    torch.optim.SGD(model.action_parameters(), lr=0.1).step()
+    torch.optim.SGD(policy.actor_parameters(), lr=0.1).step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and all(name.startswith("action.") for name in changed)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())

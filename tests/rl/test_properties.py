@@ -13,6 +13,7 @@ from rl.config import TrainConfig
 from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Rollout, Samples, chunk_gae
 from world_model.api import Context
+from world_model.tree import rows
 from world_model.wam.normalizer import Normalizer
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -80,18 +81,20 @@ def test_likelihood_of_a_chain(seed, n_steps, std, correlation, model, make_poin
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         context = policy.encode(env.reset())
-        _, chain, log_prob = policy.sample(context, g)
-        means = policy.chain_means(context, chain)
-        again = policy.chain_log_prob(chain, means)
-        torch.testing.assert_close(again, log_prob, atol=1e-3, rtol=1e-4)
+        decision = policy.sample(context, g)
+        chain, means = decision.chain, policy.reference(context, decision.chain)
+        found = policy.evaluate_actions(context, chain, means)
+        torch.testing.assert_close(found.log_prob, decision.log_prob, atol=1e-3, rtol=1e-4)
         order = torch.tensor([2, 0, 3, 1])
-        torch.testing.assert_close(
-            policy.chain_log_prob(chain[order], means[order]), again[order], atol=1e-4, rtol=1e-5
-        )
-        followed = torch.cat([chain[:, :1], means], dim=1)
-        assert bool((policy.chain_log_prob(followed, means).sum(1) >= again.sum(1) - 1e-3).all())
-        assert bool((policy.reference_kl(means, means) == 0).all())
-        assert bool((policy.reference_kl(means + 0.1, means) > 0).all())
+        shuffled = policy.evaluate_actions(rows(context, order), chain[order], means[order])
+        torch.testing.assert_close(shuffled.log_prob, found.log_prob[order], atol=1e-4, rtol=1e-5)
+        followed = chain.clone()
+        for i in range(n_steps):
+            followed[:, i + 1] = policy.reference(context, followed)[:, i]
+        likeliest = policy.evaluate_actions(context, followed, means).log_prob
+        assert bool((likeliest.sum(1) >= found.log_prob.sum(1) - 1e-3).all())
+        assert bool((found.ref_kl == 0).all())
+        assert bool((policy.evaluate_actions(context, chain, means - 0.1).ref_kl > 0).all())
 
 
 def random_rollout(seed: int, n_steps: int, n_envs: int) -> Rollout:
@@ -111,7 +114,7 @@ def random_rollout(seed: int, n_steps: int, n_envs: int) -> Rollout:
         terminated=ended,
         truncated=stopped & ~ended,
         next_value=torch.randn(shape, generator=g),
-        reference_means=wide,
+        reference=wide,
         success=ended,
         frames={"state": wide},
         actions=wide,

@@ -193,6 +193,45 @@ def test_start_states_by_hand():
         StartStates.from_episodes([], ("reach",), 2)
 
 
+def test_starts_may_have_more_frames_and_features_than_the_model_reads(make_dream, starts):
+    """A simulator gives what the policy reads as well."""
+    frames = torch.cat([starts.context["state"][:, :1] + 7, starts.context["state"]], dim=1)
+    images = torch.zeros(len(starts), 3, 8, 8, 3, dtype=torch.uint8)
+    more = StartStates({"images.front": images, "state": frames}, starts.task, starts.seed)
+    env, expected = make_dream(starts=more, in_order=True), make_dream(in_order=True)
+    obs = env.reset()
+    assert obs.keys() == {"state", "task"} and torch.equal(obs["state"], expected.reset()["state"])
+    assert torch.equal(env.step_chunk(actions(3)).frames["state"], expected.step_chunk(actions(3)).frames["state"])
+
+
+def test_a_policy_that_reads_images_gets_them_decoded(make_dream, model, never_solved, monkeypatch):
+    def decode(frames, names):
+        """An image of one pixel, as bright as the first number of the state."""
+        pixels = (1000 * frames["state"][..., :1]).round().long() % 256
+        return {name: pixels[..., None, None].expand(*pixels.shape, 1, 3).to(torch.uint8) for name in names}
+
+    monkeypatch.setattr(model, "decode_obs", decode)
+    env, blind = make_dream(horizon=1, images=("images.front",)), make_dream(horizon=1)
+    obs = env.reset(seed=0)
+    assert obs.keys() == {"state", "images.front", "task"} and obs["images.front"].shape == (3, 2, 1, 1, 3)
+    assert env.spec == model.predicted_spec and env.context.keys() == {"state"}  # what the model predicts from
+    step, other = env.step_chunk(actions(3)), (blind.reset(seed=0), blind.step_chunk(actions(3)))[1]
+    assert step.truncated.all() and torch.equal(step.frames["state"], other.frames["state"])
+    for found in (obs, step.obs, step.final_obs, env.step(actions(3, k=1)[:, 0]).obs):
+        assert torch.equal(found["images.front"], decode(found, ["images.front"])["images.front"])
+    assert not torch.equal(step.obs["images.front"], step.final_obs["images.front"])
+    assert step.frames.keys() == env.context.keys() == {"state"}
+
+
+def test_a_dream_keeps_no_gradients(make_dream, model):
+    """Otherwise its memory would grow from chunk to chunk."""
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    env = make_dream()
+    env.reset()
+    step = env.step_chunk(actions(3))
+    assert not step.frames["state"].requires_grad and not env.context["state"].requires_grad
+
+
 def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts):
     env = make_dream(num_envs=3, horizon=1, in_order=True)
     for obs in (env.reset(), env.step_chunk(actions(3)).obs):

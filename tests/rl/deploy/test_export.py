@@ -312,10 +312,10 @@ def gaussian_checkpoint(folder: Path, env: Any) -> GaussianPolicy:
     torch.manual_seed(0)
     policy = GaussianPolicy(env, chunk_size=4)
     with torch.no_grad():
-        policy.actor[-1].weight.mul_(100)  # some actions at their bounds
+        policy.denoiser.actor[-1].weight.mul_(100)  # some actions at their bounds
     config = to_yaml(compose("gaussian", [], TrainConfig))
     about = {"spec": env.spec.to_dict(), "stage": "rl", "policy": "gaussian", "config": config}
-    save_checkpoint(folder, about, policy_state(policy))
+    save_checkpoint(folder, about, policy_state(policy.denoiser))
     return policy
 
 

@@ -390,19 +390,25 @@ def test_another_rate_is_refused_and_shown(trained: WorldActionModel, robot: Fak
     assert len(said) == 1 and "rate" in said[0] and robot.sent == [] and not robot.is_connected
 
 
-def test_a_robot_needs_no_more_than_torch_and_the_world_model() -> None:
-    """Neither Stable-Baselines3 nor a simulator, a plotter or a config library is loaded to run a robot."""
+def loaded_by(modules: str) -> set[str]:
+    """Return the distributions that a new process loads when it imports `modules`."""
     code = (
-        "import sys; before = set(sys.modules); import rl.deploy.session, rl.robots.fake, world_model.wam.store; "
+        f"import sys; before = set(sys.modules); import {modules}; "
         "import importlib.metadata as m; tops = {n.partition('.')[0] for n in set(sys.modules) - before}; "
         "of = m.packages_distributions(); print(*sorted({d for t in tops for d in of.get(t, [])}))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_a_robot_needs_no_more_than_torch_and_the_world_model() -> None:
+    """Neither Stable-Baselines3 nor a simulator, a plotter or a config library is loaded to run a robot."""
+    found = loaded_by("rl.deploy.session, rl.robots.fake, world_model.wam.store")
     needed = {"torch", "numpy", "safetensors"}
     of_torch = {re.split(r"[^\w.-]", requirement)[0] for requirement in importlib.metadata.requires("torch") or []}
-    # What torch itself brings and loads, such as cuda-bindings and the cuda-pathfinder that these need.
+    # What torch itself brings and loads, such as cuda-bindings and the cuda-pathfinder that these need; it also loads
+    # tqdm where that is installed.
     of_cuda = {name for name in found if name.startswith("cuda-") and any(n.startswith("cuda-") for n in of_torch)}
-    assert needed <= set(found) <= needed | {"typing_extensions", "wamtune"} | of_torch | of_cuda
+    assert needed <= found <= needed | {"typing_extensions", "wamtune"} | of_torch | of_cuda | loaded_by("torch")
 
 
 LEROBOT = {

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rl.ppo.buffer import Rollout, chunk_gae, discounted, explained_variance
 from world_model.api import Context
+from world_model.tree import join, rows
 
 
 def test_chunk_gae_by_hand():
@@ -106,7 +107,7 @@ def test_contexts_are_joined_row_by_row():
         cache = [(numbers.view(n, 1, 1, 1) + layer, -numbers.view(n, 1, 1, 1)) for layer in range(2)]
         return Context(numbers.view(n, 1, 1), cache, numbers.view(n, 1))
 
-    joined = Context.join([context(2, 0), context(3, 10)])
+    joined = join([context(2, 0), context(3, 10)])
     assert joined.features[:, 0].tolist() == [0, 1, 10, 11, 12]
     assert joined.cache[1][0].flatten().tolist() == [1, 2, 11, 12, 13]
-    assert joined[torch.tensor([3, 0])].cache[0][1].flatten().tolist() == [-11, 0]
+    assert rows(joined, torch.tensor([3, 0])).cache[0][1].flatten().tolist() == [-11, 0]

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from rewards import RewardManager
 from rewards.errors import UserError
 from rl.config import PPOConfig
+from rl.policies.api import Evaluation
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Samples
@@ -30,6 +31,11 @@ def weights(module):
 
 def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def evaluation(ratios):
+    """An `evaluate_actions` with given likelihoods (n, n_action_steps), for samples whose log-likelihood is 0."""
+    return lambda context, chain, reference: Evaluation(ratios.log(), torch.zeros(len(ratios)), torch.zeros(()))
 
 
 def samples(ppo, rollout):
@@ -60,7 +66,7 @@ def test_the_ratio_is_one_before_the_first_update(make_ppo, policy):
     assert (rollout.n_executed < 4).any() and (rollout.actions.abs() == 1).any()
     batch = samples(ppo, rollout)
     with torch.no_grad():
-        log_prob = ppo.policy.chain_log_prob(batch.chain, ppo.policy.chain_means(batch.context, batch.chain))
+        log_prob = ppo.policy.evaluate_actions(batch.context, batch.chain, batch.reference).log_prob
     torch.testing.assert_close(log_prob - batch.log_prob, torch.zeros(64, 4), atol=5e-5, rtol=0)
     stats = ppo.update(batch)
     assert stats["clip_fraction"] == 0 and abs(stats["approx_kl"]) < 1e-6 and stats["ref_kl"] == 0
@@ -101,7 +107,7 @@ def test_the_clipped_objective_by_hand(make_ppo, monkeypatch):
     batch = samples(ppo, ppo.collect(ppo.batched, 2))
     batch.log_prob, batch.advantage = torch.zeros(2, 2), torch.tensor([1.0, -1.0])
     ratios = torch.tensor([[1.1, 1.5], [0.5, 1.0]])
-    monkeypatch.setattr(ppo.policy, "chain_log_prob", lambda chain, means: ratios.log())
+    monkeypatch.setattr(ppo.policy, "evaluate_actions", evaluation(ratios))
     _, stats = ppo._policy_loss(batch, 0.0)
     # A gain is clipped from above, a loss from below.
     assert stats["policy_gradient_loss"] == pytest.approx(-(1.1 + 1.2 - 0.8 - 1.0) / 4, abs=1e-6)
@@ -140,17 +146,17 @@ def test_a_value_penalty_is_subtracted_from_the_bootstrap_value(make_ppo):
 
 def test_imitation_leaves_the_optimizer_of_ppo_alone(make_ppo):
     ppo = make_ppo()
-    ppo.imitation = lambda generator: ppo.policy.model.action.out.weight.square().sum()
-    before = weights(ppo.policy.model.action)
+    ppo.imitation = lambda generator: ppo.policy.denoiser.model.action.out.weight.square().sum()
+    before = weights(ppo.policy.denoiser.model.action)
     ppo.imitate(2)
-    assert not ppo.optimizer.state and not same(weights(ppo.policy.model.action), before)
+    assert not ppo.optimizer.state and not same(weights(ppo.policy.denoiser.model.action), before)
 
 
 def test_the_learning_rate_warms_up(make_ppo):
     ppo = make_ppo()
     rates = []
     for _ in range(25):
-        ppo._step(ppo.policy.model.action.out.weight.square().sum(), ppo.optimizer)
+        ppo._step(ppo.policy.denoiser.model.action.out.weight.square().sum(), ppo.optimizer)
         rates.append(ppo.optimizer.param_groups[0]["lr"])
     assert rates[0] == pytest.approx(CONFIG.learning_rate / 20) and rates[10] == pytest.approx(
         CONFIG.learning_rate * 0.525
@@ -160,7 +166,7 @@ def test_the_learning_rate_warms_up(make_ppo):
 
 def test_the_dream_is_bit_equal_before_and_after_an_update(make_ppo, windows):
     ppo = make_ppo()
-    model = ppo.policy.model
+    model = ppo.policy.denoiser.model
     batch = windows.sample(8, torch.Generator().manual_seed(0))
     noise = modes.video_noise(model, 8, torch.Generator().manual_seed(1))
 
@@ -218,17 +224,17 @@ def test_anchors_hold_the_policy(make_ppo, windows):
     free, held = make_ppo(replace(CONFIG, n_epochs=10)), make_ppo(replace(CONFIG, n_epochs=10, ref_kl_coef=10.0))
     distances = []
     for ppo in (free, held):
-        ppo.policy.model = copy.deepcopy(ppo.policy.model)
+        ppo.policy.denoiser = copy.deepcopy(ppo.policy.denoiser)
         env, ppo = ppo.batched, PPO(ppo.policy, ppo.config, seed=1)
         rollout = samples(ppo, ppo.collect(env, 4))
         ppo.update(rollout)
         with torch.no_grad():
-            means = ppo.policy.chain_means(rollout.context, rollout.chain)
-            distances.append(float(ppo.policy.reference_kl(means, rollout.reference_means).mean()))
+            found = ppo.policy.evaluate_actions(rollout.context, rollout.chain, rollout.reference)
+            distances.append(float(found.ref_kl.mean()))
     assert distances[1] < 0.5 * distances[0]
 
     def imitation(generator):
-        model, batch = ppo.policy.model, windows.sample(32, generator)
+        model, batch = ppo.policy.denoiser.model, windows.sample(32, generator)
         return policy_loss(model, model.observe(batch.obs), batch.actions, generator)
 
     ppo = make_ppo(replace(CONFIG, pg_coef=0.0, n_epochs=10), imitation=imitation)
@@ -256,7 +262,7 @@ def test_the_critic_learns_what_can_be_predicted(make_ppo, policy, n_steps):
     ppo = make_ppo(replace(CONFIG, critic_learning_rate=3e-3), num_envs=128, policy=policy)
     ppo.batched.terminate_on_success = False
     rollout = ppo.collect(ppo.batched, 2)
-    newest = torch.stack([context.frames[:, -1] for context in rollout.context])
+    newest = rollout.frames["state"][:, :, -1]
     rollout.reward = -(newest[..., 0] - newest[..., 2]).abs()
     actor = [p.detach().clone() for p in ppo.policy.actor_parameters()]
     assert ppo.fit_critic(rollout, n_steps) > 0.5
@@ -346,7 +352,7 @@ def test_the_clip_range_of_now_is_the_one_that_clips(make_ppo, monkeypatch):
     ppo = make_ppo(replace(CONFIG, n_steps=1, batch_size=1, clip_range=clip), num_envs=1)
     batch = samples(ppo, ppo.collect(ppo.batched, 1))
     batch.log_prob, batch.advantage = torch.zeros(1, 4), torch.tensor([1.0])
-    monkeypatch.setattr(ppo.policy, "chain_log_prob", lambda chain, means: torch.full((1, 4), 1.15).log())
+    monkeypatch.setattr(ppo.policy, "evaluate_actions", evaluation(torch.full((1, 4), 1.15)))
     assert ppo._policy_loss(batch, 0.0)[1]["policy_gradient_loss"] == pytest.approx(-1.15, abs=1e-6)
     ppo.progress_remaining = 0.5
     assert ppo._policy_loss(batch, 0.0)[1]["policy_gradient_loss"] == pytest.approx(-1.1, abs=1e-6)

@@ -15,7 +15,6 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.policies.api import policy_state
-from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
 from rl.rounds.loop import PostTraining
@@ -41,11 +40,8 @@ def post(tiny: list[str], demonstrations: list[Any]) -> Iterator[PostTraining]:
 def build(preset: str, tiny: list[str], demonstrations: list[Any] | None, *overrides: str) -> PostTraining:
     """Build a run; without `demonstrations` it has nothing to imitate."""
     config = compose(preset, [*tiny, *overrides], TrainConfig)
-    model, imitation = load_model(config.checkpoint), None
-    if demonstrations is not None:
-        buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
-        imitation = Imitation(model, buttons, config.ppo.bc_coef, 1.0, 1.0, config.ppo.bc_batch_size)
-    return PostTraining(config, model, imitation, lambda step, values: None, lambda line: None)
+    buttons = None if demonstrations is None else [e for e in demonstrations if e.task == "button-press-topdown"]
+    return PostTraining(config, load_model(config.checkpoint), buttons, lambda step, values: None, lambda line: None)
 
 
 class NoTraining:
@@ -499,15 +495,6 @@ def test_what_was_collected_is_taken_back_in_place_of_what_there_is(
     assert [*post.imitation.examples] == ["demonstrations"]
 
 
-def test_leads_to_success_by_hand() -> None:
-    # Rows are chunks, columns environments. Column 0: success at 1, then a new episode without any.
-    # Column 1: an episode that fails ends at 0, the next succeeds at 2. Column 2: never.
-    success = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]]).bool()
-    done = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).bool()
-    expected = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]).bool()
-    assert torch.equal(leads_to_success(success, done), expected)
-
-
 def test_shares_of_the_gain_add_up() -> None:
     def rate(n: int) -> list[EpisodeResult]:
         return [EpisodeResult("push", i, i < n, 5, 0.0) for i in range(10)]
@@ -532,19 +519,6 @@ def test_mix_dreams_first_and_the_simulator_has_the_rest(tiny: list[str], demons
     steps = [result.sim_steps for result in outcome.results]
     assert steps[:2] == [0, 0] and abs(steps[2] - 320) <= 128 and abs(steps[3] - 640) <= 128
     assert [result.verdict is None for result in outcome.results] == [False, False, True, True]
-
-
-def test_chunks_of_which_a_part_was_executed_are_completed_by_the_next() -> None:
-    # Two environments, four chunks of 2 executed actions, counted 0 to 7; one episode ends with chunk 1.
-    actions = torch.arange(8.0).view(4, 1, 2, 1).expand(4, 2, 2, 1)
-    done = torch.tensor([[0, 0], [0, 1], [0, 0], [0, 0]]).bool()
-    chunks, whole = whole_chunks(actions, done, 5)
-    assert chunks[:, 0, :, 0].tolist() == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
-    assert whole.tolist() == [[True, False], [True, False]]
-    chunks, whole = whole_chunks(actions, done, 2)
-    assert torch.equal(chunks, actions) and whole.all() and whole.shape == done.shape
-    chunks, whole = whole_chunks(actions[:1], done[:1], 8)
-    assert len(chunks) == len(whole) == 0
 
 
 def test_a_round_that_executes_a_part_of_each_chunk(

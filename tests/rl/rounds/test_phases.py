@@ -83,7 +83,7 @@ def make_toy(make_point: Callable[..., Any]) -> Callable[..., Toy]:
             save=lambda path: None,
         )
         called.begin()
-        learner = Learner(config, ppo, called, state, heard.hooks())
+        learner = Learner(config, ppo, called, state, heard.hooks(), chunk_size=2)
         phase = SimPhase(config, env, learner, imitation=None, keep_episodes=None, state=state, hooks=heard.hooks())
         return Toy(config, ppo, state, heard, phase)
 
@@ -179,7 +179,7 @@ def test_a_rollout_that_a_callback_ends_makes_no_update(
 
 def test_imitation_counts_as_one_update(make_toy: Callable[..., Toy]) -> None:
     toy = make_toy()
-    toy.ppo.imitation = lambda generator: toy.ppo.policy.log_std.square().sum()
+    toy.ppo.imitation = lambda generator: toy.ppo.policy.denoiser.log_std.square().sum()
     with counted_steps() as count:
         ImitationPhase(7, toy.ppo, toy.state, toy.heard.hooks()).train(0)
     assert count == [7] and toy.state.n_updates == 1

@@ -18,7 +18,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.runs.folder import RunFolder, lock_run
 from rl.runs.inputs import inputs_of
-from rl.runs.state import load_state, save_state
+from rl.runs.state import VERSION, load_state, save_state
 from rl.verbs import train
 from rl.verbs.begin import begin
 from world_model.checkpoint import load_checkpoint, pack_training_state, save_checkpoint
@@ -125,15 +125,25 @@ class Count(BaseCallback):
 """
 
 
-def as_an_older_version_saved(state: dict[str, Any]) -> dict[str, Any]:
+def renamed(value: Any, kind: str, **names: str) -> Any:
+    """Return a dataclass called `kind` with the attributes of `value`, some of them under other names."""
+    fields = {names.get(key, key): field for key, field in vars(value).items()}
+    return make_dataclass(kind, list(fields))(**fields)
+
+
+def older_weights(weights: dict[str, Tensor], checkpoint: Path) -> dict[str, Tensor]:
+    """Return the weights of a flow policy with the names that they had up to version 2."""
+    actor = [name for name, _ in load_model(checkpoint).action.named_parameters()]
+    names = {f"reference_weights.{i}": f"reference.{name}" for i, name in enumerate(actor)}
+    return {names.get(name, name.removeprefix("denoiser.")): value for name, value in weights.items()}
+
+
+def as_an_older_version_saved(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Return `state` with the names of before, when the phases of a round were called parts."""
 
-    def renamed(value: Any, name: str, **names: str) -> Any:
-        fields = {names.get(key, key): field for key, field in vars(value).items()}
-        return make_dataclass(name, list(fields))(**fields)
-
     def parts(results: list[Any]) -> list[Any]:
-        return [renamed(result, "Part", phase="place") for result in results]
+        older = [replace(result, champion=older_weights(result.champion, checkpoint)) for result in results]
+        return [renamed(result, "Part", phase="place") for result in older]
 
     runs = []
     for run in state["runs"]:
@@ -142,12 +152,15 @@ def as_an_older_version_saved(state: dict[str, Any]) -> dict[str, Any]:
     if "post" not in state:
         return {**state, "runs": runs}
     old = {"n_phases": "n_places", "results": "parts", "critic_is_new": "_critic_is_new"}
-    reached = {old.get(key, key): value for key, value in state["post"]["run"].items()}
-    return {**state, "runs": runs, "post": state["post"] | {"run": reached | {"parts": parts(reached["parts"])}}}
+    post = state["post"]
+    reached = {old.get(key, key): value for key, value in post["run"].items()}
+    reached |= {"parts": parts(reached["parts"]), "champion": older_weights(reached["champion"], checkpoint)}
+    post = post | {"run": reached, "weights": older_weights(post["weights"], checkpoint)}
+    return {**state, "runs": runs, "post": post}
 
 
 def test_a_run_goes_on_from_states_with_older_names(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also a finished run with a control left, whose state holds the outcome of the run itself."""
     words = [*tiny, "n_rounds=2", "ppo.imitation_steps=2", "eval.n_paired=0", "controls=[filtered_bc]"]
@@ -160,9 +173,11 @@ def test_a_run_goes_on_from_states_with_older_names(
             n_stops, first = n_stops + 1, ["train", str(folder_of("pieces"))]
             state = load_state(folder_of("pieces"))
             assert state is not None
-            save_state(folder_of("pieces"), as_an_older_version_saved(state))
+            files = pack_training_state(as_an_older_version_saved(state, checkpoint))
+            save_checkpoint(folder_of("pieces") / "checkpoints" / "state", {"state_version": 2}, {}, extra=files)
             tree = (folder_of("pieces") / "checkpoints/state/training_state.json").read_text()
             assert "n_places" in tree and "n_phases" not in tree and "PhaseResult" not in tree
+            assert "denoiser." not in tree and "reference_weights" not in tree
     assert code == 0 and n_stops == 8, capsys.readouterr().err  # of both runs: first evaluation and three phases
     same(everything(folder_of("whole")), everything(folder_of("pieces")))
 
@@ -319,12 +334,18 @@ def older_episode(episode: episodes.Episode) -> Episode:
     return Episode(episode.state, **kept)
 
 
-def make_older(run: Path, **more_weights: Tensor) -> tuple[int, int]:
+def make_older(run: Path, checkpoint: Path, **more_weights: Tensor) -> tuple[int, int]:
     """Write the state of a run as version 1 did; return the numbers of finished and unfinished episodes in it."""
     state = load_state(run)
     assert state is not None
     post, n_finished, n_unfinished = state["post"], 0, 0
-    post["weights"] |= more_weights
+    reached = post["run"]
+    post["weights"] = older_weights(post["weights"], checkpoint) | more_weights
+    reached["champion"] = older_weights(reached["champion"], checkpoint)
+    for result in reached["results"]:
+        result.champion = older_weights(result.champion, checkpoint)
+    if reached["real"] is not None:
+        reached["real"] = renamed(reached["real"], "Samples", reference="reference_means")
     if sim := post["sim"]:
         sim["context"] = sim["context"]["state"]
     recorder = sim["recorder"] if sim else None
@@ -341,26 +362,29 @@ def make_older(run: Path, **more_weights: Tensor) -> tuple[int, int]:
 
 
 def test_a_state_without_named_features_goes_on_to_the_same_end(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*tiny, "save_minutes=0", "eval.n_paired=0", "env.max_steps=48", "ppo.imitation_steps=0"]
     assert cli.main(["train", "mix", *words, "name=whole"]) == 0, capsys.readouterr().err
-    first, found = ["train", "mix", *words, "name=pieces"], []
+    first, found, has_samples = ["train", "mix", *words, "name=pieces"], [], False
     with monkeypatch.context() as patch:
         stop_after_a_save(patch)
         while (code := cli.main(first)) == 130:
-            found.append(make_older(folder_of("pieces")))
+            found.append(make_older(folder_of("pieces"), checkpoint))
+            tree = (folder_of("pieces") / "checkpoints/state/training_state.json").read_text()
+            has_samples |= "reference_means" in tree
+            assert "denoiser." not in tree and "reference_weights" not in tree
             first = ["train", str(folder_of("pieces"))]
     assert code == 0, capsys.readouterr().err
-    assert any(finished for finished, _ in found) and any(unfinished for _, unfinished in found)
+    assert any(finished for finished, _ in found) and any(unfinished for _, unfinished in found) and has_samples
     same(everything(folder_of("whole")), everything(folder_of("pieces")))
 
 
 def test_a_state_with_codes_of_images_in_the_state_vector_is_refused(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begun(tiny, monkeypatch)
-    make_older(run, **{"model.pictures.always": torch.zeros(1, 3, 16, 16)})
+    make_older(run, checkpoint, **{"model.pictures.always": torch.zeros(1, 3, 16, 16)})
     capsys.readouterr()
     assert cli.main(["train", str(run)]) == 2
     line = capsys.readouterr().err
@@ -376,11 +400,12 @@ def test_a_state_of_a_newer_version_is_refused(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begun(tiny, monkeypatch)
-    save_checkpoint(run / "checkpoints" / "state", {"state_version": 3}, {}, extra=pack_training_state({"runs": []}))
+    path, files = run / "checkpoints" / "state", pack_training_state({"runs": []})
+    save_checkpoint(path, {"state_version": VERSION + 1}, {}, extra=files)
     capsys.readouterr()
     assert cli.main(["train", str(run)]) == 2
-    path = run / "checkpoints" / "state"
-    assert capsys.readouterr().err == f"wamtune: {path}: state_version 3, known up to 2; upgrade wamtune\n"
+    expected = f"wamtune: {path}: state_version {VERSION + 1}, known up to {VERSION}; upgrade wamtune\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_state_is_read_when_nobody_else_writes_it(

@@ -182,7 +182,7 @@ def test_eval_looks_at_every_task_before_it_runs_one(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(evaluation, "evaluate_task", lambda model, options, task, tick: seen.append(task) or ([], []))
+    monkeypatch.setattr(evaluation, "evaluate_task", lambda *given: seen.append(given[2]) or ([], []))
     line = refused(capsys, "eval", str(checkpoint), "tasks=[push,door-open]")
     assert "task 'door-open' is unknown to the checkpoint" in line
     line = refused(capsys, "eval", str(checkpoint), "id=Pendulum-v1", "tasks=[push]")

@@ -56,6 +56,27 @@ def test_the_end_of_an_episode_with_images_has_a_window_that_is_filled_up():
     assert len(Windows([episode(6, 0.0)], ("a",), 2, 4, ends=True)) == 3
 
 
+def test_windows_with_pads_begin_at_every_step_and_do_not_know_what_comes_after_the_end():
+    # Episodes of 3 and 2 steps, chunks of 3: the second is shorter than a chunk.
+    windows = Windows([episode(3, 0.0, success_at=2), episode(2, 100.0)], ("a",), 2, 3, pads=True)
+    batch = windows.at(torch.arange(len(windows)))
+    assert batch.context["state"][..., 0].tolist() == [[0, 0], [0, 1], [1, 2], [100, 100], [100, 101]]
+    unknown = torch.nan
+    expected = [[0, 10, 20], [10, 20, unknown], [20, unknown, unknown], [1000, 1010, unknown], [1010, unknown, unknown]]
+    torch.testing.assert_close(batch.actions[..., 0], torch.tensor(expected), equal_nan=True)
+    # Frames after the end are the last one, as without pads.
+    assert batch.future["state"][1:3, :, 0].tolist() == [[2, 3, 3], [3, 3, 3]]
+    assert windows.at(torch.tensor([0])).actions.isfinite().all()  # the episodes themselves are not changed
+
+
+def test_windows_with_pads_begin_where_an_image_was_taken():
+    seen = with_images(episode(6, 0.0), every=4)
+    batch = Windows([seen], ("a",), 1, 4, every={"latents": 4}, pads=True).at(torch.arange(2))
+    assert batch.context["latents"][..., 0].tolist() == [[0], [4]]
+    assert batch.actions[0, :, 0].tolist() == [0, 10, 20, 30]
+    assert batch.actions[1, :2, 0].tolist() == [40, 50] and batch.actions[1, 2:].isnan().all()
+
+
 def test_success_and_progress_belong_to_the_frame_after_the_action():
     # Success after step 3: frame 4 is the first solved one.
     windows = Windows([episode(5, 0.0, success_at=3)], ("a",), 2, 2)
