@@ -1,4 +1,4 @@
-"""Train the pretrained parts of a small multi_task_dit offline: a CLIP folder whose vision tower knows where things are.
+"""Train the pretrained parts of a small multi_task_dit offline: a CLIP folder whose images say where things are.
 
     python benchmarks/lerobot_encoder.py runs/episodes/all datasets/see runs/clip
 
