@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ from world_model.files import (
     read_file,
     remove,
     replace_folder,
-    sha256,
     write_synced,
 )
 
@@ -54,7 +54,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, actor: PolicyConfig, about: 
         for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
             _sync(path)
             name = path.relative_to(temporary).as_posix()
-            files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+            files[name] = {"size": path.stat().st_size, "sha256": sha256_of_any(path)}
         write_synced(temporary / MANIFEST, _to_json({"files": files}))
         replace_folder(temporary, folder)
     except OSError as error:
@@ -77,6 +77,12 @@ def about_brought(folder: Path) -> dict[str, Any]:
         return {"stage": "rl", **parse_json(read_file(folder / ABOUT, JSON_BYTES))}
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / ABOUT}: it is not valid JSON; copy the checkpoint again") from error
+
+
+def sha256_of_any(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal, however large it is: policies that are brought may have gigabytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_json(data: Any) -> bytes:

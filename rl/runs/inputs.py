@@ -14,7 +14,10 @@ from pathlib import Path
 
 from rewards.errors import UserError
 from rewards.plugins import source_file, source_of
+from rl.build import find_policy
 from rl.config import TrainConfig
+from rl.policies.lerobot.loading import WEIGHTS
+from rl.policies.saving import sha256_of_any
 from rl.ppo.callbacks import callback_files
 from rl.ppo.schedules import schedule_file
 from rl.rounds.trust_signals import signal_files
@@ -34,6 +37,8 @@ def inputs_of(config: TrainConfig) -> Inputs:
     if config.uses_model:
         manifest = find_checkpoint(config.checkpoint) / MANIFEST
         found["checkpoint"] = sha256(manifest) if manifest.is_file() else "missing"
+    if config.actor.func == "lerobot":
+        found["policy"] = sha256_of_any(find_policy(str(config.actor.params.get("checkpoint", ""))) / WEIGHTS)
     return found
 
 
@@ -60,6 +65,9 @@ def check_inputs(config: TrainConfig, folder: Path, before: Mapping[str, str]) -
                 f"checkpoint={config.checkpoint}: these are not the weights that the run began with; "
                 f"put those back, {anew}"
             )
+        if key == "policy" and config.actor.func == "lerobot":
+            what = "these are not the weights that the run began with"
+            raise UserError(f"policy={config.starts_from}: {what}; put those back, {anew}")
         if key not in sources:
             raise UserError(f"{key}: what the run began with is not there any more; put it back, {anew}")
         copy = _copy(folder, fingerprint, sources[key])
