@@ -7,9 +7,8 @@ unless `map` gives another one. The bounds of the actions are the limits of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,40 +36,61 @@ def fit_to_robot(denoiser: Denoiser, name: str, config: RobotConfig, robot: Robo
         UserError: something is not known, and the message names the key to set; robot and policy do not fit; or the
             policy fails.
     """
+    known = _describe(robot, config)
+    sizes = _vector_sizes(denoiser.reads, name)
+    if len(known.state) != sum(sizes.values()):
+        raise UserError(
+            f"map.state: {name} reads {sum(sizes.values())} numbers, and there are {len(known.state)}: "
+            f"{', '.join(known.state):.200}; name those that it reads, in the order of its training"
+        )
+    _check_cameras(denoiser.reads, name, config, known.cameras)
+    spec = Spec(
+        features={**denoiser.reads, **_vectors(sizes, known.state)},
+        action_low=config.limits.low,
+        action_high=config.limits.high,
+        tasks=(config.task,),
+        control_hz=known.hz,
+        instructions={config.task: known.instruction} if known.instruction else {},
+    )
+    _check_bounds(config, len(known.action), spec)
+    pilot = DenoiserPilot(denoiser, spec, config.n_denoising_steps)
+    _try(pilot, name)
+    names = replace(config.map, state=known.state, action=known.action)
+    return pilot, replace(config, hz=known.hz, map=names)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What config and robot say together; the config comes first."""
+
+    state: tuple[str, ...]  # the robot's names of the numbers of the state
+    action: tuple[str, ...]
+    cameras: tuple[str, ...]
+    hz: float
+    instruction: str  # empty: none
+
+
+def _describe(robot: Robot, config: RobotConfig) -> _Description:
+    """Return what is known of a robot without a connection.
+
+    Raises:
+        UserError: task or rate is not known, or the robot fails.
+    """
     if not config.task:
         raise UserError("task=: a policy that you bring does not say which tasks it knows; name one, such as task=push")
     with blamed(f"robot={config.robot}", defined_at(type(robot)).rpartition(":")[0]):
         observed, commanded = dict(robot.observation_features), dict(robot.action_features)
         hz = config.hz or float(getattr(robot, "control_hz", 0.0))
-        sentences = dict(getattr(robot, "instructions", {}))
+        sentence = config.instruction or str(getattr(robot, "instructions", {}).get(config.task, ""))
     if not hz:
         raise UserError("hz=0: neither the policy nor the robot says the rate; set it to that of the recorded episodes")
-    sizes = _vector_sizes(denoiser.reads, name)
-    state = config.map.state or tuple(n for n, kind in observed.items() if kind is float)
-    if len(state) != sum(sizes.values()):
-        raise UserError(
-            f"map.state: {name} reads {sum(sizes.values())} numbers, and there are {len(state)}: "
-            f"{', '.join(state):.200}; name those that it reads, in the order of its training"
-        )
-    _check_cameras(denoiser.reads, name, config, observed)
-    action = config.map.action or tuple(n for n, kind in commanded.items() if kind is float)
-    features, first = dict(denoiser.reads), 0
-    for vector, size in sizes.items():
-        features[vector] = Feature((size,), slices=slices_of(state[first : first + size]))
-        first += size
-    _check_bounds(config, len(action), slices_of(state))
-    sentence = config.instruction or sentences.get(config.task, "")
-    spec = Spec(
-        features=features,
-        action_low=config.limits.low,
-        action_high=config.limits.high,
-        tasks=(config.task,),
-        control_hz=hz,
-        instructions={config.task: sentence} if sentence else {},
+    return _Description(
+        state=config.map.state or tuple(name for name, kind in observed.items() if kind is float),
+        action=config.map.action or tuple(name for name, kind in commanded.items() if kind is float),
+        cameras=tuple(name for name, kind in observed.items() if kind is not float),
+        hz=hz,
+        instruction=sentence,
     )
-    pilot = DenoiserPilot(denoiser, spec, config.n_denoising_steps)
-    _try(pilot, name)
-    return pilot, replace(config, hz=hz, map=replace(config.map, state=state, action=action))
 
 
 def _vector_sizes(reads: Mapping[str, Feature], name: str) -> dict[str, int]:
@@ -85,21 +105,31 @@ def _vector_sizes(reads: Mapping[str, Feature], name: str) -> dict[str, int]:
     return {vector: reads[vector].shape[0] for vector in VECTORS if vector in reads}
 
 
-def _check_cameras(reads: Mapping[str, Feature], name: str, config: RobotConfig, observed: Mapping[str, Any]) -> None:
+def _vectors(sizes: Mapping[str, int], names: Sequence[str]) -> dict[str, Feature]:
+    """Return the vectors that a policy reads, with their named parts; `names` are those of all their numbers."""
+    vectors, first = {}, 0
+    for vector, size in sizes.items():
+        parts = slices_of(names[first : first + size])
+        if vector == STATE and not parts:  # joints with a name each: `limits.start` and `limits.boxes` need a part
+            parts = {STATE: (0, size)}
+        vectors[vector], first = Feature((size,), slices=parts), first + size
+    return vectors
+
+
+def _check_cameras(reads: Mapping[str, Feature], name: str, config: RobotConfig, cameras: Sequence[str]) -> None:
     for feature in (feature for feature in reads if feature.startswith(IMAGES)):
         camera = feature.removeprefix(IMAGES)
-        if config.map.images.get(camera, camera) not in observed:
-            found = [n for n, kind in observed.items() if kind is not float]
+        if config.map.images.get(camera, camera) not in cameras:
             raise UserError(
-                f"map.images: {name} reads {feature!r}, and the robot's cameras are {', '.join(found) or 'none'}; name "
-                f"one with map.images.{camera}=CAMERA, or add it to the robot, in the simulated one with "
+                f"map.images: {name} reads {feature!r}, and the robot's cameras are {', '.join(cameras) or 'none'}; "
+                f"name one with map.images.{camera}=CAMERA, or add it to the robot, in the simulated one with "
                 f"'params.cameras={{{camera}: {{}}}}'"
             )
 
 
-def _check_bounds(config: RobotConfig, action_dim: int, slices: Mapping[str, tuple[int, int]]) -> None:
+def _check_bounds(config: RobotConfig, action_dim: int, spec: Spec) -> None:
     """Check that the limits, which bound the actions of the policy, are complete, and that each action can move."""
-    config.limits.check_fits(action_dim, {name: slice(*part) for name, part in slices.items()})
+    config.limits.check_fits(action_dim, spec.vector_slices)
     for i, (low, high) in enumerate(zip(config.limits.low, config.limits.high, strict=True)):
         if low == high:
             raise UserError(f"limits: action {i} is from {low:g} to {high:g}; for this policy, choose low below high")

@@ -19,7 +19,7 @@ from rewards.errors import UserError, blamed, defined_at, did_you_mean
 from rewards.plugins import check_params, known, load
 from rl.robots.errors import NOT_NUMBERS, Stop
 from world_model.data.pixels import shrunk
-from world_model.spec import IMAGES, STATE, Spec
+from world_model.spec import IMAGES, Spec
 
 Array = np.ndarray
 
@@ -117,7 +117,7 @@ def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def slices_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return the named parts of a state, (start, stop) by name, from the names of its numbers; see `names_of`.
 
-    A part is a run of names such as `hand_pos.0`, `hand_pos.1`. Without any, `state` is the whole of it.
+    A part is a run of names such as `hand_pos.0`, `hand_pos.1`.
     """
     parts: dict[str, tuple[int, int]] = {}
     for i, name in enumerate(names):
@@ -126,7 +126,7 @@ def slices_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
             parts[part] = (i, i + 1)
         elif part in parts and parts[part][1] == i and index == str(i - parts[part][0]):
             parts[part] = (parts[part][0], i + 1)
-    return parts or {STATE: (0, len(names))}
+    return parts
 
 
 class Interface:

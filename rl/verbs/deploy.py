@@ -112,7 +112,7 @@ def _load_brought(name: str, config: RobotConfig) -> Denoiser:
 def _is_of_own_class(name: str) -> bool:
     """Whether a name is that of a checkpoint that `wamtune train` wrote of a class of the user's own."""
     try:
-        return (find_checkpoint(name) / ABOUT).is_file()
+        return (find_checkpoint(Path(name)) / ABOUT).is_file()
     except UserError:  # an export, or nothing at all, which loading it reports
         return False
 

@@ -104,8 +104,9 @@ def test_a_policy_runs_on_the_simulated_arm(
     name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = str(tiny.make(name, tmp_path))
-    assert cli.main(["deploy", folder, "run", *RUN, *words]) == 0
+    folder = tiny.make(name, tmp_path / "mine" / "checkpoints")
+    folder.rename(folder.with_name("last"))  # as `wamtune train` leaves it
+    assert cli.main(["deploy", "mine", "run", *RUN, *words]) == 0
     said = capsys.readouterr().out
     sentence = "Push it." if name == "multi_task_dit_state" else "Push the puck to the goal."
     assert f"task push, {sentence!r}, 80 Hz" in said and "episode 1: 12 commands, 12 steps, 0 without a plan" in said

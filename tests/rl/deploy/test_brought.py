@@ -157,7 +157,17 @@ def test_the_state_of_a_robot_is_split_as_the_network_reads_it() -> None:
 
 def test_parts_of_a_state_are_runs_of_numbered_names() -> None:
     assert slices_of(("a.0", "a.1", "grip", "b.pos.0", "a.2")) == {"a": (0, 2), "b.pos": (3, 4)}
-    assert slices_of(("shoulder.pos", "elbow.pos")) == {STATE: (0, 2)}
+    assert slices_of(("shoulder.pos", "elbow.pos")) == {}
+
+
+def test_joints_with_a_name_each_are_the_part_state() -> None:
+    """So `limits.start` can name them, where actions are positions."""
+    denoiser = Follower()
+    denoiser.reads = {STATE: Feature((2,)), ENVIRONMENT_STATE: Feature((2,))}
+    robot = fake(state=("shoulder.pos", "elbow.pos", "cup.x", "cup.y"))
+    limits = replace(LIMITS, still=(), start=STATE)
+    pilot, _ = fit_to_robot(denoiser, "mine", replace(CONFIG, limits=limits), robot)
+    assert pilot.spec.slices == {STATE: slice(0, 2)}
 
 
 def test_commands_stay_within_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +224,8 @@ def test_what_is_not_known_is_asked_for(changes: dict[str, Any], line: str) -> N
     [
         (
             {STATE: Feature((2,)), "images.top": Feature((4, 4, 3), dtype="uint8")},
-            "map.images: mine reads 'images.top', and the robot's cameras are none; name one with map.images.top=CAME"
-            "RA, or add it to the robot, in the simulated one with 'params.cameras={top: {}}'",
+            "map.images: mine reads 'images.top', and the robot's cameras are none; name one with "
+            "map.images.top=CAMERA, or add it to the robot, in the simulated one with 'params.cameras={top: {}}'",
         ),
         (
             {"touch": Feature((2,))},
