@@ -20,6 +20,7 @@ from rewards.errors import UserError
 from rl.deploy.pilots import Pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import Session
+from rl.robots.api import Robot
 from rl.seeds import COMPARE
 from world_model.files import write_atomically
 
@@ -88,6 +89,7 @@ def compare(
     config: RobotConfig,
     say: Callable[[str], None] = print,
     keys: bool = False,
+    robot: Robot | None = None,
 ) -> Score:
     """Run pairs of episodes until it is clear which policy is better, or `config.n_episodes` pairs are done.
 
@@ -103,13 +105,14 @@ def compare(
         config: robot, limits and counts.
         say: called with each line of output.
         keys: whether a line on standard input stops the robot.
+        robot: see `Session`.
 
     Raises:
         UserError: the two policies need different robots, compare.json is of other policies, or see `Session`.
     """
     if champion.spec != challenger.spec:
         raise UserError(f"{names[0]} and {names[1]} expect different robots: their features, bounds or rates differ")
-    with Session(champion.spec, config, say, keys) as session:
+    with Session(champion.spec, config, say, keys, robot) as session:
         path, first = session.store.folder / RESULTS, first_scene(names)
         pairs = _read(path, names)
         for i in range(config.n_episodes):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rewards.checks import at_least, between_0_1
 from rewards.errors import UserError
+from rl.config import Chosen
 from rl.deploy.safety import Limits
 from rl.robots.api import RobotMap
 
@@ -17,13 +18,16 @@ class RobotConfig:
 
     robot: str = ""  # fake, sim, rosbridge, a robot of LeRobot by its name, FILE.py:Class, module:Class
     params: dict[str, Any] = field(default_factory=dict)  # arguments of its constructor
+    policy: Chosen = ""  # FILE.py:Class if the policy is a class of your own; empty: the checkpoint that is named first
+    device: str = "cpu"  # of the weights of a policy that you bring, such as cuda
     task: str = ""  # empty: the only task that the checkpoint knows
-    hz: float = 0.0  # commands per second; 0: the rate of the checkpoint
+    instruction: str = ""  # for a policy that reads language; empty: what the robot says of the task, else its name
+    hz: float = 0.0  # commands per second; 0: the rate of the checkpoint, else that of the robot
     n_episodes: int = 1  # in a comparison: the largest number of pairs
     alpha: float = 0.1  # largest probability that a comparison of equal policies ever becomes clear
     max_steps: int = 150  # commands of an episode
     n_action_steps: int = 4  # steps of a chunk after which the next plan is started
-    n_denoising_steps: int = 2
+    n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
     seed: int = 0  # of the policy's sampling noise
     max_late: int = 5  # commands in a row without a plan; one more stops the robot
     success: Literal["robot", "key", "read_out"] = "robot"  # judged by the robot, by a typed s, or by the model
@@ -37,6 +41,8 @@ class RobotConfig:
         """Refuse an empty robot name and invalid counts."""
         if not self.robot:
             raise UserError("robot=: expected fake, sim, rosbridge, the name of a robot of LeRobot, or FILE.py:Class")
-        at_least(self, 1, "n_episodes", "max_steps", "n_action_steps", "n_denoising_steps")
+        at_least(self, 1, "n_episodes", "max_steps", "n_action_steps")
+        if self.n_denoising_steps is not None:
+            at_least(self, 1, "n_denoising_steps")
         between_0_1(self, "alpha")
         at_least(self, 0, "hz", "seed", "max_late")

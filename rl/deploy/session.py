@@ -20,7 +20,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Guard
 from rl.deploy.stops import Stops
 from rl.policies.wam import ModelPilot
-from rl.robots.api import Interface, differences, make_robot
+from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import SURE
@@ -31,9 +31,15 @@ LET_GO_S = 30.0
 
 
 def run_session(
-    pilot: Pilot, config: RobotConfig, say: Callable[[str], None] = print, keys: bool = False
+    pilot: Pilot,
+    config: RobotConfig,
+    say: Callable[[str], None] = print,
+    keys: bool = False,
+    robot: Robot | None = None,
 ) -> list[Lived]:
     """Run the episodes of `config`; each finished episode is on disk before the next one begins.
+
+    For the arguments see `Session`.
 
     Returns:
         The result of each episode. A stop ends the session.
@@ -42,7 +48,7 @@ def run_session(
         UserError: see `Session`.
     """
     lived: list[Lived] = []
-    with Session(pilot.spec, config, say, keys) as session:
+    with Session(pilot.spec, config, say, keys, robot) as session:
         n_recorded = session.n_recorded  # recorded episodes used these scenes, so continue with new ones
         for i in range(n_recorded, n_recorded + config.n_episodes):
             lived.append(session.run(pilot, i, f"episode {i + 1}"))
@@ -59,13 +65,21 @@ class Session:
         config: robot, limits and counts.
         say: called with each line of output.
         keys: whether a line on standard input stops the robot.
+        robot: not connected yet; None: the one that `config` names.
 
     Raises:
         UserError: the robot or task does not exist, limits are missing, episodes cannot be recorded to the folder, or
             the robot differs from what the policy expects.
     """
 
-    def __init__(self, spec: Spec, config: RobotConfig, say: Callable[[str], None] = print, keys: bool = False) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        config: RobotConfig,
+        say: Callable[[str], None] = print,
+        keys: bool = False,
+        robot: Robot | None = None,
+    ) -> None:
         self.spec, self.config, self.say = spec, config, say
         self.task, self.hz = _task(spec, config), config.hz or spec.control_hz
         self.stops = Stops(Path(config.stop_file), keys)
@@ -74,7 +88,7 @@ class Session:
             raise UserError(f"no start: {reason}; {remedy}")
         self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
-        self.robot = make_robot(config.robot, config.params, self.task)
+        self.robot = make_robot(config.robot, config.params, self.task) if robot is None else robot
         self.calls = Calls()
         self.n_recorded = 0  # episodes that were in the folder before this session
 
@@ -187,7 +201,7 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
         stops: where a typed s is noted.
 
     Raises:
-        UserError: `read_out` with an export, which has no read-out.
+        UserError: `read_out` with another policy than a world-action model, which has no read-out.
     """
     if who == "key":
         stops.solved = False
@@ -195,7 +209,10 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
     if who == "robot":
         return robot_says
     if not isinstance(pilot, ModelPilot):
-        raise UserError("success=read_out: an export reads nothing out; run the checkpoint, or choose robot or key")
+        raise UserError(
+            "success=read_out: only the checkpoint of a world-action model has a read-out, no export and no policy "
+            "that you bring; choose robot or key"
+        )
     model = pilot.model
     index, before = torch.tensor([model.spec.tasks.index(task)]), [False]
 

@@ -230,6 +230,25 @@ class Denoiser(nn.Module, ABC):
     def to_actions(self, encoded: Tree, x: Tensor) -> Tensor:
         """Return the actions of finished chunks `x`, in environment units, not clamped. Shape: (n, chunk_size, A)."""
 
+    def noised(self, encoded: Tree, actions: Tensor, noise: Tensor, i: int, n_steps: int) -> Tensor | None:
+        """Return chunks of known actions with the noise that a chunk has before step `i` of `n_steps`.
+
+        A robot executes the first actions of a chunk while it is computed, so these are fixed. With this method the
+        network sees them in every step, and the rest of the chunk continues them.
+
+        Args:
+            encoded: the observations.
+            actions: (n, chunk_size, A), in environment units.
+            noise: start of the chain, (n, horizon, chain_dim).
+            i: the step, from 0.
+            n_steps: number of steps.
+
+        Returns:
+            (n, horizon, chain_dim). None, the default: the network cannot do this, as a regression. The fixed actions
+            then replace the first ones of the finished chunk, and the rest does not know them.
+        """
+        return None
+
     @abstractmethod
     def imitation_loss(self, encoded: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the network's own mean training loss on `actions` (n, chunk_size, A), in environment units.

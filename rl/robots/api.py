@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -47,6 +47,7 @@ class Robot(Protocol):
     - `control_hz`: it is compared with the rate of the policy.
     - `reset(scene)`: prepares an episode; if the robot can repeat a start, the same number gives the same start.
     - `real_time`: False for a robot that waits for each command, as a simulator can.
+    - `instructions`: name of a task -> sentence, for policies that read language.
 
     Optional keys of an observation: `timestamp`, when it was taken, in seconds of `time.monotonic`; and `success`.
     """
@@ -111,6 +112,21 @@ def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
         for i in range(part.start, part.stop):
             names[i] = f"{name}.{i - part.start}"
     return tuple(names), tuple(f"action.{i}" for i in range(spec.action_dim))
+
+
+def slices_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return the named parts of a state, (start, stop) by name, from the names of its numbers; see `names_of`.
+
+    A part is a run of names such as `hand_pos.0`, `hand_pos.1`.
+    """
+    parts: dict[str, tuple[int, int]] = {}
+    for i, name in enumerate(names):
+        part, _, index = name.rpartition(".")
+        if part and index == "0" and part not in parts:
+            parts[part] = (i, i + 1)
+        elif part in parts and parts[part][1] == i and index == str(i - parts[part][0]):
+            parts[part] = (parts[part][0], i + 1)
+    return parts
 
 
 class Interface:

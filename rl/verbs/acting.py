@@ -1,8 +1,15 @@
-"""Load a checkpoint for a verb that lets it act."""
+"""Load a checkpoint, or a policy that somebody brings, for a verb that lets it act."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from rewards.errors import UserError
+from rl.build import make_denoiser
+from rl.config import PolicyConfig, TrainConfig
+from rl.policies.api import Denoiser
+from world_model.checkpoint import find_checkpoint
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model_and_config
 
@@ -20,3 +27,24 @@ def load_actor(name_or_path: str) -> WorldActionModel:
             f"checkpoint={name_or_path}, look at what it predicts with wamtune dream {name_or_path}, or take another"
         )
     return model
+
+
+def load_brought(name: str, policy: Any, device: str, n_action_steps: int) -> Denoiser:
+    """Load a policy of LeRobot, or of the user's own with the weights that `wamtune train` saved.
+
+    Args:
+        name: folder of the checkpoint, or a run folder; for a class of your own also any other name, for new weights.
+        policy: see `TrainConfig.policy`; empty: `name` is a policy of LeRobot.
+        device: of the weights.
+        n_action_steps: executed of each chunk; 0: as many as its own configuration says.
+
+    Raises:
+        UserError: it cannot be loaded, see `make_denoiser`, or it is not a policy that somebody brings.
+    """
+    actor = TrainConfig(policy=policy).actor if policy else PolicyConfig("lerobot", {"checkpoint": name})
+    denoiser = make_denoiser(actor, device, n_action_steps)
+    if denoiser is None:
+        raise UserError(f"policy={actor.func}: expected FILE.py:Class or a policy of LeRobot; leave it out for {name}")
+    if actor.func != "lerobot" and Path(name).is_dir():
+        denoiser.load_weights(find_checkpoint(name))
+    return denoiser

@@ -9,15 +9,24 @@ from typing import Any
 import torch
 
 from rewards.errors import UserError
+from rl.build import is_policy
 from rl.compose import compose
+from rl.deploy.brought import fit_to_robot
 from rl.deploy.compare import compare
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, export_policy
-from rl.deploy.pilots import load_pilot
+from rl.deploy.pilots import Pilot, load_pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.deploy.stops import has_terminal
+from rl.envs.simulator import usable_device
+from rl.policies.api import Denoiser
+from rl.policies.saving import ABOUT
+from rl.policies.wam import WamDenoiser
+from rl.robots.api import Robot, make_robot
+from rl.verbs.acting import load_brought
 from rl.verbs.options import ExportOptions
+from world_model.checkpoint import find_checkpoint
 from world_model.runs import find_run
 
 ACTIONS = ("export", "run", "compare")
@@ -38,8 +47,8 @@ def _run(name: str, words: list[str]) -> None:
         raise UserError(
             f"deploy {name} run needs a robot and its limits: a preset such as robot-sim, or robot=... limits.low=..."
         )
-    config = _robot_config(words[2:])
-    episodes = run_session(load_pilot(name, config.n_denoising_steps), config, keys=has_terminal())
+    (pilot,), config, robot = _fitted([name], _robot_config(words[2:]))
+    episodes = run_session(pilot, config, keys=has_terminal(), robot=robot)
     periods = sorted(period for episode in episodes for period in episode.periods)
     solved = sum(any(episode.success) for episode in episodes)
     print(f"{solved} of {len(episodes)} episodes reported success")
@@ -55,9 +64,8 @@ def _compare(name: str, words: list[str]) -> None:
         raise UserError(
             f"deploy {name} compare needs a challenger and a robot: a preset such as robot-sim, or robot=..."
         )
-    config = _robot_config(words[3:])
-    champion, challenger = (load_pilot(n, config.n_denoising_steps) for n in (name, words[2]))
-    score = compare(champion, challenger, (name, words[2]), config, keys=has_terminal())
+    (champion, challenger), config, robot = _fitted([name, words[2]], _robot_config(words[3:]))
+    score = compare(champion, challenger, (name, words[2]), config, keys=has_terminal(), robot=robot)
     print(score.verdict(config.alpha))
     if score.stopped:
         raise UserError(f"the robot was stopped: {score.stopped}; the same command goes on from here")
@@ -72,8 +80,50 @@ def _robot_config(words: list[str]) -> RobotConfig:
     return config
 
 
+def _fitted(names: list[str], config: RobotConfig) -> tuple[list[Pilot], RobotConfig, Robot | None]:
+    """Load policies for one session.
+
+    Returns:
+        The policies; the config; and the robot if a policy had to be fitted to it, with a config that says so.
+    """
+    brought = {name: _load_brought(name, config) for name in names if config.policy or is_policy(name)}
+    if not brought and config.instruction:
+        raise UserError(f"instruction: {names[0]} knows its tasks by name and reads no sentence; leave it out")
+    robot = make_robot(config.robot, config.params, config.task) if brought else None
+    pilots: list[Pilot] = []
+    fitted = config
+    for name in names:
+        if robot is not None and name in brought:
+            pilot, fitted = fit_to_robot(brought[name], name, config, robot)
+            print(f"{name}: task {config.task}, {pilot.spec.instruction(config.task)!r}, {fitted.hz:g} Hz")
+            pilots.append(pilot)
+            continue
+        if _is_of_own_class(name):  # it says of which, but a file must not choose the code that runs
+            raise UserError(f"{name}: it was trained from a class of your own; name that with policy=FILE.py:Class")
+        pilots.append(load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps))
+    return pilots, fitted, robot
+
+
+def _load_brought(name: str, config: RobotConfig) -> Denoiser:
+    # Images are recorded once a plan, which is how often they are read.
+    return load_brought(name, config.policy, usable_device("device", config.device), config.n_action_steps)
+
+
+def _is_of_own_class(name: str) -> bool:
+    """Whether a name is that of a checkpoint that `wamtune train` wrote of a class of the user's own."""
+    try:
+        return (find_checkpoint(Path(name)) / ABOUT).is_file()
+    except UserError:  # an export, or nothing at all, which loading it reports
+        return False
+
+
 def _export(name: str, words: list[str]) -> None:
     options = compose(None, words[2:], ExportOptions)
+    if is_policy(name) or _is_of_own_class(name):
+        raise UserError(
+            f"deploy {name} export: only wamtune's own policies are exported; this one runs from its checkpoint, with "
+            f"wamtune deploy {name} run, and a policy server is planned for a later version"
+        )
     folder = Path(options.out) if options.out else default_folder(name)
     command = shlex.join(["wamtune", "deploy", *words])
     contract = export_policy(name, folder, options.n_denoising_steps, options.n_action_steps, command, options.episodes)

@@ -12,9 +12,9 @@ from rich.table import Table
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.build import device_of, find_simulator, is_policy, make_denoiser, make_sim, tasks_of
+from rl.build import device_of, find_simulator, is_policy, make_sim, tasks_of
 from rl.compose import compose
-from rl.config import DreamConfig, EnvConfig, PolicyConfig, TrainConfig
+from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.api import Denoiser
@@ -24,7 +24,7 @@ from rl.policies.wam import WamDenoiser
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
 from rl.runs.progress import Progress, show
 from rl.statistics import describe, paired_gain, success_rate, wilson
-from rl.verbs.acting import load_actor
+from rl.verbs.acting import load_actor, load_brought
 from rl.verbs.options import EvalOptions
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.dream_env import DreamEnv
@@ -67,12 +67,7 @@ def _evaluate_brought(name: str, options: EvalOptions) -> None:
             "metaworld-pixels-tuned"
         )
     config = _config(options)
-    actor = config.actor if options.policy else PolicyConfig("lerobot", {"checkpoint": name})
-    denoiser = make_denoiser(actor, device_of(config), options.n_action_steps)
-    assert denoiser is not None
-    folder = Path(name)
-    if actor.func != "lerobot" and folder.is_dir():  # what `wamtune train` saved of it
-        denoiser.load_weights(find_checkpoint(folder))
+    denoiser = load_brought(name, options.policy, device_of(config), options.n_action_steps)
     model = None if options.place == "sim" else load_model(options.world_model)
     tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
     if not tasks:

@@ -203,6 +203,10 @@ policy.onnx and of the checkpoint. Before anything is written, onnxruntime must 
 observations; the largest difference is printed. Needs the extra `export`: {pip_line("export")}
 `run` takes the folder of an export as well.
 
+`run` and `compare` also take a policy of LeRobot, by its folder or the run that trained it, and with
+policy=FILE.py:Class one of your own. These do not say which task, rate, names and bounds they are for: the robot and
+the keys do (docs/sim_to_real.md).
+
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),
 one behind rosbridge, or the simulated one of the preset robot-sim. Nothing is sent until limits are given and the robot
 has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C or a signal stop it; the exit code is

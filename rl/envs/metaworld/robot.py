@@ -64,6 +64,7 @@ class SimRobot(NumberRobot):
             )
         self.spec = make_spec("metaworld", [task])
         self.control_hz = hz or self.spec.control_hz
+        self.instructions = self.spec.instructions
         self.state, self.action = names_of(self.spec)
         self._cameras = {
             name: CameraUse(_view(given), image_size, image_size) for name, given in (cameras or {}).items()

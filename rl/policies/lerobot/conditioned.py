@@ -62,6 +62,15 @@ class ConditionedFamily(Family):
         output = self._output(x, torch.full((len(x),), t, dtype=torch.long, device=x.device), conditioning)
         return ddpm_step(self.scheduler, output, t, x)
 
+    def noised(self, clean: Tensor, noise: Tensor, i: int, n_steps: int) -> Tensor:
+        """Return the point of the flow's path at the time of step `i`, or what DDPM makes of `clean` at that time."""
+        if self.is_flow:
+            time = torch.linspace(0, 1, n_steps + 1)[i].item()
+            return time * clean + (1 - (1 - self.config.sigma_min) * time) * noise
+        self.scheduler.set_timesteps(n_steps)
+        mixed: Tensor = self.scheduler.add_noise(clean, noise, self.scheduler.timesteps[i : i + 1])
+        return mixed
+
     def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared errors of flow matching, or of the noise that DDPM's network predicts."""
         with drawn_from(generator):

@@ -124,13 +124,19 @@ class LeRobotDenoiser(Denoiser):
         actions: Tensor = self.loaded.postprocessor(chunk).to(x.device)
         return actions[:, self.first :]
 
+    def noised(self, encoded: Tree, actions: Tensor, noise: Tensor, i: int, n_steps: int) -> Tensor | None:
+        """Return normalised actions on the path of the policy's own noise; None for a regression."""
+        clean = self._normalised(actions, encoded["state"])
+        # In training the padded columns are zeros, to which noise is added.
+        padded = torch.nn.functional.pad(clean, (0, self.chain_dim - self.family.action_dim))
+        return self.family.noised(padded, noise, i, n_steps)
+
     def imitation_loss(self, encoded: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return LeRobot's training loss, in evaluation mode: without dropout and random crops."""
         known = torch.isfinite(actions).all(-1, keepdim=True)
-        # Rows before the first executed action are unknown. They are filled, and the loss leaves them out.
+        # Unknown rows are filled, and the loss leaves them out.
         filled = torch.where(known, actions, actions[:, :1])
-        past = filled[:, :1].expand(-1, self.first, -1)
-        normalised = self._normalised(torch.cat([past, filled], dim=1), encoded["state"])
+        normalised = self._normalised(filled, encoded["state"])
         errors = self.family.errors(self.prepare(encoded), normalised, generator)[:, self.first :]
         # A mean over the known rows, as LeRobot's mask of padded actions gives.
         return torch.where(known, errors, 0).sum() / (known.sum() * errors.shape[-1])
@@ -215,8 +221,12 @@ class LeRobotDenoiser(Denoiser):
         return batch
 
     def _normalised(self, actions: Tensor, state: Tensor) -> Tensor:
-        """Return actions (n, horizon, A) as the preprocessor gives them to the training loss."""
-        transition = {"action": actions, "observation": {LEROBOT_STATE: state}}
+        """Return actions (n, chunk_size, A) as the preprocessor gives them to the training loss, (n, horizon, A).
+
+        The rows of the past, before the first executed action, are unknown and repeat that action.
+        """
+        past = actions[:, :1].expand(-1, self.first, -1)
+        transition = {"action": torch.cat([past, actions], dim=1), "observation": {LEROBOT_STATE: state}}
         for step in self.loaded.preprocessor.steps:
             if type(step).__name__ == "RelativeActionsProcessorStep":
                 transition = step(transition)

@@ -48,6 +48,13 @@ class Family(ABC):
     def step(self, conditioning: Tree, x: Tensor, i: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
         """Take a step; see `Denoiser.step`."""
 
+    def noised(self, clean: Tensor, noise: Tensor, i: int, n_steps: int) -> Tensor | None:
+        """Return normalised chunks `clean` with the noise that a chunk has before step `i` of `n_steps`.
+
+        The three have the shape (n, horizon, chain_dim). None: the policy has no noise; see `Denoiser.noised`.
+        """
+        return None
+
     @abstractmethod
     def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the errors of the training loss on normalised `actions`, both (n, horizon, action_dim)."""

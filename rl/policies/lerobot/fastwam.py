@@ -57,13 +57,13 @@ class FastwamFamily(Family):
 
     def step(self, conditioning: Tree, x: Tensor, i: int, n_steps: int) -> tuple[Tensor, None]:
         """Take one Euler step on LeRobot's shifted grid of times, in float32."""
-        times, sizes = self.policy.model.infer_action_scheduler.build_inference_schedule(
-            num_inference_steps=n_steps,
-            device=x.device,
-            dtype=x.dtype,
-            shift_override=self.config.sigma_shift,
-        )
+        times, sizes = self._grid(x, n_steps)
         return x + sizes[i] * self._velocity(conditioning, x, times[i].expand(len(x))), None
+
+    def noised(self, clean: Tensor, noise: Tensor, i: int, n_steps: int) -> Tensor:
+        """Return the point of the straight path at the time of step `i`, which is 1000 at noise."""
+        level = self._grid(clean, n_steps)[0][i] / 1000
+        return (1 - level) * clean + level * noise
 
     def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared errors of flow matching, at times that are uniform before LeRobot's shift."""
@@ -94,6 +94,16 @@ class FastwamFamily(Family):
             finally:
                 del model._make_action_latents
         return torch.cat(chunks)
+
+    def _grid(self, x: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
+        """Return times of the steps, from 1000 down, and their sizes; both (n_steps,), of type and device of `x`."""
+        times, sizes = self.policy.model.infer_action_scheduler.build_inference_schedule(
+            num_inference_steps=n_steps,
+            device=x.device,
+            dtype=x.dtype,
+            shift_override=self.config.sigma_shift,
+        )
+        return times, sizes
 
     def _velocity(self, conditioning: Tree, x: Tensor, time: Tensor) -> Tensor:
         """Return noise minus data, as the network estimates it for chunks `x` at times (n,) from 1000 to 0."""

@@ -73,6 +73,11 @@ class VelocityFamily(Family):
         time = torch.full((len(x),), 1 - i / n_steps, dtype=torch.float32, device=x.device)
         return x - self._velocity(conditioning, x, time) / n_steps, None
 
+    def noised(self, clean: Tensor, noise: Tensor, i: int, n_steps: int) -> Tensor:
+        """Return the point of the straight path at the time of step `i`, which is 1 at noise."""
+        time = 1 - i / n_steps
+        return time * noise + (1 - time) * clean
+
     def errors(self, conditioning: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the squared errors of flow matching; LeRobot's loss, but the VLM gets no gradient."""
         padded = torch.nn.functional.pad(actions, (0, self.chain_dim - self.action_dim))

@@ -54,7 +54,7 @@ def test_an_export_runs_a_robot_and_reads_nothing_out(
     config = RobotConfig(robot="fake", task="reach", max_steps=6, n_action_steps=2, limits=limits, max_late=1000)
     (lived,) = run_session(pilot, config, say=lambda line: None)
     assert len(lived.sent) == 6 and len(EpisodeStore("runs/robot/fake")) == 1
-    with pytest.raises(UserError, match="success=read_out: an export reads nothing out; run the checkpoint, or"):
+    with pytest.raises(UserError, match="success=read_out: only the checkpoint of a world-action model has a"):
         session.make_judge("read_out", pilot, "reach", lambda: None)
 
 
