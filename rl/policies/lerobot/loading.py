@@ -70,7 +70,7 @@ class Loaded:
 def is_lerobot(folder: Path) -> bool:
     """Whether a folder is a checkpoint of LeRobot: its `config.json` has `type` and `output_features`."""
     try:
-        config = json.loads(read_file(folder / CONFIG, JSON_BYTES))
+        config = parse_json(read_file(folder / CONFIG, JSON_BYTES))
     except (OSError, ValueError, UserError):
         return False
     return isinstance(config, dict) and "type" in config and "output_features" in config
