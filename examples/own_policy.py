@@ -1,7 +1,7 @@
 """A policy of your own: a small flow-matching network on the state, trained by imitation and PPO as the built-in one.
 
     wamtune train sim policy=examples/own_policy.py:OwnPolicy demonstrations=metaworld-tuned \
-        env.tasks=button-press-topdown ppo.imitation_steps=3000
+        env.tasks=button-press-topdown ppo.imitation_steps=3000 n_rounds=1
     wamtune eval runs/sim policy=examples/own_policy.py:OwnPolicy env.tasks=button-press-topdown
 
 The first phase imitates the demonstrations, from random weights; then PPO goes on. docs/bring_your_own.md explains each
