@@ -35,6 +35,7 @@ REFUSED = {
     "lingbot_va": "it runs one environment at a time and keeps a state of its own",
     "vqbet": "its actions are codes, not the end of a denoising chain",
     "pi0_fast": "its actions are tokens, not the end of a denoising chain",
+    "vla_jepa": "it is not supported yet",
     "tdmpc": "it plans with a model of its own; it has no chunk of actions with a likelihood",
 }
 """Type -> why PPO cannot train it here."""
