@@ -85,7 +85,7 @@ def load_demonstrations(folder: str, tasks: Sequence[str]) -> list[Episode]:
     if folder in builtin_checkpoints():
         folder = str(find_checkpoint(folder))
     if (Path(folder) / INFO).is_file():
-        found, _ = import_lerobot(folder, ColumnsConfig(images=cameras_of(folder)))
+        found, _ = import_lerobot(folder, ColumnsConfig(images=cameras_of(folder), image_size=0))
         episodes = [episode for episode in found if not tasks or episode.task in tasks]
     else:
         episodes = EpisodeStore(folder).load(tasks=tasks or None)

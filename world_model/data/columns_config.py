@@ -22,11 +22,13 @@ class ColumnsConfig:
     images: dict[str, str] = field(
         default_factory=dict
     )  # camera -> column, {front: observation.images.front}; {}: none
-    image_size: int = 64  # pixels of each side: the square in the middle, scaled down; own exports keep their size
+    # pixels of each side: the square in the middle, scaled down; 0: as they are; own exports keep their size
+    image_size: int = 64
 
     def check(self) -> None:
         """Raise `UserError` if no column is named, or a number is below 1."""
         for name in ("state", "action"):
             if not getattr(self, name):
                 raise UserError(f"{name}=[]: expected at least one column of the dataset")
-        at_least(self, 1, "success_steps", "image_size")
+        at_least(self, 1, "success_steps")
+        at_least(self, 0, "image_size")

@@ -19,6 +19,8 @@ class ConditionedFamily(Family):
     oldest observation, so its first rows belong to the past.
     """
 
+    has_time = True
+
     def __init__(self, policy: Any) -> None:
         super().__init__(policy)
         self.horizon, self.first = self.config.horizon, self.config.n_obs_steps - 1

@@ -15,6 +15,7 @@ from rl.policies.lerobot.conditioned import ConditionedFamily
 from rl.policies.lerobot.families import STATE as LEROBOT_STATE
 from rl.policies.lerobot.families import Family
 from rl.policies.lerobot.fastwam import FastwamFamily
+from rl.policies.lerobot.jepa import JepaFamily
 from rl.policies.lerobot.loading import load
 from rl.policies.lerobot.lora import add_lora, merged_state
 from rl.policies.lerobot.regression import RegressionFamily
@@ -31,6 +32,7 @@ FAMILIES: dict[str, type[Family]] = {
     "pi0": VelocityFamily,
     "pi05": VelocityFamily,
     "smolvla": VelocityFamily,
+    "vla_jepa": JepaFamily,
 }
 """Type of a policy -> its family."""
 
@@ -213,9 +215,7 @@ class LeRobotDenoiser(Denoiser):
             values = obs[ours]
             if ours.startswith(IMAGES):  # (n, n_frames, height, width, 3) in 0..255 -> (n, n_frames, 3, height, width)
                 values = values.movedim(-1, -3).float() / 255
-            # Some policies have a dimension of time also with one frame; LeRobot's data loader follows this property.
-            has_time = self.loaded.policy.config.observation_delta_indices is not None
-            raw[name] = values[:, -self.n_context_frames :] if has_time else values[:, -1]
+            raw[name] = values[:, -self.n_context_frames :] if self.family.has_time else values[:, -1]
         with torch.no_grad():
             batch: dict[str, Any] = self.loaded.preprocessor(raw)
         return batch

@@ -28,6 +28,7 @@ class Family(ABC):
     """
 
     keeps_observation = False  # True: the conditioning is larger than the observation, so compute it again each time
+    has_time = False  # True: observations have a dimension of time, also if it reads a single frame
     starts_at_zero = False  # see `Denoiser`
     is_stochastic = False
     first = 0

@@ -27,7 +27,7 @@ from world_model.files import JSON_BYTES, parse_json, read_file
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 
-SUPPORTED = ("act", "diffusion", "fastwam", "multi_task_dit", "pi0", "pi05", "smolvla")
+SUPPORTED = ("act", "diffusion", "fastwam", "multi_task_dit", "pi0", "pi05", "smolvla", "vla_jepa")
 """Values of `type` in the `config.json` of policies that can be trained here."""
 
 REFUSED = {
@@ -35,7 +35,6 @@ REFUSED = {
     "lingbot_va": "it runs one environment at a time and keeps a state of its own",
     "vqbet": "its actions are codes, not the end of a denoising chain",
     "pi0_fast": "its actions are tokens, not the end of a denoising chain",
-    "vla_jepa": "it is not supported yet",
     "tdmpc": "it plans with a model of its own; it has no chunk of actions with a likelihood",
 }
 """Type -> why PPO cannot train it here."""
@@ -53,6 +52,9 @@ STEPS = frozenset(
         "to_batch_processor",
         "tokenizer_processor",
         "unnormalizer_processor",
+        "vla_jepa_binarize_gripper",
+        "vla_jepa_clip_actions",
+        "vla_jepa_pre_snap_gripper",
     }
 )
 """Names of the processor steps that may be built; all of them are LeRobot's own and harmless."""

@@ -62,6 +62,23 @@ def cameras_of(root: str | Path) -> dict[str, str]:
     return {name.removeprefix(OBSERVATION + IMAGES).removeprefix(OBSERVATION): name for name in images}
 
 
+def shape_of_images(root: Path, info: dict[str, Any], column: str) -> tuple[int, int]:
+    """Return height and width of the images of a column, as info.json says.
+
+    Raises:
+        UserError: it does not say them.
+    """
+    try:
+        feature = info["features"][column]
+        sizes = dict(zip(feature["names"], feature["shape"], strict=True))
+        found = int(sizes["height"]), int(sizes["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{root / INFO}: it does not say height and width of {column}; set image_size") from error
+    if not all(1 <= side <= 100_000 for side in found):
+        raise UserError(f"{root / INFO}: {column} has the size {found}, which is impossible; set image_size")
+    return found
+
+
 def fill_template(root: Path, template: object, **fields: object) -> Path:
     """Fill the fields of a path template of info.json, such as `videos/{video_key}/file-{file_index:03d}.mp4`.
 

@@ -14,7 +14,16 @@ from world_model.data.columns import Columns, matrix, rename
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import OBSERVATION, Episode
 from world_model.data.images import ImageBlocks, read_images
-from world_model.data.lerobot.layout import EVERY, FINAL, FINAL_STATE, INFO, OURS, episode_videos, read_info
+from world_model.data.lerobot.layout import (
+    EVERY,
+    FINAL,
+    FINAL_STATE,
+    INFO,
+    OURS,
+    episode_videos,
+    read_info,
+    shape_of_images,
+)
 from world_model.data.parquet import read_parquet
 from world_model.data.videos import Part, read_video
 from world_model.files import JSON_BYTES, parse_json, read_file
@@ -182,11 +191,14 @@ def _read_camera(data: _Dataset, name: str, columns: ColumnsConfig, own: dict[st
     column = columns.images[name.removeprefix(IMAGES)]
     feature = own.get(column.removeprefix(OBSERVATION))
     size = columns.image_size
-    if feature is None:
+    if feature is None and size == 0:
+        height, width = shape_of_images(data.root, data.info, column)
+        feature, crops = Feature((height, width, 3), dtype="uint8"), False
+    elif feature is None:
         feature, crops = Feature((size, size, 3), dtype="uint8"), True
     else:
         crops = False
-        if size != ColumnsConfig.image_size:
+        if size not in (0, ColumnsConfig.image_size):
             raise UserError(f"{data.root}: wamtune exported it, so its images keep their size; leave image_size out")
     blocks = ImageBlocks(height=feature.shape[0], width=feature.shape[1], crops=crops)
     if _kind_of_images(data, column) == "video":
