@@ -259,6 +259,8 @@ def find_policy(name: str) -> Path:
             return folder
     if is_hub_name(name) and is_lerobot(folder := download(name)):
         return folder
+    if "/" not in name:
+        raise UserError(f"policy={name}: {closest_or_known(name, ['flow', 'gaussian'])}; or a folder of LeRobot")
     raise UserError(
         f"policy={name}: no policy of LeRobot there; expected a folder with its config.json, such as "
         "outputs/train/NAME/checkpoints/last/pretrained_model"

@@ -121,7 +121,7 @@ def test_what_is_no_policy_is_one_line(own: str) -> None:
         "policy.params: unknown 'rank'; policy.func=lerobot has checkpoint, rename and lora_rank"
     )
     assert line("lerobot", checkpoint="nowhere") == (
-        "policy=nowhere: no policy of LeRobot there; expected a folder with its config.json, such as "
+        "policy=nowhere/it: no policy of LeRobot there; expected a folder with its config.json, such as "
         "outputs/train/NAME/checkpoints/last/pretrained_model"
     )
 

@@ -16,7 +16,7 @@ from rl.policies.lerobot.families import STATE as LEROBOT_STATE
 from rl.policies.lerobot.families import Family
 from rl.policies.lerobot.fastwam import FastwamFamily
 from rl.policies.lerobot.jepa import JepaFamily
-from rl.policies.lerobot.loading import load
+from rl.policies.lerobot.loading import load, load_policy_weights
 from rl.policies.lerobot.lora import add_lora, merged_state
 from rl.policies.lerobot.regression import RegressionFamily
 from rl.policies.lerobot.velocity import VelocityFamily
@@ -168,6 +168,16 @@ class LeRobotDenoiser(Denoiser):
         self.loaded.policy.save_pretrained(folder, state_dict=merged_state(self.policy))
         for processor in (self.loaded.preprocessor, self.loaded.postprocessor):
             processor.save_pretrained(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Load the weights that `save` wrote.
+
+        Raises:
+            UserError: they do not fit, or LoRA has split the layers of this policy.
+        """
+        if merged_state(self.policy).keys() != self.policy.state_dict().keys():
+            raise UserError(f"{folder}: LoRA was added to this policy; load the folder as a new policy")
+        load_policy_weights(self.policy, folder)
 
     def _encode(self, own: Obs) -> Tree:
         conditioning, features = self.family.condition(self._batch(own, self._sentences(own["task"])))

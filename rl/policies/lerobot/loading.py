@@ -102,7 +102,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Loaded:
             setattr(config, name, value)
     with quiet():
         policy = factory.get_policy_class(kind)(config).to(device)
-    _load_weights(policy, folder)
+    load_policy_weights(policy, folder)
     overrides = {"device_processor": {"device": str(device)}}
     preprocessor, postprocessor = factory.make_pre_post_processors(
         config, pretrained_path=str(folder), preprocessor_overrides=overrides
@@ -114,6 +114,31 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Loaded:
             step.padding = "max_length"  # so that a row is encoded alike in any batch
     # Evaluation mode also in training: dropout and random crops would change the likelihood from call to call.
     return Loaded(kind, policy.eval(), preprocessor, postprocessor)
+
+
+def load_policy_weights(policy: Any, folder: Path) -> None:
+    """Load the weights of a checkpoint strictly: LeRobot would leave what does not fit at random values.
+
+    Raises:
+        UserError: weights are missing, unknown, damaged or not finite.
+    """
+    safetensors = importlib.import_module("safetensors.torch")
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path}: the file is missing; copy the checkpoint again")
+    try:
+        missing, unexpected = safetensors.load_model(policy, str(path), strict=False)
+    except Exception as error:  # a damaged file can raise any exception
+        raise UserError(f"{path}: the weights do not fit its config.json: {error!r:.200}") from error
+    if missing or unexpected:
+        name = sorted([*missing, *unexpected])[0]
+        raise UserError(
+            f"{path}: {len(missing)} weights are missing and {len(unexpected)} unknown, such as {name}; the policy was "
+            "saved by another version of LeRobot, save it again with the installed one"
+        )
+    for name, tensor in policy.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: tensor {name!r} holds a value that is not finite; nothing was loaded")
 
 
 @contextmanager
@@ -190,27 +215,6 @@ def _read_type(folder: Path) -> str:
     if kind not in SUPPORTED:
         raise UserError(f"{folder}: unknown policy {str(kind)!r:.80}; {closest_or_known(str(kind), SUPPORTED)}")
     return str(kind)
-
-
-def _load_weights(policy: Any, folder: Path) -> None:
-    """Load the weights strictly: LeRobot would leave what does not fit at random values."""
-    safetensors = importlib.import_module("safetensors.torch")
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path}: the file is missing; copy the checkpoint again")
-    try:
-        missing, unexpected = safetensors.load_model(policy, str(path), strict=False)
-    except Exception as error:  # a damaged file can raise any exception
-        raise UserError(f"{path}: the weights do not fit its config.json: {error!r:.200}") from error
-    if missing or unexpected:
-        name = sorted([*missing, *unexpected])[0]
-        raise UserError(
-            f"{path}: {len(missing)} weights are missing and {len(unexpected)} unknown, such as {name}; the policy was "
-            "saved by another version of LeRobot, save it again with the installed one"
-        )
-    for name, tensor in policy.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: tensor {name!r} holds a value that is not finite; nothing was loaded")
 
 
 def _check_statistics(pipeline: Any, path: Path) -> None:
