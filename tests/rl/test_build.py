@@ -120,10 +120,11 @@ def test_what_is_no_policy_is_one_line(own: str) -> None:
     assert line("lerobot", checkpoint="a", rank=2) == (
         "policy.params: unknown 'rank'; policy.func=lerobot has checkpoint, rename and lora_rank"
     )
-    assert line("lerobot", checkpoint="nowhere") == (
-        "policy=nowhere/it: no policy of LeRobot there; expected a folder with its config.json, such as "
+    assert line("lerobot", checkpoint="no/where/it") == (
+        "policy=no/where/it: no policy of LeRobot there; expected a folder with its config.json, such as "
         "outputs/train/NAME/checkpoints/last/pretrained_model"
     )
+    assert line("lerobot", checkpoint="gausian") == ("policy=gausian: did you mean 'gaussian'?; or a folder of LeRobot")
 
 
 def built(actor: PolicyConfig, model: WorldActionModel | None = None) -> None:
