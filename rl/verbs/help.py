@@ -90,7 +90,6 @@ Keys, for a LeRobot dataset, which name its columns:
 {keys_of(ColumnsConfig)}
 
 Examples:
-  wamtune cp metaworld-tuned policies/tuned format=lerobot
   wamtune cp runs/episodes/push datasets/push state=split 'cameras={{front: {{}}}}' image_size=96
   wamtune cp datasets/theirs runs/episodes/theirs success=all images.front=observation.images.front""",
     "collect": f"""wamtune collect FOLDER env.tasks=TASK [key=value ...]

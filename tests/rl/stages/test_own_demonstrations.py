@@ -384,9 +384,10 @@ def test_cp_takes_the_same_keys(tmp_path: Path, capsys: Any) -> None:
     capsys.readouterr()
     for words, line in (
         ([str(tmp_path / "d"), str(tmp_path / "f"), "sucess=all"], "unknown key 'sucess'"),
+        ([str(tmp_path / "e"), str(tmp_path / "f"), "success=all"], "unknown key 'success'"),
         (
-            [str(tmp_path / "e"), str(tmp_path / "f"), "success=all"],
-            "only a LeRobot dataset or an upload has keys; leave it out",
+            ["metaworld-tuned", str(tmp_path / "f"), "success=all"],
+            "only a LeRobot dataset, a folder of episodes and an upload have keys; leave it out",
         ),
         ([str(tmp_path / "d"), str(tmp_path / "f"), "state=[]"], "state=[]: expected at least one column"),
     ):

@@ -120,7 +120,7 @@ def test_neighbours_in_the_batch_do_not_change_a_row(model, batch):
         model, model.encode(batch.context["state"][row], batch.task[row]), batch.actions[row], noise[row], n_steps=2
     )
     torch.testing.assert_close(alone, together[row], atol=1e-5, rtol=1e-5)
-    selected = modes.dream(model, context[row], batch.actions[row], noise[row], 2)
+    selected = modes.dream(model, rows(context, row), batch.actions[row], noise[row], 2)
     torch.testing.assert_close(selected, together[row], atol=1e-5, rtol=1e-5)
 
 
