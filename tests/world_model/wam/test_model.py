@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from world_model.tree import rows
 from world_model.wam import modes, precision
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel

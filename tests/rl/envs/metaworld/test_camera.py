@@ -215,7 +215,7 @@ def test_what_cannot_be_seen_is_refused_by_name(image_model: WorldActionModel):
     from rl.build import make_policy
 
     with pytest.raises(
-        UserError, match="n_action_steps=4: the policy gets a new images.front every 8 steps; use a multiple of 8"
+        UserError, match=r"n_action_steps=4: the policy gets a new images\.front every 8 steps; use a multiple of 8"
     ):
         make_policy(config, model, sim)
 
