@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from rl.policies.lerobot.families import Batch, Family, drawn_from, named, with_images
+from rl.policies.lerobot.families import Batch, Family, drawn_from, first_noise, named, with_images
 from world_model.tree import Tree
 
 
@@ -99,12 +99,8 @@ class ConditionedFamily(Family):
         if not self.is_dit:
             chunk: Tensor = self.policy.diffusion.conditional_sample(len(noise), vector, noise=noise)
             return chunk
-        draw, pending = torch.randn, [noise]
-        torch.randn = lambda *size, **given: pending.pop() if pending else draw(*size, **given)
-        try:
+        with first_noise(noise):
             chunk = self.policy.objective.conditional_sample(self.policy.noise_predictor, len(noise), vector)
-        finally:
-            torch.randn = draw
         return chunk
 
     @property

@@ -91,6 +91,17 @@ def drawn_from(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def first_noise(noise: Tensor) -> Iterator[None]:
+    """Make the first `torch.randn` return `noise`, for samplers that draw their starting noise themselves."""
+    draw, pending = torch.randn, [noise]
+    torch.randn = lambda *size, **given: pending.pop() if pending else draw(*size, **given)
+    try:
+        yield
+    finally:
+        torch.randn = draw
+
+
 def named(policy: nn.Module, *prefixes: str) -> list[nn.Parameter]:
     """Return the parameters whose names begin with one of `prefixes`."""
     return [parameter for name, parameter in policy.named_parameters() if name.startswith(prefixes)]

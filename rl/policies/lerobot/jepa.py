@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl.policies.lerobot.families import STATE, Batch, Family, drawn_from, named
+from rl.policies.lerobot.families import STATE, Batch, Family, drawn_from, first_noise, named
 from world_model.tree import Tree
 
 
@@ -62,12 +62,8 @@ class JepaFamily(Family):
 
     def own_sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return the chunk of LeRobot's own sampler, which draws its noise; it is replaced."""
-        draw, pending = torch.randn, [noise]
-        torch.randn = lambda *size, **given: pending.pop() if pending else draw(*size, **given)
-        try:
+        with first_noise(noise):
             chunk: Tensor = self.policy.predict_action_chunk(dict(batch))
-        finally:
-            torch.randn = draw
         return chunk
 
     def _velocity(self, conditioning: Tree, x: Tensor, time: Tensor) -> Tensor:
