@@ -152,9 +152,9 @@ class LeRobotDenoiser(Denoiser):
         batch = self._batch({name: obs[name] for name in self.reads}, self._sentences(obs["task"]))
         chunk = self.family.own_sample(batch, noise)
         state = obs[STATE][:, -1]
-        rows = torch.zeros(len(chunk), self.horizon, self.chain_dim, device=chunk.device)
-        rows[:, : chunk.shape[1], : chunk.shape[2]] = chunk
-        return self.to_actions({"state": state}, rows)
+        padded = torch.zeros(len(chunk), self.horizon, self.chain_dim, device=chunk.device)
+        padded[:, : chunk.shape[1], : chunk.shape[2]] = chunk
+        return self.to_actions({"state": state}, padded)
 
     def save(self, folder: Path) -> None:
         """Write a folder that LeRobot and this class load; the changes of LoRA are added to the weights.
