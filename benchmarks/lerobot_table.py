@@ -2,7 +2,7 @@
 
     python benchmarks/lerobot_table.py runs/state-*/* runs/see-*/*
 
-A row is a task of one kind of run, over its seeds: success before, of the champion, and of the champions of both controls.
+A row is a task of one kind of run, over its seeds: success before, of the champion, and of those of both controls.
 The gain over a control is paired on the same episodes.
 """
 
