@@ -36,10 +36,11 @@ class CheckedWorldModel(WorldModel):
 
     def __init__(self, model: WorldModel, who: str) -> None:
         self.model, self.who = model, who
-        for name, kind in (("spec", Spec), ("n_context_frames", int), ("chunk_size", int)):
-            value: Any = getattr(model, name, None)
-            if type(value) is not kind or (kind is int and value < 1):
-                expected = "a world_model.spec.Spec" if kind is Spec else "a whole number of at least 1"
+        declared: dict[str, Any] = {n: getattr(model, n, None) for n in ("spec", "n_context_frames", "chunk_size")}
+        for name, value in declared.items():
+            fits = isinstance(value, Spec) if name == "spec" else type(value) is int and value >= 1
+            if not fits:
+                expected = "a world_model.spec.Spec" if name == "spec" else "a whole number of at least 1"
                 raise UserError(f"{who}: its attribute {name} is {value!r:.80}, expected {expected}")
         self.spec, self.n_context_frames, self.chunk_size = model.spec, model.n_context_frames, model.chunk_size
         with self._blamed():
