@@ -1,4 +1,4 @@
-"""An own world model from a file is the dream that PPO trains in: with each kind of policy, saved, resumed, evaluated."""
+"""An own world model from a file is the dream that PPO trains in: with each kind of policy, saved and resumed."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_the_example_is_short_and_learns() -> None:
     assert len((EXAMPLES / "own_world_model.py").read_text().splitlines()) <= 60
     held = EpisodeStore("held").load()
     found = []
-    for n_steps in (1, 300):
-        chosen = {"func": OWN, "params": {"episodes": "recorded", "n_steps": n_steps, "width": 64}}
+    for n_steps in (1, 800):
+        chosen = {"func": OWN, "params": {"episodes": "recorded", "n_steps": n_steps}}
         model = make_world_model(DreamConfig(world_model=chosen), seed=0, device="cpu")
         assert model is not None
         replays = replay_episodes(model, held)

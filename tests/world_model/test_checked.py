@@ -109,9 +109,7 @@ def test_what_it_raises_and_declares_is_blamed(tmp_path: Path) -> None:
         env.step_chunk(torch.zeros(2, 3, 1))
     model = make(tmp_path).model
     model.chunk_size = 2.0  # type: ignore[assignment]
-    with pytest.raises(
-        UserError, match=r"^who: its attribute chunk_size is 2.0, expected a whole number of at least 1$"
-    ):
+    with pytest.raises(UserError, match=r"^who: its attribute chunk_size is 2.0, expected a whole number of at"):
         CheckedWorldModel(model, "who")
 
 

@@ -58,9 +58,8 @@ def test_a_wrong_model_is_found_out() -> None:
     found = replay_episodes(Straight(0.5), EPISODES)
     # Half the way: 2.5 m of the first, 2.5 m of the last. Its success needs two sure frames in a row.
     assert found.success.tolist() == [False] * 4
-    assert found.errors[0].tolist() == [0.5, 1.0, 1.5, 2.0, 2.5] and math.isnan(
-        agreement(found.success, found.real_success)
-    )
+    assert found.errors[0].tolist() == [0.5, 1.0, 1.5, 2.0, 2.5]
+    assert math.isnan(agreement(found.success, found.real_success))
     far = replay_episodes(Straight(2.0), EPISODES)
     assert far.success.tolist() == [True, False, True, True]  # 2, 4; 1, 2, 3, 4
     # Three of four agree: (1 * 2 - 0 * 1) / sqrt(...) with 2 hits, 1 false success, 0 missed and 1 rightly failed.

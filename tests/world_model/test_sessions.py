@@ -66,8 +66,8 @@ def test_a_branch_that_begins_anew_gets_a_new_row_and_the_others_keep_theirs() -
 def test_a_chunk_may_be_shorter(k: int) -> None:
     env = make()
     for i in range(3):
-        step = env.step_chunk(actions(0.25, 0.0, k=k))
-        assert step.frames["state"].shape == (2, k, 2) and step.frames["state"][0, -1, 0] == 0.25 * k * (i + 1)
+        step = env.step_chunk(actions(0.125, 0.0, k=k))
+        assert step.frames["state"].shape == (2, k, 2) and step.frames["state"][0, -1, 0] == 0.125 * k * (i + 1)
     assert env.elapsed.tolist() == [3 * k] * 2
 
 
@@ -84,9 +84,8 @@ def test_a_saved_dream_goes_on_the_same() -> None:
     twin.load_state_dict(state)
     for step in expected:
         again = twin.step_chunk(actions(0.5, 0.25))
-        assert torch.equal(again.frames["state"], step.frames["state"]) and torch.equal(
-            again.obs["state"], step.obs["state"]
-        )
+        assert torch.equal(again.frames["state"], step.frames["state"])
+        assert torch.equal(again.obs["state"], step.obs["state"])
     # The saved state is a copy, which going on did not change.
     assert state["session"]["hidden"]["sum"].tolist() == [1.0, -2.0]
 
