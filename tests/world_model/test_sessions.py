@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from world_model.api import Prediction, Session, WorldModel
+from world_model.checked import CheckedWorldModel
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Obs
 from world_model.spec import Feature, Spec
@@ -93,3 +94,40 @@ def test_a_saved_dream_goes_on_the_same() -> None:
 def test_the_refined_model_has_the_same_weights_and_one_step_more() -> None:
     model = Counting()
     assert (model.refined().n_denoising_steps, model.n_denoising_steps) == (2, 1)
+
+
+IMAGES = Spec(
+    {"state": Feature((1,)), "images.front": Feature((2, 2, 3), dtype="uint8")},
+    (-1.0,),
+    (1.0,),
+    ("look",),
+    control_hz=10.0,
+)
+
+
+class Brighter(WorldModel):
+    """An image that gets brighter with each action, predicted as an image, beside the state."""
+
+    spec, chunk_size = IMAGES, 4
+
+    def begin(self, history: Obs, seed: Tensor) -> Session:
+        return history["images.front"][:, -1]
+
+    def predict(self, session: Session, actions: Tensor) -> tuple[Session, Prediction]:
+        brighter = (10 * actions.cumsum(1)).to(torch.uint8)[..., None, None].expand(-1, -1, 2, 2, 3)
+        images = session[:, None] + brighter
+        return images[:, -1], Prediction({"state": actions, "images.front": images}, torch.zeros(actions.shape[:2]))
+
+
+def test_images_may_be_predicted_without_latents() -> None:
+    starts = StartStates(
+        {"state": torch.zeros(1, 1, 1), "images.front": torch.full((1, 1, 2, 2, 3), 7, dtype=torch.uint8)},
+        torch.zeros(1, dtype=torch.long),
+        torch.zeros(1, dtype=torch.long),
+    )
+    env = DreamEnv(CheckedWorldModel(Brighter(), "own"), 2, starts, horizon=9, images=("images.front",))
+    assert env.reset()["images.front"].unique().tolist() == [7]
+    step = env.step_chunk(actions(0.5, 1.0))
+    assert step.obs["images.front"].dtype == torch.uint8
+    assert step.obs["images.front"][:, -1, 0, 0, 0].tolist() == [27, 47]
+    assert step.frames["images.front"][0, :, 0, 0, 0].tolist() == [12, 17, 22, 27]
