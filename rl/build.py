@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,28 @@ from rl.config import PolicyConfig, SimulatorConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import BUILTIN, shown_name, simulator_name
 from rl.envs.simulator import Request, Simulator
-from rl.policies.api import Denoiser
+from rl.policies.api import Denoiser, TrainablePolicy, policy_state
 from rl.policies.chain import ChainPolicy
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.lerobot.loading import is_lerobot
+from rl.policies.saving import save_denoiser
 from rl.policies.wam import WamDenoiser
+from world_model.api import WorldModel
+from world_model.checkpoint import find_checkpoint, save_checkpoint
+from world_model.data.episodes import EpisodeStore
 from world_model.env import BatchedEnv
 from world_model.hub import download, is_hub_name
 from world_model.runs import newest_runs
-from world_model.spec import IMAGES, Feature, Spec
+from world_model.spec import IMAGES, LATENTS, Feature, Spec
 from world_model.wam.model import WorldActionModel
+from world_model.wam.store import save_model
 
 SAME = "max_steps", "terminate_on_success", "action_delay", "obs_noise"
 """Fields of `EnvConfig`, and attributes of every environment, that must be equal in simulator and dream."""
+
+
+SAME_BOUND = 1e-3
+"""Difference up to which action bounds of a world model and of an environment count as equal, since files round."""
 
 
 def find_simulator(env: SimulatorConfig) -> type[Simulator]:
@@ -48,7 +58,7 @@ def find_simulator(env: SimulatorConfig) -> type[Simulator]:
 
 def make_sim(
     config: TrainConfig,
-    model: WorldActionModel | None,
+    model: WorldModel | None,
     tasks: Sequence[str],
     n_envs: int,
     rewards: bool,
@@ -56,7 +66,7 @@ def make_sim(
 ) -> Simulator:
     """Build the simulator of the config for `tasks`; with `rewards` it gets the reward terms of the config.
 
-    It gives what `model` reads, and what `denoiser` reads if another policy than that of the model acts.
+    It gives what the world model `model` reads, and what `denoiser` reads if another policy acts.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
@@ -73,7 +83,7 @@ def make_sim(
         run=config,
         denoiser=denoiser,
         n_context_frames=max(1 if of is None else of.n_context_frames for of in (model, denoiser)),
-        read_out=None if model is None else model.success_and_progress,
+        read_out=None if model is None else model.frame_read_out,
         seed=config.seed,
         device=device_of(config),
         **{name: getattr(env, name) for name in SAME},
@@ -92,7 +102,7 @@ def build_simulator(
     tasks: Sequence[str],
     n_envs: int,
     *,
-    model: WorldActionModel | None,
+    model: WorldModel | None,
     known_tasks: Sequence[str],
     n_workers: int = 0,
     run: TrainConfig | None = None,
@@ -105,7 +115,7 @@ def build_simulator(
         env: names simulator, id and options.
         tasks: to run; empty if the simulator has one task.
         n_envs: number of environments.
-        model: acts in it; None for another policy.
+        model: world model, which dreams of it, and acts in it if it is our own; None: there is none.
         known_tasks: see `Request`; empty: `tasks`.
         n_workers: see `Request`.
         run: config of the run, if there is one.
@@ -118,13 +128,15 @@ def build_simulator(
     simulator, where = find_simulator(env), shown_name(env)
     if model is not None and denoiser is not None:
         _check_dream(model, denoiser)
+    what = "checkpoint" if isinstance(model, WorldActionModel) else "world model"
     simulator.check_options(env.options)
     early = simulator.early_spec(id=env.id, tasks=tasks)
     if model is not None and early is not None:  # first, since a wrong state explains more than an unknown task
-        model.spec.check_fits(given_spec(early, model.spec.features, robot_slices=simulator.robot_slices), where)
+        given = given_spec(early, model.spec.features, robot_slices=simulator.robot_slices)
+        model.spec.check_fits(given, where, what)
     if known_tasks and (unknown := sorted(set(tasks) - set(known_tasks))):
         hint = closest_or_known(unknown[0], known_tasks)
-        raise UserError(f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {hint}")
+        raise UserError(f"{where}: task {unknown[0]!r} is unknown to the {what if model else 'checkpoint'}; {hint}")
     tasks = tuple(tasks) or (early.tasks if early is not None else _only_task(env, known_tasks))
     request = Request(
         id=env.id,
@@ -134,7 +146,7 @@ def build_simulator(
         known_tasks=tuple(known_tasks) or tasks,
         n_workers=n_workers,
         features=_wanted(model, denoiser, where),
-        cameras={} if model is None else model.cameras,
+        cameras={**({} if denoiser is None else denoiser.cameras), **({} if model is None else model.cameras)},
         model=model,
         own_rewards=isaac_terms(run.rewards) if run is not None else {},
         run=run,
@@ -144,7 +156,7 @@ def build_simulator(
         sim.spec = replace(sim.spec, instructions=sim.spec.instructions | env.instructions)
     try:
         if model is not None:
-            _check_model(sim, model, where)
+            _check_model(sim, model, where, what)
         if denoiser is not None:
             _check_reads(sim, denoiser, where)
     except BaseException:
@@ -184,7 +196,7 @@ def default_workers() -> int:
     return threads if threads > 1 else 0
 
 
-def tasks_of(config: TrainConfig, model: WorldActionModel | None) -> tuple[str, ...]:
+def tasks_of(config: TrainConfig, model: WorldModel | None) -> tuple[str, ...]:
     """Return the tasks of the config, else all tasks of the checkpoint; () if `env.id` itself names the task."""
     if config.env.tasks or model is None or find_simulator(config.env).id_is_task:
         return config.env.tasks
@@ -268,14 +280,14 @@ def find_policy(name: str) -> Path:
 
 
 def make_policy(
-    config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv, denoiser: Denoiser | None = None
+    config: TrainConfig, model: WorldModel | None, env: BatchedEnv, denoiser: Denoiser | None = None
 ) -> ChainPolicy:
     """Build the policy of the config: `denoiser`, or that of the checkpoint `model`, or else a new Gaussian MLP."""
-    if denoiser is None and model is None:
+    if denoiser is None and (model is None or config.actor.func == "gaussian"):
         torch.manual_seed(config.seed)
         return GaussianPolicy(env, chunk_size=config.n_action_steps).to(env.device)
     if denoiser is None:
-        assert model is not None
+        assert isinstance(model, WorldActionModel)
         denoiser = WamDenoiser(model)
     ppo = config.ppo
     torch.manual_seed(config.seed)  # for a new critic
@@ -289,7 +301,7 @@ def make_policy(
     )
 
 
-def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldActionModel | None) -> RewardManager:
+def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldModel | None) -> RewardManager:
     """Build the reward terms of the config for one place.
 
     Raises:
@@ -297,14 +309,37 @@ def make_rewards(config: TrainConfig, spec: Spec, place: str, model: WorldAction
     """
     provides = {*spec.vector_slices, *spec.features}
     if model is not None:
-        # A world model with cameras makes images of latents and the other way round.
-        provides |= {"progress", *model.spec.features, *model.predicted_spec.features}
+        provides |= {"progress"} if model.frame_read_out is not None else set()
+        # A world model with latents makes images of them and the other way round.
+        provides |= {*model.spec.features, *model.predicted_spec.features} if model.image_model is not None else set()
     if place == "sim":
         provides |= find_simulator(config.env).provides
-    return RewardManager(config.rewards, provides, place, images=model if model is not None and model.cameras else None)
+    return RewardManager(config.rewards, provides, place, images=None if model is None else model.image_model)
 
 
-def _wanted(model: WorldActionModel | None, denoiser: Denoiser | None, where: str) -> dict[str, Feature]:
+def save_policy(folder: Path, config: TrainConfig, policy: TrainablePolicy, about: dict[str, Any], readme: str) -> None:
+    """Write a policy as a checkpoint folder: one that somebody brings in its own format, ours with its world model.
+
+    Args:
+        folder: destination; an existing checkpoint there is replaced.
+        config: of the run.
+        policy: what `make_policy` returned.
+        about: further JSON-compatible values.
+        readme: the model card.
+    """
+    assert isinstance(policy, ChainPolicy)
+    denoiser = policy.denoiser
+    if isinstance(denoiser, WamDenoiser):
+        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()
+        save_model(folder, denoiser.model, "rl", config.checkpoint, about, readme, demonstrations)
+    elif config.actor.func == "gaussian":
+        spec = {"spec": policy.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
+        save_checkpoint(folder, spec | about, policy_state(denoiser), readme)
+    else:
+        save_denoiser(folder, denoiser, config.actor, about, readme)
+
+
+def _wanted(model: WorldModel | None, denoiser: Denoiser | None, where: str) -> dict[str, Feature]:
     """Return the features that model and policy read together; {}: the state alone.
 
     Raises:
@@ -328,29 +363,55 @@ def _wanted(model: WorldActionModel | None, denoiser: Denoiser | None, where: st
     return wanted
 
 
-def _check_dream(model: WorldActionModel, denoiser: Denoiser) -> None:
-    """Check that a dream of the model has what a policy of somebody else reads."""
-    remedy = "choose another checkpoint, or train without dreams (env.kind=sim)"
+def _check_dream(model: WorldModel, denoiser: Denoiser) -> None:
+    """Check that a dream of the model has what another policy than that of the model reads."""
+    what = "checkpoint" if isinstance(model, WorldActionModel) else "world model"
+    remedy = f"choose another {what}, or train without dreams (env.kind=sim)"
     for name in denoiser.reads:
         if name not in model.spec.features:
             has = ", ".join(model.spec.features)
-            raise UserError(f"the policy reads {name!r}, and a dream of the checkpoint has {has}; {remedy}")
+            raise UserError(f"the policy reads {name!r}, and a dream of the {what} has {has}; {remedy}")
     if denoiser.n_context_frames > model.n_context_frames:
         raise UserError(
             f"the policy reads {denoiser.n_context_frames} frames, and a dream has as many as the world model reads, "
             f"{model.n_context_frames}; {remedy}"
         )
+    if isinstance(denoiser, WamDenoiser):
+        _check_beside_ours(model, denoiser.model)
 
 
-def _check_model(sim: Simulator, model: WorldActionModel, where: str) -> None:
+def _check_beside_ours(model: WorldModel, ours: WorldActionModel) -> None:
+    """Check that the policy of our checkpoint can act in the dream of another world model."""
+    if model.spec.tasks != ours.spec.tasks:  # an observation holds the index of its task
+        raise UserError(
+            f"the world model knows the tasks {', '.join(model.spec.tasks)}, the policy of the checkpoint "
+            f"{', '.join(ours.spec.tasks)}; give the spec of the world model those tasks, in this order"
+        )
+    if ours.cameras and LATENTS in model.predicted_spec.features:
+        raise UserError(
+            f"the world model predicts {LATENTS!r}, which the policy of the checkpoint would take for its own codes of "
+            "images; give that feature another name, or predict the images"
+        )
+
+
+def _check_model(sim: Simulator, model: WorldModel, where: str, what: str) -> None:
     """Check that a model can predict and act in a simulator."""
     reads = model.predicted_spec if sim.place == "dream" else model.spec
-    reads.check_fits(sim.spec, where)
+    reads.check_fits(sim.spec, where, what)
     if sim.spec.tasks != model.spec.tasks:  # a task would have another index than in the model's training
         raise UserError(
-            f"{where}: its spec names the tasks {', '.join(sim.spec.tasks)}, the checkpoint "
+            f"{where}: its spec names the tasks {', '.join(sim.spec.tasks)}, the {what} "
             f"{', '.join(model.spec.tasks)}; build the spec with tasks=known_tasks"
         )
+    if isinstance(model, WorldActionModel):
+        return  # it acts within its own bounds, which may be narrower
+    mine, theirs = (list(zip(spec.action_low, spec.action_high, strict=True)) for spec in (model.spec, sim.spec))
+    for i, (bounds, others) in enumerate(zip(mine, theirs, strict=True)):
+        if not all(isclose(a, b, rel_tol=SAME_BOUND, abs_tol=SAME_BOUND) for a, b in zip(bounds, others, strict=True)):
+            raise UserError(
+                f"{where}: action {i} of the {what} is from {bounds[0]:g} to {bounds[1]:g}, that of the environment "
+                f"from {others[0]:g} to {others[1]:g}; a dream must clip actions as the environment does"
+            )
 
 
 def _check_reads(sim: Simulator, denoiser: Denoiser, where: str) -> None:

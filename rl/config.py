@@ -92,9 +92,22 @@ class EnvConfig(SimulatorConfig):
 
 
 @dataclass(frozen=True)
+class WorldModelConfig:
+    """A world model of your own: FILE.py:Class, module:Class or the entry point of an installed package."""
+
+    func: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)  # arguments of the class
+
+
+ChosenWorldModel = Annotated[Any, str, WorldModelConfig]
+"""FILE.py:Class or module:Class, or a world model given by func and params."""
+
+
+@dataclass(frozen=True)
 class DreamConfig:
     """Training in the dream: branches of the world model that begin in first states of simulated episodes."""
 
+    world_model: ChosenWorldModel = ""  # FILE.py:Class that dreams; empty or wam: that of `checkpoint`
     n_envs: int = 256  # branches dreamed in parallel
     horizon: int = 20  # whole chunks, whatever n_action_steps is; a branch that has not ended then is truncated
     n_denoising_steps: int = 1  # of the future frames
@@ -118,6 +131,20 @@ class DreamConfig:
     refit_learning_rate: float = 1e-3
 
     @property
+    def brought(self) -> WorldModelConfig | None:
+        """Return the world model that somebody brings, by func and params; None: that of `checkpoint` dreams.
+
+        Raises:
+            UserError: it has params, but no func.
+        """
+        if isinstance(self.world_model, Mapping):
+            if "func" not in self.world_model:
+                raise UserError("world_model: func is missing; write world_model={func: FILE.py:Class, params: {...}}")
+            chosen = WorldModelConfig(**self.world_model)
+            return None if chosen.func == "wam" else chosen
+        return None if self.world_model in ("", "wam") else WorldModelConfig(self.world_model)
+
+    @property
     def reads_trust(self) -> bool:
         """Whether any setting uses the expected error of the world model."""
         entries = self.signals.items()
@@ -134,6 +161,7 @@ class DreamConfig:
 
     def check(self) -> None:
         """Refuse counts that mean nothing."""
+        _ = self.brought
         at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
         at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
         at_least(self, 1, "rollback_factor")
@@ -273,7 +301,7 @@ class TrainConfig:
 
     name: str = MISSING  # folder below runs/
     episodes: str = ""  # folder of recorded episodes, for example of a robot, to refit the dream on and to imitate
-    checkpoint: str = "metaworld-tuned"  # a built-in name or a folder; the policy `flow` and all dreams are made of it
+    checkpoint: str = "metaworld-tuned"  # a built-in name or a folder: the policy `flow`, and what dreams by default
     # flow: the checkpoint's action side; gaussian: a new MLP; or yours: a folder of LeRobot, or FILE.py:Class
     policy: Chosen = "flow"
     # folder of episodes, a LeRobot dataset or a built-in checkpoint, for the anchor; empty: those of `checkpoint`
@@ -346,15 +374,18 @@ class TrainConfig:
     @property
     def uses_model(self) -> bool:
         """Whether the run needs the world-action model of `checkpoint`: as the policy, or to dream."""
-        return self.actor.func == "flow" or self.env.kind != "sim"
+        return self.actor.func == "flow" or (self.env.kind != "sim" and self.dream.brought is None)
 
     def check(self) -> None:
         """Refuse combinations of fields that do not fit together, and numbers out of range."""
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         func = self.actor.func
-        if func == "gaussian" and self.env.kind != "sim":
-            raise UserError(f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim")
+        if func == "gaussian" and self.env.kind != "sim" and self.dream.brought is None:
+            raise UserError(
+                f"policy=gaussian has no dream, so env.kind={self.env.kind} cannot be; set env.kind=sim, or bring a "
+                "world model with dream.world_model=FILE.py:Class"
+            )
         if self.env.kind == "mix" and self.n_rounds <= (self.dream.n_rounds or 0):
             raise UserError(f"dream.n_rounds={self.dream.n_rounds}: expected fewer than n_rounds={self.n_rounds}")
         if func in ("flow", "lerobot") and self.ppo.ent_coef > 0:

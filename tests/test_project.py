@@ -30,7 +30,7 @@ ROOMS = (
     ("rl.policies", "rl.robots"),
     ("rl.deploy",),
     ("rl.envs",),
-    ("rl.ppo", "rl.build"),
+    ("rl.ppo", "rl.build", "rl.world_models"),
     ("rl.rounds",),
     ("rl.runs",),
     ("rl.report",),
@@ -40,7 +40,7 @@ ROOMS = (
 )
 """Rooms in the order of imports: each imports only its own row and those before it."""
 
-WITHOUT_OUR_MODEL = ("rl.ppo", "rl.envs", "rl.robots", "rl.deploy", "rl.policies")
+WITHOUT_OUR_MODEL = ("rl.ppo", "rl.envs", "rl.robots", "rl.deploy", "rl.policies", "rl.rounds")
 """Rooms that know the protocols and never `world_model.wam`; of the policies, `wam.py` alone does."""
 
 OURS = {"rewards": {"rewards"}, "world_model": {"world_model", "rewards"}, "rl": {"rl", "world_model", "rewards"}}

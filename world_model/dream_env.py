@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rewards import RewardManager
 from rewards.errors import UserError
-from world_model.api import WorldModel
+from world_model.api import Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Advance, BatchedEnv, ChunkStep, Frames, Obs, Start, repeated
+from world_model.tree import map_tree, replaced
 
 SURE = 0.5
 """A dreamed frame is a success if the success probabilities of it and of the previous frame reach this threshold."""
@@ -73,19 +74,18 @@ class StartStates:
 class DreamEnv(BatchedEnv):
     """Environments whose frames a world model predicts. Each environment is called a branch.
 
-    A branch is truncated after `horizon` chunks. A chunk shorter than the model's is filled up with its last action,
-    and only its own frames are used. `step` buffers single actions: until a chunk is complete, nothing is executed and
+    A branch is truncated after `horizon` chunks. The session of the model has a row for each branch, which is replaced
+    when the branch begins anew. `step` buffers single actions: until a chunk is complete, nothing is executed and
     the observation does not change; the last action of a chunk executes all of it. So the result of `step` has `k` = 0
     or `k` = `chunk_size` steps.
 
     Args:
-        model: predicts frames, and reads success and progress from them.
+        model: predicts frames and success.
         num_envs: branches dreamed together.
         starts: real states to begin from, drawn at random (or in order, see `in_order`).
         horizon: chunks before a branch is truncated.
-        n_denoising_steps: integration steps of a chunk; models are trained for one, which uses no noise.
         max_expected_error: a branch is truncated, without a success, if the expected error of its last chunk is larger
-            than this, in the units of `position_error`; None: no limit.
+            than this, in the model's `error_unit`; None: no limit.
         pessimism: penalty on the value with which such a truncation is bootstrapped (attribute `value_penalty`), so
             that the policy does not learn to seek states where the model is unreliable.
         in_order: begin branch i at start i, with the seed of its episode; for paired evaluation.
@@ -104,7 +104,6 @@ class DreamEnv(BatchedEnv):
         num_envs: int,
         starts: StartStates,
         horizon: int = 2,
-        n_denoising_steps: int = 1,
         max_steps: int = 150,
         in_order: bool = False,
         rewards: RewardManager | None = None,
@@ -122,7 +121,7 @@ class DreamEnv(BatchedEnv):
             n_context_frames=model.n_context_frames,
             max_steps=max_steps,
             rewards=rewards,
-            read_out=model.success_and_progress,
+            read_out=model.frame_read_out,
             terminate_on_success=terminate_on_success,
             action_delay=action_delay,
             obs_noise=obs_noise,
@@ -135,12 +134,12 @@ class DreamEnv(BatchedEnv):
         newest = slice(-model.n_context_frames, None)
         self.starts.context = {name: context[name][:, newest] for name in model.predicted_spec.features}
         self.images = tuple(images)
-        self.n_denoising_steps = n_denoising_steps
         self.chunk_size, self.in_order = model.chunk_size, in_order
         self.max_expected_error, self.pessimism = max_expected_error, pessimism
         self.value_penalty = torch.zeros(num_envs, device=self.device)
         self.expected_error = torch.zeros(num_envs, device=self.device)
         self.chunks = torch.zeros(num_envs, dtype=torch.long, device=self.device)  # chunks since the branch began
+        self.session: Session = None  # of the model, a row for each branch; there is none before the first `reset`
         self._sure = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # last frame reached `SURE`
         self._waiting = torch.zeros(num_envs, 0, model.spec.action_dim, device=self.device)  # buffered by `step`
 
@@ -174,6 +173,17 @@ class DreamEnv(BatchedEnv):
         self.chunks[mask], self._sure[mask] = 0, False
         return Start(self.starts.rows(index), self.starts.task[index], seed)
 
+    @torch.no_grad()
+    def _begin(self, mask: Tensor) -> None:
+        """Begin branches, and with each of them a new row of the session."""
+        super()._begin(mask)
+        begun = self.model.begin(self._history_of(mask), self.episode_seed[mask])
+        self.session = begun if mask.all() else replaced(self.session, mask, begun)
+
+    def _history_of(self, mask: Tensor) -> Obs:
+        """Return the frames that the model has seen of the branches of a mask, without noise, and their tasks."""
+        return {name: frames[mask] for name, frames in self.context.items()} | {"task": self.task[mask]}
+
     @torch.no_grad()  # the model may have trainable parameters
     def _advance(self, actions: Tensor, limit: Tensor) -> Advance:
         k = actions.shape[1]
@@ -181,11 +191,11 @@ class DreamEnv(BatchedEnv):
             raise UserError(
                 f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on"
             )
-        frames = {name: values[:, :k] for name, values in self._dream(_complete(actions, self.chunk_size)).items()}
-        # Success needs two consecutive frames over the threshold, which filters single wrong estimates.
-        p, _ = self.model.success_and_progress(frames, self.task)
-        sure = p >= SURE
-        success = sure & torch.cat([self._sure[:, None], sure[:, :-1]], dim=1)
+        self.session, predicted = self.model.predict(self.session, actions)
+        if predicted.expected_error is not None:
+            self.expected_error = predicted.expected_error
+        sure = predicted.success >= SURE
+        success = solved(sure, self._sure)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
         # Truncate branches at the horizon, and those whose predictions are unreliable.
         distrusted = self.expected_error > (self.max_expected_error or math.inf)
@@ -193,7 +203,7 @@ class DreamEnv(BatchedEnv):
         truncated = torch.zeros_like(sure)
         truncated[:, -1] = (self.chunks >= self.horizon) | distrusted
         self.value_penalty = self.pessimism * distrusted
-        return Advance(frames, success, terminated=torch.zeros_like(sure), truncated=truncated)
+        return Advance(predicted.frames, success, terminated=torch.zeros_like(sure), truncated=truncated)
 
     def _unchanged(self) -> ChunkStep:
         """Return the result of a `step` that only buffers its action: no steps (k = 0), the same observation."""
@@ -215,27 +225,37 @@ class DreamEnv(BatchedEnv):
             weighted={name: steps.clone() for name in terms},
         )
 
-    def _dream(self, actions: Tensor) -> Frames:
-        """Predict the frames of a whole chunk, each (num_envs, chunk_size, *shape), and store their expected error."""
-        predicted = self.model.predict(
-            self.context, self.task, actions, self.episode_seed, self.chunks, self.n_denoising_steps
-        )
-        if predicted.expected_error is not None:
-            self.expected_error = predicted.expected_error
-        return predicted.frames
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of `BatchedEnv`, the branches and the buffered actions."""
-        return super().state_dict() | {name: getattr(self, name).clone() for name in _STATE}
+        """Return the state of `BatchedEnv`, the branches, the session of the model and the buffered actions."""
+        own = {name: getattr(self, name).clone() for name in _STATE}
+        session = None if self.session is None else map_tree(Tensor.clone, self.session)
+        return super().state_dict() | own | {"session": session}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`."""
+        """Restore a state from `state_dict`, also of an older version."""
         super().load_state_dict(state)
         for name in _STATE:
             setattr(self, name, state[name].to(self.device, copy=True))
+        session = state.get("session")
+        if session is not None:
+            self.session = map_tree(lambda values: values.to(self.device, copy=True), session)
+            return
+        # An older version saved no session: its models carried nothing but these frames and the number of the chunk.
+        everywhere = torch.ones_like(self.task, dtype=torch.bool)
+        self.session = self.model.begin(self._history_of(everywhere), self.episode_seed)
+        if isinstance(self.session, dict) and "counter" in self.session:
+            self.session["counter"] = self.chunks.clone()
 
 
-def _complete(actions: Tensor, chunk_size: int) -> Tensor:
-    """Repeat the last action until there are `chunk_size`."""
-    missing = chunk_size - actions.shape[1]
-    return torch.cat([actions, actions[:, -1:].expand(-1, missing, -1)], dim=1) if missing else actions
+def solved(sure: Tensor, before: Tensor) -> Tensor:
+    """Return where a dream succeeds: in each frame that is sure and follows a sure one, which filters single errors.
+
+    Args:
+        sure: (n, k) bool, whether the success probability of a frame reaches `SURE`.
+        before: (n,) bool, the same of the frame before them; False at the start of a dream.
+
+    Returns:
+        (n, k) bool.
+    """
+    return sure & torch.cat([before[:, None], sure[:, :-1]], dim=1)

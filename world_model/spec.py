@@ -134,11 +134,11 @@ class Spec:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"spec: it does not describe features, bounds, tasks and rate: {error!r:.80}") from error
 
-    def check_fits(self, env: Spec, where: str) -> None:
+    def check_fits(self, env: Spec, where: str, what: str = "checkpoint") -> None:
         """Check that a model with this spec can act in an environment with spec `env`.
 
         The environment may have more features and wider action bounds. Its rate must be the same, and the model must
-        know all its tasks. `where` begins the message.
+        know all its tasks. `where` begins the message, and `what` is the word for the model.
 
         Raises:
             UserError: it cannot; the message has both values.
@@ -149,30 +149,30 @@ class Spec:
         ):
             if mine != theirs:
                 raise UserError(
-                    f"{where}: the checkpoint has {name} size {mine}, the environment has {name} size {theirs}; "
-                    f"choose a checkpoint trained on this environment"
+                    f"{where}: the {what} has {name} size {mine}, the environment has {name} size {theirs}; "
+                    f"choose a {what} trained on this environment"
                 )
-        self._check_others(env, where)
+        self._check_others(env, where, what)
         for i, (low, high, least, most) in enumerate(
             zip(self.action_low, self.action_high, env.action_low, env.action_high, strict=True)
         ):
             if low < least - _slack(least) or high > most + _slack(most):
                 raise UserError(
-                    f"{where}: action {i} of the checkpoint is from {low:g} to {high:g}, the environment clips it to "
-                    f"{least:g} to {most:g}; widen the bounds of the environment or choose a checkpoint trained on it"
+                    f"{where}: action {i} of the {what} is from {low:g} to {high:g}, the environment clips it to "
+                    f"{least:g} to {most:g}; widen the bounds of the environment or choose a {what} trained on it"
                 )
         if not isclose(self.control_hz, env.control_hz, rel_tol=SAME):
             raise UserError(
-                f"{where}: the checkpoint acts at {self.control_hz:g} Hz, the environment runs at "
-                f"{env.control_hz:g} Hz; change the rate of the environment or choose a checkpoint trained on it"
+                f"{where}: the {what} acts at {self.control_hz:g} Hz, the environment runs at "
+                f"{env.control_hz:g} Hz; change the rate of the environment or choose a {what} trained on it"
             )
         unknown = sorted(set(env.tasks) - set(self.tasks))
         if unknown:
             raise UserError(
-                f"{where}: task {unknown[0]!r} is unknown to the checkpoint; {closest_or_known(unknown[0], self.tasks)}"
+                f"{where}: task {unknown[0]!r} is unknown to the {what}; {closest_or_known(unknown[0], self.tasks)}"
             )
 
-    def _check_others(self, env: Spec, where: str) -> None:
+    def _check_others(self, env: Spec, where: str, what: str) -> None:
         """Require every feature of the model except the state vector (the images) in the environment, just the same."""
         for name, feature in self.features.items():
             theirs = env.features.get(name)
@@ -181,12 +181,12 @@ class Spec:
             if theirs is None or theirs.shape != feature.shape:
                 has = f"has {list(theirs.shape)}" if theirs else "has none"
                 raise UserError(
-                    f"{where}: the checkpoint reads {name!r} of shape {list(feature.shape)}, the environment {has}; "
-                    f"choose a checkpoint trained on this environment"
+                    f"{where}: the {what} reads {name!r} of shape {list(feature.shape)}, the environment {has}; "
+                    f"choose a {what} trained on this environment"
                 )
             if theirs.every != feature.every:
                 raise UserError(
-                    f"{where}: the checkpoint reads a new {name!r} every {feature.every} steps, the environment has "
+                    f"{where}: the {what} reads a new {name!r} every {feature.every} steps, the environment has "
                     f"one every {theirs.every}; change `every` of that feature of the environment"
                 )
 

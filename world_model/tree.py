@@ -25,6 +25,17 @@ def join(trees: Sequence[T]) -> T:
     return map_tree(lambda *parts: torch.cat(parts), *trees)
 
 
+def replaced(tree: T, mask: Tensor, by: T) -> T:
+    """Return a copy of a tree in which the rows of a mask (n,) are those of `by`, in their order."""
+
+    def written(old: Tensor, new: Tensor) -> Tensor:
+        copied = old.clone()
+        copied[mask] = new
+        return copied
+
+    return map_tree(written, tree, by)
+
+
 def to(tree: T, device: torch.device) -> T:
     """Move every tensor to a device."""
     return map_tree(lambda x: x.to(device), tree)

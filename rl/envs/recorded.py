@@ -24,6 +24,7 @@ from world_model.api import WorldModel
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
+from world_model.replays import chunk_errors
 from world_model.spec import LATENTS
 
 DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
@@ -95,12 +96,14 @@ class Recorded(DreamEnv, Simulator):
     ) -> None:
         episodes = recorded_episodes(config, model, tasks)
         judge = copy.deepcopy(model)  # a copy, so the refit does not change the model of the policy
+        judge.n_denoising_steps = 1  # as for the expected error
         judge.calibrate_trust(episodes)
         dream = config.dream
         if dream.refit_steps > 0:
             judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + JUDGE_REFIT)
         # Successes above the largest expected error on recorded data do not count.
-        most = float(judge.expected_errors(episodes).max())
+        expected = chunk_errors(judge, episodes).expected if judge.estimates_error else None
+        most = None if expected is None else float(expected.max())
         starts = StartStates.from_episodes(episodes, model.spec.tasks, model.n_context_frames)
         no_horizon = 10**9  # chunks: only `max_steps` truncates an episode
         super().__init__(judge, num_envs, starts, no_horizon, max_expected_error=most, **options)

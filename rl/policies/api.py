@@ -29,6 +29,7 @@ from world_model.data.windows import Windows
 from world_model.env import ChunkStep, Obs
 from world_model.spec import Feature, Spec
 from world_model.tree import Tree
+from world_model.view import View
 
 
 class Policy(Protocol):
@@ -174,6 +175,7 @@ class Denoiser(nn.Module, ABC):
     n_action_steps: int = 0  # executed of a chunk if nobody says another number; 0: all
     n_features: int  # size of `features`
     context_noise: float = 0.0  # see `TrainablePolicy`
+    cameras: Mapping[str, View] = {}  # where a simulator puts the cameras of its images, by name; else by their size
     reads_latents: bool = False  # it reads the latents of a dream in place of images
     starts_at_zero: bool = False  # the chain starts with zeros in place of noise, as for a regression
     masks_unknown: bool = False  # `imitation_loss` leaves out actions that are NaN; else whole chunks are needed

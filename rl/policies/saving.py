@@ -1,4 +1,4 @@
-"""Write a brought policy as a checkpoint folder: in the policy's own format, with a card and a manifest of ours."""
+"""Write a brought policy or world model as a checkpoint: in its own format, with a card and a manifest of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,17 @@ ABOUT = "wamtune.json"
 
 
 def save_denoiser(folder: Path, denoiser: Denoiser, actor: PolicyConfig, about: dict[str, Any], readme: str) -> None:
-    """Write a policy atomically, replacing the checkpoint in `folder`.
+    """Write a policy by `Denoiser.save`, with func and params of the policy in `ABOUT`; see `save_brought`."""
+    save_brought(folder, denoiser.save, {"policy": asdict(actor)} | about, readme)
+
+
+def save_brought(folder: Path, write: Callable[[Path], None], about: dict[str, Any], readme: str) -> None:
+    """Write a checkpoint atomically, replacing the one in `folder`.
 
     Args:
         folder: destination.
-        denoiser: writes its files by `Denoiser.save`.
-        actor: func and params of the policy.
-        about: further JSON-compatible values for `ABOUT`.
+        write: called with an empty folder; it writes the files in the format of their owner.
+        about: JSON-compatible values for `ABOUT`.
         readme: the model card.
 
     Raises:
@@ -46,10 +51,10 @@ def save_denoiser(folder: Path, denoiser: Denoiser, actor: PolicyConfig, about: 
     try:
         remove(temporary)  # left by an earlier crash
         temporary.mkdir(parents=True)
-        denoiser.save(temporary)
+        write(temporary)
         (temporary / README).unlink(missing_ok=True)
         write_synced(temporary / README, readme.encode())
-        write_synced(temporary / ABOUT, _to_json({"policy": asdict(actor)} | about))
+        write_synced(temporary / ABOUT, _to_json(about))
         files = {}
         for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
             _sync(path)

@@ -36,13 +36,12 @@ class WamDenoiser(Denoiser):
     Args:
         model: its action decoder is trained in place, and its critic is used; encoder and world decoder stay frozen, so
             PPO does not change the dream.
+        dreams: whether the model is also the one that dreams; its latents are then read in place of images.
     """
 
-    reads_latents = True
-
-    def __init__(self, model: WorldActionModel) -> None:
+    def __init__(self, model: WorldActionModel, dreams: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.reads_latents, self.cameras = model, dreams, model.cameras
         self.reads, self.n_context_frames = model.spec.features, model.config.n_context_frames
         self.horizon, self.context_noise = model.config.chunk_size, model.context_noise
         codec = model.action_codec

@@ -15,8 +15,8 @@ from typing import Any
 from rewards.errors import UserError
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.folder import read_rows
+from world_model.api import METRES, NORMALISED, OF_STATE
 from world_model.files import JSON_BYTES, read_file
-from world_model.wam.trust import METRES, NORMALISED
 
 PAIRS = "pairs.json"
 """File of a run folder with the paired evaluation of its champion, see `rl.report.pairs`."""
@@ -77,7 +77,7 @@ COUNT: Check = ("a whole number of at least 0", lambda v: type(v) is int and 0 <
 WHOLE: Check = ("a whole number", lambda v: type(v) is int and abs(v) < 2**63)
 FLAG: Check = ("true or false", lambda v: type(v) is bool)
 TITLE: Check = ("a short text", lambda v: isinstance(v, str) and len(v) <= 200 and v.isprintable())
-UNIT: Check = (f"{METRES} or {NORMALISED}", lambda v: v in (METRES, NORMALISED))
+UNIT: Check = (f"{METRES}, {NORMALISED} or {OF_STATE}", lambda v: v in (METRES, NORMALISED, OF_STATE))
 CORRELATION = {"rho": RHO, "low": RHO, "high": RHO}
 NAMES = ("simulator", "dream of its actions", "dream of the policy")
 
@@ -111,6 +111,7 @@ SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("n", "n_compared", "both", "sim_only", "dream_only", "neither"), COUNT),
     **dict.fromkeys(("sim", "dream"), SHARE),
     **dict.fromkeys(("retold_recall", "retold_false_success"), MAYBE),
+    "retold_agreement": RHO,
     **dict.fromkeys(("error_and_success", "movement_and_success"), CORRELATION),
     "error_by_step": [NUMBER],
 }
@@ -123,7 +124,7 @@ EXAMPLE: dict[str, Any] = {
     "parts": ("positions by part and place", _is_parts),
     "film": ("a GIF as text", lambda v: v == "" or (isinstance(v, str) and FILM.fullmatch(v) is not None)),
 }
-OPTIONAL = ("film", "unit")
+OPTIONAL = ("film", "unit", "retold_agreement")
 """Fields that runs of older versions lack."""
 
 ALL: dict[str, Any] = {"unit": UNIT, "summary": SUMMARY, "gap": [NUMBER], "points": [POINT], "examples": [EXAMPLE]}

@@ -16,8 +16,8 @@ from rl.report import figures
 from rl.report.data import PAIRS, Row, read_metrics, read_pairs, read_results
 from rl.rounds.outcome import STEPS
 from rl.statistics import describe, paired_gain
+from world_model.api import METRES
 from world_model.files import write_atomically
-from world_model.wam.trust import METRES
 
 __all__ = ["PAIRS", "write_report"]
 
@@ -191,12 +191,18 @@ def _agreement(pairs: Row | None) -> str:
     if recall is not None and false_success is not None:
         text += (
             f"<p>The actions of the simulator, dreamed again: {_percent(recall)} of its successes are dreamed as "
-            f"such, and {_percent(false_success)} of its failures as successes.</p>"
+            f"such, and {_percent(false_success)} of its failures as successes{_phi(s)}.</p>"
         )
     errors, label = s["error_by_step"], f"error of the state, {pairs['unit']}"
     if pairs["unit"] == METRES:
         errors, label = [100 * e for e in errors], "error of the object, cm"
     return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", label)
+
+
+def _phi(summary: Row) -> str:
+    """Return in words how well the dream of the executed actions agrees with the simulator; older runs lack it."""
+    phi = summary.get("retold_agreement")
+    return "" if phi is None or phi != phi else f" (Matthews correlation {phi:+.2f})"
 
 
 def _correlation(pairs: Row | None) -> str:

@@ -12,11 +12,10 @@ from rl.config import TrainConfig
 from rl.ppo.buffer import Rollout
 from rl.rounds.gate import Verdict
 from rl.rounds.trust_signals import make_signals
+from world_model.api import WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
-from world_model.wam.metrics import prediction_metrics
-from world_model.wam.model import WorldActionModel
-from world_model.wam.trust import HORIZON, calibrate, dream_of_real_actions
+from world_model.replays import HORIZON, error_ratio
 
 _STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings")
 """Attributes of `Dreams` that change from round to round; the weights belong to the model."""
@@ -34,7 +33,7 @@ class Dreams:
         UserError: a dream cannot compute a reward term of `config`, or a trust signal cannot be built; both are named.
     """
 
-    def __init__(self, config: TrainConfig, model: WorldActionModel, images: tuple[str, ...] = ()) -> None:
+    def __init__(self, config: TrainConfig, model: WorldModel, images: tuple[str, ...] = ()) -> None:
         self.config, self.model, self.images = config, model, images
         self.rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
         self.signals = make_signals(config)
@@ -57,22 +56,26 @@ class Dreams:
         """Build the dream, whose branches begin in `starts`.
 
         Raises:
-            UserError: the config uses the trust of the model, which was never calibrated.
+            UserError: the config uses the expected error of the model, which it cannot estimate.
         """
         dream, model = self.config.dream, self.model
-        if dream.reads_trust and not model.trust.given.fitted:
-            n_steps = HORIZON * model.config.chunk_size
+        if dream.reads_trust and not model.estimates_error:
+            fields = "dream.max_expected_error, dream.weigh_by_trust, dream.trust"
+            if dream.brought is not None:
+                raise UserError(
+                    f"{fields}: dream.world_model={dream.brought.func} estimates no error; give its predictions an "
+                    "expected_error and let estimates_error be True, or leave these fields out"
+                )
             raise UserError(
-                "dream.max_expected_error, dream.weigh_by_trust, dream.trust: the checkpoint's trust was never "
-                f"calibrated, nor were there new episodes of {n_steps} steps to do it on; collect some "
-                "(dream.n_episodes, dream.refit_steps), or leave these fields out"
+                f"{fields}: the checkpoint's trust was never calibrated, nor were there new episodes of "
+                f"{HORIZON * model.chunk_size} steps to do it on; collect some (dream.n_episodes, dream.refit_steps), "
+                "or leave these fields out"
             )
         return DreamEnv(
             model,
             dream.n_envs,
             starts,
-            self.config.n_decisions(dream.horizon, model.config.chunk_size),
-            dream.n_denoising_steps,
+            self.config.n_decisions(dream.horizon, model.chunk_size),
             rewards=self.rewards,
             seed=self.config.seed + len(self.episodes),  # another one for each dream, and the same after a resume
             max_expected_error=dream.max_expected_error,
@@ -122,25 +125,23 @@ class Dreams:
 
     def error(self) -> float | None:
         """Return the prediction error on episodes that no refit has used; None if it cannot be measured."""
-        new = self._unseen(self.model.config.chunk_size)
-        if not new or "object_pos" not in self.model.spec.slices:
+        new = self._unseen(self.model.chunk_size)
+        if not new or "object_pos" not in self.model.predicted_spec.slices:
             return None
-        found = prediction_metrics(self.model, self.model.windows(new))["mean"]
-        return found["error_ratio"] if found["n"] else None
+        return error_ratio(self.model, new)
 
     def refit(self, tick: Callable[[float], None] = lambda share: None) -> None:
-        """Train the world decoder on all recorded episodes; policy, encoder and read-outs stay bit-equal.
+        """Train the prediction of frames on all recorded episodes; of our own model that is the world decoder alone.
 
-        First, calibrate trust on the episodes that the world decoder was not trained on. `tick` is called with the
+        First, calibrate trust on the episodes that it was not trained on. `tick` is called with the
         share of the training that is done.
         """
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:
             return
         # Calibrate before the refit: afterwards these episodes are training data, and errors on them are too small.
-        if config.reads_trust and (new := self._unseen(HORIZON * self.model.config.chunk_size)):
-            replayed = dream_of_real_actions(self.model, new)
-            calibrate(self.model, replayed.given.flatten(0, 1), replayed.errors.flatten())
+        if config.reads_trust and (new := self._unseen(HORIZON * self.model.chunk_size)):
+            self.model.calibrate_trust(new)
         seed = self.config.seed + len(self.episodes)
         self.model.refit(self.episodes, config.refit_steps, config.refit_learning_rate, seed, tick)
         self.n_refitted = len(self.episodes)

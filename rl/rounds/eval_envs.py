@@ -9,9 +9,9 @@ from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, Policy
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
+from world_model.api import WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
-from world_model.wam.model import WorldActionModel
 
 
 class EvalEnvs:
@@ -26,7 +26,7 @@ class EvalEnvs:
     def __init__(
         self,
         config: TrainConfig,
-        model: WorldActionModel | None,
+        model: WorldModel | None,
         tasks: Sequence[str],
         sim: Simulator,
         denoiser: Denoiser | None = None,

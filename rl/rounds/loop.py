@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.build import device_of, make_denoiser, make_policy, make_sim, tasks_of
+from rl.build import device_of, make_denoiser, make_policy, make_sim, save_policy, tasks_of
 from rl.compose import to_yaml
 from rl.config import TrainConfig
 from rl.envs.names import shown_name
 from rl.envs.simulator import Simulator
-from rl.policies.api import Policy, load_policy_state, policy_state
+from rl.policies.api import Denoiser, Policy, load_policy_state, policy_state
 from rl.policies.chain import load_weights
-from rl.policies.saving import save_denoiser
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
@@ -32,10 +31,9 @@ from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, explore, rollout_size
 from rl.rounds.trial import try_rewards, try_signals
 from rl.statistics import success_rate
-from world_model.checkpoint import find_checkpoint, save_checkpoint
-from world_model.data.episodes import Episode, EpisodeStore
-from world_model.wam.model import WorldActionModel
-from world_model.wam.store import save_model
+from rl.world_models import load_world_model_state, save_world_model, world_model_of, world_model_state
+from world_model.api import WorldModel
+from world_model.data.episodes import Episode
 
 _WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
 """Rough duration of each phase, in units of one evaluation or gate; used for the progress display alone."""
@@ -44,11 +42,6 @@ _OLD_KEYS = {"n_places": "n_phases", "parts": "results", "_critic_is_new": "crit
 """Keys in the saved states of older versions, and what they are called now."""
 
 Log = Callable[[int, dict[str, float]], None]
-
-
-def world_model_of(folder: Path) -> Path:
-    """Return where the world model lies that was refitted for the brought policy in a checkpoint folder."""
-    return folder.with_name(f"{folder.name}-world-model")
 
 
 class PostTraining:
@@ -60,13 +53,14 @@ class PostTraining:
 
     Args:
         config: of the run.
-        model: the checkpoint; None if neither the policy nor a dream is made of it.
+        model: the world model, which dreams; our own also holds the policy `flow`. None: the run needs none.
         demonstrations: episodes for the anchor, may be empty; None: no imitation, of collected successes neither.
         log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
         say: called with a line of text for the user.
         tick: called with (work done, total work, name of the current activity).
         safe: called at safe points, where `state_dict` is complete; True: a phase has ended, False: only a rollout has.
         folder: run folder, in which callbacks write.
+        denoiser: acts, if the policy `flow` is trained in the dream of another world model; None: as the config says.
 
     The attribute `phases` holds the phases that the run can have, by name; what is in it is what a round runs.
     """
@@ -74,22 +68,23 @@ class PostTraining:
     def __init__(
         self,
         config: TrainConfig,
-        model: WorldActionModel | None,
+        model: WorldModel | None,
         demonstrations: list[Episode] | None,
         log: Log,
         say: Callable[[str], None] = print,
         tick: Callable[[float, float, str], None] = lambda done, total, doing: None,
         safe: Callable[[bool], None] = lambda ended: None,
         folder: Path = Path(),
+        denoiser: Denoiser | None = None,
     ) -> None:
         self.config, self.model = config, model
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
-        self._chunk_size = config.n_action_steps if model is None else model.config.chunk_size
+        self._chunk_size = config.n_action_steps if model is None else model.chunk_size
         self._check_budget()
         tasks = tasks_of(config, model)
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
-        self.denoiser = make_denoiser(config.actor, device_of(config), config.n_action_steps)
+        self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
         self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True, denoiser=self.denoiser)
         self.eval_envs = EvalEnvs(config, model, tasks, self.sim, self.denoiser)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
@@ -260,25 +255,22 @@ class PostTraining:
             self.dreams.episodes += episodes
 
     def save(self, folder: Path, readme: str, metrics: dict[str, Any] | None = None) -> None:
-        """Write the current policy as a checkpoint folder, with its world model if it has one.
+        """Write the current policy as a checkpoint folder, and beside it the world model if that is another network.
 
-        A policy that was brought is written in its own format. `metrics` are its measurements, as in the config of a
-        checkpoint of `wamtune tune`.
+        `metrics` are its measurements, as in the config of a checkpoint of `wamtune tune`.
         """
         config = self.config
         about: dict[str, Any] = {"config": to_yaml(config), **({"metrics": metrics} if metrics else {})}
-        if self.denoiser is not None:
-            save_denoiser(folder, self.denoiser, config.actor, about, readme)
-            if self.model is not None:
-                card = f"# {config.name}\n\nThe world model in whose dreams the policy in {folder.name} was trained.\n"
-                save_model(world_model_of(folder), self.model, "rl", config.checkpoint, about, card)
-            return
-        if self.model is None:
-            spec = {"spec": self.sim.spec.to_dict(), "stage": "rl", "policy": "gaussian"}
-            save_checkpoint(folder, spec | about, policy_state(self.policy.denoiser), readme)
-            return
-        demonstrations = EpisodeStore(find_checkpoint(config.checkpoint)).files()
-        save_model(folder, self.model, "rl", config.checkpoint, about, readme, demonstrations)
+        save_policy(folder, config, self.policy, about, readme)
+        if (apart := self.world_model_apart) is not None:
+            card = f"# {config.name}\n\nThe world model in whose dreams the policy in {folder.name} was trained.\n"
+            save_world_model(world_model_of(folder), apart, config.dream, config.checkpoint, about, card)
+
+    @property
+    def world_model_apart(self) -> WorldModel | None:
+        """The world model if it is another network than the policy; else None, also if there is none."""
+        is_policy = self.denoiser is None and self.config.actor.func == "flow"
+        return None if is_policy else self.model
 
     def close(self) -> None:
         """Close simulators and callbacks, with their worker processes."""
@@ -293,7 +285,7 @@ class PostTraining:
             "seconds": time.monotonic() - self._begun,
             "weights": self._weights(),
             # A world model that is no part of the policy; a refit changes it.
-            "world_model": None if self.denoiser is None or self.model is None else dict(self.model.state_dict()),
+            "world_model": None if (apart := self.world_model_apart) is None else world_model_state(apart),
             "optimizer": self.ppo.optimizer.state_dict(),
             "generator": self.ppo.generator.get_state(),
             "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
@@ -330,7 +322,7 @@ class PostTraining:
         else:
             self.policy.load_state_dict(state["weights"], strict=False)
         if state.get("world_model") is not None and self.model is not None:
-            self.model.load_state_dict(state["world_model"])
+            load_world_model_state(self.model, state["world_model"])
         self.ppo.optimizer.load_state_dict(state["optimizer"])
         self.ppo.generator.set_state(state["generator"])
         if state["sim"] is not None:
@@ -353,7 +345,7 @@ class PostTraining:
 
     def _make_imitation(self, demonstrations: list[Episode]) -> Imitation:
         ppo = self.config.ppo
-        if self.denoiser is not None:
+        if self.denoiser is not None and self.config.demonstrations:
             spec = replace(self.policy.spec, features=dict(self.denoiser.reads))
             for i, episode in enumerate(demonstrations):
                 episode.check_fits(spec, f"demonstrations={self.config.demonstrations}: episode {i}")

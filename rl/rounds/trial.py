@@ -7,12 +7,12 @@ from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
+from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv
-from world_model.wam.model import WorldActionModel
 
 
-def try_rewards(config: TrainConfig, model: WorldActionModel | None, sim: Simulator, dreams: bool) -> StartStates:
+def try_rewards(config: TrainConfig, model: WorldModel | None, sim: Simulator, dreams: bool) -> StartStates:
     """Compute the rewards of one step in `sim`, and of one dreamed step from the same states if the run `dreams`.
 
     This does not change the run: the reward terms are built for the trial alone, and the random state of `sim` is
@@ -33,7 +33,7 @@ def try_rewards(config: TrainConfig, model: WorldActionModel | None, sim: Simula
         sim.generator.set_state(generator)
     if dreams and model is not None:
         rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
-        dream = DreamEnv(model, len(starts), starts, n_denoising_steps=config.dream.n_denoising_steps, rewards=rewards)
+        dream = DreamEnv(model, len(starts), starts, rewards=rewards)
         dream.reset()
         _stand_still(dream)
     return starts
@@ -50,8 +50,8 @@ def try_signals(dreams: Dreams, ppo: PPO, starts: StartStates) -> None:
     signals = [signal for signal in dreams.signals if signal.at]
     if not signals:
         return
-    generator, n_denoising_steps = ppo.generator.get_state(), dreams.config.dream.n_denoising_steps
-    dream = DreamEnv(dreams.model, len(starts), starts, n_denoising_steps=n_denoising_steps, images=dreams.images)
+    generator = ppo.generator.get_state()
+    dream = DreamEnv(dreams.model, len(starts), starts, images=dreams.images)
     rollout = ppo.collect(dream, n_steps=1, fresh=True)
     ppo.generator.set_state(generator)
     for signal in signals:

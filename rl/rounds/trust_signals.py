@@ -103,26 +103,21 @@ def expected_error(rollout: Rollout, world_model: WorldModel, seed: int) -> Tens
     return trust_weights(rollout.expected_error)
 
 
-def redream(
-    rollout: Rollout, world_model: WorldModel, seed: int, n_denoising_steps: int = 1, action_delay: int = 0
-) -> Tensor:
+def redream(rollout: Rollout, world_model: WorldModel, seed: int, action_delay: int = 0) -> Tensor:
     """Return 0 for chunks of successes that fail when dreamed again, else 1. Shape: (n_steps, num_envs).
 
     Args:
         rollout: a dreamed rollout.
-        world_model: the model that dreamed it.
+        world_model: the model that dreamed it; the second dream is that of its `refined`.
         seed: of the new noise.
-        n_denoising_steps: of the first dream; the second one uses one more.
         action_delay: steps between a command and its execution, as in the first dream.
     """
-    return (~flipped(world_model, rollout, n_denoising_steps, seed, action_delay)).to(rollout.weight)
+    return (~flipped(world_model, rollout, seed, action_delay)).to(rollout.weight)
 
 
 def _builtins(config: TrainConfig) -> Builtins:
-    """Return the built-in signals; `redream` gets the dream settings of the run."""
-    n_denoising_steps, action_delay = config.dream.n_denoising_steps, config.env.action_delay
-    again = partial(redream, n_denoising_steps=n_denoising_steps, action_delay=action_delay)
-    return {"expected_error": expected_error, "redream": again}
+    """Return the built-in signals; `redream` gets the action delay of the run."""
+    return {"expected_error": expected_error, "redream": partial(redream, action_delay=config.env.action_delay)}
 
 
 def _build(name: str, written: dict[str, Any], builtins: Builtins) -> Signal:
@@ -150,8 +145,8 @@ def trust_weights(expected_error: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def flipped(model: WorldModel, rollout: Rollout, n_denoising_steps: int, seed: int, action_delay: int) -> Tensor:
-    """Dream each success of a dreamed rollout again, with the same actions, new noise and one more denoising step.
+def flipped(model: WorldModel, rollout: Rollout, seed: int, action_delay: int) -> Tensor:
+    """Dream each success of a dreamed rollout again, with the same actions, new noise and the `refined` model.
 
     Returns (n_steps, num_envs) bool: chunks that led to a success which did not occur again within as many chunks.
     """
@@ -166,11 +161,10 @@ def flipped(model: WorldModel, rollout: Rollout, n_denoising_steps: int, seed: i
     context = {name: frames[first, env] for name, frames in rollout.frames.items()}
     starts = StartStates(context, rollout.task[first, env], seeds)
     dream = DreamEnv(
-        model,
+        model.refined(),
         num_envs=n,
         starts=starts,
         horizon=longest,
-        n_denoising_steps=n_denoising_steps + 1,
         max_steps=longest * model.chunk_size,  # not reached before the horizon
         in_order=True,
         action_delay=action_delay,

@@ -21,6 +21,7 @@ from rl.policies.saving import sha256_of_any
 from rl.ppo.callbacks import callback_files
 from rl.ppo.schedules import schedule_file
 from rl.rounds.trust_signals import signal_files
+from rl.world_models import world_model_source
 from world_model.checkpoint import MANIFEST, find_checkpoint
 from world_model.files import sha256, write_atomically
 
@@ -81,7 +82,9 @@ def _sources(config: TrainConfig) -> dict[str, Path]:
         found["env.simulator"] = source_file("simulator", config.env.simulator, {}, key="env.simulator")
     if config.actor.func not in ("flow", "gaussian", "lerobot"):
         found["policy"] = source_file("policy", config.actor.func, {}, key="policy")
-    if config.env.kind != "sim":  # trust signals are used in dreams only
+    if config.env.kind != "sim":  # world models and trust signals are used in dreams only
+        if (brought := config.dream.brought) is not None:
+            found["dream.world_model"] = world_model_source(brought)
         found |= {f"dream.trust.{name}": file for name, file in signal_files(config).items()}
     found |= callback_files(config.callbacks)
     for key in ("learning_rate", "clip_range"):

@@ -7,11 +7,13 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.build import make_denoiser
-from rl.config import PolicyConfig, TrainConfig
+from rl.config import DreamConfig, PolicyConfig, TrainConfig
 from rl.policies.api import Denoiser
+from rl.world_models import load_world_model_weights, make_world_model, world_model_of
+from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint
 from world_model.wam.model import WorldActionModel
-from world_model.wam.store import load_model_and_config
+from world_model.wam.store import load_model, load_model_and_config
 
 
 def load_actor(name_or_path: str) -> WorldActionModel:
@@ -48,3 +50,24 @@ def load_brought(name: str, policy: Any, device: str, n_action_steps: int) -> De
     if actor.func != "lerobot" and Path(name).is_dir():
         denoiser.load_weights(find_checkpoint(name))
     return denoiser
+
+
+def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldModel:
+    """Load the world model in whose dream a policy is evaluated.
+
+    Args:
+        world_model: name or folder of a checkpoint, or a world model of the user's own, see `DreamConfig.world_model`.
+        name: of the policy; if it is a run, one of the user's own gets the weights that the run saved.
+        seed: for new weights.
+        device: of the weights.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if isinstance(world_model, str) and ":" not in world_model.removeprefix("hf://"):
+        return load_model(world_model)
+    model = make_world_model(DreamConfig(world_model=world_model), seed, device)
+    assert model is not None
+    if Path(name).is_dir():
+        load_world_model_weights(model, world_model_of(find_checkpoint(name)))
+    return model

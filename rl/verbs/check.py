@@ -20,12 +20,12 @@ from rl.config import TrainConfig
 from rl.rounds.evaluate import first_states
 from rl.runs.progress import show
 from rl.verbs.check_policy import check_policy
+from rl.verbs.prepare import load_models
+from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv
 from world_model.env import BatchedEnv
-from world_model.wam.model import WorldActionModel
-from world_model.wam.store import load_model
 
 N_ENVS, N_CHUNKS = 2, 4
 
@@ -42,9 +42,10 @@ class Steps:
 class _Recorder(RewardManager):
     """A manager without terms that records the transitions it gets, with every feature that a term could require."""
 
-    def __init__(self, steps: Steps, place: str, model: WorldActionModel | None) -> None:
-        super().__init__({}, (), place, images=_images(model))
-        self.requires = frozenset() if model is None else frozenset({"progress", *_features(model)})
+    def __init__(self, steps: Steps, place: str, model: WorldModel | None) -> None:
+        super().__init__({}, (), place, images=None if model is None else model.image_model)
+        reads = set() if model is None or model.frame_read_out is None else {"progress"}
+        self.requires = frozenset() if model is None else frozenset({*reads, *_features(model)})
         self._steps = steps
 
     def compute(self, t: Transition, executed: Tensor | None = None, n_steps: int = 1) -> RewardStep:
@@ -61,7 +62,7 @@ def run(words: list[str]) -> None:
     config = replace(config, device="cpu")  # only a few steps, so a GPU would not help
     if config.actor.func not in ("flow", "gaussian"):
         check_policy(config)
-    model = load_model(config.checkpoint) if config.uses_model else None
+    model, _ = load_models(config)
     places = transitions(config, model)
     # Dream training uses the simulator too: `try_rewards` runs the terms there first.
     trained = {"sim"} if config.env.kind == "sim" else {"sim", "dream"}
@@ -94,7 +95,7 @@ def value_range(name: str, term: dict[str, Any] | None, steps: Steps) -> tuple[s
     return f"{float(values.min()):.3g} … {float(values.max()):.3g}", None
 
 
-def transitions(config: TrainConfig, model: WorldActionModel | None) -> dict[str, Steps]:
+def transitions(config: TrainConfig, model: WorldModel | None) -> dict[str, Steps]:
     """Collect a few transitions in the simulator, in the dream and from the checkpoint's own episodes."""
     tasks = tasks_of(config, model)
     env = make_sim(config, model, tasks, max(N_ENVS, len(tasks)), rewards=False)
@@ -102,8 +103,9 @@ def transitions(config: TrainConfig, model: WorldActionModel | None) -> dict[str
         places = {"sim": _act(config, model, env)}
         if model is not None:
             starts = first_states(env, range(env.num_envs))
-            dream = DreamEnv(model, len(starts), starts, N_CHUNKS, config.dream.n_denoising_steps, in_order=True)
+            dream = DreamEnv(model, len(starts), starts, N_CHUNKS, in_order=True)
             places["dream"] = _act(config, model, dream)
+        if model is not None and config.dream.brought is None:
             store = EpisodeStore(find_checkpoint(config.checkpoint))
             places["recorded"] = _recorded(config, model, store.load(tasks=tasks or model.spec.tasks)[:1])
     finally:
@@ -112,7 +114,7 @@ def transitions(config: TrainConfig, model: WorldActionModel | None) -> dict[str
 
 
 @torch.no_grad()
-def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -> Steps:
+def _act(config: TrainConfig, model: WorldModel | None, env: BatchedEnv) -> Steps:
     """Execute a few chunks of random actions and return their transitions."""
 
     def build(terms: dict[str, Any]) -> RewardManager:
@@ -130,20 +132,20 @@ def _act(config: TrainConfig, model: WorldActionModel | None, env: BatchedEnv) -
 
 
 @torch.no_grad()
-def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episode]) -> Steps:
+def _recorded(config: TrainConfig, model: WorldModel, episodes: list[Episode]) -> Steps:
     """Convert recorded episodes to transitions of one environment."""
     provides = {*model.spec.slices, *_features(model), "progress"}
     if episodes and episodes[0].task_reward is not None:
         provides.add("task_reward")
-    images = _images(model)
+    images = model.image_model
     steps = Steps(lambda terms: RewardManager(terms, provides, "recording", images), num_envs=1)
     for episode in model.encode_episodes(episodes):
         n, actions = episode.length, episode.action.unsqueeze(0)
         task = torch.tensor([model.spec.tasks.index(episode.task)])
         frames = {name: values[episode.rows_of(name)].unsqueeze(0) for name, values in episode.obs.items()}
-        _, progress = model.success_and_progress(frames, task)
+        progress = None if model.frame_read_out is None else model.frame_read_out(frames, task)[1]
         t = chunk_transition(
-            frames=model.with_features(frames, provides),
+            frames=frames if images is None else images.with_features(frames, provides),
             actions=actions,
             past=first_past(actions),
             success=episode.success,
@@ -159,14 +161,9 @@ def _recorded(config: TrainConfig, model: WorldActionModel, episodes: list[Episo
     return steps
 
 
-def _features(model: WorldActionModel) -> set[str]:
+def _features(model: WorldModel) -> set[str]:
     """Return the names of all features that a model reads or predicts."""
     return {*model.spec.features, *model.predicted_spec.features}
-
-
-def _images(model: WorldActionModel | None) -> WorldActionModel | None:
-    """Return the model if it reads images, for reward terms that need its latents."""
-    return model if model is not None and model.cameras else None
 
 
 def _describe(name: str, term: dict[str, Any] | None, places: dict[str, Steps]) -> tuple[str, str, str]:

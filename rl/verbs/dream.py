@@ -48,6 +48,7 @@ def run(words: list[str]) -> None:
     """Record an episode, replay it in the dream, print the errors and write a plot or a video."""
     options = compose(None, words[1:], DreamOptions)
     model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
+    model.n_denoising_steps = options.n_denoising_steps
     tasks = options.env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
     options = replace(options, env=replace(env_of_tasks(options.env, tasks), tasks=tasks))
     if model.cameras:
@@ -64,7 +65,7 @@ def _show_curves(model: WorldActionModel, options: DreamOptions, name: str) -> N
     if not out.endswith(".png"):
         raise UserError(f"out={out!r}: {name} has no images, so there is no video; take a .png")
     episode, imagined = record_episode(model, options)
-    frames = replay(model, episode, options.n_denoising_steps)[0] if imagined is None else imagined
+    frames = replay(model, episode)[0] if imagined is None else imagined
     print(_heading(options, frames))
     show(error_table(model, episode, frames))
     true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
@@ -88,7 +89,7 @@ def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
         print(f"image: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
         return
     (seen,) = encoded_episodes(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
-    frames, expected = replay(model, seen, options.n_denoising_steps) if imagined is None else (imagined, [])
+    frames, expected = replay(model, seen) if imagined is None else (imagined, [])
     # One image per chunk, of the first camera: simulated and dreamed.
     dreamed = codec.decode(frames[::size, -codec.code_dim :])[:, 0]
     simulated = real[::size][: len(dreamed), 0]
@@ -125,7 +126,7 @@ def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Epis
 
 
 @torch.no_grad()
-def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) -> tuple[Tensor, list[float]]:
+def replay(model: WorldActionModel, episode: Episode) -> tuple[Tensor, list[float]]:
     """Dream the whole chunks of `episode.action` from its first state.
 
     Returns the frames (n, frame_dim), of which the first is that state, and the expected error of each chunk; [] if
@@ -141,7 +142,6 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
         1,
         starts,
         n_chunks,
-        n_denoising_steps,
         max_steps=n_chunks * size,
         terminate_on_success=False,  # the real episode went on, too
         seed=episode.seed,
@@ -151,7 +151,7 @@ def replay(model: WorldActionModel, episode: Episode, n_denoising_steps: int) ->
     frames, expected = [joined(env.context)[0, -1:]], []
     for actions in chunks:
         frames.append(joined(env.step_chunk(actions).frames)[0])
-        if model.trust.given.fitted:
+        if model.estimates_error:
             expected.append(float(torch.as_tensor(env.expected_error).flatten()[0]))
     return torch.cat(frames), expected
 

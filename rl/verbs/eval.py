@@ -14,27 +14,28 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.build import device_of, find_simulator, is_policy, make_sim, tasks_of
 from rl.compose import compose
-from rl.config import DreamConfig, EnvConfig, TrainConfig
+from rl.config import EnvConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
-from rl.policies.api import Denoiser
+from rl.envs.simulator import Simulator
+from rl.policies.api import Denoiser, TrainablePolicy
 from rl.policies.chain import ChainPolicy
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import WamDenoiser
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
 from rl.runs.progress import Progress, show
 from rl.statistics import describe, paired_gain, success_rate, wilson
-from rl.verbs.acting import load_actor, load_brought
+from rl.verbs.acting import load_actor, load_brought, load_dream
 from rl.verbs.options import EvalOptions
+from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.dream_env import DreamEnv
 from world_model.files import write_atomically
 from world_model.wam.model import WorldActionModel
-from world_model.wam.store import load_model
 
 Results = dict[str, list[EpisodeResult]]
 
-GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers"
+GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers", "place", "world_model"
 """Keys that apply to a Gaussian policy; everything else is as in its training."""
 
 
@@ -56,19 +57,21 @@ def run(words: list[str]) -> None:
     if early is not None:  # check every task before the first one is run
         given = given_spec(early, model.spec.features, robot_slices=simulator.robot_slices)
         model.spec.check_fits(given, shown_name(options.env))
-    _evaluate(words[0], model, options, tasks)
+    if options.place == "sim" or not options.world_model:
+        _evaluate(words[0], model, options, tasks)
+    else:  # in the dream of another world model
+        dreams = load_dream(options.world_model, words[0], options.seed, device_of(_config(options)))
+        _evaluate(words[0], dreams, options, tasks, WamDenoiser(model, dreams=False))
 
 
 def _evaluate_brought(name: str, options: EvalOptions) -> None:
     """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
-    if options.place != "sim" and not options.world_model:
-        raise UserError(
-            f"place={options.place}: a policy has no dream of its own; name a checkpoint with world_model=..., such as "
-            "metaworld-pixels-tuned"
-        )
+    _check_has_dream(options)
     config = _config(options)
     denoiser = load_brought(name, options.policy, device_of(config), options.n_action_steps)
-    model = None if options.place == "sim" else load_model(options.world_model)
+    model = None
+    if options.place != "sim":
+        model = load_dream(options.world_model, name, options.seed, device_of(config))
     tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
     if not tasks:
         raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")
@@ -77,7 +80,7 @@ def _evaluate_brought(name: str, options: EvalOptions) -> None:
 
 def _evaluate(
     name: str,
-    model: WorldActionModel | None,
+    model: WorldModel | None,
     options: EvalOptions,
     tasks: tuple[str, ...],
     denoiser: Denoiser | None = None,
@@ -102,7 +105,7 @@ def _evaluate(
 
 
 def evaluate_task(
-    model: WorldActionModel | None,
+    model: WorldModel | None,
     options: EvalOptions,
     task: str,
     tick: Callable[[float], None],
@@ -119,7 +122,7 @@ def evaluate_task(
     )
     try:
         if denoiser is None:
-            assert model is not None
+            assert isinstance(model, WorldActionModel)
             denoiser = WamDenoiser(model)
         n_steps = options.n_denoising_steps
         policy = ChainPolicy(denoiser, env.spec, n_steps, n_action_steps=options.n_action_steps or None)
@@ -130,27 +133,42 @@ def evaluate_task(
         if options.place == "sim":
             return sim, []
         assert model is not None
-        dream = DreamEnv(
-            model,
-            options.n_episodes,
-            first_states(env, seeds),
-            horizon=-(-options.max_steps // policy.n_action_steps),
-            n_denoising_steps=DreamConfig().n_denoising_steps,
-            max_steps=options.max_steps,
-            in_order=True,
-            obs_noise=options.obs_noise,
-            seed=options.seed,
-            images=policy.images,
-        )
+        dream = _dream(model, policy, env, seeds, max_steps=options.max_steps, obs_noise=options.obs_noise)
         return sim, evaluate_dream(policy, dream, ticks[1])
     finally:
         env.close()
 
 
+def _dream(
+    model: WorldModel, policy: TrainablePolicy, env: Simulator, seeds: range, max_steps: int, obs_noise: float
+) -> DreamEnv:
+    """Build a dream of one episode from the first state of each episode that `seeds` name in `env`."""
+    return DreamEnv(
+        model,
+        len(seeds),
+        first_states(env, seeds),
+        horizon=-(-max_steps // policy.n_action_steps),
+        max_steps=max_steps,
+        in_order=True,
+        obs_noise=obs_noise,
+        seed=seeds.start,
+        images=policy.images,
+    )
+
+
+def _check_has_dream(options: EvalOptions) -> None:
+    """Require `world_model` for the dream of a policy that has none of its own."""
+    if options.place != "sim" and not options.world_model:
+        raise UserError(
+            f"place={options.place}: a policy has no dream of its own; name a checkpoint with world_model=..., such as "
+            "metaworld-pixels-tuned, or a world model of your own (FILE.py:Class)"
+        )
+
+
 def _evaluate_gaussian(
     words: list[str], options: EvalOptions, about: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
-    """Evaluate a policy of `wamtune train policy=gaussian` in the simulator it was trained in; it has no dream.
+    """Evaluate a policy of `wamtune train policy=gaussian` where it was trained, or in the dream of `world_model`.
 
     `about` and `tensors` are the results of `load_checkpoint`.
     """
@@ -162,20 +180,29 @@ def _evaluate_gaussian(
             f"{words[0]}: a Gaussian policy is evaluated by its run folder, which says where; name that one"
         )
     trained = compose(run, [], TrainConfig)
+    _check_has_dream(options)
     config = replace(trained, env=replace(trained.env, n_workers=options.env.n_workers), rewards={})
     policy, n_envs = load_gaussian(words[0], about, tensors), min(options.n_envs, options.n_episodes)
+    model = None
+    if options.place != "sim":
+        model = load_dream(options.world_model, words[0], options.seed, device_of(config))
     found: Results = {}
+    dreamed: Results = {}
+    seeds = range(options.seed, options.seed + options.n_episodes)
     for task in config.env.tasks or ("",):
-        env = make_sim(config, None, (task,) if task else (), n_envs, rewards=False)
+        env = make_sim(config, model, (task,) if task else (), n_envs, rewards=False)
         task = env.spec.tasks[0] if not task else task
+        policy = policy.to(env.device)
         try:
-            found[task] = evaluate_sim(
-                policy.to(env.device), env, range(options.seed, options.seed + options.n_episodes)
-            )
+            found[task] = [] if options.place == "dream" else evaluate_sim(policy, env, seeds)
+            dreamed[task] = []
+            if model is not None:
+                dream = _dream(model, policy, env, seeds, config.env.max_steps, config.env.obs_noise)
+                dreamed[task] = evaluate_dream(policy, dream)
         finally:
             env.close()
-    show(table(found, {task: [] for task in found}))
-    for task, results in found.items():
+    show(table(found, dreamed))
+    for task, results in ((task, results) for task, results in found.items() if results):
         print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
 
 

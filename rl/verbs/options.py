@@ -11,7 +11,7 @@ from typing import Literal
 
 from rewards.checks import at_least, require
 from rewards.errors import UserError
-from rl.config import Chosen, DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
+from rl.config import Chosen, ChosenWorldModel, DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
 from world_model.view import View
 
 
@@ -26,7 +26,8 @@ class EvalOptions:
     seed: int = EvalConfig().seed  # of the first episode
     place: Literal["sim", "dream", "both"] = "sim"
     policy: Chosen = ""  # who acts, as in wamtune train; empty: the checkpoint that is named first
-    world_model: str = ""  # checkpoint in whose dream the policy of somebody else is evaluated; for place=dream, both
+    # for place=dream, both: what dreams, a checkpoint or FILE.py:Class as in dream.world_model; empty: the checkpoint
+    world_model: ChosenWorldModel = ""
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
     n_action_steps: int = 0  # executed of a chunk; 0: all of it, or as many as the configuration of the policy says
     max_steps: int = EnvConfig().max_steps

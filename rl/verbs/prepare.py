@@ -11,12 +11,14 @@ from rewards.errors import UserError
 from rl.build import check_simulator, device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
+from rl.policies.wam import WamDenoiser
 from rl.rounds.loop import PostTraining
+from rl.world_models import make_world_model
+from world_model.api import WorldModel
 from world_model.checkpoint import builtin_checkpoints, find_checkpoint
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import INFO, cameras_of, import_lerobot
-from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
 
 
@@ -33,12 +35,24 @@ def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
     """
     check_simulator(config)
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
-    model = load_model(config.checkpoint).to(device_of(config)) if config.uses_model else None
+    model, denoiser = load_models(config)
     demonstrations = None if config.actor.func == "gaussian" else _demonstrations(config, model)
-    post = PostTraining(config, model, demonstrations, log=lambda step, values: None, folder=folder)
+    post = PostTraining(config, model, demonstrations, log=lambda step, values: None, folder=folder, denoiser=denoiser)
     if config.episodes:
         _add_recorded(post, config)
     return post
+
+
+def load_models(config: TrainConfig) -> tuple[WorldModel | None, WamDenoiser | None]:
+    """Load the world model of a run, None if it needs none, and the policy `flow` if that is another network."""
+    device = device_of(config)
+    ours = load_model(config.checkpoint).to(device) if config.uses_model else None
+    brought = make_world_model(config.dream, config.seed, device) if config.env.kind != "sim" else None
+    if brought is None:
+        if ours is not None:
+            ours.n_denoising_steps = config.dream.n_denoising_steps
+        return ours, None
+    return brought, None if ours is None else WamDenoiser(ours, dreams=False)
 
 
 def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
@@ -48,7 +62,7 @@ def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
     post.add_episodes(recorded_episodes(config, post.model, tasks_of(config, post.model)))
 
 
-def _demonstrations(config: TrainConfig, model: WorldActionModel | None) -> list[Episode] | None:
+def _demonstrations(config: TrainConfig, model: WorldModel | None) -> list[Episode] | None:
     """Load the demonstrations of the anchor, [] if none are needed; None if no imitation has a weight above 0."""
     ppo = config.ppo
     if not any((ppo.bc_coef, ppo.success_bc_coef, config.dream.success_bc_coef)):

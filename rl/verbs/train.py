@@ -22,7 +22,7 @@ from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
 from rl.report.videos import gif_of
 from rl.rounds.evaluate import EpisodeResult
-from rl.rounds.loop import PostTraining, world_model_of
+from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import Outcome
 from rl.runs.folder import RunFolder
 from rl.runs.inputs import check_inputs, inputs_of, keep_sources
@@ -32,7 +32,7 @@ from rl.seeds import GO_BACK
 from rl.statistics import describe, paired_gain, success_rate
 from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
-from world_model.wam.store import load_model
+from rl.world_models import load_world_model_weights, world_model_of
 
 BAD_NUMBERS = "bad_numbers.safetensors"
 """File of a run folder with the tensors that led to the last bad numbers."""
@@ -201,12 +201,12 @@ class _Shown:
 
 
 def _load_champion(post: PostTraining, outcome: Outcome, path: Path) -> None:
-    """Load the saved champion into `post`, for the report; a Gaussian policy has no paired evaluation."""
+    """Load the saved champion and its world model into `post`, for the report; without dreams there is no pair."""
     if post.model is None:
         return
-    brought = post.denoiser is not None
-    post.model.load_state_dict(load_model(world_model_of(path) if brought else path).state_dict())
-    if brought and outcome.results:
+    apart = post.world_model_apart
+    load_world_model_weights(post.model, path if apart is None else world_model_of(path))
+    if apart is not None and outcome.results:
         load_policy_state(post.policy, outcome.results[-1].champion)
 
 

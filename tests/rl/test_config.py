@@ -182,7 +182,7 @@ def test_a_plug_in_is_found_beside_the_preset_that_names_it(tmp_path: Path, monk
         ("env.tasks=push]", "cannot read the YAML in the value of 'env.tasks' on the command line"),
         ("env.tasks=[1]", "env.tasks[0]=1 on the command line: expected text"),
         ("env.kind=dreams", "env.kind='dreams' on the command line: expected one of sim, dream, mix"),
-        ("dream=2", "dream=2 on the command line: expected a group of keys (n_envs, horizon"),
+        ("dream=2", "dream=2 on the command line: expected a group of keys (world_model, n_envs, horizon"),
         ("seed.x=2", "seed={'x': 2} on the command line: expected an integer"),
         (
             "name=${oc.env:HOME}",
@@ -259,7 +259,8 @@ def test_a_policy_is_a_word_or_func_and_params(
         (["policy={params: {width: 8}}"], "policy: func is missing; write policy={func: FILE.py:Class, params: {...}}"),
         (
             ["policy=gaussian", "env.kind=mix", "n_rounds=9"],
-            "policy=gaussian has no dream, so env.kind=mix cannot be; set env.kind=sim",
+            "policy=gaussian has no dream, so env.kind=mix cannot be; set env.kind=sim, or bring a world model with "
+            "dream.world_model=FILE.py:Class",
         ),
         (["policy=a", "ppo.ent_coef=0.1"], "ppo.ent_coef=0.1: policy=lerobot has a fixed entropy; set it to 0"),
     ],

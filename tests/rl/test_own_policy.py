@@ -127,7 +127,7 @@ def test_it_is_trained_in_the_dream_of_a_checkpoint(
     assert cli.main(["eval", str(folder_of("whole")), policy, *task]) == 2
     assert capsys.readouterr().err == (
         "wamtune: place=both: a policy has no dream of its own; name a checkpoint with world_model=..., such as "
-        "metaworld-pixels-tuned\n"
+        "metaworld-pixels-tuned, or a world model of your own (FILE.py:Class)\n"
     )
 
 

@@ -9,6 +9,7 @@ from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Advance, BatchedEnv, Start
 from world_model.flow import seeded_noise
+from world_model.tree import rows
 from world_model.wam import trust
 
 K = 4  # chunk_size of the toy
@@ -88,8 +89,9 @@ def test_success_takes_two_sure_frames_in_a_row(make_dream, model, monkeypatch):
 # --- what is dreamed ---
 
 
-def test_noise_belongs_to_a_branch_whatever_its_place_in_the_batch(make_dream, never_solved):
-    env, twin = (make_dream(num_envs=4, n_denoising_steps=2) for _ in range(2))  # in a single step noise has no say
+def test_noise_belongs_to_a_branch_whatever_its_place_in_the_batch(make_dream, model, never_solved):
+    model.n_denoising_steps = 2  # in a single step noise has no say
+    env, twin = (make_dream(num_envs=4) for _ in range(2))
     env.reset(seed=1)
     order = torch.tensor([2, 0, 3, 1])
     state = env.state_dict()
@@ -97,13 +99,13 @@ def test_noise_belongs_to_a_branch_whatever_its_place_in_the_batch(make_dream, n
         name: value[order] if isinstance(value, torch.Tensor) and name != "generator" else value
         for name, value in state.items()
     }
-    permuted["context"] = {name: frames[order] for name, frames in state["context"].items()}
+    permuted |= {name: rows(state[name], order) for name in ("context", "session")}
     twin.load_state_dict(permuted)
     frames = env.step_chunk(actions(4)).frames["state"]
     torch.testing.assert_close(twin.step_chunk(actions(4)[order]).frames["state"], frames[order], atol=1e-6, rtol=0)
     # Another chunk or another branch from the same state draws other noise.
-    for change in ({"chunks": state["chunks"] + 1}, {"episode_seed": state["episode_seed"] + 1}):
-        twin.load_state_dict(state | change)
+    for name in ("counter", "seed"):
+        twin.load_state_dict(state | {"session": state["session"] | {name: state["session"][name] + 1}})
         assert not torch.allclose(twin.step_chunk(actions(4)).frames["state"], frames, atol=1e-4)
     twin.load_state_dict(state)
     assert torch.equal(twin.step_chunk(actions(4)).frames["state"], frames)
@@ -334,3 +336,17 @@ def test_exact_resume_in_the_middle_of_a_chunk(make_dream):
         one, two = (e.step(actions(3, seed=100 + i)[:, 0]) for e in (env, twin))
         assert torch.equal(one.obs["state"], two.obs["state"]) and torch.equal(one.reward, two.reward)
         assert torch.equal(one.frames["state"], two.frames["state"]) and torch.equal(one.truncated, two.truncated)
+
+
+def test_a_state_of_an_older_version_has_no_session(make_dream, model, never_solved):
+    """It holds the frames and the number of the chunk, from which the session of our model follows."""
+    model.n_denoising_steps = 2  # so that the number of the chunk has a say
+    env, twin = make_dream(horizon=9), make_dream(horizon=9)
+    env.reset(seed=3)
+    env.step_chunk(actions(3))
+    state = env.state_dict()
+    del state["session"]
+    twin.load_state_dict(state)
+    for i in range(3):
+        one, two = (e.step_chunk(actions(3, seed=i)).frames["state"] for e in (env, twin))
+        assert torch.equal(one, two)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from world_model.api import Context, Prediction
+from rewards.api import ImageModel
+from world_model.api import Context, Prediction, Session, WorldModel
 from world_model.data.episodes import Episode
+from world_model.env import Frames, Obs, ReadOut
 from world_model.flow import seeded_noise
 from world_model.spec import LATENTS, Spec
 from world_model.view import View
@@ -25,21 +27,15 @@ REFIT_BATCH_SIZE = 128
 """Windows per step of a refit. In the same time, more steps help more than larger batches."""
 
 
-class WorldActionModel(Network):
+class WorldActionModel(Network, WorldModel):
     """Policy, dream, inverse dynamics and video predictor in one set of weights. See `Network` for the arguments."""
 
-    @property
-    def n_context_frames(self) -> int:
-        """Number of past frames that a prediction starts from."""
-        return self.config.n_context_frames
+    def __init__(self, config: ModelConfig, spec: Spec) -> None:
+        super().__init__(config, spec)
+        self.n_context_frames, self.chunk_size = config.n_context_frames, config.chunk_size
 
     @property
-    def chunk_size(self) -> int:
-        """Number of actions in a chunk."""
-        return self.config.chunk_size
-
-    @property
-    def cameras(self) -> dict[str, View]:
+    def cameras(self) -> Mapping[str, View]:
         """Cameras of the images that the model reads, by name; empty for a model without images."""
         return self.config.views
 
@@ -52,6 +48,16 @@ class WorldActionModel(Network):
     def predicted_spec(self) -> Spec:
         """Like `spec`, with the features that it predicts: the state, and in place of images their latents."""
         return features.predicted_spec(self.spec, self.image_codec)
+
+    @property
+    def frame_read_out(self) -> ReadOut:
+        """Read success and progress from frames; see `WorldModel.frame_read_out`."""
+        return self.success_and_progress
+
+    @property
+    def image_model(self) -> ImageModel | None:
+        """The model itself if it reads images; see `WorldModel.image_model`."""
+        return self if self.cameras else None
 
     @property
     def context_noise(self) -> float:
@@ -101,34 +107,44 @@ class WorldActionModel(Network):
         return self.encode(frames if generator is None else self.noisy(frames, generator), obs["task"])
 
     def success_and_progress(self, frames: dict[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate success probability and progress in [0, 1]; see `WorldModel.success_and_progress`."""
+        """Estimate success probability and progress in [0, 1] of frames, (n, n_frames) each.
+
+        Args:
+            frames: features of `spec` or of `predicted_spec`, each (n, n_frames, *shape).
+            task: (n,) int64.
+        """
         vectors = features.joined(self.encode_obs(frames))
         n, k = vectors.shape[:2]
         p, progress = self.read_frames(vectors.flatten(0, 1), task.repeat_interleave(k))
         return p.view(n, k), progress.view(n, k)
 
-    def predict(
-        self,
-        context: dict[str, Tensor],
-        task: Tensor,
-        actions: Tensor,
-        seed: Tensor,
-        counter: Tensor,
-        n_denoising_steps: int,
-    ) -> Prediction:
-        """See `WorldModel.predict`. The expected error is None until `calibrate_trust` was called."""
+    def begin(self, history: Obs, seed: Tensor) -> Session:
+        """Begin dreams: the session holds the newest frames, and numbers the chunks for the noise."""
+        frames = features.joined(self.encode_obs(history))
+        return {"context": frames, "task": history["task"], "seed": seed, "counter": torch.zeros_like(seed)}
+
+    def predict(self, session: Session, actions: Tensor) -> tuple[Session, Prediction]:
+        """Predict a chunk; a shorter one is completed with its last action, and only its own frames are used.
+
+        The expected error is None until `calibrate_trust` was called.
+        """
+        context, task, seed, counter = (session[name] for name in ("context", "task", "seed", "counter"))
+        k, whole = actions.shape[1], _completed(actions, self.chunk_size)
         shape = self.codec.n_future_tokens, self.codec.code_dim
-        if n_denoising_steps > 1:
+        if self.n_denoising_steps > 1:
             noise = seeded_noise(seed, counter, shape)
         else:  # a single step does not depend on the noise; zeros avoid the slow draw, row by row on the CPU
             noise = torch.zeros(len(task), *shape, device=self.device)
-        encoded = self.encode(features.joined(context), task)
-        frames = modes.dream(self, encoded, actions, noise, n_denoising_steps)
-        predicted = Prediction(features.split(frames, self.spec.state_dim))
+        encoded = self.encode(context, task)
+        vectors = modes.dream(self, encoded, whole, noise, self.n_denoising_steps)
         # Without calibrated trust heads there is no estimate of the error.
-        if self.trust.given.fitted:
-            predicted.expected_error = trust.expected_error(self, trust.read(self, encoded, actions, frames))
-        return predicted
+        expected = None
+        if self.estimates_error:
+            expected = trust.expected_error(self, trust.read(self, encoded, whole, vectors))
+        frames = features.split(vectors[:, :k], self.spec.state_dim)
+        success, _ = self.success_and_progress(frames, task)
+        newest = torch.cat([context, vectors[:, :k]], dim=1)[:, -self.n_context_frames :].contiguous()
+        return {**session, "context": newest, "counter": counter + 1}, Prediction(frames, success, expected)
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""
@@ -155,6 +171,11 @@ class WorldActionModel(Network):
         windows = self.windows(episodes, ends=True)
         train_stage("dynamics", self, windows, stage, log=lambda step, _: tick(step / n_steps))
 
+    @property
+    def estimates_error(self) -> bool:
+        """Whether the trust heads were calibrated."""
+        return bool(self.trust.given.fitted)
+
     def calibrate_trust(self, episodes: list[Episode]) -> None:
         """Fit the trust heads to the true errors of dreams of `episodes`.
 
@@ -164,12 +185,14 @@ class WorldActionModel(Network):
         dreams = trust.dream_of_real_actions(self, episodes)
         trust.calibrate(self, dreams.given.flatten(0, 1), dreams.errors.flatten())
 
-    def expected_errors(self, episodes: list[Episode]) -> Tensor:
-        """Return the expected error of the chunks of dreams of `episodes`, in the unit of `trust.position_error`.
+    @property
+    def error_unit(self) -> str:
+        """Metres, or normalised units if the state has no `object_pos`."""
+        return trust.error_unit(self)
 
-        Shape: (n, trust.HORIZON).
-        """
-        return trust.expected_error(self, trust.dream_of_real_actions(self, episodes).given)
+    def frame_error(self, true: Frames, dreamed: Frames) -> Tensor:
+        """Return the distance of dreamed from true frames, see `trust.position_error`."""
+        return trust.position_error(self, features.joined(true), features.joined(dreamed))
 
     def to_config(self) -> dict[str, Any]:
         """Return the part of `config.json` that `from_config` needs."""
@@ -179,3 +202,9 @@ class WorldActionModel(Network):
     def from_config(data: dict[str, Any]) -> WorldActionModel:
         """Build a model from the result of `to_config`, with random weights."""
         return WorldActionModel(ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"]))
+
+
+def _completed(actions: Tensor, chunk_size: int) -> Tensor:
+    """Repeat the last of the actions (n, k, action_dim) until there are `chunk_size`."""
+    missing = chunk_size - actions.shape[1]
+    return torch.cat([actions, actions[:, -1:].expand(-1, missing, -1)], dim=1) if missing else actions

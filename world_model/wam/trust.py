@@ -10,18 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from world_model.api import Context
+from world_model.api import METRES, NORMALISED, Context
 from world_model.data.episodes import Episode
+from world_model.replays import HORIZON
 from world_model.wam import modes
 from world_model.wam.features import joined
 from world_model.wam.network import Network
 from world_model.wam.trust_heads import FARTHEST
-
-HORIZON = 4
-"""Chunks per dream for the fit: the first starts from a real state, each other one from the predicted frames."""
-
-METRES, NORMALISED = "m", "normalised units"
-"""Units of errors: distance of the object in metres, or distance of the whole state in standard deviations."""
 
 SMALLEST = 1e-4
 """Errors and movements are at least this, in metres or normalised units, so that their logarithm is finite."""

@@ -31,14 +31,8 @@ def decisions(name):
     context, seed = model.observe(batch.obs), torch.arange(N_OBSERVATIONS)
     codec = model.action_codec
     noise = seeded_noise(seed, torch.zeros_like(seed), (codec.n_tokens, codec.code_dim))
-    dreamed = model.predict(
-        context={feature: frames[:N_DREAMS] for feature, frames in batch.context.items()},
-        task=batch.task[:N_DREAMS],
-        actions=batch.actions[:N_DREAMS],
-        seed=seed[:N_DREAMS],
-        counter=torch.zeros(N_DREAMS, dtype=torch.long),
-        n_denoising_steps=1,
-    )
+    session = model.begin({feature: values[:N_DREAMS] for feature, values in batch.obs.items()}, seed[:N_DREAMS])
+    _, dreamed = model.predict(session, batch.actions[:N_DREAMS])
     return {"actions": modes.policy(model, context, noise, 2).half(), "frames": joined(dreamed.frames).half()}
 
 

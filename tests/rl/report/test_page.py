@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks import crafted
 from rewards.errors import UserError
@@ -45,11 +44,11 @@ def model(checkpoint: Path) -> WorldActionModel:
 def pair(model: WorldActionModel, seed: int, sim: bool, dream: bool, off: list[float], replayed: bool = False) -> Pair:
     """An object that lies still in the simulator and is `off` metres away in the dream, step by step."""
     real = torch.zeros(len(off) + 1, model.spec.state_dim)
-    told = real.clone()
-    told[1:, model.spec.slices["object_pos"].start] = torch.tensor(off)
+    told = {"state": real.clone()}
+    told["state"][1:, model.spec.slices["object_pos"].start] = torch.tensor(off)
     nothing = torch.zeros(len(off), model.spec.action_dim)
     episode = Episode({"state": real}, nothing, torch.zeros(len(off), dtype=torch.bool), "push", "policy", seed)
-    return Pair("push", seed, sim, dream, episode, real, told.clone(), told, replayed)
+    return Pair("push", seed, sim, dream, episode, {"state": real}, told, told, replayed)
 
 
 def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
@@ -64,7 +63,7 @@ def test_figures_of_pairs_by_hand(model: WorldActionModel) -> None:
     found = summarise(model, pairs)
     assert (found["sim"], found["dream"], found["n"], found["n_compared"]) == (0.5, 0.75, 4, 4)
     assert [found[k] for k in ("both", "sim_only", "dream_only", "neither")] == [1, 1, 2, 0]
-    assert (found["retold_recall"], found["retold_false_success"]) == (0.5, 0.5)
+    assert (found["retold_recall"], found["retold_false_success"], found["retold_agreement"]) == (0.5, 0.5, 0.0)
     assert found["error_by_step"] == pytest.approx([0.025] * steps)
     # ranks 1 2 3 4 against 3.5 3.5 1.5 1.5
     assert found["error_and_success"]["rho"] == pytest.approx(-4 / math.sqrt(5 * 4))
@@ -98,11 +97,11 @@ def test_pairs_are_the_episodes_of_an_evaluation(model: WorldActionModel) -> Non
     assert results == alone
     assert [(p.seed, p.sim) for p in pairs] == [(r.seed, r.success) for r in alone]
     for p, r in zip(pairs, alone, strict=True):
-        first: Tensor = p.real[0]
-        assert len(p.real) == len(p.replayed) == r.n_steps + 1
-        assert torch.equal(p.dreamed[0], first) and torch.equal(p.replayed[0], first)
+        real, dreamed, replayed = (of["state"] for of in (p.real, p.dreamed, p.replayed))
+        assert len(real) == len(replayed) == p.n_steps + 1 == r.n_steps + 1
+        assert torch.equal(dreamed[0], real[0]) and torch.equal(replayed[0], real[0])
         # The same noise from the same start: until something differs, the policy does the same in both.
-        torch.testing.assert_close(p.dreamed[1:5], p.replayed[1:5], atol=1e-4, rtol=0)
+        torch.testing.assert_close(dreamed[1:5], replayed[1:5], atol=1e-4, rtol=0)
 
 
 class Page(HTMLParser):
@@ -257,7 +256,9 @@ def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
     crafted.make_run(tmp_path)
     pairs = json.loads((tmp_path / PAIRS).read_text())
     (tmp_path / PAIRS).write_text(json.dumps(pairs | {"unit": "<b>"}))
-    with pytest.raises(UserError, match=r"pairs.json: unit='<b>', expected m or normalised units; delete it"):
+    with pytest.raises(
+        UserError, match=r"pairs.json: unit='<b>', expected m, normalised units or units of the state; delete it"
+    ):
         write_report(tmp_path)
 
 

@@ -66,10 +66,10 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
 
     class Again(DreamEnv):
         def __init__(self, model, *, starts, **options) -> None:
-            assert options.pop("n_denoising_steps") == 2 and options.pop("max_steps") == 3 * model.chunk_size
+            assert model.n_denoising_steps == 2 and options.pop("max_steps") == 3 * model.chunk_size
             assert options == {"num_envs": 2, "horizon": 3, "in_order": True, "action_delay": 2}
             begun.append(starts)
-            super().__init__(model, starts=starts, n_denoising_steps=2, max_steps=3 * model.chunk_size, **options)
+            super().__init__(model, starts=starts, max_steps=3 * model.chunk_size, **options)
 
         def step_chunk(self, actions):
             step = super().step_chunk(actions)
@@ -78,7 +78,8 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
             return step
 
     monkeypatch.setattr(rl.rounds.trust_signals, "DreamEnv", Again)
-    marks = flipped(model, rollout, 1, seed=5, action_delay=2)
+    marks = flipped(model, rollout, seed=5, action_delay=2)
+    assert model.n_denoising_steps == 1
     (starts,) = begun
     frames = rollout.frames["state"]
     assert starts.context.keys() == {"state"} and starts.seed.tolist() == [5, 6]
@@ -95,7 +96,7 @@ def test_a_success_that_flips_is_marked_from_its_first_chunk_on(model, rollout, 
 
 def test_without_success_there_is_nothing_to_dream_again(model, rollout) -> None:
     rollout.success[:] = False
-    assert not flipped(model, rollout, 1, seed=0, action_delay=0).any()
+    assert not flipped(model, rollout, seed=0, action_delay=0).any()
 
 
 def test_trust_that_was_never_calibrated_decides_nothing(tiny) -> None:
@@ -249,7 +250,7 @@ def test_what_cannot_be_built_is_one_line(own, entry: Any, line: str) -> None:
 def test_the_switches_of_before_are_the_built_in_signals() -> None:
     config = compose("dream", ["dream.redream=true", "dream.weigh_by_trust=true", "env.action_delay=3"], TrainConfig)
     assert [s.name for s in make_signals(config)] == ["expected_error", "redream"]
-    assert make_signals(config)[1].call.keywords == {"n_denoising_steps": 1, "action_delay": 3}  # type: ignore[attr-defined]
+    assert make_signals(config)[1].call.keywords == {"action_delay": 3}  # type: ignore[attr-defined]
     assert compose("dream", [], TrainConfig).dream.signals == {}
     assert signals(redream={}).dream.signals == {"redream": {}} and not signals(redream={}).dream.reads_trust
     assert signals(mine={"func": "expected_error", "weight": 0.5}).dream.reads_trust

@@ -1,0 +1,1 @@
+"""World models of other packages, as `WorldModel`."""
