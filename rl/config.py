@@ -373,8 +373,8 @@ class TrainConfig:
         judged = self.eval.seeds
         if len(gates) * self.gate.n_dreams > len(TWIN):
             raise UserError(
-                f"gate.n_dreams={self.gate.n_dreams}: gates of up to {len(gates):,} episodes would dream from more than "
-                f"{len(TWIN):,} fresh starts; lower it, or gate.max_episodes"
+                f"gate.n_dreams={self.gate.n_dreams}: gates of up to {len(gates):,} episodes would dream from more "
+                f"than {len(TWIN):,} fresh starts; lower it, or gate.max_episodes"
             )
         for name, seeds in (("gate", gates), ("eval", judged)):
             if func != "gaussian" and not GATE.start <= seeds.start <= seeds.stop <= EVAL.stop:

@@ -44,7 +44,8 @@ BOLDEST = 0.9
 PRIOR_TWINS = 4.0
 """Episodes' worth of belief that a twin tells nothing, by which its weight is shrunk towards 0."""
 
-_HALVINGS = 40
+_HALVINGS = 24
+"""Bisections of an interval: to 2e-7 of its bounds."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def corrected(outcomes: Any, twins: Any, others: Any, low: float, high: float, c
         outcomes: (..., n) of real episodes, each from `low` to `high`.
         twins: (..., n) of their twins, within the same bounds; may be means over several dreams.
         others: (..., n, K) of dreams from fresh starts, of the same kind (task) as the real episode.
-        low, high: bounds of an outcome.
+        low: least value of an outcome.
+        high: largest value of an outcome.
         cycle: see `log_capital`.
 
     Raises:
@@ -123,9 +125,10 @@ def log_capital(
 ) -> Floats:
     """Return the log of the capital after each episode (..., n) of bets that the mean is `above` (or below) `mean`.
 
-    It falls (rises) with `mean`. The bet of a gambler who is tuned for s episodes is sqrt(2 log(2 / alpha) / (s v)) with
-    v the variance of the values so far (Waudby-Smith and Ramdas, equation 26, for a fixed number of episodes), at most
-    `BOLDEST` of what keeps the capital above 0. Before there are values, v is that of a coin between the bounds.
+    It falls (rises) with `mean`. The bet of a gambler who is tuned for s episodes is sqrt(2 log(2 / alpha) / (s v)),
+    with v the variance of the values so far (the plug-in bets of Waudby-Smith and Ramdas for a fixed number of
+    episodes), at most `BOLDEST` of what keeps the capital above 0. Before there are values, v is that of a fair coin
+    between the bounds.
 
     Args:
         observations: (..., n).

@@ -124,7 +124,8 @@ def judge(
     """Compare on blocks of `block` seeds from `first_seed` on, until the decision is settled or `most` are used.
 
     Args:
-        champion, challenger: both with a dream, or both without.
+        champion: the best policy so far.
+        challenger: the policy that may replace it; with a dream if the champion has one.
         first_seed: names the first episode.
         block: pairs between two looks.
         most: pairs at most.
@@ -153,7 +154,8 @@ def evidence(
         gains: (..., n), 1: only the challenger solved it, -1: only the champion did, 0: both or neither.
         twins: (..., n), the same of their dreamed twins; None: there are none.
         others: (..., n, K), the same of dreams from fresh starts.
-        alpha, cycle: see `judge`.
+        alpha: see `judge`.
+        cycle: see `judge`.
     """
     processes = [plain(gains, LOWEST, HIGHEST)]
     if twins is not None and others is not None:
@@ -178,9 +180,7 @@ def decide(found: Evidence, n: Any, most: int, alpha: float, z_loss: float) -> D
     ahead = np.where(left == 0, _at_least(found.total, bound, z_loss), found.total >= bound)
     settled = np.abs(found.total - bound) > NormalDist().inv_cdf(1 - UNLIKELY) * noise * np.sqrt(left)
     gain, loss = found.log_gain >= clear, found.log_loss >= clear
-    reason = np.select(
-        [gain, loss, left == 0, settled], ["clear gain", "clear loss", "unclear", "settled"], default=""
-    )
+    reason = np.select([gain, loss, left == 0, settled], ["clear gain", "clear loss", "unclear", "settled"], default="")
     return Decision(reason, np.where(gain, True, np.where(loss, False, ahead)))
 
 

@@ -18,8 +18,8 @@ def test_capital_of_three_observations_by_hand() -> None:
 
     log(2 / .05) = 3.6889. Before the first outcome v = 1/4, so the bet is sqrt(2 * 3.6889 / (8 * .25)) = 1.9206, cut to
     .9 / .5 = 1.8: capital 1 + 1.8 * .5 = 1.9. Then v = (.25 + (1 - .5)²) / 2 = .25, the bet is again 1.8, and a loss
-    leaves 1.9 * (1 - .9) = .19. The mean so far was (.5 + 1) / 2 = .75, so v = (.25 + .25 + .5625) / 3 = .35417, the bet
-    sqrt(7.3778 / (8 * .35417)) = 1.6137, and the capital .19 * (1 + 1.6137 / 2) = .34330.
+    leaves 1.9 * (1 - .9) = .19. The mean so far was (.5 + 1) / 2 = .75, so v = (.25 + .25 + .5625) / 3 = .35417, the
+    bet sqrt(7.3778 / (8 * .35417)) = 1.6137, and the capital .19 * (1 + 1.6137 / 2) = .34330.
     """
     coin = plain([1, 0, 1], 0.0, 1.0)
     capital = np.exp(log_capital(coin, 0.5, above=True, alpha=ALPHA, sizes=(8,)))
@@ -157,7 +157,7 @@ def test_tasks_in_turn_are_one_mean() -> None:
 def test_shapes_and_bounds_are_checked() -> None:
     with pytest.raises(ValueError, match=r"outcomes \(2,\), twins \(3,\), others \(2, 1\): expected"):
         corrected([0, 1], [0, 1, 1], [[0], [1]], 0.0, 1.0)
-    with pytest.raises(ValueError, match="expected values from 0.0 to 1.0"):
+    with pytest.raises(ValueError, match=r"expected values from 0\.0 to 1\.0"):
         corrected([0, 1], [0, 2], [[0], [1]], 0.0, 1.0)
 
 

@@ -618,7 +618,11 @@ def test_gates_dream_the_twins_of_their_episodes_on_fresh_starts(tiny: list[str]
     asked: list[list[int]] = []
     known: list[int] = []
     starts_of, dream_of = post.twins.starts, post.twins.make_dream
-    post.twins.starts = lambda seeds: (asked.append([*seeds]), known.append(len(post.dreams.episodes)), starts_of(seeds))[2]  # type: ignore
+    post.twins.starts = lambda seeds: (
+        asked.append([*seeds]),
+        known.append(len(post.dreams.episodes)),
+        starts_of(seeds),
+    )[2]  # type: ignore
     dreams: list[Any] = []
     post.twins.make_dream = lambda starts: dreams.append(dream_of(starts)) or dreams[-1]  # type: ignore
     result = post.gate("dream", 0)
