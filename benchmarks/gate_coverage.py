@@ -199,7 +199,8 @@ def print_gates(n_cases: int, k: int, rng: np.random.Generator) -> None:
             wrong.setdefault(name, []).append(mean[[4, 6, 8]])
             print(
                 f"{name:<16}{100 * gain:>+5.0f}{mean[0]:>+7.2f}{100 * found[:, 1].min():>8.1f} %"
-                f"{100 * mean[2]:>7.0f}   {mean[3]:4.0f} | {mean[5]:4.0f} | {mean[7]:4.0f}  saved {100 * (1 - mean[3] / mean[5]):+3.0f} %, "
+                f"{100 * mean[2]:>7.0f}   {mean[3]:4.0f} | {mean[5]:4.0f} | {mean[7]:4.0f}  "
+                f"saved {100 * (1 - mean[3] / mean[5]):+3.0f} %, "
                 f"{100 * (1 - mean[3] / mean[7]):+3.0f} %   accepted {100 * mean[4]:5.1f} | {100 * mean[6]:5.1f} | "
                 f"{100 * mean[8]:5.1f} %",
                 flush=True,

@@ -34,19 +34,19 @@ def rank(outcomes: Floats, n_resamples: int = 2000, seed: int = 0) -> Ranking:
     rng = np.random.default_rng(seed)
     n_policies, n = outcomes.shape
     order = np.argsort(-outcomes.mean(1), kind="stable")
+    ranked = [int(i) for i in order]
     drawn = rng.integers(n, size=(n_resamples, n))
     means = outcomes[:, drawn].mean(2) + 1e-9 * rng.random((n_policies, n_resamples))  # (C, n_resamples)
     ordered = means[order]
     beats = ordered[:-1] > ordered[1:]
     best = means.argmax(0)
     over_first = (means > ordered[0]).mean(1)
-    over_first[order[0]] = -1.0
     return Ranking(
-        order=[int(i) for i in order],
+        order=ranked,
         is_right=float(beats.all(0).mean()),
         beats_next=[float(p) for p in beats.mean(1)],
         is_best=[float((best == i).mean()) for i in range(n_policies)],
-        runner_up=int(over_first.argmax()),
+        runner_up=max(ranked[1:], key=lambda i: float(over_first[i])),
     )
 
 
