@@ -1,6 +1,7 @@
 """Simulate gates and evaluations whose truth is known: are intervals right, and what does a dream save?
 
     python benchmarks/gate_coverage.py                # three minutes on one core
+    python benchmarks/gate_coverage.py --most 48      # gates of 48 pairs at most, as in the preset `demo`
 
 Both tables have 1,000 cases a row and rate. A dream copies the outcome of a real episode with probability `copies` and
 otherwise draws one of its own, so its correlation with reality (φ) is about that; `opposite` says the contrary of every
@@ -11,7 +12,7 @@ outcome, and in `biased` half of the failures of the policy (in a gate: of the c
 95 % interval holds the true rate at every look; `width` is that of the intervals after 16, 32 and 64 episodes; `n` how
 many episodes it takes until the interval is 30 points wide.
 
-*Gates*: as shipped (blocks of 8 pairs, at most 192, alpha of one gate in five, any loss is rolled back). `coverage` is
+*Gates*: as shipped (blocks of 8 pairs, at most 192, alpha of one gate of five, any loss is rolled back). `coverage` is
 that of the interval of the gain where the gate stopped. `pairs` is where it stopped, with twins, without, and with the
 rule before (McNemar on blocks of 64 at Bonferroni's level). The last lines sum up wrong decisions.
 """
@@ -43,8 +44,6 @@ CONFIG = GateConfig()
 ALPHA = CONFIG.alpha / 5
 """Of one gate: the preset `dream` has five."""
 
-Z_TODAY = NormalDist().inv_cdf(1 - ALPHA / 2 / 3)  # the rule before had three blocks of 64
-
 
 @dataclass
 class Cases:
@@ -71,11 +70,14 @@ def evaluations(rate: float, copies: float, n_cases: int, n: int, k: int, rng: n
     return Cases(real[..., 0], dream[..., 0], dream[..., 1:])
 
 
-def gates(rate: float, gain: float, copies: float, n_cases: int, k: int, rng: np.random.Generator) -> Cases:
-    """Simulate paired gates of a champion with success `rate` and a challenger that is better by `gain`."""
+def gates(rate: float, gain: float, copies: float, shape: tuple[int, int, int], rng: np.random.Generator) -> Cases:
+    """Simulate paired gates of a champion with success `rate` and a challenger that is better by `gain`.
+
+    `shape` is (cases, pairs, dreams of a pair).
+    """
 
     def pairs() -> tuple[Floats, Floats]:
-        u, v = rng.random((2, n_cases, CONFIG.max_episodes, 1 + k))
+        u, v = rng.random((2, *shape))
         v = np.where(rng.random(u.shape) < SHARED, u, v)
         return (u < rate).astype(float), (v < rate + gain).astype(float)
 
@@ -142,11 +144,10 @@ class Gates:
     accepted: Floats  # (cases,), 0 or 1
 
 
-def sequential(cases: Cases, twins: bool) -> tuple[Gates, list[Observations]]:
+def sequential(cases: Cases, most: int, twins: bool) -> tuple[Gates, list[Observations]]:
     """Run the gate of today on all cases; return the processes that it bets on as well."""
     dreams = (cases.twins, cases.others) if twins else ()
-    n = np.arange(1, CONFIG.max_episodes + 1)
-    decision = decide(evidence(cases.real, *dreams, alpha=ALPHA), n, CONFIG.max_episodes, ALPHA, CONFIG.z_loss)
+    decision = decide(evidence(cases.real, *dreams, alpha=ALPHA), np.arange(1, most + 1), most, ALPHA, CONFIG.z_loss)
     processes = [plain(cases.real, LOWEST, HIGHEST)]
     if twins:
         processes.append(corrected(cases.real, cases.twins, cases.others, LOWEST, HIGHEST))
@@ -162,28 +163,31 @@ def _ended(decision: Decision) -> Gates:
     return Gates((first + 1.0) * CONFIG.n_episodes, accepted.astype(float))
 
 
-def before(cases: Cases) -> Gates:
-    """Run the gate of before: McNemar's test on blocks of 64, 192 at most; at the end any loss is rolled back."""
-    looks = [63, 127, 191]
+def before(cases: Cases, most: int) -> Gates:
+    """Run the gate of before: McNemar's test on blocks of 64; at the end any loss is rolled back."""
+    looks = np.array([min(n, most) for n in range(64, most + 64, 64)]) - 1
+    z_clear = NormalDist().inv_cdf(1 - ALPHA / 2 / len(looks))
     total, discordant = (np.cumsum(of, 1)[:, looks] for of in (cases.real, np.abs(cases.real)))
-    clear = (total != 0) & (np.abs(total) >= Z_TODAY * np.sqrt(discordant))
+    clear = (total != 0) & (np.abs(total) >= z_clear * np.sqrt(discordant))
     clear[:, -1] = True
     first = clear.argmax(1)
     accepted = np.take_along_axis(total, first[:, None], 1)[:, 0] >= 0
-    return Gates((first + 1.0) * 64, accepted.astype(float))
+    return Gates(looks[first] + 1.0, accepted.astype(float))
 
 
-def print_gates(n_cases: int, k: int, rng: np.random.Generator) -> None:
+def print_gates(n_cases: int, most: int, k: int, rng: np.random.Generator) -> None:
     """Print the table of gates; each row is the mean over the champion's rates, coverage the least of them."""
-    print(f"\ngates: {n_cases} for each champion of {', '.join(f'{100 * r:.0f}' for r in START_RATES)} %, K = {k}")
+    rates = ", ".join(f"{100 * rate:.0f}" for rate in START_RATES)
+    print(f"\ngates of at most {most} pairs: {n_cases} for each champion of {rates} %, K = {k}")
     print(f"{'dream':<16}{'gain':>5}{'ρ':>7}{'coverage':>10}{'width':>7}   pairs: with twins | without | before")
     wrong: dict[str, list[Floats]] = {}
     for name, copies in DREAMS.items():
         for gain in GAINS:
             rows = []
             for rate in START_RATES:
-                cases = gates(rate, gain, copies, n_cases, k, rng)
-                (ours, processes), (alone, _), old = sequential(cases, True), sequential(cases, False), before(cases)
+                cases = gates(rate, gain, copies, (n_cases, most, 1 + k), rng)
+                (ours, processes), (alone, _) = sequential(cases, most, True), sequential(cases, most, False)
+                old = before(cases, most)
                 at = ours.n.astype(int)[:, None] - 1
                 evidences = [log_evidence(processes, gain, above, 0.05) for above in (True, False)]
                 covers = np.all([np.take_along_axis(of, at, 1)[:, 0] < math.log(40) for of in evidences], axis=0)
@@ -220,8 +224,12 @@ def _row(of: Observations, i: int, n: int) -> Observations:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000, help="in each row, for each rate")
+    parser.add_argument(
+        "--most", type=int, default=CONFIG.max_episodes, help="pairs of a gate; other than 192: gates only"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     generator = np.random.default_rng(given.seed)
-    print_evaluations(given.cases, CONFIG.n_dreams, generator)
-    print_gates(given.cases, CONFIG.n_dreams, generator)
+    if given.most == CONFIG.max_episodes:
+        print_evaluations(given.cases, CONFIG.n_dreams, generator)
+    print_gates(given.cases, given.most, CONFIG.n_dreams, generator)

@@ -76,7 +76,11 @@ def measure(
                 seed=options.seed,
                 images=policy.images,
             )
-            dreams += evaluate_dream(policy, dream, lambda n, _, begun=begun: tick((begun + n) / n_all))
+
+            def count(n: int, _: int, begun: int = begun) -> None:
+                tick((begun + n) / n_all)
+
+            dreams += evaluate_dream(policy, dream, count)
         return Measured(results, dreams)
     finally:
         env.close()
