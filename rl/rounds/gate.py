@@ -79,7 +79,7 @@ class Verdict:
         )
         if self.gain is not None and self.gain_low is not None and self.gain_high is not None:
             gain, low, high = (100 * of for of in (self.gain, self.gain_low, self.gain_high))
-            text += f"; {self.reason}, gain {gain:+.1f} points [{low:+.1f}, {high:+.1f}]"
+            text += f"; {self.reason}: {gain:+.1f} points [{low:+.1f}, {high:+.1f}]"
         return text + self._about_twins()
 
     def _about_twins(self) -> str:

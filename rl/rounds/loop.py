@@ -219,7 +219,12 @@ class PostTraining:
     def run_for_gate(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         """Run the policy with `weights` on seeds of the gate; with `gate.record`, keep the episodes as data."""
         load_policy_state(self.policy, weights)
-        results = self.record_episodes(self.policy, seeds, partial(self._tick, "gate"), self.config.gate.record)
+        config, n_before = self.config.gate, seeds[0] - self.config.gate.seed - self.state.gate_episodes
+
+        def tick(share: float) -> None:
+            self._tick("gate", (n_before + share * len(seeds)) / config.max_episodes)
+
+        results = self.record_episodes(self.policy, seeds, tick, config.record)
         if self.sim.place == "sim":  # if gates run in a dream, no simulator step is executed
             self.state.gate_steps += sum(r.n_steps for r in results)
         return results

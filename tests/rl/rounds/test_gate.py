@@ -189,7 +189,7 @@ def test_decisions_of_many_gates_at_once_are_those_of_each() -> None:
 def test_the_line_of_a_gate() -> None:
     verdict = Verdict(True, 0.4, 0.625, 8, 2, 24, "clear gain", 0.25, 0.041, 0.44, 0.31, 0.45, 3)
     assert str(verdict) == (
-        "accepted: 40 % -> 62 % on 24 fresh episodes (won 8, lost 2); clear gain, gain +25.0 points [+4.1, +44.0]; "
+        "accepted: 40 % -> 62 % on 24 fresh episodes (won 8, lost 2); clear gain: +25.0 points [+4.1, +44.0]; "
         "dreamed twins: φ +0.45, weight 0.31, worth 3 more episodes"
     )
     assert str(Verdict(False, 1.0, 0.0, 0, 4, 4)) == "ROLLED BACK: 100 % -> 0 % on 4 fresh episodes (won 0, lost 4)"
