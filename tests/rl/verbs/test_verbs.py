@@ -168,7 +168,7 @@ def test_presets_of_controls_are_the_controls(name: str) -> None:
 
 
 def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["eval", str(checkpoint), "n_episodes=2", "n_envs=2", "max_steps=16", "place=both"]
+    words = ["eval", str(checkpoint), "n_episodes=2", "n_envs=2", "max_steps=16", "place=both", "n_dreams=0"]
     code, out, err = call(capsys, *words)
     assert code == 0, err
     table = [line for line in out.splitlines() if line.startswith(("│", "┃"))]
