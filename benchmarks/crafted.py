@@ -577,6 +577,7 @@ def make_run(folder: Path) -> None:
     (folder / "config.yaml").write_text(to_yaml(compose("mix", ["env.tasks=[push]"], TrainConfig)))
     row = {"step": 1, "train/value_loss": 0.5, "train/ref_kl": 0.1, "train/approx_kl": 0.1, "eval/success": 0.5}
     row |= {"train/explained_variance": 0.2, "gate/accepted": 1, "gate/champion": 0.5, "gate/challenger": 0.6}
+    row |= {"gate/gain": 0.1, "gate/gain_low": -0.1, "gate/gain_high": 0.3, "gate/phi": 0.4, "gate/n_episodes": 8}
     row |= {"gate/won": 1, "gate/lost": 0, "rollout/dream_success": 0.3, "dream/error": 0.1, "reward/success": 1.0}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row | {"step": i}) + "\n" for i in range(3)))
     result = {"task": "push", "seed": 1, "success": True, "n_steps": 5, "reward": 0.0, "run": "mix", "place": "sim"}

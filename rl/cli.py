@@ -26,6 +26,7 @@ VERBS = {
     "tune": ("rl.verbs.tune", "learn to act from few demonstrations"),
     "train": ("rl.verbs.train", "post-train with PPO, in the simulator and in the dream"),
     "eval": ("rl.verbs.eval", "measure success, with intervals"),
+    "rank": ("rl.verbs.rank", "order checkpoints by success in one dream, corrected by real episodes"),
     "dream": ("rl.verbs.dream", "draw what the model dreams beside what the simulator does"),
     "report": ("rl.verbs.report", "write the report of a run as one HTML file"),
     "check": ("rl.verbs.check", "check a preset and its reward terms without training"),

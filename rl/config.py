@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
-from rl.seeds import EVAL, GATE
+from rl.seeds import EVAL, GATE, TWIN
 
 MISSING: Any = "???"
 """Value of a field that a preset or the command line must set; OmegaConf's marker for a missing value."""
@@ -230,22 +230,23 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """The paired test after each phase of a round: champion against challenger on a fresh block of seeds."""
+    """The paired test after each phase of a round: champion against challenger on fresh seeds, see docs/gates.md."""
 
     enabled: bool = True
     places: tuple[str, ...] = ("imitation", "sim", "dream")  # parts with a gate; the others are accepted without one
     record: bool = True  # add the gate's episodes to the data of imitation and dream
-    n_episodes: int = 64  # of one block
-    max_episodes: int = 192  # blocks are added until the verdict is clear, up to this many episodes
+    n_episodes: int = 8  # of one block, after which the gate may stop; rounded up to whole turns of the tasks
+    max_episodes: int = 192  # blocks are added until the decision is settled, up to this many episodes
+    n_dreams: int = 4  # in runs that dream: fresh dreams beside the dreamed twin of each episode; 0: no twins
     alpha: float = 0.2  # probability that chance alone makes any verdict of the run clear; shared equally by its gates
-    z_loss: float = 0.0  # roll back a loss of at least this many standard deviations; 0: any loss
+    z_loss: float = 0.0  # roll back a loss of at least this many standard errors; 0: any loss
     seed: int = GATE.start  # first seed of the blocks; evaluation and training never use them
 
     def check(self) -> None:
         """Refuse numbers out of range and unknown places."""
         at_least(self, 1, "n_episodes")
         at_least(self, self.n_episodes, "max_episodes")
-        at_least(self, 0, "z_loss")
+        at_least(self, 0, "z_loss", "n_dreams")
         between_0_1(self, "alpha")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
@@ -401,6 +402,11 @@ class TrainConfig:
         # Gates and evaluation must use separate seeds, and stay within their ranges of `rl.seeds`.
         gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
+        if len(gates) * self.gate.n_dreams > len(TWIN):
+            raise UserError(
+                f"gate.n_dreams={self.gate.n_dreams}: gates of up to {len(gates):,} episodes would dream from more "
+                f"than {len(TWIN):,} fresh starts; lower it, or gate.max_episodes"
+            )
         for name, seeds in (("gate", gates), ("eval", judged)):
             if func != "gaussian" and not GATE.start <= seeds.start <= seeds.stop <= EVAL.stop:
                 raise UserError(f"{name}.seed={seeds.start}: expected {GATE.start} to {EVAL.stop - len(seeds)}")

@@ -14,6 +14,8 @@ A seed names an episode of a simulator: its first state, and the noise of the po
 | `GATE` | of the gates of a run, in blocks |
 | `EVAL` | of the evaluation before and after a run, and of `wamtune eval` and `wamtune dream` |
 | `EXPLORE` | exploring episodes, collected for a refit |
+| `TWIN` | only reset: fresh starts of dreams beside the twins of a gate |
+| `TWIN_EVAL` | the same for `wamtune eval` |
 | `START` | only reset: the first states of dreams |
 
 PPO and dreams draw the seeds of their own episodes at random from 0 to 2**31 - 1. The probability that 10,000 such
@@ -36,7 +38,9 @@ HELDOUT_POLICY = range(501_000, 600_000)
 STAGE_EVAL = range(700_000, 800_000)
 GATE = range(1_000_000, 2_000_000)
 EVAL = range(2_000_000, 50_000_000)
-EXPLORE = range(50_000_000, 100_000_000)
+EXPLORE = range(50_000_000, 60_000_000)
+TWIN = range(60_000_000, 80_000_000)
+TWIN_EVAL = range(80_000_000, 100_000_000)
 START = range(100_000_000, 2**31)
 
 OF_SOURCE = {"expert": EXPERT, "noisy": NOISY, "random": RANDOM, "policy": POLICY}

@@ -25,7 +25,7 @@ ROOMS = (
     ("world_model", "world_model.data"),
     ("world_model.wam",),
     ("rl.shadow",),
-    ("rl.seeds", "rl.statistics"),
+    ("rl.seeds", "rl.statistics", "rl.sequential", "rl.ranking"),
     ("rl.config", "rl.compose"),
     ("rl.policies", "rl.robots"),
     ("rl.deploy",),

@@ -14,7 +14,9 @@ from rl.compose import compose, diff_from_defaults
 from rl.config import TrainConfig
 from rl.report import figures
 from rl.report.data import PAIRS, Row, read_metrics, read_pairs, read_results
+from rl.rounds.gate import PREDICTS
 from rl.rounds.outcome import STEPS
+from rl.sequential import phi
 from rl.statistics import describe, paired_gain
 from world_model.api import METRES
 from world_model.files import write_atomically
@@ -25,6 +27,9 @@ LIBRARIES = ("wamtune", "torch", "stable-baselines3", "metaworld", "mujoco", "is
 
 MOST_GATES, MOST_TERMS, MOST_EXAMPLES = 200, 30, 10
 """Largest numbers of shown gates (the last ones), reward terms and examples."""
+
+MOST_EPISODES = 10_000
+"""Largest number of paired episodes of a kind that are counted."""
 
 MOST_LETTERS = 60
 """Largest length of a name in a legend."""
@@ -77,7 +82,7 @@ def write_report(folder: str | Path) -> Path:
     ]
     made = [(title, make()) for title, make in sections]
     body = "".join(f"<section><h2>{title}</h2>{text}</section>" for title, text in made if text)
-    head = f"<h1>{_text(config.name)}</h1><p class=quiet>{_text(_about(config))}</p>"
+    head = f"<h1>{_text(config.name)}</h1><p class=quiet>{_text(_about(config))}</p>{_predicts(own, pairs)}"
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width"><link rel=icon href="data:,">'
@@ -92,6 +97,30 @@ def _about(config: TrainConfig) -> str:
     start = config.starts_from
     others = config.env.id or "all tasks of the checkpoint"
     return f"{start} on {', '.join(config.env.tasks) or others}, env.kind={config.env.kind}, seed {config.seed}"
+
+
+def _predicts(rows: Sequence[Row], pairs: Row | None) -> str:
+    """Say whether the dream told single episodes apart: in the gates, and in the episodes of both at the end."""
+    gates = [(row["gate/phi"], row.get("gate/n_episodes") or 0) for row in rows if row.get("gate/phi") is not None]
+    found = []
+    if n := sum(n for _, n in gates):
+        found.append((sum(of * n for of, n in gates) / n, f"the {n:.0f} pairs of its gates"))
+    if pairs is not None and (at_the_end := _closed_phi(pairs["summary"])) is not None:
+        found.append((at_the_end, f"{pairs['summary']['n']} episodes of the champion"))
+    lines = []
+    for value, where in found:
+        if value < PREDICTS:
+            lines.append(f"<p class=big>The dream did not predict single episodes: φ {value:+.2f} over {where}.</p>")
+        else:
+            lines.append(f"<p class=quiet>The dream predicted single episodes with φ {value:+.2f} over {where}.</p>")
+    return "".join(lines)
+
+
+def _closed_phi(summary: Row) -> float | None:
+    """Return the correlation of success of the policy in simulator and dream; None if either is always the same."""
+    counts = (("both", 1, 1), ("sim_only", 1, 0), ("dream_only", 0, 1), ("neither", 0, 0))
+    outcomes = [(real, dreamed) for name, real, dreamed in counts for _ in range(min(summary[name], MOST_EPISODES))]
+    return phi([([real for real, _ in outcomes], [dreamed for _, dreamed in outcomes])])
 
 
 def _before_after(config: TrainConfig, folder: Path) -> str:
@@ -146,12 +175,30 @@ def _gates(rows: Sequence[Row]) -> str:
             _percent(champion),
             _percent(challenger),
             f"{row.get('gate/won') or 0:.0f} / {row.get('gate/lost') or 0:.0f}",
+            _gain(row),
+            _number(row.get("gate/phi"), "+.2f"),
+            _number(row.get("gate/twin_weight"), ".2f"),
+            _number(row.get("gate/n_saved"), ".0f"),
             "accepted" if accepted else "rolled back",
         )
         for (label, champion, challenger, accepted), row in zip(drawn, seen, strict=True)
     ]
-    head = ("phase", "champion", "challenger", "won / lost", "verdict")
+    head = ("phase", "champion", "challenger", "won / lost", "gain, points", "φ", "weight", "worth pairs", "verdict")
     return figures.gates(drawn) + _table(head, lines) if lines else ""
+
+
+def _gain(row: Row) -> str:
+    """Return the gain of a gate with its interval; "" for one of an older version."""
+    values = [row.get(f"gate/{name}") for name in ("gain", "gain_low", "gain_high")]
+    return (
+        ""
+        if None in values
+        else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values if value is not None))
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _places(rows: Sequence[Row]) -> str:
@@ -191,7 +238,7 @@ def _agreement(pairs: Row | None) -> str:
     if recall is not None and false_success is not None:
         text += (
             f"<p>The actions of the simulator, dreamed again: {_percent(recall)} of its successes are dreamed as "
-            f"such, and {_percent(false_success)} of its failures as successes{_phi(s)}.</p>"
+            f"such, and {_percent(false_success)} of its failures as successes{_agreement(s)}.</p>"
         )
     errors, label = s["error_by_step"], f"error of the state, {pairs['unit']}"
     if pairs["unit"] == METRES:
@@ -199,10 +246,10 @@ def _agreement(pairs: Row | None) -> str:
     return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", label)
 
 
-def _phi(summary: Row) -> str:
+def _agreement(summary: Row) -> str:
     """Return in words how well the dream of the executed actions agrees with the simulator; older runs lack it."""
-    phi = summary.get("retold_agreement")
-    return "" if phi is None or phi != phi else f" (Matthews correlation {phi:+.2f})"
+    found = summary.get("retold_agreement")
+    return "" if found is None or found != found else f" (Matthews correlation {found:+.2f})"
 
 
 def _correlation(pairs: Row | None) -> str:

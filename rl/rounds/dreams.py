@@ -84,6 +84,22 @@ class Dreams:
             **{name: getattr(self.config.env, name) for name in SAME},
         )
 
+    def twins(self, starts: StartStates) -> DreamEnv:
+        """Build a dream of one whole episode from each of `starts`, in order, with the seed of its start.
+
+        It is for measuring a policy: nothing but success or the step limit ends an episode.
+        """
+        size, env = self.model.chunk_size, self.config.env
+        return DreamEnv(
+            self.model,
+            len(starts),
+            starts,
+            self.config.n_decisions(-(-env.max_steps // size), size),
+            in_order=True,
+            images=self.images,
+            **{name: getattr(env, name) for name in SAME},
+        )
+
     def weigh(self, rollout: Rollout, seed: int) -> dict[str, float]:
         """Multiply the weight of each chunk of a dreamed rollout by all trust signals; return statistics to log.
 
@@ -133,8 +149,8 @@ class Dreams:
     def refit(self, tick: Callable[[float], None] = lambda share: None) -> None:
         """Train the prediction of frames on all recorded episodes; of our own model that is the world decoder alone.
 
-        First, calibrate trust on the episodes that it was not trained on. `tick` is called with the
-        share of the training that is done.
+        First, calibrate trust on the episodes that it was not trained on. `tick` is called with the share of the
+        training that is done.
         """
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:

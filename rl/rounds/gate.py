@@ -1,63 +1,246 @@
-"""The gate after each phase of a round: run champion and challenger on the same fresh episodes; roll a loss back."""
+"""The gate after a phase of a round: champion and challenger on the same fresh episodes, until the decision is settled.
+
+Pairs of real episodes are added in small blocks. After each block the gate may stop, for one of these reasons:
+
+* `clear gain`, `clear loss`: the evidence of `rl.sequential` that the challenger is better, or worse, reaches
+  2 / alpha. If neither is better, this happens with probability alpha at most, however often the gate looks.
+* `settled`: the rest of the pairs could hardly change the decision. If neither policy were better from here on, they
+  would change it with a probability of `UNLIKELY` at most. So a hopeless challenger does not use up the budget, nor
+  does one that is ahead for good.
+* `unclear`: all pairs are used.
+
+A clear gain is accepted and a clear loss rolled back. Otherwise the estimated gain decides: a loss is rolled back from
+z_loss standard errors on. In a run with a dream the estimate is corrected by dreamed twins of the episodes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rl.rounds.evaluate import EpisodeResult
+from rl.sequential import Estimate, Floats, corrected, estimate, log_evidence, phi, plain
+
+UNLIKELY = 0.05
+"""Probability that the rest of the pairs changes a decision that counts as settled."""
+
+PREDICTS = 0.1
+"""Smallest correlation of dreamed and real outcomes with which a dream is said to predict single episodes."""
+
+LOWEST, HIGHEST = -1.0, 1.0
+"""Outcome of a pair that only the champion solved, and of one that only the challenger solved; else it is 0."""
+
+
+@dataclass(frozen=True)
+class Dreamed:
+    """Outcomes of dreams that belong to n real episodes, from 0 to 1."""
+
+    twins: Floats  # (n,), of the dream with start and policy noise of each real episode
+    others: Floats  # (n, K), from fresh starts of the same task as each real episode
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two policies: how to run the episodes of some seeds, really and in the dream."""
+
+    run: Callable[[list[int]], list[EpisodeResult]]
+    dream: Callable[[list[int]], Dreamed] | None = None  # None: the gate has real episodes alone
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate measured and decided."""
+    """What a gate measured and decided. The verdicts of older versions have the first six fields alone."""
 
     accepted: bool
     champion: float  # success rate
     challenger: float  # success rate
     won: int  # episodes that only the challenger solved
     lost: int  # episodes that only the champion solved
-    n_episodes: int
+    n_episodes: int  # pairs of real episodes
+    reason: str = ""  # clear gain, clear loss, settled, unclear
+    gain: float | None = None  # estimated gain in success, with twins if there are any
+    gain_low: float | None = None  # 95 % interval, valid whenever the gate stops
+    gain_high: float | None = None
+    twin_weight: float | None = None  # of the twin of the last pair; None: no twins
+    phi: float | None = None  # correlation of single dreamed and real episodes; None: no twins, or nothing to correlate
+    n_saved: int | None = None  # further pairs that the interval would take without twins; None: no twins
 
     def __str__(self) -> str:
         word = "accepted" if self.accepted else "ROLLED BACK"
-        return (
+        text = (
             f"{word}: {100 * self.champion:.0f} % -> {100 * self.challenger:.0f} % on {self.n_episodes} fresh episodes "
             f"(won {self.won}, lost {self.lost})"
         )
+        if self.gain is not None and self.gain_low is not None and self.gain_high is not None:
+            gain, low, high = (100 * of for of in (self.gain, self.gain_low, self.gain_high))
+            text += f"; {self.reason}: {gain:+.1f} points [{low:+.1f}, {high:+.1f}]"
+        return text + self._about_twins()
+
+    def _about_twins(self) -> str:
+        if self.twin_weight is None:
+            return ""
+        weight = f"weight {self.twin_weight:.2f}"
+        if self.phi is None:
+            return f"; dreamed twins: nothing to correlate, {weight}"
+        if self.phi < PREDICTS:
+            return f"; the dream did not predict single episodes (φ {self.phi:+.2f}, {weight})"
+        return f"; dreamed twins: φ {self.phi:+.2f}, {weight}, worth {max(self.n_saved or 0, 0)} more episodes"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What pairs tell after each of them; arrays (..., n) of one gate or of many."""
+
+    log_gain: Floats  # log e-value against "the challenger is no better"
+    log_loss: Floats  # against "it is no worse"
+    total: Floats  # sum of the gains of single pairs, corrected by twins if there are any
+    squares: Floats  # sum of their squares
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a gate ends here, for one gate or for many."""
+
+    reason: NDArray[np.str_]  # "": go on; see the head of this file
+    accepted: NDArray[np.bool_]  # where it ends
 
 
 def judge(
-    run_champion: Callable[[list[int]], list[EpisodeResult]],
-    run_challenger: Callable[[list[int]], list[EpisodeResult]],
+    champion: Side,
+    challenger: Side,
     first_seed: int,
     block: int,
     most: int,
     alpha: float,
     z_loss: float,
+    cycle: int = 1,
 ) -> Verdict:
-    """Compare on blocks of `block` seeds from `first_seed` on, until the paired difference is clear or `most` are used.
+    """Compare on blocks of `block` seeds from `first_seed` on, until the decision is settled or `most` are used.
 
-    Only discordant pairs count (McNemar 1947). A difference |won - lost| is clear if it reaches z * sqrt(won + lost),
-    where z is chosen so that chance alone makes any of the blocks clear, in either direction, with probability `alpha`
-    at most (Bonferroni). A clear loss is rolled back. If no difference is clear when `most` seeds are used, a loss of
-    at least z_loss * sqrt(won + lost) is rolled back. A smaller loss is accepted: noise explains it, and the challenger
-    was trained on more data.
+    Args:
+        champion: the best policy so far.
+        challenger: the policy that may replace it; with a dream if the champion has one.
+        first_seed: names the first episode.
+        block: pairs between two looks.
+        most: pairs at most.
+        alpha: probability that the gate calls anything clear although neither policy is better.
+        z_loss: without a clear result, a loss of at least this many standard errors is rolled back; 0: any loss.
+        cycle: number of tasks, to which seeds are assigned in turn; see `rl.sequential.log_capital`.
     """
-    # Two-sided, and one test per block.
-    z_clear = NormalDist().inv_cdf(1 - alpha / 2 / math.ceil(most / block))
-    won = lost = champion_hits = challenger_hits = n = 0
-    clear = False
-    while n < most and not clear:
-        # Both run the same episodes, so each seed gives a pair of results.
-        seeds = list(range(first_seed + n, first_seed + n + min(block, most - n)))
-        for old, new in zip(run_champion(seeds), run_challenger(seeds), strict=True):
-            champion_hits, challenger_hits = champion_hits + old.success, challenger_hits + new.success
-            won, lost = won + (new.success and not old.success), lost + (old.success and not new.success)
-        n += len(seeds)
-        # Under chance alone, won - lost has mean 0 and standard deviation sqrt(won + lost).
-        clear = won != lost and abs(won - lost) >= z_clear * math.sqrt(won + lost)
-    lost_it = lost > won and (clear or lost - won >= z_loss * math.sqrt(won + lost))
-    return Verdict(not lost_it, champion_hits / n, challenger_hits / n, won, lost, n)
+    pairs = Pairs()
+    while True:
+        seeds = list(range(first_seed + pairs.n, first_seed + min(pairs.n + block, most)))
+        # Dream first: once an episode has run, it may become training data of the dream.
+        dreamed = [side.dream(seeds) if side.dream is not None else None for side in (champion, challenger)]
+        pairs.add(champion.run(seeds), challenger.run(seeds), *dreamed)
+        found = evidence(*pairs.gains, alpha=alpha, cycle=cycle)
+        decision = decide(found, pairs.n, most, alpha, z_loss)
+        if reason := str(decision.reason[-1]):
+            return pairs.verdict(bool(decision.accepted[-1]), reason, cycle)
+
+
+def evidence(
+    gains: Any, twins: Any | None = None, others: Any | None = None, alpha: float = 0.05, cycle: int = 1
+) -> Evidence:
+    """Return the evidence after each pair.
+
+    Args:
+        gains: (..., n), 1: only the challenger solved it, -1: only the champion did, 0: both or neither.
+        twins: (..., n), the same of their dreamed twins; None: there are none.
+        others: (..., n, K), the same of dreams from fresh starts.
+        alpha: see `judge`.
+        cycle: see `judge`.
+    """
+    processes = [plain(gains, LOWEST, HIGHEST)]
+    if twins is not None and others is not None:
+        processes.append(corrected(gains, twins, others, LOWEST, HIGHEST, cycle))
+    x = processes[-1].value
+    return Evidence(
+        log_gain=log_evidence(processes, 0.0, above=True, alpha=alpha, cycle=cycle),
+        log_loss=log_evidence(processes, 0.0, above=False, alpha=alpha, cycle=cycle),
+        total=np.cumsum(x, axis=-1),
+        squares=np.cumsum(x * x, axis=-1),
+    )
+
+
+def decide(found: Evidence, n: Any, most: int, alpha: float, z_loss: float) -> Decision:
+    """Decide after `n` pairs, a number or an array like those of `found`, of `most`; see `judge`."""
+    clear = math.log(2 / alpha)
+    left = most - np.asarray(n)
+    # The noise of one pair under no difference; one pair is added that differs, for gates without any so far.
+    noise = np.sqrt((found.squares + 1) / (np.asarray(n) + 1))
+    # The final rule on the sum of gains: at `most` it rolls back below this bound, for which noise explains a loss.
+    bound = -z_loss * np.where(left == 0, np.sqrt(found.squares), noise * math.sqrt(most))
+    ahead = np.where(left == 0, _at_least(found.total, bound, z_loss), found.total >= bound)
+    settled = np.abs(found.total - bound) > NormalDist().inv_cdf(1 - UNLIKELY) * noise * np.sqrt(left)
+    gain, loss = found.log_gain >= clear, found.log_loss >= clear
+    reason = np.select([gain, loss, left == 0, settled], ["clear gain", "clear loss", "unclear", "settled"], default="")
+    return Decision(reason, np.where(gain, True, np.where(loss, False, ahead)))
+
+
+def _at_least(total: Floats, bound: Floats, z_loss: float) -> NDArray[np.bool_]:
+    """Whether a final sum of gains is accepted: no loss, or a smaller one than the bound. 1e-9 is rounding."""
+    return (total >= -1e-9) | ((total > bound + 1e-9) if z_loss > 0 else np.zeros_like(total, dtype=bool))
+
+
+class Pairs:
+    """The pairs of one gate so far, in the order of their seeds."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.success: list[NDArray[np.float64]] = []  # (2, block) of champion and challenger, per block
+        self.twins: list[NDArray[np.float64]] = []  # (2, block); empty without twins
+        self.others: list[NDArray[np.float64]] = []  # (2, block, K)
+
+    def add(
+        self,
+        champion: Sequence[EpisodeResult],
+        challenger: Sequence[EpisodeResult],
+        dream_of_champion: Dreamed | None = None,
+        dream_of_challenger: Dreamed | None = None,
+    ) -> None:
+        """Add a block of results, in any order, and its dreams, in the order of the seeds."""
+        sides = [sorted(side, key=lambda result: result.seed) for side in (champion, challenger)]
+        assert [r.seed for r in sides[0]] == [r.seed for r in sides[1]]  # paired: the same episodes
+        self.success.append(np.array([[float(r.success) for r in side] for side in sides]))
+        self.n += len(sides[0])
+        if dream_of_champion is not None and dream_of_challenger is not None:
+            dreams = dream_of_champion, dream_of_challenger
+            self.twins.append(np.stack([dream.twins for dream in dreams]))
+            self.others.append(np.stack([dream.others for dream in dreams]))
+
+    @property
+    def gains(self) -> tuple[Floats, Floats | None, Floats | None]:
+        """Gains of all pairs (n,), of their twins (n,) and of the other dreams (n, K); the last two may be None."""
+        old, new = np.concatenate(self.success, axis=1)
+        if not self.twins:
+            return new - old, None, None
+        twins, others = np.concatenate(self.twins, axis=1), np.concatenate(self.others, axis=1)
+        return new - old, twins[1] - twins[0], others[1] - others[0]
+
+    def verdict(self, accepted: bool, reason: str, cycle: int) -> Verdict:
+        """Return the verdict with the estimates of all pairs."""
+        old, new = np.concatenate(self.success, axis=1)
+        found: Estimate = estimate(*self.gains, low=LOWEST, high=HIGHEST, cycle=cycle)
+        twins = np.concatenate(self.twins, axis=1) if self.twins else None
+        return Verdict(
+            accepted=accepted,
+            champion=float(old.mean()),
+            challenger=float(new.mean()),
+            won=int((new > old).sum()),
+            lost=int((old > new).sum()),
+            n_episodes=self.n,
+            reason=reason,
+            gain=found.mean,
+            gain_low=found.low,
+            gain_high=found.high,
+            twin_weight=None if twins is None else found.twin_weight,
+            phi=None if twins is None else phi([(old, twins[0]), (new, twins[1])]),
+            n_saved=None if twins is None else found.n_saved,
+        )

@@ -26,10 +26,12 @@ from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult
-from rl.rounds.gate import judge
+from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, explore, rollout_size
 from rl.rounds.trial import try_rewards, try_signals
+from rl.rounds.twins import Twins
+from rl.seeds import TWIN
 from rl.statistics import success_rate
 from rl.world_models import load_world_model_state, save_world_model, world_model_of, world_model_state
 from world_model.api import WorldModel
@@ -109,6 +111,7 @@ class PostTraining:
         # Build the dream before anything runs, so that a reward term that it cannot compute fails at once.
         self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model, self.policy.images)
         self.sim.record(self.dreams is not None)
+        self.twins = self._make_twins()
         # The caller may replace `say` and `safe`, so they are looked up at each call.
         self._hooks = Hooks(
             log=self._log,
@@ -166,20 +169,23 @@ class PostTraining:
         config, state, verdict = self.config.gate, self.state, None
         challenger = policy_state(self.policy)
         if config.enabled and phase in config.places:
+            n_tasks = len(self.eval_envs.envs)
             verdict = judge(
-                run_champion=partial(self.run_for_gate, state.champion),
-                run_challenger=partial(self.run_for_gate, challenger),
+                champion=self._side(state.champion),
+                challenger=self._side(challenger),
                 first_seed=config.seed + state.gate_episodes,  # every gate uses fresh seeds
-                block=config.n_episodes,
-                most=config.max_episodes,
+                block=-(-config.n_episodes // n_tasks) * n_tasks,  # every task equally often
+                most=config.max_episodes // n_tasks * n_tasks or config.max_episodes,
                 alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
                 z_loss=config.z_loss,
+                cycle=n_tasks,
             )
             state.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {phase}: {verdict}")
             where = {f"in_{name}": phase == name for name in ("imitation", "dream")}
             seen = vars(verdict) | where | {"episodes": state.gate_episodes}
-            self._log({f"gate/{name}": float(value) for name, value in seen.items()})
+            numbers = {name: value for name, value in seen.items() if isinstance(value, int | float)}
+            self._log({f"gate/{name}": float(value) for name, value in numbers.items()})
             if phase == "dream" and self.dreams is not None:
                 self.dreams.judge(verdict)
         if verdict is None or verdict.accepted:
@@ -199,10 +205,21 @@ class PostTraining:
             rounds=self._rounds_after(phase, round_index),
         )
 
+    def dream_for_gate(self, weights: Weights, seeds: list[int]) -> Dreamed:
+        """Dream the twins of episodes of the gate, and others, with the policy of `weights`."""
+        load_policy_state(self.policy, weights)
+        assert self.twins is not None
+        return self.twins.dream(self.policy, seeds)
+
     def run_for_gate(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
         """Run the policy with `weights` on seeds of the gate; with `gate.record`, keep the episodes as data."""
         load_policy_state(self.policy, weights)
-        results = self.record_episodes(self.policy, seeds, partial(self._tick, "gate"), self.config.gate.record)
+        config, n_before = self.config.gate, seeds[0] - self.config.gate.seed - self.state.gate_episodes
+
+        def tick(share: float) -> None:
+            self._tick("gate", (n_before + share * len(seeds)) / config.max_episodes)
+
+        results = self.record_episodes(self.policy, seeds, tick, config.record)
         if self.sim.place == "sim":  # if gates run in a dream, no simulator step is executed
             self.state.gate_steps += sum(r.n_steps for r in results)
         return results
@@ -334,6 +351,25 @@ class PostTraining:
         if self.dreams is not None:
             self.dreams.load_state_dict(state["dreams"])
         self.callbacks.load_state_dict(state.get("callbacks"))  # an older state has none
+
+    def _side(self, weights: Weights) -> Side:
+        """Return how the gate runs the policy with `weights`."""
+        dream = None if self.twins is None else partial(self.dream_for_gate, weights)
+        return Side(partial(self.run_for_gate, weights), dream)
+
+    def _make_twins(self) -> Twins | None:
+        """Return what dreams the twins of gates; None where there is no dream, or the gate itself runs in one."""
+        n_dreams = self.config.gate.n_dreams
+        if self.dreams is None or self.sim.place != "sim" or n_dreams == 0:
+            return None
+        return Twins(
+            starts=self.eval_envs.starts,
+            make_dream=self.dreams.twins,
+            n_others=n_dreams,
+            n_tasks=len(self.eval_envs.envs),
+            first=TWIN.start,
+            first_real=self.config.gate.seed,
+        )
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of the policy for a saved state: of one that was brought, those that training changes."""

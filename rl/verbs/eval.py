@@ -1,10 +1,14 @@
-"""`wamtune eval`: measure the success of a checkpoint, in the simulator and in its dream from the same first states."""
+"""`wamtune eval`: measure the success of a checkpoint, in the simulator and in its dream from the same first states.
+
+With both places, the dreamed twins of the real episodes, and more dreams from fresh starts, sharpen the estimate of the
+true success: see `rl.sequential`.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +18,23 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.build import device_of, find_simulator, is_policy, make_sim, tasks_of
 from rl.compose import compose
-from rl.config import EnvConfig, TrainConfig
+from rl.config import TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
-from rl.envs.simulator import Simulator
-from rl.policies.api import Denoiser, TrainablePolicy
-from rl.policies.chain import ChainPolicy
+from rl.policies.api import Denoiser
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import WamDenoiser
-from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
+from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim
 from rl.runs.progress import Progress, show
+from rl.seeds import TWIN_EVAL
+from rl.sequential import Floats
 from rl.statistics import describe, paired_gain, success_rate, wilson
 from rl.verbs.acting import load_actor, load_brought, load_dream
+from rl.verbs.measure import TwinSuccess, dream_of, measure, run_config, successes, with_twins
 from rl.verbs.options import EvalOptions
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
-from world_model.dream_env import DreamEnv
 from world_model.files import write_atomically
-from world_model.wam.model import WorldActionModel
 
 Results = dict[str, list[EpisodeResult]]
 
@@ -51,7 +54,7 @@ def run(words: list[str]) -> None:
         return
     model = load_actor(words[0])
     options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
-    tasks = tuple(dict.fromkeys(tasks_of(_config(options), model) or (options.env.id,)))
+    tasks = tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
     simulator = find_simulator(options.env)
     early = simulator.early_spec(id=options.env.id, tasks=tasks)
     if early is not None:  # check every task before the first one is run
@@ -60,14 +63,14 @@ def run(words: list[str]) -> None:
     if options.place == "sim" or not options.world_model:
         _evaluate(words[0], model, options, tasks)
     else:  # in the dream of another world model
-        dreams = load_dream(options.world_model, words[0], options.seed, device_of(_config(options)))
+        dreams = load_dream(options.world_model, words[0], options.seed, device_of(run_config(options)))
         _evaluate(words[0], dreams, options, tasks, WamDenoiser(model, dreams=False))
 
 
 def _evaluate_brought(name: str, options: EvalOptions) -> None:
     """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
     _check_has_dream(options)
-    config = _config(options)
+    config = run_config(options)
     denoiser = load_brought(name, options.policy, device_of(config), options.n_action_steps)
     model = None
     if options.place != "sim":
@@ -88,6 +91,7 @@ def _evaluate(
     """Evaluate the policy of `model`, or `denoiser`, task after task, and show the figures."""
     sim: Results = {}
     dream: Results = {}
+    others: dict[str, Floats] = {}
     with Progress(f"eval {name}") as progress:
         for i, task in enumerate(tasks):
 
@@ -95,13 +99,29 @@ def _evaluate(
                 progress.update(round(begun + share, 2), len(tasks), task=task)
 
             tick(0.0)
-            sim[task], dream[task] = evaluate_task(model, options, task, tick, denoiser)
+            found = evaluate_task(model, options, task, tick, denoiser)
+            sim[task], dream[task], others[task] = found.sim, found.dream, found.others
         progress.update(len(tasks), len(tasks))
     show(table(sim, dream))
+    twins = estimates(sim, dream, others)
+    if twins:
+        show(twin_table(twins))
+        print(
+            "these intervals hold for any number of episodes, however it was chosen, so they are wider than the others"
+        )
     if options.out:
-        text = json.dumps({"checkpoint": name, "options": asdict(options), **figures(sim, dream)}, indent=2)
+        text = json.dumps({"checkpoint": name, "options": asdict(options), **figures(sim, dream, twins)}, indent=2)
         write_atomically(Path(options.out), f"{text}\n".encode())
         print(f"figures: {options.out}")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Episodes of one task; a list is empty if its place was left out. Simulator and dream are in the same order."""
+
+    sim: list[EpisodeResult]
+    dream: list[EpisodeResult]
+    others: Floats  # (n, K), success of dreams from fresh starts; empty: there are none
 
 
 def evaluate_task(
@@ -110,50 +130,32 @@ def evaluate_task(
     task: str,
     tick: Callable[[float], None],
     denoiser: Denoiser | None = None,
-) -> tuple[list[EpisodeResult], list[EpisodeResult]]:
-    """Evaluate one task in the places of `options`; return the episodes in simulator and dream, in the same order.
+) -> Evaluated:
+    """Evaluate one task in the places of `options`.
 
-    The policy is that of `model`, or `denoiser`, and the dream that of `model`. An episode list is empty if `options`
-    leaves its place out. `tick` is called with the share that is done.
+    The policy is that of `model`, or `denoiser`, and the dream that of `model`. `tick` is called with the share that is
+    done.
     """
-    seeds = range(options.seed, options.seed + options.n_episodes)
-    env = make_sim(
-        _config(options), model, (task,), min(options.n_envs, options.n_episodes), rewards=False, denoiser=denoiser
-    )
-    try:
-        if denoiser is None:
-            assert isinstance(model, WorldActionModel)
-            denoiser = WamDenoiser(model)
-        n_steps = options.n_denoising_steps
-        policy = ChainPolicy(denoiser, env.spec, n_steps, n_action_steps=options.n_action_steps or None)
-        n_places = 2 if options.place == "both" else 1
-        # One progress callback for each place: the second one continues where the first one ended.
-        ticks = [lambda n, total, begun=begun: tick((begun + n / total) / n_places) for begun in (0, n_places - 1)]
-        sim = [] if options.place == "dream" else evaluate_sim(policy, env, seeds, ticks[0])
-        if options.place == "sim":
-            return sim, []
-        assert model is not None
-        dream = _dream(model, policy, env, seeds, max_steps=options.max_steps, obs_noise=options.obs_noise)
-        return sim, evaluate_dream(policy, dream, ticks[1])
-    finally:
-        env.close()
+    n, k = options.n_episodes, options.n_dreams if options.place == "both" else 0
+    seeds = list(range(options.seed, options.seed + n))
+    real, dreamed = seeds if options.place != "dream" else [], seeds if options.place != "sim" else []
+    fresh = list(range(TWIN_EVAL.start, TWIN_EVAL.start + n * k))
+    found = measure(model, options, task, real, [*dreamed, *fresh], tick, denoiser)
+    return Evaluated(found.real, found.dreamed[: len(dreamed)], successes(found.dreamed[len(dreamed) :]).reshape(n, k))
 
 
-def _dream(
-    model: WorldModel, policy: TrainablePolicy, env: Simulator, seeds: range, max_steps: int, obs_noise: float
-) -> DreamEnv:
-    """Build a dream of one episode from the first state of each episode that `seeds` name in `env`."""
-    return DreamEnv(
-        model,
-        len(seeds),
-        first_states(env, seeds),
-        horizon=-(-max_steps // policy.n_action_steps),
-        max_steps=max_steps,
-        in_order=True,
-        obs_noise=obs_noise,
-        seed=seeds.start,
-        images=policy.images,
-    )
+def estimates(sim: Results, dream: Results, others: dict[str, Floats]) -> dict[str, TwinSuccess]:
+    """Return the estimates with twins by task and over all tasks; {} without twins or dreams from fresh starts."""
+    tasks = [task for task in sim if sim[task] and dream[task] and others[task].size]
+    groups = {task: [task] for task in tasks} | ({"all": tasks} if len(tasks) > 1 else {})
+    return {
+        name: with_twins(
+            [successes(sim[task]) for task in of],
+            [successes(dream[task]) for task in of],
+            [others[task] for task in of],
+        )
+        for name, of in groups.items()
+    }
 
 
 def _check_has_dream(options: EvalOptions) -> None:
@@ -197,7 +199,7 @@ def _evaluate_gaussian(
             found[task] = [] if options.place == "dream" else evaluate_sim(policy, env, seeds)
             dreamed[task] = []
             if model is not None:
-                dream = _dream(model, policy, env, seeds, config.env.max_steps, config.env.obs_noise)
+                dream = dream_of(model, policy, env, seeds, config.env.max_steps, config.env.obs_noise)
                 dreamed[task] = evaluate_dream(policy, dream)
         finally:
             env.close()
@@ -224,8 +226,33 @@ def table(sim: Results, dream: Results) -> Table:
     return shown
 
 
-def figures(sim: Results, dream: Results) -> dict[str, Any]:
-    """Return the contents of the table and each episode as plain numbers and text for JSON; shares from 0 to 1."""
+def twin_table(twins: dict[str, TwinSuccess]) -> Table:
+    """Return a table with the true success estimated with twins, a row per task and one for all."""
+    shown = Table("task", title="true success, with the dream as a control variate", title_justify="left")
+    for column in ("real and dreamed, %", "real alone, %", "φ", "weight", "dreams", "worth real episodes"):
+        shown.add_column(column, justify="right")
+    for task, row in twins.items():
+        if task == "all":
+            shown.add_section()
+        found = row.found
+        shown.add_row(
+            task,
+            _interval(found.mean, found.low, found.high),
+            _interval(found.plain_mean, found.plain_low, found.plain_high),
+            "" if row.phi is None else f"{row.phi:+.2f}",
+            f"{found.twin_weight:.2f}",
+            f"{row.n_dreams:,}",
+            f"{max(found.n_saved, 0)}",
+        )
+    return shown
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def figures(sim: Results, dream: Results, twins: dict[str, TwinSuccess] | None = None) -> dict[str, Any]:
+    """Return the contents of the tables and each episode as plain numbers and text for JSON; shares from 0 to 1."""
     rows: dict[str, Any] = {}
     for task in (*sim, *(("all",) if len(sim) > 1 else ())):
         found = {
@@ -235,6 +262,13 @@ def figures(sim: Results, dream: Results) -> dict[str, Any]:
         rows[task] = {place: _share(results) for place, results in found.items() if results}
         if all(found.values()):
             rows[task]["gap"] = dict(zip(("mean", "low", "high"), paired_gain(*found.values()), strict=True))
+        if twins and task in twins:
+            row = twins[task]
+            rows[task]["with_twins"] = asdict(row.found) | {
+                "n_saved": row.found.n_saved,
+                "phi": row.phi,
+                "n_dreams": row.n_dreams,
+            }
     episodes = [
         {"place": place, **result.to_row()}
         for place, results in (("sim", sim), ("dream", dream))
@@ -253,13 +287,3 @@ def _share(results: list[EpisodeResult]) -> dict[str, Any]:
 def _gap(sim: list[EpisodeResult], dream: list[EpisodeResult]) -> str:
     gap, low, high = (100 * value for value in paired_gain(sim, dream))
     return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _config(options: EvalOptions) -> TrainConfig:
-    env = EnvConfig(
-        **vars(options.env),
-        n_envs=options.n_envs,
-        max_steps=options.max_steps,
-        obs_noise=options.obs_noise,
-    )
-    return TrainConfig(name="eval", env=env, policy=options.policy or "flow")

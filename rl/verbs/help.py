@@ -20,6 +20,7 @@ from rl.verbs.options import (
     ExportOptions,
     FitOptions,
     HubOptions,
+    RankOptions,
 )
 from world_model.data.columns_config import ColumnsConfig
 from world_model.extras import pip_line
@@ -145,9 +146,11 @@ Examples:
     "eval": f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
 
 Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream
-from the first states of the same episodes, and the gap between the two. The same command prints the same figures;
-out=FILE.json writes them with every episode. A run of policy=gaussian is evaluated in the simulator of its training.
-`latest` is the newest run, `runs/NAME` the newest of that name.
+from the first states of the same episodes, and the gap between the two. With place=both a second table estimates the
+true success from real and dreamed episodes together, and says how many real episodes the dream was worth
+(docs/gates.md). The same command prints the same figures; out=FILE.json writes them with every episode. A run of
+policy=gaussian is evaluated in the simulator of its training. `latest` is the newest run, `runs/NAME` the newest of
+that name.
 
 Keys:
 {keys_of(EvalOptions)}
@@ -155,6 +158,20 @@ Keys:
 Examples:
   wamtune eval metaworld-tuned env.tasks=push,door-open n_episodes=100
   wamtune eval runs/demo/20250101-120000-s0 place=both obs_noise=0.001""",
+    "rank": f"""wamtune rank CHECKPOINT CHECKPOINT ... [key=value ...]
+
+Order checkpoints by their success in the dream of one world model, from the same first states with the same noise, and
+print the probability that the order is right (bootstrap over starts). In its own dream each would be measured by
+another ruler; `world_model` names the common one. With n_real=N each also runs N real episodes; the order is then
+that of the real success, corrected by the dreams, and the last line says which checkpoint's real episode tells most
+about the best one (docs/gates.md).
+
+Keys:
+{keys_of(RankOptions)}
+
+Examples:
+  wamtune rank metaworld-tuned runs/mix/20250101-120000-s0 env.tasks=push
+  wamtune rank runs/a runs/b runs/c env.tasks=push n_real=16 n_starts=200""",
     "dream": f"""wamtune dream CHECKPOINT | RUN_FOLDER [key=value ...]
 
 Replay the actions of one real episode in the dream, from its first state; each dreamed chunk continues the one before.

@@ -1,4 +1,4 @@
-"""Config schemas of the verbs without presets: `eval`, `dream`, `deploy ... export`, `fit`, `collect` and `cp`.
+"""Config schemas of the verbs without presets: `eval`, `rank`, `dream`, `deploy ... export`, `fit`, `collect` and `cp`.
 
 They are separate from the verbs, so that help and the check of a command line need no torch.
 """
@@ -12,22 +12,19 @@ from typing import Literal
 from rewards.checks import at_least, require
 from rewards.errors import UserError
 from rl.config import Chosen, ChosenWorldModel, DreamConfig, EnvConfig, EvalConfig, SimulatorConfig
+from rl.seeds import TWIN_EVAL
 from world_model.view import View
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """The keys of `wamtune eval`."""
+class EpisodeOptions:
+    """The keys that `wamtune eval` and `wamtune rank` share."""
 
     MOVED = (("id", "env.id"), ("tasks", "env.tasks"), ("n_workers", "env.n_workers"))
 
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
-    n_episodes: int = EvalConfig().n_episodes  # of each task
     seed: int = EvalConfig().seed  # of the first episode
-    place: Literal["sim", "dream", "both"] = "sim"
-    policy: Chosen = ""  # who acts, as in wamtune train; empty: the checkpoint that is named first
-    # for place=dream, both: what dreams, a checkpoint or FILE.py:Class as in dream.world_model; empty: the checkpoint
-    world_model: ChosenWorldModel = ""
+    policy: Chosen = ""  # who acts, as in wamtune train; empty: the checkpoints that are named first
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
     n_action_steps: int = 0  # executed of a chunk; 0: all of it, or as many as the configuration of the policy says
     max_steps: int = EnvConfig().max_steps
@@ -37,12 +34,57 @@ class EvalOptions:
 
     def check(self) -> None:
         """Refuse counts out of range, and an `out` that is not a .json file."""
-        at_least(self, 1, "n_episodes", "max_steps", "n_envs")
+        at_least(self, 1, "max_steps", "n_envs")
         if self.n_denoising_steps is not None:
             at_least(self, 1, "n_denoising_steps")
         at_least(self, 0, "seed", "n_action_steps", "obs_noise")
         if self.out and not self.out.endswith(".json"):
             raise UserError(f"out={self.out!r}: expected the name of a .json file")
+
+
+@dataclass(frozen=True)
+class EvalOptions(EpisodeOptions):
+    """The keys of `wamtune eval`."""
+
+    n_episodes: int = EvalConfig().n_episodes  # of each task
+    place: Literal["sim", "dream", "both"] = "sim"
+    # for place=dream, both: what dreams, a checkpoint or FILE.py:Class as in dream.world_model; empty: the checkpoint
+    world_model: ChosenWorldModel = ""
+    n_dreams: int = 4  # with place=both: fresh dreams beside the twin of each episode, to estimate success; 0: none
+
+    def check(self) -> None:
+        """Refuse counts out of range."""
+        super().check()
+        at_least(self, 1, "n_episodes")
+        at_least(self, 0, "n_dreams")
+        _enough_starts(self.n_episodes * self.n_dreams, "n_dreams")
+
+
+@dataclass(frozen=True)
+class RankOptions(EpisodeOptions):
+    """The keys of `wamtune rank`."""
+
+    n_starts: int = EvalConfig().n_episodes  # first states of each task, in which every checkpoint dreams an episode
+    n_real: int = 0  # real episodes of each task and checkpoint, from the first of these states; 0: the dream alone
+    world_model: str = ""  # checkpoint in whose dream all are ranked; empty: the first that is named and has one
+    n_resamples: int = 2000  # of the bootstrap over starts
+
+    def check(self) -> None:
+        """Refuse counts out of range."""
+        super().check()
+        at_least(self, 2, "n_starts")
+        at_least(self, 1, "n_resamples")
+        at_least(self, 0, "n_real")
+        if 2 * self.n_real > self.n_starts:
+            raise UserError(
+                f"n_real={self.n_real}: each real episode needs its own start and at least one fresh one; expected at "
+                f"most half of n_starts={self.n_starts}"
+            )
+
+
+def _enough_starts(n: int, key: str) -> None:
+    if n > len(TWIN_EVAL):
+        raise UserError(f"{key}: {n:,} dreams from fresh starts, expected at most {len(TWIN_EVAL):,}; lower it")
 
 
 @dataclass(frozen=True)

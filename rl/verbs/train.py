@@ -225,8 +225,14 @@ def _readme(config: TrainConfig, run: Run) -> str:
         f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
         f"{run.outcome.sim_steps:,} simulator steps.{ended}\n\n"
         f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
-        f"| before | after |\n|---|---|\n| {before} | {after} |\n"
+        f"| before | after |\n|---|---|\n| {before} | {after} |\n{_gates(run.outcome)}"
     )
+
+
+def _gates(outcome: Outcome) -> str:
+    """Return the verdict of every gate as a list in Markdown; "" without gates."""
+    lines = [f"- {result.phase}: {result.verdict}\n" for result in outcome.results if result.verdict is not None]
+    return f"\nGates, champion -> challenger:\n\n{''.join(lines)}" if lines else ""
 
 
 def _table(runs: list[Run], where: str) -> Table:

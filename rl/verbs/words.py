@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.envs.names import check_builtin_options
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.verbs.options import CollectOptions, DreamOptions, EvalOptions, ExportOptions, FitOptions
+from rl.verbs.options import CollectOptions, DreamOptions, EvalOptions, ExportOptions, FitOptions, RankOptions
 from world_model.hub import PREFIX, is_hub_name, parse_hub_name
 from world_model.runs import find_run
 
@@ -28,6 +29,7 @@ ROBOT = {"export": 2, "run": 2, "compare": 3}
 
 NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: see `wamtune ls presets`") | {
     "eval": "a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`",
+    "rank": "two checkpoints or run folders at least: wamtune rank metaworld-tuned runs/demo; see `wamtune ls`",
     "dream": "a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`",
     "collect": "a new folder: wamtune collect runs/episodes/push env.tasks=push",
     "fit": "a folder of recorded episodes: wamtune fit runs/robot/sim",
@@ -47,6 +49,15 @@ def check_words(verb: str, words: Sequence[str]) -> None:
             _check_preset(verb, name, words[name is not None :])
     elif verb == "collect":
         check_builtin_options(compose(None, words[1:], CollectOptions).env)
+    elif verb == "rank":
+        names = leading_names(words)
+        if len(names) < 2:
+            raise UserError(f"rank needs {NEEDS[verb]}")
+        if len(set(names)) < len(names):
+            raise UserError(f"rank {' '.join(names)}: a checkpoint is named twice; expected different ones")
+        for other in names:
+            _check_checkpoint(verb, other)
+        check_builtin_options(compose(None, words[len(names) :], RankOptions).env)
     elif verb in OPTIONS:
         _check_checkpoint(verb, str(name))
         check_builtin_options(compose(None, words[1:], OPTIONS[verb]).env)
@@ -57,6 +68,11 @@ def check_words(verb: str, words: Sequence[str]) -> None:
             compose(None, rest, ExportOptions)
         elif rest and "=" not in rest[0]:
             compose(rest[0], rest[1:], RobotConfig)
+
+
+def leading_names(words: Sequence[str]) -> list[str]:
+    """Return the words before the first key=value."""
+    return list(itertools.takewhile(lambda word: "=" not in word, words))
 
 
 def _check_preset(verb: str, name: str | None, overrides: Sequence[str]) -> None:

@@ -209,7 +209,11 @@ def test_a_plug_in_is_found_beside_the_preset_that_names_it(tmp_path: Path, monk
         ("gate.seed=999999", "gate.seed=999999: expected 1000000 to 49999"),
         ("eval.seed=49999801", "eval.seed=49999801: expected 1000000 to 49999800"),
         ("eval.seed=1000000", "eval.seed=1000000: gates may use 1000000 to 1000"),
-        ("gate.max_episodes=10", "gate.max_episodes=10: expected at least 64"),
+        ("gate.max_episodes=7", "gate.max_episodes=7: expected at least 8"),
+        (
+            "gate.n_dreams=30000",
+            "gate.n_dreams=30000: gates of up to 960 episodes would dream from more than",
+        ),
         ("ppo.ent_coef=0.01", "ppo.ent_coef=0.01: policy=flow has a fixed entropy; set it to 0"),
         ("ppo.batch_size=100000", "ppo.batch_size=100000 exceeds a rollout of 320 chunks"),
     ],

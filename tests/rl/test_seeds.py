@@ -14,7 +14,7 @@ RANGES = {name: value for name, value in vars(seeds).items() if isinstance(value
 
 def test_no_two_ranges_overlap() -> None:
     in_order = sorted(RANGES.items(), key=lambda pair: pair[1].start)
-    assert len(in_order) == 11
+    assert len(in_order) == 13
     for (name, before), (other, after) in itertools.pairwise(in_order):
         assert len(before) > 0 and before.stop <= after.start, f"{name} runs into {other}"
     assert in_order[-1][1].stop <= NOISE_SEED  # or the noise on an observation would be that of some policy
@@ -38,6 +38,8 @@ def test_each_use_begins_where_it_always_did() -> None:
         "GATE": 1_000_000,
         "EVAL": 2_000_000,
         "EXPLORE": 50_000_000,
+        "TWIN": 60_000_000,
+        "TWIN_EVAL": 80_000_000,
         "START": 100_000_000,
     }
     assert (seeds.COMPARE, seeds.JUDGE_REFIT, seeds.GO_BACK, seeds.CAMERA) == (1_000_000, 1_000_003, 1_000, 0)

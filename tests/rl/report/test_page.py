@@ -196,6 +196,46 @@ def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path, monkeypat
     assert f"torch {version('torch')}" in text and "a-simulator-of-elsewhere" not in text
 
 
+@pytest.mark.parametrize(
+    ("phi", "counts", "lines"),
+    [
+        (
+            (0.5, 0.2),
+            (20, 5, 5, 20),
+            [
+                "<p class=quiet>The dream predicted single episodes with φ +0.40 over the 24 pairs of its gates.</p>",
+                "<p class=quiet>The dream predicted single episodes with φ +0.60 over 50 episodes of the champion.</p>",
+            ],
+        ),
+        (
+            (0.0, -0.3),
+            (5, 20, 20, 5),
+            [
+                "<p class=big>The dream did not predict single episodes: φ -0.10 over the 24 pairs of its gates.</p>",
+                "<p class=big>The dream did not predict single episodes: φ -0.60 over 50 episodes of the champion.</p>",
+            ],
+        ),
+        ((None, None), (50, 0, 0, 0), []),
+    ],
+)
+def test_the_report_begins_with_how_well_the_dream_predicted(
+    phi: tuple[float | None, ...], counts: tuple[int, ...], lines: list[str], tmp_path: Path
+) -> None:
+    """Gates of 16 and 8 pairs: (16 * .5 + 8 * .2) / 24 = .4 and (16 * 0 - 8 * .3) / 24 = -.1."""
+    crafted.make_run(tmp_path)
+    gate = {"gate/accepted": 1, "gate/champion": 0.5, "gate/challenger": 0.6, "gate/gain": 0.1}
+    gate |= {"gate/gain_low": -0.05, "gate/gain_high": 0.25, "gate/twin_weight": 0.5, "gate/n_saved": 3}
+    rows = [{"step": i, **gate, "gate/n_episodes": n, "gate/phi": phi[i]} for i, n in enumerate((16, 8))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = json.loads((tmp_path / PAIRS).read_text())
+    pairs["summary"] |= dict(zip(("both", "sim_only", "dream_only", "neither"), counts, strict=True)) | {"n": 50}
+    (tmp_path / PAIRS).write_text(json.dumps(pairs))
+    text = checked(write_report(tmp_path))
+    head = text.partition("<section>")[0]
+    assert [line for line in lines if line in head] == lines and head.count("predict") == len(lines)
+    assert "<td>+10.0 [-5.0, +25.0]</td>" in text and "worth pairs" in text
+
+
 def test_curves_are_drawn_over_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of an older version, whose step counted what the simulator executed, by counting."""
     drawn: list[Any] = []

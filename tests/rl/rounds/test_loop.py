@@ -608,3 +608,62 @@ def test_a_state_of_an_older_version_goes_on_where_its_axis_ended(
         with pytest.raises(UserError, match="n_action_steps=4: an older version began this run"):
             post.load_state_dict(state)
     post.close()
+
+
+def test_gates_dream_the_twins_of_their_episodes_on_fresh_starts(tiny: list[str], demonstrations: list[Any]) -> None:
+    """Champion and challenger dream from the same starts, before the dream may learn from the real episodes."""
+    words = "gate.n_episodes=2", "gate.max_episodes=4", "gate.n_dreams=3", "gate.alpha=0.0001"
+    post = build("dream", tiny, demonstrations, *words)
+    assert post.twins is not None and post.dreams is not None
+    asked: list[list[int]] = []
+    known: list[int] = []
+    starts_of, dream_of = post.twins.starts, post.twins.make_dream
+    post.twins.starts = lambda seeds: (
+        asked.append([*seeds]),
+        known.append(len(post.dreams.episodes)),
+        starts_of(seeds),
+    )[2]  # type: ignore
+    dreams: list[Any] = []
+    post.twins.make_dream = lambda starts: dreams.append(dream_of(starts)) or dreams[-1]  # type: ignore
+    result = post.gate("dream", 0)
+    post.close()
+    first = 60_000_000
+    assert asked == [
+        [1_000_000, 1_000_001, first, first + 3, first + 1, first + 4, first + 2, first + 5],
+        [1_000_002, 1_000_003, first + 6, first + 9, first + 7, first + 10, first + 8, first + 11],
+    ]
+    assert known == [0, 4]  # of the episodes of both sides, those of earlier blocks alone
+    assert len(dreams) == 4 and all(d.num_envs == 8 and d.in_order for d in dreams)
+    assert dreams[0].horizon * 8 >= post.config.env.max_steps and dreams[0].starts.seed.tolist() == asked[0]
+    assert torch.equal(dreams[0].starts.context["state"], dreams[1].starts.context["state"])
+    assert result.verdict is not None and result.verdict.n_episodes == 4 and result.verdict.twin_weight is not None
+    assert post.dreams.n_refitted == 0
+
+
+def test_twins_have_the_task_of_their_episode(tiny: list[str], demonstrations: list[Any]) -> None:
+    tasks = "env.tasks=[button-press-topdown,push]", "gate.n_dreams=2", "env.max_steps=16"
+    post = build("dream", tiny, demonstrations, *tasks)
+    assert post.twins is not None and post.twins.n_tasks == 2
+    for seeds in ([1_000_000, 1_000_001], [1_000_002]):  # a whole turn of the tasks, and a part of one
+        groups = [seeds, *([post.twins._other(seed, k) for seed in seeds] for k in range(2))]
+        starts = post.twins._of(groups)
+        task_of = dict(zip(starts.seed.tolist(), starts.task.tolist(), strict=True))
+        for group in groups:
+            assert [task_of[seed] for seed in group] == [task_of[seed] for seed in seeds]
+    dreamed = post.twins.dream(post.policy, [1_000_000, 1_000_001])
+    post.close()
+    assert dreamed.twins.shape == (2,) and dreamed.others.shape == (2, 2)
+
+
+@pytest.mark.parametrize(("preset", "word"), [("sim", "gate.n_dreams=4"), ("dream", "gate.n_dreams=0")])
+def test_without_dreams_a_gate_has_real_episodes_alone(
+    preset: str, word: str, tiny: list[str], demonstrations: list[Any]
+) -> None:
+    logged: Logged = []
+    post = build(preset, tiny, demonstrations, word)
+    post.log = lambda step, values: logged.append((step, values))
+    verdict = post.gate("imitation", 0).verdict
+    post.close()
+    assert post.twins is None and verdict is not None and verdict.twin_weight is None and verdict.gain == 0.0
+    assert {"gate/gain", "gate/gain_low", "gate/gain_high"} <= logged[-1][1].keys()
+    assert not {"gate/twin_weight", "gate/phi", "gate/reason"} & logged[-1][1].keys()

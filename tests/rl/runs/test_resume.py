@@ -16,6 +16,7 @@ from rewards.errors import UserError
 from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.rounds.gate import Verdict
 from rl.runs.folder import RunFolder, lock_run
 from rl.runs.inputs import inputs_of
 from rl.runs.state import VERSION, load_state, save_state
@@ -180,6 +181,16 @@ def test_a_run_goes_on_from_states_with_older_names(
             assert "denoiser." not in tree and "reference_weights" not in tree
     assert code == 0 and n_stops == 8, capsys.readouterr().err  # of both runs: first evaluation and three phases
     same(everything(folder_of("whole")), everything(folder_of("pieces")))
+
+
+def test_verdicts_of_older_states_have_no_estimate(tmp_path: Path) -> None:
+    """Until gates were sequential, a verdict had six fields; `rl.rounds.gate.judge` adds the others."""
+    older = make_dataclass("Verdict", ["accepted", "champion", "challenger", "won", "lost", "n_episodes"])
+    files = pack_training_state({"runs": [], "verdict": older(True, 0.5, 0.75, 3, 1, 8)})
+    save_checkpoint(tmp_path / "checkpoints" / "state", {"state_version": VERSION}, {}, extra=files)
+    state = load_state(tmp_path)
+    assert state is not None and state["verdict"] == Verdict(True, 0.5, 0.75, 3, 1, 8)
+    assert str(state["verdict"]) == "accepted: 50 % -> 75 % on 8 fresh episodes (won 3, lost 1)"
 
 
 def test_callbacks_go_on_counting_where_a_run_was_stopped(

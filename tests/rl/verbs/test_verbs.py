@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -167,7 +168,7 @@ def test_presets_of_controls_are_the_controls(name: str) -> None:
 
 
 def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["eval", str(checkpoint), "n_episodes=2", "n_envs=2", "max_steps=16", "place=both"]
+    words = ["eval", str(checkpoint), "n_episodes=2", "n_envs=2", "max_steps=16", "place=both", "n_dreams=0"]
     code, out, err = call(capsys, *words)
     assert code == 0, err
     table = [line for line in out.splitlines() if line.startswith(("│", "┃"))]
@@ -178,11 +179,31 @@ def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture
     assert [line for line in again.splitlines() if line.startswith("│")] == table[1:]
 
 
+def test_eval_estimates_true_success_from_both_places(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(checkpoint), "n_episodes=3", "n_envs=2", "max_steps=16", "place=both", "n_dreams=2"]
+    code, out, err = call(capsys, *words, f"out={tmp_path / 'figures.json'}")
+    assert code == 0, err
+    assert "true success, with the dream as a control variate" in out and "worth real" in out
+    rows = json.loads((tmp_path / "figures.json").read_text())["success"]
+    for name, n in (("button-press-topdown", 3), ("push", 3), ("all", 6)):
+        found = rows[name]["with_twins"]
+        assert (found["n"], found["n_dreams"]) == (n, 3 * n)
+        assert 0 <= found["low"] <= found["high"] <= 1 and found["plain_mean"] == rows[name]["sim"]["rate"]
+    code, out, err = call(capsys, *words[:-1], "n_dreams=0")
+    assert code == 0 and "true success" not in out
+
+
 def test_eval_looks_at_every_task_before_it_runs_one(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(evaluation, "evaluate_task", lambda *given: seen.append(given[2]) or ([], []))
+    monkeypatch.setattr(
+        evaluation,
+        "evaluate_task",
+        lambda *given: seen.append(given[2]) or evaluation.Evaluated([], [], np.zeros((0, 0))),
+    )
     line = refused(capsys, "eval", str(checkpoint), "tasks=[push,door-open]")
     assert "task 'door-open' is unknown to the checkpoint" in line
     line = refused(capsys, "eval", str(checkpoint), "id=Pendulum-v1", "tasks=[push]")

@@ -61,6 +61,10 @@ def test_a_mistyped_verb_or_option_imports_nothing(words: str, line: str) -> Non
         ("train dmeo", "unknown preset 'dmeo'; did you mean 'demo'?"),
         ("eval metaworld-tuned n_episode=3", "unknown key 'n_episode' on the command line; did you mean 'n_episodes'?"),
         ("eval", "eval needs a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`"),
+        ("rank metaworld-tuned n_real=3", "rank needs two checkpoints or run folders at least: wamtune rank "
+         "metaworld-tuned runs/demo; see `wamtune ls`"),
+        ("rank metaworld-tuned runs/a n_real=3 n_start=4", "unknown key 'n_start' on the command line; did you mean "
+         "'n_starts'?"),
         ("deploy metaworld-tuned run robot-sim hzz=3", "unknown key 'hzz' on the command line; did you mean 'hz'?"),
         ("train push", "train push: expected a preset of wamtune train, and push is a task; name a preset before it: "
          "wamtune train mix env.tasks=push"),
