@@ -238,7 +238,7 @@ def _agreement(pairs: Row | None) -> str:
     if recall is not None and false_success is not None:
         text += (
             f"<p>The actions of the simulator, dreamed again: {_percent(recall)} of its successes are dreamed as "
-            f"such, and {_percent(false_success)} of its failures as successes{_agreement(s)}.</p>"
+            f"such, and {_percent(false_success)} of its failures as successes{_replayed_phi(s)}.</p>"
         )
     errors, label = s["error_by_step"], f"error of the state, {pairs['unit']}"
     if pairs["unit"] == METRES:
@@ -246,7 +246,7 @@ def _agreement(pairs: Row | None) -> str:
     return text + figures.curves({"error": (range(1, len(errors) + 1), errors)}, "step", label)
 
 
-def _agreement(summary: Row) -> str:
+def _replayed_phi(summary: Row) -> str:
     """Return in words how well the dream of the executed actions agrees with the simulator; older runs lack it."""
     found = summary.get("retold_agreement")
     return "" if found is None or found != found else f" (Matthews correlation {found:+.2f})"
