@@ -18,7 +18,7 @@ exactly, however wrong the dream is. If the dream tells the outcome, X varies le
 of Y on T - mean of the others, shrunk towards 0 and kept within 0 and 1: a dream that says the opposite gets weight 0.
 
 The capital is the mean of that of the real outcomes alone and that of the corrected ones. So a useless dream can cost a
-factor of 2 in capital at most. How the numbers below were chosen is in docs/gates.md.
+factor of 2 in capital at most. docs/gates.md says why the numbers below are as they are.
 
 All arrays have the episodes along the last axis, in the order in which they ran; axes before it are independent cases.
 """
