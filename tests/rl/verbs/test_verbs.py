@@ -143,7 +143,8 @@ def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -
     after = [row for row in read_rows(last.parents[1] / "eval.jsonl") if row["phase"] == "after"]
     mean = sum(row["reward"] for row in after) / len(after)
     assert f"Pendulum-v1: the simulator's reward is {mean:.4g} an episode" in out  # the same seeds
-    assert "place: a Gaussian policy is evaluated where it was trained" in call(capsys, "eval", run, "place=both")[2]
+    assert "place=both: a policy has no dream of its own; name" in call(capsys, "eval", run, "place=both")[2]
+    assert "max_steps: a Gaussian policy is evaluated where it was" in call(capsys, "eval", run, "max_steps=9")[2]
     shutil.copytree(last, "alone")
     assert "alone: a Gaussian policy is evaluated by its run folder" in call(capsys, "eval", "alone")[2]
     for words in (["deploy", run, "run", "robot-sim"], ["dream", run]):
