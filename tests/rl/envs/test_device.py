@@ -36,7 +36,7 @@ class Nowhere(TorchFunctionMode):
 
 def test_a_run_says_of_every_tensor_where_it_is(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # Each call of torch is looked at, and calibration makes hundreds of thousands that are all alike.
-    monkeypatch.setattr("rl.rounds.dreams.calibrate", partial(calibrate, n_steps=50))
+    monkeypatch.setattr("world_model.wam.trust.calibrate", partial(calibrate, n_steps=50))
     trust = ("dream.redream=true", "dream.weigh_by_trust=true", "env.obs_noise=0.01", "ppo.critic_warmup_steps=2")
     post = prepare(compose("mix", [*tiny, *trust, "n_rounds=2", "total_timesteps=640"], TrainConfig))
     with Nowhere() as nowhere:
