@@ -128,7 +128,7 @@ def build_simulator(
     simulator, where = find_simulator(env), shown_name(env)
     if model is not None and denoiser is not None:
         _check_dream(model, denoiser)
-    what = "checkpoint" if isinstance(model, WorldActionModel) else "world model"
+    what = "checkpoint" if model is None or isinstance(model, WorldActionModel) else "world model"
     simulator.check_options(env.options)
     early = simulator.early_spec(id=env.id, tasks=tasks)
     if model is not None and early is not None:  # first, since a wrong state explains more than an unknown task
@@ -136,7 +136,7 @@ def build_simulator(
         model.spec.check_fits(given, where, what)
     if known_tasks and (unknown := sorted(set(tasks) - set(known_tasks))):
         hint = closest_or_known(unknown[0], known_tasks)
-        raise UserError(f"{where}: task {unknown[0]!r} is unknown to the {what if model else 'checkpoint'}; {hint}")
+        raise UserError(f"{where}: task {unknown[0]!r} is unknown to the {what}; {hint}")
     tasks = tuple(tasks) or (early.tasks if early is not None else _only_task(env, known_tasks))
     request = Request(
         id=env.id,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
 from rl.seeds import EVAL, GATE, TWIN
+
+T = TypeVar("T")
 
 MISSING: Any = "???"
 """Value of a field that a preset or the command line must set; OmegaConf's marker for a missing value."""
@@ -137,12 +139,9 @@ class DreamConfig:
         Raises:
             UserError: it has params, but no func.
         """
-        if isinstance(self.world_model, Mapping):
-            if "func" not in self.world_model:
-                raise UserError("world_model: func is missing; write world_model={func: FILE.py:Class, params: {...}}")
-            chosen = WorldModelConfig(**self.world_model)
-            return None if chosen.func == "wam" else chosen
-        return None if self.world_model in ("", "wam") else WorldModelConfig(self.world_model)
+        chosen = _func_and_params("world_model", self.world_model, WorldModelConfig)
+        chosen = WorldModelConfig(self.world_model) if chosen is None else chosen
+        return None if chosen.func in ("", "wam") else chosen
 
     @property
     def reads_trust(self) -> bool:
@@ -355,12 +354,8 @@ class TrainConfig:
         Raises:
             UserError: it has params, but no func.
         """
-        if isinstance(self.policy, PolicyConfig):
-            return self.policy
-        if isinstance(self.policy, Mapping):
-            if "func" not in self.policy:
-                raise UserError("policy: func is missing; write policy={func: FILE.py:Class, params: {...}}")
-            return PolicyConfig(**self.policy)
+        if (chosen := _func_and_params("policy", self.policy, PolicyConfig)) is not None:
+            return chosen
         if self.policy in ("flow", "gaussian") or ":" in self.policy.removeprefix("hf://"):
             return PolicyConfig(self.policy)
         return PolicyConfig("lerobot", {"checkpoint": self.policy})
@@ -416,6 +411,19 @@ class TrainConfig:
         n_chunks = n_envs * (self.dream.horizon if self.env.kind == "dream" else self.ppo.n_steps)
         if self.ppo.batch_size > n_chunks:
             raise UserError(f"ppo.batch_size={self.ppo.batch_size} exceeds a rollout of {n_chunks} chunks; lower it")
+
+
+def _func_and_params(key: str, written: Any, kind: type[T]) -> T | None:
+    """Return what is written as func and params; None: it is a single word.
+
+    Raises:
+        UserError: it has params, but no func.
+    """
+    if isinstance(written, Mapping):
+        if "func" not in written:
+            raise UserError(f"{key}: func is missing; write {key}={{func: FILE.py:Class, params: {{...}}}}")
+        return kind(**written)
+    return written if isinstance(written, kind) else None
 
 
 def _is_on(entry: Any) -> bool:

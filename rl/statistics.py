@@ -35,6 +35,12 @@ def describe(results: Sequence[Outcome]) -> str:
     return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {n}"
 
 
+def describe_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> str:
+    """Return text with the gain in success on the same episodes and its 95 % interval, in points."""
+    gain, low, high = (100 * value for value in paired_gain(before, after))
+    return f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """Return the 95 % interval (low, high) of a share of `successes` in `n` (Wilson 1927)."""
     if n == 0:

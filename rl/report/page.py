@@ -17,7 +17,7 @@ from rl.report.data import PAIRS, Row, read_metrics, read_pairs, read_results
 from rl.rounds.gate import PREDICTS
 from rl.rounds.outcome import STEPS
 from rl.sequential import phi
-from rl.statistics import describe, paired_gain
+from rl.statistics import describe, describe_gain
 from world_model.api import METRES
 from world_model.files import write_atomically
 
@@ -130,8 +130,7 @@ def _before_after(config: TrainConfig, folder: Path) -> str:
         results = read_results(folder, name)
         before, after = results["before"], results["after"]
         if before:
-            gain = paired_gain(before, after)
-            lines.append((name, describe(before), describe(after), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_points(gain))))
+            lines.append((name, describe(before), describe(after), describe_gain(before, after)))
     if not lines:
         return "<p>Not evaluated yet.</p>"
     note = f"Success in {judged_in(config)}, seeds from {config.eval.seed} on, which no gate and no training saw."
@@ -189,12 +188,8 @@ def _gates(rows: Sequence[Row]) -> str:
 
 def _gain(row: Row) -> str:
     """Return the gain of a gate with its interval; "" for one of an older version."""
-    values = [row.get(f"gate/{name}") for name in ("gain", "gain_low", "gain_high")]
-    return (
-        ""
-        if None in values
-        else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values if value is not None))
-    )
+    found = [row[key] for key in ("gate/gain", "gate/gain_low", "gate/gain_high") if row.get(key) is not None]
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_points(found)) if len(found) == 3 else ""
 
 
 def _number(value: float | None, form: str) -> str:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.build import SAME, make_sim, tasks_of
+from rl.build import make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, TrainablePolicy
 from rl.report.videos import draw_video, inline_video
-from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
+from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states, whole_episodes
 from rl.statistics import correlation, paired_gain, share
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
-from world_model.dream_env import DreamEnv, StartStates
+from world_model.dream_env import StartStates
 from world_model.env import Frames
 from world_model.replays import HORIZON, agreement, chunk_errors, replay
 from world_model.spec import IMAGES, STATE
@@ -255,11 +255,9 @@ def _live(
     policy: TrainablePolicy, model: WorldModel, sim: Simulator, starts: StartStates
 ) -> tuple[list[Frames], list[bool]]:
     """Let the policy act in the dream from each start, with the settings of `sim`; return frames and successes."""
-    n, horizon = len(starts), -(-sim.max_steps // policy.n_action_steps)
-    same = {name: getattr(sim, name) for name in SAME}
-    env = DreamEnv(model, n, starts, horizon, in_order=True, images=policy.images, **same)
+    env = whole_episodes(model, sim, policy, starts)
     obs = env.reset()
-    parts = [[{name: values[i, -1:].clone() for name, values in env.context.items()}] for i in range(n)]
+    parts = [[{name: values[i, -1:].clone() for name, values in env.context.items()}] for i in range(env.num_envs)]
     alive = torch.ones_like(env.task, dtype=torch.bool)  # still in its first episode
     success = ~alive
     while alive.any():

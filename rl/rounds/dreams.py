@@ -84,22 +84,6 @@ class Dreams:
             **{name: getattr(self.config.env, name) for name in SAME},
         )
 
-    def twins(self, starts: StartStates) -> DreamEnv:
-        """Build a dream of one whole episode from each of `starts`, in order, with the seed of its start.
-
-        It is for measuring a policy: nothing but success or the step limit ends an episode.
-        """
-        size, env = self.model.chunk_size, self.config.env
-        return DreamEnv(
-            self.model,
-            len(starts),
-            starts,
-            self.config.n_decisions(-(-env.max_steps // size), size),
-            in_order=True,
-            images=self.images,
-            **{name: getattr(env, name) for name in SAME},
-        )
-
     def weigh(self, rollout: Rollout, seed: int) -> dict[str, float]:
         """Multiply the weight of each chunk of a dreamed rollout by all trust signals; return statistics to log.
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl.build import SAME
 from rl.envs.simulator import IDLE, Simulator
 from rl.policies.api import Policy, TrainablePolicy
+from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv
 from world_model.tree import Tree
@@ -83,6 +85,22 @@ def evaluate_dream(
         if len(results) == env.num_envs:
             break
     return [results[i] for i in range(env.num_envs)]
+
+
+def whole_episodes(model: WorldModel, sim: Simulator, policy: TrainablePolicy, starts: StartStates) -> DreamEnv:
+    """Build a dream of one whole episode from each start, in order, with the settings of the simulator.
+
+    It is for measuring a policy: nothing but success or the step limit ends an episode.
+    """
+    return DreamEnv(
+        model,
+        len(starts),
+        starts,
+        horizon=-(-sim.max_steps // policy.n_action_steps),
+        in_order=True,
+        images=policy.images,
+        **{name: getattr(sim, name) for name in SAME},
+    )
 
 
 def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:

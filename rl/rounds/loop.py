@@ -25,7 +25,7 @@ from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, whole_episodes
 from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, explore, rollout_size
@@ -364,7 +364,7 @@ class PostTraining:
             return None
         return Twins(
             starts=self.eval_envs.starts,
-            make_dream=self.dreams.twins,
+            make_dream=partial(whole_episodes, self.dreams.model, self.sim, self.policy),
             n_others=n_dreams,
             n_tasks=len(self.eval_envs.envs),
             first=TWIN.start,

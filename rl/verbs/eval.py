@@ -24,13 +24,13 @@ from rl.envs.names import env_of_tasks, shown_name
 from rl.policies.api import Denoiser
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import WamDenoiser
-from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim
+from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states, whole_episodes
 from rl.runs.progress import Progress, show
 from rl.seeds import TWIN_EVAL
 from rl.sequential import Floats
-from rl.statistics import describe, paired_gain, success_rate, wilson
+from rl.statistics import describe, describe_gain, paired_gain, success_rate, wilson
 from rl.verbs.acting import load_actor, load_brought, load_dream
-from rl.verbs.measure import TwinSuccess, dream_of, measure, run_config, successes, with_twins
+from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import EvalOptions
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
@@ -199,7 +199,7 @@ def _evaluate_gaussian(
             found[task] = [] if options.place == "dream" else evaluate_sim(policy, env, seeds)
             dreamed[task] = []
             if model is not None:
-                dream = dream_of(model, policy, env, seeds, config.env.max_steps, config.env.obs_noise)
+                dream = whole_episodes(model, env, policy, first_states(env, seeds))
                 dreamed[task] = evaluate_dream(policy, dream)
         finally:
             env.close()
@@ -221,7 +221,7 @@ def table(sim: Results, dream: Results) -> Table:
     for task, real, dreamed in rows:
         if task == "all":
             shown.add_section()
-        gap = [_gap(real, dreamed)] if both else []
+        gap = [describe_gain(real, dreamed)] if both else []
         shown.add_row(task, *(describe(results) for results in (real, dreamed) if results), *gap)
     return shown
 
@@ -237,18 +237,14 @@ def twin_table(twins: dict[str, TwinSuccess]) -> Table:
         found = row.found
         shown.add_row(
             task,
-            _interval(found.mean, found.low, found.high),
-            _interval(found.plain_mean, found.plain_low, found.plain_high),
+            in_percent(found.mean, found.low, found.high),
+            in_percent(found.plain_mean, found.plain_low, found.plain_high),
             "" if row.phi is None else f"{row.phi:+.2f}",
             f"{found.twin_weight:.2f}",
             f"{row.n_dreams:,}",
             f"{max(found.n_saved, 0)}",
         )
     return shown
-
-
-def _interval(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def figures(sim: Results, dream: Results, twins: dict[str, TwinSuccess] | None = None) -> dict[str, Any]:
@@ -282,8 +278,3 @@ def _share(results: list[EpisodeResult]) -> dict[str, Any]:
     hits, n = sum(result.success for result in results), len(results)
     low, high = wilson(hits, n)
     return {"rate": success_rate(results), "low": low, "high": high, "n_episodes": n}
-
-
-def _gap(sim: list[EpisodeResult], dream: list[EpisodeResult]) -> str:
-    gap, low, high = (100 * value for value in paired_gain(sim, dream))
-    return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -9,15 +9,13 @@ import numpy as np
 
 from rl.build import make_sim
 from rl.config import EnvConfig, TrainConfig
-from rl.envs.simulator import Simulator
-from rl.policies.api import Denoiser, TrainablePolicy
+from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
 from rl.policies.wam import WamDenoiser
-from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states
+from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states, whole_episodes
 from rl.sequential import Estimate, Floats, estimate, phi
 from rl.verbs.options import EpisodeOptions
 from world_model.api import WorldModel
-from world_model.dream_env import DreamEnv
 from world_model.wam.model import WorldActionModel
 
 MOST_DREAMS = 256
@@ -66,7 +64,7 @@ def measure(
         for first in range(0, len(dreamed), MOST_DREAMS):
             seeds, begun = dreamed[first : first + MOST_DREAMS], len(real) + first
             assert model is not None
-            dream = dream_of(model, policy, env, seeds, options.max_steps, options.obs_noise)
+            dream = whole_episodes(model, env, policy, first_states(env, seeds))
 
             def count(n: int, _: int, begun: int = begun) -> None:
                 tick((begun + n) / n_all)
@@ -77,34 +75,17 @@ def measure(
         env.close()
 
 
-def dream_of(
-    model: WorldModel,
-    policy: TrainablePolicy,
-    env: Simulator,
-    seeds: Sequence[int],
-    max_steps: int,
-    obs_noise: float,
-) -> DreamEnv:
-    """Build a dream of one episode from the first state of each episode that `seeds` name in `env`."""
-    return DreamEnv(
-        model,
-        len(seeds),
-        first_states(env, seeds),
-        horizon=-(-max_steps // policy.n_action_steps),
-        max_steps=max_steps,
-        in_order=True,
-        obs_noise=obs_noise,
-        seed=seeds[0],
-        images=policy.images,
-    )
-
-
 def run_config(options: EpisodeOptions) -> TrainConfig:
     """Return the config of a run with these options, for what is built from one."""
     env = EnvConfig(
         **vars(options.env), n_envs=options.n_envs, max_steps=options.max_steps, obs_noise=options.obs_noise
     )
     return TrainConfig(name="eval", env=env, policy=options.policy or "flow")
+
+
+def in_percent(mean: float, low: float, high: float) -> str:
+    """Return text with a share and its interval, in percent."""
+    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def successes(results: Sequence[EpisodeResult]) -> Floats:

@@ -26,7 +26,7 @@ from rl.runs.progress import Progress, show
 from rl.sequential import Floats, corrected
 from rl.statistics import wilson
 from rl.verbs.acting import load_actor, load_brought
-from rl.verbs.measure import TwinSuccess, measure, run_config, successes, with_twins
+from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import RankOptions
 from rl.verbs.words import leading_names
 from world_model.files import write_atomically
@@ -163,18 +163,14 @@ def table(names: list[str], found: list[Episodes], ranking: Ranking) -> Table:
     for place, i in enumerate(ranking.order):
         of = found[i]
         low, high = wilson(int(of.dreamed.sum()), len(of.dreamed))
-        cells = [_interval(float(of.dreamed.mean()), low, high)]
+        cells = [in_percent(float(of.dreamed.mean()), low, high)]
         if of.estimated is not None:
             e, phi = of.estimated.found, of.estimated.phi
-            cells += [_interval(e.mean, e.low, e.high), _interval(e.plain_mean, e.plain_low, e.plain_high)]
+            cells += [in_percent(e.mean, e.low, e.high), in_percent(e.plain_mean, e.plain_low, e.plain_high)]
             cells += ["" if phi is None else f"{phi:+.2f}", f"{e.twin_weight:.2f}"]
         beats = f"{ranking.beats_next[place]:.2f}" if place + 1 < len(names) else ""
         shown.add_row(str(place + 1), names[i], *cells, f"{ranking.is_best[i]:.2f}", beats)
     return shown
-
-
-def _interval(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _write(names: list[str], options: RankOptions, found: list[Episodes], ranking: Ranking, chosen: int | None) -> None:

@@ -29,7 +29,7 @@ from rl.runs.inputs import check_inputs, inputs_of, keep_sources
 from rl.runs.progress import Progress, show
 from rl.runs.state import Run, load_state, save_state
 from rl.seeds import GO_BACK
-from rl.statistics import describe, paired_gain, success_rate
+from rl.statistics import describe, describe_gain, success_rate
 from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
 from rl.world_models import load_world_model_weights, world_model_of
@@ -249,12 +249,11 @@ def _table(runs: list[Run], where: str) -> Table:
 
 def _figures(run: Run) -> dict[str, str]:
     outcome = run.outcome
-    gain, low, high = (100 * value for value in paired_gain(outcome.before, outcome.after))
     rewards = [sum(r.reward for r in results) / len(results) for results in (outcome.before, outcome.after)]
     return {
         "before": _share(outcome.before),
         "after": _share(outcome.after),
-        "gain, points": f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]",
+        "gain, points": describe_gain(outcome.before, outcome.after),
         "from imitation": f"{100 * _gain_of(outcome, 'imitation'):+.1f}",
         "from the dream": f"{100 * _gain_of(outcome, 'dream'):+.1f}",
         "from the simulator": f"{100 * _gain_of(outcome, 'sim'):+.1f}",
