@@ -28,14 +28,12 @@ from world_model.data.episodes import EpisodeStore
 from world_model.data.windows import Batch, Windows
 from world_model.wam import modes
 from world_model.wam.features import joined
-from world_model.wam.losses import policy_loss, stage_losses
+from world_model.wam.losses import policy_loss, rollout_losses
 from world_model.wam.model import WorldActionModel
 from world_model.wam.precision import has_bfloat16
 from world_model.wam.store import load_model
 from world_model.wam.training import trained_parameters
 
-REFIT = (0.0, 0.0, 1.0, 0.0, 0.0)
-"""Weights of the noise levels that a refit of the dream draws."""
 
 Step = Callable[[], object]
 
@@ -112,7 +110,7 @@ def refit_step(model: WorldActionModel, batch: Batch) -> Step:
 
     def step() -> object:
         trained_parameters("dynamics", model)
-        losses = stage_losses("dynamics", model, batch, REFIT, generator_of(model))
+        losses = rollout_losses(model, batch, generator_of(model))
         return torch.autograd.grad(losses["video"], parameters, allow_unused=True)
 
     return step

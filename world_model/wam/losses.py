@@ -68,6 +68,45 @@ def stage_losses(
     return losses
 
 
+def rollout_losses(model: Network, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return the mean loss of predicted frames in dreams of several chunks.
+
+    Each chunk is predicted from the frames *predicted* before it, and compared with the true ones, so that the model
+    learns to correct its own errors instead of adding to them. No gradient flows from one chunk to those before it.
+
+    Args:
+        model: dreams.
+        batch: windows of a multiple of `model.config.chunk_size` steps; actions and frames after the end are NaN.
+        generator: of the noise on contexts.
+    """
+    size, n_context_frames = model.config.chunk_size, model.config.n_context_frames
+    frames, future, actions = joined(batch.context), joined(batch.future), _held(batch.actions)
+    errors, n_known = [], 0
+    for at in range(0, actions.shape[1], size):
+        # 1. Predict the codes of a chunk, as the mode `dream` does: one step from pure noise, with known actions.
+        context = model.encode(model.noisy(frames, generator), batch.task)
+        codes = model.action_codec.encode(actions[:, at : at + size])
+        certain = codes.new_zeros(len(codes))
+        nothing = codes.new_zeros(len(codes), model.codec.n_future_tokens, model.codec.code_dim)
+        estimate, _ = model.predict_future(context, nothing, 1.0 - certain, codes, certain)
+        # 2. Compare them with those that lead from the predicted frames to the true ones.
+        target = model.codec.encode_future(frames, future[:, at : at + size])
+        known = ~target.isnan()
+        errors.append(((estimate - target.nan_to_num()) * known).square().sum())
+        n_known += int(known.sum())
+        # 3. Go on from what was predicted.
+        predicted = model.codec.decode_future(frames, estimate.detach())
+        frames = torch.cat([frames, predicted], dim=1)[:, -n_context_frames:]
+    return {"video": torch.stack(errors).sum() / max(n_known, 1)}
+
+
+def _held(actions: Tensor) -> Tensor:
+    """Replace unknown actions (batch, n_steps, action_dim), NaN after the end of an episode, by the last known one."""
+    n_known = actions.isfinite().all(2).sum(1, keepdim=True)
+    steps = torch.arange(actions.shape[1], device=actions.device).minimum(n_known - 1)
+    return actions.gather(1, steps.unsqueeze(2).expand_as(actions))
+
+
 def _clean(model: Network, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return which rows have actions (n,), context frames, clean future codes, which codes are known, clean actions.
 

@@ -23,8 +23,9 @@ from world_model.wam.network import Network
 from world_model.wam.training import train_stage
 from world_model.wam.training_config import StageConfig
 
-REFIT_BATCH_SIZE = 128
-"""Windows per step of a refit. In the same time, more steps help more than larger batches."""
+REFIT_BATCH_SIZE, REFIT_CHUNKS = 48, 6
+"""Windows per step of a refit, and chunks that each dreams. In the same time, more steps help more than larger batches.
+"""
 
 
 class WorldActionModel(Network, WorldModel):
@@ -158,17 +159,15 @@ class WorldActionModel(Network, WorldModel):
         seed: int,
         tick: Callable[[float], None] = lambda share: None,
     ) -> None:
-        """Train the world decoder on episodes; see `WorldModel.refit`."""
-        # Train only samples of the mode `dream`, whose atom is the third of `ATOMS`.
+        """Train the world decoder on its own dreams of the episodes' actions; see `WorldModel.refit`."""
         stage = StageConfig(
             n_steps=n_steps,
             batch_size=REFIT_BATCH_SIZE,
             learning_rate=learning_rate,
             warmup_steps=n_steps // 10 + 1,
-            atoms=(0.0, 0.0, 1.0, 0.0, 0.0),
             seed=seed,
         )
-        windows = self.windows(episodes, ends=True)
+        windows = self.windows_of(episodes, self.spec.tasks, REFIT_CHUNKS * self.chunk_size, to_the_end=True)
         train_stage("dynamics", self, windows, stage, log=lambda step, _: tick(step / n_steps))
 
     @property

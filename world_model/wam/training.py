@@ -4,8 +4,8 @@
 `pretrain`: train prediction and inverse dynamics on all episodes, without imitation.
 `tune`: train the action decoder on a few demonstrations; encoder and world decoder stay bit-equal.
 `refit`: train world decoder and read-outs on newer episodes; encoder and action decoder stay bit-equal.
-`dynamics`: like refit, without the read-outs. Episodes of PPO end at their first success, so they have too few frames
-of solved tasks to train a success read-out.
+`dynamics`: train the world decoder alone, on dreams of several chunks (`rollout_losses`). Episodes of PPO end at their
+first success, so they have too few frames of solved tasks to train a success read-out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from world_model.data.windows import Batch, Windows
 from world_model.guards import check_gradients, check_loss
 from world_model.wam.features import joined
 from world_model.wam.images import ImageBatch, ImageData, image_loss
-from world_model.wam.losses import stage_losses
+from world_model.wam.losses import rollout_losses, stage_losses
 from world_model.wam.network import Network
 from world_model.wam.training_config import StageConfig
 
@@ -57,7 +57,8 @@ def train_stage(
     Args:
         stage: codec, pretrain, tune, refit or dynamics; see the top of this file.
         model: the model.
-        windows: of all episodes; for tune of the demonstrations; for the stage codec, images instead.
+        windows: of all episodes; for tune of the demonstrations; for the stage codec, images instead. For dynamics
+            they may be several chunks long, and padded.
         config: settings of the stage.
         log: called every `config.log_every` steps.
         save: called every `config.save_every` steps and at the end.
@@ -123,6 +124,8 @@ def _losses(
     stage: str, model: Network, batch: Batch | ImageBatch, config: StageConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
     if not isinstance(batch, ImageBatch):
+        if stage == "dynamics":
+            return rollout_losses(model, batch, generator)
         return stage_losses(stage, model, batch, config.atoms, generator)
     assert model.image_codec is not None
     return {"image": image_loss(model.image_codec, batch, model.config.image_noise, generator)}

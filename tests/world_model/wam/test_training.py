@@ -9,8 +9,9 @@ import torch
 
 from rewards.errors import UserError
 from world_model.checkpoint import load_training_state, pack_training_state
+from world_model.data.windows import Windows
 from world_model.wam import modes
-from world_model.wam.losses import drop_task, stage_losses
+from world_model.wam.losses import drop_task, rollout_losses, stage_losses
 from world_model.wam.metrics import inverse_metrics, prediction_metrics, read_out_metrics
 from world_model.wam.store import load_model, save_model
 from world_model.wam.training import StageConfig, fit_statistics, schedule, train_stage
@@ -133,8 +134,37 @@ def test_pretraining_does_not_imitate(model, windows):
     assert losses["action"] == 0 and set(losses) == {"video", "action", "success", "progress"}
     imitating = stage_losses("tune", model, batch, never_inverse, torch.Generator().manual_seed(1))
     assert imitating["action"] > 0 and set(imitating) == {"action"}
-    refitting = stage_losses("dynamics", model, batch, never_inverse, torch.Generator().manual_seed(1))
-    assert refitting["video"] == losses["video"] and set(refitting) == {"video", "action"}
+    refitting = stage_losses("refit", model, batch, never_inverse, torch.Generator().manual_seed(1))
+    assert refitting["video"] == losses["video"] and set(refitting) == set(losses)
+
+
+def test_the_loss_of_a_rollout_compares_frames_dreamed_from_dreamed_frames(model, windows):
+    model.config = replace(model.config, context_noise=0.0)
+    size, n = model.config.chunk_size, model.config.n_context_frames
+    two_chunks = Windows(windows.episodes, model.spec.tasks, n, 2 * size)
+    batch = two_chunks.at(torch.arange(0, 24, 8))
+    context, errors = batch.context["state"], []
+    noise = torch.zeros(3, model.codec.n_future_tokens, model.codec.code_dim)
+    for chunk in (slice(0, size), slice(size, 2 * size)):
+        encoded = model.encode(context, batch.task)
+        dreamed = modes.dream(model, encoded, batch.actions[:, chunk], noise, n_steps=1)
+        codes, true = (model.codec.encode_future(context, f) for f in (dreamed, batch.future["state"][:, chunk]))
+        errors.append((codes - true).square().mean())
+        context = dreamed[:, -n:]
+    loss = rollout_losses(model, batch, torch.Generator().manual_seed(0))["video"]
+    assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+
+
+def test_the_loss_of_a_rollout_leaves_out_what_follows_the_end(model, windows):
+    size, n = model.config.chunk_size, model.config.n_context_frames
+    episode = windows.episodes[0]
+
+    def loss(n_chunks):
+        padded = Windows([episode], model.spec.tasks, n, n_chunks * size, ends=True, pads=True)
+        last = padded.at(torch.tensor([episode.length - 3]))  # three steps before the end
+        return float(rollout_losses(model, last, torch.Generator().manual_seed(0))["video"])
+
+    assert math.isfinite(loss(1)) and loss(1) == loss(3)
 
 
 def test_a_batch_that_holds_nothing_to_learn_changes_nothing(model, demos):

@@ -1,0 +1,127 @@
+"""Measure how well single dreamed episodes agree with simulated ones, before and after a refit.
+
+    python benchmarks/agreement.py [CHECKPOINT] [--tasks TASK ...] [--n-refit 256] [--n-test 200] [--steps 700]
+
+Agreement is φ, the correlation of both outcomes over episodes of one task. Columns:
+
+| column | says |
+|---|---|
+| `sim` | success of the checkpoint's policy in the simulator, on the test episodes |
+| `sim/sim` | φ of the simulator with itself under 1 mm of noise on observations, which bounds what a dream can reach |
+| `replay` | φ and dreamed success when the *actions executed* in the test episodes are dreamed again |
+| `policy` | φ and dreamed success when the policy acts in the dream, from the same starts |
+
+The refit uses `--n-refit` exploring episodes of the policy, as `dream.n_episodes` in a run collects them; the test
+episodes are others. The last line has the medians over the tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rl.config import DreamConfig
+from rl.envs.sim import SimEnv
+from rl.policies.api import Policy
+from rl.policies.chain import ChainPolicy
+from rl.policies.wam import flow_policy
+from rl.rounds.evaluate import EpisodeResult, Exploring, evaluate_dream, evaluate_sim, first_states, whole_episodes
+from world_model.data.episodes import Episode
+from world_model.replays import agreement, replay_episodes
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model
+
+TASKS = ("assembly", "box-close", "hand-insert", "hammer", "peg-insert-side", "pick-place-wall")
+REFIT, TEST = 7_000_000, 7_100_000
+"""Seeds of the first episodes; no checkpoint was trained, selected or evaluated on these episodes."""
+
+
+def main() -> None:
+    dream = DreamConfig()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoint", nargs="?", default="metaworld-tuned")
+    parser.add_argument("--tasks", nargs="*", default=TASKS)
+    parser.add_argument("--n-refit", type=int, default=256, help="exploring episodes for the refit")
+    parser.add_argument("--n-test", type=int, default=200, help="test episodes")
+    parser.add_argument("--steps", type=int, default=dream.refit_steps, help="of the refit")
+    parser.add_argument("--learning-rate", type=float, default=dream.refit_learning_rate, help="of the refit")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    columns = "sim", "sim/sim", "replay", "dreamed", "policy", "dreamed"
+    print(f"{'task':>20} {'':>6}", *(f"{name:>8}" for name in columns))
+    found: dict[str, list[list[float]]] = {"before": [], "after": []}
+    for task in options.tasks:
+        model = load_model(options.checkpoint)
+        env = simulator(model, task, options.n_test)
+        policy = flow_policy(model, env)
+        seeds = range(TEST, TEST + options.n_test)
+        real, tests = record(policy, env, seeds)
+        noisy = simulator(model, task, options.n_test, obs_noise=0.001)
+        again, _ = record(policy, noisy, seeds)
+        exploring = Exploring(policy, torch.Generator().manual_seed(REFIT))
+        _, training = record(exploring, env, range(REFIT, REFIT + options.n_refit))
+        for when in found:
+            if when == "after":
+                model.refit(training, options.steps, options.learning_rate, seed=0)
+            row = [float(real.float().mean()), agreement(again, real), *judge(model, env, policy, seeds, tests, real)]
+            found[when].append(row)
+            print(f"{task:>20} {when:>6}", *(f"{value:>8.2f}" for value in row), flush=True)
+        env.close()
+        noisy.close()
+    for when, rows in found.items():
+        print(
+            f"{'median':>20} {when:>6}", *(f"{statistics.median(column):>8.2f}" for column in zip(*rows, strict=True))
+        )
+
+
+def simulator(model: WorldActionModel, task: str, n_test: int, obs_noise: float = 0.0) -> SimEnv:
+    """Return a simulator of one task with the features that the model reads."""
+    return SimEnv(
+        "metaworld",
+        min(n_test, 64),
+        [task],
+        model.n_context_frames,
+        obs_noise=obs_noise,
+        task_names=model.spec.tasks,
+        features=model.spec.features,
+        cameras=model.cameras,
+    )
+
+
+def record(policy: Policy, env: SimEnv, seeds: Sequence[int]) -> tuple[Tensor, list[Episode]]:
+    """Run the episodes of `seeds`; return their success (n,) bool, and the recordings in the same order."""
+    env.record(True)
+    success = by_seed(evaluate_sim(policy, env, seeds), seeds)
+    recorded = {episode.seed: episode for episode in env.record(False)}
+    return success, [recorded[seed] for seed in seeds]
+
+
+def judge(
+    model: WorldActionModel,
+    env: SimEnv,
+    policy: ChainPolicy,
+    seeds: Sequence[int],
+    tests: list[Episode],
+    real: Tensor,
+) -> list[float]:
+    """Return φ and the dreamed success of executed actions, and of the policy acting in the dream."""
+    replayed = replay_episodes(model, tests).success
+    # The refit changes the world decoder alone, so the policy of `model` is the same before and after it.
+    dreamt = evaluate_dream(policy, whole_episodes(model, env, policy, first_states(env, seeds)))
+    acted = by_seed(dreamt, seeds)
+    both = (replayed, acted)
+    return [figure for hits in both for figure in (agreement(hits, real), float(hits.float().mean()))]
+
+
+def by_seed(results: list[EpisodeResult], seeds: Sequence[int]) -> Tensor:
+    """Return success in the order of `seeds` (n,) bool."""
+    success = {result.seed: result.success for result in results}
+    return torch.tensor([success[seed] for seed in seeds])
+
+
+if __name__ == "__main__":
+    main()
