@@ -34,7 +34,6 @@ from world_model.wam.precision import has_bfloat16
 from world_model.wam.store import load_model
 from world_model.wam.training import trained_parameters
 
-
 Step = Callable[[], object]
 
 

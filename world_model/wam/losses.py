@@ -68,35 +68,45 @@ def stage_losses(
     return losses
 
 
+CORRECTED = 0.5
+"""Share of the error of the frames before a chunk that its prediction is asked to remove, see `rollout_losses`."""
+
+
 def rollout_losses(model: Network, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
     """Return the mean loss of predicted frames in dreams of several chunks.
 
-    Each chunk is predicted from the frames *predicted* before it, and compared with the true ones, so that the model
-    learns to correct its own errors instead of adding to them. No gradient flows from one chunk to those before it.
+    Each chunk is predicted from the frames *predicted* before it, so that the model learns in contexts like those of a
+    dream. The target of a chunk is the true change, and `CORRECTED` of the error that the frames before it have. With 0
+    errors add up from chunk to chunk. With 1 the model learns to guess the true state from the actions, which were
+    chosen in it; a policy that acts in the dream chooses them in the dreamed state. No gradient flows from one chunk to
+    those before it.
 
     Args:
         model: dreams.
         batch: windows of a multiple of `model.config.chunk_size` steps; actions and frames after the end are NaN.
-        generator: of the noise on contexts.
+        generator: of the noise on the first context.
     """
     size, n_context_frames = model.config.chunk_size, model.config.n_context_frames
-    frames, future, actions = joined(batch.context), joined(batch.future), _held(batch.actions)
+    true, actions, future = joined(batch.context), _held(batch.actions), joined(batch.future)
+    frames = model.noisy(true, generator)
     errors, n_known = [], 0
     for at in range(0, actions.shape[1], size):
         # 1. Predict the codes of a chunk, as the mode `dream` does: one step from pure noise, with known actions.
-        context = model.encode(model.noisy(frames, generator), batch.task)
+        context = model.encode(frames, batch.task)
         codes = model.action_codec.encode(actions[:, at : at + size])
         certain = codes.new_zeros(len(codes))
         nothing = codes.new_zeros(len(codes), model.codec.n_future_tokens, model.codec.code_dim)
         estimate, _ = model.predict_future(context, nothing, 1.0 - certain, codes, certain)
-        # 2. Compare them with those that lead from the predicted frames to the true ones.
-        target = model.codec.encode_future(frames, future[:, at : at + size])
+        # 2. Compare them with those of the true change, and a part of the correction.
+        followed = future[:, at : at + size]
+        target = model.codec.encode_future(true.lerp(frames, CORRECTED), followed)
         known = ~target.isnan()
         errors.append(((estimate - target.nan_to_num()) * known).square().sum())
         n_known += int(known.sum())
         # 3. Go on from what was predicted.
         predicted = model.codec.decode_future(frames, estimate.detach())
         frames = torch.cat([frames, predicted], dim=1)[:, -n_context_frames:]
+        true = torch.cat([true, followed], dim=1)[:, -n_context_frames:]
     return {"video": torch.stack(errors).sum() / max(n_known, 1)}
 
 
