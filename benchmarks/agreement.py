@@ -9,6 +9,7 @@ Agreement is φ, the correlation of both outcomes over episodes of one task. Col
 | `sim` | success of the checkpoint's policy in the simulator, on the test episodes |
 | `sim/sim` | φ of the simulator with itself under 1 mm of noise on observations, which bounds what a dream can reach |
 | `replay` | φ and dreamed success when the *actions executed* in the test episodes are dreamed again |
+| `false` | share of the failed test episodes that succeed when their actions are dreamed again |
 | `policy` | φ and dreamed success when the policy acts in the dream, from the same starts |
 
 The refit uses `--n-refit` exploring episodes of the policy, which end at their first success as those of a run do. The
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=dream.refit_learning_rate, help="of the refit")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    columns = "sim", "sim/sim", "replay", "dreamed", "policy", "dreamed"
+    columns = "sim", "sim/sim", "replay", "dreamed", "false", "policy", "dreamed"
     print(f"{'task':>20} {'':>6}", *(f"{name:>8}" for name in columns))
     found: dict[str, list[list[float]]] = {"before": [], "after": []}
     for task in options.tasks:
@@ -69,7 +70,7 @@ def main() -> None:
         for when in found:
             if when == "after":
                 model.refit(training, options.steps, options.learning_rate, seed=0)
-            row = [float(real.float().mean()), agreement(again, real), *judge(model, env, policy, seeds, tests, real)]
+            row = [share(real), agreement(again, real), *judge(model, env, policy, seeds, tests, real)]
             found[when].append(row)
             print(f"{task:>20} {when:>6}", *(f"{value:>8.2f}" for value in row), flush=True)
         for each in (env, on, noisy):
@@ -110,13 +111,18 @@ def judge(
     tests: list[Episode],
     real: Tensor,
 ) -> list[float]:
-    """Return φ and the dreamed success of executed actions, and of the policy acting in the dream."""
+    """Return the columns from `replay` on."""
     replayed = replay_episodes(model, tests).success
     # The refit changes the world decoder alone, so the policy of `model` is the same before and after it.
     dreamt = evaluate_dream(policy, whole_episodes(model, env, policy, first_states(env, seeds)))
     acted = by_seed(dreamt, seeds)
-    both = (replayed, acted)
-    return [figure for hits in both for figure in (agreement(hits, real), float(hits.float().mean()))]
+    false = float(replayed[~real].float().mean())
+    return [agreement(replayed, real), share(replayed), false, agreement(acted, real), share(acted)]
+
+
+def share(success: Tensor) -> float:
+    """Return the success rate of outcomes (n,) bool."""
+    return float(success.float().mean())
 
 
 def by_seed(results: list[EpisodeResult], seeds: Sequence[int]) -> Tensor:
