@@ -167,7 +167,7 @@ class WorldActionModel(Network, WorldModel):
             warmup_steps=n_steps // 10 + 1,
             seed=seed,
         )
-        windows = self.windows_of(episodes, self.spec.tasks, REFIT_CHUNKS * self.chunk_size, to_the_end=True)
+        windows = self.windows_of(episodes, self.spec.tasks, REFIT_CHUNKS * self.chunk_size, ends=True, pads=True)
         train_stage("dynamics", self, windows, stage, log=lambda step, _: tick(step / n_steps))
 
     @property

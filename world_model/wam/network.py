@@ -176,16 +176,16 @@ class Network(nn.Module):
         """Parameters of the action decoder, which PPO trains (in addition to the critic)."""
         yield from self.action.parameters()
 
-    def windows(self, episodes: list[Episode]) -> Windows:
-        """Cut episodes into windows of one chunk, on the device of the model."""
-        return self.windows_of(episodes, self.spec.tasks, self.config.chunk_size)
+    def windows(self, episodes: list[Episode], ends: bool = False) -> Windows:
+        """Cut episodes into windows of one chunk, on the device of the model; `ends`: see `Windows`."""
+        return self.windows_of(episodes, self.spec.tasks, self.config.chunk_size, ends)
 
     def windows_of(
-        self, episodes: list[Episode], tasks: tuple[str, ...], length: int, to_the_end: bool = False
+        self, episodes: list[Episode], tasks: tuple[str, ...], length: int, ends: bool = False, pads: bool = False
     ) -> Windows:
         """Cut episodes of the given `tasks` into windows of `length` steps, on the device of the model.
 
-        With `to_the_end`, windows begin in the whole episode; actions and frames after its end are NaN.
+        For `ends` and `pads` see `Windows`.
         """
         windows = Windows(
             self.encode_episodes(episodes),
@@ -193,8 +193,8 @@ class Network(nn.Module):
             n_context_frames=self.config.n_context_frames,
             chunk_size=length,
             every={LATENTS: self.config.chunk_size},
-            ends=to_the_end,
-            pads=to_the_end,
+            ends=ends,
+            pads=pads,
         )
         return windows.to(self.device)
 

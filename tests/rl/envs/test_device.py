@@ -17,6 +17,7 @@ from rl.verbs.prepare import prepare
 from world_model.wam.trust import calibrate
 
 ROOT = Path(__file__).parents[3]
+CONSTRUCTORS = _device_constructors()
 
 
 class Nowhere(TorchFunctionMode):
@@ -27,10 +28,10 @@ class Nowhere(TorchFunctionMode):
         self.seen: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        file = Path(sys._getframe(1).f_code.co_filename)
-        ours = any(file.is_relative_to(ROOT / folder) for folder in ("rewards", "world_model", "rl", "tests"))
-        if ours and func in _device_constructors() and not (kwargs or {}).get("device"):
-            self.seen.add(file.relative_to(ROOT).as_posix())
+        if func in CONSTRUCTORS and not (kwargs or {}).get("device"):
+            file = Path(sys._getframe(1).f_code.co_filename)
+            if any(file.is_relative_to(ROOT / folder) for folder in ("rewards", "world_model", "rl", "tests")):
+                self.seen.add(file.relative_to(ROOT).as_posix())
         return func(*args, **(kwargs or {}))
 
 
