@@ -65,4 +65,5 @@ def tiny(checkpoint: Path) -> list[str]:
         *"dream.n_rounds=null".split(),
         *"gate.n_episodes=4 gate.max_episodes=4".split(),
         *"ppo.n_steps=4 ppo.batch_size=16 ppo.n_epochs=1 ppo.critic_warmup_steps=0 ppo.bc_batch_size=8".split(),
+        "ppo.imitation_steps=20",
     ]

@@ -30,8 +30,8 @@ TASK = "button-press-topdown"
 
 @pytest.fixture(autouse=True)
 def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fit trust in a tenth of the steps: nothing here depends on how good it is."""
-    monkeypatch.setattr(trust, "calibrate", partial(trust.calibrate, n_steps=400))
+    """Fit trust in a hundredth of the steps: nothing here depends on how good it is."""
+    monkeypatch.setattr(trust, "calibrate", partial(trust.calibrate, n_steps=40))
 
 
 @pytest.fixture
