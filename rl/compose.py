@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -219,6 +220,21 @@ def diff_from_defaults(config: Any) -> dict[str, Any]:
         if value != default:
             found[field.name] = value
     return found
+
+
+def overrides_of(config: Any) -> list[str]:
+    """Return the differences from the defaults as words for a shell, `key=value`, in schema order."""
+    return [shlex.quote(f"{key}={_written(value)}") for key, value in diff_from_defaults(config).items()]
+
+
+def _written(value: Any) -> str:
+    """Return a value as an override has it: YAML on one line; lists without brackets, as `compose` takes them."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_written, value)) or "[]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:

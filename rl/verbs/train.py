@@ -17,9 +17,12 @@ from rl.build import judged_in
 from rl.config import TrainConfig
 from rl.policies.api import load_policy_state
 from rl.report.card import success_metrics
-from rl.report.page import PAIRS, write_report
+from rl.report.data import BAD_NUMBERS, PAIRS, read_run
+from rl.report.page import write_report
 from rl.report.pairs import champion_pairs
 from rl.report.plots import draw_before_after
+from rl.report.results import RESULTS, costs, decomposition, results_of, reward
+from rl.report.verdict import VERDICT, verdict_of
 from rl.report.videos import gif_of
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.loop import PostTraining
@@ -29,13 +32,10 @@ from rl.runs.inputs import check_inputs, inputs_of, keep_sources
 from rl.runs.progress import Progress, show
 from rl.runs.state import Run, load_state, save_state
 from rl.seeds import GO_BACK
-from rl.statistics import describe, describe_gain, success_rate
+from rl.statistics import describe, describe_gain
 from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
 from rl.world_models import load_world_model_weights, world_model_of
-
-BAD_NUMBERS = "bad_numbers.safetensors"
-"""File of a run folder with the tensors that led to the last bad numbers."""
 
 MOST_BACK = 3
 """How often a run goes back to a saved state after bad numbers before it stops."""
@@ -75,11 +75,16 @@ def run(words: list[str]) -> None:
             for example in pairs["examples"]:
                 if example["film"]:
                     folder.write_video(example["title"], runs[0].outcome.n_updates, gif_of(example["film"]))
+        folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
+        verdict = verdict_of(read_run(folder.path))
+        folder.keep(VERDICT, json.dumps(verdict.to_json()).encode())
         report = write_report(folder.path)
         show(_table(runs, judged_in(config)))
+        print(f"\n{verdict.label}. {verdict.sentence}")
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
         print(f"plot: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
+        print(f"next: {verdict.next_command}", flush=True)
 
 
 def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> dict[str, str] | None:
@@ -248,28 +253,16 @@ def _table(runs: list[Run], where: str) -> Table:
 
 
 def _figures(run: Run) -> dict[str, str]:
-    outcome = run.outcome
-    rewards = [sum(r.reward for r in results) / len(results) for results in (outcome.before, outcome.after)]
+    outcome, (result,) = run.outcome, results_of([run])
     return {
         "before": _share(outcome.before),
         "after": _share(outcome.after),
         "gain, points": describe_gain(outcome.before, outcome.after),
-        "from imitation": f"{100 * _gain_of(outcome, 'imitation'):+.1f}",
-        "from the dream": f"{100 * _gain_of(outcome, 'dream'):+.1f}",
-        "from the simulator": f"{100 * _gain_of(outcome, 'sim'):+.1f}",
+        **decomposition(result),
         "episodes": str(len(outcome.after)),
-        "simulator's reward": f"{rewards[0]:.4g} → {rewards[1]:.4g}",
-        "simulator steps": f"{outcome.sim_steps:,}",
-        "steps of gates": f"{outcome.gate_steps:,}",
-        "minutes": f"{run.minutes:.1f}",
+        **reward(result),
+        **costs(result),
     }
-
-
-def _gain_of(outcome: Outcome, phase: str) -> float:
-    """Return the sum of the changes in success over the phases with this name: imitation, sim or dream."""
-    rates = [success_rate(outcome.before), *(success_rate(result.evaluation) for result in outcome.results)]
-    changes = zip(outcome.results, rates, rates[1:], strict=False)
-    return sum(new - old for result, old, new in changes if result.phase == phase)
 
 
 def _share(results: list[EpisodeResult]) -> str:
