@@ -187,7 +187,17 @@ EXAMPLE: dict[str, Any] = {
 OPTIONAL = ("film", "unit", "retold_agreement")
 """Fields that runs of older versions lack."""
 
-ALL: dict[str, Any] = {"unit": UNIT, "summary": SUMMARY, "gap": [NUMBER], "points": [POINT], "examples": [EXAMPLE]}
+FILM_OF: dict[str, Any] = {"title": TITLE, "panels": [TITLE], "gif": EXAMPLE["film"]}
+"""Fields of the film at the head of a report."""
+
+ALL: dict[str, Any] = {
+    "film": FILM_OF,
+    "unit": UNIT,
+    "summary": SUMMARY,
+    "gap": [NUMBER],
+    "points": [POINT],
+    "examples": [EXAMPLE],
+}
 
 
 PHASE: dict[str, Any] = {

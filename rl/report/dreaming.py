@@ -19,6 +19,19 @@ MOST_EPISODES = 10_000
 """Largest number of paired episodes of a kind that are counted."""
 
 
+def film(run: RunData) -> Section | None:
+    """One episode before training, after it and in the dream, if it could be shown."""
+    if run.pairs is None or not run.pairs.get("film"):
+        return None
+    found = run.pairs["film"]
+    picture = f'<p><img alt="{text(", ".join(found["panels"]))}" src="{text(found["gif"])}"></p>'
+    words = (
+        "The same episode three times: before training, after it, and as the dream shows what the trained policy does. "
+        "Where a dream has no images, dots mark the hand (blue) and the object (orange), over the first image."
+    )
+    return Section("What does it look like?", found["title"], picture + note(words))
+
+
 def agreement(run: RunData) -> Section | None:
     """Success in simulator and dream from the same first states with the same policy noise."""
     if run.pairs is None:

@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 INK = "#010203"
 """Placeholder for the text colour of the page, which `_svg` replaces; a colour that nothing else uses."""
@@ -212,6 +212,7 @@ def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabe
         on.axes.set(yscale=_scale(y for _, y in groups.values()))
         for axis in (on.axes.xaxis, on.axes.yaxis):
             if axis.get_scale() == "log":
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.set_minor_formatter(lambda value, _: "")
         if len(groups) > 1:

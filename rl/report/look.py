@@ -28,6 +28,7 @@ section { margin-top: 2.2rem; padding-top: 1rem; border-top: 1px solid var(--lin
 .verdict .label { color: var(--tone); font-weight: 700; font-size: 1.6rem; line-height: 1.2; margin-bottom: .3rem }
 .plots { display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)) }
 .plots > * { min-width: 0 }
+@media (min-width: 60rem) { .plots.beside { grid-template-columns: 9fr 11fr; gap: 1rem 1.5rem } }
 .plots.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)) }
 figure { margin: .5rem 0 }
 figcaption { font-weight: 600; font-size: .95rem }
@@ -37,7 +38,7 @@ img { max-width: 100%; height: auto }
 .scroll { overflow-x: auto; width: fit-content; max-width: 100%; margin: .8rem 0; background:
   linear-gradient(var(--back), var(--back)) right / 1.2rem 100% no-repeat local,
   linear-gradient(to left, var(--quiet), transparent) right / .7rem 100% no-repeat scroll }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--back) }
 th { font-weight: 600 }
@@ -107,7 +108,7 @@ def plots(*drawn: str, small: bool = False) -> str:
 
 def beside(drawing: str, words: str) -> str:
     """Return a figure with a table or text, side by side where the page is wide enough; `drawing` may be empty."""
-    return f"<div class=plots>{drawing}<div>{words}</div></div>" if drawing else words
+    return f'<div class="plots beside">{drawing}<div>{words}</div></div>' if drawing else words
 
 
 def note(words: str) -> str:

@@ -30,6 +30,7 @@ TONES: dict[Kind, str] = {
 """Verdict -> its colour in `look.STYLE`."""
 
 SECTIONS: tuple[Callable[[RunData], look.Section | None], ...] = (
+    dreaming.film,
     training.success,
     training.origin,
     training.rounds,

@@ -123,8 +123,8 @@ def gates(run: RunData) -> Section | None:
     words = (
         "A gate runs the best policy so far and the new one on the same fresh episodes, and rolls back a loss. Its "
         "95 % interval is wide, because it stays valid although the gate looks several times. φ says how well the "
-        "dream predicted single episodes (0: not at all, 1: perfectly), weight how much the gate used it, and pairs saved "
-        "how many more pairs of episodes it would have needed without."
+        "dream predicted single episodes (0: not at all, 1: perfectly), weight how much the gate used it, and pairs "
+        "saved how many more pairs of episodes it would have needed without."
     )
     answer = f"{n_accepted} of {n_seen} new policies passed" if n_seen else "Only controls had gates"
     shown = figures.intervals([gate for gate in drawn if gate is not None], "gain of the new policy, points", zero=True)

@@ -15,11 +15,11 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.build import judged_in
 from rl.config import TrainConfig
-from rl.policies.api import load_policy_state
+from rl.policies.api import load_policy_state, policy_state
 from rl.report.card import success_metrics
 from rl.report.data import BAD_NUMBERS, PAIRS, read_run
 from rl.report.page import write_report
-from rl.report.pairs import champion_pairs
+from rl.report.pairs import Untrained, champion_pairs
 from rl.report.plots import draw_before_after
 from rl.report.results import RESULTS, costs, decomposition, results_of, reward
 from rl.report.verdict import VERDICT, verdict_of
@@ -50,6 +50,7 @@ def run(words: list[str]) -> None:
     with folder:
         inputs = _inputs(config, folder, state)
         first = prepare(config, folder.path)
+        start = policy_state(first.policy)
         kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
         keep_sources(config, folder.path)
         print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
@@ -70,11 +71,15 @@ def run(words: list[str]) -> None:
             save_state(folder.path, {**kept, "mark": folder.mark()})
         # Paired evaluation of the champion in simulator and dream, for the report.
         if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
-            pairs = champion_pairs(config, first.policy, first.model, first.denoiser)
+            untrained = Untrained(start, runs[0].outcome.before)
+            pairs = champion_pairs(config, first.policy, first.model, first.denoiser, untrained)
             folder.keep(PAIRS, json.dumps(pairs).encode())
-            for example in pairs["examples"]:
-                if example["film"]:
-                    folder.write_video(example["title"], runs[0].outcome.n_updates, gif_of(example["film"]))
+            videos = {example["title"]: example["film"] for example in pairs["examples"]}
+            if "film" in pairs:
+                videos["before and after"] = pairs["film"]["gif"]
+            for title, video in videos.items():
+                if video:
+                    folder.write_video(title, runs[0].outcome.n_updates, gif_of(video))
         folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         verdict = verdict_of(read_run(folder.path))
