@@ -24,7 +24,10 @@ def film(run: RunData) -> Section | None:
     if run.pairs is None or not run.pairs.get("film"):
         return None
     found = run.pairs["film"]
-    picture = f'<p><img alt="{text(", ".join(found["panels"]))}" src="{text(found["gif"])}"></p>'
+    titles = "".join(f"<span>{text(title)}</span>" for title in found["panels"])
+    picture = (
+        f'<figure class=film><div>{titles}</div><img alt="a film of the episode" src="{text(found["gif"])}"></figure>'
+    )
     words = (
         "The same episode three times: before training, after it, and as the dream shows what the trained policy does. "
         "Where a dream has no images, dots mark the hand (blue) and the object (orange), over the first image."

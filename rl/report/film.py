@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,13 +23,16 @@ from world_model.env import Frames
 from world_model.spec import IMAGES, STATE
 from world_model.view import View
 
-SIZE = 200
+SIZE = 160
 """Height and width of a rendered image in pixels."""
 
 EVERY = 4
 """Steps from one rendered image to the next."""
 
 FRAMES_PER_S = 10.0
+
+MOST_FRAMES = 40
+"""Largest number of frames; of longer episodes some are left out, so that a report stays small."""
 
 FIELD_OF_VIEW = 45.0
 """Vertical field of view of a free camera in MuJoCo, in degrees."""
@@ -42,14 +44,6 @@ Images = np.ndarray
 """Images of an episode (n, height, width, 3) uint8."""
 
 HAND, OBJECT = "#2f7ed8", "#e4572e"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of the videos that stand side by side."""
-
-    title: str
-    images: Images
 
 
 def decoded(model: WorldModel, frames: Frames, every: int) -> Images | None:
@@ -119,17 +113,15 @@ def projected(positions: np.ndarray, view: View, size: int) -> np.ndarray:
     return np.stack([size / 2 + scale * (seen @ right), size / 2 - scale * (seen @ up)], axis=1)
 
 
-def side_by_side(panels: Sequence[Panel]) -> list[np.ndarray]:
-    """Return the frames of a film (height, width, 3) uint8; a panel that ends early stays at its last image."""
-    frames = []
-    for i in range(max(len(panel.images) for panel in panels)):
-        figure = Figure(figsize=(2.1 * len(panels), 2.4), dpi=100, facecolor="white", layout="constrained")
-        for axes, panel in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
-            axes.imshow(panel.images[min(i, len(panel.images) - 1)], interpolation="nearest")
-            axes.set_title(panel.title, fontsize=9, parse_math=False)
-            axes.set_axis_off()
-        frames.append(_pixels(figure))
-    return frames
+def side_by_side(videos: Sequence[Images]) -> list[np.ndarray]:
+    """Return the frames of a film (height, width, 3) uint8, small images enlarged; a video that ends early stays."""
+    large = []
+    for images in videos:
+        times = max(round(SIZE / images.shape[1]), 1)
+        large.append(images.repeat(times, axis=1).repeat(times, axis=2))
+    n = max(map(len, large))
+    shown = range(0, n, -(-n // MOST_FRAMES))
+    return [np.concatenate([images[min(i, len(images) - 1)] for images in large], axis=1) for i in shown]
 
 
 def _pixels(figure: Figure) -> np.ndarray:

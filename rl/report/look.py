@@ -35,6 +35,10 @@ figcaption { font-weight: 600; font-size: .95rem }
 svg { width: 100%; max-width: 36rem; height: auto; display: block }
 .small svg { max-width: 24rem }
 img { max-width: 100%; height: auto }
+.film { max-width: 44rem }
+.film div { display: flex }
+.film span { flex: 1; font-size: .9rem }
+.film img { width: 100% }
 .scroll { overflow-x: auto; width: fit-content; max-width: 100%; margin: .8rem 0; background:
   linear-gradient(var(--back), var(--back)) right / 1.2rem 100% no-repeat local,
   linear-gradient(to left, var(--quiet), transparent) right / .7rem 100% no-repeat scroll }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from rl.build import make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, TrainablePolicy, load_policy_state, policy_state
-from rl.report.film import EVERY, FRAMES_PER_S, Panel, decoded, drawn_positions, rendered, side_by_side
+from rl.report.film import EVERY, FRAMES_PER_S, Images, decoded, drawn_positions, rendered, side_by_side
 from rl.report.videos import draw_video, inline_video
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states, whole_episodes
 from rl.rounds.outcome import Weights
@@ -273,26 +273,26 @@ def _film(
         first = next(e for e in sim.record(False) if e.seed == pair.seed)
     finally:
         load_policy_state(policy, champion)
-    panels = _panels(config, model, pair, first)
-    if not panels:
+    videos = _videos(config, model, pair, first)
+    if not videos:
         return {}
     outcomes = (result.success, pair.sim, pair.dream)
-    titles = [f"{panel.title}: {'solved' if hit else 'failed'}" for panel, hit in zip(panels, outcomes, strict=True)]
-    shown = side_by_side([replace(panel, title=title) for panel, title in zip(panels, titles, strict=True)])
-    return {"title": f"{pair.task}, seed {pair.seed}", "panels": titles, "gif": inline_video(shown, FRAMES_PER_S)}
+    titles = [f"{title}: {'solved' if hit else 'failed'}" for title, hit in zip(videos, outcomes, strict=True)]
+    gif = inline_video(side_by_side(list(videos.values())), FRAMES_PER_S)
+    return {"title": f"{pair.task}, seed {pair.seed}", "panels": titles, "gif": gif}
 
 
-def _panels(config: TrainConfig, model: WorldModel, pair: Pair, first: Episode) -> list[Panel]:
-    """Return the videos before training, after it and in the dream; [] if the episodes cannot be shown."""
+def _videos(config: TrainConfig, model: WorldModel, pair: Pair, first: Episode) -> dict[str, Images]:
+    """Return the videos before training, after it and in the dream, by title; {} if the episodes cannot be shown."""
     (encoded,) = model.encode_episodes([first])
-    if (images := decoded(model, _frames(model, encoded), EVERY)) is not None:
+    if (before := decoded(model, _frames(model, encoded), EVERY)) is not None:
         after, dream = decoded(model, pair.real, EVERY), decoded(model, pair.dreamed, EVERY)
     else:
-        images, after = rendered(config, first), rendered(config, pair.episode)
+        before, after = rendered(config, first), rendered(config, pair.episode)
         dream = None if after is None else drawn_positions(model, pair.dreamed, after[0])
-    found = (("before training", images), ("after training", after), ("dream of it", dream))
-    panels = [Panel(title, of) for title, of in found if of is not None]
-    return panels if len(panels) == len(found) else []
+    found = {"before training": before, "after training": after, "dream of it": dream}
+    shown = {title: images for title, images in found.items() if images is not None}
+    return shown if len(shown) == len(found) else {}
 
 
 def _video(model: WorldModel, pair: Pair, title: str) -> str:
