@@ -21,18 +21,19 @@ MOST_EPISODES = 10_000
 
 def film(run: RunData) -> Section | None:
     """One episode before training, after it and in the dream, if it could be shown."""
-    if run.pairs is None or not run.pairs.get("film"):
+    found = None if run.pairs is None else run.pairs.get("film")
+    if not found or not found["gif"]:
         return None
-    found = run.pairs["film"]
     titles = "".join(f"<span>{text(title)}</span>" for title in found["panels"])
     picture = (
         f'<figure class=film><div>{titles}</div><img alt="a film of the episode" src="{text(found["gif"])}"></figure>'
     )
     words = (
-        "The same episode three times: before training, after it, and as the dream shows what the trained policy does. "
-        "Where a dream has no images, dots mark the hand (blue) and the object (orange), over the first image."
+        f"The same episode ({found['title']}) three times: before training, after it, and as the dream shows what the "
+        "trained policy does. Where a dream has no images, dots mark the hand (blue) and the object (orange), over the "
+        "first image."
     )
-    return Section("What does it look like?", found["title"], picture + note(words))
+    return Section("What does it look like?", ", ".join(found["panels"]).capitalize(), picture + note(words))
 
 
 def agreement(run: RunData) -> Section | None:
