@@ -228,13 +228,23 @@ def overrides_of(config: Any) -> list[str]:
 
 
 def _written(value: Any) -> str:
-    """Return a value as an override has it: YAML on one line; lists without brackets, as `compose` takes them."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(_written, value)) or "[]"
+    """Return a value as an override has it: YAML on one line, a list of plain words without brackets."""
+    plain = _plain(value)
+    if isinstance(plain, list):
+        items = [_written(item) for item in plain]
+        if items and not set("".join(items)) & set(",[]{}'\""):
+            return ",".join(items)
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    """Return dicts, lists and single values in place of dataclasses and tuples."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
-    return text.removesuffix("\n").removesuffix("\n...")
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:

@@ -10,7 +10,8 @@ from rl.compose import overrides_of
 from rl.config import TrainConfig
 from rl.report import dreaming, look, training
 from rl.report.data import PAIRS, RunData, read_run
-from rl.report.verdict import Kind, RunVerdict, verdict_of
+from rl.report.verdict import verdict_of
+from rl.runs.verdict import Kind, RunVerdict, save_verdict
 from world_model.files import write_atomically
 
 __all__ = ["PAIRS", "write_report"]
@@ -49,17 +50,19 @@ SECTIONS: tuple[Callable[[RunData], look.Section | None], ...] = (
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into a run folder of `wamtune train` from the files in it; return its path.
+    """Write `report.html` into a run folder of `wamtune train` from the files in it, and the verdict; return its path.
 
     Raises:
         UserError: the folder holds no finished or running training.
     """
     run = read_run(folder)
-    head = _head(run.config, verdict_of(run))
+    verdict = verdict_of(run)
+    head = _head(run.config, verdict)
     sections = [section for make in SECTIONS if (section := make(run)) is not None]
     page = look.page(run.config.name, head, [*sections, _repeat(run)])
     path = run.folder / "report.html"
     write_atomically(path, page.encode("utf-8", errors="replace"))
+    save_verdict(run.folder, verdict)
     return path
 
 

@@ -14,51 +14,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
 from rl.build import judged_in
 from rl.config import CONTROLS
 from rl.report.data import RunData
 from rl.rounds.evaluate import EpisodeResult
+from rl.runs.verdict import Kind, RunVerdict
 from rl.statistics import describe, paired_gain, success_rate, wilson
-
-VERDICT = "verdict.json"
-"""File of a run folder with its verdict, which `wamtune` without words shows."""
-
-Kind = Literal["gain", "control", "loss", "dream", "unchanged", "unclear", "unfinished", "stopped"]
-
-LABELS: dict[Kind, str] = {
-    "gain": "Gain",
-    "control": "No more than a control",
-    "loss": "Loss",
-    "dream": "The dream was too optimistic",
-    "unchanged": "No change",
-    "unclear": "Too few episodes to say",
-    "unfinished": "Not finished",
-    "stopped": "Stopped by bad numbers",
-}
 
 MOST_EPISODES = 10_000
 """Largest number of episodes that is recommended; a gain that needs more is hardly worth it."""
-
-
-@dataclass(frozen=True)
-class RunVerdict:
-    """What a run has shown."""
-
-    kind: Kind
-    sentence: str
-    next_command: str
-
-    @property
-    def label(self) -> str:
-        """The verdict in a few words, for a heading."""
-        return LABELS[self.kind]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `verdict.json`."""
-        return {"label": self.label, **asdict(self)}
 
 
 @dataclass(frozen=True)

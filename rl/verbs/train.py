@@ -17,12 +17,11 @@ from rl.build import judged_in
 from rl.config import TrainConfig
 from rl.policies.api import load_policy_state, policy_state
 from rl.report.card import success_metrics
-from rl.report.data import BAD_NUMBERS, PAIRS, read_run
+from rl.report.data import BAD_NUMBERS, PAIRS
 from rl.report.page import write_report
 from rl.report.pairs import Untrained, champion_pairs
 from rl.report.plots import draw_before_after
 from rl.report.results import RESULTS, costs, decomposition, results_of, reward
-from rl.report.verdict import VERDICT, verdict_of
 from rl.report.videos import gif_of
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.loop import PostTraining
@@ -31,6 +30,7 @@ from rl.runs.folder import RunFolder
 from rl.runs.inputs import check_inputs, inputs_of, keep_sources
 from rl.runs.progress import Progress, show
 from rl.runs.state import Run, load_state, save_state
+from rl.runs.verdict import read_verdict
 from rl.seeds import GO_BACK
 from rl.statistics import describe, describe_gain
 from rl.verbs.begin import begin
@@ -62,7 +62,10 @@ def run(words: list[str]) -> None:
         # The run itself, then its controls; finished ones are in `runs` already.
         for name in (config.name, *config.controls)[len(runs) :]:
             post = prepare(control_config(config, name), folder.path / "controls" / name) if runs else first
-            runs.append(_train(name, post, folder, kept, state.pop("post", None)))
+            title = f"train {name}" + (
+                f", run {len(runs) + 1} of {n_runs}" if (n_runs := 1 + len(config.controls)) > 1 else ""
+            )
+            runs.append(_train(title, name, post, folder, kept, state.pop("post", None)))
             if post is first:
                 # A success in a dream is no measurement of the policy, so it stays in the card alone.
                 metrics = success_metrics(runs[0].outcome.after) if first.sim.place == "sim" else None
@@ -82,14 +85,12 @@ def run(words: list[str]) -> None:
                     folder.write_video(title, runs[0].outcome.n_updates, gif_of(video))
         folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
-        verdict = verdict_of(read_run(folder.path))
-        folder.keep(VERDICT, json.dumps(verdict.to_json()).encode())
         report = write_report(folder.path)
         show(_table(runs, judged_in(config)))
-        print(f"\n{verdict.label}. {verdict.sentence}")
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
         print(f"plot: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
-        print(f"next: {verdict.next_command}", flush=True)
+        if (verdict := read_verdict(folder.path)) is not None:
+            print(f"\n{verdict}\n\nnext: {verdict.next_command}", flush=True)
 
 
 def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> dict[str, str] | None:
@@ -108,8 +109,15 @@ def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> di
     return inputs
 
 
-def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any], state: dict[str, Any] | None) -> Run:
-    """Do one run, or resume one from its saved `state`.
+def _train(
+    title: str,
+    name: str,
+    post: PostTraining,
+    folder: RunFolder,
+    kept: dict[str, Any],
+    state: dict[str, Any] | None,
+) -> Run:
+    """Do one run, or resume one from its saved `state`; `title` is shown with its progress.
 
     `kept` is part of every saved state: `runs`, the finished runs before this one, and `inputs`, see `inputs_of`.
     """
@@ -123,10 +131,10 @@ def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any
         folder.log(step, {prefix + tag: value for tag, value in values.items()})
         shown.add(values)
 
-    with Progress(f"train {name}") as progress:
+    with Progress(title) as progress:
         post.log, post.say = log, progress.note
         post.tick = lambda done, total, doing: progress.update(
-            round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.state.sim_steps
+            100 * done / total, 100, **shown.values, doing=doing, simulator_steps=post.state.sim_steps
         )
         try:
             outcome = _run(post, folder, runs[0].outcome.before if runs else None)

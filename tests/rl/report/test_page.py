@@ -28,8 +28,9 @@ from rl.report.page import PAIRS, write_report
 from rl.report.pairs import Pair, error_by_step, gap, prediction_error, run_pairs, summarise, worst_false_success
 from rl.report.plots import draw_dream
 from rl.report.results import RESULTS
-from rl.report.verdict import VERDICT, verdict_of
+from rl.report.verdict import verdict_of
 from rl.rounds.evaluate import evaluate_sim
+from rl.runs.verdict import read_verdict
 from world_model.data.episodes import Episode
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
@@ -207,8 +208,7 @@ def test_a_training_ends_with_its_report(
     )
     verdict = verdict_of(read_run(folder))
     assert out.splitlines()[-1] == f"next: {verdict.next_command}"
-    assert f"\n{verdict.label}. {verdict.sentence}\n" in out
-    assert json.loads((folder / VERDICT).read_text())["sentence"] == verdict.sentence
+    assert f"\n{verdict.label}. {verdict.sentence}\n" in out and read_verdict(folder) == verdict
     assert json.loads((folder / PAIRS).read_text())["summary"]["n"] == 4
     if BROWSER is not None:
         seen = in_browser(folder / "report.html", tmp_path / "profile")

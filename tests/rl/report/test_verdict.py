@@ -16,8 +16,9 @@ from rl.config import TrainConfig
 from rl.report.data import BAD_NUMBERS, PAIRS, read_run
 from rl.report.page import TONES, write_report
 from rl.report.results import RESULTS
-from rl.report.verdict import LABELS, RunVerdict, episodes_needed, verdict_of
+from rl.report.verdict import episodes_needed, verdict_of
 from rl.rounds.evaluate import EpisodeResult
+from rl.runs.verdict import LABELS, VERDICT, RunVerdict, read_verdict, save_verdict
 from rl.statistics import paired_gain
 
 MIX = "mix", "env.tasks=[push]"
@@ -218,3 +219,20 @@ def test_the_page_begins_with_the_verdict_and_its_table_says_the_same(case: str,
     assert line is not None
     for cell in line.groups():
         assert cell in found.sentence
+
+
+def test_a_saved_verdict_is_read_again(tmp_path: Path) -> None:
+    assert read_verdict(tmp_path) is None
+    verdict = RunVerdict("loss", "Success fell.", "wamtune train x.yaml")
+    save_verdict(tmp_path, verdict)
+    assert read_verdict(tmp_path) == verdict and str(verdict) == "Loss. Success fell."
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"kind": "best", "sentence": "", "next_command": ""}']
+    + [json.dumps({"kind": "gain", "sentence": text, "next_command": ""}) for text in ("\x1b[31m", 1, "x" * 3000)],
+)
+def test_a_damaged_verdict_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / VERDICT).write_text(content)
+    assert read_verdict(tmp_path) is None
