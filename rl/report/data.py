@@ -60,7 +60,7 @@ class RunData:
     def rows_of(self, name: str) -> list[Row]:
         """Return the rows of the run itself or of a control, without the name of the control in their keys."""
         controls = self.config.controls
-        if name not in controls:
+        if name == self.config.name:
             return [row for row in self.rows if not any(key.partition("/")[0] in controls for key in row)]
         prefix = f"{name}/"
         found = []

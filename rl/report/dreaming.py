@@ -43,7 +43,7 @@ def agreement(run: RunData) -> Section | None:
     s, n = run.pairs["summary"], run.pairs["summary"]["n"]
     gap, low, high = (100 * value for value in run.pairs["gap"])
     points = f"{gap:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    answer = f"Dream and {judged_in(run.config)} agree within {points}"
+    answer = f"The dream shows {points} more, which may be chance"
     if low > 0 or high < 0:
         answer = f"The dream is too {'optimistic' if low > 0 else 'pessimistic'}: {points}"
     drawn = [
@@ -114,7 +114,7 @@ def places(run: RunData) -> Section | None:
     colors = dict(tags.values())
     error = {name: c for name in ["error of the dream"] if (c := curves.pop(name, None)) and len(c[0]) > 1}
     drawn = figures.curves(curves, "update", "success", share=True, colors=colors)
-    errors = figures.curves(error, "update", "error, of standing still", colors=colors)
+    errors = figures.curves(error, "update", "error (1: nothing moves)", colors=colors)
     if not drawn and not errors:
         return None
     # The last success of each place; the noise of exploring makes it lower than that of the gates.
@@ -122,7 +122,7 @@ def places(run: RunData) -> Section | None:
     answer = ", ".join(ends) or "only the error of the dream"
     body = plots(
         figure("Success by place", drawn),
-        figure("Error of the dream before each refit (1: as if nothing moved)", errors),
+        figure("Error of the dream before each refit", errors),
     )
     return Section("What did training see, update by update?", answer[:1].upper() + answer[1:], body)
 

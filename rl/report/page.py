@@ -25,6 +25,7 @@ TONES: dict[Kind, str] = {
     "dream": "dream",
     "unchanged": "open",
     "unclear": "open",
+    "unsolved": "open",
     "unfinished": "none",
     "stopped": "bad",
 }

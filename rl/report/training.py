@@ -144,7 +144,7 @@ def _gate_cells(row: Row) -> tuple[str, ...]:
         "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * of for of in found)) if (found := _gain_of(row)) else "",
         _number(row.get("gate/phi"), "+.2f"),
         _number(row.get("gate/twin_weight"), ".2f"),
-        _number(row.get("gate/n_saved"), ".0f"),
+        _number(None if (saved := row.get("gate/n_saved")) is None else max(saved, 0), ".0f"),
         "accepted" if row["gate/accepted"] else "rolled back",
     )
 
@@ -200,7 +200,7 @@ def rewards(run: RunData) -> Section | None:
     if not drawn:
         return None
     largest = max(names, key=lambda name: abs(sum(values[name])))
-    answer = f"{largest} weighed most of {len(names)} terms" if len(names) > 1 else f"{largest} alone"
+    answer = f"{largest} weighed most of {len(names)} terms" if len(names) > 1 else f"The term {largest} alone"
     return Section("What was rewarded?", answer, plots(figure("Reward of a step, by term", drawn)))
 
 

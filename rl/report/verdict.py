@@ -6,6 +6,7 @@ The rules, in this order; an interval is a 95 % interval of paired episodes:
 * success rose if the interval of the gain is above 0, and fell if it is below 0;
 * a gain counts as one of reinforcement learning only if it is also above that of the best control without it;
 * otherwise a dream that promised more than the simulator gave explains why nothing was gained;
+* without a single success nothing can be compared but the simulator's own reward;
 * otherwise nothing has changed, because gates rolled back everything, or there were too few episodes to say.
 """
 
@@ -55,6 +56,8 @@ def verdict_of(run: RunData) -> RunVerdict:
             f"The dream showed {_percent(promise.dream)} success {promise.where}, where {judged_in(run.config)} gave "
             f"{_percent(promise.sim)}, and success {_moved(before, after)} {_change(before, after)}"
         )
+    elif not any(result.success for result in (*before, *after)):
+        kind, start = "unsolved", _rewards(before, after)
     elif (n := _all_rolled_back(run)) and _same(before, after):
         kind = "unchanged"
         start = f"{_success(run)} stayed at {describe(after)} episodes: the gates rolled back every new policy ({n})"
@@ -63,6 +66,14 @@ def verdict_of(run: RunData) -> RunVerdict:
         start = f"{_success(run)} {_moved(before, after)} {_change(before, after)}{_enough(before, after)}"
     sentence = f"{start}{_about_dream(run, promise if kind != 'dream' else None)}."
     return RunVerdict(kind, sentence, _next(run, kind, before, after))
+
+
+def _rewards(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
+    old, new = (sum(result.reward for result in results) / len(results) for results in (before, after))
+    return (
+        f"None of {len(after)} fresh episodes succeeded, before training or after it, and the simulator's own reward "
+        f"of an episode went from {old:.4g} to {new:.4g}"
+    )
 
 
 def broken_promise(run: RunData) -> Promise | None:
@@ -80,7 +91,7 @@ def broken_promise(run: RunData) -> Promise | None:
             seen = row["rollout/dream_success"]
         if row.get("gate/in_dream") and row.get("gate/accepted") == 0 and seen is not None:
             sim, n = row.get("gate/challenger"), row.get("gate/n_episodes")
-            if sim is not None and n and seen > wilson(round(sim * n), round(n))[1]:
+            if sim is not None and 0 <= sim <= 1 and n and n >= 1 and seen > wilson(round(sim * n), round(n))[1]:
                 found.append(Promise(seen, sim, "of a new policy"))
     return max(found, key=lambda promise: promise.dream - promise.sim, default=None)
 

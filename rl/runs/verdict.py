@@ -13,7 +13,7 @@ from world_model.files import parse_json, read_file, write_atomically
 VERDICT = "verdict.json"
 """File of a run folder with its verdict."""
 
-Kind = Literal["gain", "control", "loss", "dream", "unchanged", "unclear", "unfinished", "stopped"]
+Kind = Literal["gain", "control", "loss", "dream", "unchanged", "unclear", "unsolved", "unfinished", "stopped"]
 
 LABELS: dict[Kind, str] = {
     "gain": "Gain",
@@ -22,6 +22,7 @@ LABELS: dict[Kind, str] = {
     "dream": "The dream was too optimistic",
     "unchanged": "No change",
     "unclear": "Too few episodes to say",
+    "unsolved": "No episode succeeded",
     "unfinished": "Not finished",
     "stopped": "Stopped by bad numbers",
 }

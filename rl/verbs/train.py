@@ -72,6 +72,7 @@ def run(words: list[str]) -> None:
                 for step in ("last", str(runs[0].outcome.sim_steps)):
                     first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]), metrics)
             save_state(folder.path, {**kept, "mark": folder.mark()})
+            folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
         # Paired evaluation of the champion in simulator and dream, for the report.
         if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
             untrained = Untrained(start, runs[0].outcome.before)
@@ -83,7 +84,6 @@ def run(words: list[str]) -> None:
             for title, video in videos.items():
                 if video:
                     folder.write_video(title, runs[0].outcome.n_updates, gif_of(video))
-        folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         report = write_report(folder.path)
         show(_table(runs, judged_in(config)))

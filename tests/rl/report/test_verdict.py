@@ -137,6 +137,20 @@ def test_a_change_of_nothing_needs_no_number_of_episodes() -> None:
     assert episodes_needed(before, after) is None
 
 
+def test_without_a_success_the_reward_is_shown(tmp_path: Path) -> None:
+    """Some tasks, such as Pendulum-v1, have none. The rewards of three episodes are 0 before and 1, 2, 3 after."""
+    folder = make_run(tmp_path, {"mix": ([False] * 3, [False] * 3)}, ("sim", "env.tasks=[push]", "name=mix"))
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    changed = [row | {"reward": float(row["seed"] + 1) if row["phase"] == "after" else 0.0} for row in rows]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    found = verdict_of(read_run(folder))
+    assert (found.kind, found.label) == ("unsolved", "No episode succeeded")
+    assert found.sentence == (
+        "None of 3 fresh episodes succeeded, before training or after it, and the simulator's own reward of an episode "
+        "went from 0 to 2; the run used no dream."
+    )
+
+
 def test_the_dream_was_too_optimistic(tmp_path: Path) -> None:
     """Of 100 paired episodes 85 succeed in the dream, 40 in the simulator, and training changed little."""
     found = judged(tmp_path, {"mix": (outcomes(40), outcomes(42))}, paired=(38, 2, 47, 13))
