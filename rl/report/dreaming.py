@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rl.build import judged_in
 from rl.report import figures
 from rl.report.data import Row, RunData
 from rl.report.look import Section, beside, figure, note, plots, table, text

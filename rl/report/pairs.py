@@ -290,7 +290,7 @@ def _videos(config: TrainConfig, model: WorldModel, pair: Pair, first: Episode) 
     else:
         before, after = rendered(config, first), rendered(config, pair.episode)
         dream = None if after is None else drawn_positions(model, pair.dreamed, after[0])
-    found = {"before training": before, "after training": after, "dream of it": dream}
+    found = {"before training": before, "after training": after, "in the dream": dream}
     shown = {title: images for title, images in found.items() if images is not None}
     return shown if len(shown) == len(found) else {}
 

@@ -11,7 +11,7 @@ from world_model.files import JSON_BYTES, parse_json, read_file
 from world_model.runs import LATEST, newest_runs
 
 FRESH = """There are no runs in this folder yet. The demo post-trains the built-in policy on one task of a simulated arm
-and says whether it helped; it takes about 20 minutes on two cores:
+and says whether it helped; it takes 10 to 20 minutes on two cores:
 
   wamtune train demo"""
 
