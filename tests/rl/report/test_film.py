@@ -73,7 +73,7 @@ def test_the_film_shows_an_episode_that_training_solved(
     assert [panel.partition(":")[0] for panel in found["panels"]] == [
         "before training",
         "after training",
-        "dream of it",
+        "in the dream",
     ]
     assert found["panels"][1].endswith("solved") == solved[after.seed]
     assert gif_of(found["gif"])[:3] == b"GIF"
