@@ -31,6 +31,7 @@ from rl.deploy.contract import CONTRACT, ONNX, SCHEMA_VERSION
 from rl.deploy.pilots import OnnxPilot
 from rl.report.data import PAIRS
 from rl.report.page import write_report
+from rl.report.results import RESULTS
 from rl.report.videos import write_video
 from rl.stages.config import PretrainConfig
 from rl.stages.videos import read_videos
@@ -598,7 +599,13 @@ def make_run(folder: Path) -> None:
     points = [{"task": "push", "seed": i, "sim": i == 1, "error": 0.1 + i, "movement": 0.2 + i} for i in range(2)]
     pairs = {"summary": summary, "gap": [0.1, 0.0, 0.2], "points": points, "examples": [example]}
     pairs["trust"] = {"n": 2, **found, "expected": [0.1, 0.2], "error": [0.1, 0.3]}
+    pairs["film"] = {"title": "push, seed 1", "panels": ["before", "after", "dream"]}
+    pairs["film"]["gif"] = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
     (folder / PAIRS).write_text(json.dumps(pairs))
+    phases = [{"phase": phase, "accepted": True, "success": 0.5, "rounds": 1.0} for phase in ("imitation", "dream")]
+    result = {"name": "mix", "before": 0.4, "phases": phases, "reward": [0.0, 1.0]}
+    result |= {"sim_steps": 100, "gate_steps": 10, "minutes": 0.5}
+    (folder / RESULTS).write_text(json.dumps([result]))
 
 
 def hostile_rows(folder: Path, rng: random.Random) -> None:
@@ -713,6 +720,8 @@ READERS: dict[str, Reader] = {
     "ONNX": Reader(make_export, (*ANY, hostile_graph, hostile_graph), read_export, 1),
     "contract": Reader(make_export, (json_value(CONTRACT),), read_export),
     "metrics": Reader(make_run, (*ANY, *RUN), write_report, 1),
-    "pairs": Reader(make_run, (json_value(PAIRS), json_value(PAIRS), linked_page), write_report, 1),
+    "pairs": Reader(
+        make_run, (json_value(PAIRS), json_value(PAIRS), json_value(RESULTS), linked_page), write_report, 1
+    ),
     "YAML": Reader(make_config, (*ANY, hostile_yaml, hostile_yaml, hostile_override), read_config),
 }

@@ -33,6 +33,7 @@ VERBS = {
     "deploy": ("rl.verbs.deploy", "run a policy on a robot, compare two on it, or export one as ONNX"),
     "fit": ("rl.verbs.fit", "fit the simulator to episodes recorded on a robot"),
     "doctor": ("rl.verbs.doctor", "look at this installation and say what is missing"),
+    "completion": ("rl.verbs.completion", "print what makes a shell complete commands, presets and keys"),
 }
 
 
@@ -82,7 +83,12 @@ def _dispatch(words: list[str]) -> None:
     """Print help, or check the words and run their verb."""
     from rewards.errors import UserError, closest_or_known
 
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words:
+        from rl.verbs.first_screen import screen
+
+        print(screen())
+        return
+    if words[0] in ("-h", "--help", "help"):
         print(_overview())
         return
     verb, rest = words[0], words[1:]
@@ -105,14 +111,14 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:<10}{summary}" for name, (_, summary) in VERBS.items())
+    verbs = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in VERBS.items())
     return f"""wamtune: RL post-training for world-action models.
 
 wamtune VERB [PRESET | CHECKPOINT | FILE | RUN_FOLDER] [key=value ...] [--debug]
 
 {verbs}
 
-`wamtune VERB --help` lists the keys of a verb. Examples:
+`wamtune` alone says what to do next in this folder, and `wamtune VERB --help` lists the keys of a verb. Examples:
   wamtune ls
   wamtune train demo seed=1"""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -219,6 +220,31 @@ def diff_from_defaults(config: Any) -> dict[str, Any]:
         if value != default:
             found[field.name] = value
     return found
+
+
+def overrides_of(config: Any) -> list[str]:
+    """Return the differences from the defaults as words for a shell, `key=value`, in schema order."""
+    return [shlex.quote(f"{key}={_written(value)}") for key, value in diff_from_defaults(config).items()]
+
+
+def _written(value: Any) -> str:
+    """Return a value as an override has it: YAML on one line, a list of plain words without brackets."""
+    plain = _plain(value)
+    if isinstance(plain, list):
+        items = [_written(item) for item in plain]
+        if items and not set("".join(items)) & set(",[]{}'\""):
+            return ",".join(items)
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    """Return dicts, lists and single values in place of dataclasses and tuples."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _preset_layers(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Layer]:

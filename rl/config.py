@@ -255,7 +255,7 @@ class GateConfig:
 class EvalConfig:
     """The evaluation before and after training, on seeds that no gate and no selection ever used."""
 
-    n_episodes: int = 200
+    n_episodes: int = 200  # before training and after it, the same ones; more give narrower intervals
     n_paired: int = 100  # how many of them are dreamed as well, for the report; 0: none
     seed: int = EVAL.start  # of the first episode
 
@@ -306,7 +306,7 @@ class TrainConfig:
     policy: Chosen = "flow"
     # folder of episodes, a LeRobot dataset or a built-in checkpoint, for the anchor; empty: those of `checkpoint`
     demonstrations: str = ""
-    seed: int = 0
+    seed: int = 0  # of exploring, batches and new weights; evaluations and gates have their own
     threads: int = 0  # of torch; 0: all cores
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted

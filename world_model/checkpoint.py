@@ -1,6 +1,7 @@
 """Checkpoint folders: `config.json`, `model.safetensors`, `README.md`, `manifest.json` with a sha256 of each file.
 
-This module handles only the file format and is independent of the model. It never uses pickle.
+This module handles only the file format and is independent of the model. It never uses pickle. It imports torch where
+tensors are read or written, so that what only lists checkpoints needs no torch.
 """
 
 from __future__ import annotations
@@ -12,11 +13,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rewards.errors import UserError, closest_or_known
 from world_model.files import (
@@ -32,6 +29,9 @@ from world_model.files import (
 )
 from world_model.hub import PREFIX, download, is_hub_name, is_repository_name, storage_of
 from world_model.runs import newest_runs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA_VERSION = 1
 CONFIG, MODEL, README, MANIFEST = "config.json", "model.safetensors", "README.md", "manifest.json"
@@ -74,7 +74,7 @@ def save_checkpoint(
     check_replaceable(final)
     files = {
         CONFIG: _to_json({"schema_version": SCHEMA_VERSION} | config),
-        MODEL: save({name: _plain(tensor) for name, tensor in tensors.items()}),
+        MODEL: _tensor_file({name: _plain(tensor) for name, tensor in tensors.items()}),
         README: (readme or f"# {final.name}\n").encode(),
         **(extra or {}),
     }
@@ -91,13 +91,27 @@ def load_checkpoint(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str,
     """
     folder = find_checkpoint(name_or_path)
     files = _read_verified(folder, (CONFIG, MODEL))
-    config = _from_json(folder / CONFIG, files[CONFIG])
+    return _config_in(folder, files[CONFIG]), _load_tensors(folder / MODEL, files[MODEL])
+
+
+def load_config(name_or_path: str | Path) -> dict[str, Any]:
+    """Return the `config` that `load_checkpoint` returns, after the same checks of the files, without the tensors.
+
+    Raises:
+        UserError: as for `load_checkpoint`.
+    """
+    folder = find_checkpoint(name_or_path)
+    return _config_in(folder, _read_verified(folder, (CONFIG, MODEL))[CONFIG])
+
+
+def _config_in(folder: Path, data: bytes) -> dict[str, Any]:
+    config = _from_json(folder / CONFIG, data)
     version = config.pop("schema_version", None)
     if type(version) is not int or version < 1:
         raise UserError(f"{folder / CONFIG}: schema_version is missing or not a number; copy the checkpoint again")
     if version > SCHEMA_VERSION:
         raise UserError(f"{folder / CONFIG}: schema_version {version}, known up to {SCHEMA_VERSION}; upgrade wamtune")
-    return config, _load_tensors(folder / MODEL, files[MODEL])
+    return config
 
 
 def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
@@ -112,7 +126,7 @@ def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
     tensors: dict[int, tuple[int, Tensor]] = {}
     tree = _pack(state, tensors, "state")
     named = {str(number): _plain(tensor) for number, tensor in tensors.values()}
-    return {STATE_TREE: _to_json(tree), STATE_TENSORS: save(named)}
+    return {STATE_TREE: _to_json(tree), STATE_TENSORS: _tensor_file(named)}
 
 
 def load_training_state(
@@ -168,6 +182,8 @@ def checked_weights(where: str | Path, tensors: Mapping[str, Tensor]) -> dict[st
     Raises:
         UserError: a value is complex, or not finite in float32; the message names `where` and the tensor.
     """
+    import torch
+
     cast = {}
     for name, tensor in tensors.items():
         if tensor.is_complex():
@@ -228,7 +244,16 @@ def check_replaceable(final: Path) -> None:
 
 def _plain(tensor: Tensor) -> Tensor:
     # Clone, because safetensors refuses tensors that share memory.
+    import torch
+
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _tensor_file(tensors: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    data: bytes = save(tensors)
+    return data
 
 
 def _to_json(data: Any) -> bytes:
@@ -246,6 +271,8 @@ def _from_json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _load_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
     try:
         return load(data)
     except Exception as error:  # a damaged header can raise any exception
@@ -321,7 +348,7 @@ def _pack(value: Any, tensors: dict[int, tuple[int, Tensor]], where: str) -> Any
         return value
     if isinstance(value, float):  # JSON has no nan and inf; json.dumps keeps every bit of the others
         return float(value) if math.isfinite(value) else {"float": repr(float(value))}
-    if isinstance(value, Tensor):
+    if _is_tensor(value):
         number, _ = tensors.setdefault(id(value), (len(tensors), value))
         return {"tensor": str(number)}
     if is_dataclass(value):
@@ -333,6 +360,12 @@ def _pack(value: Any, tensors: dict[int, tuple[int, Tensor]], where: str) -> Any
         pairs = [[_pack(k, tensors, where), _pack(v, tensors, f"{where}[{k!r}]")] for k, v in value.items()]
         return {"dict": pairs}
     raise TypeError(f"{where}: a {type(value).__name__} cannot be saved; use tensors, numbers, strings, lists, dicts")
+
+
+def _is_tensor(value: Any) -> bool:
+    from torch import Tensor
+
+    return isinstance(value, Tensor)
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor], types: Mapping[str, Callable[..., Any]]) -> Any:

@@ -23,6 +23,23 @@ BUILTIN = {
 """Name in `env.simulator` -> module:class."""
 
 
+DESCRIBED = {
+    "gymnasium": "any registered gymnasium id",
+    "isaac": "any registered task of Isaac Lab, such as Isaac-Cartpole, and Isaac-Push-Puck of our own",
+    "recorded": "no simulator: the tasks that were recorded",
+}
+"""Name of a built-in simulator -> what tasks it has; those of Meta-World are counted."""
+
+
+def describe_tasks(simulator: str) -> str:
+    """Return in one line what tasks a built-in simulator has, for `wamtune ls`."""
+    if simulator in DESCRIBED:
+        return DESCRIBED[simulator]
+    from rl.envs.metaworld.tasks import TASKS  # late: Meta-World takes half a second to import
+
+    return f"{len(TASKS)} tasks: {', '.join(TASKS)}"
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """Options of a simulator without options."""

@@ -86,11 +86,6 @@ class Recorded(DreamEnv, Simulator):
         """Refuse every option; this simulator has none."""
         typed_options("recorded", options, NoOptions)
 
-    @classmethod
-    def describe_tasks(cls) -> str:
-        """Describe the available tasks."""
-        return "no simulator: the tasks that were recorded"
-
     def __init__(
         self, config: TrainConfig, model: WorldModel, tasks: tuple[str, ...], num_envs: int, **options: Any
     ) -> None:

@@ -217,13 +217,6 @@ class MetaWorldSim(SimEnv):
         return make_spec("metaworld", tasks, known_tasks)
 
     @classmethod
-    def describe_tasks(cls) -> str:
-        """Return the names of all tasks."""
-        from rl.envs.metaworld.tasks import TASKS
-
-        return f"{len(TASKS)} tasks: {', '.join(TASKS)}"
-
-    @classmethod
     def fit(cls, task: str, episodes: Sequence[Episode], **search: Any) -> Any:
         """Fit physics, command gain and delay to recorded episodes; see `rl.envs.metaworld.fit`."""
         from rl.envs.metaworld.fit import fit
@@ -256,11 +249,6 @@ class GymnasiumSim(SimEnv):
     def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec:
         """Return the spec before anything is built; raises `UserError` for an unknown id or a space that is no Box."""
         return make_spec(_checked_id(id), tasks, known_tasks)
-
-    @classmethod
-    def describe_tasks(cls) -> str:
-        """Describe the available ids."""
-        return "any registered gymnasium id"
 
 
 @cache

@@ -154,11 +154,6 @@ class Simulator(BatchedEnv):
         return "cpu" if device == "auto" else usable_device("device", device)
 
     @classmethod
-    def describe_tasks(cls) -> str:
-        """Describe the available tasks in one line, for `wamtune ls`."""
-        return (cls.__doc__ or "").partition("\n")[0]
-
-    @classmethod
     def replay(cls, *, id: str, episode: Episode, cameras: Cameras) -> tuple[dict[str, Tensor], Array]:
         """Run an episode again and render it.
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
+from rl.compose import compose
+from rl.config import TrainConfig
+from rl.report.results import RESULTS, SOURCES
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.folder import read_rows
 from world_model.api import METRES, NORMALISED, OF_STATE
@@ -20,6 +24,9 @@ from world_model.files import JSON_BYTES, read_file
 
 PAIRS = "pairs.json"
 """File of a run folder with the paired evaluation of its champion, see `rl.report.pairs`."""
+
+BAD_NUMBERS = "bad_numbers.safetensors"
+"""File of a run folder with the tensors that led to the last bad numbers."""
 
 Row = dict[str, Any]
 Check = tuple[str, Callable[[Any], bool]]
@@ -31,6 +38,59 @@ LARGEST = 1e30
 
 FILM = re.compile(r"data:image/gif;base64,[A-Za-z0-9+/]*={0,2}")
 """A video must be inside the page: loading one from a server would reveal who reads the report."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What the files of a run folder say, checked."""
+
+    folder: Path
+    config: TrainConfig
+    rows: Sequence[Row]  # of metrics.jsonl, with those of controls
+    evaluations: dict[str, dict[str, list[EpisodeResult]]]  # run or control -> see `read_results`; finished ones alone
+    results: Sequence[Row]  # of results.json; [] before the end, and in runs of older versions
+    pairs: Row | None  # of pairs.json
+    bad_numbers: bool  # whether numbers that were not finite have stopped it, for good or for a while
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The run itself, then its controls."""
+        return tuple(dict.fromkeys((self.config.name, *self.config.controls)))
+
+    def rows_of(self, name: str) -> list[Row]:
+        """Return the rows of the run itself or of a control, without the name of the control in their keys."""
+        controls = self.config.controls
+        if name == self.config.name:
+            return [row for row in self.rows if not any(key.partition("/")[0] in controls for key in row)]
+        prefix = f"{name}/"
+        found = []
+        for row in self.rows:
+            if any(key.startswith(prefix) for key in row):
+                found.append({key.removeprefix(prefix): value for key, value in row.items()})
+        return found
+
+
+def read_run(folder: str | Path) -> RunData:
+    """Read the folder of a training, finished or not.
+
+    Raises:
+        UserError: it holds no training, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    rows = read_metrics(folder)
+    if not (folder / "config.yaml").is_file() or not rows:
+        raise UserError(f"report: {folder} holds no training; expected runs/NAME/TIME-s0 with a metrics.jsonl")
+    config = compose(folder / "config.yaml", [], TrainConfig)
+    found = {name: read_results(folder, name) for name in (config.name, *config.controls)}
+    return RunData(
+        folder=folder,
+        config=config,
+        rows=rows,
+        evaluations={name: results for name, results in found.items() if results["before"]},
+        results=read_outcomes(folder),
+        pairs=read_pairs(folder),
+        bad_numbers=(folder / BAD_NUMBERS).is_file(),
+    )
 
 
 def is_number(value: Any) -> bool:
@@ -127,7 +187,35 @@ EXAMPLE: dict[str, Any] = {
 OPTIONAL = ("film", "unit", "retold_agreement")
 """Fields that runs of older versions lack."""
 
-ALL: dict[str, Any] = {"unit": UNIT, "summary": SUMMARY, "gap": [NUMBER], "points": [POINT], "examples": [EXAMPLE]}
+FILM_OF: dict[str, Any] = {"title": TITLE, "panels": [TITLE], "gif": EXAMPLE["film"]}
+"""Fields of the film at the head of a report."""
+
+ALL: dict[str, Any] = {
+    "film": FILM_OF,
+    "unit": UNIT,
+    "summary": SUMMARY,
+    "gap": [NUMBER],
+    "points": [POINT],
+    "examples": [EXAMPLE],
+}
+
+
+PHASE: dict[str, Any] = {
+    "phase": (" or ".join(SOURCES), lambda v: v in SOURCES),
+    "accepted": FLAG,
+    "success": SHARE,
+    "rounds": NUMBER,
+}
+OUTCOME: dict[str, Any] = {
+    "name": TITLE,
+    "before": SHARE,
+    "phases": [PHASE],
+    "reward": ("two numbers", lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_number, v))),
+    "sim_steps": WHOLE,
+    "gate_steps": WHOLE,
+    "minutes": NUMBER,
+}
+"""Fields of an entry of `results.json`, see `rl.report.results`."""
 
 
 def read_pairs(folder: Path) -> Row | None:
@@ -137,14 +225,9 @@ def read_pairs(folder: Path) -> Row | None:
         UserError: a field is wrong; the first one is named.
     """
     path = folder / PAIRS
-    try:
-        pairs: Any = json.loads(read_file(path, 2 * JSON_BYTES))
-    except FileNotFoundError:
+    pairs = _read_json(path)
+    if pairs is None:
         return None
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: it is not valid JSON; delete it to write the report without it") from error
     wrong = next(_wrong(pairs, ALL, ""), None)
     if wrong is None and (trust := pairs.get("trust")) is not None:
         wrong = next(_wrong(trust, TRUST, "trust"), None)
@@ -158,6 +241,33 @@ def read_pairs(folder: Path) -> Row | None:
         shown = any("object_pos" in example["parts"] for example in pairs["examples"])
         pairs["unit"] = METRES if shown else NORMALISED
     return dict(pairs)
+
+
+def read_outcomes(folder: Path) -> list[Row]:
+    """Return `results.json` after checking every field; [] if there is no such file.
+
+    Raises:
+        UserError: a field is wrong; the first one is named.
+    """
+    path = folder / RESULTS
+    found = _read_json(path)
+    if found is None:
+        return []
+    if (wrong := next(_wrong(found, [OUTCOME], "it"), None)) is not None:
+        raise UserError(f"{path}: {wrong}; delete it to write the report without it")
+    return list(found)
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a JSON file, None if there is no such file."""
+    try:
+        return json.loads(read_file(path, 2 * JSON_BYTES))
+    except FileNotFoundError:
+        return None
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: it is not valid JSON; delete it to write the report without it") from error
 
 
 def _wrong(value: Any, expected: Any, where: str) -> Iterator[str]:

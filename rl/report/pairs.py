@@ -12,17 +12,27 @@ from torch import Tensor
 from rl.build import make_sim, tasks_of
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.api import Denoiser, TrainablePolicy
+from rl.policies.api import Denoiser, TrainablePolicy, load_policy_state, policy_state
+from rl.report.film import EVERY, FRAMES_PER_S, Images, decoded, drawn_positions, rendered, side_by_side
 from rl.report.videos import draw_video, inline_video
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states, whole_episodes
+from rl.rounds.outcome import Weights
 from rl.statistics import correlation, paired_gain, share
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
 from world_model.env import Frames
 from world_model.replays import HORIZON, agreement, chunk_errors, replay
-from world_model.spec import IMAGES, STATE
+from world_model.spec import STATE
 from world_model.tree import join, rows
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The policy before training, for the film: its weights, and its results on the seeds of the evaluation."""
+
+    weights: Weights
+    results: Sequence[EpisodeResult]
 
 
 @dataclass
@@ -46,13 +56,23 @@ class Pair:
 
 
 def champion_pairs(
-    config: TrainConfig, policy: TrainablePolicy, model: WorldModel, denoiser: Denoiser | None = None
+    config: TrainConfig,
+    policy: TrainablePolicy,
+    model: WorldModel,
+    denoiser: Denoiser | None = None,
+    untrained: Untrained | None = None,
 ) -> dict[str, Any]:
     """Run the first `config.eval.n_paired` episodes of the evaluation as pairs; return their data for `report.html`.
 
-    `denoiser` is the network of a policy that is not that of the model.
+    Args:
+        config: of the run.
+        policy: the champion.
+        model: dreams.
+        denoiser: the network of a policy that is not that of the model.
+        untrained: for the film, which shows an episode before and after training; None: there is no film.
     """
     pairs: list[Pair] = []
+    film: dict[str, Any] = {}
     tasks = tasks_of(config, model)
     # One simulator per task, and the seeds assigned to the tasks in turn, as in `EvalEnvs`.
     one_task_each: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
@@ -62,7 +82,10 @@ def champion_pairs(
         sim = make_sim(config, model, task, n_envs, rewards=False, denoiser=denoiser)
         try:
             own_seeds = seeds[i :: len(one_task_each)]
-            pairs += run_pairs(policy, model, sim, own_seeds)[1]
+            of_task = run_pairs(policy, model, sim, own_seeds)[1]
+            pairs += of_task
+            if i == 0 and untrained is not None:
+                film = _film(config, policy, model, sim, of_task, untrained)
         finally:
             sim.close()
     return {
@@ -72,6 +95,7 @@ def champion_pairs(
         "points": [_point(model, pair) for pair in _long(model, pairs)],
         "trust": _trust(model, pairs),
         "examples": _examples(model, pairs),
+        **({"film": film} if film else {}),
     }
 
 
@@ -227,21 +251,59 @@ def _examples(model: WorldModel, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     ]
 
 
-@torch.no_grad()
+def _film(
+    config: TrainConfig,
+    policy: TrainablePolicy,
+    model: WorldModel,
+    sim: Simulator,
+    pairs: Sequence[Pair],
+    untrained: Untrained,
+) -> dict[str, Any]:
+    """Return a film of one episode before training, after it and in the dream; {} if nothing can be shown.
+
+    An episode that only training solved shows most. The weights of `policy` are as before when this returns.
+    """
+    before = {(result.task, result.seed): result.success for result in untrained.results}
+    pair = max(pairs, key=lambda p: (p.sim and not before.get((p.task, p.seed), True), p.sim, p.dream))
+    champion = policy_state(policy)
+    load_policy_state(policy, untrained.weights)
+    try:
+        sim.record(True)
+        (result,) = evaluate_sim(policy, sim, [pair.seed])
+        first = next(e for e in sim.record(False) if e.seed == pair.seed)
+    finally:
+        load_policy_state(policy, champion)
+    videos = _videos(config, model, pair, first)
+    if not videos:
+        return {}
+    outcomes = (result.success, pair.sim, pair.dream)
+    titles = [f"{title}: {'solved' if hit else 'failed'}" for title, hit in zip(videos, outcomes, strict=True)]
+    gif = inline_video(side_by_side(list(videos.values())), FRAMES_PER_S)
+    return {"title": f"{pair.task}, seed {pair.seed}", "panels": titles, "gif": gif}
+
+
+def _videos(config: TrainConfig, model: WorldModel, pair: Pair, first: Episode) -> dict[str, Images]:
+    """Return the videos before training, after it and in the dream, by title; {} if the episodes cannot be shown."""
+    (encoded,) = model.encode_episodes([first])
+    if (before := decoded(model, _frames(model, encoded), EVERY)) is not None:
+        after, dream = decoded(model, pair.real, EVERY), decoded(model, pair.dreamed, EVERY)
+    else:
+        before, after = rendered(config, first), rendered(config, pair.episode)
+        dream = None if after is None else drawn_positions(model, pair.dreamed, after[0])
+    found = {"before training": before, "after training": after, "in the dream": dream}
+    shown = {title: images for title, images in found.items() if images is not None}
+    return shown if len(shown) == len(found) else {}
+
+
 def _video(model: WorldModel, pair: Pair, title: str) -> str:
     """Draw simulator and dream of its actions as a video, one image per chunk; return "" without images."""
-    images, size = [name for name in model.spec.features if name.startswith(IMAGES)][:1], model.chunk_size
-    if not images:
+    real, dreamed = (decoded(model, frames, model.chunk_size) for frames in (pair.real, pair.replayed))
+    if real is None or dreamed is None:
         return ""
-
-    def drawn(frames: Frames) -> Tensor:
-        """Return the images of the first camera, of one frame per chunk."""
-        chosen = {name: values[::size][None] for name, values in frames.items()}
-        return model.decode_obs(chosen, images)[images[0]][0].cpu()
-
-    chunk_s = size / model.spec.control_hz
+    chunk_s = model.chunk_size / model.spec.control_hz
     title = f"{pair.task}: {title}"
-    video = draw_video(drawn(pair.real), drawn(pair.replayed), expected_error=(), title=title, chunk_s=chunk_s)
+    images = torch.from_numpy(real), torch.from_numpy(dreamed)
+    video = draw_video(*images, expected_error=(), title=title, chunk_s=chunk_s)
     return inline_video(video, frames_per_s=0.5 / chunk_s)  # half speed
 
 

@@ -42,11 +42,11 @@ class EvalEnvs:
         )
 
     def run(self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
-        """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that has ended."""
+        """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that is done."""
         results: list[EpisodeResult] = []
         for env, own_seeds in self._assigned(seeds):
 
-            def count(n: int, _: int, n_before: int = len(results)) -> None:
+            def count(n: float, _: int, n_before: int = len(results)) -> None:
                 tick((n_before + n) / len(seeds))
 
             results += evaluate_sim(policy, env, own_seeds, count)

@@ -45,25 +45,32 @@ class Exploring:
 
 
 def evaluate_sim(
-    policy: Policy, env: Simulator, seeds: Sequence[int], tick: Callable[[int, int], None] | None = None
+    policy: Policy, env: Simulator, seeds: Sequence[int], tick: Callable[[float, int], None] | None = None
 ) -> list[EpisodeResult]:
     """Run the episodes named by `seeds` without exploration; return results in the order of `seeds`.
 
     The noise of each decision depends on (episode seed, step) only, so each episode can be repeated on its own. `tick`
-    is called with (finished, total). All environments of `env` must run the same task.
+    is called after every chunk with (finished, total), where an episode under way counts by its share of `max_steps`.
+    All environments of `env` must run the same task.
     """
     results: dict[int, EpisodeResult] = {}
+
+    def count() -> None:
+        if tick is not None:
+            under_way = env.elapsed[env.episode_seed != IDLE].sum() / env.max_steps
+            tick(min(len(results) + float(under_way), len(set(seeds))), len(set(seeds)))
+
     size = env.wave or len(seeds) or 1  # a simulator may limit how many episodes can be named at once
     for first in range(0, len(seeds), size):
         wave = seeds[first : first + size]
         env.set_episode_seeds(wave)
-        for result, _ in _episodes(policy, env):
+        for result, _ in _episodes(policy, env, count):
             if result.seed != IDLE:
                 results[result.seed] = result
-            if tick is not None:
-                tick(len(results), len(set(seeds)))
             if all(seed in results for seed in wave):
                 break
+    if tick is not None:
+        tick(len(results), len(set(seeds)))
     env.set_episode_seeds([])
     env.begun = False  # discard unfinished episodes; the next rollout must reset
     return [results[seed] for seed in seeds]
@@ -117,8 +124,13 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
     return StartStates(context, starts.task[:n], torch.tensor(seeds, device=env.device))
 
 
-def _episodes(policy: Policy, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, int]]:
-    """Step without end; yield each episode as it ends, with the index of its environment."""
+def _episodes(
+    policy: Policy, env: BatchedEnv, stepped: Callable[[], None] = lambda: None
+) -> Iterable[tuple[EpisodeResult, int]]:
+    """Step without end; yield each episode as it ends, with the index of its environment.
+
+    `stepped` is called after every chunk, when its episodes have been yielded.
+    """
     obs = env.reset()
     reward = torch.zeros(env.num_envs, device=env.device)
     succeeded = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
@@ -137,3 +149,4 @@ def _episodes(policy: Policy, env: BatchedEnv) -> Iterable[tuple[EpisodeResult, 
             name = env.spec.tasks[int(task[j])]
             yield EpisodeResult(name, int(seed[j]), bool(succeeded[j]), int(n_steps[j]), float(reward[j])), j
         reward[done], succeeded[done] = 0.0, False
+        stepped()

@@ -88,7 +88,7 @@ class Progress:
     def _line(self, done: float, total: float, left: float | None, shown: Mapping[str, Any]) -> str:
         values = "  ".join(f"{name}={_format(value)}" for name, value in shown.items())
         share = 100 * done / total if total else 100
-        return f"{self.title}  {done:,g}/{total:,g} ({share:.0f} %)  {_clock(left)} left  {values}".rstrip()
+        return f"{self.title}  {_count(done)}/{_count(total)} ({share:.0f} %)  {_clock(left)} left  {values}".rstrip()
 
     def _panel(self, done: float, total: float, left: float | None, shown: Mapping[str, Any]) -> Panel:
         table = Table.grid(padding=(0, 2))
@@ -96,7 +96,7 @@ class Progress:
             table.add_row(Text(name, style="dim"), Text(_format(value)))
         bar = Table.grid(padding=(0, 2))
         drawn = ProgressBar(total=max(total, 1e-9), completed=done, width=40)
-        bar.add_row(drawn, f"{done:,g}/{total:,g}", f"{_clock(left)} left")
+        bar.add_row(drawn, f"{_count(done)}/{_count(total)}", f"{_clock(left)} left")
         return Panel(Group(bar, table), title=self.title, title_align="left", expand=False)
 
 
@@ -136,6 +136,10 @@ def show(table: Table) -> None:
 
 def _format(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _count(value: float) -> str:
+    return f"{round(value, 1):,g}"
 
 
 def _clock(seconds: float | None) -> str:

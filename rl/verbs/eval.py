@@ -96,7 +96,7 @@ def _evaluate(
         for i, task in enumerate(tasks):
 
             def tick(share: float, begun: int = i, task: str = task) -> None:
-                progress.update(round(begun + share, 2), len(tasks), task=task)
+                progress.update(begun + share, len(tasks), task=task)
 
             tick(0.0)
             found = evaluate_task(model, options, task, tick, denoiser)

@@ -25,17 +25,72 @@ from rl.verbs.options import (
 from world_model.data.columns_config import ColumnsConfig
 from world_model.extras import pip_line
 
+ESSENTIAL: dict[type, tuple[str, ...]] = {
+    TrainConfig: (
+        "name",
+        "checkpoint",
+        "policy",
+        "env.tasks",
+        "env.kind",
+        "rewards",
+        "controls",
+        "seed",
+        "total_timesteps",
+        "n_rounds",
+        "eval.n_episodes",
+        "threads",
+    ),
+    PretrainConfig: ("name", "env.tasks", "episodes", "dataset", "stage.n_steps"),
+    TuneConfig: ("name", "checkpoint", "env.tasks", "episodes", "n_demos", "stage.n_steps"),
+    EvalOptions: ("env.tasks", "n_episodes", "place", "world_model", "out"),
+    RankOptions: ("env.tasks", "n_starts", "n_real", "world_model", "out"),
+    RobotConfig: ("robot", "policy", "task", "n_episodes", "dry_run", "limits.low", "limits.high"),
+}
+"""Schema -> the keys that most users need, which help shows first; the help of other schemas is short."""
+
 
 def keys_of(schema: type) -> str:
-    """Return a line for every key of a config schema: name, default, and the comment at the end of its source line."""
-    rows = list(_rows(schema, ""))
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
+    """Return a line for every key of a config schema: name, default, and the comment at or above its source line.
+
+    The essential keys come first, the others follow by group.
+    """
+    rows = dict(_rows(schema, ""))
+    width = max(map(len, rows))
+    lines = {key.partition("=")[0]: f"  {key:<{width}}  {text}".rstrip() for key, text in rows.items()}
+    essential = ESSENTIAL.get(schema, ())
+    if not essential:
+        return "\n".join(lines.values())
+    groups = {"": [lines.pop(name) for name in essential]}
+    for name, line in lines.items():
+        groups.setdefault(name.partition(".")[0] if "." in name else "others", []).append(line)
+    about = {field.name: _first_line(hint) for field, hint in _groups(schema)}
+    made = ["\n".join(groups.pop(""))]
+    made += ["\n".join([f" {name}: {about.get(name, '')}".rstrip(": ") + ":", *of]) for name, of in groups.items()]
+    return "\n\n".join(made)
+
+
+def key_names(schema: type) -> list[str]:
+    """Return the name of every key of a config schema, the essential ones first."""
+    names = [key.partition("=")[0] for key, _ in _rows(schema, "")]
+    return list(dict.fromkeys([*ESSENTIAL.get(schema, ()), *names]))
+
+
+def _groups(schema: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """Return the fields of a schema that are groups of keys, with their classes."""
+    hints = get_type_hints(schema)
+    fields = dataclasses.fields(schema)
+    return [(field, hints[field.name]) for field in fields if dataclasses.is_dataclass(hints[field.name])]
+
+
+def _first_line(group: type) -> str:
+    return (inspect.getdoc(group) or "").partition("\n")[0].rstrip(".")
 
 
 def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
     source = "".join(inspect.getsource(part) for part in reversed(schema.__mro__[:-1]))  # with base classes
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE))
+    above = re.findall(r"((?:^    # .*\n)+)^    (\w+): ", source, flags=re.MULTILINE)
+    comments = {name: " ".join(line.strip("# ") for line in lines.splitlines()) for lines, name in above}
+    comments |= re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE)
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -52,8 +107,25 @@ def _as_typed(value: Any) -> str:
     """Return a value as written on the command line; lists without brackets, which zsh would interpret."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_as_typed(item)}' for key, item in value.items())}}}"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
+
+SCHEMAS: dict[str, tuple[type, ...]] = {
+    "cp": (HubOptions, DatasetOptions, ColumnsConfig),
+    "collect": (CollectOptions,),
+    "pretrain": (PretrainConfig,),
+    "tune": (TuneConfig,),
+    "train": (TrainConfig,),
+    "check": (TrainConfig,),
+    "eval": (EvalOptions,),
+    "rank": (RankOptions,),
+    "dream": (DreamOptions,),
+    "deploy": (ExportOptions, RobotConfig),
+    "fit": (FitOptions,),
+}
+"""Verb -> the schemas of its keys; other verbs have no keys."""
 
 HELP = {
     "ls": """wamtune ls [checkpoints | presets | rewards | tasks]
@@ -190,9 +262,10 @@ Examples:
   wamtune dream runs/demo/20250101-120000-s0 env.tasks=peg-insert-side source=policy n_chunks=12 out=peg.png""",
     "report": """wamtune report RUN_FOLDER
 
-Write report.html into the folder of a training run: success before and after with its controls, every gate, success in
-dream and simulator, the same episodes in both, three of them as curves, and the command to repeat it. One file, no
-network access. `wamtune train` writes it at its end; the report of a run in progress can be written too.
+Write report.html into the folder of a training run, and print its verdict. The page begins with the verdict in one
+sentence and a film of one episode before training, after it and in the dream; then each section answers one question:
+did training help, where the gain came from, what the gates decided, whether the dream can be believed, what it cost.
+One file, no network access. `wamtune train` writes it at its end; a run in progress can have a report too.
 
 Examples:
   wamtune report runs/demo/20250101-120000-s0
@@ -262,5 +335,13 @@ optional, the last two with the reason and the remedy. The exit code is 2 if som
 Examples:
   wamtune doctor
   wamtune doctor --debug""",
+    "completion": """wamtune completion bash | zsh
+
+Print a script with which the shell completes verbs, presets, checkpoints, keys and files. To have it in every new
+shell, write one of these lines into ~/.bashrc or ~/.zshrc:
+
+Examples:
+  wamtune completion bash > ~/.wamtune.bash && source ~/.wamtune.bash
+  wamtune completion zsh > ~/.wamtune.zsh && source ~/.wamtune.zsh""",
 }
 """Help text by verb: usage, description, keys and two examples."""

@@ -1,17 +1,17 @@
-"""`wamtune ls`: list checkpoints, presets, reward terms and tasks."""
+"""`wamtune ls`: list checkpoints, presets, reward terms and tasks. It imports no torch, so that it answers at once."""
 
 from __future__ import annotations
 
-import inspect
+import ast
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rewards.builtin import BUILTIN as REWARD_TERMS
 from rewards.errors import UserError
 from rl.compose import list_presets
-from rl.config import SimulatorConfig
-from rl.envs.names import BUILTIN
-from world_model.checkpoint import builtin_checkpoints, find_checkpoint, load_checkpoint
+from rl.envs.names import BUILTIN, describe_tasks
+from world_model.checkpoint import builtin_checkpoints, find_checkpoint, load_config
 
 KINDS = ("checkpoints", "presets", "rewards", "tasks")
 
@@ -21,7 +21,12 @@ def run(words: list[str]) -> None:
     for word in words:
         if word not in KINDS:
             raise UserError(f"ls {word!r}: expected one of {', '.join(KINDS)}")
-    lists = {"checkpoints": _checkpoints, "presets": list_presets, "rewards": _rewards, "tasks": _tasks}
+    lists: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "checkpoints": _checkpoints,
+        "presets": list_presets,
+        "rewards": _rewards,
+        "tasks": lambda: [(name, describe_tasks(name)) for name in BUILTIN],
+    }
     for kind in words or KINDS:
         rows = lists[kind]()
         width = max((len(name) for name, _ in rows), default=0)
@@ -47,7 +52,7 @@ def _checkpoints() -> list[tuple[str, str]]:
     for name in builtin_checkpoints():
         folder = find_checkpoint(name)
         try:
-            config, _ = load_checkpoint(folder)
+            config = load_config(folder)
         except UserError as error:  # a damaged one must not hide the others
             rows.append((name, str(error)))
             continue
@@ -57,14 +62,21 @@ def _checkpoints() -> list[tuple[str, str]]:
 
 
 def _rewards() -> list[tuple[str, str]]:
-    docs = {name: inspect.getdoc(term) or "" for name, term in REWARD_TERMS.items()}
-    return [(name, doc.partition("\n")[0].partition(" Shape:")[0]) for name, doc in docs.items()]
-
-
-def _tasks() -> list[tuple[str, str]]:
-    from rl.build import find_simulator  # late: the simulators take a second to import
-
-    return [(name, find_simulator(SimulatorConfig(simulator=name)).describe_tasks()) for name in BUILTIN]
+    """Return name and docstring of the built-in reward terms, from their source: importing them imports torch."""
+    spec = find_spec("rewards.builtin")
+    assert spec is not None and spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_text("utf-8")).body
+    docs = {
+        node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    (table,) = (
+        node.value for node in body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "BUILTIN"
+    )
+    assert isinstance(table, ast.Dict)
+    terms = {
+        ast.literal_eval(key): ast.unparse(term) for key, term in zip(table.keys, table.values, strict=True) if key
+    }
+    return [(name, docs[term].partition("\n")[0].partition(" Shape:")[0]) for name, term in terms.items()]
 
 
 def _count(tasks: list[str]) -> str:

@@ -61,7 +61,7 @@ def run(words: list[str]) -> None:
         for i, (name, actor) in enumerate(zip(names, actors, strict=True)):
 
             def tick(share: float, begun: int = i, name: str = name) -> None:
-                progress.update(round(begun + share, 2), len(names), checkpoint=name)
+                progress.update(begun + share, len(names), checkpoint=name)
 
             found.append(_episodes(actor, model, options, tasks, tick))
         progress.update(len(names), len(names))

@@ -15,11 +15,13 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.build import judged_in
 from rl.config import TrainConfig
-from rl.policies.api import load_policy_state
+from rl.policies.api import load_policy_state, policy_state
 from rl.report.card import success_metrics
-from rl.report.page import PAIRS, write_report
-from rl.report.pairs import champion_pairs
+from rl.report.data import BAD_NUMBERS, PAIRS
+from rl.report.page import write_report
+from rl.report.pairs import Untrained, champion_pairs
 from rl.report.plots import draw_before_after
+from rl.report.results import RESULTS, costs, decomposition, results_of, reward
 from rl.report.videos import gif_of
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.loop import PostTraining
@@ -28,14 +30,12 @@ from rl.runs.folder import RunFolder
 from rl.runs.inputs import check_inputs, inputs_of, keep_sources
 from rl.runs.progress import Progress, show
 from rl.runs.state import Run, load_state, save_state
+from rl.runs.verdict import read_verdict
 from rl.seeds import GO_BACK
-from rl.statistics import describe, describe_gain, success_rate
+from rl.statistics import describe, describe_gain
 from rl.verbs.begin import begin
 from rl.verbs.prepare import control_config, prepare
 from rl.world_models import load_world_model_weights, world_model_of
-
-BAD_NUMBERS = "bad_numbers.safetensors"
-"""File of a run folder with the tensors that led to the last bad numbers."""
 
 MOST_BACK = 3
 """How often a run goes back to a saved state after bad numbers before it stops."""
@@ -50,6 +50,7 @@ def run(words: list[str]) -> None:
     with folder:
         inputs = _inputs(config, folder, state)
         first = prepare(config, folder.path)
+        start = policy_state(first.policy)
         kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
         keep_sources(config, folder.path)
         print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
@@ -61,25 +62,35 @@ def run(words: list[str]) -> None:
         # The run itself, then its controls; finished ones are in `runs` already.
         for name in (config.name, *config.controls)[len(runs) :]:
             post = prepare(control_config(config, name), folder.path / "controls" / name) if runs else first
-            runs.append(_train(name, post, folder, kept, state.pop("post", None)))
+            title = f"train {name}" + (
+                f", run {len(runs) + 1} of {n_runs}" if (n_runs := 1 + len(config.controls)) > 1 else ""
+            )
+            runs.append(_train(title, name, post, folder, kept, state.pop("post", None)))
             if post is first:
                 # A success in a dream is no measurement of the policy, so it stays in the card alone.
                 metrics = success_metrics(runs[0].outcome.after) if first.sim.place == "sim" else None
                 for step in ("last", str(runs[0].outcome.sim_steps)):
                     first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]), metrics)
             save_state(folder.path, {**kept, "mark": folder.mark()})
+            folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
         # Paired evaluation of the champion in simulator and dream, for the report.
         if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
-            pairs = champion_pairs(config, first.policy, first.model, first.denoiser)
+            untrained = Untrained(start, runs[0].outcome.before)
+            pairs = champion_pairs(config, first.policy, first.model, first.denoiser, untrained)
             folder.keep(PAIRS, json.dumps(pairs).encode())
-            for example in pairs["examples"]:
-                if example["film"]:
-                    folder.write_video(example["title"], runs[0].outcome.n_updates, gif_of(example["film"]))
+            videos = {example["title"]: example["film"] for example in pairs["examples"]}
+            if "film" in pairs:
+                videos["before and after"] = pairs["film"]["gif"]
+            for title, video in videos.items():
+                if video:
+                    folder.write_video(title, runs[0].outcome.n_updates, gif_of(video))
         draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
         report = write_report(folder.path)
         show(_table(runs, judged_in(config)))
         print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
         print(f"plot: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
+        if (verdict := read_verdict(folder.path)) is not None:
+            print(f"\n{verdict}\n\nnext: {verdict.next_command}", flush=True)
 
 
 def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> dict[str, str] | None:
@@ -98,8 +109,15 @@ def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> di
     return inputs
 
 
-def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any], state: dict[str, Any] | None) -> Run:
-    """Do one run, or resume one from its saved `state`.
+def _train(
+    title: str,
+    name: str,
+    post: PostTraining,
+    folder: RunFolder,
+    kept: dict[str, Any],
+    state: dict[str, Any] | None,
+) -> Run:
+    """Do one run, or resume one from its saved `state`; `title` is shown with its progress.
 
     `kept` is part of every saved state: `runs`, the finished runs before this one, and `inputs`, see `inputs_of`.
     """
@@ -113,10 +131,10 @@ def _train(name: str, post: PostTraining, folder: RunFolder, kept: dict[str, Any
         folder.log(step, {prefix + tag: value for tag, value in values.items()})
         shown.add(values)
 
-    with Progress(f"train {name}") as progress:
+    with Progress(title) as progress:
         post.log, post.say = log, progress.note
         post.tick = lambda done, total, doing: progress.update(
-            round(100 * done / total), 100, **shown.values, doing=doing, simulator_steps=post.state.sim_steps
+            100 * done / total, 100, **shown.values, doing=doing, simulator_steps=post.state.sim_steps
         )
         try:
             outcome = _run(post, folder, runs[0].outcome.before if runs else None)
@@ -248,28 +266,16 @@ def _table(runs: list[Run], where: str) -> Table:
 
 
 def _figures(run: Run) -> dict[str, str]:
-    outcome = run.outcome
-    rewards = [sum(r.reward for r in results) / len(results) for results in (outcome.before, outcome.after)]
+    outcome, (result,) = run.outcome, results_of([run])
     return {
         "before": _share(outcome.before),
         "after": _share(outcome.after),
         "gain, points": describe_gain(outcome.before, outcome.after),
-        "from imitation": f"{100 * _gain_of(outcome, 'imitation'):+.1f}",
-        "from the dream": f"{100 * _gain_of(outcome, 'dream'):+.1f}",
-        "from the simulator": f"{100 * _gain_of(outcome, 'sim'):+.1f}",
+        **decomposition(result),
         "episodes": str(len(outcome.after)),
-        "simulator's reward": f"{rewards[0]:.4g} → {rewards[1]:.4g}",
-        "simulator steps": f"{outcome.sim_steps:,}",
-        "steps of gates": f"{outcome.gate_steps:,}",
-        "minutes": f"{run.minutes:.1f}",
+        **reward(result),
+        **costs(result),
     }
-
-
-def _gain_of(outcome: Outcome, phase: str) -> float:
-    """Return the sum of the changes in success over the phases with this name: imitation, sim or dream."""
-    rates = [success_rate(outcome.before), *(success_rate(result.evaluation) for result in outcome.results)]
-    changes = zip(outcome.results, rates, rates[1:], strict=False)
-    return sum(new - old for result, old, new in changes if result.phase == phase)
 
 
 def _share(results: list[EpisodeResult]) -> str:

@@ -70,6 +70,12 @@ def check_words(verb: str, words: Sequence[str]) -> None:
             compose(rest[0], rest[1:], RobotConfig)
 
 
+def presets_of(verb: str) -> list[str]:
+    """Return the presets that a verb takes; `deploy` takes those of robots."""
+    schema = PRESETS.get(verb, RobotConfig if verb == "deploy" else None)
+    return [name for name, _ in list_presets() if schema is not None and _composes(name, schema)]
+
+
 def leading_names(words: Sequence[str]) -> list[str]:
     """Return the words before the first key=value."""
     return list(itertools.takewhile(lambda word: "=" not in word, words))

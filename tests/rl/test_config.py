@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from rewards.errors import UserError
 from rewards.plugins import load_term
-from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, to_yaml
+from rl.compose import MAX_CHARACTERS, compose, diff_from_defaults, find_preset, list_presets, overrides_of, to_yaml
 from rl.config import EnvConfig, TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.envs.names import IsaacOptions, typed_options
@@ -99,6 +100,33 @@ def test_difference_from_defaults(preset: Path) -> None:
         "ppo.learning_rate": 3e-4,
         "rewards": {"success": {"weight": 1.0}, "smooth": None},
     }
+
+
+@pytest.mark.parametrize("schema", [TrainConfig, PretrainConfig, TuneConfig])
+def test_the_difference_as_words_of_a_shell_gives_the_config_again(schema: type) -> None:
+    for name, _ in list_presets():
+        try:
+            config = compose(name, [], schema)
+        except UserError:
+            continue  # a preset of another verb
+        assert compose(None, shlex.split(" ".join(overrides_of(config))), schema) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("env.tasks=push,drawer-open", "env.tasks=push,drawer-open"),
+        ("env.tasks=['a, b', 'c']", """'env.tasks=['"'"'a, b'"'"', c]'"""),
+        ("gate.places=[]", "'gate.places=[]'"),
+        ("dream.max_expected_error=0.05", "dream.max_expected_error=0.05"),
+        ("dream.max_widenings=null", "dream.max_widenings=null"),
+        ("rewards.success.weight=2.0", "'rewards={success: {weight: 2.0}}'"),
+    ],
+)
+def test_a_difference_is_written_as_it_is_typed(override: str, word: str) -> None:
+    config = compose(None, ["name=x", override], TrainConfig)
+    assert overrides_of(config) == ["name=x", word]
+    assert compose(None, shlex.split(" ".join(overrides_of(config))), TrainConfig) == config
 
 
 def test_unknown_key_names_file_and_suggestion(preset: Path, tmp_path: Path) -> None:

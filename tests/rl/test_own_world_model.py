@@ -103,7 +103,7 @@ def test_a_gaussian_policy_is_trained_in_it_saved_resumed_and_evaluated(
     assert "rollout/dream_success" in rows and "train/value_loss" in rows
     pairs, page = json.loads((whole / "pairs.json").read_text()), (whole / "report.html").read_text()
     assert pairs["unit"] == "units of the state" and pairs["trust"] is None and pairs["summary"]["n"] == 4
-    assert "The same episodes in both" in page and "<h2>Trust</h2>" not in page
+    assert "Can the dream be believed?" in page and "Does the model know its own error?" not in page
     assert next((whole / "plugins").glob("*own_world_model.py"))
 
     capsys.readouterr()

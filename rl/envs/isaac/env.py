@@ -80,11 +80,6 @@ class IsaacEnv(Simulator):
             return usable_device("device", device)
         return usable_device("env.options.device", cls._typed(options).device)
 
-    @classmethod
-    def describe_tasks(cls) -> str:
-        """Describe the available ids."""
-        return "any registered task of Isaac Lab, such as Isaac-Cartpole, and Isaac-Push-Puck of our own"
-
     @staticmethod
     def _typed(options: Mapping[str, Any]) -> IsaacOptions:
         found: IsaacOptions = typed_options("isaac", options, IsaacOptions)

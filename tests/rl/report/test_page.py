@@ -21,13 +21,16 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.policies.wam import flow_policy
+from rl.report import dreaming, figures, plots, training
 from rl.report import page as report
-from rl.report import plots
-from rl.report.figures import trajectory
+from rl.report.data import RunData, read_run
 from rl.report.page import PAIRS, write_report
 from rl.report.pairs import Pair, error_by_step, gap, prediction_error, run_pairs, summarise, worst_false_success
 from rl.report.plots import draw_dream
+from rl.report.results import RESULTS
+from rl.report.verdict import verdict_of
 from rl.rounds.evaluate import evaluate_sim
+from rl.runs.verdict import read_verdict
 from world_model.data.episodes import Episode
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
@@ -78,12 +81,15 @@ def test_short_episodes_count_while_they_last(model: WorldActionModel) -> None:
     assert summarise(model, pairs)["n_compared"] == 0  # none is as long as the horizon
 
 
-def test_positions_in_the_plane_have_two_curves() -> None:
-    drawn = trajectory(
-        {"hand_pos": {"simulator": [[0.1, 0.2], [0.2, 0.3]]}, "object_pos": {"simulator": [[0.0] * 3]}}, 8
-    )
-    assert [f"hand_pos {axis}, cm" in drawn for axis in "xyz"] == [True, True, False]
-    assert "object_pos z, cm" in drawn
+def test_positions_in_the_plane_have_two_curves(tmp_path: Path) -> None:
+    crafted.make_run(tmp_path)
+    pairs = json.loads((tmp_path / PAIRS).read_text())
+    plane, space = {"simulator": [[0.1, 0.2], [0.2, 0.3]]}, {"simulator": [[0.0] * 3]}
+    pairs["examples"][0]["parts"] = {"hand_pos": plane, "object_pos": space}
+    (tmp_path / PAIRS).write_text(json.dumps(pairs))
+    drawn = checked(write_report(tmp_path))
+    assert [f">hand {axis}, cm<" in drawn for axis in "xyz"] == [True, True, False]
+    assert ">object z, cm<" in drawn
 
 
 def test_pairs_are_the_episodes_of_an_evaluation(model: WorldActionModel) -> None:
@@ -113,7 +119,7 @@ class Page(HTMLParser):
         self.asked: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "img"):
             self.open.append(tag)
         self.asked += [v or "" for k, v in attrs if k in ("src", "href") and not (v or "").startswith(("#", "data:"))]
 
@@ -132,6 +138,8 @@ def checked(path: Path) -> str:
     for drawing in drawings:
         ElementTree.fromstring(drawing)
         assert "currentColor" in drawing  # readable on a light page and on a dark one
+    assert "<script" not in text and len(text) < 3_000_000
+    assert text.count("<table>") == text.count("<div class=scroll tabindex=0><table>")  # none is cut off on a phone
     return text
 
 
@@ -159,6 +167,21 @@ def test_a_browser_that_complains_is_heard(tmp_path: Path) -> None:
         in_browser(broken, tmp_path / "profile")
 
 
+QUESTIONS = (
+    "Did training help?",
+    "Where did the gain come from?",
+    "When did success rise?",
+    "Which new policies passed their gate?",
+    "Can the dream be believed?",
+    "What did training see, update by update?",
+    "How does the error of the dream grow?",
+    "Was PPO stable?",
+    "What was rewarded?",
+    "What did it cost?",
+    "How is it repeated?",
+)
+
+
 def test_a_training_ends_with_its_report(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,17 +189,30 @@ def test_a_training_ends_with_its_report(
     assert cli.main(["train", "mix", *tiny, "controls=[anchor]", "name=a<b"]) == 2  # no such folder, no such title
     assert cli.main(["train", "mix", *tiny, "controls=[anchor]"]) == 0
     (folder,) = Path("runs/mix").iterdir()
-    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"report: {folder / 'report.html'}" in out
     text = checked(folder / "report.html")
-    for title in ("Before and after", "Gates", "Dream and simulator", "The same episodes in both", "PPO", "Rewards"):
-        assert f"<h2>{title}</h2>" in text
+    for question in QUESTIONS:
+        assert text.count(f"<p class=question>{question}</p><h2>") == 1
     assert text.count("<svg") >= 6
-    assert "<td>anchor</td>" in text and f"wamtune train {folder / 'config.yaml'}" in text
-    assert "total_timesteps: 320" in text and "clip_range" not in text  # what differs from the defaults, and that alone
+    # the gate of a control, where its gain came from, and what it cost, as the terminal prints them
+    n_gates = (folder / "metrics.jsonl").read_text().count('"anchor/gate/accepted"')
+    assert n_gates > 0 and text.count("<td>anchor</td>") == 1 + n_gates
+    assert f"wamtune train {folder / 'config.yaml'}" in text
+    for row in ("from imitation", "from the dream", "simulator steps", "steps of gates", "minutes"):
+        printed = re.search(rf"│ {row} +│ +(\S+) │ +(\S+) │", out)
+        assert printed is not None and f"<td>{row}</td>" + "".join(f"<td>{of}</td>" for of in printed.groups()) in text
+    # what differs from the defaults, and that alone, as it is typed
+    assert (
+        "\ntotal_timesteps=320\n" in text and "\nenv.tasks=button-press-topdown\n" in text and "clip_range" not in text
+    )
+    verdict = verdict_of(read_run(folder))
+    assert out.splitlines()[-1] == f"next: {verdict.next_command}"
+    assert f"\n{verdict.label}. {verdict.sentence}\n" in out and read_verdict(folder) == verdict
     assert json.loads((folder / PAIRS).read_text())["summary"]["n"] == 4
     if BROWSER is not None:
         seen = in_browser(folder / "report.html", tmp_path / "profile")
-        assert seen.count("<svg") == text.count("<svg") and "<h2>To repeat it</h2>" in seen
+        assert seen.count("<svg") == text.count("<svg") and "How is it repeated?" in seen
     (folder / "report.html").unlink()
     assert cli.main(["report", str(folder)]) == 0
     assert (folder / "report.html").read_text(encoding="utf-8") == text
@@ -192,7 +228,7 @@ def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path, monkeypat
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = checked(write_report(tmp_path))
-    assert "Not evaluated yet" in text and "<h2>Gates</h2>" not in text
+    assert "Not evaluated yet" in text and "passed their gate" not in text and "Not finished" in text
     assert f"torch {version('torch')}" in text and "a-simulator-of-elsewhere" not in text
 
 
@@ -203,22 +239,22 @@ def test_a_run_under_way_has_a_report_of_what_is_there(tmp_path: Path, monkeypat
             (0.5, 0.2),
             (20, 5, 5, 20),
             [
-                "<p class=quiet>The dream predicted single episodes with φ +0.40 over the 24 pairs of its gates.</p>",
-                "<p class=quiet>The dream predicted single episodes with φ +0.60 over 50 episodes of the champion.</p>",
+                "The dream predicted single episodes: φ +0.40 over the 24 pairs of its gates.",
+                "The dream predicted single episodes: φ +0.60 over 50 episodes of the trained policy.",
             ],
         ),
         (
             (0.0, -0.3),
             (5, 20, 20, 5),
             [
-                "<p class=big>The dream did not predict single episodes: φ -0.10 over the 24 pairs of its gates.</p>",
-                "<p class=big>The dream did not predict single episodes: φ -0.60 over 50 episodes of the champion.</p>",
+                "The dream did not predict single episodes: φ -0.10 over the 24 pairs of its gates.",
+                "The dream did not predict single episodes: φ -0.60 over 50 episodes of the trained policy.",
             ],
         ),
         ((None, None), (50, 0, 0, 0), []),
     ],
 )
-def test_the_report_begins_with_how_well_the_dream_predicted(
+def test_the_report_says_how_well_the_dream_predicted(
     phi: tuple[float | None, ...], counts: tuple[int, ...], lines: list[str], tmp_path: Path
 ) -> None:
     """Gates of 16 and 8 pairs: (16 * .5 + 8 * .2) / 24 = .4 and (16 * 0 - 8 * .3) / 24 = -.1."""
@@ -231,43 +267,86 @@ def test_the_report_begins_with_how_well_the_dream_predicted(
     pairs["summary"] |= dict(zip(("both", "sim_only", "dream_only", "neither"), counts, strict=True)) | {"n": 50}
     (tmp_path / PAIRS).write_text(json.dumps(pairs))
     text = checked(write_report(tmp_path))
-    head = text.partition("<section>")[0]
-    assert [line for line in lines if line in head] == lines and head.count("predict") == len(lines)
-    assert "<td>+10.0 [-5.0, +25.0]</td>" in text and "worth pairs" in text
+    assert dreaming.predictions(read_run(tmp_path)) == lines and all(line in text for line in lines)
+    assert "<td>+10.0 [-5.0, +25.0]</td>" in text and "<th>pairs saved</th>" in text
+    assert "<title>accepted: 10.0 [-5.0, 25.0]</title>" in text  # shown where the pointer rests, without a script
 
 
-def test_curves_are_drawn_over_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_of(tmp_path: Path, rows: list[dict[str, Any]], *overrides: str) -> RunData:
+    (tmp_path / "config.yaml").write_text(to_yaml(compose("mix", ["env.tasks=[push]", *overrides], TrainConfig)))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_run(tmp_path)
+
+
+def test_curves_are_drawn_over_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of an older version, whose step counted what the simulator executed, by counting."""
     drawn: list[Any] = []
-    monkeypatch.setattr(report.figures, "curves", lambda of, *rest, **more: drawn.append(of) or "")
-    monkeypatch.setattr(report.figures, "stacked", lambda names, x, *rest: drawn.append(x) or "")
+    monkeypatch.setattr(figures, "curves", lambda of, *rest, **more: drawn.append(of) or "drawn")
+    monkeypatch.setattr(figures, "stacked", lambda names, x, *rest: drawn.append(x) or "drawn")
     losses = [{"train/value_loss": 1.0, "reward/success": 0.1, "rollout/sim_success": 0.5} for _ in range(2)]
     gate = {"gate/challenger": 0.5}
     old = [{"step": 900, **losses[0]}, {"step": 900, **gate}, {"step": 1800, **losses[1]}]
     new = [{"step": n, "time/total_timesteps": 900, **row} for n, row in ((1, losses[0]), (2, gate), (3, losses[1]))]
     for rows, x in ((old, [1, 2]), (new, [1, 3])):
         drawn.clear()
-        for section in (report._ppo, report._rewards, report._places):
-            section(rows)
-        assert drawn[0]["ref_kl"][0] == drawn[2] == drawn[3]["simulator, exploring"][0] == x
+        run = run_of(tmp_path, rows)
+        for section in (training.ppo, training.rewards, dreaming.places):
+            assert section(run) is not None
+        assert drawn[0]["to the start of the phase"][0] == drawn[2] == drawn[3]["simulator, exploring"][0] == x
         assert drawn[3]["simulator, in the gate"][0] == [x[-1] - 1]
 
 
-def test_equal_rounds_of_run_and_control_stand_above_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_rounds_of_run_and_control_stand_above_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 95 % intervals: 20 of 200 episodes are 6.6 to 14.9 % (Wilson)."""
     drawn: list[Any] = []
-    monkeypatch.setattr(report.figures, "curves", lambda of, xlabel, *rest, **more: drawn.append((of, xlabel)) or "")
-    config = compose("mix", ["env.tasks=[push]", "controls=[unsafe_dream]"], TrainConfig)
-    own = [(0.0, 0.1), (1 / 3, 0.2), (2 / 3, 0.3), (1.0, 0.4)]  # start, simulator, imitation, dream
+    monkeypatch.setattr(figures, "curves", lambda *of, **more: drawn.append((*of, more["bands"])) or "drawn")
+    own = [(0.0, 0.1), (1 / 3, 0.25), (2 / 3, 0.3), (1.0, 0.4)]  # start, simulator, imitation, dream
     other = [(0.0, 0.1), (1 / 3, 0.5), (1.0, 0.6)]  # no imitation
     rows = [{"eval/rounds": x, "eval/success": y} for x, y in own]
     rows += [{"unsafe_dream/eval/rounds": x, "unsafe_dream/eval/success": y} for x, y in other]
-    report._rounds(config, rows)
+    section = training.rounds(run_of(tmp_path, rows, "controls=[unsafe_dream]"))
     x = [[x for x, _ in of] for of in (own, other)]
-    assert drawn.pop() == ({"mix": (x[0], [0.1, 0.2, 0.3, 0.4]), "unsafe_dream": (x[1], [0.1, 0.5, 0.6])}, "rounds")
-    # A run of an older version says no rounds: its parts are counted.
-    report._rounds(config, [{tag: y for tag, y in row.items() if "success" in tag} for row in rows])
-    (curves, label) = drawn.pop()
-    assert label == "phases" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
+    curves, label, _, bands = drawn.pop()
+    assert curves == {"mix": (x[0], [0.1, 0.25, 0.3, 0.4]), "unsafe_dream": (x[1], [0.1, 0.5, 0.6])}
+    assert label == "rounds of training" and bands["mix"][0] == pytest.approx((0.066, 0.149), abs=5e-4)
+    assert section is not None and section.answer == "The largest step was +15.0 points, after phase 1 of 3"
+    # A run of an older version says no rounds: its phases are counted.
+    older = [{tag: y for tag, y in row.items() if "success" in tag} for row in rows]
+    training.rounds(run_of(tmp_path, older, "controls=[unsafe_dream]"))
+    curves, label, _, _ = drawn.pop()
+    assert label == "phases of the rounds" and [list(x) for x, _ in curves.values()] == [[0, 1, 2, 3], [0, 1, 2]]
+
+
+def test_gates_of_controls_stand_in_the_table(tmp_path: Path) -> None:
+    gate = {"gate/accepted": 1, "gate/champion": 0.5, "gate/challenger": 0.75, "gate/won": 3, "gate/lost": 1}
+    rows = [
+        gate | {"gate/in_dream": 1},
+        {f"anchor/{tag}": value for tag, value in gate.items()} | {"anchor/gate/accepted": 0},
+    ]
+    section = training.gates(run_of(tmp_path, rows, "controls=[anchor]"))
+    assert section is not None and section.answer == "1 of 1 new policies passed"
+    for name, phase, verdict in (("mix", "dream", "accepted"), ("anchor", "sim", "rolled back")):
+        row = f"<td>{name}</td><td>1: {phase}</td><td>50 %</td><td>75 %</td><td>3 / 1</td>"
+        assert re.search(rf"<tr>{row}(<td></td>)*<td>{verdict}</td></tr>", section.body)
+
+
+def test_where_the_gain_came_from(tmp_path: Path) -> None:
+    """0.4 -> 0.5 by imitation, -> 0.45 in the simulator, -> 0.7 in the dream, -> 0.75 in the next dream."""
+    phases = [("imitation", 0.5), ("sim", 0.45), ("dream", 0.7), ("dream", 0.75)]
+    result = {"name": "mix", "before": 0.4, "reward": [0, 1], "sim_steps": 1000, "gate_steps": 20, "minutes": 1.25}
+    result["phases"] = [{"phase": p, "accepted": True, "success": rate, "rounds": 1.0} for p, rate in phases]
+    crafted.make_run(tmp_path)
+    (tmp_path / RESULTS).write_text(json.dumps([result]))
+    text = checked(write_report(tmp_path))
+    for row in ("from imitation</td><td>+10.0", "from the simulator</td><td>-5.0", "from the dream</td><td>+30.0"):
+        assert f"<tr><td>{row}</td></tr>" in text
+    assert "<h2>+30.0 of +35.0 points came from the dream</h2>" in text
+    assert "<h2>1,000 simulator steps to train and 20 for gates, in 1.2 minutes</h2>" in text
+    (tmp_path / RESULTS).write_text(json.dumps([result | {"before": 2}]))
+    with pytest.raises(UserError, match=r"results.json: it\[0\].before=2, expected a number from 0 to 1; delete it"):
+        write_report(tmp_path)
 
 
 UNITS = ["error of the object, cm", "amount of movement predicted, m", "prediction error, m", "expected error, m"]

@@ -47,6 +47,14 @@ def test_repeats_exactly(tiny_model: WorldActionModel, sim: SimEnv) -> None:
     assert evaluate_sim(policy, sim, SEEDS) == first
 
 
+def test_progress_is_told_before_the_first_episode_ends(tiny_model: WorldActionModel, sim: SimEnv) -> None:
+    """Six episodes of at most 64 steps in chunks of 8, three at a time: at first 3 * 8 / 64 of 6 are done."""
+    told: list[tuple[float, int]] = []
+    results = evaluate_sim(flow_policy(tiny_model, sim), sim, SEEDS, lambda n, total: told.append((n, total)))
+    assert told[0] == (pytest.approx(3 * 8 / 64), 6) and told[-1] == (6, 6)
+    assert len(told) >= max(result.n_steps for result in results) / 8
+
+
 def test_does_not_depend_on_order_and_num_envs(tiny_model: WorldActionModel, sim: SimEnv) -> None:
     expected = evaluate_sim(flow_policy(tiny_model, sim), sim, SEEDS)
     assert_same(evaluate_sim(flow_policy(tiny_model, sim), sim, SEEDS[::-1]), expected[::-1])

@@ -16,9 +16,10 @@ import torch
 
 from rewards.errors import UserError
 from rl import cli
+from rl.config import TrainConfig
 from rl.stages.config import PretrainConfig
 from rl.verbs import cp, doctor, ls
-from rl.verbs.help import keys_of
+from rl.verbs.help import ESSENTIAL, key_names, keys_of
 from world_model import checkpoint
 from world_model.spec import Feature, Spec
 from world_model.wam.config import ModelConfig
@@ -53,7 +54,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 
 
 def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ((), ("--help",), ("help",)):
+    for words in (("--help",), ("help",)):
         code, out, _ = call(capsys, *words)
         assert code == 0
         assert all(f"\n  {verb} " in out for verb in cli.VERBS)
@@ -70,6 +71,25 @@ def test_help_ends_with_two_examples(capsys: pytest.CaptureFixture[str], verb: s
     assert code == 0 and out.startswith(f"wamtune {verb}")
     examples = out.partition("Examples:\n")[2].splitlines()
     assert len(examples) == 2 and all(line.startswith(f"  wamtune {verb}") for line in examples)
+
+
+@pytest.mark.parametrize("words", ["", "--help", "train --help", "ls", "completion bash"])
+def test_what_only_answers_needs_no_torch(words: str, tmp_path: Path) -> None:
+    """It takes seconds to import, and these must answer at once."""
+    code = "import sys; from rl.cli import main; assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    root = str(Path(cli.__file__).parent.parent)
+    env = {**os.environ, "PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", code, *words.split()], check=True, cwd=tmp_path, env=env, capture_output=True)
+
+
+def test_help_shows_the_essential_keys_first_and_every_key_once() -> None:
+    text = keys_of(TrainConfig)
+    first, *groups = text.split("\n\n")
+    assert [line.split("=")[0].strip() for line in first.splitlines()] == list(ESSENTIAL[TrainConfig])
+    assert [group.partition(":")[0] for group in groups] == [" others", " env", " dream", " ppo", " gate", " eval"]
+    assert "  policy=flow " in first and "flow: the checkpoint's action side" in first  # a comment above its line
+    keys = re.findall(r"^  ([\w.]+)=", text, flags=re.MULTILINE)
+    assert len(keys) == len(set(keys)) and set(keys) == set(key_names(TrainConfig)) and "ppo.clip_range" in keys
 
 
 def test_help_lists_keys_with_default_and_comment() -> None:

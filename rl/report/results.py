@@ -1,0 +1,76 @@
+"""Where the gain of a run came from and what it cost, for the terminal and the report: `results.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.outcome import PhaseResult
+from rl.runs.state import Run
+from rl.statistics import success_rate
+
+RESULTS = "results.json"
+"""File of a run folder with one entry for the run and for each of its controls, see `results_of`."""
+
+Result = Mapping[str, Any]
+"""One entry of `results.json`."""
+
+SOURCES = {"imitation": "from imitation", "dream": "from the dream", "sim": "from the simulator"}
+"""Phase of a round -> the row of a table that shows its share of the gain."""
+
+
+def results_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return what each run reached after each of its phases, with its costs, as plain numbers for JSON."""
+    return [
+        {
+            "name": run.name,
+            "before": success_rate(run.outcome.before),
+            "phases": [_phase(result) for result in run.outcome.results],
+            "reward": [_mean_reward(results) for results in (run.outcome.before, run.outcome.after)],
+            "sim_steps": run.outcome.sim_steps,
+            "gate_steps": run.outcome.gate_steps,
+            "minutes": run.minutes,
+        }
+        for run in runs
+    ]
+
+
+def gain_from(result: Result, phase: str) -> float:
+    """Return the sum of the changes in success over the phases with this name: imitation, sim or dream."""
+    rates = [result["before"], *(of["success"] for of in result["phases"])]
+    changes = zip(result["phases"], rates, rates[1:], strict=False)
+    return sum(new - old for of, old, new in changes if of["phase"] == phase)
+
+
+def decomposition(result: Result) -> dict[str, str]:
+    """Return the rows of a table: the points of the gain by phase."""
+    return {row: f"{100 * gain_from(result, phase):+.1f}" for phase, row in SOURCES.items()}
+
+
+def costs(result: Result) -> dict[str, str]:
+    """Return the rows of a table: simulator steps and time."""
+    return {
+        "simulator steps": f"{result['sim_steps']:,}",
+        "steps of gates": f"{result['gate_steps']:,}",
+        "minutes": f"{result['minutes']:.1f}",
+    }
+
+
+def reward(result: Result) -> dict[str, str]:
+    """Return the row of a table: the simulator's own reward of an episode, before and after."""
+    before, after = result["reward"]
+    return {"simulator's reward": f"{before:.4g} → {after:.4g}"}
+
+
+def _phase(result: PhaseResult) -> dict[str, Any]:
+    return {
+        "phase": result.phase,
+        "accepted": result.accepted,
+        "success": success_rate(result.evaluation),
+        "rounds": result.rounds,
+    }
+
+
+def _mean_reward(results: Sequence[EpisodeResult]) -> float:
+    return sum(result.reward for result in results) / len(results)

@@ -1,0 +1,68 @@
+"""`wamtune` without words: what to do next in this folder. It imports no torch, so that it answers at once."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rewards.errors import UserError
+from rl.runs.verdict import read_verdict
+from world_model.files import JSON_BYTES, parse_json, read_file
+from world_model.runs import LATEST, newest_runs
+
+FRESH = """There are no runs in this folder yet. The demo post-trains the built-in policy on one task of a simulated arm
+and says whether it helped; it takes 10 to 20 minutes on two cores:
+
+  wamtune train demo"""
+
+OTHERS = """Also:
+  wamtune ls          checkpoints, presets, reward terms and tasks
+  wamtune doctor      is everything installed?
+  wamtune --help      all commands"""
+
+
+def screen() -> str:
+    """Return the text: the demo for a fresh folder, else the last run, its verdict and the next command."""
+    runs = [folder for folder in newest_runs(LATEST) if (folder / "config.yaml").is_file()]
+    return f"{_last(runs[0]) if runs else FRESH}\n\n{OTHERS}"
+
+
+def _last(run: Path) -> str:
+    """Return what the newest run has shown and what to do after it."""
+    verb = _verb(run)
+    lines = [f"The last run: {run} (wamtune {verb})", ""]
+    if verb != "train":
+        if _is_measured(run):
+            preset = ["tune", "metaworld-tuned"] if verb == "pretrain" else ["train", "mix"]
+            return "\n".join([*lines, "It has finished. Next:", "", _command(*preset, f"checkpoint={run}")])
+        return "\n".join([*lines, "It has not finished. To go on:", "", _command(verb, str(run))])
+    verdict = read_verdict(run)
+    if verdict is None:
+        return "\n".join([*lines, "It has not finished. To go on, or to see a report of what is there:", ""]) + (
+            f"\n{_command('train', str(run))}\n{_command('report', str(run))}"
+        )
+    if (run / "report.html").is_file():
+        lines[1:] = [f"Its report:   {run / 'report.html'}", ""]
+    return "\n".join([*lines, str(verdict), "", "Next:", "", f"  {verdict.next_command}"])
+
+
+def _verb(run: Path) -> str:
+    """Return the verb of a run, which the first line of its config names."""
+    try:
+        first = read_file(run / "config.yaml", JSON_BYTES).decode(errors="replace").partition("\n")[0]
+    except (OSError, UserError):
+        return "train"
+    found = [verb for verb in ("pretrain", "tune") if first.startswith(f"# wamtune {verb} ")]
+    return found[0] if found else "train"
+
+
+def _is_measured(run: Path) -> bool:
+    """Whether a run of pretrain or tune has finished: then its checkpoint has measurements."""
+    try:
+        return "metrics" in parse_json(read_file(run / "checkpoints" / "last" / "config.json", JSON_BYTES))
+    except (OSError, UserError, ValueError, TypeError):
+        return False
+
+
+def _command(*words: str) -> str:
+    return f"  {shlex.join(['wamtune', *words])}"
