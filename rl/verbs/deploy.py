@@ -16,6 +16,7 @@ from rl.deploy.compare import compare
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, export_policy
 from rl.deploy.pilots import Pilot, load_pilot
+from rl.deploy.remote_pilot import RemotePilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.deploy.stops import has_terminal
@@ -48,6 +49,9 @@ def _run(name: str, words: list[str]) -> None:
             f"deploy {name} run needs a robot and its limits: a preset such as robot-sim, or robot=... limits.low=..."
         )
     (pilot,), config, robot = _fitted([name], _robot_config(words[2:]))
+    if isinstance(pilot, RemotePilot):
+        budget = pilot.latency_budget_s
+        print(f"{pilot}; a plan takes {1000 * pilot.latency_s():.0f} ms, the budget is {1000 * budget:.0f} ms")
     episodes = run_session(pilot, config, keys=has_terminal(), robot=robot)
     periods = sorted(period for episode in episodes for period in episode.periods)
     solved = sum(any(episode.success) for episode in episodes)
@@ -122,7 +126,7 @@ def _export(name: str, words: list[str]) -> None:
     if is_policy(name) or _is_of_own_class(name):
         raise UserError(
             f"deploy {name} export: only wamtune's own policies are exported; this one runs from its checkpoint, with "
-            f"wamtune deploy {name} run, and a policy server is planned for a later version"
+            f"wamtune deploy {name} run, or on another computer with wamtune serve {name}"
         )
     folder = Path(options.out) if options.out else default_folder(name)
     command = shlex.join(["wamtune", "deploy", *words])
