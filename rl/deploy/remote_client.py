@@ -20,6 +20,7 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
@@ -112,7 +113,8 @@ class Client:
         self.url, self.timeout_s = url, timeout_s
         self._last = 0  # id of the newest request
         self._n_envs = 0  # of the dream; 0: there was no reset
-        self._connection = _connected(url, token, timeout_s, cafile, max_bytes)
+        self._line = ExitStack()  # closing it closes the connection
+        self._connection = _connected(self._line, url, token, timeout_s, cafile, max_bytes)
         try:
             self.server = self._described(sha256)
         except BaseException:
@@ -204,7 +206,7 @@ class Client:
 
     def close(self) -> None:
         """Close the line."""
-        self._connection.close()
+        self._line.close()
 
     def _indices(self, tasks: Sequence[str] | Array) -> Array:
         """Return tasks as indices (n,) int64.
@@ -356,8 +358,8 @@ def checked(values: Any, name: str, dtype: str, shape: Shape) -> Array:
     return found
 
 
-def _connected(url: str, token: str, timeout_s: float, cafile: str, max_bytes: int) -> Any:
-    """Open a websocket.
+def _connected(line: ExitStack, url: str, token: str, timeout_s: float, cafile: str, max_bytes: int) -> Any:
+    """Open a websocket, which is closed with `line`.
 
     Raises:
         Refused: the server does not accept the token.
@@ -379,7 +381,7 @@ def _connected(url: str, token: str, timeout_s: float, cafile: str, max_bytes: i
         # A server that does not read must not block `send` for ever. The library has no limit for it, the socket has.
         seconds = math.ceil(timeout_s)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, 0))
-        return client.connect(
+        connecting = client.connect(
             url,
             sock=opened,
             ssl=ssl.create_default_context(cafile=cafile or None) if address.scheme == "wss" else None,
@@ -390,6 +392,7 @@ def _connected(url: str, token: str, timeout_s: float, cafile: str, max_bytes: i
             max_size=max_bytes,
             max_queue=1,  # unread messages stay on the line, not in memory
         )
+        return line.enter_context(connecting)
     except broken.InvalidStatus as error:
         opened.close()
         if error.response.status_code == 401:

@@ -177,6 +177,10 @@ class Visit:
         held = checked(given["held"], "held", "<f4", (n, pilot.chunk_size, spec.action_dim))
         tensors = {name: torch.from_numpy(values) for name, values in (rows | {"task": task}).items()}
         actions = pilot.act(tensors, *(torch.from_numpy(values) for values in (noise, held, n_held)))
+        if not torch.isfinite(actions).all():
+            raise UserError(
+                "act: the actions of the policy are not finite; are the numbers of the observation in its units?"
+            )
         return {"actions": _plain(actions)}
 
     def _reset(self, given: Message) -> dict[str, Any]:
