@@ -103,7 +103,7 @@ class _Server:
                 open_timeout=OPEN_S,
                 close_timeout=CLOSE_S,
                 logger=_silent(),  # a stranger must not fill a log
-                create_connection=_reads_only_what_it_can_answer(library.ServerConnection),
+                create_connection=_patient(library.ServerConnection),
             )
         except OSError as error:
             raise UserError(f"host={door.host} port={door.port}: cannot listen there ({error.strerror})") from error
@@ -141,7 +141,7 @@ class _Server:
             self.n_clients -= 1
 
     async def _converse(self, connection: Any, visit: Visit) -> None:
-        await _send(connection, self.served.greeting)
+        await connection.send(self.served.greeting)
         loop = asyncio.get_running_loop()
         async for data in connection:
             if isinstance(data, str):
@@ -150,23 +150,15 @@ class _Server:
             try:
                 answer = await loop.run_in_executor(self._worker, visit.answer, data)
             except Malformed as error:
-                await _send(connection, f"the message cannot be read: {error}")
+                await connection.send(f"the message cannot be read: {error}")
                 await connection.close(1007, "the message cannot be read")
                 return
             except Exception as error:  # a bug, or no memory: other clients must still be answered
                 print(f"wamtune serve: unexpected {error!r:.300}", file=sys.stderr)
-                await _send(connection, f"the server failed: {type(error).__name__}; see what it printed")
+                await connection.send(f"the server failed: {type(error).__name__}; see what it printed")
                 await connection.close(1011, "the server failed")
                 return
-            await _send(connection, answer)
-
-
-async def _send(connection: Any, answer: bytes | str) -> None:
-    """Send an answer; cut the line of a client that does not read it."""
-    try:
-        await asyncio.wait_for(connection.send(answer), SEND_S)
-    except TimeoutError:
-        connection.transport.abort()
+            await connection.send(answer)
 
 
 def _has_token(header: str, token: str) -> bool:
@@ -176,23 +168,28 @@ def _has_token(header: str, token: str) -> bool:
     return scheme in ("Bearer", "Api-Key") and hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
 
 
-def _reads_only_what_it_can_answer(base: type) -> type:
-    """Return a connection that stops reading while its client does not read.
+def _patient(base: type) -> type:
+    """Return a connection that does not wait for ever for a client that does not read.
 
-    The library answers each ping at once. Without this, a client that sends pings and reads nothing would fill the
-    memory with answers.
+    While answers wait, nothing more is read: the library answers each ping at once, and pings alone could fill the
+    memory with answers. If they wait for too long, the line is cut; the library has no limit for that.
     """
 
     class Connection(base):
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.paused:  # answers wait, since the client does not read them
-                self.transport.pause_reading()
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.cut = self.loop.call_later(SEND_S, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
+            self.cut.cancel()
             if not self.recv_messages.paused:  # else requests wait, and the library goes on when one is taken
                 self.transport.resume_reading()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.paused:
+                self.transport.pause_reading()
 
     return Connection
 
