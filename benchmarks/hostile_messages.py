@@ -142,7 +142,11 @@ def _for_openpi(good: Message, draw: random.Random, max_bytes: int) -> bytes:
     deep: dict[Any, Any] = {}
     for _ in range(draw.choice([1, 5, 200])):
         deep = {draw.choice(["observation", "images", "a/b"]): deep}
-    observation: dict[Any, Any] = {"state": draw.choice([*VALUES, *ARRAYS]), "prompt": draw.choice(VALUES), "deep": deep}
+    observation: dict[Any, Any] = {
+        "state": draw.choice([*VALUES, *ARRAYS]),
+        "prompt": draw.choice(VALUES),
+        "deep": deep,
+    }
     del observation[draw.choice([*observation])]
     return msgpack.packb(observation)
 
@@ -168,8 +172,8 @@ CHANGES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda a: np.repeat(a, 3, axis=0),
     lambda a: a.reshape(-1),
     lambda a: a.astype("<f8"),
-    lambda a: a.astype("<i8"),
-    lambda a: a.astype("|u1"),
+    lambda a: np.zeros(a.shape, "<i8"),
+    lambda a: np.ones(a.shape, "|u1"),
     lambda a: np.full_like(a, np.nan) if a.dtype.kind == "f" else a + 1,
     lambda a: np.full_like(a, np.inf) if a.dtype.kind == "f" else np.full_like(a, 2**7 - 1),
     lambda a: np.full_like(a, 3e38) if a.dtype.kind == "f" else a,

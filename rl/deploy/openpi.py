@@ -110,7 +110,8 @@ def _frames(name: str, values: Any, feature: Feature, n_context_frames: int) -> 
             f"{name} has shape {list(values.shape)}, expected {list(feature.shape)}, or {list(history)} with the "
             "frames before it, the newest last"
         )
-    numbers: Array = values.astype(feature.dtype)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        numbers: Array = values.astype(feature.dtype)
     if not np.isfinite(numbers).all():
         raise UserError(f"{name} has numbers that are not finite")
     return numbers

@@ -165,7 +165,9 @@ def _has_token(header: str, token: str) -> bool:
     """Whether a header `Authorization` has the token; clients of openpi write Api-Key in place of Bearer."""
     scheme, _, given = header.partition(" ")
     # Compare in constant time, so that the time tells nothing about the token.
-    return scheme in ("Bearer", "Api-Key") and hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
+    return scheme in ("Bearer", "Api-Key") and hmac.compare_digest(
+        given.strip().encode(errors="surrogateescape"), token.encode()
+    )
 
 
 def _patient(base: type) -> type:

@@ -124,7 +124,9 @@ def test_an_encrypted_line(served: Served, tmp_path: Path) -> None:
     if openssl is None:
         pytest.skip("openssl makes the certificate of this test")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    command = (
+        f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), *files], check=True, capture_output=True)
     with serving(served, Door(certificate=str(certificate), key=str(key))) as url:
