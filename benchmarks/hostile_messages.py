@@ -1,7 +1,7 @@
 """Make hostile messages for both ends of `wamtune serve`. A seed repeats each of them exactly.
 
-A message is made from a good one: cut, with bytes changed, repeated, or with fields of other types and sizes. Others are
-no messages at all. `hostile_lines.py` sends thousands of them, the tests a few hundred.
+A message is made from a good one: cut, with bytes changed, repeated, or with fields of other types and sizes. Others
+are no messages at all. `hostile_lines.py` sends thousands of them, the tests a few hundred.
 """
 
 from __future__ import annotations
@@ -202,5 +202,5 @@ def _described(message: Message) -> dict[Any, Any]:
                 b"shape": list(value.shape),
                 b"data": value.tobytes(),
             }
-        found[key] = _described(value) if isinstance(value, dict) and b"__ndarray__" not in value else value
+        found[key] = _described(value) if isinstance(value, dict) else value
     return found

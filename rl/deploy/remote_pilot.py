@@ -57,7 +57,7 @@ class RemotePilot:
         try:
             self._line: Client | None = self._connect(url)
         except ImportError as error:
-            raise UserError(f"{url}: a policy on a server needs {error.name}; {pip_line('serve')}") from error
+            raise UserError(f"{url}: a policy on a server needs {_package(error)}; {pip_line('serve')}") from error
         except (Refused, ConnectionError) as error:
             raise UserError(f"{error}; start wamtune serve there, or name another url") from error
         self._server = self._line.server
@@ -137,6 +137,10 @@ class RemotePilot:
                 raise BadAnswer(f"{self.url}: the server has another policy than before")
             self._line = line
         return self._line
+
+
+def _package(error: ImportError) -> str:
+    return str(error.name).partition(".")[0]
 
 
 def _client(url: str) -> Client:

@@ -1,4 +1,4 @@
-"""Observations as openpi's clients send them; the messages are written by hand here, as its `msgpack_numpy` writes them."""
+"""Observations as openpi's clients send them; the messages are written here as its `msgpack_numpy` writes them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_prompt_names_a_task_by_its_name_or_its_sentence(trained: WorldActionM
         ({"state": STATE}, "prompt: it is none, expected one of 'reach', 'rest'"),
         ({"state": STATE, "prompt": "raech"}, "prompt: it is 'raech', expected one of 'reach', 'rest'"),
         ({"state": STATE, "prompt": 3}, "prompt: it is no text, expected one of 'reach', 'rest'"),
-        ({"state": STATE[:3], "prompt": "reach"}, "state has shape [3], expected [4], or [2, 4] with the frames before"),
+        ({"state": STATE[:3], "prompt": "reach"}, "state has shape [3], expected [4], or [2, 4] with the"),
         ({"state": [0.1] * 4, "prompt": "reach"}, "state is list, expected an array of float32"),
         ({"state": STATE > 0, "prompt": "reach"}, "state is bool, expected an array of float32"),
         ({"state": STATE * np.nan, "prompt": "reach"}, "state has numbers that are not finite"),

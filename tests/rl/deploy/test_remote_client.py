@@ -1,4 +1,4 @@
-"""Messages are read with care, and a client believes nothing that a server says: a server of lies stands here for it."""
+"""Messages are read with care, and a client believes nothing that a server says; the server here lies."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_a_request_that_is_refused_is_one_line(url: str, served: Served, robot: 
 
 
 class Wave:
-    """A policy that wants a sine, and each time it is asked another one, a bit higher or lower; it goes on from `held`."""
+    """A policy that wants a sine, each time another one, a bit higher or lower, and goes on from what is held."""
 
     spec = Spec({"state": Feature((1,))}, (-2.0,), (2.0,), ("wave",), control_hz=20.0)
     n_context_frames, chunk_size, noise_shape = 1, 16, (1,)
@@ -231,7 +231,7 @@ class AsTheyCome(Planner):
 
 
 def seam(kind: type[Planner]) -> float:
-    """Return the change of the action where a new plan is entered, relative to the change from step to step elsewhere."""
+    """Return the change of the action where a new plan is entered, relative to that from step to step elsewhere."""
     with serving(Served(Wave(), "wave", ""), Door()) as url:
         executor = SometimesLate()
         planner = kind(Decider(RemotePilot(url), "wave", seed=0), 4, 0.05, executor, executor.clock)
@@ -266,7 +266,8 @@ def test_hostile_answers(trained: WorldActionModel, robot: FakeRobot, monkeypatc
         n_good = draw.randrange(8)
 
         def answer(request: Any, draw: random.Random = draw, kind: Any = kind, n_good: int = n_good) -> list[Any]:
-            wild = np.float32(10.0 ** draw.randrange(-2, 38)) * np.random.default_rng(i).normal(size=(1, 4, 2))
+            numbers = np.random.default_rng(draw.getrandbits(32)).normal(size=(1, 4, 2))
+            wild = np.float32(10.0 ** draw.randrange(-2, 38)) * numbers
             good = {"id": request["id"], "actions": wild.astype("<f4")}
             return [pack(good) if request["id"] <= n_good else kind(good, draw, 100_000)] * draw.choice([1, 1, 3])
 
