@@ -204,8 +204,8 @@ def _no_websocket(url: str, messages: list[bytes | str], draw: random.Random, co
 def _pings(url: str, messages: list[bytes | str], draw: random.Random, count: Counter[str]) -> None:
     """Send a megabyte of pings, and no answer is read."""
     with suppress(ConnectionClosed, OSError), _line(url) as connection:
-        for _ in range(8000):
-            connection.ping(b"x" * 125)
+        for i in range(8000):
+            connection.ping(b"%125d" % i)
         for message in messages:
             connection.send(message)
         count["floods of pings"] += 1
