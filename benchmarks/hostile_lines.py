@@ -15,6 +15,7 @@ needed more than MOST_MB more than before.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import random
@@ -335,6 +336,7 @@ def lie(seed: int, sent: Any, port: Any) -> None:
                 else:
                     tell(hostile(good, draw, CLIENT_BYTES), draw.choice([1, 1, 1, 1, 30]))
 
+    logging.getLogger("websockets").setLevel(logging.CRITICAL + 1)
     with serve(speak, "127.0.0.1", 0, compression=None, close_timeout=0.1) as server:
         port.value = server.socket.getsockname()[1]
         server.serve_forever()

@@ -27,7 +27,7 @@ SCHEMES = ("ws://", "wss://")
 """How the name of a policy on a server begins."""
 
 PATIENCE_S = 3.0
-"""Seconds that a plan may take on a broken line, all attempts to connect again included."""
+"""Seconds to wait for an answer, and after which no further attempt is made to connect again."""
 
 RETRY_S = 0.05
 """Seconds between two attempts to connect."""
@@ -61,7 +61,11 @@ class RemotePilot:
         except (Refused, ConnectionError) as error:
             raise UserError(f"{error}; start wamtune serve there, or name another url") from error
         self._server = self._line.server
-        self.spec = Spec.from_dict(self._server["spec"])
+        try:
+            self.spec = Spec.from_dict(self._server["spec"])
+        except UserError:
+            self.close()
+            raise
         self.n_context_frames: int = self._server["n_context_frames"]
         self.chunk_size: int = self._server["chunk_size"]
         self.noise_shape: tuple[int, ...] = tuple(self._server["noise_shape"])
@@ -71,7 +75,7 @@ class RemotePilot:
         return f"{self.url}: {about['checkpoint']:.200}, sha256 {about['sha256'][:12] or 'unknown'}"
 
     def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """See `Pilot.act`. If the line is lost, connect again and repeat the request, for `PATIENCE_S` at most.
+        """See `Pilot.act`. If the line is lost, connect again and repeat the request, until `PATIENCE_S` have passed.
 
         Raises:
             ConnectionError: the line is still lost, the answer is not what a policy sends, or the server has another

@@ -102,7 +102,7 @@ class _Server:
                 max_queue=MAX_WAITING,
                 open_timeout=OPEN_S,
                 close_timeout=CLOSE_S,
-                logger=_silent(),  # a stranger must not fill a log
+                logger=logging.Logger("silent", logging.CRITICAL + 1),  # a stranger must not fill a log
                 create_connection=_patient(library.ServerConnection),
             )
         except OSError as error:
@@ -214,12 +214,6 @@ def _tls(door: Door) -> ssl.SSLContext | None:
 
 def _no_password() -> str:
     raise ValueError("the key needs a password")
-
-
-def _silent() -> logging.Logger:
-    logger = logging.getLogger("wamtune.serve")
-    logger.setLevel(logging.CRITICAL + 1)
-    return logger
 
 
 def _check_installed() -> None:

@@ -22,12 +22,10 @@ from rl.deploy.session import run_session
 from rl.deploy.stops import has_terminal
 from rl.envs.simulator import usable_device
 from rl.policies.api import Denoiser
-from rl.policies.saving import ABOUT
 from rl.policies.wam import WamDenoiser
 from rl.robots.api import Robot, make_robot
-from rl.verbs.acting import load_brought
+from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
-from world_model.checkpoint import find_checkpoint
 from world_model.runs import find_run
 
 ACTIONS = ("export", "run", "compare")
@@ -102,8 +100,7 @@ def _fitted(names: list[str], config: RobotConfig) -> tuple[list[Pilot], RobotCo
             print(f"{name}: task {config.task}, {pilot.spec.instruction(config.task)!r}, {fitted.hz:g} Hz")
             pilots.append(pilot)
             continue
-        if _is_of_own_class(name):  # it says of which, but a file must not choose the code that runs
-            raise UserError(f"{name}: it was trained from a class of your own; name that with policy=FILE.py:Class")
+        refuse_own_class(name)
         pilots.append(load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps))
     return pilots, fitted, robot
 
@@ -113,17 +110,9 @@ def _load_brought(name: str, config: RobotConfig) -> Denoiser:
     return load_brought(name, config.policy, usable_device("device", config.device), config.n_action_steps)
 
 
-def _is_of_own_class(name: str) -> bool:
-    """Whether a name is that of a checkpoint that `wamtune train` wrote of a class of the user's own."""
-    try:
-        return (find_checkpoint(Path(name)) / ABOUT).is_file()
-    except UserError:  # an export, or nothing at all, which loading it reports
-        return False
-
-
 def _export(name: str, words: list[str]) -> None:
     options = compose(None, words[2:], ExportOptions)
-    if is_policy(name) or _is_of_own_class(name):
+    if is_policy(name) or is_of_own_class(name):
         raise UserError(
             f"deploy {name} export: only wamtune's own policies are exported; this one runs from its checkpoint, with "
             f"wamtune deploy {name} run, or on another computer with wamtune serve {name}"

@@ -25,7 +25,7 @@ from rl.envs.simulator import usable_device
 from rl.policies.api import Denoiser
 from rl.policies.pilot import DenoiserPilot
 from rl.policies.wam import ModelPilot, WamDenoiser
-from rl.verbs.acting import load_actor, load_brought, load_dream
+from rl.verbs.acting import load_actor, load_brought, load_dream, refuse_own_class
 from rl.verbs.options import ServeOptions
 from world_model.checkpoint import MODEL, find_checkpoint
 from world_model.data.episodes import EpisodeStore
@@ -76,6 +76,7 @@ def _pilot(name: str, options: ServeOptions) -> Pilot:
         pilot: Pilot = DenoiserPilot(denoiser, _spec(denoiser, name, options), options.n_denoising_steps)
         try_out(pilot, name, defined_at(type(denoiser)).rpartition(":")[0])
         return pilot
+    refuse_own_class(name)
     for key in ("task", "instruction", "hz", "low", "high"):
         if getattr(options, key):
             raise UserError(f"{key}: {name} knows this itself; leave it out")

@@ -16,7 +16,11 @@ import pytest
 import torch
 
 from rl import cli
+from rl.build import make_denoiser
+from rl.compose import compose
+from rl.config import PolicyConfig
 from rl.deploy.remote_client import Client
+from rl.policies.saving import save_denoiser
 from rl.policies.wam import ModelPilot
 from rl.verbs import serve
 from rl.verbs.options import ServeOptions
@@ -131,6 +135,19 @@ def test_a_policy_of_your_own_is_served(call: Callable[..., tuple[int, str]]) ->
 
     code, out = call("mine", *OWN, during=ask)
     assert code == 0 and out.startswith("mine: sha256 unknown")
+
+
+def test_a_class_of_your_own_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `wamtune train` saved of it says so, but a file must not choose the code that runs."""
+    actor = PolicyConfig("examples/own_policy.py:OwnPolicy", {"state_dim": 4, "action_dim": 2})
+    denoiser = make_denoiser(actor, "cpu")
+    assert denoiser is not None
+    save_denoiser(Path("mine/checkpoints/last"), denoiser, actor, {}, "")
+    assert cli.main(["serve", "mine", "port=0"]) == 2
+    line = "mine: it was trained from a class of your own; name that with policy=FILE.py:Class"
+    assert capsys.readouterr().err == f"wamtune: {line}\n"
+    served = load_served("mine", compose(None, OWN, ServeOptions))
+    assert served.sha256 == sha256(Path("mine/checkpoints/last") / MODEL)
 
 
 @pytest.mark.parametrize(
