@@ -219,13 +219,13 @@ class Client:
     def _described(self, sha256: str) -> dict[str, Any]:
         """Read and check the first message of the server."""
         about = self._receive(time.monotonic() + self.timeout_s)
-        if about.get("wamtune") != PROTOCOL:
-            found = about.get("wamtune")
+        found = about.get("wamtune")
+        if type(found) is not int or found != PROTOCOL:  # the type first: it may be an array
             has = f"version {found} of the messages" if isinstance(found, int) else "another protocol"
             raise BadAnswer(f"{self.url}: the server speaks {has}, expected wamtune's version {PROTOCOL}")
         try:
             _check_description(about)
-        except (Malformed, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise BadAnswer(f"{self.url}: the server describes itself wrongly: {error!r:.200}") from error
         if sha256 and about["sha256"] != sha256:
             raise Refused(f"{self.url}: its checkpoint has sha256 {about['sha256'][:16]}..., expected {sha256[:16]}...")
@@ -242,7 +242,7 @@ class Client:
         while True:
             answer = self._receive(end)
             number = answer.get("id")
-            if number == self._last and type(number) is int:
+            if type(number) is int and number == self._last:
                 break
             # An earlier request may have been given up, and its answer comes now. Everything else was not asked for.
             if type(number) is not int or not 0 < number < self._last:
@@ -406,7 +406,7 @@ def _check_description(about: Mapping[str, Any]) -> None:
     """Check the first message of a server, so that nothing it declares takes much memory.
 
     Raises:
-        Malformed, KeyError, TypeError, AttributeError: it is not as expected.
+        ValueError, LookupError, TypeError, AttributeError: it is not as expected.
     """
     for name in ("checkpoint", "sha256"):
         if not isinstance(about[name], str):
@@ -429,6 +429,8 @@ def _check_part(about: Mapping[str, Any]) -> None:
         raise Malformed("spec needs lists of action bounds and of names of tasks")
     _check_sizes("a chunk", [about["chunk_size"], len(low)])
     for name, feature in features.items():
+        if not isinstance(feature.get("dtype", ""), str):
+            raise Malformed("a feature has a dtype that is no text")
         _check_sizes(name, [about["n_context_frames"], *feature["shape"]])
 
 
@@ -455,7 +457,7 @@ def _array_of(values: dict[Any, Any]) -> Any:
     if b"__ndarray__" not in values:
         return values
     dtype, shape, data = (values.get(key) for key in (b"dtype", b"shape", b"data"))
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise Malformed(f"an array has dtype {dtype!r:.40}, expected one of {', '.join(DTYPES)}")
     if not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise Malformed(f"an array needs a shape of at most {MAX_DIMENSIONS} sizes, and its data as bytes")

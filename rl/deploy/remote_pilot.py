@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.deploy.remote_client import BadAnswer, Client, Refused
+from rl.deploy.remote_client import BadAnswer, Client, Refused, pack
 from world_model.env import Obs
 from world_model.extras import pip_line
 from world_model.spec import Spec
@@ -136,7 +136,7 @@ class RemotePilot:
         """
         if self._line is None:
             line = self._connect(self.url)
-            if line.server != self._server:
+            if pack(line.server) != pack(self._server):
                 line.close()
                 raise BadAnswer(f"{self.url}: the server has another policy than before")
             self._line = line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -39,6 +40,8 @@ def run(words: list[str]) -> None:
     name = words[0]
     options = compose(None, words[1:], ServeOptions)
     torch.set_num_threads(options.threads)
+    # It would print a line for each answer that finds its line cut, and a stranger could fill a log with them.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     served, door = load_served(name, options), _door(options)
     with serving(served, door) as url:
         print(f"{name}: sha256 {served.sha256[:12] or 'unknown'}, messages of at most {served.max_bytes / 1e6:.1f} MB")

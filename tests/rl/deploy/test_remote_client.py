@@ -164,6 +164,8 @@ def test_a_client_reads_how_the_server_describes_itself(liar: Liar) -> None:
     [
         ({"wamtune": 2}, "the server speaks version 2 of the messages, expected wamtune's version 1"),
         ({"wamtune": None}, "the server speaks another protocol, expected wamtune's version 1"),
+        ({"wamtune": np.ones(2)}, "the server speaks another protocol"),
+        ({"spec": {**SPEC, "features": {"state": {"shape": [4], "dtype": np.ones(2)}}}}, "a dtype that is no text"),
         ({"chunk_size": 10**9}, "the server describes itself wrongly: .*'chunk_size' has sizes beyond 10,000"),
         ({"chunk_size": -1}, "the server describes itself wrongly"),
         ({"noise_shape": [10_000, 10_000]}, "the server describes itself wrongly: .* or more than 10,000,000 numbers"),
@@ -172,6 +174,8 @@ def test_a_client_reads_how_the_server_describes_itself(liar: Liar) -> None:
         ({"spec": {**SPEC, "tasks": "reach"}}, "the server describes itself wrongly: .*lists of action bounds"),
         ({"spec": None}, "the server describes itself wrongly"),
         ({"sha256": 1}, "the server describes itself wrongly: .*sha256 is a int, expected text"),
+        ({"spec": np.ones(2)}, "the server describes itself wrongly"),
+        ({"dream": np.ones(2)}, "the server describes itself wrongly"),
         ({"dream": {}}, "the server describes itself wrongly"),
     ],
 )
@@ -224,7 +228,7 @@ def test_an_answer_to_an_earlier_request_is_passed_over(liar: Liar) -> None:
         assert (client.act(OBS, ["rest"]) == 2).all()
 
 
-@pytest.mark.parametrize("number", [7, 0, -1, True, None, "1", 1.0])
+@pytest.mark.parametrize("number", [7, 0, -1, True, None, "1", 1.0, np.ones(2)], ids=str)
 def test_an_answer_that_nobody_asked_for_ends_the_line(liar: Liar, number: Any) -> None:
     liar.answer = lambda request: [pack({"id": number, "actions": ACTIONS})]
     with Client(liar.url) as client, pytest.raises(BadAnswer, match="it answers what was not asked"):
