@@ -46,7 +46,7 @@ def run(words: list[str]) -> None:
     with serving(served, door) as url:
         print(f"{name}: sha256 {served.sha256[:12] or 'unknown'}, messages of at most {served.max_bytes / 1e6:.1f} MB")
         if door.token:
-            shown = "the one in this environment" if TOKEN in os.environ else door.token
+            shown = "the one in this environment" if os.environ.get(TOKEN) else door.token
             print(f"token: {shown}; wamtune deploy reads it from the environment variable {TOKEN}")
         if not door.is_loopback and not door.certificate:
             print("not encrypted: whoever reads the line has the token; see certificate and key in docs/serve.md")
