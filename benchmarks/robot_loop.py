@@ -1,60 +1,93 @@
 """Measure the robot control loop: the accuracy of its period, and the jump of commands between two chunks.
 
     python benchmarks/robot_loop.py [MINUTES [LATENCY_MS ...]]
+    python benchmarks/robot_loop.py serve [MINUTES]
 
 Runs the built-in checkpoint on the simulated robot at 20 Hz for MINUTES (1 by default), first without added latency,
 then with 150 ms added to each plan, or with the given latencies. A seam is the change from one command to the next
 where a new plan starts, relative to the change everywhere else. The table also shows the seam of plans that are neither
 held nor blended. Run a training at the same time to see its effect on the period.
+
+With `serve` the robot runs at 10 Hz, and the policy is at the other end of a line on this computer: `wamtune serve`,
+first without added latency, then with 50 ms added to each plan, and with 500 ms in place of it to one in twenty.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from rl.deploy.frames import Frame
 from rl.deploy.loop import Lived, Loop
-from rl.deploy.pilots import Decider
+from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.planner import Planner
+from rl.deploy.remote_pilot import RemotePilot
 from rl.deploy.safety import Guard, Limits
+from rl.deploy.served import Served
+from rl.deploy.server import Door, serving
 from rl.envs.metaworld.robot import SimRobot
 from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, RobotMap
 from world_model.wam.store import load_model
 
-HZ, TASK, STEPS = 20.0, "push", 150
+HZ, SERVED_HZ, TASK, STEPS = 20.0, 10.0, "push", 150
+
+Latency = Callable[[], float]
+"""Returns the seconds that are added to the next plan."""
 
 
 def main() -> None:
-    minutes, *latencies = [float(word) for word in sys.argv[1:]] or [1.0]
+    serves, words = sys.argv[1:2] == ["serve"], [word for word in sys.argv[1:] if word != "serve"]
+    minutes, *latencies = [float(word) for word in words] or [1.0]
     torch.set_num_threads(1)
-    model = load_model("metaworld-tuned")
+    pilot = ModelPilot(load_model("metaworld-tuned"), 2)
+    if serves:
+        draw = random.Random(0)
+        late: dict[str, Latency] = {"none": lambda: 0.0, "50 ms": lambda: 0.05}
+        late["50 ms, 5 % of plans 500 ms"] = lambda: 0.5 if draw.random() < 0.05 else 0.05
+        with serving(Served(pilot, "metaworld-tuned", ""), Door()) as url:
+            measure(RemotePilot(url), SERVED_HZ, minutes, late)
+        return
+    measure(pilot, HZ, minutes, {f"{ms:.0f} ms": (lambda ms=ms: ms / 1000) for ms in latencies or (0.0, 150.0)})
+
+
+def measure(pilot: Pilot, hz: float, minutes: float, latencies: dict[str, Latency]) -> None:
+    """Print a table with a row for each latency."""
     limits = Limits(low=(-1.0,) * 4, high=(1.0,) * 4, max_change=(2.0,) * 4, still=(0.0,) * 4, max_age_s=0.5)
-    robot = SimRobot(TASK, hz=HZ)
+    robot = SimRobot(TASK, hz=hz)
     robot.connect()
-    interface = Interface(robot, model.spec, RobotMap(), HZ)
+    interface = Interface(robot, pilot.spec, RobotMap(), hz)
     print("| latency added | commands | late | period, median | 99 % off by | missed | seam | plans as they come |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for latency in (ms / 1000 for ms in latencies or (0.0, 150.0)):
-        lived, seam = live(model, interface, robot, limits, latency, minutes, smooth=True)
-        _, rough = live(model, interface, robot, limits, latency, min(minutes / 4, 1.0), smooth=False)
+    for name, latency in latencies.items():
+        lived, seam = live(pilot, interface, robot, limits, latency, minutes, smooth=True, hz=hz)
+        _, rough = live(pilot, interface, robot, limits, latency, min(minutes / 4, 1.0), smooth=False, hz=hz)
         periods = np.array([p for one in lived for p in one.periods])
-        off = np.abs(periods - 1 / HZ)
+        off = np.abs(periods - 1 / hz)
         n, late = sum(len(one.sent) for one in lived), sum(one.n_late for one in lived)
+        assert all((np.abs(one.sent) <= 1).all() for one in lived), "a command is beyond its limits"
         print(
-            f"| {1000 * latency:.0f} ms | {n} | {late} | {1000 * np.median(periods):.2f} ms "
-            f"| {1000 * np.quantile(off, 0.99):.2f} ms | {int((periods > 1.5 / HZ).sum())} | {seam:.2f} | {rough:.2f} |"
+            f"| {name} | {n} | {late} | {1000 * np.median(periods):.2f} ms | {1000 * np.quantile(off, 0.99):.2f} ms "
+            f"| {int((periods > 1.5 / hz).sum())} | {seam:.2f} | {rough:.2f} |",
+            flush=True,
         )
     robot.disconnect()
 
 
 def live(
-    model: Any, interface: Interface, robot: SimRobot, limits: Limits, latency: float, minutes: float, smooth: bool
+    pilot: Pilot,
+    interface: Interface,
+    robot: SimRobot,
+    limits: Limits,
+    latency: Latency,
+    minutes: float,
+    smooth: bool,
+    hz: float,
 ) -> tuple[list[Lived], float]:
     """Run episodes for some minutes; return them, and the change at seams relative to the change elsewhere."""
     entered: list[int] = []
@@ -75,9 +108,10 @@ def live(
     while time.monotonic() < end:
         robot.reset(len(lived))
         entered.clear()
-        decide = Slow(Decider(ModelPilot(model, 2), TASK, len(lived)), latency, smooth)
-        guard = Guard(limits, model.spec.action_dim, model.spec.state_dim, model.spec.slices)
-        one = Loop(interface, guard, decide, model.config.n_context_frames, 4, HZ, STEPS, max_late=20).run()
+        decide = Slow(Decider(pilot, TASK, len(lived)), latency, smooth)
+        spec = pilot.spec
+        guard = Guard(limits, spec.action_dim, spec.state_dim, spec.slices)
+        one = Loop(interface, guard, decide, pilot.n_context_frames, 4, hz, STEPS, max_late=20).run()
         lived.append(one)
         changes = np.abs(np.diff(np.array(one.sent)[:, :3], axis=0)).mean(1)
         seams = {k - 1 for k in entered if 0 < k <= len(changes)}
@@ -90,12 +124,12 @@ def live(
 class Slow:
     """A policy with added latency."""
 
-    def __init__(self, decide: Decider, latency: float, smooth: bool) -> None:
+    def __init__(self, decide: Decider, latency: Latency, smooth: bool) -> None:
         self.decide, self.latency, self.smooth = decide, latency, smooth
 
     def __call__(self, obs: Frame, held: np.ndarray) -> np.ndarray:
         """See `Decider`."""
-        time.sleep(self.latency)
+        time.sleep(self.latency())
         return self.decide(obs, held if self.smooth else held[:0])
 
 

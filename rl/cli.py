@@ -31,6 +31,7 @@ VERBS = {
     "report": ("rl.verbs.report", "write the report of a run as one HTML file"),
     "check": ("rl.verbs.check", "check a preset and its reward terms without training"),
     "deploy": ("rl.verbs.deploy", "run a policy on a robot, compare two on it, or export one as ONNX"),
+    "serve": ("rl.verbs.serve", "answer with a policy, and its dream, over a network"),
     "fit": ("rl.verbs.fit", "fit the simulator to episodes recorded on a robot"),
     "doctor": ("rl.verbs.doctor", "look at this installation and say what is missing"),
     "completion": ("rl.verbs.completion", "print what makes a shell complete commands, presets and keys"),

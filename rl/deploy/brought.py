@@ -54,7 +54,7 @@ def fit_to_robot(denoiser: Denoiser, name: str, config: RobotConfig, robot: Robo
     )
     _check_bounds(config, len(known.action), spec)
     pilot = DenoiserPilot(denoiser, spec, config.n_denoising_steps)
-    _try(pilot, name)
+    try_out(pilot, name, defined_at(type(denoiser)).rpartition(":")[0])
     names = replace(config.map, state=known.state, action=known.action)
     return pilot, replace(config, hz=known.hz, map=names)
 
@@ -135,14 +135,22 @@ def _check_bounds(config: RobotConfig, action_dim: int, spec: Spec) -> None:
             raise UserError(f"limits: action {i} is from {low:g} to {high:g}; for this policy, choose low below high")
 
 
-def _try(pilot: DenoiserPilot, name: str) -> None:
-    """Compute one chunk of an observation of zeros, with one held action."""
+def try_out(pilot: Pilot, name: str, file: str) -> None:
+    """Compute one chunk of an observation of zeros, with one held action.
+
+    Args:
+        pilot: the policy.
+        name: of the policy, for messages.
+        file: of its class, for messages.
+
+    Raises:
+        UserError: the policy fails.
+    """
     rows = {
         feature: torch.zeros(1, pilot.n_context_frames, *of.shape, dtype=getattr(torch, of.dtype))
         for feature, of in pilot.spec.features.items()
     }
     rows["task"] = torch.zeros(1, dtype=torch.long)
     chunk = torch.zeros(1, pilot.chunk_size, pilot.spec.action_dim)
-    acting: Pilot = pilot
-    with blamed(f"policy={name}", defined_at(type(pilot.denoiser)).rpartition(":")[0]):
-        acting.act(rows, torch.zeros(1, *pilot.noise_shape), chunk, torch.ones(1, dtype=torch.long))
+    with blamed(f"policy={name}", file):
+        pilot.act(rows, torch.zeros(1, *pilot.noise_shape), chunk, torch.ones(1, dtype=torch.long))

@@ -139,6 +139,7 @@ class Loop:
     real_time: bool = True  # False: the robot waits for each command, so the loop does not wait for the clock
     reset: Callable[[], None] = lambda: None  # prepares the robot for the episode
     calls: Calls = field(default_factory=Calls)  # makes the calls to the robot
+    trouble: Callable[[], str] = lambda: ""  # says why there is no plan, if it is known
 
     def run(self) -> Lived:
         """Run the episode; leave the robot standing still."""
@@ -196,7 +197,8 @@ class Loop:
             late = 0 if action is not None else late + 1  # commands in a row without a plan
             lived.n_late += action is None
             if late > self.max_late:
-                raise Stop(f"there was no plan for {late} commands in a row")
+                why = self.trouble()
+                raise Stop(f"there was no plan for {late} commands in a row{why and f'; {why}'}")
             # Without a plan in time, hold the position.
             state = frame[STATE]
             taken = self._command(self.guard.hold(state) if action is None else action, state, gate, pace)

@@ -1,4 +1,4 @@
-"""Policies that run on a robot: a world-action model in torch, or its export in onnxruntime, with one interface."""
+"""Policies that run on a robot, with one interface: a model in torch, an export in onnxruntime, or one on a server."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rewards.errors import UserError
 from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.frames import Frame, tensors_of
 from rl.deploy.onnx_trial import complaint
+from rl.deploy.remote_pilot import RemotePilot, is_remote
 from rl.policies.wam import ModelPilot
 from world_model.env import Obs
 from world_model.extras import pip_line
@@ -113,7 +114,12 @@ def _onnxruntime() -> Any:
 
 
 def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:
-    """Load an export if the folder contains one, else a checkpoint or a run folder."""
+    """Load an export if the folder contains one, else a checkpoint or a run folder; for a url, connect to its server.
+
+    A server chooses `n_denoising_steps` itself.
+    """
+    if is_remote(name_or_folder):
+        return RemotePilot(name_or_folder)
     if (Path(name_or_folder) / CONTRACT).is_file():
         return OnnxPilot(name_or_folder)
     return ModelPilot.load(name_or_folder, n_denoising_steps)

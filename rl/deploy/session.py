@@ -167,6 +167,7 @@ class Session:
             real_time=bool(getattr(robot, "real_time", True)),
             reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
             calls=self.calls,
+            trouble=lambda: str(getattr(pilot, "trouble", "")),
         )
 
     def _record(self, episode: Episode, name: str) -> None:

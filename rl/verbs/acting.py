@@ -9,6 +9,7 @@ from rewards.errors import UserError
 from rl.build import make_denoiser
 from rl.config import DreamConfig, PolicyConfig, TrainConfig
 from rl.policies.api import Denoiser
+from rl.policies.saving import ABOUT
 from rl.world_models import load_world_model_weights, make_world_model, world_model_of
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint
@@ -50,6 +51,24 @@ def load_brought(name: str, policy: Any, device: str, n_action_steps: int) -> De
     if actor.func != "lerobot" and Path(name).is_dir():
         denoiser.load_weights(find_checkpoint(name))
     return denoiser
+
+
+def is_of_own_class(name: str) -> bool:
+    """Whether a name is that of a checkpoint that `wamtune train` wrote of a class of the user's own."""
+    try:
+        return (find_checkpoint(Path(name)) / ABOUT).is_file()
+    except UserError:  # an export, or nothing at all, which loading it reports
+        return False
+
+
+def refuse_own_class(name: str) -> None:
+    """Refuse such a checkpoint where no class was named: it says of which, but a file must not choose what code runs.
+
+    Raises:
+        UserError: it is one.
+    """
+    if is_of_own_class(name):
+        raise UserError(f"{name}: it was trained from a class of your own; name that with policy=FILE.py:Class")
 
 
 def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldModel:

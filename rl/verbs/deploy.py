@@ -16,17 +16,16 @@ from rl.deploy.compare import compare
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, export_policy
 from rl.deploy.pilots import Pilot, load_pilot
+from rl.deploy.remote_pilot import RemotePilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.deploy.stops import has_terminal
 from rl.envs.simulator import usable_device
 from rl.policies.api import Denoiser
-from rl.policies.saving import ABOUT
 from rl.policies.wam import WamDenoiser
 from rl.robots.api import Robot, make_robot
-from rl.verbs.acting import load_brought
+from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
-from world_model.checkpoint import find_checkpoint
 from world_model.runs import find_run
 
 ACTIONS = ("export", "run", "compare")
@@ -48,6 +47,9 @@ def _run(name: str, words: list[str]) -> None:
             f"deploy {name} run needs a robot and its limits: a preset such as robot-sim, or robot=... limits.low=..."
         )
     (pilot,), config, robot = _fitted([name], _robot_config(words[2:]))
+    if isinstance(pilot, RemotePilot):
+        budget = pilot.latency_budget_s
+        print(f"{pilot}; a plan takes {1000 * pilot.latency_s():.0f} ms, the budget is {1000 * budget:.0f} ms")
     episodes = run_session(pilot, config, keys=has_terminal(), robot=robot)
     periods = sorted(period for episode in episodes for period in episode.periods)
     solved = sum(any(episode.success) for episode in episodes)
@@ -98,8 +100,7 @@ def _fitted(names: list[str], config: RobotConfig) -> tuple[list[Pilot], RobotCo
             print(f"{name}: task {config.task}, {pilot.spec.instruction(config.task)!r}, {fitted.hz:g} Hz")
             pilots.append(pilot)
             continue
-        if _is_of_own_class(name):  # it says of which, but a file must not choose the code that runs
-            raise UserError(f"{name}: it was trained from a class of your own; name that with policy=FILE.py:Class")
+        refuse_own_class(name)
         pilots.append(load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps))
     return pilots, fitted, robot
 
@@ -109,20 +110,12 @@ def _load_brought(name: str, config: RobotConfig) -> Denoiser:
     return load_brought(name, config.policy, usable_device("device", config.device), config.n_action_steps)
 
 
-def _is_of_own_class(name: str) -> bool:
-    """Whether a name is that of a checkpoint that `wamtune train` wrote of a class of the user's own."""
-    try:
-        return (find_checkpoint(Path(name)) / ABOUT).is_file()
-    except UserError:  # an export, or nothing at all, which loading it reports
-        return False
-
-
 def _export(name: str, words: list[str]) -> None:
     options = compose(None, words[2:], ExportOptions)
-    if is_policy(name) or _is_of_own_class(name):
+    if is_policy(name) or is_of_own_class(name):
         raise UserError(
             f"deploy {name} export: only wamtune's own policies are exported; this one runs from its checkpoint, with "
-            f"wamtune deploy {name} run, and a policy server is planned for a later version"
+            f"wamtune deploy {name} run, or on another computer with wamtune serve {name}"
         )
     folder = Path(options.out) if options.out else default_folder(name)
     command = shlex.join(["wamtune", "deploy", *words])

@@ -21,6 +21,7 @@ from rl.verbs.options import (
     FitOptions,
     HubOptions,
     RankOptions,
+    ServeOptions,
 )
 from world_model.data.columns_config import ColumnsConfig
 from world_model.extras import pip_line
@@ -302,6 +303,9 @@ has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C o
 then 2.
 Each episode that ends is recorded; the next run goes on with the next scene.
 
+A url such as ws://gpu-box:8000 in place of the checkpoint runs the policy of `wamtune serve` there (docs/serve.md); its
+token is in the environment variable WAMTUNE_TOKEN. The limits stay on this side.
+
 `compare` runs two policies in pairs, in random order, until it is clear which one is better or n_episodes pairs are
 done; it prints how many more would be needed, and the same command continues from there.
 
@@ -314,6 +318,22 @@ Keys of run and compare:
 Examples:
   wamtune deploy metaworld-tuned run robot-sim dry_run=true
   wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30""",
+    "serve": f"""wamtune serve CHECKPOINT | RUN_FOLDER [key=value ...]
+
+Answer with the policy of a checkpoint over a websocket, and with dream=true also with its dream: `reset`, `step_chunk`.
+Takes all policies that `wamtune deploy ... run` takes. `rl/deploy/remote_client.py` is a client in one file without
+torch; `wamtune deploy ws://HOST:PORT run` runs a robot with it, and clients of openpi work too (docs/serve.md). Ends
+with Ctrl-C. Needs the extra `serve`: {pip_line("serve")}
+
+Only programs of this computer can connect, unless `host` says otherwise. Then a token is asked for: that of the
+environment variable WAMTUNE_TOKEN, else a new one, which is printed.
+
+Keys:
+{keys_of(ServeOptions)}
+
+Examples:
+  wamtune serve metaworld-tuned dream=true
+  wamtune serve runs/mix/20250101-120000-s0 host=0.0.0.0 certificate=server.pem key=server.key""",
     "fit": f"""wamtune fit EPISODES [key=value ...]
 
 Fit mass, friction, damping, gain, delay and sensor noise of Meta-World to recorded episodes: the actions are replayed,

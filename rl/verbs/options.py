@@ -1,4 +1,4 @@
-"""Config schemas of the verbs without presets: `eval`, `rank`, `dream`, `deploy ... export`, `fit`, `collect` and `cp`.
+"""Config schemas of the verbs without presets: `eval`, `rank`, `dream`, `deploy ... export`, `serve`, `fit`, ...
 
 They are separate from the verbs, so that help and the check of a command line need no torch.
 """
@@ -124,6 +124,45 @@ class ExportOptions:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 0, "n_denoising_steps", "n_action_steps")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The keys of `wamtune serve`."""
+
+    host: str = "127.0.0.1"  # address to listen on: this computer alone; 0.0.0.0: all of its networks
+    port: int = 8000  # 0: a free one
+    certificate: str = ""  # PEM file, for an encrypted line (TLS); empty: not encrypted
+    key: str = ""  # PEM file of its private key
+    max_clients: int = 8
+    max_rows: int = 16  # most observations in a request, and most dreams of a client
+    rename: dict[str, str] = field(default_factory=dict)  # for openpi: key of an observation -> feature of the policy
+    seed: int = 0  # of the noise for clients of openpi; others send theirs
+    threads: int = 1  # of torch on the CPU
+    policy: Chosen = ""  # FILE.py:Class if the policy is a class of your own; empty: the checkpoint that is named first
+    n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
+    device: str = "cpu"  # of a policy that you bring, and of the dream, such as cuda
+    task: str = ""  # of a policy that you bring, which does not say it, as the next four
+    instruction: str = ""  # of that task, for a policy that reads language; empty: the words of its name
+    hz: float = 0.0  # actions per second
+    low: tuple[float, ...] = ()  # smallest value of each entry of an action
+    high: tuple[float, ...] = ()  # largest value
+    dream: bool = False  # offer the dream as well
+    world_model: ChosenWorldModel = ""  # what dreams, a checkpoint or FILE.py:Class; empty: the checkpoint
+    episodes: str = ""  # folder of recorded episodes in whose first states dreams begin; empty: those in the checkpoint
+    horizon: int = DreamConfig().horizon  # chunks of a dream
+    max_steps: int = EnvConfig().max_steps  # steps of a dream
+    images: tuple[str, ...] = ()  # cameras whose images a dream shows beside its latents
+
+    def check(self) -> None:
+        """Refuse counts out of range, and a key without a certificate."""
+        at_least(self, 1, "max_clients", "max_rows", "threads", "horizon", "max_steps")
+        at_least(self, 0, "seed", "hz")
+        require(self, ("port",), lambda value: 0 <= value < 2**16, "0 to 65535")
+        if self.n_denoising_steps is not None:
+            at_least(self, 1, "n_denoising_steps")
+        if self.key and not self.certificate:
+            raise UserError(f"key={self.key}: there is no certificate to it; name one with certificate=FILE")
 
 
 @dataclass(frozen=True)

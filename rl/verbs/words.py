@@ -14,7 +14,15 @@ from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.envs.names import check_builtin_options
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.verbs.options import CollectOptions, DreamOptions, EvalOptions, ExportOptions, FitOptions, RankOptions
+from rl.verbs.options import (
+    CollectOptions,
+    DreamOptions,
+    EvalOptions,
+    ExportOptions,
+    FitOptions,
+    RankOptions,
+    ServeOptions,
+)
 from world_model.hub import PREFIX, is_hub_name, parse_hub_name
 from world_model.runs import find_run
 
@@ -31,6 +39,7 @@ NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: 
     "eval": "a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`",
     "rank": "two checkpoints or run folders at least: wamtune rank metaworld-tuned runs/demo; see `wamtune ls`",
     "dream": "a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`",
+    "serve": "a checkpoint or a run folder: wamtune serve metaworld-tuned; see `wamtune ls`",
     "collect": "a new folder: wamtune collect runs/episodes/push env.tasks=push",
     "fit": "a folder of recorded episodes: wamtune fit runs/robot/sim",
 }
@@ -58,6 +67,9 @@ def check_words(verb: str, words: Sequence[str]) -> None:
         for other in names:
             _check_checkpoint(verb, other)
         check_builtin_options(compose(None, words[len(names) :], RankOptions).env)
+    elif verb == "serve":
+        _check_checkpoint(verb, str(name))
+        compose(None, words[1:], ServeOptions)
     elif verb in OPTIONS:
         _check_checkpoint(verb, str(name))
         check_builtin_options(compose(None, words[1:], OPTIONS[verb]).env)

@@ -274,7 +274,7 @@ def test_a_class_of_your_own_runs_from_the_command_line(
     assert capsys.readouterr().err == f"wamtune: {line}\n"
     assert cli.main(["deploy", "mine", "export"]) == 2
     line = "deploy mine export: only wamtune's own policies are exported; this one runs from its checkpoint, with "
-    line += "wamtune deploy mine run, and a policy server is planned for a later version"
+    line += "wamtune deploy mine run, or on another computer with wamtune serve mine"
     assert capsys.readouterr().err == f"wamtune: {line}\n"
     assert cli.main(["deploy", "mine", "compare", "other", *ROBOT, own, "n_episodes=1", "episodes=pairs"]) == 0
     assert "champion 0 %, challenger 0 % of 1 pairs" in capsys.readouterr().out

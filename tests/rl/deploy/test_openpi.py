@@ -1,0 +1,169 @@
+"""Observations as openpi's clients send them; the messages are written here as its `msgpack_numpy` writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from websockets.sync.client import connect
+
+from rl.deploy.openpi import feature_name
+from rl.deploy.pilots import Decider
+from rl.deploy.served import Served, Visit
+from rl.deploy.server import Door, serving
+from rl.policies.wam import ModelPilot
+from world_model.spec import Feature, Spec
+from world_model.wam.model import WorldActionModel
+
+STATE = np.array([0.1, -0.2, 0.3, 0.4])
+
+
+def packed(observation: Any) -> bytes:
+    def describe(value: np.ndarray) -> dict[bytes, Any]:
+        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+
+    data: bytes = msgpack.packb(observation, default=describe)
+    return data
+
+
+def unpacked(data: bytes | str) -> Any:
+    assert isinstance(data, bytes), data
+
+    def array(value: dict[Any, Any]) -> Any:
+        if b"__ndarray__" not in value:
+            return value
+        return np.ndarray(buffer=value[b"data"], dtype=np.dtype(value[b"dtype"]), shape=value[b"shape"])
+
+    return msgpack.unpackb(data, object_hook=array)
+
+
+@pytest.fixture
+def served(trained: WorldActionModel) -> Served:
+    return Served(ModelPilot(trained, 2), "tiny", "", seed=5, rename={"observation/joint_position": "state"})
+
+
+@pytest.fixture
+def visit(served: Served) -> Visit:
+    return served.visit()
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        {"state": STATE, "prompt": "reach"},
+        {"observation/state": STATE.astype("f4"), "prompt": "reach"},
+        {"observation": {"state": STATE}, "prompt": "reach"},
+        {"observation/joint_position": STATE, "prompt": "reach", "observation/gripper": 1.0},
+        {"observation/state": np.stack([STATE, STATE]), "prompt": "reach"},
+    ],
+)
+def test_actions_are_those_of_a_robot_here(served: Served, visit: Visit, observation: dict[str, Any]) -> None:
+    """Chunk after chunk with the same noise as in a session; one frame counts as standing still."""
+    decide = Decider(served.pilot, "reach", seed=5)
+    for _ in range(3):
+        answer = unpacked(visit.answer(packed(observation)))
+        expected = decide({"state": np.stack([STATE, STATE])}, np.zeros((0, 2)))
+        assert answer.keys() == {"actions", "server_timing"} and answer["actions"].shape == (4, 2)
+        assert answer["actions"].tobytes() == expected.tobytes()
+
+
+def test_a_prompt_names_a_task_by_its_name_or_its_sentence(trained: WorldActionModel) -> None:
+    trained.spec.instructions["rest"] = "stay where you are"
+    visit = Served(ModelPilot(trained, 2), "tiny", "").visit()
+    try:
+        for prompt in ("rest", "stay where you are"):
+            visit._openpi.decide.n_chunks = 0
+            found = unpacked(visit.answer(packed({"state": STATE, "prompt": prompt})))["actions"]
+            expected = Decider(ModelPilot(trained, 2), "rest", 0)({"state": np.stack([STATE] * 2)}, np.zeros((0, 2)))
+            assert (found == expected).all()
+    finally:
+        trained.spec.instructions.clear()
+
+
+@pytest.mark.parametrize(
+    ("observation", "line"),
+    [
+        ({"prompt": "reach"}, "state is missing, the observation has nothing; send it, or start wamtune serve with "
+         "'rename={KEY: state}'"),
+        ({"image": STATE, "prompt": "reach"}, "state is missing, the observation has 'image'; send it"),
+        ({"state": STATE}, "prompt: it is none, expected one of 'reach', 'rest'"),
+        ({"state": STATE, "prompt": "raech"}, "prompt: it is 'raech', expected one of 'reach', 'rest'"),
+        ({"state": STATE, "prompt": 3}, "prompt: it is no text, expected one of 'reach', 'rest'"),
+        ({"state": STATE[:3], "prompt": "reach"}, "state has shape [3], expected [4], or [2, 4] with the"),
+        ({"state": [0.1] * 4, "prompt": "reach"}, "state is list, expected an array of float32"),
+        ({"state": STATE > 0, "prompt": "reach"}, "state is bool, expected an array of float32"),
+        ({"state": STATE * np.nan, "prompt": "reach"}, "state has numbers that are not finite"),
+        ({"state": STATE * 1e300, "prompt": "reach"}, "state has numbers that are not finite"),
+        ({b"state": STATE, "prompt": "reach"}, "an observation has a key that is a bytes, expected text"),
+        ({"a": {"b": {"c": {"d": {"e": {}}}}}}, "an observation has maps within maps, expected 4 levels at most"),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line_of_text_and_the_next_one_is_answered(
+    visit: Visit, observation: dict[Any, Any], line: str
+) -> None:
+    answer = visit.answer(packed(observation))
+    assert isinstance(answer, str) and answer.startswith(line) and "\n" not in answer
+    assert unpacked(visit.answer(packed({"state": STATE, "prompt": "rest"})))["actions"].shape == (4, 2)
+
+
+class Sees:
+    """A policy that reads an image; its actions are the image's brightest and darkest value."""
+
+    spec = Spec(
+        {"state": Feature((2,)), "images.front": Feature((8, 6, 3), dtype="uint8")},
+        (0.0,) * 2,
+        (255.0,) * 2,
+        ("look",),
+        10.0,
+    )
+    n_context_frames, chunk_size, noise_shape = 1, 3, (1,)
+
+    def act(self, obs: Any, noise: torch.Tensor, held: torch.Tensor, n_held: torch.Tensor) -> torch.Tensor:
+        image = obs["images.front"]
+        assert image.dtype == torch.uint8 and obs["state"].dtype == torch.float32
+        return torch.tensor([[[float(image.max()), float(image.min())]] * 3])
+
+
+def test_images_are_found_by_name_and_keep_their_type() -> None:
+    """The only task needs no prompt."""
+    image = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+    visit = Served(Sees(), "sees", "").visit()
+    for seen in (
+        {"observation/state": STATE[:2], "observation/images/front": image},
+        {"state": STATE[:2], "images": {"front": image}, "prompt": "look"},
+    ):
+        assert unpacked(visit.answer(packed(seen)))["actions"].tolist() == [[143.0, 0.0]] * 3
+        bad = {**seen, "images.front": image.astype("f4")}
+        assert visit.answer(packed(bad)) == "images.front is float32, expected an array of uint8"
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("state", "state"), ("observation/state", "state"), ("observation.images.front", "images.front")]
+    + [("images/front", "images.front"), ("observation/images/front", "images.front")],
+)
+def test_names(key: str, name: str) -> None:
+    assert feature_name(key) == name
+
+
+def test_over_the_line(served: Served) -> None:
+    with serving(served, Door()) as url, connect(url, compression=None, max_size=None) as connection:
+        assert unpacked(connection.recv())["checkpoint"] == "tiny"  # a client of openpi keeps this as metadata
+        connection.send(packed({"state": STATE, "prompt": "reach"}))
+        assert unpacked(connection.recv())["actions"].dtype == np.float32
+
+
+def test_the_client_of_openpi_itself(served: Served) -> None:
+    """Where it is installed; the project does not need it."""
+    client = pytest.importorskip("openpi_client.websocket_client_policy")
+    with serving(served, Door(token="secret")) as url:
+        policy = client.WebsocketClientPolicy(url, api_key="secret")
+        assert policy.get_server_metadata()["checkpoint"] == "tiny"
+        found = policy.infer({"observation/state": STATE, "prompt": "reach"})["actions"]
+        expected = Decider(served.pilot, "reach", 5)({"state": np.stack([STATE] * 2)}, np.zeros((0, 2)))
+        assert (found == expected).all() and torch.from_numpy(found.copy()).isfinite().all()
+        with pytest.raises(RuntimeError, match="prompt: it is 'raech', expected one of 'reach', 'rest'"):
+            policy.infer({"observation/state": STATE, "prompt": "raech"})
