@@ -47,5 +47,5 @@ def test_the_commands_run_as_written(tmp_path: Path) -> None:
     for block in blocks():
         done = subprocess.run(["sh", "-e", "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    config = json.loads((tmp_path / "policies" / "push-better" / "config.json").read_text())
+    config = json.loads((tmp_path / "policies" / "button-better" / "config.json").read_text())
     assert config["type"] == "act" and config["n_action_steps"] == 8
