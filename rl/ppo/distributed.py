@@ -236,10 +236,10 @@ class Group(Distributed):
         try:
             yield
         except Exception as error:
-            # Also if all have raised another error from it.
-            if error is not self._told and error.__cause__ is not self._told:
-                self._agree(error)
-            raise
+            # All processes know it already, or have raised another error from it.
+            if self._told is not None and self._told in (error, error.__cause__):
+                raise
+            self._agree(error)
 
     def remember(self, folder: str) -> None:
         """Keep the run folder for the processes that torchrun starts after a fault."""
