@@ -5,8 +5,8 @@
 A run of two processes is started, and after a random time one of them gets SIGKILL or SIGSTOP, in turns. In every
 second pair of faults torchrun may restart the processes, and the run must finish by itself. In the others it must end
 with one line, and is started again with its folder. The table has the longest time from a fault to the end of torchrun,
-or to the restart. The exit code is 1 if a result differs, a run could not go on, there was not exactly one line, or more
-than a minute has passed.
+or to the restart. The exit code is 1 if a result differs, a run could not go on, there was not exactly one line, or
+more than a minute has passed.
 """
 
 from __future__ import annotations
