@@ -172,7 +172,8 @@ class Group(Distributed):
     @property
     def n_threads(self) -> int:
         """The cores of this machine, divided by its processes. torchrun sets the default of torch to 1."""
-        return max(1, len(os.sched_getaffinity(0)) // self.n_local)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // self.n_local)
 
     def n_workers(self, n_workers: int) -> int:
         """Return the workers of a config divided by the processes of this machine."""
@@ -287,6 +288,7 @@ class Group(Distributed):
 
     def _agree(self, error: Exception | None = None) -> None:
         """Tell the others whether this process has failed; raise the exception of the one that has."""
+        self._heartbeat.n_exchanges += 1
         with self._answered():
             failed = torch.tensor(0 if error is None else self.rank + 1)
             distributed.all_reduce(failed, distributed.ReduceOp.MAX)
@@ -295,9 +297,6 @@ class Group(Distributed):
             first = int(failed) - 1
             box: list[Any] = [None if error is None else (isinstance(error, BadNumbers), _line(error), _tensors(error))]
             distributed.broadcast_object_list(box, first)
-        if first == self.rank and error is not None and not isinstance(error, UserError):
-            self._told = error  # with its traceback, for --debug
-            raise error
         is_bad_number, line, tensors = box[0]
         line = f"process {first}: {line}"
         self._told = BadNumbers(line, **tensors) if is_bad_number else UserError(line)
@@ -309,8 +308,8 @@ class Group(Distributed):
         try:
             yield
         except RuntimeError as error:
-            missing = self._heartbeat.missing() or f"the exchange between the processes failed: {error}"
-            self._told = UserError(missing)
+            missing = self._heartbeat.missing() or self._heartbeat.late()
+            self._told = UserError(missing or f"the exchange between the processes failed: {error}")
             raise self._told from error
 
 

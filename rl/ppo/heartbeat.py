@@ -3,6 +3,9 @@
 Each process counts up once a second in the store of the group, and watches the count of the next process. If that one
 stands still for `PATIENCE` seconds, the process that watches it ends the run with one line. It does so from a thread of
 its own, because its main thread may be waiting for the missing process.
+
+The store also has the number of exchanges that each process has begun, so that one which lives, but does not come to
+the next exchange, can be named.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ class Heartbeat:
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
         # A clone has a connection of its own, so this thread never waits for another user of the store.
-        self.store, self.rank, self.world_size = store.clone(), rank, world_size  # type: ignore[attr-defined] # not in torch's stubs
+        self.store: Store = store.clone()  # type: ignore[attr-defined] # torch's stubs lack it
+        self.rank, self.world_size = rank, world_size
+        self.n_exchanges = 0  # that this process has begun; the group counts them
+        self._published = 0
         self._ended = threading.Event()
         self.store.add(_key(rank), 1)
         threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
@@ -72,6 +78,15 @@ class Heartbeat:
         lost = [rank for rank in range(self.world_size) if rank != self.rank and before[rank] == now[rank] < ENDED]
         return _line(lost) if lost else ""
 
+    def late(self) -> str:
+        """Return a line that names the processes which have begun fewer exchanges than this one, or ""."""
+        try:
+            begun = [self.store.add(_exchanges(rank), 0) for rank in range(self.world_size)]
+        except RuntimeError:
+            return ""
+        lost = [rank for rank in range(self.world_size) if rank != self.rank and begun[rank] < self.n_exchanges]
+        return f"process {', '.join(map(str, lost))} did not come to an exchange in time; it may hang" if lost else ""
+
     def _counts(self) -> list[int]:
         return [self.store.add(_key(rank), 0) for rank in range(self.world_size)]
 
@@ -81,6 +96,9 @@ class Heartbeat:
         while not self._ended.wait(BEAT):
             try:
                 self.store.add(_key(self.rank), 1)
+                begun = self.n_exchanges
+                self.store.add(_exchanges(self.rank), begun - self._published)
+                self._published = begun
                 count = self.store.add(_key(watched), 0)
             except RuntimeError:
                 return  # the main thread finds the same at its next exchange
@@ -100,6 +118,10 @@ class Heartbeat:
 
 def _key(rank: int) -> str:
     return f"heartbeat/{rank}"
+
+
+def _exchanges(rank: int) -> str:
+    return f"exchanges/{rank}"
 
 
 def _line(lost: list[int]) -> str:

@@ -44,7 +44,7 @@ def words(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     """Those of a small run with all phases and a term that can go wrong; a state is saved after every rollout."""
     monkeypatch.chdir(tmp_path)
     Path("faults.py").write_text(FAULTS)
-    words = [*tiny, "total_timesteps=512", "ppo.imitation_steps=3", "ppo.critic_warmup_steps=2", "dream.n_episodes=3"]
+    words = [*tiny, "total_timesteps=1024", "ppo.imitation_steps=3", "ppo.critic_warmup_steps=2", "dream.n_episodes=3"]
     words += ["env.n_envs=8", "dream.refit_steps=3", "gate.n_dreams=1", "eval.n_paired=0", "save_minutes=0"]
     return [*words, "rewards.faults={func: faults.py:term, weight: 1.0}"]
 
@@ -85,7 +85,7 @@ def test_a_run_in_two_processes(torchrun: Any, words: list[str], capsys: pytest.
     expected = everything(folder_of("whole"))
 
     # The first evaluation is the one of a single process.
-    assert cli.main(["train", "mix", *words, "n_rounds=1", "total_timesteps=256", "name=one"]) == 0, capsys.readouterr()
+    assert cli.main(["train", "mix", *words, "total_timesteps=256", "name=one"]) == 0, capsys.readouterr()
     assert before(folder_of("one")) == before(folder_of("whole"))
 
     # Process 1 is killed in a rollout, and torchrun starts both again.
