@@ -307,7 +307,7 @@ class TrainConfig:
     # folder of episodes, a LeRobot dataset or a built-in checkpoint, for the anchor; empty: those of `checkpoint`
     demonstrations: str = ""
     seed: int = 0  # of exploring, batches and new weights; evaluations and gates have their own
-    threads: int = 0  # of torch; 0: all cores
+    threads: int = 0  # of torch in each process; 0: all cores, shared by the processes of torchrun
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, with a gate after each

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rewards.api import ImageModel
 from world_model.data.episodes import Episode
 from world_model.env import Frames, Obs, ReadOut
+from world_model.processes import Share
 from world_model.spec import STATE, Spec
 from world_model.tree import Tree
 from world_model.view import View
@@ -144,6 +145,22 @@ class WorldModel(ABC):
             seed: of batches and noise.
             tick: called with the finished share of the training, from 0 to 1.
         """
+
+    def refit_together(
+        self,
+        episodes: list[Episode],
+        n_steps: int,
+        learning_rate: float,
+        seed: int,
+        tick: Callable[[float], None],
+        share: Share,
+    ) -> None:
+        """Refit in several processes; afterwards all get the weights of process 0.
+
+        By default each process does the whole refit. `seed` is different in each process, and `share` averages the
+        gradients; the other arguments are those of `refit`.
+        """
+        self.refit(episodes, n_steps, learning_rate, seed, tick)
 
     def refined(self) -> Self:
         """Return this model with one denoising step more, which dreams successes again for `redream`; same weights."""

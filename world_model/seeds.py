@@ -5,3 +5,6 @@ NOISE_SEED = 2**31
 
 Seeds of episodes are smaller, so the two ranges do not overlap.
 """
+
+PROCESS_SEED = 2**41
+"""Added to a seed once per process of a group, so that each draws other numbers; see `rl.ppo.distributed`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -32,11 +33,12 @@ class Rollout:
     weight: Tensor  # weight of the chunk in an update
     terms: dict[str, float] = field(default_factory=dict)  # mean of each reward term per executed step
 
-    def success_rate(self, fresh: bool) -> float:
+    def success_rate(self, fresh: bool, total: Callable[[Tensor], Tensor] = lambda values: values) -> float:
         """Return the share of successes among the episodes that ended; 0 if none did.
 
         If every episode began with the rollout (`fresh`), count only the first of each environment. A later one has
         too little time left: it may end with a quick success, but a failure would not end before the rollout does.
+        `total` sums a tensor over the processes that collect together.
         """
         ends = self.terminated | self.truncated
         if fresh:
@@ -44,7 +46,7 @@ class Rollout:
             hits, ended = (self.success & first).any(0), ends.any(0)
         else:
             hits, ended = self.success, ends
-        return float((hits & ended).sum() / ended.sum().clamp(min=1))
+        return float(total((hits & ended).sum()) / total(ended.sum()).clamp(min=1))
 
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
         """Return generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from rl.policies.api import TrainablePolicy
 from rl.ppo.buffer import Rollout
+from rl.ppo.distributed import Distributed
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.tree import Tree, join, rows, to
 
 MOST = 10_000
-"""Largest number of success chunks kept of each kind; older ones are dropped. Each takes 15 kB with its context."""
+"""Largest number of success chunks kept of each kind, in all processes together; older ones are dropped.
+
+Each takes 15 kB with its context.
+"""
 
 DEMO_COPIES = 8
 """Number of times each demonstration window is encoded, with new noise each, if the model adds noise to contexts."""
@@ -33,7 +38,9 @@ class Imitation:
         demonstrations: episodes of the trained tasks.
         demo_coef, sim_coef, dream_coef: weights of the loss on demonstrations, on successes in the simulator and on
             dreamed successes; the caller adds the weighted sum to its own loss.
-        batch_size: windows drawn from each of the three.
+        batch_size: windows drawn from each of the three, in each process.
+        distributed: the processes that train the policy together. Each keeps the successes that it has collected, and
+            all have the demonstrations. None: there is one process.
     """
 
     def __init__(
@@ -44,21 +51,26 @@ class Imitation:
         sim_coef: float,
         dream_coef: float,
         batch_size: int,
+        distributed: Distributed | None = None,
     ) -> None:
-        self.policy, self.batch_size = policy, batch_size
+        self.policy, self.batch_size, self.distributed = policy, batch_size, distributed or Distributed()
         self.coefs = {"demonstrations": demo_coef, "sim": sim_coef, "dream": dream_coef}
         # The encoder is frozen, so each context is encoded once, with the noise used in the model's training.
         self.examples: dict[str, Examples] = {}
+        self.weights: dict[str, float] = {}  # of each kind in the loss of this process; none: no process has any
         if demo_coef > 0:
             windows = policy.windows(demonstrations)
             # Demonstrations are few: encode each window several times, each time with other noise.
             n_copies = 1 if policy.context_noise == 0.0 else DEMO_COPIES
             self._encode("demonstrations", windows, torch.arange(len(windows)).repeat(n_copies))
+        self._weigh()
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
-        """Draw batches and return the weighted sum of their losses; None if there are no examples."""
-        parts = [self.coefs[kind] * self._draw(*examples, generator) for kind, examples in self.examples.items()]
-        return torch.stack(parts).sum() if parts else None
+        """Draw batches and return the weighted sum of their losses; None if there are no examples in any process."""
+        parts = [self.weights[kind] * self._draw(*examples, generator) for kind, examples in self.examples.items()]
+        if not self.weights:
+            return None
+        return torch.stack(parts).sum() if parts else torch.zeros((), device=self.policy.device)
 
     def add_successes(self, rollout: Rollout, place: str) -> None:
         """Keep the chunks of a rollout that led to a success in the same episode; `place` is "sim" or "dream"."""
@@ -69,6 +81,7 @@ class Imitation:
         if self.coefs[place] > 0 and kept.any():
             contexts = [rows(context, of) for context, of in zip(rollout.context[: len(kept)], kept, strict=True)]
             self._keep(place, join(contexts), actions[kept])
+        self._weigh()
 
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
         """Keep consecutive chunks of recorded successes, and one more that ends with the episode.
@@ -82,8 +95,12 @@ class Imitation:
         size = self.policy.chunk_size
         shortest = delay + (1 if self.policy.masks_unknown else size)
         successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= shortest]
-        if self.coefs["sim"] == 0 or not successes:
-            return
+        if self.coefs["sim"] > 0 and successes:
+            self._add(successes)
+        self._weigh()
+
+    def _add(self, successes: list[Episode]) -> None:
+        size = self.policy.chunk_size
         windows = self.policy.windows(successes, ends=True)
         begins = windows.start - windows.first[windows.episode]
         if self.policy.masks_unknown:  # one window for each decision
@@ -102,10 +119,34 @@ class Imitation:
         self.examples = {k: examples for k, examples in self.examples.items() if k == "demonstrations"}
         for kind, (context, actions) in collected.items():
             self.examples[kind] = to(context, self.policy.device), actions.to(self.policy.device)
+        self._weigh()
+
+    def deal(self, parts: Sequence[dict[str, Examples]]) -> None:
+        """Replace the collected examples by this process's share of those that `collected` returned in each process."""
+        dealt: dict[str, Examples] = {}
+        for kind in dict.fromkeys(kind for part in parts for kind in part):
+            contexts, actions = zip(*(part[kind] for part in parts if kind in part), strict=True)
+            context, action = join(contexts), torch.cat(actions)
+            if own := list(self.distributed.shard(range(len(action)))):
+                dealt[kind] = rows(context, torch.tensor(own)), action[own]
+        self.collect_again(dealt)
 
     def forget_dream(self) -> None:
         """Drop dreamed successes: the next dream comes from a refitted model."""
         self.examples.pop("dream", None)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Weigh each kind by the share of its examples that this process has, so that all examples weigh the same.
+
+        Every process draws as many windows as the others, also if it has fewer to draw from.
+        """
+        own = torch.tensor([len(self.examples[kind][1]) if kind in self.examples else 0 for kind in self.coefs])
+        every = self.distributed.sum(own).tolist()
+        shares = zip(self.coefs.items(), own.tolist(), every, strict=True)
+        self.weights = {
+            kind: coef * (n * self.distributed.world_size / n_all) for (kind, coef), n, n_all in shares if n_all
+        }
 
     def _encode(self, kind: str, windows: Windows, index: Tensor) -> None:
         batch = windows.at(index)
@@ -116,7 +157,7 @@ class Imitation:
     def _keep(self, kind: str, context: Tree, actions: Tensor) -> None:
         if kind in self.examples:
             old_context, old_actions = self.examples[kind]
-            newest = slice(-MOST, None)
+            newest = slice(-self.distributed.share.of(MOST), None)
             context, actions = rows(join([old_context, context]), newest), torch.cat([old_actions, actions])[newest]
         self.examples[kind] = context, actions
 

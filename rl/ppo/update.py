@@ -22,6 +22,7 @@ from rewards.errors import BadNumbers
 from rl.config import PPOConfig
 from rl.policies.api import TrainablePolicy, load_policy_state, policy_state
 from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
+from rl.ppo.distributed import Distributed
 from rl.ppo.schedules import load_schedule
 from world_model.env import BatchedEnv, ChunkStep
 from world_model.guards import check_gradients, check_loss
@@ -53,6 +54,8 @@ class PPO:
         config: hyper-parameters.
         imitation: draws a weighted loss to add, such as `Imitation.loss`; it may return None.
         seed: of every random choice made here.
+        distributed: the processes that train this policy together, each on samples of its own. `config` holds the share
+            of this process. None: there is one process.
 
     Raises:
         UserError: a schedule of the config is unknown or does not fit.
@@ -64,8 +67,10 @@ class PPO:
         config: PPOConfig,
         imitation: Callable[[torch.Generator], Tensor | None] | None = None,
         seed: int = 0,
+        distributed: Distributed | None = None,
     ) -> None:
         self.policy, self.config, self.imitation = policy, config, imitation
+        self.distributed = distributed or Distributed()
         self.learning_rate = load_schedule("ppo.learning_rate", config.learning_rate)
         self.clip_range = load_schedule("ppo.clip_range", config.clip_range)
         self.progress_remaining = 1.0  # what the schedules read: 1 at the start of the training, 0 at its end
@@ -137,7 +142,7 @@ class PPO:
         Raises:
             BadNumbers: a sample, loss or gradient is not finite; no optimizer step was taken with it.
         """
-        samples = _normalised(samples)
+        samples = _normalised(samples, self.distributed.sum)
         _check_finite(samples)
         # Keep the weights, so that an update that explodes can be undone.
         before, target_kl = policy_state(self.policy), self.config.target_kl or math.inf
@@ -149,6 +154,7 @@ class PPO:
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
             for index in order.split(self.config.batch_size):
                 losses, stats = self._losses(samples[index], real, ref_kl_coef)
+                stats = self.distributed.mean(stats)  # of the batches of all processes, which then decide alike
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
                 # Early stop as in SB3: check the KL before the step, and skip the rest of the update.
@@ -162,8 +168,8 @@ class PPO:
         means = {name: sum(values) / len(values) for name, values in seen.items()}
         if exploded:  # the optimizer's moments stay as they are
             load_policy_state(self.policy, before)
-        variance = explained_variance(samples.value, samples.returns)
-        ends = {"early_stop": float(stop), "taken_back": float(exploded), "explained_variance": variance}
+        variance = {"explained_variance": explained_variance(samples.value, samples.returns)}
+        ends = {"early_stop": float(stop), "taken_back": float(exploded), **self.distributed.mean(variance)}
         return means | ends | self._scheduled()
 
     def imitate(self, n_steps: int) -> None:
@@ -190,12 +196,14 @@ class PPO:
         train = samples[(~held).nonzero().squeeze(1)]
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
         for _ in range(n_steps):
-            loss = self._value_loss(train, 512)
+            loss = self._value_loss(train, self.distributed.share.of(512))
             optimizer.zero_grad()
             loss.backward()
+            self.distributed.average_gradients(self.policy.critic_parameters())
             optimizer.step()
         with torch.no_grad():
-            return explained_variance(self.policy.values(rows(samples.context, held)), samples.returns[held])
+            variance = explained_variance(self.policy.values(rows(samples.context, held)), samples.returns[held])
+        return self.distributed.mean({"variance": variance})["variance"]
 
     def _scheduled(self) -> dict[str, float]:
         """Return the current values of scheduled hyper-parameters; constant ones are not logged."""
@@ -277,7 +285,10 @@ class PPO:
         """
         check_loss(loss, REMEDY)
         optimizer.zero_grad()
-        loss.backward()
+        if loss.requires_grad:  # it does not in a process without examples, while others imitate theirs
+            loss.backward()
+        # One exchange for all gradients; a bad number of one process is then in all of them, before any weight changes.
+        self.distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
         norms = [
             nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm) for group in optimizer.param_groups
         ]
@@ -300,10 +311,13 @@ def _check_finite(samples: Samples) -> None:
         raise BadNumbers(problem, chain=samples.chain, **found, **dict(tensors(samples.context, "context")))
 
 
-def _normalised(samples: Samples) -> Samples:
-    """Return the samples with advantages of weighted mean 0 and, above `ADVANTAGE_FLOOR`, weighted deviation 1."""
+def _normalised(samples: Samples, total: Callable[[Tensor], Tensor] = lambda values: values) -> Samples:
+    """Return the samples with advantages of weighted mean 0 and, above `ADVANTAGE_FLOOR`, weighted deviation 1.
+
+    `total` sums a tensor over the processes that train together.
+    """
     # Weighted statistics, so that chunks of weight 0 have no influence on the others.
-    share = samples.weight / samples.weight.sum()
-    advantage = samples.advantage - (share * samples.advantage).sum()
-    scale = (share * advantage.square()).sum().sqrt().clamp(min=ADVANTAGE_FLOOR)
+    share = samples.weight / total(samples.weight.sum())
+    advantage = samples.advantage - total((share * samples.advantage).sum())
+    scale = total((share * advantage.square()).sum()).sqrt().clamp(min=ADVANTAGE_FLOOR)
     return Samples(**{**vars(samples), "advantage": advantage / scale})

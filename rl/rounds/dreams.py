@@ -10,8 +10,10 @@ from rewards.errors import BadNumbers, UserError
 from rl.build import SAME, make_rewards
 from rl.config import TrainConfig
 from rl.ppo.buffer import Rollout
+from rl.ppo.distributed import Distributed
 from rl.rounds.gate import Verdict
 from rl.rounds.trust_signals import make_signals
+from rl.world_models import load_world_model_state, world_model_state
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
@@ -25,16 +27,24 @@ class Dreams:
     """The recorded episodes, and the dream that is refitted on them.
 
     Args:
-        config: of the run.
+        config: of the run; in several processes, of the share of this one.
         model: dreams.
         images: see `DreamEnv`.
+        distributed: the processes that dream and refit together. None: there is one process.
 
     Raises:
         UserError: a dream cannot compute a reward term of `config`, or a trust signal cannot be built; both are named.
     """
 
-    def __init__(self, config: TrainConfig, model: WorldModel, images: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: WorldModel,
+        images: tuple[str, ...] = (),
+        distributed: Distributed | None = None,
+    ) -> None:
         self.config, self.model, self.images = config, model, images
+        self.distributed = distributed or Distributed()
         self.rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
         self.signals = make_signals(config)
         self.episodes: list[Episode] = []
@@ -105,10 +115,10 @@ class Dreams:
         # Apply them: weights multiply, and a success counts only where every signal is above 0.
         for _, trust in trusts:
             rollout.weight, rollout.success = rollout.weight * trust, rollout.success & (trust > 0)
-        if not rollout.weight.any():
+        if not self.distributed.any(bool(rollout.weight.any())):
             names = ", ".join(signal.name for signal in self.signals)
             raise BadNumbers(f"every chunk of a dreamed rollout got weight 0 from the trust signals {names} together")
-        return seen
+        return self.distributed.mean(seen)
 
     @property
     def end(self) -> bool:
@@ -143,8 +153,23 @@ class Dreams:
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.chunk_size)):
             self.model.calibrate_trust(new)
         seed = self.config.seed + len(self.episodes)
-        self.model.refit(self.episodes, config.refit_steps, config.refit_learning_rate, seed, tick)
+        self.model.refit_together(
+            self.episodes,
+            n_steps=config.refit_steps,
+            learning_rate=config.refit_learning_rate,
+            seed=seed,
+            tick=tick,
+            share=self.distributed.share,
+        )
+        self._copy_from_first()
         self.n_refitted = len(self.episodes)
+
+    def _copy_from_first(self) -> None:
+        """Give all processes the weights of process 0: a processor of another kind may round differently."""
+        if self.distributed.world_size > 1:
+            state = world_model_state(self.model)
+            self.distributed.copy_from_first(state)
+            load_world_model_state(self.model, state)
 
     def _unseen(self, n_steps: int) -> list[Episode]:
         """Return the episodes of at least `n_steps` steps that no refit has used."""

@@ -1,17 +1,27 @@
-"""Evaluation environments: simulators that run episodes by seed, for gates, evaluations, exploring and dream starts."""
+"""Evaluation environments: simulators that run episodes by seed, for gates, evaluations, exploring and dream starts.
+
+Several processes share the seeds and exchange what they find. An episode depends on its seed alone, so together they
+find what one process finds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from rl.build import make_sim
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, Policy
+from rl.ppo.distributed import Distributed
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
+
+SAME_ROUNDING = 4
+"""With fewer rows a matrix product is rounded in another way, so that an episode would no longer repeat to the bit."""
 
 
 class EvalEnvs:
@@ -21,6 +31,7 @@ class EvalEnvs:
         config, model, tasks, denoiser: define what is simulated, see `make_sim`.
         sim: the simulator that PPO trains in. It is used here as well if a process can hold only one simulator, or if
             PPO trains in the dream alone and there is a single task. Then each use resets it.
+        distributed: the processes that share the seeds. None: there is one process.
     """
 
     def __init__(
@@ -30,11 +41,14 @@ class EvalEnvs:
         tasks: Sequence[str],
         sim: Simulator,
         denoiser: Denoiser | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
+        self.distributed = distributed or Distributed()
         one_task_each = [[task] for task in tasks] or [[]]
         n_each = -(-config.env.n_envs // len(one_task_each))  # rounded up
+        n_each = max(self.distributed.share.of(n_each), min(n_each, SAME_ROUNDING))
         # Share the simulator where a second one is impossible, or where PPO never steps it.
-        shared = sim.alone or (config.env.kind == "dream" and len(one_task_each) == 1)
+        shared = sim.alone or (config.env.kind == "dream" and len(one_task_each) == 1 and sim.num_envs >= n_each)
         self.envs = (
             [sim]
             if shared
@@ -42,20 +56,21 @@ class EvalEnvs:
         )
 
     def run(self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
-        """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that is done."""
-        results: list[EpisodeResult] = []
+        """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that is done here."""
+        results: list[list[EpisodeResult]] = []  # of this process, for each task
         for env, own_seeds in self._assigned(seeds):
+            n_before = sum(map(len, results))
 
-            def count(n: float, _: int, n_before: int = len(results)) -> None:
-                tick((n_before + n) / len(seeds))
+            def count(n: float, _: int, n_before: int = n_before) -> None:
+                tick(min((n_before + n) * self.distributed.world_size / len(seeds), 1.0))
 
-            results += evaluate_sim(policy, env, own_seeds, count)
-        return results
+            results.append(evaluate_sim(policy, env, self.distributed.shard(own_seeds), count))
+        return [result for of_task in results for result in self.distributed.gather(of_task)]
 
     def record(
         self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]
     ) -> tuple[list[EpisodeResult], list[Episode]]:
-        """Run the episodes of `seeds` as `run` does, and return their recordings beside the results."""
+        """Run the episodes of `seeds` as `run` does; return the results, and the recordings of this process."""
         was_recording = [env.recorder is not None for env in self.envs]
         for env in self.envs:
             env.record(True)
@@ -67,7 +82,14 @@ class EvalEnvs:
 
     def starts(self, seeds: Sequence[int]) -> StartStates:
         """Reset to the episodes of `seeds` and return their first states; this executes no step."""
-        return StartStates.join([first_states(env, own_seeds) for env, own_seeds in self._assigned(seeds)])
+        assigned = self._assigned(seeds)
+        shares = [(env, self.distributed.shard(own_seeds)) for env, own_seeds in assigned]
+        parts = self.distributed.gather([first_states(env, share) for env, share in shares if share])
+        starts = StartStates.join(parts)
+        # Those of a process follow each other here; put them in the order of one process.
+        rows = {seed: row for row, seed in enumerate(starts.seed.tolist())}
+        index = torch.tensor([rows[seed] for _, own_seeds in assigned for seed in own_seeds], device=starts.seed.device)
+        return StartStates(starts.rows(index), starts.task[index], starts.seed[index])
 
     def close(self) -> None:
         """Close every simulator and its worker processes."""

@@ -21,6 +21,7 @@ from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, Policy, load_policy_state, policy_state
 from rl.policies.chain import load_weights
 from rl.ppo.callbacks import RunCallbacks
+from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
@@ -28,17 +29,17 @@ from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult, whole_episodes
 from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
-from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, explore, rollout_size
+from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, check_budget, explore
+from rl.rounds.process_state import ProcessState
+from rl.rounds.shares import share_of, tasks_from
 from rl.rounds.trial import try_rewards, try_signals
 from rl.rounds.twins import Twins
+from rl.rounds.work import Work
 from rl.seeds import TWIN
 from rl.statistics import success_rate
 from rl.world_models import load_world_model_state, save_world_model, world_model_of, world_model_state
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
-
-_WORK = {"imitation": 1.0, "sim": 4.0, "dream": 10.0}
-"""Rough duration of each phase, in units of one evaluation or gate; used for the progress display alone."""
 
 _OLD_KEYS = {"n_places": "n_phases", "parts": "results", "_critic_is_new": "critic_is_new"}
 """Keys in the saved states of older versions, and what they are called now."""
@@ -63,6 +64,7 @@ class PostTraining:
         safe: called at safe points, where `state_dict` is complete; True: a phase has ended, False: only a rollout has.
         folder: run folder, in which callbacks write.
         denoiser: acts, if the policy `flow` is trained in the dream of another world model; None: as the config says.
+        distributed: the processes that do the run together, each with its share; None: there is one process.
 
     The attribute `phases` holds the phases that the run can have, by name; what is in it is what a round runs.
     """
@@ -78,21 +80,34 @@ class PostTraining:
         safe: Callable[[bool], None] = lambda ended: None,
         folder: Path = Path(),
         denoiser: Denoiser | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
         self.config, self.model = config, model
+        self.distributed = distributed = distributed or Distributed()
+        self._own = own = share_of(config, distributed)  # with the sizes and the seed of this process
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
-        self._check_budget()
+        check_budget(config, self._chunk_size)
         tasks = tasks_of(config, model)
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
-        self.sim = make_sim(config, model, tasks, config.env.n_envs, rewards=True, denoiser=self.denoiser)
-        self.eval_envs = EvalEnvs(config, model, tasks, self.sim, self.denoiser)
+        n_envs = own.env.n_envs
+        # Each task as often in all processes together.
+        own_tasks = tasks_from(tasks, distributed.rank * n_envs)
+        self.sim = make_sim(own, model, own_tasks, n_envs, rewards=True, denoiser=self.denoiser)
+        self.eval_envs = EvalEnvs(
+            replace(own, env=replace(own.env, n_envs=config.env.n_envs)),  # they share their seeds instead
+            model,
+            tasks,
+            self.sim,
+            self.denoiser,
+            distributed,
+        )
         self.policy = make_policy(config, model, self.sim, self.denoiser)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
         loss = None if self.imitation is None else self.imitation.loss
-        self.ppo = PPO(self.policy, config.ppo, loss, config.seed)
+        self.ppo = PPO(self.policy, own.ppo, loss, own.seed, distributed)
         self.callbacks = RunCallbacks(
             config.callbacks,
             ppo=self.ppo,
@@ -108,8 +123,11 @@ class PostTraining:
             # Without policy gradient (a control) no critic is needed, so no rollout is spent on its warm-up.
             critic_is_new=config.ppo.critic_warmup_steps > 0 and config.ppo.pg_coef > 0,
         )
+        self._process_state = ProcessState(self.ppo, self.sim, self.eval_envs, self.imitation, self.state)
         # Build the dream before anything runs, so that a reward term that it cannot compute fails at once.
-        self.dreams = None if config.env.kind == "sim" or model is None else Dreams(config, model, self.policy.images)
+        self.dreams = None
+        if config.env.kind != "sim" and model is not None:
+            self.dreams = Dreams(own, model, self.policy.images, distributed)
         self.sim.record(self.dreams is not None)
         self.twins = self._make_twins()
         # The caller may replace `say` and `safe`, so they are looked up at each call.
@@ -122,8 +140,8 @@ class PostTraining:
         )
         self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks, self._chunk_size)
         self.phases = self._make_phases()
-        self._begun = time.monotonic()
-        self._work, self._step = [1.0], 0  # planned work items, in evaluations, and the index of the current one
+        distributed.copy_from_first(dict(self.policy.state_dict()))
+        self._begun, self._work = time.monotonic(), Work()
 
     def phases_of(self, round_index: int) -> list[str]:
         """Return the names of the phases of a round, in order."""
@@ -133,7 +151,7 @@ class PostTraining:
         """Evaluate, train, and evaluate every champion on the same seeds; `before` replaces the first evaluation."""
         state = self.state
         todo = [(name, i) for i in range(self.config.n_rounds) for name in self.phases_of(i)]
-        self._plan_work([name for name, _ in todo])
+        self._work.plan([name for name, _ in todo], self.config.gate.places if self.config.gate.enabled else ())
         if not state.before:
             if before is None:
                 # Call every plug-in once, so that a bug in one shows before anything is measured.
@@ -145,12 +163,11 @@ class PostTraining:
             self.safe(True)
         self.callbacks.begin(total_timesteps=self.config.total_timesteps, tb_log_name=self.config.name)
         while state.n_phases < len(todo) and not state.stopped_by:
-            self._step = 1 + 2 * state.n_phases
+            self._work.begin_phase(state.n_phases)
             self._run_phase(*todo[state.n_phases])
             state.n_phases, state.under_way = state.n_phases + 1, False
             self.safe(True)
         self.callbacks.end()
-        self._step = len(self._work) - 1
         outcome = Outcome(
             before=state.before,
             results=state.results,
@@ -234,13 +251,12 @@ class PostTraining:
     def evaluate_champions(self, outcome: Outcome) -> None:
         """Evaluate the champion after each phase; a phase that was rolled back has the results of the one before."""
         evaluation = outcome.before
-        # The number of evaluations is known only now, so replace the planned work.
-        self._work[self._step :] = [1.0] * max(sum(result.accepted for result in outcome.results), 1)
+        self._work.begin_evaluations(sum(result.accepted for result in outcome.results))
         for result in outcome.results:
             if result.accepted:
                 load_policy_state(self.policy, result.champion)
                 evaluation = self.evaluate()
-                self._step = min(self._step + 1, len(self._work) - 1)
+                self._work.go_on()
             result.evaluation = evaluation
             # Not under `STEPS`: that curve has ended already, and these values would run it backwards.
             values = {"eval/success": success_rate(evaluation), "eval/total_timesteps": result.sim_steps}
@@ -259,8 +275,9 @@ class PostTraining:
         return results
 
     def add_episodes(self, episodes: list[Episode], delay: int = 0, imitate: bool = True) -> None:
-        """Add recorded episodes to the data that the dream is refitted on and, with `imitate`, to those of imitation.
+        """Add episodes of this process to the data of the dream's refit and, with `imitate`, to those of imitation.
 
+        A dream is refitted on the episodes of all processes.
         `delay` is the number of steps between the command and the execution of an action, see `Imitation.add_episodes`.
         """
         recorded = episodes
@@ -269,7 +286,7 @@ class PostTraining:
         if imitate and self.imitation is not None:
             self.imitation.add_episodes(recorded if self.policy.images else episodes, delay)
         if self.dreams is not None:
-            self.dreams.episodes += episodes
+            self.dreams.episodes += self.distributed.gather(episodes)
 
     def save(self, folder: Path, readme: str, metrics: dict[str, Any] | None = None) -> None:
         """Write the current policy as a checkpoint folder, and beside it the world model if that is another network.
@@ -296,7 +313,11 @@ class PostTraining:
         self.eval_envs.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything the rest of the run depends on; valid at safe points only."""
+        """Return everything the rest of the run depends on; valid at safe points only.
+
+        All processes must call it. The result in process 0 has what is different in each of them, and is to be saved.
+        """
+        own = self._process_state.state_dict()
         return {
             "run": dict(vars(self.state)),
             "seconds": time.monotonic() - self._begun,
@@ -304,18 +325,17 @@ class PostTraining:
             # A world model that is no part of the policy; a refit changes it.
             "world_model": None if (apart := self.world_model_apart) is None else world_model_state(apart),
             "optimizer": self.ppo.optimizer.state_dict(),
-            "generator": self.ppo.generator.get_state(),
-            "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
-            "arenas": [env.generator.get_state() for env in self.eval_envs.envs],  # old name: states on disk have it
-            "imitation": None if self.imitation is None else self.imitation.collected(),
+            **own,
+            "others": self.distributed.gather_to_first(own)[1:],
             "dreams": None if self.dreams is None else self.dreams.state_dict(),
             "callbacks": self.callbacks.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, also in an older version.
+        """Restore what `state_dict` returned in process 0, also in an older version.
 
-        An environment of Isaac Lab begins its episodes anew.
+        With another number of processes the run goes on from the champion. An environment of Isaac Lab begins its
+        episodes anew.
 
         Raises:
             UserError: an older version began the run, and counted its chunks in another way.
@@ -332,7 +352,6 @@ class PostTraining:
             setattr(self.state, _OLD_KEYS.get(name, name), value)
         if older:
             self.state.n_updates = self.state.sim_steps  # continue the axis where it ended
-        self.state.real = self.state.real and self.state.real.to(self.sim.device)
         self._begun = time.monotonic() - state["seconds"]
         if self.denoiser is None:
             load_weights(self.policy, state["weights"])
@@ -341,16 +360,18 @@ class PostTraining:
         if state.get("world_model") is not None and self.model is not None:
             load_world_model_state(self.model, state["world_model"])
         self.ppo.optimizer.load_state_dict(state["optimizer"])
-        self.ppo.generator.set_state(state["generator"])
-        if state["sim"] is not None:
-            self.sim.load_state_dict(state["sim"])
-        for env, generator in zip(self.eval_envs.envs, state["arenas"], strict=True):
-            env.generator.set_state(generator)
-        if self.imitation is not None:
-            self.imitation.collect_again(state["imitation"])
         if self.dreams is not None:
             self.dreams.load_state_dict(state["dreams"])
         self.callbacks.load_state_dict(state.get("callbacks"))  # an older state has none
+        parts = [state, *state.get("others", [])]
+        if len(parts) == self.distributed.world_size:
+            self._process_state.load_state_dict(parts[self.distributed.rank])
+        else:
+            self.say(
+                f"the saved state is that of {len(parts)} processes, and there are {self.distributed.world_size} now: "
+                "the run goes on from its champion, with new episodes"
+            )
+            self._process_state.go_on_from_champion(parts)
 
     def _side(self, weights: Weights) -> Side:
         """Return how the gate runs the policy with `weights`."""
@@ -391,7 +412,8 @@ class PostTraining:
             demo_coef=ppo.bc_coef,
             sim_coef=ppo.success_bc_coef,
             dream_coef=self.config.dream.success_bc_coef,
-            batch_size=ppo.bc_batch_size,
+            batch_size=self._own.ppo.bc_batch_size,
+            distributed=self.distributed,
         )
 
     def _make_phases(self) -> dict[str, Phase]:
@@ -421,15 +443,6 @@ class PostTraining:
             )
         return phases
 
-    def _check_budget(self) -> None:
-        config, size = self.config, rollout_size(self.config, self._chunk_size)
-        if config.env.kind != "dream" and config.total_timesteps < size:
-            raise UserError(
-                f"total_timesteps={config.total_timesteps}: a rollout executes {size:,} steps (env.n_envs="
-                f"{config.env.n_envs}, ppo.n_steps={config.ppo.n_steps} chunks of {self._chunk_size}); "
-                "expected at least one; raise it, or lower env.n_envs or ppo.n_steps"
-            )
-
     def _make_eval_env(self, n_episodes: int) -> Simulator:
         """Build a simulator with the training rewards, for callbacks that evaluate."""
         if self.sim.alone:
@@ -456,7 +469,7 @@ class PostTraining:
             self.state.under_way = True
         self._progress(0.0)
         self.phases[name].train(round_index)
-        self._step += 1
+        self._work.go_on()
         self.state.results.append(self.gate(name, round_index))
 
     def _rounds_after(self, phase: str, round_index: int) -> float:
@@ -470,15 +483,8 @@ class PostTraining:
     def _log(self, values: dict[str, float]) -> None:
         self.log(self.state.n_updates, {STEPS: self.state.sim_steps, **values})
 
-    def _plan_work(self, phases: list[str]) -> None:
-        """Plan the work: first evaluation, then training and gate of each phase, then evaluations of champions."""
-        gate = float(self.config.gate.enabled)
-        work = [w for name in phases for w in (_WORK[name], gate * (name in self.config.gate.places))]
-        self._work, self._step = [1.0, *work, float(len(phases))], 0
-
     def _tick(self, doing: str, share: float) -> None:
-        done = sum(self._work[: self._step], 0.0) + self._work[self._step] * min(share, 1.0)
-        self.tick(done, sum(self._work, 0.0), doing)
+        self.tick(*self._work.done(share), doing)
 
     def _progress(self, share: float) -> None:
         """Set the progress that schedules read; `share` of the current phase is done. Imitation does not count."""

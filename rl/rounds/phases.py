@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Policy
@@ -38,6 +39,21 @@ class Hooks:
     tick: Callable[[str, float], None]  # called with the name of the activity and the share of the phase that is done
     progress: Callable[[float], None]  # called with the share of the phase that is done, for the schedules of PPO
     safe: Callable[[], None]  # called where the state of the run is complete, so that it can be saved
+
+
+def check_budget(config: TrainConfig, chunk_size: int) -> None:
+    """Refuse fewer simulator steps than one rollout executes.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    size = rollout_size(config, chunk_size)
+    if config.env.kind != "dream" and config.total_timesteps < size:
+        raise UserError(
+            f"total_timesteps={config.total_timesteps}: a rollout executes {size:,} steps (env.n_envs="
+            f"{config.env.n_envs}, ppo.n_steps={config.ppo.n_steps} chunks of {chunk_size}); "
+            "expected at least one; raise it, or lower env.n_envs or ppo.n_steps"
+        )
 
 
 class Phase(Protocol):
@@ -119,7 +135,7 @@ class Learner:
             samples = Samples.from_rollout(rollout, config.gamma, config.gae_lambda)
             stats = self.ppo.update(samples, real=real, n_epochs=n_epochs, ref_kl_coef=ref_kl_coef)
             self.state.n_updates += 1
-            success = rollout.success_rate(fresh)
+            success = rollout.success_rate(fresh, self.ppo.distributed.sum)
             self._log_update(place, rollout, stats, success)
         self.callbacks.dump()
         return success
@@ -133,9 +149,9 @@ class Learner:
     def _log_update(self, place: str, rollout: Rollout, stats: dict[str, float], success: float) -> None:
         values = {f"train/{name}": value for name, value in stats.items()}
         values[f"rollout/{place}_success"] = success
-        values[f"rollout/{place}_reward"] = float(rollout.reward.mean())
-        values |= {f"reward/{name}": value for name, value in rollout.terms.items()}
-        self.hooks.log(values)
+        seen = {f"rollout/{place}_reward": float(rollout.reward.mean())}
+        seen |= {f"reward/{name}": value for name, value in rollout.terms.items()}
+        self.hooks.log(values | self.ppo.distributed.mean(seen))
 
 
 class ImitationPhase:
@@ -206,7 +222,7 @@ class SimPhase:
         """Collect a rollout of `n_steps` decisions per environment, and keep what imitation and dream use of it."""
         config = self.config.ppo
         rollout = self.learner.collect(self.sim, n_steps, config.fresh_rollouts)
-        self.state.sim_steps += int(rollout.n_executed.sum())
+        self.state.sim_steps += int(self.learner.ppo.distributed.sum(rollout.n_executed.sum()))
         if self.imitation is not None:
             self.imitation.add_successes(rollout, "sim")
         if self.keep_episodes is not None:

@@ -168,6 +168,32 @@ class RunFolder:
         return metrics or self._kept or any(self.checkpoints.iterdir()) or (self.path / "episodes").exists()
 
 
+class OtherFolder(RunFolder):
+    """The run folder as the other processes of a run see it: it has a path, and nothing is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.checkpoints, self.videos = path, path / "checkpoints", path / "videos"
+
+    def mark(self) -> dict[str, int]:
+        """Return no sizes."""
+        return {}
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def eval_row(self, row: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def write_video(self, title: str, step: int, gif: bytes) -> None:
+        """Write nothing."""
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Write nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+
 ROWS_BYTES, MOST_ROWS, LOG_BYTES = 32_000_000, 100_000, 4_000_000_000
 """Limits of JSON-lines files: bytes and rows of one that is read at once, bytes of one that is read line by line."""
 

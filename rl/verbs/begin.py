@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from rewards.errors import UserError
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
-from rl.runs.folder import RunFolder, lock_run
+from rl.ppo.distributed import Distributed
+from rl.runs.folder import OtherFolder, RunFolder, lock_run
 from rl.stages.config import PretrainConfig, TuneConfig
 from world_model.checkpoint import find_checkpoint
 from world_model.hub import is_hub_name, parse_hub_name
@@ -54,6 +55,27 @@ def begin(
     except BaseException:
         lock.close()
         raise
+
+
+def begin_together(
+    distributed: Distributed, verb: str, words: Sequence[str], schema: type[C], load: Callable[[Path], State | None]
+) -> tuple[C, RunFolder, State | None]:
+    """Do in process 0 what `begin` does, and give its config and state to the other processes.
+
+    After a fault torchrun starts all processes with the same words again; they then go on with the folder of this run.
+
+    Raises:
+        UserError: as in `begin`; all processes raise it.
+    """
+    if not distributed.is_first:
+        begun: Any = distributed.from_first(None)
+        config, path, state = begun
+        return config, OtherFolder(path), state
+    before = distributed.remembered()
+    config, folder, state = begin(verb, [before] if before and find_run(before) else words, schema, load)
+    distributed.remember(str(folder.path))
+    distributed.from_first((config, folder.path, state))
+    return config, folder, state
 
 
 def _pinned(config: C) -> C:

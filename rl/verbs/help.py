@@ -124,6 +124,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "rank": (RankOptions,),
     "dream": (DreamOptions,),
     "deploy": (ExportOptions, RobotConfig),
+    "serve": (ServeOptions,),
     "fit": (FitOptions,),
 }
 """Verb -> the schemas of its keys; other verbs have no keys."""

@@ -12,6 +12,7 @@ from rl.build import check_simulator, device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
 from rl.policies.wam import WamDenoiser
+from rl.ppo.distributed import Distributed
 from rl.rounds.loop import PostTraining
 from rl.world_models import make_world_model
 from world_model.api import WorldModel
@@ -28,16 +29,24 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
     return replace(config, **parts, controls=())
 
 
-def prepare(config: TrainConfig, folder: Path = Path()) -> PostTraining:
+def prepare(config: TrainConfig, folder: Path = Path(), distributed: Distributed | None = None) -> PostTraining:
     """Build a run from a freshly loaded checkpoint and its demonstrations; the caller sets its log.
 
-    `folder` is where its callbacks write.
+    `folder` is where its callbacks write, `distributed` the processes that do the run together.
     """
     check_simulator(config)
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
     model, denoiser = load_models(config)
     demonstrations = None if config.actor.func == "gaussian" else _demonstrations(config, model)
-    post = PostTraining(config, model, demonstrations, log=lambda step, values: None, folder=folder, denoiser=denoiser)
+    post = PostTraining(
+        config,
+        model,
+        demonstrations,
+        log=lambda step, values: None,
+        folder=folder,
+        denoiser=denoiser,
+        distributed=distributed,
+    )
     if config.episodes:
         _add_recorded(post, config)
     return post
@@ -59,7 +68,8 @@ def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
     """Add the recorded episodes of `config.episodes` to the data of dream and imitation."""
     if post.dreams is None or post.model is None:
         raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
-    post.add_episodes(recorded_episodes(config, post.model, tasks_of(config, post.model)))
+    recorded = recorded_episodes(config, post.model, tasks_of(config, post.model))
+    post.add_episodes(list(post.distributed.shard(recorded)))
 
 
 def _demonstrations(config: TrainConfig, model: WorldModel | None) -> list[Episode] | None:

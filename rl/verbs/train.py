@@ -16,6 +16,7 @@ from rewards.errors import BadNumbers
 from rl.build import judged_in
 from rl.config import TrainConfig
 from rl.policies.api import load_policy_state, policy_state
+from rl.ppo.distributed import Distributed
 from rl.report.card import success_metrics
 from rl.report.data import BAD_NUMBERS, PAIRS
 from rl.report.page import write_report
@@ -25,7 +26,7 @@ from rl.report.results import RESULTS, costs, decomposition, results_of, reward
 from rl.report.videos import gif_of
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.loop import PostTraining
-from rl.rounds.outcome import Outcome
+from rl.rounds.outcome import Outcome, Weights
 from rl.runs.folder import RunFolder
 from rl.runs.inputs import check_inputs, inputs_of, keep_sources
 from rl.runs.progress import Progress, show
@@ -33,7 +34,7 @@ from rl.runs.state import Run, load_state, save_state
 from rl.runs.verdict import read_verdict
 from rl.seeds import GO_BACK
 from rl.statistics import describe, describe_gain
-from rl.verbs.begin import begin
+from rl.verbs.begin import begin_together
 from rl.verbs.prepare import control_config, prepare
 from rl.world_models import load_world_model_weights, world_model_of
 
@@ -42,55 +43,78 @@ MOST_BACK = 3
 
 
 def run(words: list[str]) -> None:
-    """Train, evaluate, save the champion, and print the table of before and after."""
-    config, folder, state = begin("train", words, TrainConfig, load_state)
-    state = state or {"runs": []}
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    """Train, evaluate, save the champion, and print the table of before and after.
+
+    If torchrun has started several processes, each does its share, and process 0 alone writes.
+    """
+    with Distributed.join() as distributed, distributed.together():
+        config, folder, state = begin_together(distributed, "train", words, TrainConfig, load_state)
+        with folder:
+            _run_and_controls(config, folder, state or {"runs": []}, distributed)
+
+
+def _run_and_controls(config: TrainConfig, folder: RunFolder, state: dict[str, Any], distributed: Distributed) -> None:
+    """Do the run and then its controls, or what is left of them after a saved `state`."""
+    torch.set_num_threads(config.threads or distributed.n_threads)
     runs: list[Run] = state["runs"]
-    with folder:
-        inputs = _inputs(config, folder, state)
-        first = prepare(config, folder.path)
-        start = policy_state(first.policy)
-        kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
+    inputs = _inputs(config, folder, state)
+    first = prepare(config, folder.path, distributed)
+    start = policy_state(first.policy)
+    kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
+    print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
+    if callbacks := [name for name, term in config.callbacks.items() if term is not None]:
+        print(f"callbacks: {', '.join(callbacks)}", flush=True)
+    if distributed.is_first:
         keep_sources(config, folder.path)
-        print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
-        if callbacks := [name for name, term in config.callbacks.items() if term is not None]:
-            print(f"callbacks: {', '.join(callbacks)}", flush=True)
-        if runs:  # a resumed run of which only controls are left
-            first.close()
+    if runs:  # a resumed run of which only controls are left
+        first.close()
+        if distributed.is_first:
             _load_champion(first, runs[0].outcome, folder.path / "checkpoints" / "last")
-        # The run itself, then its controls; finished ones are in `runs` already.
-        for name in (config.name, *config.controls)[len(runs) :]:
-            post = prepare(control_config(config, name), folder.path / "controls" / name) if runs else first
-            title = f"train {name}" + (
-                f", run {len(runs) + 1} of {n_runs}" if (n_runs := 1 + len(config.controls)) > 1 else ""
-            )
-            runs.append(_train(title, name, post, folder, kept, state.pop("post", None)))
-            if post is first:
-                # A success in a dream is no measurement of the policy, so it stays in the card alone.
-                metrics = success_metrics(runs[0].outcome.after) if first.sim.place == "sim" else None
-                for step in ("last", str(runs[0].outcome.sim_steps)):
-                    first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]), metrics)
-            save_state(folder.path, {**kept, "mark": folder.mark()})
-            folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
-        # Paired evaluation of the champion in simulator and dream, for the report.
-        if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
-            untrained = Untrained(start, runs[0].outcome.before)
-            pairs = champion_pairs(config, first.policy, first.model, first.denoiser, untrained)
-            folder.keep(PAIRS, json.dumps(pairs).encode())
-            videos = {example["title"]: example["film"] for example in pairs["examples"]}
-            if "film" in pairs:
-                videos["before and after"] = pairs["film"]["gif"]
-            for title, video in videos.items():
-                if video:
-                    folder.write_video(title, runs[0].outcome.n_updates, gif_of(video))
-        draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
-        report = write_report(folder.path)
-        show(_table(runs, judged_in(config)))
-        print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
-        print(f"plot: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
-        if (verdict := read_verdict(folder.path)) is not None:
-            print(f"\n{verdict}\n\nnext: {verdict.next_command}", flush=True)
+    # The run itself, then its controls; finished ones are in `runs` already.
+    n_runs = 1 + len(config.controls)
+    for name in (config.name, *config.controls)[len(runs) :]:
+        path = folder.path / "controls" / name
+        post = prepare(control_config(config, name), path, distributed) if runs else first
+        title = f"train {name}" + (f", run {len(runs) + 1} of {n_runs}" if n_runs > 1 else "")
+        runs.append(_train(title, name, post, folder, kept, state.pop("post", None)))
+        if distributed.is_first:
+            _keep_finished(config, folder, kept, post if post is first else None)
+    if distributed.is_first:
+        _report(config, folder, first, runs, start)
+
+
+def _keep_finished(config: TrainConfig, folder: RunFolder, kept: dict[str, Any], first: PostTraining | None) -> None:
+    """Save the state after a run has finished, and the champion of the `first` one; None: it was a control."""
+    runs: list[Run] = kept["runs"]
+    if first is not None:
+        # A success in a dream is no measurement of the policy, so it stays in the card alone.
+        metrics = success_metrics(runs[0].outcome.after) if first.sim.place == "sim" else None
+        for step in ("last", str(runs[0].outcome.sim_steps)):
+            first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]), metrics)
+    save_state(folder.path, {**kept, "mark": folder.mark()})
+    folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
+
+
+def _report(config: TrainConfig, folder: RunFolder, first: PostTraining, runs: list[Run], start: Weights) -> None:
+    """Write the report, and print the table and the verdict; `start` are the weights before training."""
+    # Paired evaluation of the champion in simulator and dream, for the report.
+    if first.model is not None and config.eval.n_paired > 0 and first.sim.place == "sim":
+        untrained = Untrained(start, runs[0].outcome.before)
+        pairs = champion_pairs(config, first.policy, first.model, first.denoiser, untrained)
+        folder.keep(PAIRS, json.dumps(pairs).encode())
+        videos = {example["title"]: example["film"] for example in pairs["examples"]}
+        if "film" in pairs:
+            videos["before and after"] = pairs["film"]["gif"]
+        for title, video in videos.items():
+            if video:
+                folder.write_video(title, runs[0].outcome.n_updates, gif_of(video))
+    draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
+    report = write_report(folder.path)
+    show(_table(runs, judged_in(config)))
+    print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
+    print(f"plot: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
+    if (verdict := read_verdict(folder.path)) is not None:
+        print(f"\n{verdict}\n\nnext: {verdict.next_command}", flush=True)
 
 
 def _inputs(config: TrainConfig, folder: RunFolder, state: dict[str, Any]) -> dict[str, str] | None:
@@ -152,14 +176,18 @@ def _train(
 def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | None) -> Outcome:
     """Run to the end. After bad numbers, save the tensors that led to them, and go back if the config says so.
 
+    All processes do this together, whichever has met the bad numbers.
+
     `before` is the first evaluation, which controls take from the run itself: same checkpoint, same seeds.
     """
+    distributed = post.distributed
     for n_back in itertools.count(1):
         try:
-            return post.run(before)
+            with distributed.together():
+                return post.run(before)
         except BadNumbers as error:
             folder.keep(BAD_NUMBERS, save({name: value.contiguous() for name, value in error.tensors.items()}))
-            state = load_state(folder.path)
+            state = distributed.from_first(load_state(folder.path) if distributed.is_first else None)
             if post.config.on_bad_numbers == "stop" or state is None or n_back > MOST_BACK:
                 raise BadNumbers(f"{error}; what led to it is in {folder.path / BAD_NUMBERS}") from error
             post.say(f"{error}; going back to the last saved state, for the {n_back}. time of {MOST_BACK}")
@@ -167,7 +195,7 @@ def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | No
             post.sim.begun = False
             # With the same random numbers, the same bad numbers would come again.
             for generator in (post.ppo.generator, post.sim.generator):
-                generator.manual_seed(post.config.seed + GO_BACK * n_back)
+                generator.manual_seed(distributed.seed(post.config.seed + GO_BACK * n_back))
     raise AssertionError
 
 
@@ -185,16 +213,22 @@ class _Saver:
 
     def __call__(self, ended: bool) -> None:
         """Save at a safe point if it is due; `ended`: a phase has ended, which is always saved."""
-        post, path = self.post, self.folder.path
-        if not ended and time.monotonic() - self._saved < 60 * post.config.save_minutes:
+        post = self.post
+        due = time.monotonic() - self._saved >= 60 * post.config.save_minutes
+        if not ended and not post.distributed.any(due):
             return
+        state = {"minutes": self.minutes, **post.state_dict()}
+        if post.distributed.is_first:
+            self._write(state, ended)
+        self._saved = time.monotonic()
+
+    def _write(self, state: dict[str, Any], ended: bool) -> None:
+        post, path = self.post, self.folder.path
         if ended and not self.kept["runs"]:
             n_steps = post.state.sim_steps
             readme = f"# {post.config.name}\n\nThe best after {n_steps:,} simulator steps; not evaluated yet.\n"
             post.save(path / "checkpoints" / "last", readme)
-        state = {"minutes": self.minutes, **post.state_dict()}
         save_state(path, {**self.kept, "mark": self.folder.mark(), "post": state})
-        self._saved = time.monotonic()
 
 
 class _Shown:

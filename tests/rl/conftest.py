@@ -1,5 +1,8 @@
 """A checkpoint of two Meta-World tasks, small enough to be made while the tests run, with its demonstrations."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from world_model.wam.training import StageConfig, fit_statistics, train_stage
 settings.register_profile("unhurried", deadline=None)  # a loaded machine is no fault
 settings.load_profile("unhurried")
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TASKS = ("button-press-topdown", "push")
 CONFIG = ModelConfig(width=32, world_width=48, action_width=32, n_layers=2, n_heads=2)
 
@@ -52,6 +56,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, demonstrations: list[Ep
     EpisodeStore(folder / "episodes").append(demonstrations, model.spec)
     save_model(folder / "tiny", model, "tune", extra=EpisodeStore(folder / "episodes").files())
     return folder / "tiny"
+
+
+class Torchrun:
+    """Runs a Python program in several processes of torchrun, in the current folder."""
+
+    def __call__(
+        self, *words: str, n: int = 2, restarts: int = 0, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+        return subprocess.run([*command, f"--max-restarts={restarts}", *words], env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Torchrun:
+    return Torchrun()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from world_model.api import Context, Prediction, Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Frames, Obs, ReadOut
 from world_model.flow import seeded_noise
+from world_model.processes import ALONE, Share
 from world_model.spec import LATENTS, Spec
 from world_model.view import View
 from world_model.wam import features, modes, trust
@@ -158,8 +159,12 @@ class WorldActionModel(Network, WorldModel):
         learning_rate: float,
         seed: int,
         tick: Callable[[float], None] = lambda share: None,
+        share: Share = ALONE,
     ) -> None:
-        """Train the world decoder on its own dreams of the episodes' actions; see `WorldModel.refit`."""
+        """Train the world decoder on its own dreams of the episodes' actions; see `WorldModel.refit`.
+
+        `share` is that of this process in each batch.
+        """
         stage = StageConfig(
             n_steps=n_steps,
             batch_size=REFIT_BATCH_SIZE,
@@ -168,7 +173,19 @@ class WorldActionModel(Network, WorldModel):
             seed=seed,
         )
         windows = self.windows_of(episodes, self.spec.tasks, REFIT_CHUNKS * self.chunk_size, ends=True, pads=True)
-        train_stage("dynamics", self, windows, stage, log=lambda step, _: tick(step / n_steps))
+        train_stage("dynamics", self, windows, stage, log=lambda step, _: tick(step / n_steps), share=share)
+
+    def refit_together(
+        self,
+        episodes: list[Episode],
+        n_steps: int,
+        learning_rate: float,
+        seed: int,
+        tick: Callable[[float], None],
+        share: Share,
+    ) -> None:
+        """Refit in several processes, each of which computes its share of every batch."""
+        self.refit(episodes, n_steps, learning_rate, seed, tick, share)
 
     @property
     def estimates_error(self) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from world_model.data.windows import Batch, Windows
 from world_model.guards import check_gradients, check_loss
+from world_model.processes import ALONE, Share
 from world_model.wam.features import joined
 from world_model.wam.images import ImageBatch, ImageData, image_loss
 from world_model.wam.losses import rollout_losses, stage_losses
@@ -51,6 +52,7 @@ def train_stage(
     log: Log | None = None,
     save: Save | None = None,
     resume: dict[str, Any] | None = None,
+    share: Share = ALONE,
 ) -> None:
     """Train `model` in place for `config.n_steps` optimizer steps.
 
@@ -63,6 +65,7 @@ def train_stage(
         log: called every `config.log_every` steps.
         save: called every `config.save_every` steps and at the end.
         resume: a state that `save` got; a training continued from it ends with the same weights.
+        share: of this process in each batch; `config.seed` must then be different in each process.
 
     Raises:
         UserError: a loss or gradient is not finite; the weights are those before this step.
@@ -70,7 +73,7 @@ def train_stage(
     config.check()
     had_gradients = [p.requires_grad for p in model.parameters()]
     try:
-        _train(stage, model, windows, config, log, save, resume)
+        _train(stage, model, windows, config, log, save, resume, share)
     finally:  # restore, because a policy may share the model and trains other parts of it
         model.eval()
         for parameter, had in zip(model.parameters(), had_gradients, strict=True):
@@ -85,6 +88,7 @@ def _train(
     log: Log | None,
     save: Save | None,
     resume: dict[str, Any] | None,
+    share: Share,
 ) -> None:
     # Only parameters of the stage are in the optimizer; all others are frozen.
     optimizer = torch.optim.AdamW(
@@ -102,17 +106,18 @@ def _train(
     model.train()
     for step in range(first, config.n_steps):
         # `generator` draws windows, noise levels and noise; its state is saved, so that a resumed run is exact.
-        batch = windows.sample(config.batch_size, generator)
+        batch = windows.sample(share.of(config.batch_size), generator)
         losses = _losses(stage, model, batch, config, generator)
-        share = schedule(step, config)
+        rate = schedule(step, config)
         total = torch.stack([*losses.values()]).sum()
-        if total.requires_grad:  # false if no row of the batch has a loss in this stage
-            _step(optimizer, total, share, config, step)
+        # Without a gradient no row of the batch has a loss in this stage; those of other processes may have one.
+        if total.requires_grad or share.n_processes > 1:
+            _step(optimizer, total, rate, config, step, share)
         # Running means for the log.
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
         if log is not None and (step + 1) % config.log_every == 0:
-            log(step + 1, {**sums, "learning_rate": config.learning_rate * share})
+            log(step + 1, {**sums, "learning_rate": config.learning_rate * rate})
             sums = {}
         # Save after the step and after the log, so that a resumed training repeats neither.
         if save is not None and ((step + 1) % config.save_every == 0 or step + 1 == config.n_steps):
@@ -172,16 +177,20 @@ def _groups(model: Network, parameters: list[nn.Parameter], config: StageConfig)
     return [group for group in groups if group["params"]]
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, share: float, config: StageConfig, step: int) -> None:
-    """Take one optimizer step at `share` of the learning rate; `BadNumbers` if loss or gradients are not finite."""
+def _step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, config: StageConfig, step: int, share: Share
+) -> None:
+    """Take one optimizer step at `rate` of the learning rate; `BadNumbers` if loss or gradients are not finite."""
     remedy = f"lower learning_rate (step {step})"
     # Both checks come before the weights change.
     check_loss(loss, remedy)
     optimizer.zero_grad()
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
+    share.average_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]])
     norms = []
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        group["lr"] = group["peak"] * rate
         # Each group is clipped on its own, see `_groups`.
         norms.append(nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
     check_gradients(norms, remedy)

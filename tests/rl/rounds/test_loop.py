@@ -15,13 +15,13 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.policies.api import policy_state
+from rl.report.results import gain_from, results_of
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
 from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import Outcome, PhaseResult
 from rl.rounds.phases import explore
 from rl.rounds.trial import try_rewards
-from rl.verbs.train import _gain_of
 from world_model.wam.metrics import prediction_metrics
 from world_model.wam.store import load_model
 
@@ -501,10 +501,10 @@ def test_shares_of_the_gain_add_up() -> None:
 
     won = ("dream", 5), ("sim", 4), ("dream", 7), ("sim", 8)
     results = [PhaseResult(phase, None, {}, 0, 0, 0.0, rate(n)) for phase, n in won]
-    outcome = Outcome(rate(3), results, 100, 50)
+    (result,) = results_of([Run("mix", Outcome(rate(3), results, 100, 50), 1.0)])
     # dream: 3 -> 5 and 4 -> 7; simulator: 5 -> 4 and 7 -> 8
-    assert _gain_of(outcome, "dream") == pytest.approx(0.5)
-    assert _gain_of(outcome, "sim") == pytest.approx(0.0)
+    assert gain_from(result, "dream") == pytest.approx(0.5)
+    assert gain_from(result, "sim") == pytest.approx(0.0)
 
 
 def test_mix_dreams_first_and_the_simulator_has_the_rest(tiny: list[str], demonstrations: list[Any]) -> None:

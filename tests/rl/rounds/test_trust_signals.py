@@ -13,6 +13,7 @@ from rl.build import make_policy, make_sim
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.ppo.buffer import Rollout
+from rl.ppo.distributed import Distributed
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.loop import PostTraining
@@ -190,6 +191,7 @@ def dreams_of(config: TrainConfig, model) -> Dreams:
     """Return the part of `Dreams` that weighs: the tiny model has none of the slices that rewards ask for."""
     dreams = Dreams.__new__(Dreams)
     dreams.config, dreams.model, dreams.signals = config, model, make_signals(config)
+    dreams.distributed = Distributed()
     return dreams
 
 
