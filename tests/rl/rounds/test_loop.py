@@ -22,6 +22,7 @@ from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import Outcome, PhaseResult
 from rl.rounds.phases import explore
 from rl.rounds.trial import try_rewards
+from rl.runs.state import Run
 from world_model.wam.metrics import prediction_metrics
 from world_model.wam.store import load_model
 
