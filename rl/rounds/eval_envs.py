@@ -28,7 +28,8 @@ class EvalEnvs:
     """One simulator per task, so that a seed names exactly one episode; seeds are assigned to the tasks in turn.
 
     Args:
-        config, model, tasks, denoiser: define what is simulated, see `make_sim`.
+        config: of the run; in several processes, of the share of this one.
+        model, tasks, denoiser: define what is simulated, see `make_sim`.
         sim: the simulator that PPO trains in. It is used here as well if a process can hold only one simulator, or if
             PPO trains in the dream alone and there is a single task. Then each use resets it.
         distributed: the processes that share the seeds. None: there is one process.
@@ -45,7 +46,7 @@ class EvalEnvs:
     ) -> None:
         self.distributed = distributed or Distributed()
         one_task_each = [[task] for task in tasks] or [[]]
-        n_each = -(-config.env.n_envs // len(one_task_each))  # rounded up
+        n_each = -(-config.env.n_envs * self.distributed.world_size // len(one_task_each))  # rounded up
         n_each = max(self.distributed.share.of(n_each), min(n_each, SAME_ROUNDING))
         # Share the simulator where a second one is impossible, or where PPO never steps it.
         shared = sim.alone or (config.env.kind == "dream" and len(one_task_each) == 1 and sim.num_envs >= n_each)

@@ -96,27 +96,12 @@ class PostTraining:
         # Each task as often in all processes together.
         own_tasks = tasks_from(tasks, distributed.rank * n_envs)
         self.sim = make_sim(own, model, own_tasks, n_envs, rewards=True, denoiser=self.denoiser)
-        self.eval_envs = EvalEnvs(
-            replace(own, env=replace(own.env, n_envs=config.env.n_envs)),  # they share their seeds instead
-            model,
-            tasks,
-            self.sim,
-            self.denoiser,
-            distributed,
-        )
+        self.eval_envs = EvalEnvs(own, model, tasks, self.sim, self.denoiser, distributed)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
         loss = None if self.imitation is None else self.imitation.loss
         self.ppo = PPO(self.policy, own.ppo, loss, own.seed, distributed)
-        self.callbacks = RunCallbacks(
-            config.callbacks,
-            ppo=self.ppo,
-            env=self.sim,
-            make_eval_env=self._make_eval_env,
-            folder=folder,
-            log=self._log,
-            save=lambda path: self.save(path, f"# {config.name}\n\nAfter {self.state.sim_steps:,} simulator steps.\n"),
-        )
+        self.callbacks = self._make_callbacks(folder)
         self.state = RunState(
             champion=policy_state(self.policy),
             ref_kl_coef=config.dream.ref_kl_coef,
@@ -399,6 +384,18 @@ class PostTraining:
             return weights
         trained = {name for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
         return {name: of for name, of in weights.items() if name in trained or not name.startswith("denoiser.")}
+
+    def _make_callbacks(self, folder: Path) -> RunCallbacks:
+        name = self.config.name
+        return RunCallbacks(
+            self.config.callbacks,
+            ppo=self.ppo,
+            env=self.sim,
+            make_eval_env=self._make_eval_env,
+            folder=folder,
+            log=self._log,
+            save=lambda path: self.save(path, f"# {name}\n\nAfter {self.state.sim_steps:,} simulator steps.\n"),
+        )
 
     def _make_imitation(self, demonstrations: list[Episode]) -> Imitation:
         ppo = self.config.ppo
