@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "lerobot.md"
 
 
-def blocks() -> list[str]:
-    """Return the blocks of commands of the page up to the part about dreams, without the installation."""
-    text = PAGE.read_text().partition("## In a dream")[0]
+def blocks(end: str) -> list[str]:
+    """Return the blocks of commands of the page up to the heading `end`, without the installation."""
+    text = PAGE.read_text().partition(end)[0]
     return [block for block in re.findall(r"```bash\n(.*?)```", text, re.S) if "pip install" not in block]
 
 
@@ -26,7 +26,7 @@ def test_every_key_of_the_page_exists() -> None:
     from rl.config import TrainConfig
     from rl.verbs.options import EvalOptions
 
-    words = [line.split() for block in blocks() for line in block.replace("\\\n", " ").splitlines()]
+    words = [line.split() for block in blocks("## In a dream") for line in block.replace("\\\n", " ").splitlines()]
     for verb, *rest in (line[1:] for line in words if line[0] == "wamtune"):
         if verb in ("train", "check"):
             compose(rest[0], rest[1:], TrainConfig)
@@ -44,7 +44,7 @@ def test_the_commands_run_as_written(tmp_path: Path) -> None:
     (bin / "wamtune").chmod(0o755)
     paths = [str(bin), str(Path(sys.executable).parent), os.environ["PATH"]]
     env = os.environ | {"PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT)}
-    for block in blocks():
+    for block in blocks("## What PPO gave"):
         done = subprocess.run(["sh", "-e", "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     config = json.loads((tmp_path / "policies" / "button-better" / "config.json").read_text())
