@@ -105,10 +105,19 @@ def _dispatch(words: list[str]) -> None:
             key, _, value = word.lstrip("-").partition("=")
             value = value or next((v for v in rest[i + 1 : i + 2] if "=" not in v), "...")
             raise UserError(f"unexpected {word!r}; options are written as key=value: {key}={value}")
-    from rl.verbs.words import check_words
+    # Several processes of torchrun find a mistake together, when they have joined, so that one line tells of it.
+    if _is_one_of_several():
+        if verb != "train":
+            raise UserError(f"{verb}: it runs in one process; leave torchrun out, only train runs in several")
+    else:
+        from rl.verbs.words import check_words
 
-    check_words(verb, rest)
+        check_words(verb, rest)
     importlib.import_module(VERBS[verb][0]).run(rest)
+
+
+def _is_one_of_several() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def _overview() -> str:

@@ -44,7 +44,8 @@ class Distributed:
     @staticmethod
     def join() -> Distributed:
         """Return the group of the processes that torchrun has started; without torchrun, a single process."""
-        return Group() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Distributed()
+        several = distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+        return Group() if several else Distributed()
 
     @property
     def is_first(self) -> bool:
