@@ -76,6 +76,7 @@ def own_lines(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if line.startswith("wamtune:")]
 
 
+@pytest.mark.slow  # five runs, each of which imports torch several times
 def test_a_run_in_two_processes(torchrun: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """It repeats to the bit, also if a process is killed: torchrun starts them again, or the user does."""
     train = ["-m", "rl.cli", "train", "mix", *words]
