@@ -152,8 +152,8 @@ class Group(Distributed):
             store, self.rank, self.world_size = next(distributed.rendezvous("env://", timeout=JOINING))
         except RuntimeError as error:
             raise UserError(f"the processes of torchrun have not found each other: {error}") from error
-        # torchrun's store outlives a restart, and so do the addresses of processes that have ended in it: each start has
-        # its own part.
+        # torchrun's store outlives a restart, and holds addresses of processes that have ended. So each start has its
+        # own part of it.
         store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
