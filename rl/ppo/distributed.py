@@ -199,12 +199,12 @@ class Group(Distributed):
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the mean of each value over all processes."""
-        total = self.sum(torch.tensor(list(values.values()), dtype=torch.float64))
+        total = self.sum(torch.tensor(list(values.values()), dtype=torch.float64, device="cpu"))
         return dict(zip(values, (total / self.world_size).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
         """Return whether a flag is set in any process."""
-        return bool(self.sum(torch.tensor(int(flag))))
+        return bool(self.sum(torch.tensor(int(flag), device="cpu")))
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """Return the items of all processes: the first of each, then the second of each, and so on."""
@@ -294,7 +294,7 @@ class Group(Distributed):
         """Tell the others whether this process has failed; raise the exception of the one that has."""
         self._heartbeat.n_exchanges += 1
         with self._answered():
-            failed = torch.tensor(0 if error is None else self.rank + 1)
+            failed = torch.tensor(0 if error is None else self.rank + 1, device="cpu")
             distributed.all_reduce(failed, distributed.ReduceOp.MAX)
             if not failed:
                 return

@@ -128,7 +128,7 @@ class Imitation:
             contexts, actions = zip(*(part[kind] for part in parts if kind in part), strict=True)
             context, action = join(contexts), torch.cat(actions)
             if own := list(self.distributed.shard(range(len(action)))):
-                dealt[kind] = rows(context, torch.tensor(own)), action[own]
+                dealt[kind] = rows(context, torch.tensor(own, device=action.device)), action[own]
         self.collect_again(dealt)
 
     def forget_dream(self) -> None:
@@ -141,7 +141,8 @@ class Imitation:
 
         Every process draws as many windows as the others, also if it has fewer to draw from.
         """
-        own = torch.tensor([len(self.examples[kind][1]) if kind in self.examples else 0 for kind in self.coefs])
+        sizes = [len(self.examples[kind][1]) if kind in self.examples else 0 for kind in self.coefs]
+        own = torch.tensor(sizes, device="cpu")
         every = self.distributed.sum(own).tolist()
         shares = zip(self.coefs.items(), own.tolist(), every, strict=True)
         self.weights = {
