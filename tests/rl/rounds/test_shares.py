@@ -22,7 +22,7 @@ def test_one_process_has_the_config_itself() -> None:
 
 
 def test_environments_are_shared_and_seeds_differ() -> None:
-    config = compose("mix", ["env.n_envs=8", "dream.n_envs=12", "seed=3"], TrainConfig)
+    config = compose("mix", ["env.n_envs=8", "dream.n_envs=12", "ppo.batch_size=8", "seed=3"], TrainConfig)
     shares = [share_of(config, group(rank, 4)) for rank in range(4)]
     assert [share.env.n_envs for share in shares] == [2] * 4 and [share.dream.n_envs for share in shares] == [3] * 4
     assert shares[0].seed == 3 and len({share.seed for share in shares}) == 4
