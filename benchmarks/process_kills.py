@@ -11,6 +11,7 @@ more than a minute has passed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -91,9 +92,12 @@ def main() -> int:
         if whole.start(0).wait() != 0:
             raise SystemExit(Path("log.txt").read_text())
         length, expected = time.monotonic() - begun, whole.outcome()
-        for i in range(n):
-            one_fault(faults[i % len(faults)], Run(f"run-{i}"), rng, length, expected)
-            progress.update(i + 1, n)
+        for i in itertools.count():
+            if (done := sum(fault.n for fault in faults)) == n:
+                break
+            rarest = min(faults, key=lambda fault: fault.n)
+            one_fault(rarest, Run(f"run-{i}"), rng, length, expected)
+            progress.update(done, n)
         os.chdir(root)
     print(table(faults))
     broken = any(f.different or f.lost or f.wrong_lines or max(f.seconds, default=0) > MOST_SECONDS for f in faults)
