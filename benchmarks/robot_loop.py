@@ -29,7 +29,7 @@ from rl.deploy.planner import Planner
 from rl.deploy.remote_pilot import RemotePilot
 from rl.deploy.safety import Guard, Limits
 from rl.deploy.served import Served
-from rl.deploy.server import Door, serving
+from rl.deploy.server import Endpoint, serving
 from rl.envs.metaworld.robot import SimRobot
 from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, RobotMap
@@ -50,7 +50,7 @@ def main() -> None:
         draw = random.Random(0)
         late: dict[str, Latency] = {"none": lambda: 0.0, "50 ms": lambda: 0.05}
         late["50 ms, 5 % of plans 500 ms"] = lambda: 0.5 if draw.random() < 0.05 else 0.05
-        with serving(Served(pilot, "metaworld-tuned", ""), Door()) as url:
+        with serving(Served(pilot, "metaworld-tuned", ""), Endpoint()) as url:
             measure(RemotePilot(url), SERVED_HZ, minutes, late)
         return
     measure(pilot, HZ, minutes, {f"{ms:.0f} ms": (lambda ms=ms: ms / 1000) for ms in latencies or (0.0, 150.0)})

@@ -27,7 +27,7 @@ MOST_LEVELS = 4
 """Most maps within maps of an observation, such as `images` and in it the cameras."""
 
 
-class OpenpiVisit:
+class OpenpiHandler:
     """Answers the observations of one client; each chunk has new noise, as in evaluation.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError, did_you_mean
-from rl.deploy.openpi import OpenpiVisit
+from rl.deploy.openpi import OpenpiHandler
 from rl.deploy.pilots import Pilot
 from rl.deploy.remote_client import PROTOCOL, Malformed, checked, pack, unpack
 from world_model.api import WorldModel
@@ -107,19 +107,19 @@ class Served:
         row = 8 * numbers + pilot.n_context_frames * sum(map(_bytes_of, pilot.spec.features.values()))
         return ROOM + self.max_rows * row
 
-    def visit(self) -> Visit:
-        """Return what the requests of one client share."""
-        return Visit(self)
+    def handler(self) -> Handler:
+        """Return the handler of one client."""
+        return Handler(self)
 
 
-class Visit:
-    """Answers the requests of one client; the dreams of a client belong to its visit."""
+class Handler:
+    """Answers the requests of one client; each client has a handler, and dreams, of its own."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
         self._last = 0  # id of the newest request
         self._env: DreamEnv | None = None
-        self._openpi = OpenpiVisit(served.pilot, served.seed, served.rename)
+        self._openpi = OpenpiHandler(served.pilot, served.seed, served.rename)
         self._ops = {"act": self._act, "reset": self._reset, "step_chunk": self._step_chunk}
 
     def answer(self, data: bytes) -> bytes | str:

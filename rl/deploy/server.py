@@ -23,11 +23,11 @@ from typing import Any
 
 from rewards.errors import UserError
 from rl.deploy.remote_client import Malformed
-from rl.deploy.served import Served, Visit
+from rl.deploy.served import Handler, Served
 from world_model.extras import pip_line
 
 OPEN_S, SEND_S, CLOSE_S = 5.0, 10.0, 1.0
-"""Seconds that a client gets to say who it is, to read an answer, and to say goodbye."""
+"""Seconds that a client has to open a connection, to read an answer, and to close the connection."""
 
 MAX_WAITING = 1
 """Messages of a client that wait in memory while one is answered; further ones stay on the line."""
@@ -37,12 +37,12 @@ HEALTH = "/healthz"
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where a server listens, and whom it lets in."""
+class Endpoint:
+    """Where a server listens, and which clients may connect."""
 
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
-    token: str = ""  # empty: none is asked for
+    token: str = ""  # that clients must send; empty: none
     certificate: str = ""  # PEM file; empty: the line is not encrypted
     key: str = ""  # PEM file of the private key; empty: it is in `certificate`
     max_clients: int = 8
@@ -57,7 +57,7 @@ class Door:
 
 
 @contextmanager
-def serving(served: Served, door: Door) -> Iterator[str]:
+def serving(served: Served, endpoint: Endpoint) -> Iterator[str]:
     """Answer clients within this context, in threads of its own; it yields the url.
 
     Raises:
@@ -67,7 +67,7 @@ def serving(served: Served, door: Door) -> Iterator[str]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = _Server(served, door)
+    server = _Server(served, endpoint)
     try:
         yield asyncio.run_coroutine_threadsafe(server.open(), loop).result()
     finally:
@@ -78,24 +78,24 @@ def serving(served: Served, door: Door) -> Iterator[str]:
 
 
 class _Server:
-    """Carries the messages of all clients to their visits, whose answers are computed one after another."""
+    """Gives the messages of all clients to their handlers, which answer them one after another."""
 
-    def __init__(self, served: Served, door: Door) -> None:
-        self.served, self.door = served, door
+    def __init__(self, served: Served, endpoint: Endpoint) -> None:
+        self.served, self.endpoint = served, endpoint
         self.n_clients = 0
         self._worker = ThreadPoolExecutor(1)
         self._listening: Any = None
 
     async def open(self) -> str:
         """Listen; return the url."""
-        library, door = importlib.import_module("websockets.asyncio.server"), self.door
+        library, endpoint = importlib.import_module("websockets.asyncio.server"), self.endpoint
         try:
             self._listening = await library.serve(
-                self._talk,
-                door.host,
-                door.port,
-                ssl=_tls(door),
-                process_request=self._let_in,
+                self._serve_client,
+                endpoint.host,
+                endpoint.port,
+                ssl=_tls(endpoint),
+                process_request=self._authorize,
                 origins=[None],  # no web page, which a browser would let connect to this computer
                 compression=None,  # a small message must not become a large one
                 max_size=self.served.max_bytes,
@@ -106,41 +106,43 @@ class _Server:
                 create_connection=_patient(library.ServerConnection),
             )
         except OSError as error:
-            raise UserError(f"host={door.host} port={door.port}: cannot listen there ({error.strerror})") from error
+            raise UserError(
+                f"host={endpoint.host} port={endpoint.port}: cannot listen there ({error.strerror})"
+            ) from error
         port = next(iter(self._listening.sockets)).getsockname()[1]
-        host = f"[{door.host}]" if ":" in door.host else door.host
-        return f"{'wss' if door.certificate else 'ws'}://{host}:{port}"
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        return f"{'wss' if endpoint.certificate else 'ws'}://{host}:{port}"
 
     async def close(self) -> None:
-        """Say goodbye to all clients."""
+        """Close the connections of all clients."""
         if self._listening is not None:
             self._listening.close()
             await self._listening.wait_closed()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _let_in(self, connection: Any, request: Any) -> Any:
-        """Return None to let a client in, or the answer that sends it away."""
+    def _authorize(self, connection: Any, request: Any) -> Any:
+        """Return None if a client may connect, else the answer that refuses it."""
         if request.path == HEALTH:
             return connection.respond(HTTPStatus.OK, "OK\n")
         given = request.headers.get_all("Authorization")
-        if not self.door.token or (len(given) == 1 and _has_token(given[0], self.door.token)):
+        if not self.endpoint.token or (len(given) == 1 and _has_token(given[0], self.endpoint.token)):
             return None
         return connection.respond(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong\n")
 
-    async def _talk(self, connection: Any) -> None:
-        """Answer one client until it leaves, or sends what is no message."""
+    async def _serve_client(self, connection: Any) -> None:
+        """Answer one client until it disconnects, or sends something that is not a message."""
         closed = importlib.import_module("websockets.exceptions").ConnectionClosed
-        if self.n_clients >= self.door.max_clients:
+        if self.n_clients >= self.endpoint.max_clients:
             await connection.close(1013, f"there are {self.n_clients} clients already; try again later")
             return
         self.n_clients += 1
         try:
             with suppress(closed):
-                await self._converse(connection, self.served.visit())
+                await self._answer_all(connection, self.served.handler())
         finally:
             self.n_clients -= 1
 
-    async def _converse(self, connection: Any, visit: Visit) -> None:
+    async def _answer_all(self, connection: Any, handler: Handler) -> None:
         await connection.send(self.served.greeting)
         loop = asyncio.get_running_loop()
         async for data in connection:
@@ -148,7 +150,7 @@ class _Server:
                 await connection.close(1003, "expected a msgpack map in a binary message")
                 return
             try:
-                answer = await loop.run_in_executor(self._worker, visit.answer, data)
+                answer = await loop.run_in_executor(self._worker, handler.answer, data)
             except Malformed as error:
                 await connection.send(f"the message cannot be read: {error}")
                 await connection.close(1007, "the message cannot be read")
@@ -196,18 +198,18 @@ def _patient(base: type) -> type:
     return Connection
 
 
-def _tls(door: Door) -> ssl.SSLContext | None:
+def _tls(endpoint: Endpoint) -> ssl.SSLContext | None:
     """Return the context of an encrypted line; None without a certificate."""
-    if not door.certificate:
+    if not endpoint.certificate:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(door.certificate, door.key or None, password=_no_password)
+        context.load_cert_chain(endpoint.certificate, endpoint.key or None, password=_no_password)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"certificate={door.certificate} key={door.key}: cannot use them ({error}); expected PEM files of a "
-            "certificate and of its private key without a password"
+            f"certificate={endpoint.certificate} key={endpoint.key}: cannot use them ({error}); expected PEM files of "
+            "a certificate and of its private key without a password"
         ) from error
     return context
 

@@ -21,7 +21,7 @@ from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.pilots import OnnxPilot, Pilot
 from rl.deploy.remote_pilot import TOKEN, is_remote
 from rl.deploy.served import Dream, Served
-from rl.deploy.server import Door, serving
+from rl.deploy.server import Endpoint, serving
 from rl.envs.simulator import usable_device
 from rl.policies.api import Denoiser
 from rl.policies.pilot import DenoiserPilot
@@ -42,13 +42,13 @@ def run(words: list[str]) -> None:
     torch.set_num_threads(options.threads)
     # It would print a line for each answer that finds its line cut, and a stranger could fill a log with them.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    served, door = load_served(name, options), _door(options)
-    with serving(served, door) as url:
+    served, endpoint = load_served(name, options), _endpoint(options)
+    with serving(served, endpoint) as url:
         print(f"{name}: sha256 {served.sha256[:12] or 'unknown'}, messages of at most {served.max_bytes / 1e6:.1f} MB")
-        if door.token:
-            shown = "the one in this environment" if os.environ.get(TOKEN) else door.token
+        if endpoint.token:
+            shown = "the one in this environment" if os.environ.get(TOKEN) else endpoint.token
             print(f"token: {shown}; wamtune deploy reads it from the environment variable {TOKEN}")
-        if not door.is_loopback and not door.certificate:
+        if not endpoint.is_loopback and not endpoint.certificate:
             print("not encrypted: whoever reads the line has the token; see certificate and key in docs/serve.md")
         print(f"listening at {url}, until Ctrl-C", flush=True)
         with suppress(KeyboardInterrupt):
@@ -145,9 +145,9 @@ def _sha256(name: str) -> str:
     return ""
 
 
-def _door(options: ServeOptions) -> Door:
+def _endpoint(options: ServeOptions) -> Endpoint:
     """Return where to listen; beyond this computer a token is needed."""
-    door = Door(
+    endpoint = Endpoint(
         host=options.host,
         port=options.port,
         token=os.environ.get(TOKEN, ""),
@@ -155,4 +155,4 @@ def _door(options: ServeOptions) -> Door:
         key=options.key,
         max_clients=options.max_clients,
     )
-    return door if door.token or door.is_loopback else replace(door, token=secrets.token_urlsafe(24))
+    return endpoint if endpoint.token or endpoint.is_loopback else replace(endpoint, token=secrets.token_urlsafe(24))

@@ -76,10 +76,10 @@ def rollout_losses(model: Network, batch: Batch, generator: torch.Generator) -> 
     """Return the mean loss of predicted frames in dreams of several chunks.
 
     Each chunk is predicted from the frames *predicted* before it, so that the model learns in contexts like those of a
-    dream. The target of a chunk is the true change, and `CORRECTED` of the error that the frames before it have. With 0
-    errors add up from chunk to chunk. With 1 the model learns to guess the true state from the actions, which were
-    chosen in it; a policy that acts in the dream chooses them in the dreamed state. No gradient flows from one chunk to
-    those before it.
+    dream. The target of a chunk is the true change, plus the correction of a share (`CORRECTED`) of the error that the
+    frames before it have. If nothing is corrected, errors add up from chunk to chunk. If all of it is, the model learns
+    to guess the true state from the actions, because they were chosen in the true state; but a policy that acts in the
+    dream chooses its actions in the dreamed state. No gradient flows from one chunk to those before it.
 
     Args:
         model: dreams.

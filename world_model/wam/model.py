@@ -25,8 +25,7 @@ from world_model.wam.training import train_stage
 from world_model.wam.training_config import StageConfig
 
 REFIT_BATCH_SIZE, REFIT_CHUNKS = 48, 6
-"""Windows per step of a refit, and chunks that each dreams. In the same time, more steps help more than larger batches.
-"""
+"""Windows in a step of a refit, and chunks that are dreamed from each. More steps help more than larger batches."""
 
 
 class WorldActionModel(Network, WorldModel):

@@ -12,8 +12,8 @@ from websockets.sync.client import connect
 
 from rl.deploy.openpi import feature_name
 from rl.deploy.pilots import Decider
-from rl.deploy.served import Served, Visit
-from rl.deploy.server import Door, serving
+from rl.deploy.served import Handler, Served
+from rl.deploy.server import Endpoint, serving
 from rl.policies.wam import ModelPilot
 from world_model.spec import Feature, Spec
 from world_model.wam.model import WorldActionModel
@@ -46,8 +46,8 @@ def served(trained: WorldActionModel) -> Served:
 
 
 @pytest.fixture
-def visit(served: Served) -> Visit:
-    return served.visit()
+def handler(served: Served) -> Handler:
+    return served.handler()
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def visit(served: Served) -> Visit:
         {"observation/state": np.stack([STATE, STATE]), "prompt": "reach"},
     ],
 )
-def test_actions_are_those_of_a_robot_here(served: Served, visit: Visit, observation: dict[str, Any]) -> None:
+def test_actions_are_those_of_a_robot_here(served: Served, handler: Handler, observation: dict[str, Any]) -> None:
     """Chunk after chunk with the same noise as in a session; one frame counts as standing still."""
     decide = Decider(served.pilot, "reach", seed=5)
     for _ in range(3):
-        answer = unpacked(visit.answer(packed(observation)))
+        answer = unpacked(handler.answer(packed(observation)))
         expected = decide({"state": np.stack([STATE, STATE])}, np.zeros((0, 2)))
         assert answer.keys() == {"actions", "server_timing"} and answer["actions"].shape == (4, 2)
         assert answer["actions"].tobytes() == expected.tobytes()
@@ -72,11 +72,11 @@ def test_actions_are_those_of_a_robot_here(served: Served, visit: Visit, observa
 
 def test_a_prompt_names_a_task_by_its_name_or_its_sentence(trained: WorldActionModel) -> None:
     trained.spec.instructions["rest"] = "stay where you are"
-    visit = Served(ModelPilot(trained, 2), "tiny", "").visit()
+    handler = Served(ModelPilot(trained, 2), "tiny", "").handler()
     try:
         for prompt in ("rest", "stay where you are"):
-            visit._openpi.decide.n_chunks = 0
-            found = unpacked(visit.answer(packed({"state": STATE, "prompt": prompt})))["actions"]
+            handler._openpi.decide.n_chunks = 0
+            found = unpacked(handler.answer(packed({"state": STATE, "prompt": prompt})))["actions"]
             expected = Decider(ModelPilot(trained, 2), "rest", 0)({"state": np.stack([STATE] * 2)}, np.zeros((0, 2)))
             assert (found == expected).all()
     finally:
@@ -102,11 +102,11 @@ def test_a_prompt_names_a_task_by_its_name_or_its_sentence(trained: WorldActionM
     ],
 )  # fmt: skip
 def test_an_error_is_one_line_of_text_and_the_next_one_is_answered(
-    visit: Visit, observation: dict[Any, Any], line: str
+    handler: Handler, observation: dict[Any, Any], line: str
 ) -> None:
-    answer = visit.answer(packed(observation))
+    answer = handler.answer(packed(observation))
     assert isinstance(answer, str) and answer.startswith(line) and "\n" not in answer
-    assert unpacked(visit.answer(packed({"state": STATE, "prompt": "rest"})))["actions"].shape == (4, 2)
+    assert unpacked(handler.answer(packed({"state": STATE, "prompt": "rest"})))["actions"].shape == (4, 2)
 
 
 class Sees:
@@ -130,14 +130,14 @@ class Sees:
 def test_images_are_found_by_name_and_keep_their_type() -> None:
     """The only task needs no prompt."""
     image = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
-    visit = Served(Sees(), "sees", "").visit()
+    handler = Served(Sees(), "sees", "").handler()
     for seen in (
         {"observation/state": STATE[:2], "observation/images/front": image},
         {"state": STATE[:2], "images": {"front": image}, "prompt": "look"},
     ):
-        assert unpacked(visit.answer(packed(seen)))["actions"].tolist() == [[143.0, 0.0]] * 3
+        assert unpacked(handler.answer(packed(seen)))["actions"].tolist() == [[143.0, 0.0]] * 3
         bad = {**seen, "images.front": image.astype("f4")}
-        assert visit.answer(packed(bad)) == "images.front is float32, expected an array of uint8"
+        assert handler.answer(packed(bad)) == "images.front is float32, expected an array of uint8"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_names(key: str, name: str) -> None:
 
 
 def test_over_the_line(served: Served) -> None:
-    with serving(served, Door()) as url, connect(url, compression=None, max_size=None) as connection:
+    with serving(served, Endpoint()) as url, connect(url, compression=None, max_size=None) as connection:
         assert unpacked(connection.recv())["checkpoint"] == "tiny"  # a client of openpi keeps this as metadata
         connection.send(packed({"state": STATE, "prompt": "reach"}))
         assert unpacked(connection.recv())["actions"].dtype == np.float32
@@ -159,7 +159,7 @@ def test_over_the_line(served: Served) -> None:
 def test_the_client_of_openpi_itself(served: Served) -> None:
     """Where it is installed; the project does not need it."""
     client = pytest.importorskip("openpi_client.websocket_client_policy")
-    with serving(served, Door(token="secret")) as url:
+    with serving(served, Endpoint(token="secret")) as url:
         policy = client.WebsocketClientPolicy(url, api_key="secret")
         assert policy.get_server_metadata()["checkpoint"] == "tiny"
         found = policy.infer({"observation/state": STATE, "prompt": "reach"})["actions"]

@@ -25,7 +25,7 @@ from rl.deploy.remote_pilot import RemotePilot, is_remote
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Limits
 from rl.deploy.served import Served
-from rl.deploy.server import Door, serving
+from rl.deploy.server import Endpoint, serving
 from rl.deploy.session import run_session
 from rl.policies.wam import ModelPilot
 from rl.robots.fake import FakeRobot
@@ -56,7 +56,7 @@ def served(trained: WorldActionModel) -> Served:
 
 @pytest.fixture
 def url(served: Served) -> Iterator[str]:
-    with serving(served, Door()) as url:
+    with serving(served, Endpoint()) as url:
         yield url
 
 
@@ -102,7 +102,7 @@ def test_a_url_is_the_name_of_a_server() -> None:
 
 
 def test_the_token_is_in_the_environment(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(served, Door(token="secret")) as url:
+    with serving(served, Endpoint(token="secret")) as url:
         with pytest.raises(UserError, match="the token is missing or wrong"):
             RemotePilot(url)
         monkeypatch.setenv("WAMTUNE_TOKEN", "secret")
@@ -118,14 +118,14 @@ def given(pilot: Pilot, n: int = 1) -> tuple[Any, ...]:
 def test_a_line_that_comes_back_is_used_again(served: Served) -> None:
     """The same server on the same port: the request is sent again, and answered the same."""
     with ExitStack() as first:
-        url = first.enter_context(serving(served, Door()))
+        url = first.enter_context(serving(served, Endpoint()))
         pilot, asked = RemotePilot(url), given(served.pilot)
         expected = served.pilot.act(*asked)
         assert torch.equal(pilot.act(*asked), expected)
-    with serving(served, Door(port=int(url.rpartition(":")[2]))):
+    with serving(served, Endpoint(port=int(url.rpartition(":")[2]))):
         assert torch.equal(pilot.act(*asked), expected) and pilot.trouble == ""
     other = replace(served, sha256="cd" * 32)
-    with serving(other, Door(port=int(url.rpartition(":")[2]))):
+    with serving(other, Endpoint(port=int(url.rpartition(":")[2]))):
         with pytest.raises(BadAnswer, match="the server has another policy than before"):
             pilot.act(*asked)
 
@@ -134,7 +134,7 @@ def test_a_lost_line_stops_the_robot(served: Served, robot: FakeRobot, monkeypat
     """The server goes away in the middle of an episode; the robot ends standing still, and the reason is said."""
     monkeypatch.setattr(remote_pilot, "PATIENCE_S", 0.1)
     with ExitStack() as server:
-        pilot = RemotePilot(server.enter_context(serving(served, Door())))
+        pilot = RemotePilot(server.enter_context(serving(served, Endpoint())))
         observe = robot.get_observation
 
         def get_observation() -> dict[str, Any]:
@@ -232,7 +232,7 @@ class AsTheyCome(Planner):
 
 def seam(kind: type[Planner]) -> float:
     """Return the change of the action where a new plan is entered, relative to that from step to step elsewhere."""
-    with serving(Served(Wave(), "wave", ""), Door()) as url:
+    with serving(Served(Wave(), "wave", ""), Endpoint()) as url:
         executor = SometimesLate()
         planner = kind(Decider(RemotePilot(url), "wave", seed=0), 4, 0.05, executor, executor.clock)
         planner.begin({"state": np.zeros((1, 1))})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rl.deploy.remote_client import pack, unpack
-from rl.deploy.served import Dream, Served, Visit
+from rl.deploy.served import Dream, Handler, Served
 from rl.policies.wam import ModelPilot
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
@@ -27,8 +27,8 @@ def served(trained: WorldActionModel, episodes: list[Episode]) -> Served:
 
 
 @pytest.fixture
-def visit(served: Served) -> Visit:
-    return served.visit()
+def handler(served: Served) -> Handler:
+    return served.handler()
 
 
 def act(number: int = 1, n: int = N, seed: int = 0, **changes: Any) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def act(number: int = 1, n: int = N, seed: int = 0, **changes: Any) -> dict[str,
     return {**message, **changes}
 
 
-def ask(visit: Visit, **message: Any) -> dict[str, Any]:
-    answer = visit.answer(pack(message))
+def ask(handler: Handler, **message: Any) -> dict[str, Any]:
+    answer = handler.answer(pack(message))
     assert isinstance(answer, bytes)
     return unpack(answer)
 
@@ -57,14 +57,14 @@ def fit(message: dict[str, Any], served: Served) -> dict[str, Any]:
     return {**message, "noise": noise.astype("<f4")}
 
 
-def test_actions_are_those_of_the_policy_bit_for_bit(served: Served, visit: Visit) -> None:
+def test_actions_are_those_of_the_policy_bit_for_bit(served: Served, handler: Handler) -> None:
     message = fit(act(), served)
     tensors = {name: torch.from_numpy(message[name]) for name in ("task", "noise", "held", "n_held")}
     obs = {"state": torch.from_numpy(message["obs"]["state"]), "task": tensors["task"]}
     expected = served.pilot.act(obs, tensors["noise"], tensors["held"], tensors["n_held"])
-    answer = ask(visit, **message)
+    answer = ask(handler, **message)
     assert answer["id"] == 1 and answer["actions"].tobytes() == expected.numpy().tobytes()
-    again = ask(visit, **{**message, "id": 2})
+    again = ask(handler, **{**message, "id": 2})
     assert again["actions"].tobytes() == answer["actions"].tobytes()  # it depends on the request alone
 
 
@@ -95,32 +95,32 @@ def test_actions_are_those_of_the_policy_bit_for_bit(served: Served, visit: Visi
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_request_is_one_line(
-    served: Served, visit: Visit, changes: dict[str, Any], line: str
+    served: Served, handler: Handler, changes: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(AssertionError, match=line):
-        assert "error" not in (answer := ask(visit, **{**fit(act(), served), **changes})), answer["error"]
-    assert "actions" in ask(visit, **fit(act(2), served))  # and the next one is answered
+        assert "error" not in (answer := ask(handler, **{**fit(act(), served), **changes})), answer["error"]
+    assert "actions" in ask(handler, **fit(act(2), served))  # and the next one is answered
 
 
 @pytest.mark.parametrize("number", [0, 5, 4, -1, True, None, "6", 1.5, 2**63])
-def test_a_request_has_a_larger_number_than_the_one_before(served: Served, visit: Visit, number: Any) -> None:
+def test_a_request_has_a_larger_number_than_the_one_before(served: Served, handler: Handler, number: Any) -> None:
     """So what was recorded and is sent again steps no dream."""
-    assert "actions" in ask(visit, **fit(act(5), served))
-    assert visit.answer(pack(act(number))) == "id: expected a whole number above 5, that of the request before"
-    assert "actions" in ask(visit, **fit(act(6), served))
+    assert "actions" in ask(handler, **fit(act(5), served))
+    assert handler.answer(pack(act(number))) == "id: expected a whole number above 5, that of the request before"
+    assert "actions" in ask(handler, **fit(act(6), served))
 
 
-def test_a_dream_is_the_same_as_here(served: Served, visit: Visit) -> None:
+def test_a_dream_is_the_same_as_here(served: Served, handler: Handler) -> None:
     """Over three chunks, of which the second ends all dreams, so that new ones begin in the third."""
     assert served.dream is not None
     here = served.dream.env(N)
     obs = here.reset(7)
-    there = ask(visit, op="reset", id=1, n_envs=N, seed=7)
+    there = ask(handler, op="reset", id=1, n_envs=N, seed=7)
     assert_same(there["obs"], obs)
     for number in range(2, 5):
         actions = np.random.default_rng(number).uniform(-2, 2, size=(N, 4, 2)).astype("<f4")
         step = here.step_chunk(torch.from_numpy(actions))
-        answer = ask(visit, op="step_chunk", id=number, actions=actions)
+        answer = ask(handler, op="step_chunk", id=number, actions=actions)
         for name in ("obs", "final_obs", "frames"):
             assert_same(answer[name], getattr(step, name))
         for name in ("reward", "executed", "terminated", "truncated", "is_success", "actions", "success"):
@@ -147,37 +147,37 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor])
         ({"op": "step_chunk", "actions": np.full((1, 4, 2), 3e38, "<f4")}, "dream: the action for .* or beyond"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_dream_is_one_line(visit: Visit, message: dict[str, Any], line: str) -> None:
-    early = ask(visit, op="step_chunk", id=1, actions=np.zeros((1, 4, 2), "<f4"))
+def test_what_is_wrong_with_a_dream_is_one_line(handler: Handler, message: dict[str, Any], line: str) -> None:
+    early = ask(handler, op="step_chunk", id=1, actions=np.zeros((1, 4, 2), "<f4"))
     assert early["error"] == "step_chunk: there is no dream yet; send a reset first"
-    ask(visit, op="reset", id=2, n_envs=1, seed=0)
+    ask(handler, op="reset", id=2, n_envs=1, seed=0)
     with pytest.raises(AssertionError, match=line):
-        assert "error" not in (answer := ask(visit, id=3, **message)), answer["error"]
-    assert ask(visit, op="step_chunk", id=4, actions=np.zeros((1, 4, 2), "<f4"))["reward"].shape == (1, 4)
+        assert "error" not in (answer := ask(handler, id=3, **message)), answer["error"]
+    assert ask(handler, op="step_chunk", id=4, actions=np.zeros((1, 4, 2), "<f4"))["reward"].shape == (1, 4)
 
 
-def test_actions_that_are_not_finite_are_not_sent(served: Served, visit: Visit) -> None:
+def test_actions_that_are_not_finite_are_not_sent(served: Served, handler: Handler) -> None:
     huge = {"state": np.full((N, 2, 4), 3e38, "<f4")}
-    assert ask(visit, **{**fit(act(), served), "obs": huge})["error"] == (
+    assert ask(handler, **{**fit(act(), served), "obs": huge})["error"] == (
         "act: the actions of the policy are not finite; are the numbers of the observation in its units?"
     )
 
 
 def test_a_server_without_a_dream_says_so(trained: WorldActionModel) -> None:
-    visit = Served(ModelPilot(trained, 2), "tiny", "").visit()
-    answer = ask(visit, op="reset", id=1, n_envs=1, seed=0)
+    handler = Served(ModelPilot(trained, 2), "tiny", "").handler()
+    answer = ask(handler, op="reset", id=1, n_envs=1, seed=0)
     assert answer["error"] == "reset: this server offers no dream; start it with dream=true"
 
 
 def test_dreams_of_two_clients_are_apart(served: Served) -> None:
-    one, other = served.visit(), served.visit()
+    one, other = served.handler(), served.handler()
     first = ask(one, op="reset", id=1, n_envs=1, seed=3)["obs"]["state"]
     ask(other, op="reset", id=1, n_envs=2, seed=4)
     ask(other, op="step_chunk", id=2, actions=np.ones((2, 4, 2), "<f4"))
     still = np.zeros((1, 4, 2), "<f4")
-    alone = served.visit()
+    alone = served.handler()
     assert (ask(alone, op="reset", id=1, n_envs=1, seed=3)["obs"]["state"] == first).all()
-    found, expected = (ask(visit, op="step_chunk", id=2, actions=still)["frames"] for visit in (one, alone))
+    found, expected = (ask(handler, op="step_chunk", id=2, actions=still)["frames"] for handler in (one, alone))
     assert (found["state"] == expected["state"]).all()
 
 
@@ -188,20 +188,20 @@ def test_the_largest_request_is_read(served: Served) -> None:
     assert about["dream"]["horizon"] == 2 and about["latency_budget_s"] == pytest.approx(0.2)
 
 
-def test_images_of_a_dream_are_decoded_for_who_asks_for_them(image_model: WorldActionModel, make_visit: Any) -> None:
-    visit = make_visit(image_model)
-    obs = ask(visit, op="reset", id=1, n_envs=2, seed=0)["obs"]
+def test_images_of_a_dream_are_decoded_for_who_asks_for_them(image_model: WorldActionModel, make_handler: Any) -> None:
+    handler = make_handler(image_model)
+    obs = ask(handler, op="reset", id=1, n_envs=2, seed=0)["obs"]
     assert obs["images.front"].shape == (2, image_model.n_context_frames, 32, 32, 3)
     assert obs["images.front"].dtype == np.uint8 and "latents" in obs
 
 
 @pytest.fixture
-def make_visit() -> Callable[[WorldActionModel], Visit]:
-    def make(model: WorldActionModel) -> Visit:
+def make_handler() -> Callable[[WorldActionModel], Handler]:
+    def make(model: WorldActionModel) -> Handler:
         features = model.predicted_spec.features
         context = {name: torch.zeros(2, model.n_context_frames, *of.shape) for name, of in features.items()}
         starts = StartStates(context, torch.zeros(2, dtype=torch.long), torch.arange(2))
         dream = Dream(model, starts, horizon=1, max_steps=8, images=("images.front",))
-        return Served(ModelPilot(model, 1), "sees", "", dream=dream).visit()
+        return Served(ModelPilot(model, 1), "sees", "", dream=dream).handler()
 
     return make

@@ -22,7 +22,7 @@ from rewards.errors import UserError
 from rl.deploy import server
 from rl.deploy.remote_client import Client, Refused, pack, unpack
 from rl.deploy.served import Dream, Served
-from rl.deploy.server import Door, serving
+from rl.deploy.server import Endpoint, serving
 from rl.policies.wam import ModelPilot
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
@@ -40,7 +40,7 @@ def served(trained: WorldActionModel, episodes: list[Episode]) -> Served:
 
 @pytest.fixture
 def url(served: Served) -> Iterator[str]:
-    with serving(served, Door(max_clients=3)) as url:
+    with serving(served, Endpoint(max_clients=3)) as url:
         yield url
 
 
@@ -78,7 +78,7 @@ def test_a_client_and_its_dream_over_the_line(url: str, served: Served) -> None:
 
 
 def test_a_token_is_needed_where_there_is_one(served: Served) -> None:
-    with serving(served, Door(token="secret")) as url:
+    with serving(served, Endpoint(token="secret")) as url:
         with Client(url, "secret") as client:
             assert client.act(OBS, ["rest"]).shape == (1, 4, 2)
         for wrong in ("", "Secret", "secret2", "secre"):
@@ -129,7 +129,7 @@ def test_an_encrypted_line(served: Served, tmp_path: Path) -> None:
     )
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), *files], check=True, capture_output=True)
-    with serving(served, Door(certificate=str(certificate), key=str(key))) as url:
+    with serving(served, Endpoint(certificate=str(certificate), key=str(key))) as url:
         assert url.startswith("wss://")
         with Client(url, cafile=str(certificate)) as client:
             assert client.act(OBS, ["rest"]).shape == (1, 4, 2)
@@ -137,14 +137,14 @@ def test_an_encrypted_line(served: Served, tmp_path: Path) -> None:
             with pytest.raises(ConnectionError, match="there is no wamtune serve"):
                 wrong()
     with pytest.raises(UserError, match=r"^certificate=\S+ key=\S*: cannot use them \(.*\); expected PEM files of a"):
-        with serving(served, Door(certificate=str(key))):
+        with serving(served, Endpoint(certificate=str(key))):
             pass
 
 
 def test_an_address_that_is_in_use_is_one_line(served: Served, url: str) -> None:
     port = int(url.rpartition(":")[2])
     with pytest.raises(UserError, match=rf"^host=127\.0\.0\.1 port={port}: cannot listen there \("):
-        with serving(served, Door(port=port)):
+        with serving(served, Endpoint(port=port)):
             pass
 
 
@@ -154,7 +154,7 @@ def test_an_address_that_is_in_use_is_one_line(served: Served, url: str) -> None
     + [("0.0.0.0", False), ("::", False), ("192.168.0.1", False), ("robot", False)],
 )
 def test_what_is_this_computer_alone(host: str, is_loopback: bool) -> None:
-    assert Door(host).is_loopback == is_loopback
+    assert Endpoint(host).is_loopback == is_loopback
 
 
 def test_what_cannot_be_read_ends_the_line_of_its_sender_alone(url: str, served: Served) -> None:
@@ -186,7 +186,7 @@ def test_an_error_of_the_policy_does_not_end_the_server(
 def test_a_client_that_does_not_read_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks and pings without reading an answer, and is the only client: another one gets in once its line is cut."""
     monkeypatch.setattr(server, "SEND_S", 0.2)
-    with serving(served, Door(max_clients=1)) as url, raw_line(url) as line:
+    with serving(served, Endpoint(max_clients=1)) as url, raw_line(url) as line:
         for number in range(1, 10_000):
             # Not all of it may be taken, so frames may be cut: that is as good.
             with suppress(OSError):
