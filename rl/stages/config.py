@@ -45,6 +45,7 @@ class PretrainConfig:
     trust_steps: int = 4000  # optimizer steps of the trust calibration on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     model: ModelConfig = field(default_factory=ModelConfig)
+    size: str = ""  # xs, s, m, l or xl: widths, layers and heads in place of those of `model`; empty: those of `model`
     # training of the image codec, which comes first; only if model.views names cameras
     codec: StageConfig = field(default_factory=lambda: StageConfig(batch_size=64, learning_rate=2e-3))
     stage: StageConfig = field(default_factory=StageConfig)
@@ -53,6 +54,7 @@ class PretrainConfig:
         """Refuse counts out of range."""
         at_least(self, 0, "seed", "threads", "n_expert", "n_noisy", "n_random", "trust_steps")
         at_least(self, 1, "n_heldout")
+        self.model.of_size(self.size)
         # The order of the tasks is that of the model's task embedding, so each may occur once.
         if len(set(self.env.tasks)) < len(self.env.tasks):
             raise UserError(f"env.tasks={list(self.env.tasks)}: expected none of them twice")

@@ -223,7 +223,8 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
         instructions = spec.instructions | config.env.instructions
         spec = replace(spec, tasks=config.env.tasks or recorded_tasks(store), instructions=instructions)
         # A simulator tells what a robot cannot measure; a recorded state is what a robot has measured.
-        model = WorldActionModel(config.model, model_spec(spec, config.model) if simulates(config) else spec)
+        architecture = config.model.of_size(config.size)
+        model = WorldActionModel(architecture, model_spec(spec, config.model) if simulates(config) else spec)
     else:
         model = saved.model
     model.to(device_of(config))
