@@ -33,7 +33,7 @@ MOST_VIEWS = 16
 MOST_WEIGHTS = 2_000_000_000
 """Largest accepted number of weights in all three stacks together: 8 GB, twice those of the size `xl`."""
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"width": 160, "world_width": 384, "action_width": 128, "n_layers": 4, "n_heads": 5},
     "s": {"width": 320, "world_width": 768, "action_width": 256, "n_layers": 6, "n_heads": 10},
     "m": {"width": 512, "world_width": 1280, "action_width": 448, "n_layers": 9, "n_heads": 8},
