@@ -19,10 +19,12 @@ import torch
 
 from rl.deploy.calls import Calls
 from rl.deploy.frames import Frame, context_of, recorded
+from rl.deploy.freshness import Freshness
 from rl.deploy.planner import Decide, Planner
 from rl.deploy.safety import Gate, Guard, NoRoom, Refused
 from rl.robots.api import Interface
 from rl.robots.errors import Stop
+from rl.robots.images import check_image
 from world_model.data.episodes import Episode
 from world_model.spec import STATE, Spec
 
@@ -66,7 +68,9 @@ class Lived:
     sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot reports it
     success: list[bool] = field(default_factory=list)  # after each command
     periods: list[float] = field(default_factory=list)  # seconds from one command to the next
-    n_late: int = 0  # commands for which no plan was ready in time
+    n_late: int = 0  # commands for which no plan was ready in time, or an image was too old
+    old_image: str = ""  # which image was too old, the last time; empty: none was
+    views: list[Frame] = field(default_factory=list)  # with each frame, the images of all cameras, if they are recorded
     reason: str = ""  # why it ended
     ended: bool = False  # it reached success or `max_steps`, even if a stop came after that
     stopped: bool = False  # a stop came, or the robot did not stand still at the end: start no other episode
@@ -139,6 +143,8 @@ class Loop:
     real_time: bool = True  # False: the robot waits for each command, so the loop does not wait for the clock
     reset: Callable[[], None] = lambda: None  # prepares the robot for the episode
     calls: Calls = field(default_factory=Calls)  # makes the calls to the robot
+    freshness: Freshness | None = None  # tells which images are too old; None: those of a robot that waits never are
+    records_cameras: bool = False  # keep the images of all cameras as the robot gives them
     trouble: Callable[[], str] = lambda: ""  # says why there is no plan, if it is known
 
     def run(self) -> Lived:
@@ -187,23 +193,26 @@ class Loop:
 
     def _live(self, lived: Lived, gate: Gate, executor: Executor) -> None:
         planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
-        frame, _ = self._observe(gate, FIRST_S)
-        lived.frames.append(frame)
+        frame, _, old = self._observe(lived, gate, FIRST_S)
+        if old:
+            raise Stop(old)
         planner.begin(self._context(lived))
         late, pace = 0, Pace(self.hz, self.real_time)
         lived.periods = pace.periods
         for k in range(self.max_steps):
-            action = planner.step(k, self._context(lived))
+            if old:  # hold, and plan anew once the images are new again
+                planner.forget(k)
+            action = None if old else planner.step(k, self._context(lived))
             late = 0 if action is not None else late + 1  # commands in a row without a plan
             lived.n_late += action is None
+            lived.old_image = old or lived.old_image
             if late > self.max_late:
-                why = self.trouble()
+                why = old or self.trouble()
                 raise Stop(f"there was no plan for {late} commands in a row{why and f'; {why}'}")
             # Without a plan in time, hold the position.
             state = frame[STATE]
             taken = self._command(self.guard.hold(state) if action is None else action, state, gate, pace)
-            frame, success = self._observe(gate)
-            lived.frames.append(frame)
+            frame, success, old = self._observe(lived, gate)
             lived.sent.append(taken)
             lived.success.append(success)
             if success:
@@ -226,11 +235,30 @@ class Loop:
         pace.wait_to_observe()
         return taken
 
-    def _observe(self, gate: Gate, within_s: float | None = None) -> tuple[Frame, bool]:
-        """Return the newest frame after the guard's checks, and whether it is a success."""
+    def _observe(self, lived: Lived, gate: Gate, within_s: float | None = None) -> tuple[Frame, bool, str]:
+        """Add the newest frame to `lived` after the guard's checks.
+
+        Returns:
+            The frame, whether it is a success, and which of its images is too old to act on (empty: none).
+        """
         values, images, stamp, observation = self._call("get_observation", self.interface.observe, gate, within_s)
-        frame = {STATE: self.guard.observe(values, stamp, time.monotonic()), **images}
-        return frame, self.judge(frame, observation)
+        now = time.monotonic()
+        frame = {STATE: self.guard.observe(values, stamp, now), **images}
+        old = "" if self.freshness is None else self.freshness.complaint(observation, now)
+        lived.frames.append(frame)
+        if self.records_cameras:
+            lived.views.append(self._views(lived, observation))
+        return frame, self.judge(frame, observation), old
+
+    def _views(self, lived: Lived, observation: Mapping[str, Any]) -> Frame:
+        """Return the images of all cameras; one that repeats is the same array as before, and takes no memory."""
+        before, views = lived.views[-1] if lived.views else {}, {}
+        for camera, shape in self.interface.cameras.items():
+            check_image(camera, observation.get(camera), shape)
+            image = observation[camera]
+            repeats = camera in before and np.array_equal(before[camera], image)
+            views[camera] = before[camera] if repeats else image.copy()
+        return views
 
     def _call(self, name: str, call: Callable[[], T], gate: Gate, within_s: float | None = None) -> T:
         return self.calls(name, call, lambda: gate.reason or self.watch(), within_s)

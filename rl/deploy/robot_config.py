@@ -34,6 +34,7 @@ class RobotConfig:
     dry_run: bool = False  # print the commands, send none
     stop_file: str = "STOP"  # the robot stops when this file exists
     episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT
+    dataset: str = ""  # folder of a LeRobot dataset to record to as well, with a video of each camera; empty: none
     limits: Limits = field(default_factory=Limits)
     map: RobotMap = field(default_factory=RobotMap)
 

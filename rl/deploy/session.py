@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from rewards.errors import UserError
 from rl.deploy.calls import Calls
 from rl.deploy.frames import Frame, tensors_of
+from rl.deploy.freshness import Freshness
 from rl.deploy.loop import Judge, Lived, Loop, robot_says
 from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.robot_config import RobotConfig
@@ -22,7 +23,9 @@ from rl.deploy.stops import Stops
 from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
+from rl.robots.images import is_image
 from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
 from world_model.spec import Spec
 
@@ -89,6 +92,7 @@ class Session:
         self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
         self.robot = make_robot(config.robot, config.params, self.task) if robot is None else robot
+        self.dataset: Recording | None = None
         self.calls = Calls()
         self.n_recorded = 0  # episodes that were in the folder before this session
 
@@ -98,6 +102,8 @@ class Session:
             # Check the folder before connecting: an episode that cannot be recorded should not run.
             if not config.dry_run:
                 stack.enter_context(self.store.writer(self.spec))
+                if config.dataset:
+                    stack.enter_context(self._open_dataset())
             self.n_recorded = len(self.store)
             robot.connect()
             stack.callback(self._disconnect)
@@ -110,6 +116,13 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
+
+    def _open_dataset(self) -> AbstractContextManager[None]:
+        """Return the context in which the session records to a dataset of LeRobot."""
+        offered = self.robot.observation_features
+        cameras = {name: tuple(shape) for name, shape in offered.items() if is_image(shape)}
+        self.dataset = Recording(self.config.dataset, self.spec, cameras, self.config.robot)
+        return self.dataset.writer()
 
     def _disconnect(self) -> None:
         try:
@@ -138,9 +151,10 @@ class Session:
         if not config.dry_run and lived.ended:  # the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
             if (episode := lived.to_episode(self.spec, self.task, source, config.seed + scene)) is not None:
-                self._record(episode, name)
+                self._record(episode, name, lived.views)
         # After recording, so that this line means that the episode is on disk.
-        self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time")
+        old = f"; {lived.old_image}" if lived.old_image else ""
+        self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time{old}")
         return lived
 
     def _loop(self, pilot: Pilot, scene: int) -> Loop:
@@ -152,6 +166,7 @@ class Session:
             except ConnectionError as error:
                 raise UserError(f"robot={config.robot}: {error}") from error
 
+        real_time = bool(getattr(robot, "real_time", True))
         return Loop(
             interface=self.interface,
             guard=self.guard,
@@ -164,21 +179,28 @@ class Session:
             max_late=config.max_late,
             send=(lambda c: self.say(f"would send {np.round(c, 4).tolist()}")) if config.dry_run else None,
             judge=make_judge(config.success, pilot, self.task, self.stops),
-            real_time=bool(getattr(robot, "real_time", True)),
+            real_time=real_time,
             reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
             calls=self.calls,
+            freshness=Freshness(config.limits, self.interface.camera_names) if real_time else None,
+            records_cameras=self.dataset is not None,
             trouble=lambda: str(getattr(pilot, "trouble", "")),
         )
 
-    def _record(self, episode: Episode, name: str) -> None:
+    def _record(self, episode: Episode, name: str, views: Sequence[Frame]) -> None:
         """Write an episode to the store; if that fails, to a new folder in the home or temporary directory.
 
+        Then also write it to the dataset, if there is one, with the images `views` of all cameras.
+
         Raises:
-            UserError: the episode is not in the store; the message says where it is instead.
+            UserError: the episode is not in the store or not in the dataset; the message says where it is instead.
         """
         try:
             self.store.append([episode], self.spec)
+            self._record_videos(episode, name, views)
             return
+        except _NotInDataset:
+            raise
         except Exception as error:  # any error: an episode on a robot is too costly to lose
             why = error
         for parent in (Path("~").expanduser(), Path(tempfile.gettempdir())):
@@ -190,6 +212,20 @@ class Session:
                 continue
             raise UserError(f"{why}; {name} was written to {second.folder} instead") from why
         raise UserError(f"{name} is lost, it could be written nowhere: {why}") from why
+
+    def _record_videos(self, episode: Episode, name: str, views: Sequence[Frame]) -> None:
+        if self.dataset is None:
+            return
+        try:
+            self.dataset.append(episode, views)
+        except Exception as error:  # any error, also one of the encoder
+            raise _NotInDataset(
+                f"{name} is in {self.store.folder}, but not in dataset={self.dataset.folder}: {error}"
+            ) from error
+
+
+class _NotInDataset(UserError):
+    """An episode was recorded, but not its videos."""
 
 
 def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
