@@ -103,10 +103,10 @@ def to_onnx(policy: Exportable) -> bytes:
 
 
 def _dynamic_shapes(policy: Exportable, batch: Any) -> tuple[Any, ...]:
-    """Return for each argument of the graph that its first axis is `batch`; the images are one argument, a tuple."""
+    """Return for each argument of the graph that its first axis is `batch`; images are one argument, a tuple."""
     n_images = len(policy.spec.images)
     others = ({0: batch},) * (len(policy.input_names) - n_images)
-    return (*others, ({0: batch},) * n_images) if policy.is_flow else others
+    return (*others, ({0: batch},) * n_images) if n_images else others
 
 
 def parity_inputs(policy: Exportable, episodes: str) -> tuple[tuple[Tensor, ...], str]:

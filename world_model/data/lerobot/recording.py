@@ -104,7 +104,9 @@ class Recording:
         combined = combine_stats(self._stats, stats) if self._stats else stats
         number, n_frames = self.n_episodes, self.n_frames + episode.length
         row = row_of(episode, number, number, n_frames, self.spec, stats)
-        # The order matters, see the top of this file.
+        # The order matters, see the top of this file. A row that an interrupted `append` left comes out first, since it
+        # describes another episode than the files that are written now.
+        (self.folder / path_of(EPISODES_PATH, number)).unlink(missing_ok=True)
         self._write(TASKS, tasks_parquet(sentences))
         for camera, video in videos.items():
             row |= self._video_row(camera, video[-1], episode.length)
