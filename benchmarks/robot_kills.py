@@ -7,13 +7,14 @@ A session of the built-in checkpoint on the simulated arm (without real time) is
 random moments and started again, always recording to the same folder. An episode counts as finished when the session
 has printed its line. The exit code is 1 if one is missing, a shard cannot be read, or a session could not start.
 
-With `cameras` the policy reads images, the arm has two cameras, and the session records to a LeRobot dataset with videos
-as well. After each kill LeRobot's own reader opens the dataset and decodes the first and the last frame of every episode
-that is new; READER is a Python that has lerobot, such as .venv-lerobot/bin/python.
+With `cameras` the policy reads images, the arm has two cameras, and the session records to a LeRobot dataset with
+videos as well. After each kill LeRobot's own reader opens the dataset and decodes the first and the last frame of every
+episode that is new; READER is a Python that has lerobot, such as .venv-lerobot/bin/python.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -86,12 +87,12 @@ class Reader:
     """
 
     def __init__(self, python: str) -> None:
-        self._process = subprocess.Popen(
-            [python, "-c", READ], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([python, "-c", READ], stdin=pipe, stdout=pipe, text=True, bufsize=1, env=env)
 
     def n_episodes(self, dataset: Path) -> int:
-        """Return the episodes of a dataset, after decoding images of those that are new; end the program if it fails."""
+        """Return the count of episodes of a dataset, after decoding images of the new ones; exit if that fails."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(dataset, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline().split()
