@@ -75,7 +75,13 @@ def record_with_cameras(minutes: float, policy: str) -> None:
     torch.set_num_threads(1)
     n_episodes = max(1, round(60 * minutes * SERVED_HZ / STEPS))
     limits = Limits(
-        low=(-1.0,) * 4, high=(1.0,) * 4, max_change=(2.0,) * 4, still=(0.0,) * 4, max_image_age_s=0.5, max_frozen_s=0.0
+        low=(-1.0,) * 4,
+        high=(1.0,) * 4,
+        max_change=(2.0,) * 4,
+        still=(0.0,) * 4,
+        max_age_s=0.5,  # the arm measures itself ten times a second
+        max_image_age_s=0.5,
+        max_frozen_s=0.0,
     )
     cameras = {"front": {"hz": 20.0}, "side": {"azimuth": 90.0, "hz": 10.0}}
     params = {"cameras": cameras, "image_size": 96, "hz": SERVED_HZ}
@@ -97,7 +103,9 @@ def record_with_cameras(minutes: float, policy: str) -> None:
         load = os.getloadavg()[0]
         lived = run_session(load_pilot(policy, 2), config, say=lambda line: print(line, file=sys.stderr, flush=True))
         size = sum(path.stat().st_size for path in Path(dataset).rglob("*.mp4"))
-    assert all((np.abs(one.sent) <= 1).all() for one in lived), "a command is beyond its limits"
+    if not lived[0].periods:
+        raise SystemExit(f"the robot was stopped: {lived[0].reason}")
+    assert all((np.abs(one.sent) <= 1).all() for one in lived if one.sent), "a command is beyond its limits"
     periods = np.array([period for one in lived for period in one.periods])
     off, n = np.abs(periods - 1 / SERVED_HZ), sum(len(one.sent) for one in lived)
     print(f"load of the machine: {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end, {os.cpu_count()} cores")

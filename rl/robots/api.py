@@ -104,8 +104,8 @@ class RobotMap:
     scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: policy = scale * robot + offset
     offset: dict[str, float] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)  # camera of the policy -> camera of the robot, if they differ
-    # camera of the policy -> top, left, height, width of the part that it sees, in pixels of the robot's image; by
-    # default the largest middle part with the shape of the policy's image. It is scaled down to that image.
+    # Camera of the policy -> top, left, height, width of a part of the robot's image, in pixels. The policy sees the
+    # largest middle part of it with the shape of its own image, scaled down. By default, of the whole image.
     crop: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 

@@ -75,7 +75,8 @@ def fitted_image(name: str, image: Array, shape: Sequence[int], crop: Sequence[i
         name: of the feature, for messages.
         image: that `check_image` accepted.
         shape: of the feature.
-        crop: top, left, height, width of the part; empty: the largest middle part of the shape of `shape`.
+        crop: top, left, height, width of the part that is used; empty: all. Of it, the largest middle part with the
+            proportions of `shape` is scaled down.
 
     Raises:
         Stop: the image is smaller than the feature.

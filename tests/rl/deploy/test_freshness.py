@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +28,15 @@ LIMITS = Limits(low=(-1.0,) * 4, high=(1.0,) * 4, max_change=(2.0,) * 4, still=(
 CAMERAS = {"images.front": "top", "images.wrist": "wrist"}
 
 
-def seen(front: int, wrist: int, **times: float) -> dict[str, Any]:
+def seen(top_level: int, wrist_level: int, **times: Any) -> dict[str, Any]:
     """Return an observation with images of one level each, and the times of some."""
-    images = {"top": np.full((2, 2, 3), front, np.uint8), "wrist": np.full((2, 2, 3), wrist, np.uint8)}
+    images = {"top": np.full((2, 2, 3), top_level, np.uint8), "wrist": np.full((2, 2, 3), wrist_level, np.uint8)}
     return {**images, "timestamps": times} if times else images
 
 
 def test_an_image_is_as_old_as_its_time_says() -> None:
     freshness = Freshness(replace(LIMITS, max_image_age_s=0.3, image_ages_s={"wrist": 1.0}, max_frozen_s=0.0), CAMERAS)
-    assert freshness.complaint(seen(0, 0, top=10.0, wrist=10.0), now=10.3) == ""
+    assert freshness.complaint(seen(0, 0, top=10.0, wrist=10.0), now=10.25) == ""
     found = freshness.complaint(seen(0, 0, top=10.0, wrist=10.0), now=10.5)
     assert found == "images.front is 0.50 s old, at most 0.3 s is allowed"
     assert freshness.complaint(seen(0, 0, top=10.4, wrist=10.0), now=10.5) == ""
@@ -102,21 +103,39 @@ def test_limits_that_never_stop_are_refused(changes: dict[str, Any], line: str) 
     assert str(error.value) == line
 
 
-class Clocked(FakeRobot):
-    """A robot in real time whose camera is `ages[i]` seconds old in observation `i`; later it is new."""
+AGE = 0.2
+"""Largest age of an image in the sessions below, in seconds."""
 
-    def __init__(self, model: WorldActionModel, ages: list[float]) -> None:
+
+class Stuck(FakeRobot):
+    """A robot whose camera repeats its image from the fourth observation on, for some seconds.
+
+    It notes of each observation whether the image was too old, and of each command whether it is zero.
+    """
+
+    def __init__(self, model: WorldActionModel, seconds: float) -> None:
         super().__init__(model.spec)
-        self.ages = ages
+        self.seconds, self.since, self.image = seconds, math.inf, np.zeros(0)
+        self.was_old: list[bool] = []
+        self.was_still: list[bool] = []
 
     def get_observation(self) -> dict[str, Any]:
         """See `FakeRobot`."""
-        found = super().get_observation()
-        age = self.ages[self.n_observations - 1] if self.n_observations <= len(self.ages) else 0.0
-        return {**found, "timestamps": {"front": found["timestamp"] - age}}
+        found, now = super().get_observation(), time.monotonic()
+        if self.n_observations <= 3:
+            self.since, self.image = now, found["front"]
+        elif now - self.since <= self.seconds:
+            found["front"] = self.image
+        self.was_old.append(AGE < now - self.since <= self.seconds)
+        return found
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        """See `FakeRobot`."""
+        self.was_still.append(not any(action.values()))
+        return super().send_action(action)
 
 
-Run = Callable[..., tuple[Clocked, loop.Lived, list[str]]]
+Run = Callable[..., tuple[Stuck, loop.Lived, list[str]]]
 
 
 @pytest.fixture
@@ -127,10 +146,10 @@ def run(seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     act = ModelPilot.act
     monkeypatch.setattr(ModelPilot, "act", lambda *given: act(*given).abs() + 0.1)
 
-    def run(ages: list[float], max_late: int, max_steps: int = 12) -> tuple[Clocked, loop.Lived, list[str]]:
-        robot, said = Clocked(seeing, ages), list[str]()
+    def run(seconds: float, max_late: int, max_steps: int) -> tuple[Stuck, loop.Lived, list[str]]:
+        robot, said = Stuck(seeing, seconds), list[str]()
         monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
-        limits = replace(LIMITS, max_image_age_s=30.0)
+        limits = replace(LIMITS, max_image_age_s=AGE)
         fields = {"task": "push", "hz": 50.0, "max_steps": max_steps, "max_late": max_late, "limits": limits}
         (lived,) = run_session(ModelPilot(seeing, 2), RobotConfig(robot="fake", **fields), say=said.append)
         return robot, lived, said
@@ -138,33 +157,43 @@ def run(seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     return run
 
 
-def is_still(robot: Clocked) -> list[bool]:
-    return [not any(action.values()) for action in robot.sent]
-
-
 def test_the_robot_holds_and_then_stops_with_one_line(run: Run) -> None:
-    robot, lived, said = run(ages=[0.0] * 4 + [40.0] * 20, max_late=3)
-    assert lived.stopped and not lived.failed
-    reason = r"there was no plan for 4 commands in a row; images\.front is 40\.0\d s old, at most 30 s is allowed"
+    robot, lived, said = run(seconds=1000.0, max_late=3, max_steps=1000)
+    assert lived.stopped and not lived.failed and lived.old_image
+    reason = (
+        r"there was no plan for 4 commands in a row; "
+        r"images\.front has not changed for \d+\.\d\d s, at most 0\.2 s is allowed"
+    )
     assert re.fullmatch(reason, lived.reason)
-    # Observation 4 is the first old one, and command 4 the first that follows from it.
-    assert all(is_still(robot)[4:]) and len(robot.sent) == 4 + 3 + 1  # the last one stands still, as at every stop
-    assert len(said) == 1 and not list(Path("runs").rglob("*.safetensors"))
+    assert sum(robot.was_old) >= 3 and not all(robot.was_still[:4])
+    # Command i follows from observation i. The last command stands still, as at every stop.
+    assert all(still for still, old in zip(robot.was_still, robot.was_old, strict=False) if old)
+    assert robot.was_still[-1] and len(said) == 1 and not list(Path("runs").rglob("*.safetensors"))
 
 
 def test_an_episode_goes_on_with_a_new_plan_once_images_are_new_again(run: Run) -> None:
-    robot, lived, said = run(ages=[0.0] * 2 + [40.0] * 3, max_late=1000, max_steps=300)
-    assert lived.ended and lived.n_late >= 3 and all(is_still(robot)[2:5])
-    assert not all(is_still(robot)[5:-1])  # it moves again
-    assert said[0].startswith("episode 1: 300 commands, 300 steps, ") and "; images.front is 40.0" in said[0]
+    robot, lived, said = run(seconds=0.6, max_late=1000, max_steps=150)
+    assert lived.ended and lived.n_late >= 1 and sum(robot.was_old) >= 1
+    assert all(still for still, old in zip(robot.was_still, robot.was_old, strict=False) if old)
+    after = len(robot.was_old) - robot.was_old[::-1].index(True)  # the first observation with a new image again
+    assert not all(robot.was_still[after:-1])  # it moves again
+    assert said[0].startswith("episode 1: 150 commands, 150 steps, ") and "; images.front has not changed" in said[0]
 
 
-def test_an_old_first_image_sends_nothing(run: Run) -> None:
-    robot, lived, _ = run(ages=[40.0], max_late=3)
-    assert lived.stopped and lived.reason.startswith("images.front is 40.0") and all(is_still(robot))
+def test_an_old_first_image_sends_nothing(
+    seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    robot = FakeRobot(seeing.spec)
+    robot.misbehave = lambda found: {**found, "timestamps": {"front": found["timestamp"] - 40.0}}
+    monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
+    config = RobotConfig(robot="fake", task="push", limits=replace(LIMITS, max_image_age_s=30.0))
+    (lived,) = run_session(ModelPilot(seeing, 2), config, say=lambda line: None)
+    assert lived.stopped and lived.reason.startswith("images.front is 40.0") and not lived.sent
+    assert not any(any(action.values()) for action in robot.sent)
 
 
 def test_a_robot_that_waits_for_commands_has_no_old_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Clocked, "real_time", False, raising=False)
-    _, lived, _ = run(ages=[40.0] * 20, max_late=0)
-    assert lived.reason == "12 steps" and lived.old_image == ""
+    monkeypatch.setattr(Stuck, "real_time", False, raising=False)
+    _, lived, _ = run(seconds=1000.0, max_late=0, max_steps=20)
+    assert lived.reason == "20 steps" and lived.old_image == ""

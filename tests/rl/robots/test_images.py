@@ -60,12 +60,12 @@ def test_what_does_not_fit_is_one_row(mapping: RobotMap, row: tuple[str, str, st
 
 
 def test_a_policy_sees_the_part_that_is_named_scaled_down() -> None:
-    robot = robot_with(("top", (8, 12)))
-    robot.images["top"][2:6, 4:12] = [10, 20, 30]
-    robot.images["top"][2:6, 4:12:2] += 2  # every second column is brighter by two
-    mapping = RobotMap(images={"front": "top"}, crop={"front": (2, 4, 4, 8)})
+    robot = robot_with(("top", (16, 24)))
+    robot.images["top"][2:10, 4:12] = [10, 20, 30]
+    robot.images["top"][2:10, 4:12:2] += 2  # every second column is brighter by two
+    mapping = RobotMap(images={"front": "top"}, crop={"front": (2, 4, 8, 8)})
     _, images, _, _ = Interface(robot, SPEC, mapping, 10.0).observe()
-    # Two columns become one, with their mean.
+    # Two rows and two columns become one, with their mean.
     assert np.array_equal(images["images.front"], np.broadcast_to([11, 21, 31], (4, 4, 3)))
 
 
