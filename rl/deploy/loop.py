@@ -144,6 +144,7 @@ class Loop:
     reset: Callable[[], None] = lambda: None  # prepares the robot for the episode
     calls: Calls = field(default_factory=Calls)  # makes the calls to the robot
     freshness: Freshness | None = None  # tells which images are too old; None: those of a robot that waits never are
+    show: Callable[[Lived], None] = lambda lived: None  # called for each frame; it must not wait
     records_cameras: bool = False  # keep the images of all cameras as the robot gives them
     trouble: Callable[[], str] = lambda: ""  # says why there is no plan, if it is known
 
@@ -196,6 +197,7 @@ class Loop:
         frame, _, old = self._observe(lived, gate, FIRST_S)
         if old:
             raise Stop(old)
+        self.show(lived)
         planner.begin(self._context(lived))
         late, pace = 0, Pace(self.hz, self.real_time)
         lived.periods = pace.periods
@@ -214,6 +216,7 @@ class Loop:
             taken = self._command(self.guard.hold(state) if action is None else action, state, gate, pace)
             frame, success, old = self._observe(lived, gate)
             lived.sent.append(taken)
+            self.show(lived)
             lived.success.append(success)
             if success:
                 break

@@ -9,6 +9,7 @@ from rewards.checks import at_least, between_0_1
 from rewards.errors import UserError
 from rl.config import Chosen
 from rl.deploy.safety import Limits
+from rl.deploy.viewer import check_where
 from rl.robots.api import RobotMap
 
 
@@ -35,6 +36,7 @@ class RobotConfig:
     stop_file: str = "STOP"  # the robot stops when this file exists
     episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT
     dataset: str = ""  # folder of a LeRobot dataset to record to as well, with a video of each camera; empty: none
+    rerun: str = ""  # watch it live in Rerun: spawn, a file NAME.rrd, or the url of a viewer; empty: do not
     limits: Limits = field(default_factory=Limits)
     map: RobotMap = field(default_factory=RobotMap)
 
@@ -46,4 +48,5 @@ class RobotConfig:
         if self.n_denoising_steps is not None:
             at_least(self, 1, "n_denoising_steps")
         between_0_1(self, "alpha")
+        check_where(self.rerun)
         at_least(self, 0, "hz", "seed", "max_late")

@@ -20,6 +20,7 @@ from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Guard
 from rl.deploy.stops import Stops
+from rl.deploy.viewer import Viewer
 from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
@@ -27,7 +28,7 @@ from rl.robots.images import is_image
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
-from world_model.spec import Spec
+from world_model.spec import STATE, Spec
 
 LET_GO_S = 30.0
 """Seconds that a robot may take to disconnect; Ctrl-C ends the wait at once."""
@@ -93,6 +94,7 @@ class Session:
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
         self.robot = make_robot(config.robot, config.params, self.task) if robot is None else robot
         self.dataset: Recording | None = None
+        self.viewer: Viewer | None = None
         self.calls = Calls()
         self.n_recorded = 0  # episodes that were in the folder before this session
 
@@ -110,6 +112,9 @@ class Session:
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
                 self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
             self.interface = Interface(robot, self.spec, config.map, self.hz)
+            if config.rerun:
+                self.viewer = Viewer(config.rerun, self.interface.state_names, self.interface.action_names)
+                stack.callback(self.viewer.close)
             stack.enter_context(self.stops.signals())
             self._exit = stack.pop_all()  # no error: disconnect in `__exit__` instead
         return self
@@ -183,9 +188,19 @@ class Session:
             reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
             calls=self.calls,
             freshness=Freshness(config.limits, self.interface.camera_names) if real_time else None,
+            show=self._show,
             records_cameras=self.dataset is not None,
             trouble=lambda: str(getattr(pilot, "trouble", "")),
         )
+
+    def _show(self, lived: Lived) -> None:
+        """Show the newest step in the viewer, if there is one."""
+        if self.viewer is None:
+            return
+        frame = lived.frames[-1]
+        images = lived.views[-1] if lived.views else {name: frame[name] for name in self.spec.images}
+        sent = lived.sent[-1] if lived.sent else np.full(self.spec.action_dim, np.nan)
+        self.viewer.show(images, frame[STATE], sent)
 
     def _record(self, episode: Episode, name: str, views: Sequence[Frame]) -> None:
         """Write an episode to the store; if that fails, to a new folder in the home or temporary directory.

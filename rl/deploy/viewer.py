@@ -1,4 +1,4 @@
-"""Watch a session live in Rerun: images, state, commands and age of the images. Needs the extra `rerun`.
+"""Watch a session live in Rerun: images, state and commands. Needs the extra `rerun`.
 
 The control loop only puts steps into a queue; a thread of its own logs them, and leaves steps out if it is too slow.
 """
@@ -26,9 +26,6 @@ WAITING = 4
 """Steps that wait to be logged; further ones are left out."""
 
 URL = ("rerun+http://", "rerun+https://")
-
-Step = tuple[int, Mapping[str, Array], Array | None]
-"""Number of the step, its images by camera, its numbers by name."""
 
 
 class Viewer:
@@ -74,6 +71,8 @@ class Viewer:
             for camera, image in images.items():
                 self._stream.log(f"cameras/{camera}", self._rerun.Image(image))
             for name, value in zip(self._names, values, strict=True):
+                if value != value:  # NaN: there was no command yet
+                    continue
                 self._stream.log(name, self._rerun.Scalars(value))
 
 
