@@ -35,6 +35,8 @@ class RobotConfig:
     dry_run: bool = False  # print the commands, send none
     stop_file: str = "STOP"  # the robot stops when this file exists
     episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT
+    person: str = ""  # device of a person who may take over: FILE.py:Class, module:Class or a teleoperator of LeRobot
+    person_params: dict[str, Any] = field(default_factory=dict)  # arguments of its constructor
     dataset: str = ""  # folder of a LeRobot dataset to record to as well, with a video of each camera; empty: none
     rerun: str = ""  # watch it live in Rerun: spawn, a file NAME.rrd, or the url of a viewer; empty: do not
     limits: Limits = field(default_factory=Limits)

@@ -20,11 +20,13 @@ from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Guard
 from rl.deploy.stops import Stops
+from rl.deploy.takeover import Takeover
 from rl.deploy.viewer import Viewer
 from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
 from rl.robots.images import is_image
+from rl.robots.teleoperators import make_teleoperator
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
@@ -86,7 +88,7 @@ class Session:
     ) -> None:
         self.spec, self.config, self.say = spec, config, say
         self.task, self.hz = _task(spec, config), config.hz or spec.control_hz
-        self.stops = Stops(Path(config.stop_file), keys)
+        self.stops = Stops(Path(config.stop_file), keys, takes_over=bool(config.person))
         if (reason := self.stops()) is not None:
             remedy = "delete it first" if self.stops.file.exists() else "it was typed too early, start again"
             raise UserError(f"no start: {reason}; {remedy}")
@@ -95,6 +97,7 @@ class Session:
         self.robot = make_robot(config.robot, config.params, self.task) if robot is None else robot
         self.dataset: Recording | None = None
         self.viewer: Viewer | None = None
+        self.takeover: Takeover | None = None
         self.calls = Calls()
         self.n_recorded = 0  # episodes that were in the folder before this session
 
@@ -112,6 +115,8 @@ class Session:
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
                 self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
             self.interface = Interface(robot, self.spec, config.map, self.hz)
+            if config.person:
+                self._connect_person(stack)
             if config.rerun:
                 self.viewer = Viewer(config.rerun, self.interface.state_names, self.interface.action_names)
                 stack.callback(self.viewer.close)
@@ -128,6 +133,13 @@ class Session:
         cameras = {name: tuple(shape) for name, shape in offered.items() if is_image(shape)}
         self.dataset = Recording(self.config.dataset, self.spec, cameras, self.config.robot)
         return self.dataset.writer()
+
+    def _connect_person(self, stack: ExitStack) -> None:
+        """Connect the device of a person who may take over; `stack` disconnects it."""
+        device = make_teleoperator(self.config.person, self.config.person_params)
+        device.connect()
+        stack.callback(self.calls, "disconnect of the person's device", device.disconnect, lambda: None, LET_GO_S)
+        self.takeover = Takeover(device, lambda: self.stops.person_drives, self.interface.action_of, self.hz)
 
     def _disconnect(self) -> None:
         try:
@@ -152,6 +164,8 @@ class Session:
             self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
         self.guard.begin()
+        if self.takeover is not None:
+            self.takeover.begin()
         lived = self._loop(pilot, scene).run()
         if not config.dry_run and lived.ended:  # the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
@@ -188,6 +202,7 @@ class Session:
             reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
             calls=self.calls,
             freshness=Freshness(config.limits, self.interface.camera_names) if real_time else None,
+            takeover=self.takeover,
             show=self._show,
             records_cameras=self.dataset is not None,
             trouble=lambda: str(getattr(pilot, "trouble", "")),

@@ -202,6 +202,10 @@ class Interface:
         # None (v is None) and NaN (v != v) mean that the robot reports nothing for this entry.
         return [sent[n] if v is None or (isinstance(v, float) and v != v) else v for n, v in found.items()]
 
+    def action_of(self, given: Mapping[str, Any]) -> list[Any]:
+        """Return an action by the robot's names, in its units, as one of the policy (action_dim,), unchecked."""
+        return [self._ours(name, given.get(name)) for name in self.action_names]
+
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Wait for another thread's call to return, but at most until that call has taken one period.

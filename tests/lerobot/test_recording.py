@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ pytest.importorskip("av", reason="av is not installed")
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from tests.world_model.data.test_recording import CAMERAS, SPEC, episode, images
+from world_model.data.episodes import BLEND, PERSON, POLICY
 from world_model.data.lerobot import Recording, recording
 
 
@@ -44,6 +46,16 @@ def test_lerobot_reads_what_was_recorded(tmp_path: Path) -> None:
                 assert float(image.mean()) == pytest.approx((10 * t + one.length) / 255, abs=3 / 255)
         first += one.length
     assert np.isfinite(dataset.meta.stats["observation.images.front"]["std"]).all()
+
+
+def test_lerobot_reads_which_steps_are_a_persons(tmp_path: Path) -> None:
+    marked = replace(episode(5), control=torch.tensor([POLICY, PERSON, PERSON, BLEND, POLICY], dtype=torch.uint8))
+    made = Recording(tmp_path / "arm", SPEC, CAMERAS, "fake")
+    with made.writer():
+        made.append(marked, images(6, 5))
+    dataset = opened(tmp_path / "arm")
+    assert dataset.features["intervention"]["dtype"] == "bool"
+    assert [bool(dataset[t]["intervention"]) for t in range(5)] == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize("after", range(8))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from world_model.data.columns import Columns
-from world_model.data.episodes import OBSERVATION, Episode
+from world_model.data.episodes import OBSERVATION, PERSON, Episode
 from world_model.data.images import encode_png, level_stats
 from world_model.data.lerobot.layout import EVERY, FINAL
 from world_model.data.parquet import to_parquet
@@ -41,8 +41,13 @@ def frames_of(episode: Episode, number: int, first: int, spec: Spec, sentences: 
     """
     steps = np.arange(episode.length)
     reward = episode.success if episode.task_reward is None else episode.task_reward
+    control: Columns = {}
+    if episode.control is not None:
+        who = episode.control.long().cpu().numpy()
+        control = {"control": who, "intervention": who == PERSON}  # LeRobot marks the steps of a person by the latter
     return {
         **{OBSERVATION + name: _values(episode, name) for name in spec.features},
+        **control,
         "action": episode.action.float().cpu().numpy(),
         "next.reward": reward.float().cpu().numpy(),
         "next.success": episode.success.cpu().numpy(),

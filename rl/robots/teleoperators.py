@@ -1,0 +1,84 @@
+"""Devices with which a person drives a robot, with the members of LeRobot's `Teleoperator`, found by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.plugins import check_params, load
+
+MEMBERS = ("get_action", "connect", "disconnect")
+"""Members that a class must have to be a `Teleoperator`."""
+
+
+class Teleoperator(Protocol):
+    """The members of LeRobot's `Teleoperator` that this project uses.
+
+    Optional members:
+
+    - `get_teleop_events()`: a dict whose `is_intervention` is true while the person wants to drive. Without it a
+      typed t takes over, and gives back.
+    - `see(observation)`: called with each observation of the robot, for a person who is a program.
+    """
+
+    def connect(self) -> None:
+        """Connect to the device."""
+
+    def get_action(self) -> dict[str, Any]:
+        """Return the action that the person wants now: the robot's name of each action -> number."""
+
+    def disconnect(self) -> None:
+        """Disconnect."""
+
+
+def make_teleoperator(name: str, params: Mapping[str, Any]) -> Teleoperator:
+    """Return the device that a config names.
+
+    Args:
+        name: `path.py:Class`, `module:Class`, or the name of a teleoperator of LeRobot.
+        params: arguments of its constructor.
+
+    Raises:
+        UserError: there is no such device, its parameters do not fit, or it lacks a member.
+    """
+    if ":" not in name:
+        return _from_lerobot(name, params)
+    who = f"person={name}"
+    maker = load("teleoperator", name, {}, who, key="person")
+    check_params(who, name, maker, params, n_given=0)
+    with blamed(who, defined_at(maker).rpartition(":")[0]):
+        made: Teleoperator = maker(**params)
+    if missing := [member for member in MEMBERS if not hasattr(made, member)]:
+        raise UserError(
+            f"{who}: {type(made).__name__} has no {', '.join(missing)}; expected the members of LeRobot's "
+            f"Teleoperator: {', '.join(MEMBERS)}"
+        )
+    return made
+
+
+def _from_lerobot(name: str, params: Mapping[str, Any]) -> Teleoperator:
+    try:
+        devices = importlib.import_module("lerobot.teleoperators")
+    except ImportError as error:
+        raise UserError(
+            f"person={name}: expected a teleoperator of LeRobot (pip install lerobot); for your own write "
+            "person=path.py:Class or person=module:Class"
+        ) from error
+    # LeRobot registers a device when its module is imported.
+    for module in pkgutil.iter_modules(devices.__path__):
+        with suppress(ImportError):  # a library that only another device needs is missing
+            importlib.import_module(f"lerobot.teleoperators.{module.name}")
+    choices = devices.TeleoperatorConfig.get_known_choices()
+    if name not in choices:
+        hint = did_you_mean(name, [*choices])
+        raise UserError(f"person={name}: unknown to LeRobot, which knows {', '.join(sorted(choices))}{hint}")
+    try:
+        config = devices.TeleoperatorConfig.get_choice_class(name)(**params)
+        made: Teleoperator = devices.make_teleoperator_from_config(config)
+        return made
+    except (TypeError, ImportError) as error:
+        raise UserError(f"person={name}: {error}") from error
