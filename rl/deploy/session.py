@@ -27,7 +27,7 @@ from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
 from rl.robots.images import is_image
 from rl.robots.teleoperators import make_teleoperator
-from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.episodes import PERSON, Episode, EpisodeStore
 from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
 from world_model.spec import STATE, Spec
@@ -136,7 +136,7 @@ class Session:
 
     def _connect_person(self, stack: ExitStack) -> None:
         """Connect the device of a person who may take over; `stack` disconnects it."""
-        device = make_teleoperator(self.config.person, self.config.person_params)
+        device = make_teleoperator(self.config.person, self.config.person_params, self.task)
         device.connect()
         stack.callback(self.calls, "disconnect of the person's device", device.disconnect, lambda: None, LET_GO_S)
         self.takeover = Takeover(device, lambda: self.stops.person_drives, self.interface.action_of, self.hz)
@@ -172,8 +172,9 @@ class Session:
             if (episode := lived.to_episode(self.spec, self.task, source, config.seed + scene)) is not None:
                 self._record(episode, name, lived.views)
         # After recording, so that this line means that the episode is on disk.
-        old = f"; {lived.old_image}" if lived.old_image else ""
-        self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time{old}")
+        also = f"; {lived.old_image}" if lived.old_image else ""
+        also += f"; {lived.control.count(PERSON)} from the person" if lived.control else ""
+        self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time{also}")
         return lived
 
     def _loop(self, pilot: Pilot, scene: int) -> Loop:

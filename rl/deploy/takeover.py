@@ -47,6 +47,8 @@ class Takeover:
 
     def begin(self) -> None:
         """Start an episode: the policy acts."""
+        if hasattr(self._device, "begin"):
+            self._device.begin()
         self._last: Any = None  # the person's last command that was sent, while it is blended
         self._left = 0  # commands that are still blended
 

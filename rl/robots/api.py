@@ -291,7 +291,7 @@ def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
         return _from_lerobot(name, params)
     who = f"robot={name}"
     maker = load("robot", name, BUILTIN, who, key="robot")
-    params = _with_task(maker, params, task)
+    params = with_task(maker, params, task)
     if name in BUILTIN:
         return _built(name, maker, params)
     check_params(who, name, maker, params, n_given=0)
@@ -313,8 +313,12 @@ def _built(name: str, maker: Callable[..., Robot], params: Mapping[str, Any]) ->
         raise UserError(f"robot={name}: its parameters {dict(params)} do not fit: {error}") from error
 
 
-def _with_task(maker: Callable[..., Robot], params: Mapping[str, Any], task: str) -> Mapping[str, Any]:
-    """Add the session's task to the parameters if the constructor has a parameter `task`; refuse another task."""
+def with_task(maker: Callable[..., Any], params: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """Add the session's task to the parameters if the constructor has a parameter `task`.
+
+    Raises:
+        UserError: the parameters name another task.
+    """
     if not task or "task" not in inspect.signature(maker).parameters:
         return params
     if (theirs := params.get("task", task)) != task:

@@ -9,7 +9,11 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from rewards.errors import UserError, blamed, defined_at, did_you_mean
-from rewards.plugins import check_params, load
+from rewards.plugins import check_params, known, load
+from rl.robots.api import with_task
+
+BUILTIN = {"expert": "rl.envs.metaworld.expert_person:ExpertPerson"}
+"""Built-in devices: name -> module:class, imported only when one is used."""
 
 MEMBERS = ("get_action", "connect", "disconnect")
 """Members that a class must have to be a `Teleoperator`."""
@@ -22,7 +26,8 @@ class Teleoperator(Protocol):
 
     - `get_teleop_events()`: a dict whose `is_intervention` is true while the person wants to drive. Without it a
       typed t takes over, and gives back.
-    - `see(observation)`: called with each observation of the robot, for a person who is a program.
+    - `begin()` and `see(observation)`: called at the start of an episode and with each observation of the robot, for a
+      person who is a program.
     """
 
     def connect(self) -> None:
@@ -35,20 +40,23 @@ class Teleoperator(Protocol):
         """Disconnect."""
 
 
-def make_teleoperator(name: str, params: Mapping[str, Any]) -> Teleoperator:
+def make_teleoperator(name: str, params: Mapping[str, Any], task: str = "") -> Teleoperator:
     """Return the device that a config names.
 
     Args:
-        name: `path.py:Class`, `module:Class`, or the name of a teleoperator of LeRobot.
+        name: `expert`, `path.py:Class`, `module:Class`, an entry point of the group `wamtune.teleoperators`, or the
+            name of a teleoperator of LeRobot.
         params: arguments of its constructor.
+        task: of the session; it is passed to a constructor with a parameter `task`.
 
     Raises:
         UserError: there is no such device, its parameters do not fit, or it lacks a member.
     """
-    if ":" not in name:
+    if ":" not in name and name not in known("teleoperator", BUILTIN):
         return _from_lerobot(name, params)
     who = f"person={name}"
-    maker = load("teleoperator", name, {}, who, key="person")
+    maker = load("teleoperator", name, BUILTIN, who, key="person")
+    params = with_task(maker, params, task)
     check_params(who, name, maker, params, n_given=0)
     with blamed(who, defined_at(maker).rpartition(":")[0]):
         made: Teleoperator = maker(**params)
@@ -65,8 +73,8 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Teleoperator:
         devices = importlib.import_module("lerobot.teleoperators")
     except ImportError as error:
         raise UserError(
-            f"person={name}: expected a teleoperator of LeRobot (pip install lerobot); for your own write "
-            "person=path.py:Class or person=module:Class"
+            f"person={name}: expected {', '.join(BUILTIN)}, or a teleoperator of LeRobot (pip install lerobot); for your "
+            "own write person=path.py:Class or person=module:Class"
         ) from error
     # LeRobot registers a device when its module is imported.
     for module in pkgutil.iter_modules(devices.__path__):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rl import cli
 from rl.deploy import session
 from rl.deploy.loop import Lived
 from rl.deploy.robot_config import RobotConfig
@@ -84,7 +85,7 @@ def run(trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         robot = FakeRobot(trained.spec)
         robot.real_time = False  # type: ignore[attr-defined]
         monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
-        monkeypatch.setattr(session, "make_teleoperator", lambda name, params: device)
+        monkeypatch.setattr(session, "make_teleoperator", lambda name, params, task: device)
         fields = {"task": "reach", "hz": 20.0, "max_steps": 60, "n_action_steps": 2, "limits": LIMITS, "person": "it"}
         (lived,) = run_session(ModelPilot(trained, 2), RobotConfig(robot="fake", **{**fields, **changes}), say=str)
         return robot, lived
@@ -187,3 +188,25 @@ def test_a_device_that_is_none_is_one_line(tmp_path: Path) -> None:
         make_teleoperator(f"{file}:Wheel", {})
     with pytest.raises(UserError, match=r"person=wheel: (expected a teleoperator of LeRobot|unknown to LeRobot)"):
         make_teleoperator("wheel", {})
+
+
+def test_the_scripted_expert_solves_what_the_policy_does_not(
+    seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the simulated arm, with a policy that stands still: it takes over after ten steps and reaches success."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ModelPilot, "act", lambda self, obs, noise, held, n_held: torch.zeros_like(held))
+    limits = Limits(low=(-1.0,) * 4, high=(1.0,) * 4, max_change=(2.0,) * 4, still=(0.0,) * 4, max_age_s=60.0)
+    fields = {"robot": "sim", "task": "door-open", "max_steps": 150, "n_action_steps": 8, "limits": limits}
+    params = {"paced": False, "cameras": {"front": {}}, "image_size": 32}
+    config = RobotConfig(**fields, params=params, person="expert", person_params={"after": 10})
+    said: list[str] = []
+    (lived,) = run_session(ModelPilot(seeing, 2), config, say=said.append)
+    assert lived.reason == "success" and lived.control.count(POLICY) == 10 and PERSON in lived.control
+    assert said[0].endswith(f"; {lived.control.count(PERSON)} from the person")
+
+
+def test_a_comparison_has_no_person(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["deploy", "metaworld-tuned", "compare", "other", "robot-sim", "person=expert"]) == 2
+    line = "person=expert: a comparison is of the policies alone; leave it out"
+    assert capsys.readouterr().err == f"wamtune: {line}\n"
