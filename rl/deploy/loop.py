@@ -84,8 +84,7 @@ class Lived:
             return None
         obs, every = recorded(self.frames, spec)
         action = torch.tensor(np.stack(self.sent), dtype=torch.float32)
-        control = torch.tensor(self.control, dtype=torch.uint8) if self.control else None
-        success = torch.tensor(self.success)
+        success, control = torch.tensor(self.success), torch.tensor(self.control, dtype=torch.uint8)
         return Episode(obs, action, success, task, source, seed, every=every, control=control)
 
 
@@ -245,9 +244,10 @@ class Loop:
         if seen.old or wanted is not None:  # the next plan begins once images are new, or the person gives back
             planner.forget(k)
         plan = None if seen.old or wanted is not None else planner.step(k, self._context(lived))
-        if self.takeover is None:
-            return plan, POLICY
-        action, who = (wanted, PERSON) if wanted is not None else self.takeover.blended(plan)
+        if wanted is not None:
+            lived.control.append(PERSON)
+            return wanted, PERSON
+        action, who = (plan, POLICY) if self.takeover is None else self.takeover.blended(plan)
         lived.control.append(who)
         return action, who
 

@@ -173,7 +173,7 @@ class Session:
                 self._record(episode, name, lived.views)
         # After recording, so that this line means that the episode is on disk.
         also = f"; {lived.old_image}" if lived.old_image else ""
-        also += f"; {lived.control.count(PERSON)} from the person" if lived.control else ""
+        also += f"; {lived.control.count(PERSON)} from the person" if config.person else ""
         self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time{also}")
         return lived
 

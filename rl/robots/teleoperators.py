@@ -73,8 +73,8 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Teleoperator:
         devices = importlib.import_module("lerobot.teleoperators")
     except ImportError as error:
         raise UserError(
-            f"person={name}: expected {', '.join(BUILTIN)}, or a teleoperator of LeRobot (pip install lerobot); for your "
-            "own write person=path.py:Class or person=module:Class"
+            f"person={name}: expected {', '.join(BUILTIN)}, or a teleoperator of LeRobot (pip install lerobot); for "
+            "one of your own write person=path.py:Class or person=module:Class"
         ) from error
     # LeRobot registers a device when its module is imported.
     for module in pkgutil.iter_modules(devices.__path__):

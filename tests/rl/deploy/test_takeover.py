@@ -123,10 +123,10 @@ def test_marks_are_in_the_store_and_in_a_dataset_of_lerobot(run: Run) -> None:
     assert table["intervention"].to_pylist() == [who == PERSON for who in lived.control]
 
 
-def test_without_a_person_nothing_is_marked(run: Run) -> None:
+def test_without_a_person_every_step_is_the_policys(run: Run) -> None:
     _, lived = run(None, person="")
     (episode,) = EpisodeStore("runs/robot/fake").load()
-    assert lived.control == [] and episode.control is None
+    assert set(lived.control) == {POLICY} and episode.control is not None and not episode.control.any()
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from torch import Tensor
 from rl.config import PPOConfig
 from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Rollout
 from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
 from rl.ppo.update import PPO
 from world_model.data.episodes import BLEND, PERSON, POLICY, Episode
 from world_model.env import Obs
 from world_model.spec import STATE, Feature, Spec
+from world_model.wam.model import WorldActionModel
 
 SPEC = Spec({STATE: Feature((4,))}, (-1.0, -1.0), (1.0, 1.0), ("reach", "rest"), control_hz=10.0)
 UNKNOWN = torch.nan
@@ -118,6 +120,17 @@ def test_of_a_corrected_episode_only_the_person_is_imitated(success: bool) -> No
     # As demonstrations, beside one without corrections, all of which is imitated.
     imitation = Imitation(policy, [given[0], numbered(1)], demo_coef=1.0, sim_coef=0.0, dream_coef=0.0, batch_size=4)
     assert kept(imitation, "demonstrations") == ([3, 4, 5, 0], [*chunks, [0, -1, -1, -1]])
+
+
+def test_our_own_model_imitates_the_person_as_well(trained: WorldActionModel, make_point: Callable[..., Any]) -> None:
+    policy = flow_policy(trained, make_point(1))
+    imitation = Imitation(policy, [], demo_coef=0.0, sim_coef=1.0, dream_coef=0.0, batch_size=4)
+    imitation.add_episodes([corrected(12, first=3, last=9, success=False)])
+    _, actions = imitation.examples["sim"]
+    assert actions[:, :, 0].tolist() == [[10 * (t + i) for i in range(4)] for t in (3, 4, 5)]
+    imitation.examples.clear()
+    imitation.add_episodes([corrected(12, first=3, last=6, success=True)])  # shorter than a chunk
+    assert imitation.loss(torch.Generator().manual_seed(0)) is None
 
 
 def test_a_delay_shifts_who_acted_as_well() -> None:

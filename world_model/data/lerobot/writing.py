@@ -7,10 +7,12 @@ state is, because only the model that made them can make them again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rewards.errors import UserError
 from world_model.data.columns import Columns
@@ -79,7 +81,7 @@ class _Export:
         waiting: list[Columns] = []  # episodes of the data file that is being filled
         file = size = 0
         for number, episode in enumerate(episodes):
-            episode.check_fits(self.spec, f"{self.final}: episode {number} (task {episode.task})")
+            episode = self._marked(episode, f"{self.final}: episode {number} (task {episode.task})")
             frames = frames_of(episode, number, self.n_frames, self.spec, self.sentences, self.fps)
             added = sum(sum(map(len, c)) if c.dtype == object else c.nbytes for c in frames.values())
             if size and size + added > DATA_BYTES:
@@ -96,6 +98,21 @@ class _Export:
         yield OURS, json_bytes({"schema_version": 2, "spec": self.spec.to_dict()})
         yield TASKS, tasks_parquet(self.sentences)
         yield f"meta/episodes/{FILE}", to_parquet({key: [row[key] for row in self.rows] for key in self.rows[0]})
+
+    def _marked(self, episode: Episode, where: str) -> Episode:
+        """Return an episode after its checks; all episodes say who acted, or none.
+
+        Raises:
+            UserError: it does not fit the spec, or says who acted where the first one does not.
+        """
+        episode.check_fits(self.spec, where)
+        if self.rows and (episode.control is None) != ("control" not in self.features):
+            if episode.control is not None:
+                raise UserError(
+                    f"{where} says who acted in each step, and those before it do not; move their shards apart"
+                )
+            return replace(episode, control=torch.zeros(episode.length, dtype=torch.uint8))
+        return episode
 
     def _add(self, episode: Episode, number: int, frames: Columns, file: int) -> None:
         """Keep what `meta` says of an episode, whose columns are `frames`, in data file `file`; no images."""
