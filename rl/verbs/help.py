@@ -288,10 +288,10 @@ Examples:
 wamtune deploy CHECKPOINT | RUN_FOLDER run [PRESET] [key=value ...]
 wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER [PRESET] [key=value ...]
 
-`export` writes the policy of a checkpoint as policy.onnx, which contains every step from a state to bounded actions,
-and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of
-policy.onnx and of the checkpoint. Before anything is written, onnxruntime must give the same actions as torch on 1,000
-observations; the largest difference is printed. Needs the extra `export`: {pip_line("export")}
+`export` writes the policy of a checkpoint as policy.onnx, which contains every step from an observation to bounded
+actions, and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256
+of policy.onnx and of the checkpoint. Before anything is written, onnxruntime must give the same actions as torch on
+1,000 observations; the largest difference is printed. Needs the extra `export`: {pip_line("export")}
 `run` takes the folder of an export as well.
 
 `run` and `compare` also take a policy of LeRobot, by its folder or the run that trained it, and with
@@ -318,6 +318,8 @@ Keys of run and compare:
 
 Examples:
   wamtune deploy metaworld-tuned run robot-sim dry_run=true
+  wamtune deploy metaworld-pixels-tuned run robot-sim-pixels
+  wamtune deploy metaworld-tuned run robot-sim task=hammer person=expert
   wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30""",
     "serve": f"""wamtune serve CHECKPOINT | RUN_FOLDER [key=value ...]
 
