@@ -99,7 +99,7 @@ class Recording:
         if self._features and features != self._features:
             raise UserError(f"{self.folder}: its episodes have other features; choose another folder with dataset=...")
         videos = {camera: [views[camera] for views in images] for camera in self.cameras}
-        levels = {_column(camera): count_levels(torch.from_numpy(np.stack(v[:-1]))) for camera, v in videos.items()}
+        levels = {_column(camera): _levels(video[:-1]) for camera, video in videos.items()}
         stats = stats_of(frames, levels, episode.length)
         combined = combine_stats(self._stats, stats) if self._stats else stats
         number, n_frames = self.n_episodes, self.n_frames + episode.length
@@ -189,6 +189,11 @@ class Recording:
 
 _OURS = (".lock", "data", "videos", "meta")
 """What is in a folder in which the first episode was not finished."""
+
+
+def _levels(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Count the levels of images one after another, since together they may take much memory. Shape: (3, 256)."""
+    return np.sum([count_levels(torch.from_numpy(image)) for image in images], axis=0)
 
 
 def _column(camera: str) -> str:
