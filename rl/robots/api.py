@@ -106,7 +106,7 @@ class RobotMap:
     images: dict[str, str] = field(default_factory=dict)  # camera of the policy -> camera of the robot, if they differ
     # Camera of the policy -> top, left, height, width of a part of the robot's image, in pixels. The policy sees the
     # largest middle part of it with the shape of its own image, scaled down. By default, of the whole image.
-    crop: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    crop: dict[str, list[int]] = field(default_factory=dict)
 
 
 def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rl.compose import compose
 from rl.deploy import export, session
 from rl.deploy.contract import CONTRACT, load_contract
 from rl.deploy.export import export_policy
@@ -23,6 +25,7 @@ from rl.deploy.served import Served
 from rl.deploy.server import Endpoint, serving
 from rl.deploy.session import run_session
 from rl.policies.wam import ModelPilot, load_exportable
+from rl.robots.api import differences, make_robot
 from rl.robots.fake import FakeRobot
 from tests.rl.conftest import make_seeing
 from world_model.data.episodes import EpisodeStore
@@ -147,3 +150,16 @@ def test_a_contract_of_other_images_is_refused(exported: Path, tmp_path: Path) -
     (folder / CONTRACT).write_text(json.dumps(contract))
     with pytest.raises(UserError, match=r"the input 'images\.front' does not fit the sizes of its contract"):
         OnnxPilot(folder)
+
+
+def test_the_preset_names_a_robot_that_the_built_in_policy_reads() -> None:
+    config = compose("robot-sim-pixels", ["limits.image_ages_s.front=0.2", "map.crop.front=[8,8,80,80]"], RobotConfig)
+    config.check()
+    robot = make_robot(config.robot, config.params, config.task)
+    assert robot.observation_features["front"] == robot.observation_features["side"] == (96, 96, 3)
+    assert (config.limits.max_image_age_s, config.limits.image_ages_s) == (0.3, {"front": 0.2})
+    assert config.dataset and config.limits.boxes.keys() == {"hand_pos"}
+    spec = load_model("metaworld-pixels-tuned").spec
+    assert differences(robot, spec, config.map, spec.control_hz) == []
+    (row,) = differences(robot, spec, replace(config.map, crop={"front": [0, 0, 40, 40]}), spec.control_hz)
+    assert row == ("images.front", "an image of at least 64 x 64", "40 x 40")

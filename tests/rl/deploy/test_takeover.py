@@ -186,7 +186,9 @@ def test_a_device_that_is_none_is_one_line(tmp_path: Path) -> None:
     file.write_text("class Wheel:\n    def connect(self): ...\n")
     with pytest.raises(UserError, match=r"Wheel has no get_action, disconnect; expected the members of LeRobot's"):
         make_teleoperator(f"{file}:Wheel", {})
-    with pytest.raises(UserError, match=r"person=wheel: (expected a teleoperator of LeRobot|unknown to LeRobot)"):
+    with pytest.raises(
+        UserError, match=r"person=wheel: (expected expert, or a teleoperator of LeRobot|unknown to LeRobot)"
+    ):
         make_teleoperator("wheel", {})
 
 

@@ -36,16 +36,16 @@ def robot_with(*cameras: tuple[str, tuple[int, int]]) -> FakeRobot:
             ("map.images.side", "one of front", "no camera of the policy"),
         ),
         (
-            RobotMap(images={"front": "top"}, crop={"wrist": (0, 0, 4, 4)}),
+            RobotMap(images={"front": "top"}, crop={"wrist": [0, 0, 4, 4]}),
             ("map.crop.wrist", "one of front", "no camera of the policy"),
         ),
         (
-            RobotMap(images={"front": "top"}, crop={"front": (0, 0, 3, 8)}),
+            RobotMap(images={"front": "top"}, crop={"front": [0, 0, 3, 8]}),
             ("images.front", "an image of at least 4 x 4", "3 x 8"),
         ),
         *(
             (
-                RobotMap(images={"front": "top"}, crop={"front": crop}),
+                RobotMap(images={"front": "top"}, crop={"front": [*crop]}),
                 ("map.crop.front", "top, left, height, width within 8 x 12", str(list(crop))),
             )
             for crop in ((1, 0, 8, 8), (0, 5, 8, 8), (-1, 0, 4, 4), (0, 0, 0, 4), (0, 0, 8))
@@ -63,7 +63,7 @@ def test_a_policy_sees_the_part_that_is_named_scaled_down() -> None:
     robot = robot_with(("top", (16, 24)))
     robot.images["top"][2:10, 4:12] = [10, 20, 30]
     robot.images["top"][2:10, 4:12:2] += 2  # every second column is brighter by two
-    mapping = RobotMap(images={"front": "top"}, crop={"front": (2, 4, 8, 8)})
+    mapping = RobotMap(images={"front": "top"}, crop={"front": [2, 4, 8, 8]})
     _, images, _, _ = Interface(robot, SPEC, mapping, 10.0).observe()
     # Two rows and two columns become one, with their mean.
     assert np.array_equal(images["images.front"], np.broadcast_to([11, 21, 31], (4, 4, 3)))
