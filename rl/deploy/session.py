@@ -138,15 +138,18 @@ class Session:
         """Connect the device of a person who may take over; `stack` disconnects it."""
         device = make_teleoperator(self.config.person, self.config.person_params, self.task)
         device.connect()
-        stack.callback(self.calls, "disconnect of the person's device", device.disconnect, lambda: None, LET_GO_S)
+        stack.callback(self._let_go, "the person's device", device.disconnect)
         self.takeover = Takeover(device, lambda: self.stops.person_drives, self.interface.action_of, self.hz)
 
     def _disconnect(self) -> None:
-        try:
-            self.calls("disconnect", self.robot.disconnect, lambda: None, LET_GO_S)
-        except Stop as stop:
-            self.say(f"the robot was not let go of: {stop}")
+        self._let_go("the robot", self.robot.disconnect)
         self.calls.close()
+
+    def _let_go(self, what: str, disconnect: Callable[[], None]) -> None:
+        try:
+            self.calls("disconnect", disconnect, lambda: None, LET_GO_S)
+        except Stop as stop:
+            self.say(f"{what} was not let go of: {stop}")
 
     def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
         """Run one episode, and record it if it reached success or `max_steps`; after a stop, run none.

@@ -299,9 +299,9 @@ policy=FILE.py:Class one of your own. These do not say which task, rate, names a
 the keys do (docs/sim_to_real.md).
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),
-one behind rosbridge, or the simulated one of the preset robot-sim. Nothing is sent until limits are given and the robot
-has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C or a signal stop it; the exit code is
-then 2.
+one behind rosbridge, or the simulated one of the presets robot-sim and, with cameras, robot-sim-pixels. Nothing is sent
+until limits are given and the robot has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C or a
+signal stop it; the exit code is then 2. With person=DEVICE a person may take over and give back.
 Each episode that ends is recorded; the next run goes on with the next scene.
 
 A url such as ws://gpu-box:8000 in place of the checkpoint runs the policy of `wamtune serve` there (docs/serve.md); its
@@ -318,8 +318,6 @@ Keys of run and compare:
 
 Examples:
   wamtune deploy metaworld-tuned run robot-sim dry_run=true
-  wamtune deploy metaworld-pixels-tuned run robot-sim-pixels
-  wamtune deploy metaworld-tuned run robot-sim task=hammer person=expert
   wamtune deploy metaworld-tuned compare runs/mix/20250101-120000-s0 robot-sim n_episodes=30""",
     "serve": f"""wamtune serve CHECKPOINT | RUN_FOLDER [key=value ...]
 
