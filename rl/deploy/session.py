@@ -26,7 +26,7 @@ from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
 from rl.robots.images import is_image
-from rl.robots.teleoperators import make_teleoperator
+from rl.robots.teleoperators import check_names, make_teleoperator
 from world_model.data.episodes import PERSON, Episode, EpisodeStore
 from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
@@ -137,9 +137,15 @@ class Session:
     def _connect_person(self, stack: ExitStack) -> None:
         """Connect the device of a person who may take over; `stack` disconnects it."""
         device = make_teleoperator(self.config.person, self.config.person_params, self.task)
+        names = {name: self.config.person_names.get(name, name) for name in self.interface.action_names}
+        check_names(device, names, f"person={self.config.person}")
+
+        def convert(given: Mapping[str, Any]) -> list[Any]:
+            return self.interface.action_of({name: given.get(theirs) for name, theirs in names.items()})
+
         device.connect()
         stack.callback(self._let_go, "the person's device", device.disconnect)
-        self.takeover = Takeover(device, lambda: self.stops.person_drives, self.interface.action_of, self.hz)
+        self.takeover = Takeover(device, lambda: self.stops.person_drives, convert, self.hz)
 
     def _disconnect(self) -> None:
         self._let_go("the robot", self.robot.disconnect)

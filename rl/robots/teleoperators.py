@@ -24,6 +24,7 @@ class Teleoperator(Protocol):
 
     Optional members:
 
+    - `action_features`: name of each number of an action -> `float`, or as LeRobot's keyboard describes them, `names`.
     - `get_teleop_events()`: a dict whose `is_intervention` is true while the person wants to drive. Without it a
       typed t takes over, and gives back.
     - `begin()` and `see(observation)`: called at the start of an episode and with each observation of the robot, for a
@@ -66,6 +67,29 @@ def make_teleoperator(name: str, params: Mapping[str, Any], task: str = "") -> T
             f"Teleoperator: {', '.join(MEMBERS)}"
         )
     return made
+
+
+def check_names(device: Teleoperator, names: Mapping[str, str], who: str) -> None:
+    """Check that a device gives every action of a robot, if it says which it gives.
+
+    Args:
+        device: connected or not.
+        names: the robot's name of each action -> the device's.
+        who: begins the message.
+
+    Raises:
+        UserError: one is missing.
+    """
+    features = getattr(device, "action_features", None)
+    if not isinstance(features, Mapping):
+        return
+    given = features["names"] if "names" in features and "shape" in features else features
+    for name, theirs in names.items():
+        if theirs not in given:
+            raise UserError(
+                f"{who}: the device gives {', '.join(map(str, given))}, and the robot takes {name!r}; name the number "
+                f"of the device with 'person_names={{{name}: NAME}}'"
+            )
 
 
 def _from_lerobot(name: str, params: Mapping[str, Any]) -> Teleoperator:

@@ -208,6 +208,24 @@ def test_the_scripted_expert_solves_what_the_policy_does_not(
     assert said[0].endswith(f"; {lived.control.count(PERSON)} from the person")
 
 
+@pytest.mark.parametrize("as_lerobot", [False, True])
+def test_a_device_with_other_names_needs_a_map(run: Run, as_lerobot: bool) -> None:
+    person = Expert()
+    person.action = {"delta_x": -0.4, "delta_y": 0.25}
+    names = ["delta_x", "delta_y"]
+    of_lerobot = {"dtype": "float32", "shape": (2,), "names": dict.fromkeys(names, 0)}
+    person.action_features = of_lerobot if as_lerobot else dict.fromkeys(names, float)  # type: ignore[attr-defined]
+    with pytest.raises(UserError) as error:
+        run(person)
+    line = (
+        "person=it: the device gives delta_x, delta_y, and the robot takes 'action.0'; name the number of the device "
+        "with 'person_names={action.0: NAME}'"
+    )
+    assert str(error.value) == line and not person.is_connected
+    _, lived = run(person, person_names={"action.0": "delta_x", "action.1": "delta_y"})
+    assert lived.sent[lived.control.index(PERSON) + 1] == pytest.approx(np.array([-0.4, 0.25]))
+
+
 def test_a_comparison_has_no_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["deploy", "metaworld-tuned", "compare", "other", "robot-sim", "person=expert"]) == 2
     line = "person=expert: a comparison is of the policies alone; leave it out"
