@@ -3,10 +3,11 @@
     python benchmarks/hostile_robots.py [N] [SEED]
 
 N sessions (5,000 by default) of up to three episodes run through the real session, loop, guard and store. Half of them
-have robots with speed commands, half with position commands. The faults of a session and their times are drawn from
-SEED: answers in motor ticks, degrees, measured positions, 1e39, NaN, text and wrong sizes; observations of the same
-kinds, too old or from the future; exceptions; lost commands; get_observation, send_action and reset that hang; policies
-with arbitrary actions; STOP files and signals at any moment; a full disk; copies of shards.
+have robots with speed commands, half with position commands; each has a camera. The faults of a session and their times
+are drawn from SEED: answers in motor ticks, degrees, measured positions, 1e39, NaN, text and wrong sizes; observations
+of the same kinds, too old or from the future; images of other sizes, types and times; exceptions; lost commands;
+get_observation, send_action and reset that hang; policies with arbitrary actions; STOP files and signals at any moment;
+a full disk; copies of shards.
 
 Every command that arrives is compared with `low`, `high` and `max_change`, including the commands after a stop, which
 slow the robot down. Every episode that reached its own end must be on disk. Prints one table; the exit code is 1 if one
@@ -48,7 +49,10 @@ from world_model.env import Obs
 from world_model.spec import Feature, Spec
 
 SPEC = Spec(
-    {"state": Feature((4,), "m", {"joints": (0, 2), "goal": (2, 4)})},
+    {
+        "state": Feature((4,), "m", {"joints": (0, 2), "goal": (2, 4)}),
+        "images.front": Feature((8, 8, 3), dtype="uint8"),
+    },
     action_low=(-1.0, -1.0),
     action_high=(1.0, 1.0),
     tasks=("reach",),
@@ -89,6 +93,16 @@ OBSERVATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "stale": lambda o: {**o, "timestamp": o["timestamp"] - 100},
     "of the future": lambda o: {**o, "timestamp": o["timestamp"] + 100},
     "a time that is text": lambda o: {**o, "timestamp": "now"},
+    "no image": lambda o: {k: v for k, v in o.items() if k != "front"},
+    "an image as text": lambda o: {**o, "front": "image"},
+    "an image of floats": lambda o: {**o, "front": o["front"] / 255},
+    "a smaller image": lambda o: {**o, "front": o["front"][:4, :4]},
+    "a larger image": lambda o: {**o, "front": np.zeros((9, 8, 3), np.uint8)},
+    "an image without colours": lambda o: {**o, "front": o["front"][..., 0]},
+    "an old image": lambda o: {**o, "timestamps": {"front": o["timestamp"] - 100}},
+    "an image of the future": lambda o: {**o, "timestamps": {"front": o["timestamp"] + 100}},
+    "a time of an image that is text": lambda o: {**o, "timestamps": {"front": "now"}},
+    "times of images that are a list": lambda o: {**o, "timestamps": [o["timestamp"]]},
     "success as text": lambda o: {**o, "success": "False"},
     "elsewhere": lambda o: {**o, "joints.0": 5.0, "joints.1": -5.0},
     "an exception": lambda o: 1 / 0,

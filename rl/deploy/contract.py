@@ -27,6 +27,11 @@ NOISE = (
     "each chunk, and success is measured that way. Zeros are valid too: actions then depend only on state and task"
 )
 
+IMAGE = (
+    "RGB, the upper row first: the newest image last, before it the one of `every` control steps earlier. Of a larger "
+    "image, take the largest middle part with the shape of height x width, and scale it down by averaging over areas"
+)
+
 HELD = (
     "a chunk whose first n_held actions will be executed while the new chunk is computed; they are returned unchanged, "
     "and the other actions continue from them. With n_held = 0 nothing is held"
@@ -109,7 +114,8 @@ PORT_FIELDS: dict[str, Check] = {
     "low": BOUNDS,  # one number for all entries, or a list for the entries of the last axis; null: no bound
     "high": BOUNDS,
 }
-"""All fields of an input or output; the state also has `slices`, and some have an explanation, `about`."""
+"""All fields of an input or output; the state also has `slices`, an image `every` and `images_per_s`, and some have an
+explanation, `about`."""
 
 
 def make_contract(policy: Exportable, onnx: bytes, difference: float, compared_on: str, command: str) -> dict[str, Any]:
@@ -186,7 +192,15 @@ def _inputs(policy: Exportable) -> list[dict[str, Any]]:
         noise = _port("noise", "float32", policy.noise_shape, ("token", "code"), "standard deviations")
         n_held = _port("n_held", "int64", (), (), "actions", 0, policy.chunk_size)
         ports += [noise | {"about": NOISE}, _actions("held", policy) | {"about": HELD}, n_held]
-    return ports
+    return ports + [_image(name, policy) for name in spec.images]
+
+
+def _image(name: str, policy: Exportable) -> dict[str, Any]:
+    feature = policy.spec.features[name]
+    axes = ("frame, oldest first", "row", "column", "colour")
+    port = _port(name, "uint8", (policy.n_context_frames, *feature.shape), axes, "levels of RGB", 0, 255)
+    hz = policy.spec.control_hz / feature.every
+    return port | {"every": feature.every, "images_per_s": hz, "about": IMAGE}
 
 
 def _actions(name: str, policy: Exportable) -> dict[str, Any]:

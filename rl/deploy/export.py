@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import EpisodeStore
 from world_model.extras import pip_line
 from world_model.files import write_folder
+from world_model.spec import LATENTS
 
 if TYPE_CHECKING:
     pass
@@ -79,16 +81,16 @@ def export_policy(
 def to_onnx(policy: Exportable) -> bytes:
     """Return the graph and its weights as the bytes of an ONNX file, for any batch size."""
     inputs = policy.graph.random_inputs(3, torch.Generator().manual_seed(0))
-    batch = torch.export.Dim("batch")
+    shapes = _dynamic_shapes(policy, torch.export.Dim("batch"))
     # Use torch.export instead of TorchScript, whose archives are unpickled on loading and so can run any code.
     with torch.no_grad(), _quiet():
         # strict=True keeps `len(tensor)` as the batch size; otherwise it becomes the constant 3 of these inputs.
-        program = torch.export.export(policy.graph, inputs, dynamic_shapes=[{0: batch}] * len(inputs), strict=True)
+        program = torch.export.export(policy.graph, inputs, dynamic_shapes=shapes, strict=True)
         onnx = torch.onnx.export(
             program,
             input_names=policy.input_names,
             output_names=["actions"],
-            dynamic_shapes=[{0: "batch"}] * len(inputs),  # sets the name of the axis in the file
+            dynamic_shapes=_dynamic_shapes(policy, "batch"),  # sets the name of the axis in the file
             external_data=False,
             verbose=False,
         )
@@ -100,13 +102,24 @@ def to_onnx(policy: Exportable) -> bytes:
     return data
 
 
+def _dynamic_shapes(policy: Exportable, batch: Any) -> tuple[Any, ...]:
+    """Return for each argument of the graph that its first axis is `batch`; images are one argument, a tuple."""
+    n_images = len(policy.spec.images)
+    others = ({0: batch},) * (len(policy.input_names) - n_images)
+    return (*others, ({0: batch},) * n_images) if n_images else others
+
+
 def parity_inputs(policy: Exportable, episodes: str) -> tuple[tuple[Tensor, ...], str]:
     """Return N_PARITY inputs of the graph, and their description for the contract."""
     folder, generator = Path(episodes or find_checkpoint(policy.checkpoint)), torch.Generator().manual_seed(1)
     recorded = [e for e in EpisodeStore(folder).load(tasks=policy.spec.tasks) if e.length >= policy.chunk_size]
     if recorded:
-        recorded[0].check_fits(policy.spec, str(folder))
-        return policy.graph.recorded_inputs(recorded, N_PARITY, generator), f"{N_PARITY} recorded observations"
+        # Episodes in a checkpoint may have latents in place of images, which the graph decodes.
+        spec, drawn = policy.spec, LATENTS in recorded[0].obs and bool(policy.spec.images)
+        vectors = {name: spec.features[name] for name in spec.vectors}
+        recorded[0].check_fits(replace(spec, features=vectors) if drawn else spec, str(folder))
+        note = ", whose images were decoded from latents" if drawn else ""
+        return policy.graph.recorded_inputs(recorded, N_PARITY, generator), f"{N_PARITY} recorded observations{note}"
     if episodes:
         raise UserError(f"{episodes}: no episodes of {', '.join(policy.spec.tasks)} here; name others or leave it out")
     return policy.graph.random_inputs(N_PARITY, generator), f"{N_PARITY} random observations"

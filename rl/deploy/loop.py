@@ -19,11 +19,14 @@ import torch
 
 from rl.deploy.calls import Calls
 from rl.deploy.frames import Frame, context_of, recorded
+from rl.deploy.freshness import Freshness
 from rl.deploy.planner import Decide, Planner
 from rl.deploy.safety import Gate, Guard, NoRoom, Refused
+from rl.deploy.takeover import Takeover
 from rl.robots.api import Interface
 from rl.robots.errors import Stop
-from world_model.data.episodes import Episode
+from rl.robots.images import check_image
+from world_model.data.episodes import PERSON, POLICY, Episode
 from world_model.spec import STATE, Spec
 
 Array = np.ndarray
@@ -66,7 +69,10 @@ class Lived:
     sent: list[Array] = field(default_factory=list)  # (action_dim,), as the robot reports it
     success: list[bool] = field(default_factory=list)  # after each command
     periods: list[float] = field(default_factory=list)  # seconds from one command to the next
-    n_late: int = 0  # commands for which no plan was ready in time
+    n_late: int = 0  # commands for which no plan was ready in time, or an image was too old
+    control: list[int] = field(default_factory=list)  # who acted in each step, see `Episode.control`
+    old_image: str = ""  # which image was too old, the last time; empty: none was
+    views: list[Frame] = field(default_factory=list)  # with each frame, the images of all cameras, if they are recorded
     reason: str = ""  # why it ended
     ended: bool = False  # it reached success or `max_steps`, even if a stop came after that
     stopped: bool = False  # a stop came, or the robot did not stand still at the end: start no other episode
@@ -78,7 +84,8 @@ class Lived:
             return None
         obs, every = recorded(self.frames, spec)
         action = torch.tensor(np.stack(self.sent), dtype=torch.float32)
-        return Episode(obs, action, torch.tensor(self.success), task, source, seed, every=every)
+        success, control = torch.tensor(self.success), torch.tensor(self.control, dtype=torch.uint8)
+        return Episode(obs, action, success, task, source, seed, every=every, control=control)
 
 
 def robot_says(frame: Frame, observation: Mapping[str, Any]) -> bool:
@@ -121,6 +128,16 @@ class Pace:
             _wait(self._due - LEAD / self.hz)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """An observation after the checks."""
+
+    frame: Frame
+    success: bool
+    old: str  # which of its images is too old to act on; empty: none
+    observation: Mapping[str, Any]  # as the robot gave it
+
+
 @dataclass
 class Loop:
     """The control loop of one episode; it ends at `max_steps`, at a success, or by a stop."""
@@ -139,6 +156,10 @@ class Loop:
     real_time: bool = True  # False: the robot waits for each command, so the loop does not wait for the clock
     reset: Callable[[], None] = lambda: None  # prepares the robot for the episode
     calls: Calls = field(default_factory=Calls)  # makes the calls to the robot
+    freshness: Freshness | None = None  # tells which images are too old; None: those of a robot that waits never are
+    takeover: Takeover | None = None  # a person who may act in place of the policy; None: nobody
+    show: Callable[[Lived], None] = lambda lived: None  # called for each frame; it must not wait
+    records_cameras: bool = False  # keep the images of all cameras as the robot gives them
     trouble: Callable[[], str] = lambda: ""  # says why there is no plan, if it is known
 
     def run(self) -> Lived:
@@ -187,50 +208,96 @@ class Loop:
 
     def _live(self, lived: Lived, gate: Gate, executor: Executor) -> None:
         planner = Planner(self.decide, self.n_action_steps, 1 / self.hz, executor, self._clock())
-        frame, _ = self._observe(gate, FIRST_S)
-        lived.frames.append(frame)
+        seen = self._observe(lived, gate, FIRST_S)
+        if seen.old:
+            raise Stop(seen.old)
+        self.show(lived)
         planner.begin(self._context(lived))
         late, pace = 0, Pace(self.hz, self.real_time)
         lived.periods = pace.periods
         for k in range(self.max_steps):
-            action = planner.step(k, self._context(lived))
+            action, who = self._choose(k, lived, planner, seen, gate)
             late = 0 if action is not None else late + 1  # commands in a row without a plan
             lived.n_late += action is None
+            lived.old_image = seen.old or lived.old_image
             if late > self.max_late:
-                why = self.trouble()
+                why = seen.old or self.trouble()
                 raise Stop(f"there was no plan for {late} commands in a row{why and f'; {why}'}")
             # Without a plan in time, hold the position.
-            state = frame[STATE]
-            taken = self._command(self.guard.hold(state) if action is None else action, state, gate, pace)
-            frame, success = self._observe(gate)
-            lived.frames.append(frame)
+            state = seen.frame[STATE]
+            taken = self._command(self.guard.hold(state) if action is None else action, who, state, gate, pace)
+            seen = self._observe(lived, gate)
             lived.sent.append(taken)
-            lived.success.append(success)
-            if success:
+            lived.success.append(seen.success)
+            self.show(lived)
+            if seen.success:
                 break
-        lived.ended, lived.reason = True, "success" if success else f"{self.max_steps} steps"
+        lived.ended, lived.reason = True, "success" if seen.success else f"{self.max_steps} steps"
+
+    def _choose(
+        self, k: int, lived: Lived, planner: Planner, seen: _Seen, gate: Gate
+    ) -> tuple[Array | list[Any] | None, int]:
+        """Return the action (action_dim,) of step `k`, and who acts; None: there is no plan, and the robot holds."""
+        wanted = None
+        if self.takeover is not None:
+            wanted = self._call("get_action", partial(self.takeover.wanted, seen.observation), gate)
+        if seen.old or wanted is not None:  # the next plan begins once images are new, or the person gives back
+            planner.forget(k)
+        plan = None if seen.old or wanted is not None else planner.step(k, self._context(lived))
+        if wanted is not None:
+            lived.control.append(PERSON)
+            return wanted, PERSON
+        action, who = (plan, POLICY) if self.takeover is None else self.takeover.blended(plan)
+        lived.control.append(who)
+        return action, who
 
     def _context(self, lived: Lived) -> Frame:
         """Return the policy's observation of the newest frame."""
         return context_of(lived.frames, self.interface.spec, self.n_context_frames)
 
-    def _command(self, action: Array, state: Array, gate: Gate, pace: Pace) -> Array:
+    def _command(self, action: Any, who: int, state: Array, gate: Gate, pace: Pace) -> Array:
         """Send `action` within the limits when it is due; return the action (action_dim,) that the robot reports.
 
         Returns when the next observation is due.
+
+        Raises:
+            Refused: the guard refuses the policy's action.
+            Stop: it refuses the person's, or see `Guard.answer`.
         """
-        command = self.guard.command(action, state)
+        try:
+            command = self.guard.command(action, state)
+        except Refused as refused:
+            if who == PERSON:
+                raise Stop(f"from the person: {refused}") from refused
+            raise
+        if who == PERSON and self.takeover is not None:
+            self.takeover.drove(command)
         pace.wait_to_send()
         answer = self._call("send_action", partial(gate.send, command), gate)
         taken = self.guard.answer(answer, command, state)
         pace.wait_to_observe()
         return taken
 
-    def _observe(self, gate: Gate, within_s: float | None = None) -> tuple[Frame, bool]:
-        """Return the newest frame after the guard's checks, and whether it is a success."""
+    def _observe(self, lived: Lived, gate: Gate, within_s: float | None = None) -> _Seen:
+        """Return what was observed after the guard's checks, and add its frame to `lived`."""
         values, images, stamp, observation = self._call("get_observation", self.interface.observe, gate, within_s)
-        frame = {STATE: self.guard.observe(values, stamp, time.monotonic()), **images}
-        return frame, self.judge(frame, observation)
+        now = time.monotonic()
+        frame = {STATE: self.guard.observe(values, stamp, now), **images}
+        old = "" if self.freshness is None else self.freshness.complaint(observation, now)
+        lived.frames.append(frame)
+        if self.records_cameras:
+            lived.views.append(self._views(lived, observation))
+        return _Seen(frame, self.judge(frame, observation), old, observation)
+
+    def _views(self, lived: Lived, observation: Mapping[str, Any]) -> Frame:
+        """Return the images of all cameras; one that repeats is the same array as before, and takes no memory."""
+        before, views = lived.views[-1] if lived.views else {}, {}
+        for camera, shape in self.interface.cameras.items():
+            check_image(camera, observation.get(camera), shape)
+            image = observation[camera]
+            repeats = camera in before and np.array_equal(before[camera], image)
+            views[camera] = before[camera] if repeats else image.copy()
+        return views
 
     def _call(self, name: str, call: Callable[[], T], gate: Gate, within_s: float | None = None) -> T:
         return self.calls(name, call, lambda: gate.reason or self.watch(), within_s)

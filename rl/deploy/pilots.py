@@ -80,6 +80,8 @@ class OnnxPilot:
             "held": ("float32", [1, self.chunk_size, self.spec.action_dim]),
             "n_held": ("int64", [1]),
         }
+        frames = self.n_context_frames
+        expected |= {name: ("uint8", [1, frames, *self.spec.features[name].shape]) for name in self.spec.images}
         if ports != expected:
             wrong = next(name for name in (*expected, *ports) if ports.get(name) != expected.get(name))
             raise UserError(
@@ -89,7 +91,7 @@ class OnnxPilot:
 
     def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """See `Pilot.act`."""
-        given = {"state": obs["state"], "task": obs["task"], "noise": noise, "held": held, "n_held": n_held}
+        given = {**obs, "noise": noise, "held": held, "n_held": n_held}
         (actions,) = self._session.run(["actions"], {name: value.numpy() for name, value in given.items()})
         return torch.from_numpy(actions)
 

@@ -89,6 +89,13 @@ class Planner:
             self._next = k, self.executor.submit(self._timed, dict(obs), held.copy())
         return self.plan.actions[k - self.plan.start] if k < self.plan.end else None
 
+    def forget(self, k: int) -> None:
+        """Drop the plan, and the one that is being computed: at step `k` they are from images that are too old.
+
+        The next step begins a new plan.
+        """
+        self._next, self.plan = None, Plan(k, self.plan.actions[:0])
+
     @property
     def n_held(self) -> int:
         """Number of steps that the next plan is expected to take."""
@@ -111,7 +118,7 @@ class Planner:
         self.latencies.append(latency)
         old, new, self._next = self.plan, Plan(start, actions.copy()), None
         # Linear blending from step k on, which keeps the commands continuous.
-        left = max(old.end - k, BLEND)
+        left = max(old.end - k, BLEND) if len(old.actions) else 0
         for i in range(min(left, new.end - k)):
             share = (left - i) / (left + 1)  # weight of the old plan, decreasing to 0
             before = old.actions[min(k + i - old.start, len(old.actions) - 1)]  # after its end, its last action

@@ -9,6 +9,7 @@ from rewards.checks import at_least, between_0_1
 from rewards.errors import UserError
 from rl.config import Chosen
 from rl.deploy.safety import Limits
+from rl.deploy.viewer import check_where
 from rl.robots.api import RobotMap
 
 
@@ -34,6 +35,12 @@ class RobotConfig:
     dry_run: bool = False  # print the commands, send none
     stop_file: str = "STOP"  # the robot stops when this file exists
     episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT
+    person: str = ""  # device of a person who may take over: FILE.py:Class, module:Class or a teleoperator of LeRobot
+    person_params: dict[str, Any] = field(default_factory=dict)  # arguments of its constructor
+    # the robot's name of an action -> the device's name of that number, if they differ
+    person_names: dict[str, str] = field(default_factory=dict)
+    dataset: str = ""  # folder of a LeRobot dataset to record to as well, with a video of each camera; empty: none
+    rerun: str = ""  # watch it live in Rerun: spawn, a file NAME.rrd, or the url of a viewer; empty: do not
     limits: Limits = field(default_factory=Limits)
     map: RobotMap = field(default_factory=RobotMap)
 
@@ -45,4 +52,5 @@ class RobotConfig:
         if self.n_denoising_steps is not None:
             at_least(self, 1, "n_denoising_steps")
         between_0_1(self, "alpha")
+        check_where(self.rerun)
         at_least(self, 0, "hz", "seed", "max_late")

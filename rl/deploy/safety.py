@@ -70,6 +70,10 @@ class Limits:
     start: str = ""  # if actions are positions: the slice of the state with the current positions
     boxes: dict[str, Box] = field(default_factory=dict)  # name of a slice of the state -> its bounds
     max_age_s: float = 0.1  # an older observation stops the robot
+    # With an older image the robot holds, and after `max_late` such commands it stops.
+    max_image_age_s: float = 0.5
+    image_ages_s: dict[str, float] = field(default_factory=dict)  # the same for single cameras of the policy
+    max_frozen_s: float = 1.0  # an image that does not change for so long counts as old; 0: not checked
 
     def check_fits(self, action_dim: int, slices: Mapping[str, slice]) -> None:
         """Refuse limits that are missing or invalid.
@@ -95,6 +99,15 @@ class Limits:
             )
         if not 0 < self.max_age_s < np.inf:
             raise UserError(f"limits.max_age_s={self.max_age_s}: expected a finite number above 0")
+        ages = {
+            "max_image_age_s": self.max_image_age_s,
+            **{f"image_ages_s.{k}": v for k, v in self.image_ages_s.items()},
+        }
+        for name, age in ages.items():
+            if not 0 < age < np.inf:
+                raise UserError(f"limits.{name}={age}: expected a finite number above 0")
+        if not 0 <= self.max_frozen_s < np.inf:
+            raise UserError(f"limits.max_frozen_s={self.max_frozen_s}: expected a finite number of at least 0")
         for name, box in self.boxes.items():
             width = slices[name].stop - slices[name].start if name in slices else -1
             if not len(box.low) == len(box.high) == len(box.actions) == width:

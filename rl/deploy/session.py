@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,23 @@ import torch
 from rewards.errors import UserError
 from rl.deploy.calls import Calls
 from rl.deploy.frames import Frame, tensors_of
+from rl.deploy.freshness import Freshness
 from rl.deploy.loop import Judge, Lived, Loop, robot_says
 from rl.deploy.pilots import Decider, Pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Guard
 from rl.deploy.stops import Stops
+from rl.deploy.takeover import Takeover
+from rl.deploy.viewer import Viewer
 from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
-from world_model.data.episodes import Episode, EpisodeStore
+from rl.robots.images import is_image
+from rl.robots.teleoperators import check_names, make_teleoperator
+from world_model.data.episodes import PERSON, Episode, EpisodeStore
+from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
-from world_model.spec import Spec
+from world_model.spec import STATE, Spec
 
 LET_GO_S = 30.0
 """Seconds that a robot may take to disconnect; Ctrl-C ends the wait at once."""
@@ -82,13 +88,16 @@ class Session:
     ) -> None:
         self.spec, self.config, self.say = spec, config, say
         self.task, self.hz = _task(spec, config), config.hz or spec.control_hz
-        self.stops = Stops(Path(config.stop_file), keys)
+        self.stops = Stops(Path(config.stop_file), keys, takes_over=bool(config.person))
         if (reason := self.stops()) is not None:
             remedy = "delete it first" if self.stops.file.exists() else "it was typed too early, start again"
             raise UserError(f"no start: {reason}; {remedy}")
         self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.slices)
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
         self.robot = make_robot(config.robot, config.params, self.task) if robot is None else robot
+        self.dataset: Recording | None = None
+        self.viewer: Viewer | None = None
+        self.takeover: Takeover | None = None
         self.calls = Calls()
         self.n_recorded = 0  # episodes that were in the folder before this session
 
@@ -98,12 +107,19 @@ class Session:
             # Check the folder before connecting: an episode that cannot be recorded should not run.
             if not config.dry_run:
                 stack.enter_context(self.store.writer(self.spec))
+                if config.dataset:
+                    stack.enter_context(self._open_dataset())
             self.n_recorded = len(self.store)
             robot.connect()
             stack.callback(self._disconnect)
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
                 self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
             self.interface = Interface(robot, self.spec, config.map, self.hz)
+            if config.person:
+                self._connect_person(stack)
+            if config.rerun:
+                self.viewer = Viewer(config.rerun, self.interface.state_names, self.interface.action_names)
+                stack.callback(self.viewer.close)
             stack.enter_context(self.stops.signals())
             self._exit = stack.pop_all()  # no error: disconnect in `__exit__` instead
         return self
@@ -111,12 +127,35 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
+    def _open_dataset(self) -> AbstractContextManager[None]:
+        """Return the context in which the session records to a dataset of LeRobot."""
+        offered = self.robot.observation_features
+        cameras = {name: tuple(shape) for name, shape in offered.items() if is_image(shape)}
+        self.dataset = Recording(self.config.dataset, self.spec, cameras, self.config.robot)
+        return self.dataset.writer()
+
+    def _connect_person(self, stack: ExitStack) -> None:
+        """Connect the device of a person who may take over; `stack` disconnects it."""
+        device = make_teleoperator(self.config.person, self.config.person_params, self.task)
+        names = {name: self.config.person_names.get(name, name) for name in self.interface.action_names}
+        check_names(device, names, f"person={self.config.person}")
+
+        def convert(given: Mapping[str, Any]) -> list[Any]:
+            return self.interface.action_of({name: given.get(theirs) for name, theirs in names.items()})
+
+        device.connect()
+        stack.callback(self._let_go, "the person's device", device.disconnect)
+        self.takeover = Takeover(device, lambda: self.stops.person_drives, convert, self.hz)
+
     def _disconnect(self) -> None:
-        try:
-            self.calls("disconnect", self.robot.disconnect, lambda: None, LET_GO_S)
-        except Stop as stop:
-            self.say(f"the robot was not let go of: {stop}")
+        self._let_go("the robot", self.robot.disconnect)
         self.calls.close()
+
+    def _let_go(self, what: str, disconnect: Callable[[], None]) -> None:
+        try:
+            self.calls("disconnect", disconnect, lambda: None, LET_GO_S)
+        except Stop as stop:
+            self.say(f"{what} was not let go of: {stop}")
 
     def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
         """Run one episode, and record it if it reached success or `max_steps`; after a stop, run none.
@@ -134,13 +173,17 @@ class Session:
             self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
         self.guard.begin()
+        if self.takeover is not None:
+            self.takeover.begin()
         lived = self._loop(pilot, scene).run()
         if not config.dry_run and lived.ended:  # the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
             if (episode := lived.to_episode(self.spec, self.task, source, config.seed + scene)) is not None:
-                self._record(episode, name)
+                self._record(episode, name, lived.views)
         # After recording, so that this line means that the episode is on disk.
-        self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time")
+        also = f"; {lived.old_image}" if lived.old_image else ""
+        also += f"; {lived.control.count(PERSON)} from the person" if config.person else ""
+        self.say(f"{name}: {len(lived.sent)} commands, {lived.reason}, {lived.n_late} without a plan in time{also}")
         return lived
 
     def _loop(self, pilot: Pilot, scene: int) -> Loop:
@@ -152,6 +195,7 @@ class Session:
             except ConnectionError as error:
                 raise UserError(f"robot={config.robot}: {error}") from error
 
+        real_time = bool(getattr(robot, "real_time", True))
         return Loop(
             interface=self.interface,
             guard=self.guard,
@@ -164,21 +208,39 @@ class Session:
             max_late=config.max_late,
             send=(lambda c: self.say(f"would send {np.round(c, 4).tolist()}")) if config.dry_run else None,
             judge=make_judge(config.success, pilot, self.task, self.stops),
-            real_time=bool(getattr(robot, "real_time", True)),
+            real_time=real_time,
             reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
             calls=self.calls,
+            freshness=Freshness(config.limits, self.interface.camera_names) if real_time else None,
+            takeover=self.takeover,
+            show=self._show,
+            records_cameras=self.dataset is not None,
             trouble=lambda: str(getattr(pilot, "trouble", "")),
         )
 
-    def _record(self, episode: Episode, name: str) -> None:
+    def _show(self, lived: Lived) -> None:
+        """Show the newest step in the viewer, if there is one."""
+        if self.viewer is None:
+            return
+        frame = lived.frames[-1]
+        images = lived.views[-1] if lived.views else {name: frame[name] for name in self.spec.images}
+        sent = lived.sent[-1] if lived.sent else np.full(self.spec.action_dim, np.nan)
+        self.viewer.show(images, frame[STATE], sent)
+
+    def _record(self, episode: Episode, name: str, views: Sequence[Frame]) -> None:
         """Write an episode to the store; if that fails, to a new folder in the home or temporary directory.
 
+        Then also write it to the dataset, if there is one, with the images `views` of all cameras.
+
         Raises:
-            UserError: the episode is not in the store; the message says where it is instead.
+            UserError: the episode is not in the store or not in the dataset; the message says where it is instead.
         """
         try:
             self.store.append([episode], self.spec)
+            self._record_videos(episode, name, views)
             return
+        except _NotInDataset:
+            raise
         except Exception as error:  # any error: an episode on a robot is too costly to lose
             why = error
         for parent in (Path("~").expanduser(), Path(tempfile.gettempdir())):
@@ -190,6 +252,20 @@ class Session:
                 continue
             raise UserError(f"{why}; {name} was written to {second.folder} instead") from why
         raise UserError(f"{name} is lost, it could be written nowhere: {why}") from why
+
+    def _record_videos(self, episode: Episode, name: str, views: Sequence[Frame]) -> None:
+        if self.dataset is None:
+            return
+        try:
+            self.dataset.append(episode, views)
+        except Exception as error:  # any error, also one of the encoder
+            raise _NotInDataset(
+                f"{name} is in {self.store.folder}, but not in dataset={self.dataset.folder}: {error}"
+            ) from error
+
+
+class _NotInDataset(UserError):
+    """An episode was recorded, but not its videos."""
 
 
 def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:

@@ -42,10 +42,12 @@ class Stops:
     Args:
         file: the robot stops when this file exists.
         keys: whether a line on standard input, or its end, is a stop too.
+        takes_over: whether a typed t is no stop, but takes over from the policy and gives back.
     """
 
-    def __init__(self, file: Path, keys: bool) -> None:
-        self.file, self.keys = file, keys
+    def __init__(self, file: Path, keys: bool, takes_over: bool = False) -> None:
+        self.file, self.keys, self.takes_over = file, keys, takes_over
+        self.person_drives = False  # the user typed t, and has not typed it again
         self.reason: str | None = None
         self.solved = False  # the user typed s: the task is solved
         self._reading, self._typed = threading.Lock(), b""  # `_typed`: the part of a line typed so far
@@ -67,8 +69,11 @@ class Stops:
             return
         typed = os.read(sys.stdin.fileno(), 4096)
         *lines, self._typed = (self._typed + typed).split(b"\n")
-        self.solved = self.solved or any(line.strip() == b"s" for line in lines)
-        if any(line.strip() != b"s" for line in lines):
+        words = [line.strip() for line in lines]
+        self.solved = self.solved or b"s" in words
+        if self.takes_over and words.count(b"t") % 2:
+            self.person_drives = not self.person_drives
+        if set(words) - ({b"s", b"t"} if self.takes_over else {b"s"}):
             self.reason = "a key"
         elif not typed:
             self.reason = "the end of standard input"

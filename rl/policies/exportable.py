@@ -41,8 +41,9 @@ class Exportable:
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Names of the graph's inputs, in order."""
-        return ("state", "task") if self.noise_shape is None else ("state", "task", "noise", "held", "n_held")
+        """Names of the graph's inputs, in order; images come last."""
+        chunk = () if self.noise_shape is None else ("noise", "held", "n_held")
+        return ("state", "task", *chunk, *self.spec.images)
 
     @property
     def is_flow(self) -> bool:

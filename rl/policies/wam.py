@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.env import BatchedEnv, Obs
 from world_model.flow import noise_level, step_mean
-from world_model.spec import Spec
+from world_model.spec import LATENTS, Spec
 from world_model.wam import modes
-from world_model.wam.codec import VectorCodec
+from world_model.wam.codec import PatchCodec, VectorCodec
 from world_model.wam.model import WorldActionModel
+from world_model.wam.normalizer import Normalizer
 from world_model.wam.store import load_model
 
 
@@ -138,26 +140,29 @@ class ModelPilot:
 class FlowGraph(Graph):
     """Graph of a world-action model: `modes.policy`, with noise and held actions as inputs.
 
-    Raises:
-        UserError: the model uses images.
+    It computes in float32, also if the model runs in bfloat16: a small computer rarely has that.
     """
 
     def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
+        self.model.config = replace(model.config, bfloat16=False)
+        if self.model.image_codec is not None:
+            self.model.image_codec.in_bfloat16 = False
         self.n_denoising_steps = n_denoising_steps
         codec = self.model.codec
-        if not isinstance(codec, VectorCodec):
-            raise UserError(
-                "export: a policy that reads images cannot be exported yet; choose one that acts on a state"
-            )
-        self.codec = codec
-        for statistics in (codec.state, codec.change, self.model.action_codec.action):
+        self.vector: VectorCodec = codec.vector if isinstance(codec, PatchCodec) else codec  # type: ignore[assignment]
+        scales = [codec.scale] if isinstance(codec, PatchCodec) else []
+        for statistics in (codec.state, self.vector.state, self.vector.change, *scales, model.action_codec.action):
             statistics.check_fitted()
-            # Tracing does not support a branch on a tensor, so the check runs only here and is then switched off.
-            statistics.check_fitted = lambda: None  # type: ignore[method-assign]
+        for part in self.model.modules():
+            if isinstance(part, Normalizer):
+                # Tracing does not support a branch on a tensor, so the check ran only here and is now switched off.
+                part.check_fitted = lambda: None  # type: ignore[method-assign]
 
-    def forward(self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
+    def forward(
+        self, state: Tensor, task: Tensor, noise: Tensor, held: Tensor, n_held: Tensor, *images: Tensor
+    ) -> Tensor:
         """Return chunks (n, chunk_size, action_dim); all actions but the held ones are within the action bounds.
 
         Args:
@@ -166,13 +171,20 @@ class FlowGraph(Graph):
             noise: starting noise (n, n_tokens, code_dim).
             held: (n, chunk_size, action_dim); the first `n_held` actions are fixed, the others are ignored.
             n_held: (n,) int64.
+            images: of each camera (n, n_context_frames, height, width, 3) uint8, in the order of the spec.
         """
-        context = self.model.encode(state, task)
+        frames = state
+        if self.model.image_codec is not None:
+            # `WorldActionModel.encode_obs` skips images that repeat, and a graph cannot; the codes are the same.
+            of_cameras = torch.stack(images, dim=2)
+            codes = self.model.image_codec.encode(of_cameras.flatten(0, 1))
+            frames = torch.cat([state, codes.view(-1, self.model.config.n_context_frames, codes.shape[1])], dim=-1)
+        context = self.model.encode(frames, task)
         return modes.policy(self.model, context, noise, self.n_denoising_steps, (held, n_held))
 
     def random_inputs(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw `n` random inputs with the statistics of the training: states, their changes, normal noise."""
-        codec, config, spec = self.codec, self.model.config, self.model.spec
+        """Draw `n` random inputs with the statistics of the training: states, their changes, normal noise, images."""
+        codec, config, spec = self.vector, self.model.config, self.model.spec
         # First a state, then changes of typical size; the sum over frames is the history.
         frames = codec.change.std[0] * torch.randn(n, config.n_context_frames, spec.state_dim, generator=generator)
         frames[:, 0] = codec.state.invert(torch.randn(n, spec.state_dim, generator=generator))
@@ -180,12 +192,29 @@ class FlowGraph(Graph):
         # Held actions are uniform within their bounds.
         actions = 2 * torch.rand(n, config.chunk_size, spec.action_dim, generator=generator) - 1
         held = ((1 - actions) * self.model.action_low + (1 + actions) * self.model.action_high) / 2
-        return frames.cumsum(1), task, *self._noise_and_held(held, generator)
+        images = [
+            torch.randint(256, (n, config.n_context_frames, *spec.features[name].shape), generator=generator)
+            for name in spec.images
+        ]
+        return (
+            frames.cumsum(1),
+            task,
+            *self._noise_and_held(held, generator),
+            *(image.to(torch.uint8) for image in images),
+        )
 
     def recorded_inputs(self, episodes: list[Episode], n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw `n` inputs from recorded episodes, with normal noise and the recorded actions as held actions."""
-        batch = self.model.windows(episodes).sample(n, generator)
-        return batch.context["state"], batch.task, *self._noise_and_held(batch.actions, generator)
+        """Draw `n` inputs from recorded episodes, with normal noise and the recorded actions as held actions.
+
+        Of episodes that have latents in place of images, such as those in a checkpoint, the images are decoded.
+        """
+        model, config = self.model, self.model.config
+        of_images = dict.fromkeys((*model.spec.images, LATENTS), config.chunk_size)
+        windows = Windows(episodes, model.spec.tasks, config.n_context_frames, config.chunk_size, of_images)
+        batch = windows.sample(n, generator)
+        frames = model.with_features(batch.context, model.spec.images)
+        images = [frames[name] for name in model.spec.images]
+        return batch.context["state"], batch.task, *self._noise_and_held(batch.actions, generator), *images
 
     def _noise_and_held(self, held: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return the inputs noise, `held` and n_held, which is drawn uniformly from 0 to the chunk size."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from rl.policies.api import TrainablePolicy
 from rl.ppo.buffer import Rollout
 from rl.ppo.distributed import Distributed
-from world_model.data.episodes import Episode
+from world_model.data.episodes import PERSON, Episode
 from world_model.data.windows import Windows
 from world_model.tree import Tree, join, rows, to
 
@@ -62,7 +62,8 @@ class Imitation:
             windows = policy.windows(demonstrations)
             # Demonstrations are few: encode each window several times, each time with other noise.
             n_copies = 1 if policy.context_noise == 0.0 else DEMO_COPIES
-            self._encode("demonstrations", windows, torch.arange(len(windows)).repeat(n_copies))
+            corrected, driven = _of_person(windows)
+            self._encode("demonstrations", windows, (~corrected | driven).nonzero().squeeze(1).repeat(n_copies))
         self._weigh()
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
@@ -86,6 +87,9 @@ class Imitation:
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
         """Keep consecutive chunks of recorded successes, and one more that ends with the episode.
 
+        Of an episode in which a person took over, only the person's chunks are kept, also if it was no success: before
+        that, the policy erred.
+
         With images, a chunk can only begin at a new image, so the rest after the last whole chunk is shorter than a
         chunk. It is padded with its last action; the episode ended there, so the padding has no effect.
 
@@ -94,7 +98,8 @@ class Imitation:
         """
         size = self.policy.chunk_size
         shortest = delay + (1 if self.policy.masks_unknown else size)
-        successes = [_commanded(e, delay) for e in episodes if e.is_success and e.length >= shortest]
+        kept = [e for e in episodes if e.is_success or _is_corrected(e)]
+        successes = [_commanded(e, delay) for e in kept if e.length >= shortest]
         if self.coefs["sim"] > 0 and successes:
             self._add(successes)
         self._weigh()
@@ -103,12 +108,15 @@ class Imitation:
         size = self.policy.chunk_size
         windows = self.policy.windows(successes, ends=True)
         begins = windows.start - windows.first[windows.episode]
+        corrected, driven = _of_person(windows)
         if self.policy.masks_unknown:  # one window for each decision
-            self._encode("sim", windows, (begins % self.policy.n_action_steps == 0).nonzero().squeeze(1))
+            aligned = begins % self.policy.n_action_steps == 0
+            self._encode("sim", windows, ((aligned & ~corrected) | driven).nonzero().squeeze(1))
             return
         # Take every window that begins at a multiple of the chunk size, and the last one that fits the episode.
         last = torch.tensor([e.length - size for e in windows.episodes], device=self.policy.device)[windows.episode]
-        self._encode("sim", windows, ((begins % size == 0) | (begins == last)).nonzero().squeeze(1))
+        aligned = (begins % size == 0) | (begins == last)
+        self._encode("sim", windows, ((aligned & ~corrected) | driven).nonzero().squeeze(1))
 
     def collected(self) -> dict[str, Examples]:
         """Return all examples except the demonstrations, which the constructor encodes."""
@@ -150,6 +158,8 @@ class Imitation:
         }
 
     def _encode(self, kind: str, windows: Windows, index: Tensor) -> None:
+        if not len(index):
+            return
         batch = windows.at(index)
         # Seeded by the data, so that a resumed run draws the same noise.
         generator = torch.Generator(self.policy.device).manual_seed(windows.episodes[0].seed)
@@ -171,7 +181,26 @@ def _commanded(episode: Episode, delay: int) -> Episode:
     """Pair each state with the action that was commanded in it and executed `delay` steps later."""
     # The last `delay` states have no known command, so the episode gets shorter by them.
     shorter, late = episode.cut(0, episode.length - delay), slice(delay, None)
-    return replace(shorter, action=episode.action[late], success=episode.success[late], task_reward=None)
+    control = None if episode.control is None else episode.control[late]
+    action, success = episode.action[late], episode.success[late]
+    return replace(shorter, action=action, success=success, task_reward=None, control=control)
+
+
+def _is_corrected(episode: Episode) -> bool:
+    """Whether a person took over in an episode."""
+    return episode.control is not None and bool((episode.control == PERSON).any())
+
+
+def _of_person(windows: Windows) -> tuple[Tensor, Tensor]:
+    """Return which windows (n,) are of an episode in which a person took over, and which a person's from end to end."""
+    n_first, device = windows.first[windows.episode], windows.start.device
+    corrected, driven = [], []
+    for number, begin in zip(windows.episode.tolist(), (windows.start - n_first).tolist(), strict=True):
+        control = windows.episodes[number].control
+        corrected.append(_is_corrected(windows.episodes[number]))
+        part = None if control is None else control[begin : begin + windows.chunk_size]
+        driven.append(part is not None and len(part) == windows.chunk_size and bool((part == PERSON).all()))
+    return torch.tensor(corrected, device=device), torch.tensor(driven, device=device)
 
 
 def leads_to_success(success: Tensor, done: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 from rewards.errors import UserError, blamed, defined_at, did_you_mean
 from rewards.plugins import check_params, known, load
 from rl.robots.errors import NOT_NUMBERS, Stop
-from world_model.data.pixels import shrunk
+from rl.robots.images import cameras_of, check_image, fitted_image, image_differences, is_image
 from world_model.spec import IMAGES, Spec
 
 Array = np.ndarray
@@ -49,7 +49,8 @@ class Robot(Protocol):
     - `real_time`: False for a robot that waits for each command, as a simulator can.
     - `instructions`: name of a task -> sentence, for policies that read language.
 
-    Optional keys of an observation: `timestamp`, when it was taken, in seconds of `time.monotonic`; and `success`.
+    Optional keys of an observation: `timestamp`, when it was taken, in seconds of `time.monotonic`; `timestamps`, when
+    the image of each camera was taken, as a dict by its name; and `success`.
     """
 
     @property
@@ -103,6 +104,9 @@ class RobotMap:
     scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: policy = scale * robot + offset
     offset: dict[str, float] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)  # camera of the policy -> camera of the robot, if they differ
+    # Camera of the policy -> top, left, height, width of a part of the robot's image, in pixels. The policy sees the
+    # largest middle part of it with the shape of its own image, scaled down. By default, of the whole image.
+    crop: dict[str, list[int]] = field(default_factory=dict)
 
 
 def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -132,7 +136,7 @@ def slices_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
 class Interface:
     """Converts between a robot and a policy: frames and actions in the order, units and signs of the policy's training.
 
-    Images are cropped to their middle square and scaled down to the size that the policy reads.
+    Images are cropped and scaled down to the size that the policy reads.
 
     Args:
         robot: a connected robot.
@@ -152,7 +156,10 @@ class Interface:
             rows = "; ".join(f"{name}: expected {policy}, found {theirs}" for name, policy, theirs in found)
             raise UserError(f"the robot is not what the policy expects, nothing was sent: {rows}")
         self.state_names, self.action_names = _names(spec, mapping)
-        self.camera_names = _cameras(spec, mapping)
+        self.camera_names = cameras_of(spec, mapping.images)  # feature -> camera of the robot
+        offered = robot.observation_features
+        self.cameras = {name: tuple(shape) for name, shape in offered.items() if is_image(shape)}  # all of the robot
+        self._crops = {name: tuple(mapping.crop.get(name.removeprefix(IMAGES), ())) for name in self.camera_names}
         self._scale, self._offset = (
             {name: values.get(name, default) for name in (*self.state_names, *self.action_names)}
             for values, default in ((mapping.scale, 1.0), (mapping.offset, 0.0))
@@ -171,7 +178,10 @@ class Interface:
         if not isinstance(observation, Mapping):
             raise Stop(f"the observation is no dict of numbers by name: {repr(observation)[:60]}")
         state = [self._ours(name, observation.get(name)) for name in self.state_names]
-        images = {name: self._image(name, observation.get(key)) for name, key in self.camera_names.items()}
+        images = {}
+        for name, camera in self.camera_names.items():
+            check_image(name, observation.get(camera), self.cameras[camera])
+            images[name] = fitted_image(name, observation[camera], self.spec.features[name].shape, self._crops[name])
         return state, images, observation.get("timestamp", time.monotonic()), observation
 
     def send(self, command: Array) -> list[Any]:
@@ -192,6 +202,10 @@ class Interface:
         # None (v is None) and NaN (v != v) mean that the robot reports nothing for this entry.
         return [sent[n] if v is None or (isinstance(v, float) and v != v) else v for n, v in found.items()]
 
+    def action_of(self, given: Mapping[str, Any]) -> list[Any]:
+        """Return an action by the robot's names, in its units, as one of the policy (action_dim,), unchecked."""
+        return [self._ours(name, given.get(name)) for name in self.action_names]
+
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Wait for another thread's call to return, but at most until that call has taken one period.
@@ -206,18 +220,6 @@ class Interface:
         finally:
             if acquired:
                 self._calling.release()
-
-    def _image(self, name: str, image: Any) -> Array:
-        """Return an image in the size of the feature `name`."""
-        height, width, _ = self.spec.features[name].shape
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            kind = f"{image.shape} of {image.dtype}" if isinstance(image, np.ndarray) else repr(image)[:60]
-            raise Stop(f"{name} of the observation is {kind}, expected (height, width, 3) of uint8")
-        if image.shape[:2] == (height, width):
-            return image.copy()
-        if image.shape[0] < height or image.shape[1] < width:
-            raise Stop(f"{name} of the observation is {image.shape[:2]}, expected at least {height} x {width}")
-        return shrunk(image, height, width)
 
     def _ours(self, name: str, value: Any) -> Any:
         """Convert a number of the robot to the policy's unit; return anything else unchanged, the guard refuses it."""
@@ -247,10 +249,7 @@ def differences(robot: Robot, spec: Spec, mapping: RobotMap, hz: float) -> list[
         found += _by_part(
             (name, "a number", _offer(name, features)) for name in names if features.get(name) is not float
         )
-    for name, key in _cameras(spec, mapping).items():
-        height, width, _ = spec.features[name].shape
-        if not _is_shape(robot.observation_features.get(key)):
-            found.append((name, f"an image of {height} x {width}", _offer(key, robot.observation_features)))
+    found += image_differences(spec, mapping.images, mapping.crop, robot.observation_features)
     # Every action of the robot must be commanded; additional observations do no harm.
     state, action = _names(spec, mapping)
     found += [
@@ -292,7 +291,7 @@ def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
         return _from_lerobot(name, params)
     who = f"robot={name}"
     maker = load("robot", name, BUILTIN, who, key="robot")
-    params = _with_task(maker, params, task)
+    params = with_task(maker, params, task)
     if name in BUILTIN:
         return _built(name, maker, params)
     check_params(who, name, maker, params, n_given=0)
@@ -314,8 +313,12 @@ def _built(name: str, maker: Callable[..., Robot], params: Mapping[str, Any]) ->
         raise UserError(f"robot={name}: its parameters {dict(params)} do not fit: {error}") from error
 
 
-def _with_task(maker: Callable[..., Robot], params: Mapping[str, Any], task: str) -> Mapping[str, Any]:
-    """Add the session's task to the parameters if the constructor has a parameter `task`; refuse another task."""
+def with_task(maker: Callable[..., Any], params: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """Add the session's task to the parameters if the constructor has a parameter `task`.
+
+    Raises:
+        UserError: the parameters name another task.
+    """
     if not task or "task" not in inspect.signature(maker).parameters:
         return params
     if (theirs := params.get("task", task)) != task:
@@ -357,18 +360,7 @@ def _names(spec: Spec, mapping: RobotMap) -> tuple[tuple[str, ...], tuple[str, .
     return mapping.state or state, mapping.action or action
 
 
-def _cameras(spec: Spec, mapping: RobotMap) -> dict[str, str]:
-    """Return for each image feature of the policy the name of the robot's camera."""
-    cameras = {name: name.removeprefix(IMAGES) for name in spec.images}
-    return {name: mapping.images.get(camera, camera) for name, camera in cameras.items()}
-
-
-def _is_shape(offered: Any) -> bool:
-    """Whether a robot offers an image: LeRobot's robots say so by its shape (height, width, 3)."""
-    return isinstance(offered, tuple | list) and len(offered) == 3 and offered[2] == 3
-
-
 def _offer(name: str, features: Mapping[str, Any]) -> str:
     if name not in features:
         return f"no such; it has {', '.join(features)}"[:80]
-    return f"an image {features[name]}" if _is_shape(features[name]) else "a number"
+    return f"an image {features[name]}" if is_image(features[name]) else "a number"

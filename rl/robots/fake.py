@@ -16,8 +16,8 @@ class FakeRobot(NumberRobot):
     """A robot whose state follows its commands: action `i` moves entry `i` of the state.
 
     Args:
-        spec: gives the names of state and action, and the sizes of images, which are black; None: use `state` and
-            `action`.
+        spec: gives the names of state and action, and the sizes of images, which are black but for one pixel that
+            changes with each; None: use `state` and `action`.
         state, action: names of the entries.
         gain: how far an action of 1 moves the state.
         misbehave: changes an observation before it is returned.
@@ -37,6 +37,7 @@ class FakeRobot(NumberRobot):
         self.images = {name.removeprefix(IMAGES): np.zeros(of.shape, np.uint8) for name, of in features.items()}
         self.values = dict.fromkeys(self.state, 0.0)
         self.sent: list[dict[str, float]] = []
+        self.n_observations = 0
         self.is_connected = False
 
     @property
@@ -50,7 +51,11 @@ class FakeRobot(NumberRobot):
 
     def get_observation(self) -> dict[str, Any]:
         """Return the current state, images and time, changed by `misbehave`."""
-        return self.misbehave({**self.values, **self.images, "timestamp": time.monotonic()})
+        self.n_observations += 1
+        images = {name: image.copy() for name, image in self.images.items()}
+        for image in images.values():
+            image[0, 0] = self.n_observations % 256
+        return self.misbehave({**self.values, **images, "timestamp": time.monotonic()})
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Store the action and move the state by it; return it unchanged."""

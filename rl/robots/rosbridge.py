@@ -1,4 +1,4 @@
-"""A robot behind rosbridge: its topics as numbers, over one websocket. This side does not need ROS.
+"""A robot behind rosbridge: its topics as numbers and images, over one websocket. This side does not need ROS.
 
 The protocol is rosbridge v2: one JSON object per message, with `op` subscribe, advertise, publish or call_service.
 It needs the extra `ros`.
@@ -13,15 +13,20 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from rewards.errors import UserError
 from rl.robots.api import NumberRobot
+from rl.robots.errors import Stop
+from rl.robots.ros_images import decode, read_cameras
 from world_model.extras import pip_line
 
+Array = np.ndarray
 Path = tuple[str | int, ...]
 """Path to a number in a message: names of fields and indices of lists."""
 
@@ -46,9 +51,11 @@ class RosbridgeRobot(NumberRobot):
         reset: service of type std_srvs/Empty that prepares an episode; empty: none.
         hz: control rate, which is compared with the rate of the policy; None: unknown.
         patience_s: seconds to wait for the first message of a topic, or for the answer of a service.
+        cameras: name -> topic, height and width, such as {front: {topic: /camera/image/compressed, height: 480,
+            width: 640}}. If `stamp` is given, the time of an image is that in its header, else its arrival.
 
     Raises:
-        TypeError: a name is not of that form, or a commanded topic has no type.
+        TypeError: a name is not of that form, a commanded topic has no type, or a camera is not described.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class RosbridgeRobot(NumberRobot):
         reset: str = "",
         hz: float | None = None,
         patience_s: float = 5.0,
+        cameras: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.url, self.state, self.action, self.types = url, tuple(state), tuple(action), dict(types)
         self._places = {name: _place(name) for name in (*state, *action, success, stamp) if name}
@@ -74,12 +82,21 @@ class RosbridgeRobot(NumberRobot):
         self._subscribed = sorted({self._places[name][0] for name in (*state, success, stamp) if name})
         self._newest: dict[str, tuple[Any, float]] = {}  # topic -> (newest message, its arrival by `time.monotonic`)
         self._stamped: tuple[Any, float] = (None, math.nan)  # (newest stamp, the same time by `time.monotonic`)
+        self.cameras = read_cameras(cameras or {})
+        self._filmed = {camera.topic: name for name, camera in self.cameras.items()}
+        # Camera -> (newest image, or why it cannot be read; when it was taken, by `time.monotonic`).
+        self._images: dict[str, tuple[Array | str, float]] = {}
         self._begun = 0.0  # time of the last reset
         self._call, self._answer = "", False  # id of the pending service call ("": none), and whether it succeeded
         self._changed = threading.Condition()
         self._exit = ExitStack()
         self._connection: Any = None
         self._lost = ""
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """One number per entry of the state, and the shape of each image."""
+        return super().observation_features | {name: (c.height, c.width, 3) for name, c in self.cameras.items()}
 
     @property
     def is_connected(self) -> bool:
@@ -102,7 +119,8 @@ class RosbridgeRobot(NumberRobot):
             port = address.port or (443 if address.scheme == "wss" else 80)
             opened = self._exit.enter_context(socket.create_connection((address.hostname, port), self._patience_s))
             opened.settimeout(None)
-            options = {"sock": opened, "open_timeout": self._patience_s, "max_size": MAX_BYTES}
+            largest = max([MAX_BYTES, *(camera.max_message for camera in self.cameras.values())])
+            options = {"sock": opened, "open_timeout": self._patience_s, "max_size": largest}
             self._connection = self._exit.enter_context(client.connect(self.url, **options))
         except (OSError, ValueError, broken.WebSocketException) as error:
             self._exit.close()
@@ -112,12 +130,13 @@ class RosbridgeRobot(NumberRobot):
         needed = {self._places[name][0] for name in (*self.state, self._stamp) if name}
         # Milliseconds between messages: two per control period are enough.
         throttle = int(500 / self.control_hz) if hasattr(self, "control_hz") else 0
-        for topic in self._subscribed:
+        for topic in (*self._subscribed, *self._filmed):
             self._send({"op": "subscribe", "topic": topic, "queue_length": 1, "throttle_rate": throttle})
         for topic in self._commanded:
             self._send({"op": "advertise", "topic": topic, "type": self.types[topic]})
-        if not self._wait(lambda: needed <= self._newest.keys()):
-            silent = sorted(needed - self._newest.keys())
+        if not self._wait(lambda: needed <= self._newest.keys() and self.cameras.keys() <= self._images.keys()):
+            dark = [camera.topic for name, camera in self.cameras.items() if name not in self._images]
+            silent = sorted({*(needed - self._newest.keys()), *dark})
             self.disconnect()
             raise UserError(f"{self.url}: nothing came on {', '.join(silent)} within {self._patience_s:g} s")
 
@@ -135,16 +154,23 @@ class RosbridgeRobot(NumberRobot):
         self._begun = time.monotonic()
 
     def get_observation(self) -> dict[str, Any]:
-        """Return the newest numbers and their time.
+        """Return the newest numbers, their time, and the newest images and theirs.
 
         Raises:
             ConnectionError: the connection is closed.
+            Stop: the newest image of a camera cannot be read.
         """
         with self._changed:
             self._check()
-            newest, taken = dict(self._newest), self._taken()
+            newest, images, taken = dict(self._newest), dict(self._images), self._taken()
         found: dict[str, Any] = {name: _look_up(newest, *self._places[name]) for name in self.state}
         found["timestamp"] = taken
+        for name, (image, _) in images.items():
+            if isinstance(image, str):
+                raise Stop(f"{self.cameras[name].topic}: {image}")
+            found[name] = image
+        if images:
+            found["timestamps"] = {name: at for name, (_, at) in images.items()}
         if self._success:
             topic, path = self._places[self._success]
             is_new = newest.get(topic, (None, 0.0))[1] >= self._begun
@@ -183,13 +209,23 @@ class RosbridgeRobot(NumberRobot):
         Each stamp is converted only once: a second conversion would give another time if the wall clock was adjusted.
         """
         stamp = _look_up(self._newest, *self._places[self._stamp])
-        if stamp == self._stamped[0]:
-            return
+        if stamp != self._stamped[0]:
+            self._stamped = stamp, _converted(stamp, now)
+
+    def _note_image(self, name: str, message: Any, now: float) -> None:
+        """Decode a message of a camera; this runs in the thread that listens, so the control loop does not wait."""
+        image: Array | str
         try:
-            taken = now - time.time() + float(stamp["sec"]) + 1e-9 * float(stamp["nanosec"])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            taken = math.nan
-        self._stamped = stamp, taken
+            image = decode(message, self.cameras[name])
+        except ValueError as error:
+            image = str(error)
+        taken = now
+        if self._stamp:
+            header = message.get("header") if isinstance(message, dict) else None
+            taken = _converted(header.get("stamp") if isinstance(header, dict) else None, now)
+        with self._changed:
+            self._images[name] = image, taken
+            self._changed.notify_all()
 
     def _listen(self) -> None:
         """Receive messages in a thread until the connection ends."""
@@ -211,6 +247,9 @@ class RosbridgeRobot(NumberRobot):
             op, topic, answer = (message.get(key) for key in ("op", "topic", "id"))
         except (ValueError, AttributeError, RecursionError):
             return  # skip an unreadable message; without readable ones, observations get stale and the guard stops
+        if op == "publish" and topic in self._filmed:
+            self._note_image(self._filmed[topic], message.get("msg"), time.monotonic())
+            return
         with self._changed:
             if op == "publish" and topic in self._subscribed:  # a server cannot fill the memory with other topics
                 now = time.monotonic()
@@ -236,6 +275,14 @@ class RosbridgeRobot(NumberRobot):
     def _check(self) -> None:
         if not self.is_connected:
             raise ConnectionError(f"{self.url}: not connected; {self._lost or 'it never was'}")
+
+
+def _converted(stamp: Any, now: float) -> float:
+    """Return a stamp of ROS in seconds of `time.monotonic`, which is `now`; NaN if it is none."""
+    try:
+        return now - time.time() + float(stamp["sec"]) + 1e-9 * float(stamp["nanosec"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _place(name: str) -> tuple[str, Path]:

@@ -26,6 +26,7 @@ from rl.policies.wam import WamDenoiser
 from rl.robots.api import Robot, make_robot
 from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
+from world_model.data.episodes import PERSON
 from world_model.runs import find_run
 
 ACTIONS = ("export", "run", "compare")
@@ -52,8 +53,10 @@ def _run(name: str, words: list[str]) -> None:
         print(f"{pilot}; a plan takes {1000 * pilot.latency_s():.0f} ms, the budget is {1000 * budget:.0f} ms")
     episodes = run_session(pilot, config, keys=has_terminal(), robot=robot)
     periods = sorted(period for episode in episodes for period in episode.periods)
-    solved = sum(any(episode.success) for episode in episodes)
-    print(f"{solved} of {len(episodes)} episodes reported success")
+    solved = [episode for episode in episodes if any(episode.success)]
+    helped = sum(PERSON in episode.control for episode in solved)
+    note = f", {helped} of them with a person" if config.person else ""
+    print(f"{len(solved)} of {len(episodes)} episodes reported success{note}")
     if periods:
         middle, most = periods[len(periods) // 2], periods[int(0.99 * (len(periods) - 1))]
         print(f"period: median {1000 * middle:.1f} ms, 99 % below {1000 * most:.1f} ms")
@@ -66,7 +69,10 @@ def _compare(name: str, words: list[str]) -> None:
         raise UserError(
             f"deploy {name} compare needs a challenger and a robot: a preset such as robot-sim, or robot=..."
         )
-    (champion, challenger), config, robot = _fitted([name, words[2]], _robot_config(words[3:]))
+    config = _robot_config(words[3:])
+    if config.person:
+        raise UserError(f"person={config.person}: a comparison is of the policies alone; leave it out")
+    (champion, challenger), config, robot = _fitted([name, words[2]], config)
     score = compare(champion, challenger, (name, words[2]), config, keys=has_terminal(), robot=robot)
     print(score.verdict(config.alpha))
     if score.stopped:

@@ -288,10 +288,10 @@ Examples:
 wamtune deploy CHECKPOINT | RUN_FOLDER run [PRESET] [key=value ...]
 wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER [PRESET] [key=value ...]
 
-`export` writes the policy of a checkpoint as policy.onnx, which contains every step from a state to bounded actions,
-and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256 of
-policy.onnx and of the checkpoint. Before anything is written, onnxruntime must give the same actions as torch on 1,000
-observations; the largest difference is printed. Needs the extra `export`: {pip_line("export")}
+`export` writes the policy of a checkpoint as policy.onnx, which contains every step from an observation to bounded
+actions, and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256
+of policy.onnx and of the checkpoint. Before anything is written, onnxruntime must give the same actions as torch on
+1,000 observations; the largest difference is printed. Needs the extra `export`: {pip_line("export")}
 `run` takes the folder of an export as well.
 
 `run` and `compare` also take a policy of LeRobot, by its folder or the run that trained it, and with
@@ -299,9 +299,9 @@ policy=FILE.py:Class one of your own. These do not say which task, rate, names a
 the keys do (docs/sim_to_real.md).
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),
-one behind rosbridge, or the simulated one of the preset robot-sim. Nothing is sent until limits are given and the robot
-has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C or a signal stop it; the exit code is
-then 2.
+one behind rosbridge, or the simulated one of the presets robot-sim and, with cameras, robot-sim-pixels. Nothing is sent
+until limits are given and the robot has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C or a
+signal stop it; the exit code is then 2. With person=DEVICE a person may take over and give back.
 Each episode that ends is recorded; the next run goes on with the next scene.
 
 A url such as ws://gpu-box:8000 in place of the checkpoint runs the policy of `wamtune serve` there (docs/serve.md); its

@@ -29,12 +29,33 @@ TASKS = ("button-press-topdown", "push")
 CONFIG = ModelConfig(width=32, world_width=48, action_width=32, n_layers=2, n_heads=2)
 
 
-@pytest.fixture
-def image_model() -> WorldActionModel:
-    """A tiny model that sees two tasks through one camera, and has learned nothing yet."""
+def make_image_model() -> WorldActionModel:
+    """Return a tiny model that sees two tasks through one camera, and has learned nothing yet."""
     torch.manual_seed(0)
     config = replace(CONFIG, n_layers=1, views={"front": View()}, image_size=32, patch_dim=4)
     return WorldActionModel(config, model_spec(make_spec("metaworld", ["push", "door-open"]), config))
+
+
+def make_seeing() -> WorldActionModel:
+    """Return the same with statistics, so that it can act."""
+    model = make_image_model()
+    codec = model.codec
+    for statistics in (codec.vector.state, codec.vector.change, codec.state, codec.scale):
+        statistics.fit(torch.randn(64, *statistics.mean.shape))
+    model.action_codec.action.fit(torch.randn(64, 4))
+    return model.eval()
+
+
+@pytest.fixture
+def image_model() -> WorldActionModel:
+    """See `make_image_model`."""
+    return make_image_model()
+
+
+@pytest.fixture
+def seeing() -> WorldActionModel:
+    """See `make_seeing`."""
+    return make_seeing()
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ SHARD_BYTES = TENSOR_BYTES // 4
 
 WAIT_S = 30.0
 """Seconds that `append` waits for another process that writes to the folder."""
+POLICY, PERSON, BLEND = range(3)  # who acted in a step, see `Episode.control`
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Episode:
     seed: int
     task_reward: Tensor | None = None  # (T,) float32, the simulator's own reward
     every: dict[str, int] = field(default_factory=dict)  # feature -> steps between its rows, if more than 1
+    control: Tensor | None = None  # (T,) uint8, who acted: POLICY, PERSON or a BLEND of both; None: unknown
 
     @property
     def state(self) -> Tensor:
@@ -93,6 +95,7 @@ class Episode:
             action=self.action[first:last],
             success=self.success[first:last],
             task_reward=None if self.task_reward is None else self.task_reward[first:last],
+            control=None if self.control is None else self.control[first:last],
         )
 
     def only(self, names: Collection[str]) -> Episode:
@@ -116,6 +119,8 @@ class Episode:
             expected = {name: (self.obs[name], (n_rows, *feature.shape)), **expected}
         if self.task_reward is not None:
             expected["task_reward"] = (self.task_reward, (steps,))
+        if self.control is not None:
+            expected["control"] = (self.control, (steps,))
         if steps == 0:
             raise UserError(f"{where}: the episode has no steps; leave it out")
         if self.task not in spec.tasks:
@@ -278,6 +283,8 @@ def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
         "next.success": torch.cat([e.success for e in episodes]).bool(),
         "next.reward": torch.cat(rewards).float(),
     }
+    who = [torch.zeros(e.length) if e.control is None else e.control for e in episodes]
+    tensors |= {"control": torch.cat(who).to(torch.uint8)} if any(e.control is not None for e in episodes) else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     rows = [
         {
@@ -288,6 +295,7 @@ def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
             "is_success": e.is_success,
             "task_reward": e.task_reward is not None,
             "every": e.every,
+            "control": e.control is not None,
         }
         for e in episodes
     ]
@@ -425,9 +433,10 @@ def read_shard(
     if features is not None:
         names = [name for name in names if name in features]
         spec = replace(spec, features={name: of for name, of in spec.features.items() if name in features})
+    tensors.setdefault("control", torch.zeros(sum(lengths), dtype=torch.uint8))
     try:
         parts = zip(
-            *(tensors[name].split(lengths) for name in ("action", "next.success", "next.reward")),
+            *(tensors[name].split(lengths) for name in ("action", "next.success", "next.reward", "control")),
             *(
                 tensors[OBSERVATION + name].split([-(-row["length"] // row["every"].get(name, 1)) + 1 for row in rows])
                 for name in names
@@ -437,7 +446,7 @@ def read_shard(
     except (KeyError, RuntimeError) as error:
         raise _damaged(shard) from error
     episodes = []
-    for row, keep, (action, success, reward, *obs) in zip(rows, wanted, parts, strict=True):
+    for row, keep, (action, success, reward, control, *obs) in zip(rows, wanted, parts, strict=True):
         if not keep:
             continue
         # Clone, because a view would keep the whole shard in memory.
@@ -450,6 +459,7 @@ def read_shard(
             seed=row["seed"],
             task_reward=reward.clone() if row["task_reward"] else None,
             every={name: every for name, every in row["every"].items() if name in names},
+            control=control.clone() if row.get("control") else None,
         )
         episode.check_fits(spec, f"{shard}: episode of seed {episode.seed}")
         episodes.append(episode)

@@ -1,12 +1,16 @@
-"""Images from video files (MP4), decoded within limits of time and memory. Needs the extra `video`."""
+"""Images from video files (MP4), decoded within limits of time and memory, and to them. Needs the extra `video`."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from rewards.errors import UserError
 from world_model.data.images import FRAME_PIXELS, FREE_PIXELS, PIXELS_PER_BYTE, ImageBlocks
@@ -18,6 +22,13 @@ VIDEO_BYTES = 4_000_000_000
 
 FASTEST, LONGEST = 1000.0, 1_000_000
 """Highest accepted rate of frames, in 1/s, and length of a video, in seconds."""
+
+
+CODEC = "h264"
+"""Codec of the videos that are written, by its name in info.json of LeRobot."""
+
+OPTIONS = {"crf": "18", "preset": "veryfast", "g": "2", "bf": "0", "threads": "1"}
+"""Options of the encoder: a loss that is hardly visible, and every second frame is whole, so that seeking is fast."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ def read_video(path: Path, parts: Sequence[Part], images_per_s: float, blocks: I
         UserError: the file is missing or damaged, a part has too few frames, the file was made to exhaust time or
             memory, or the package av is missing.
     """
-    av = _av(path)
+    av = import_av(str(path))
     places: dict[int, int] = {}  # number of a frame -> number of its image
     try:
         with open_file(path, VIDEO_BYTES) as file, _opened(av, file) as container:
@@ -73,11 +84,34 @@ def read_video(path: Path, parts: Sequence[Part], images_per_s: float, blocks: I
     return [[places[i] for i in of_part] for of_part in numbers]
 
 
-def _av(path: Path) -> Any:
+def encode_video(images: Sequence[np.ndarray], fps: float) -> bytes:
+    """Return images (height, width, 3) uint8 as the bytes of an MP4 file with `fps` images a second."""
+    av, file = import_av("recording"), io.BytesIO()
+    height, width, _ = images[0].shape
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=OPTIONS)
+        stream.height, stream.width, stream.pix_fmt = height, width, pixel_format(images[0].shape)
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def pixel_format(shape: Sequence[int]) -> str:
+    """Return the pixel format for images of a shape (height, width, 3): halved colours need even sides."""
+    return "yuv444p" if shape[0] % 2 or shape[1] % 2 else "yuv420p"
+
+
+def import_av(where: str) -> Any:
+    """Return the module `av`.
+
+    Raises:
+        UserError: it is missing; `where` begins the message.
+    """
     try:
         import av
     except ImportError as error:
-        raise UserError(f"{path}: videos are read with the package av; {pip_line('video')}") from error
+        raise UserError(f"{where}: videos need the package av; {pip_line('video')}") from error
     return av
 
 

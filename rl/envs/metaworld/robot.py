@@ -2,7 +2,8 @@
 
 It runs in its own process and in real time. It can differ from the training simulator by fixed amounts: masses,
 friction, damping, command gain, a varying delay and sensor noise. The process steps at its own rate: a late command
-takes effect late, and without a command for two periods the arm stands still.
+takes effect late, and without a command for two periods the arm stands still. Its cameras draw in yet another process,
+each at its own rate.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import numpy as np
 
 from rl.deploy.stops import SIGNALS
 from rl.envs.cameras import Cameras, CameraUse, Images
+from rl.envs.mailbox import Address, Mailbox, forget, new_mailbox
 from rl.envs.metaworld.events import NOTHING, Event, Perturbed
+from rl.envs.metaworld.robot_cameras import CameraProcess, Filmed, Scene
 from rl.envs.workers import end, start
 from rl.robots.api import NumberRobot, names_of
 from world_model.view import View
@@ -33,6 +36,10 @@ PERTURBATION = {"delay_s": 0.0, "jitter_s": 0.0} | {name: v for name, v in NOTHI
 """Quantities that can differ from the simulator: those of `NOTHING`, with the delay and its jitter in seconds."""
 
 
+CAMERA_HZ, MOST_HZ = 20.0, 1000.0
+"""Images a second of a camera that runs in real time: by default, and at most."""
+
+
 class SimRobot(NumberRobot):
     """A robot with the members of LeRobot's `Robot`, simulated in another process.
 
@@ -40,8 +47,9 @@ class SimRobot(NumberRobot):
         task: of Meta-World.
         seed: of scene 0 and of the jitter; scene `i` has seed `seed + i`.
         hz: control rate; None: Meta-World's 80 Hz.
-        paced: True: run in real time. False: step once per command, as fast as possible.
-        cameras: name -> values of `View`; an observation then has the image of each, under its name.
+        paced: True: run in real time. False: step once per command, as fast as possible, with images of each step.
+        cameras: name -> values of `View`, and `hz`, its images a second (`CAMERA_HZ` by default); an observation then
+            has the image of each, under its name.
         image_size: pixels along each side of an image.
         perturbation: see `PERTURBATION`.
     """
@@ -66,17 +74,21 @@ class SimRobot(NumberRobot):
         self.control_hz = hz or self.spec.control_hz
         self.instructions = self.spec.instructions
         self.state, self.action = names_of(self.spec)
-        self._cameras = {
-            name: CameraUse(_view(given), image_size, image_size) for name, given in (cameras or {}).items()
-        }
-        self._arguments = task, seed, self.control_hz, paced, {**PERTURBATION, **perturbation}, self._cameras
+        self._filmed = {name: _filmed(given, image_size) for name, given in (cameras or {}).items()}
+        drawn_here = {} if paced else {name: camera.use for name, camera in self._filmed.items()}
+        values = {**PERTURBATION, **perturbation}
+        self._arguments = task, seed, self.control_hz, paced, values, drawn_here, bool(self._filmed)
         self._process: subprocess.Popen[bytes] | None = None
+        self._cameras: CameraProcess | None = None  # of an arm in real time with cameras
+        self.task = task
         self.seed, self.real_time = seed, paced
 
     @property
     def observation_features(self) -> dict[str, Any]:
         """One number per entry of the state, and the shape of each image."""
-        return super().observation_features | {name: (c.height, c.width, 3) for name, c in self._cameras.items()}
+        return super().observation_features | {
+            name: (camera.use.height, camera.use.width, 3) for name, camera in self._filmed.items()
+        }
 
     @property
     def is_connected(self) -> bool:
@@ -87,16 +99,29 @@ class SimRobot(NumberRobot):
         """Start its process, which begins an episode."""
         self._process = start("rl.envs.metaworld.robot")
         self._ask("begin", *self._arguments)
+        if self._filmed and self.real_time:
+            scene = new_mailbox((self._ask("scene_size"),), "float64")
+            self._ask("show_in", scene)
+            try:
+                self._cameras = CameraProcess(self.task, self._filmed, scene)
+            finally:
+                forget(scene)
+            self._cameras.wait(0.0)
 
     def reset(self, scene: int) -> None:
         """Begin an episode; the same number gives the same start."""
         self._ask("reset", self.seed + scene)
+        if self._cameras is not None:
+            self._cameras.wait(time.monotonic())  # earlier images show the episode before
 
     def get_observation(self) -> dict[str, Any]:
         """Return the newest frame, its images, its time, and whether the task is solved."""
         frame, stamp, success, images = self._ask("observe")
         numbers = dict(zip(self.state, frame.tolist(), strict=True))
-        return {**numbers, **images, "timestamp": stamp, "success": success}
+        if self._cameras is None:
+            return {**numbers, **images, "timestamp": stamp, "success": success}
+        images, stamps = self._cameras.newest()
+        return {**numbers, **images, "timestamp": stamp, "timestamps": stamps, "success": success}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Send a command; return it unchanged, since the arm accepts every command."""
@@ -104,7 +129,10 @@ class SimRobot(NumberRobot):
         return action
 
     def disconnect(self) -> None:
-        """Stop its process."""
+        """Stop its processes."""
+        if self._cameras is not None:
+            self._cameras.close()
+            self._cameras = None
         if self._process is not None:
             end(self._process)
             self._process = None
@@ -124,15 +152,31 @@ class SimRobot(NumberRobot):
 
 
 class Arm:
-    """The arm inside the process; without pacing, its clock counts its steps."""
+    """The arm inside the process; without pacing, its clock counts its steps.
+
+    Args:
+        task, seed, hz, paced: see `SimRobot`.
+        perturbation: a value for each key of `PERTURBATION`.
+        cameras: that are drawn in this process, with each observation.
+        filmed: whether there are cameras at all: the model then keeps everything that is visible.
+    """
 
     def __init__(
-        self, task: str, seed: int, hz: float, paced: bool, perturbation: dict[str, float], cameras: Cameras
+        self,
+        task: str,
+        seed: int,
+        hz: float,
+        paced: bool,
+        perturbation: dict[str, float],
+        cameras: Cameras,
+        filmed: bool = False,
     ) -> None:
         from rl.envs.metaworld.tasks import MetaWorldTask
 
         events = {q: Event(q, "startup", v, v) for q, v in perturbation.items() if q in NOTHING}  # type: ignore[arg-type]
-        self.task, self.cameras = Perturbed(MetaWorldTask(task, looked_at=bool(cameras)), events), cameras
+        self.simulated = MetaWorldTask(task, looked_at=filmed)
+        self.task, self.cameras = Perturbed(self.simulated, events), cameras
+        self.shown: Mailbox | None = None  # where a camera process reads the scene
         self.period, self.paced, self.differs = 1 / hz, paced, perturbation
         self.random = np.random.default_rng(seed)
         self.coming: deque[tuple[float, Array]] = deque()  # (time at which it takes effect, command)
@@ -177,12 +221,26 @@ class Arm:
 
     def _store(self, frame: Array, success: bool) -> None:
         self.newest = frame, time.monotonic(), success
+        if self.shown is not None:
+            self.shown.write(Scene(self.simulated.data).read(), self.newest[1])
+
+    def scene_size(self) -> int:
+        """Return the count of numbers that say where everything is."""
+        return Scene(self.simulated.data).size
+
+    def show_in(self, scene: Address) -> None:
+        """From now on write where everything is to a mailbox, after each step."""
+        self.shown = Mailbox(scene)
+        self.shown.write(Scene(self.simulated.data).read(), self.newest[1])
 
 
-def _view(given: Mapping[str, Any]) -> View:
-    """Return the view with the values that a config gives; a list of numbers becomes a tuple."""
+def _filmed(given: Mapping[str, Any], size: int) -> Filmed:
+    """Return the camera with the values that a config gives; a list of numbers becomes a tuple."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return View(**values)
+    hz = float(values.pop("hz", CAMERA_HZ))
+    if not 0 < hz <= MOST_HZ:
+        raise TypeError(f"hz={hz:g} of a camera, expected above 0, at most {MOST_HZ:g}")
+    return Filmed(CameraUse(View(**values), size, size), hz)
 
 
 def serve() -> None:

@@ -57,6 +57,11 @@ class MetaWorldTask:
         """The MuJoCo model; events change its masses, friction and damping."""
         return self._env.model
 
+    @property
+    def data(self) -> Any:
+        """State of the MuJoCo model."""
+        return self._env.data
+
     def reset(self, seed: int) -> Array:
         """Begin the episode that stock begins after `env.seed(seed); env.reset()`; return its first frame (21,)."""
         return _frame(self._env.restart(seed))

@@ -55,23 +55,9 @@ def test_an_episode_has_an_image_a_camera_period_and_the_last_one() -> None:
 
 
 @pytest.fixture
-def fitted(image_model: WorldActionModel) -> WorldActionModel:
-    """The tiny model with a camera, with statistics, so that it can act."""
-    for statistics in (
-        image_model.codec.vector.state,
-        image_model.codec.vector.change,
-        image_model.codec.state,
-        image_model.codec.scale,
-    ):
-        statistics.fit(torch.randn(64, *statistics.mean.shape))
-    image_model.action_codec.action.fit(torch.randn(64, 4))
-    return image_model.eval()
-
-
-@pytest.fixture
-def robot(fitted: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRobot:
+def robot(seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRobot:
     monkeypatch.chdir(tmp_path)
-    robot = FakeRobot(fitted.spec)
+    robot = FakeRobot(seeing.spec)
     robot.real_time = False  # type: ignore[attr-defined]  # the machine may be busy
     robot.images["front"] = np.random.default_rng(0).integers(256, size=(48, 64, 3)).astype(np.uint8)
     monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
@@ -87,43 +73,43 @@ CONFIG = RobotConfig(
 )
 
 
-def test_a_session_with_a_camera_is_recorded_with_its_images(fitted: WorldActionModel, robot: FakeRobot) -> None:
-    (lived,) = run_session(ModelPilot(fitted, 2), CONFIG, say=lambda line: None)
+def test_a_session_with_a_camera_is_recorded_with_its_images(seeing: WorldActionModel, robot: FakeRobot) -> None:
+    (lived,) = run_session(ModelPilot(seeing, 2), CONFIG, say=lambda line: None)
     assert lived.reason == "20 steps"
     (episode,) = EpisodeStore("runs/robot/fake").load()
-    episode.check_fits(fitted.spec, "here")
+    episode.check_fits(seeing.spec, "here")
     # 48 x 64 pixels are cropped to the middle square and scaled to 32 x 32; there is one every 8 steps, and the last.
     assert episode.obs["images.front"].shape == (4, 32, 32, 3) and episode.every == {"images.front": 8}
     middle = robot.images["front"][:, 8:56].astype(float)
     assert abs(float(episode.obs["images.front"].float().mean()) - middle.mean()) < 1
-    assert fitted.encode_episodes([episode])[0].obs["latents"].shape == (4, 16)
+    assert seeing.encode_episodes([episode])[0].obs["latents"].shape == (4, 16)
 
 
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (None, "images.front of the observation is None, expected (height, width, 3) of uint8"),
-        (np.zeros((32, 32, 3)), "images.front of the observation is (32, 32, 3) of float64, expected"),
-        (np.zeros((32, 32), np.uint8), "images.front of the observation is (32, 32) of uint8, expected"),
-        (np.zeros((16, 40, 3), np.uint8), "images.front of the observation is (16, 40), expected at least 32 x 32"),
+        (None, "images.front of the observation is None, expected (48, 64, 3) of uint8, as the robot describes it"),
+        (np.zeros((48, 64, 3)), "images.front of the observation is (48, 64, 3) of float64, expected (48, 64, 3)"),
+        (np.zeros((48, 64), np.uint8), "images.front of the observation is (48, 64) of uint8, expected (48, 64, 3)"),
+        (np.zeros((16, 40, 3), np.uint8), "images.front of the observation is (16, 40, 3) of uint8, expected"),
     ],
 )
 def test_a_bad_image_stops_the_robot_before_a_command(
-    fitted: WorldActionModel, robot: FakeRobot, image: Any, reason: str
+    seeing: WorldActionModel, robot: FakeRobot, image: Any, reason: str
 ) -> None:
     robot.misbehave = lambda observation: {**observation, "front": image}
-    (lived,) = run_session(ModelPilot(fitted, 2), CONFIG, say=lambda line: None)
+    (lived,) = run_session(ModelPilot(seeing, 2), CONFIG, say=lambda line: None)
     assert lived.stopped and lived.reason.startswith(reason) and not lived.sent
     assert all(value == 0 for action in robot.sent for value in action.values())  # it stands still
 
 
-def test_a_robot_without_the_camera_is_refused_and_a_map_names_another(fitted: WorldActionModel) -> None:
-    blind = FakeRobot(replace(fitted.spec, features={"state": fitted.spec.features["state"]}))
-    (row,) = differences(blind, fitted.spec, RobotMap(), fitted.spec.control_hz)
+def test_a_robot_without_the_camera_is_refused_and_a_map_names_another(seeing: WorldActionModel) -> None:
+    blind = FakeRobot(replace(seeing.spec, features={"state": seeing.spec.features["state"]}))
+    (row,) = differences(blind, seeing.spec, RobotMap(), seeing.spec.control_hz)
     assert row[:2] == ("images.front", "an image of 32 x 32") and row[2].startswith("no such; it has hand_pos.0")
     with pytest.raises(UserError, match=r"nothing was sent: images\.front: expected an image of 32 x 32"):
-        Interface(blind, fitted.spec, RobotMap(), fitted.spec.control_hz)
+        Interface(blind, seeing.spec, RobotMap(), seeing.spec.control_hz)
     blind.images["wrist"] = np.zeros((64, 64, 3), np.uint8)
-    interface = Interface(blind, fitted.spec, RobotMap(images={"front": "wrist"}), fitted.spec.control_hz)
+    interface = Interface(blind, seeing.spec, RobotMap(images={"front": "wrist"}), seeing.spec.control_hz)
     _, images, _, _ = interface.observe()
     assert images["images.front"].shape == (32, 32, 3)

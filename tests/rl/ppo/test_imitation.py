@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from torch import Tensor
 from rl.config import PPOConfig
 from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
+from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Rollout
 from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
 from rl.ppo.update import PPO
-from world_model.data.episodes import Episode
+from world_model.data.episodes import BLEND, PERSON, POLICY, Episode
 from world_model.env import Obs
 from world_model.spec import STATE, Feature, Spec
+from world_model.wam.model import WorldActionModel
 
 SPEC = Spec({STATE: Feature((4,))}, (-1.0, -1.0), (1.0, 1.0), ("reach", "rest"), control_hz=10.0)
 UNKNOWN = torch.nan
@@ -96,6 +99,45 @@ def test_recorded_successes_have_a_window_for_each_decision_where_a_loss_masks(i
     imitation.examples.pop("sim")
     imitation.add_episodes([numbered(1), numbered(4)], delay=2)  # the first has no step that was commanded
     assert kept(imitation, "sim") == ([0], [[20, 30, -1, -1]])
+
+
+def corrected(length: int, first: int, last: int, success: bool) -> Episode:
+    """Steps `first` to `last` - 1 are a person's, the one after them is a blend."""
+    control = torch.full((length,), POLICY, dtype=torch.uint8)
+    control[first:last], control[last : last + 1] = PERSON, BLEND
+    return replace(numbered(length, success), control=control)
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_of_a_corrected_episode_only_the_person_is_imitated(success: bool) -> None:
+    """Chunks of 4 actions that are the person's from end to end, also where the episode failed."""
+    policy = ChainPolicy(Masks(), SPEC)
+    given = [corrected(12, first=3, last=9, success=success), numbered(3, success=False)]
+    imitation = Imitation(policy, [], demo_coef=0.0, sim_coef=1.0, dream_coef=0.0, batch_size=4)
+    imitation.add_episodes(given)
+    chunks = [[10 * t + 10 * i for i in range(4)] for t in (3, 4, 5)]
+    assert kept(imitation, "sim") == ([3, 4, 5], chunks)
+    # As demonstrations, beside one without corrections, all of which is imitated.
+    imitation = Imitation(policy, [given[0], numbered(1)], demo_coef=1.0, sim_coef=0.0, dream_coef=0.0, batch_size=4)
+    assert kept(imitation, "demonstrations") == ([3, 4, 5, 0], [*chunks, [0, -1, -1, -1]])
+
+
+def test_our_own_model_imitates_the_person_as_well(trained: WorldActionModel, make_point: Callable[..., Any]) -> None:
+    policy = flow_policy(trained, make_point(1))
+    imitation = Imitation(policy, [], demo_coef=0.0, sim_coef=1.0, dream_coef=0.0, batch_size=4)
+    imitation.add_episodes([corrected(12, first=3, last=9, success=False)])
+    _, actions = imitation.examples["sim"]
+    assert actions[:, :, 0].tolist() == [[10 * (t + i) for i in range(4)] for t in (3, 4, 5)]
+    imitation.examples.clear()
+    imitation.add_episodes([corrected(12, first=3, last=6, success=True)])  # shorter than a chunk
+    assert imitation.loss(torch.Generator().manual_seed(0)) is None
+
+
+def test_a_delay_shifts_who_acted_as_well() -> None:
+    """With a delay of 2, the actions that the person commanded in states 3 to 8 were executed in steps 5 to 10."""
+    imitation = Imitation(ChainPolicy(Masks(), SPEC), [], demo_coef=0.0, sim_coef=1.0, dream_coef=0.0, batch_size=4)
+    imitation.add_episodes([corrected(12, first=5, last=11, success=True)], delay=2)
+    assert kept(imitation, "sim") == ([3, 4, 5], [[10 * (t + 2 + i) for i in range(4)] for t in (3, 4, 5)])
 
 
 def test_successes_of_a_rollout_are_imitated_up_to_their_end_where_a_loss_masks(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Response
@@ -26,6 +29,7 @@ from rl.deploy.session import run_session
 from rl.policies.wam import ModelPilot
 from rl.robots import rosbridge
 from rl.robots.api import RobotMap, make_robot
+from rl.robots.errors import Stop
 from rl.robots.rosbridge import RosbridgeRobot
 from world_model.data.episodes import EpisodeStore
 from world_model.wam.model import WorldActionModel
@@ -47,6 +51,7 @@ class Server:
         self.misbehave: Callable[[str, Any], str | None] = lambda topic, text: text  # what is told of it; None: nothing
         self.ready, self.over, self.told = True, False, 0.0
         self.age = 0.0  # of the state, in seconds
+        self.images: dict[str, Any] = {}  # topic -> message of a camera
         self._server = serve(self._speak, "127.0.0.1", 0)
         self.url = f"ws://127.0.0.1:{self._server.socket.getsockname()[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -83,7 +88,7 @@ class Server:
         point = {"x": x, "y": y}
         taken = {"sec": int(time.time() - self.age), "nanosec": int(1e9 * ((time.time() - self.age) % 1))}
         where = {"point": point, "header": {"stamp": taken}}
-        messages = {"/where": where, "/goal": {"data": goal}, "/done": {"data": x > 5}}
+        messages = {"/where": where, "/goal": {"data": goal}, "/done": {"data": x > 5}} | self.images
         for topic in sorted(self.subscribed):
             text = json.dumps({"op": "publish", "topic": topic, "msg": messages[topic]})
             if (told := self.misbehave(topic, text)) is not None:
@@ -263,3 +268,59 @@ def test_messages_are_built_from_places() -> None:
     assert told == [{"op": "publish", "topic": "/a", "msg": {"j": [{"v": 1.0}, {"v": 2.0}], "k": 3.0}}]
     with pytest.raises(ConnectionError, match="not connected; it never was"):
         robot.get_observation()
+
+
+def image_of(level: int, side: int = 8) -> dict[str, Any]:
+    """Return a message of a camera with an image of one level, whose stamp is that many seconds after 1970."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((side, side, 3), level, np.uint8)).save(file, "PNG")
+    stamp = {"sec": level, "nanosec": 0}
+    return {"header": {"stamp": stamp}, "format": "png", "data": base64.b64encode(file.getvalue()).decode()}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_images_come_with_their_time_and_a_damaged_one_is_a_stop(server: Server) -> None:
+    cameras = {"front": {"topic": "/front/compressed", "height": 8, "width": 8}}
+    server.images = {"/front/compressed": image_of(1)}
+    robot = RosbridgeRobot(**params(server, cameras=cameras))
+    assert robot.observation_features["front"] == (8, 8, 3)
+    robot.connect()
+    try:
+        found = robot.get_observation()
+        assert (found["front"] == 1).all() and abs(time.monotonic() - found["timestamps"]["front"]) < 5
+        server.images = {"/front/compressed": image_of(2)}
+        until(lambda: (robot.get_observation()["front"] == 2).all())
+        server.images = {"/front/compressed": image_of(3, side=9)}
+        reason = "/front/compressed: the image is 9 x 9, expected 8 x 8"
+        with pytest.raises(Stop) as stop:
+            until(lambda: robot.get_observation() is None)
+        assert str(stop.value) == reason
+    finally:
+        robot.disconnect()
+
+
+def test_with_a_stamp_an_image_is_as_old_as_its_header_says(server: Server) -> None:
+    cameras = {"front": {"topic": "/front/compressed", "height": 8, "width": 8}}
+    server.images = {"/front/compressed": image_of(100)}
+    robot = RosbridgeRobot(**params(server, cameras=cameras, stamp="/where.header.stamp"))
+    robot.connect()
+    try:
+        taken = robot.get_observation()["timestamps"]["front"]
+        assert time.monotonic() - taken == pytest.approx(time.time() - 100, abs=5)
+    finally:
+        robot.disconnect()
+
+
+def test_a_camera_that_sends_nothing_is_one_line(server: Server) -> None:
+    cameras = {"front": {"topic": "/dark", "height": 8, "width": 8}}
+    server.misbehave = lambda topic, text: None if topic == "/dark" else text
+    server.images = {"/dark": image_of(1)}
+    robot = RosbridgeRobot(**params(server, cameras=cameras, patience_s=0.5))
+    with pytest.raises(UserError, match=r"nothing came on /dark within 0\.5 s"):
+        robot.connect()

@@ -406,3 +406,28 @@ def test_the_command_carries_episodes_there_and_back(tmp_path, capsys) -> None:
         assert cli.main(["cp", source, back]) == 2
         line = f"wamtune: {back} is there already and was not touched; choose another destination\n"
         assert capsys.readouterr().err == line
+
+
+def test_who_acted_comes_back_and_an_episode_that_does_not_say_was_the_policys(tmp_path: Path) -> None:
+    one, other, *_ = make_episodes()
+    who = torch.arange(one.length).remainder(3).to(torch.uint8)
+    export_lerobot([replace(one, control=who), other], SPEC, tmp_path / "marked")
+    (first, second), _ = import_lerobot(tmp_path / "marked")
+    assert first.control is not None and torch.equal(first.control, who)
+    assert second.control is not None and not second.control.any()
+    with pytest.raises(UserError, match="says who acted in each step, and those before it do not; move their shards"):
+        export_lerobot([other, replace(one, control=who)], SPEC, tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_the_marks_of_lerobot_are_a_persons_steps(tmp_path: Path) -> None:
+    """Another dataset has the column `intervention` alone; its last frame is no step."""
+    one = make_episodes()[0]
+    export_lerobot([replace(one, control=torch.ones(one.length, dtype=torch.uint8))], SPEC, tmp_path / "theirs")
+    (tmp_path / "theirs" / "meta/wamtune.json").unlink()
+    for file in ("data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"):
+        table = pq.read_table(tmp_path / "theirs" / file)
+        ours = [name for name in table.column_names if name.startswith(("control", "final.", "every."))]
+        pq.write_table(table.drop_columns(ours), tmp_path / "theirs" / file)
+    (found,), _ = import_lerobot(tmp_path / "theirs")
+    assert found.control is not None and found.control.tolist() == [1] * (one.length - 1)

@@ -66,3 +66,15 @@ def test_images_count_for_the_size_of_a_shard(monkeypatch: pytest.MonkeyPatch) -
     one = 4 * 6 * 2 + 4 * 4 * 4 * 3 + 4 * (5 + 2 * 5)  # bytes of states, of four images, of actions and of two values
     monkeypatch.setattr(module, "SHARD_BYTES", 2 * one)
     assert [len(group) for group in in_shards([episode() for _ in range(5)])] == [2, 2, 1]
+
+
+def test_who_acted_is_stored_beside_episodes_that_do_not_say_it(tmp_path: Path) -> None:
+    who = torch.tensor([0, 1, 1, 2, 0], dtype=torch.uint8)
+    store = EpisodeStore(tmp_path)
+    store.append([replace(episode(), control=who), episode(4)], SEEING)
+    store.append([episode(3)], SEEING)
+    first, second, third = store.load()
+    assert first.control is not None and torch.equal(first.control, who)
+    assert second.control is None and third.control is None
+    with pytest.raises(UserError, match=r"control has shape \(4,\), expected \(5,\)"):
+        store.append([replace(episode(), control=who[:4])], SEEING)

@@ -9,11 +9,13 @@ its last observation, and the action of that frame is dropped.
 
 from world_model.data.lerobot.layout import INFO, OURS, cameras_of, episode_videos, fill_template, read_info
 from world_model.data.lerobot.reading import import_lerobot
+from world_model.data.lerobot.recording import Recording
 from world_model.data.lerobot.writing import export_lerobot
 
 __all__ = [
     "INFO",
     "OURS",
+    "Recording",
     "cameras_of",
     "episode_videos",
     "export_lerobot",

@@ -280,7 +280,16 @@ def _episode(frames: Columns, row: dict[str, Any], spec: Spec, blocks: dict[str,
         seed=seed,
         task_reward=None if reward is None else torch.tensor(reward, dtype=torch.float32).reshape(-1),
         every={name: every for name, every in periods.items() if every > 1},
+        control=_control(frames, len(action)),
     )
+
+
+def _control(frames: Columns, length: int) -> torch.Tensor | None:
+    """Return who acted in each of the first `length` steps; other datasets mark only those of a person, as LeRobot."""
+    values = frames.get("control", frames.get("intervention"))
+    if values is None or values.dtype.kind not in "biu" or values.ndim > 2:
+        return None
+    return torch.tensor(values.reshape(len(values), -1)[:length, 0].astype(np.uint8))
 
 
 def _check_columns(where: str, columns: Columns, *needed: str) -> None:

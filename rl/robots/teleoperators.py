@@ -1,0 +1,116 @@
+"""Devices with which a person drives a robot, with the members of LeRobot's `Teleoperator`, found by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.plugins import check_params, known, load
+from rl.robots.api import with_task
+
+BUILTIN = {"expert": "rl.envs.metaworld.expert_person:ExpertPerson"}
+"""Built-in devices: name -> module:class, imported only when one is used."""
+
+MEMBERS = ("get_action", "connect", "disconnect")
+"""Members that a class must have to be a `Teleoperator`."""
+
+
+class Teleoperator(Protocol):
+    """The members of LeRobot's `Teleoperator` that this project uses.
+
+    Optional members:
+
+    - `action_features`: name of each number of an action -> `float`, or as LeRobot's keyboard describes them, `names`.
+    - `get_teleop_events()`: a dict whose `is_intervention` is true while the person wants to drive. Without it a
+      typed t takes over, and gives back.
+    - `begin()` and `see(observation)`: called at the start of an episode and with each observation of the robot, for a
+      person who is a program.
+    """
+
+    def connect(self) -> None:
+        """Connect to the device."""
+
+    def get_action(self) -> dict[str, Any]:
+        """Return the action that the person wants now: the robot's name of each action -> number."""
+
+    def disconnect(self) -> None:
+        """Disconnect."""
+
+
+def make_teleoperator(name: str, params: Mapping[str, Any], task: str = "") -> Teleoperator:
+    """Return the device that a config names.
+
+    Args:
+        name: `expert`, `path.py:Class`, `module:Class`, an entry point of the group `wamtune.teleoperators`, or the
+            name of a teleoperator of LeRobot.
+        params: arguments of its constructor.
+        task: of the session; it is passed to a constructor with a parameter `task`.
+
+    Raises:
+        UserError: there is no such device, its parameters do not fit, or it lacks a member.
+    """
+    if ":" not in name and name not in known("teleoperator", BUILTIN):
+        return _from_lerobot(name, params)
+    who = f"person={name}"
+    maker = load("teleoperator", name, BUILTIN, who, key="person")
+    params = with_task(maker, params, task)
+    check_params(who, name, maker, params, n_given=0)
+    with blamed(who, defined_at(maker).rpartition(":")[0]):
+        made: Teleoperator = maker(**params)
+    if missing := [member for member in MEMBERS if not hasattr(made, member)]:
+        raise UserError(
+            f"{who}: {type(made).__name__} has no {', '.join(missing)}; expected the members of LeRobot's "
+            f"Teleoperator: {', '.join(MEMBERS)}"
+        )
+    return made
+
+
+def check_names(device: Teleoperator, names: Mapping[str, str], who: str) -> None:
+    """Check that a device gives every action of a robot, if it says which it gives.
+
+    Args:
+        device: connected or not.
+        names: the robot's name of each action -> the device's.
+        who: begins the message.
+
+    Raises:
+        UserError: one is missing.
+    """
+    features = getattr(device, "action_features", None)
+    if not isinstance(features, Mapping):
+        return
+    given = features["names"] if "names" in features and "shape" in features else features
+    for name, theirs in names.items():
+        if theirs not in given:
+            raise UserError(
+                f"{who}: the device gives {', '.join(map(str, given))}, and the robot takes {name!r}; name the number "
+                f"of the device with 'person_names={{{name}: NAME}}'"
+            )
+
+
+def _from_lerobot(name: str, params: Mapping[str, Any]) -> Teleoperator:
+    try:
+        devices = importlib.import_module("lerobot.teleoperators")
+    except ImportError as error:
+        raise UserError(
+            f"person={name}: expected {', '.join(BUILTIN)}, or a teleoperator of LeRobot (pip install lerobot); for "
+            "one of your own write person=path.py:Class or person=module:Class"
+        ) from error
+    # LeRobot registers a device when its module is imported.
+    for module in pkgutil.iter_modules(devices.__path__):
+        with suppress(ImportError):  # a library that only another device needs is missing
+            importlib.import_module(f"lerobot.teleoperators.{module.name}")
+    choices = devices.TeleoperatorConfig.get_known_choices()
+    if name not in choices:
+        hint = did_you_mean(name, [*choices])
+        raise UserError(f"person={name}: unknown to LeRobot, which knows {', '.join(sorted(choices))}{hint}")
+    try:
+        config = devices.TeleoperatorConfig.get_choice_class(name)(**params)
+        made: Teleoperator = devices.make_teleoperator_from_config(config)
+        return made
+    except (TypeError, ImportError) as error:
+        raise UserError(f"person={name}: {error}") from error

@@ -1,0 +1,232 @@
+"""A person takes over from the policy and gives back: who acts, what is recorded, and that the guard checks both."""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rewards.errors import UserError
+from rl import cli
+from rl.deploy import session
+from rl.deploy.loop import Lived
+from rl.deploy.robot_config import RobotConfig
+from rl.deploy.safety import Limits
+from rl.deploy.session import run_session
+from rl.deploy.stops import Stops
+from rl.deploy.takeover import Takeover
+from rl.policies.wam import ModelPilot
+from rl.robots.fake import FakeRobot
+from rl.robots.teleoperators import make_teleoperator
+from world_model.data.episodes import BLEND, PERSON, POLICY, EpisodeStore
+from world_model.data.lerobot import import_lerobot
+from world_model.wam.model import WorldActionModel
+
+LIMITS = Limits(low=(-1.0,) * 2, high=(1.0,) * 2, max_change=(0.5,) * 2, still=(0.0,) * 2, max_age_s=60.0)
+
+
+class Event(enum.Enum):
+    """The keys of LeRobot's events."""
+
+    IS_INTERVENTION = "is_intervention"
+    SUCCESS = "success"
+
+
+class Expert:
+    """A scripted person, who takes over where the point is too far to the right, and brings it back.
+
+    Args:
+        right: where it takes over.
+        wants: its action.
+    """
+
+    def __init__(self, right: float = 0.02, wants: float = -0.4) -> None:
+        self.right, self.action = right, {"action.0": wants, "action.1": 0.25}
+        self.drives = self.is_connected = False
+        self.asked = 0
+
+    def connect(self) -> None:
+        self.is_connected = True
+
+    def see(self, observation: Mapping[str, Any]) -> None:
+        x = observation["point.0"]
+        self.drives = x > self.right or (self.drives and x > 0.0)
+
+    def get_teleop_events(self) -> dict[Event, bool]:
+        return {Event.SUCCESS: True, Event.IS_INTERVENTION: self.drives}
+
+    def get_action(self) -> Any:
+        self.asked += 1
+        return self.action
+
+    def disconnect(self) -> None:
+        self.is_connected = False
+
+
+Run = Callable[..., tuple[FakeRobot, Lived]]
+
+
+@pytest.fixture
+def run(trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Return a function that runs one episode in which the policy always goes to the right."""
+    monkeypatch.chdir(tmp_path)
+    act = ModelPilot.act
+    monkeypatch.setattr(ModelPilot, "act", lambda *given: 0 * act(*given) + torch.tensor([0.5, 0.0]))
+
+    def run(device: Any, **changes: Any) -> tuple[FakeRobot, Lived]:
+        robot = FakeRobot(trained.spec)
+        robot.real_time = False  # type: ignore[attr-defined]
+        monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
+        monkeypatch.setattr(session, "make_teleoperator", lambda name, params, task: device)
+        fields = {"task": "reach", "hz": 20.0, "max_steps": 60, "n_action_steps": 2, "limits": LIMITS, "person": "it"}
+        (lived,) = run_session(ModelPilot(trained, 2), RobotConfig(robot="fake", **{**fields, **changes}), say=str)
+        return robot, lived
+
+    return run
+
+
+def test_every_step_is_marked_and_the_commands_go_over_smoothly(run: Run) -> None:
+    person = Expert()
+    _, lived = run(person)
+    assert lived.reason == "60 steps" and not person.is_connected
+    who, sent = np.array(lived.control), np.array(lived.sent)
+    assert set(who) == {POLICY, PERSON, BLEND} and person.asked == (who == PERSON).sum()
+    assert sent[who == POLICY] == pytest.approx(np.broadcast_to([0.5, 0.0], (sum(who == POLICY), 2)), abs=1e-6)
+    # Within max_change of the command before, so the first one of the person is on the way to -0.4.
+    first = int(np.argmax(who == PERSON))
+    assert sent[first] == pytest.approx([0.0, 0.25]) and sent[first + 1] == pytest.approx([-0.4, 0.25])
+    # Ten steps of half a second, from the person's last command to the policy's.
+    begin = int(np.argmax(who == BLEND))
+    shares = np.arange(10, 0, -1) / 11
+    expected = shares[:, None] * [-0.4, 0.25] + (1 - shares[:, None]) * [0.5, 0.0]
+    moves = [i for i in range(begin, begin + 12) if np.any(sent[i])][:10]  # while there is no plan it holds
+    assert (who[moves] == BLEND).all() and sent[moves] == pytest.approx(expected, abs=1e-6)
+    assert np.abs(np.diff(sent, axis=0)).max() <= 0.5 + 1e-9
+
+
+def test_marks_are_in_the_store_and_in_a_dataset_of_lerobot(run: Run) -> None:
+    _, lived = run(Expert(), dataset="arm")
+    (episode,) = EpisodeStore("runs/robot/fake").load()
+    assert episode.control is not None and episode.control.tolist() == lived.control
+    assert episode.cut(3, 9).control.tolist() == lived.control[3:9]  # type: ignore[union-attr]
+    (found,), _ = import_lerobot("arm")
+    assert found.control is not None and torch.equal(found.control, episode.control)
+    table = pq.read_table("arm/data/chunk-000/file-000.parquet")
+    assert table["intervention"].to_pylist() == [who == PERSON for who in lived.control]
+
+
+def test_without_a_person_every_step_is_the_policys(run: Run) -> None:
+    _, lived = run(None, person="")
+    (episode,) = EpisodeStore("runs/robot/fake").load()
+    assert set(lived.control) == {POLICY} and episode.control is not None and not episode.control.any()
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ({"action.0": float("nan"), "action.1": 0.0}, "from the person: the action is array([nan"),
+        ({"action.0": "left", "action.1": 0.0}, "from the person: the action is no list of numbers: ['left', 0.0]"),
+        ({"action.0": 0.1}, "from the person: the action is array([0.1, nan])"),
+        ([0.1, 0.2], "the person's device gives [0.1, 0.2], expected an action by name"),
+    ],
+)
+def test_bad_numbers_of_a_person_never_reach_the_robot(run: Run, action: Any, reason: str) -> None:
+    person = Expert(right=-1.0)
+    person.action = action
+    robot, lived = run(person)
+    assert lived.stopped and not lived.failed and lived.reason.startswith(reason)
+    assert not any(any(command.values()) for command in robot.sent)
+
+
+def test_a_person_is_kept_within_the_limits(run: Run) -> None:
+    robot, lived = run(Expert(wants=-50.0))
+    sent = np.array([[*command.values()] for command in robot.sent])
+    assert np.abs(sent).max() <= 1.0 and np.abs(np.diff(sent, axis=0)).max() <= 0.5 + 1e-9
+    assert PERSON in lived.control
+
+
+class Wheel:
+    """A device that does not tell whether it is wanted."""
+
+    def connect(self) -> None: ...
+
+    def get_action(self) -> dict[str, float]:
+        return {"action.0": 0.5}
+
+    def disconnect(self) -> None: ...
+
+
+def test_a_typed_t_takes_over_and_gives_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(read))
+    stops = Stops(tmp_path / "STOP", keys=True, takes_over=True)
+    takeover = Takeover(Wheel(), lambda: stops.person_drives, lambda given: [*given.values()], 10.0)
+    assert stops() is None and takeover.wanted({}) is None
+    for wanted in ([0.5], None, [0.5]):
+        os.write(write, b"t\n")
+        assert stops() is None and takeover.wanted({}) == wanted
+    os.write(write, b"q\n")
+    assert stops() == "a key"
+    nobody = Stops(tmp_path / "STOP", keys=True)
+    os.write(write, b"t\n")
+    assert nobody() == "a key"  # nobody can take over there
+    os.close(write)
+
+
+def test_a_device_that_is_none_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Wheel:\n    def connect(self): ...\n")
+    with pytest.raises(UserError, match=r"Wheel has no get_action, disconnect; expected the members of LeRobot's"):
+        make_teleoperator(f"{file}:Wheel", {})
+    with pytest.raises(
+        UserError, match=r"person=wheel: (expected expert, or a teleoperator of LeRobot|unknown to LeRobot)"
+    ):
+        make_teleoperator("wheel", {})
+
+
+def test_the_scripted_expert_solves_what_the_policy_does_not(
+    seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the simulated arm, with a policy that stands still: it takes over after ten steps and reaches success."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ModelPilot, "act", lambda self, obs, noise, held, n_held: torch.zeros_like(held))
+    limits = Limits(low=(-1.0,) * 4, high=(1.0,) * 4, max_change=(2.0,) * 4, still=(0.0,) * 4, max_age_s=60.0)
+    fields = {"robot": "sim", "task": "door-open", "max_steps": 150, "n_action_steps": 8, "limits": limits}
+    params = {"paced": False, "cameras": {"front": {}}, "image_size": 32}
+    config = RobotConfig(**fields, params=params, person="expert", person_params={"after": 10})
+    said: list[str] = []
+    (lived,) = run_session(ModelPilot(seeing, 2), config, say=said.append)
+    assert lived.reason == "success" and lived.control.count(POLICY) == 10 and PERSON in lived.control
+    assert said[0].endswith(f"; {lived.control.count(PERSON)} from the person")
+
+
+@pytest.mark.parametrize("as_lerobot", [False, True])
+def test_a_device_with_other_names_needs_a_map(run: Run, as_lerobot: bool) -> None:
+    person = Expert()
+    person.action = {"delta_x": -0.4, "delta_y": 0.25}
+    names = ["delta_x", "delta_y"]
+    of_lerobot = {"dtype": "float32", "shape": (2,), "names": dict.fromkeys(names, 0)}
+    person.action_features = of_lerobot if as_lerobot else dict.fromkeys(names, float)  # type: ignore[attr-defined]
+    with pytest.raises(UserError) as error:
+        run(person)
+    line = (
+        "person=it: the device gives delta_x, delta_y, and the robot takes 'action.0'; name the number of the device "
+        "with 'person_names={action.0: NAME}'"
+    )
+    assert str(error.value) == line and not person.is_connected
+    _, lived = run(person, person_names={"action.0": "delta_x", "action.1": "delta_y"})
+    assert lived.sent[lived.control.index(PERSON) + 1] == pytest.approx(np.array([-0.4, 0.25]))
+
+
+def test_a_comparison_has_no_person(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["deploy", "metaworld-tuned", "compare", "other", "robot-sim", "person=expert"]) == 2
+    line = "person=expert: a comparison is of the policies alone; leave it out"
+    assert capsys.readouterr().err == f"wamtune: {line}\n"
