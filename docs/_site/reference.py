@@ -223,7 +223,9 @@ def public_names(path: Path) -> list[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.append(node.name)
         elif isinstance(node, ast.Assign):
-            targets = [t for target in node.targets for t in (target.elts if isinstance(target, ast.Tuple) else [target])]
+            targets = [
+                t for target in node.targets for t in (target.elts if isinstance(target, ast.Tuple) else [target])
+            ]
             names += [target.id for target in targets if isinstance(target, ast.Name)]
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.append(node.target.id)
@@ -279,7 +281,9 @@ def page_for(target: str) -> str | None:
         if path == Path(outside):
             return page
         if Path(outside) in path.parents:
-            heading = path.parent.name if path.name == "README.md" else path.stem if path.suffix == ".yaml" else path.name
+            heading = (
+                path.parent.name if path.name == "README.md" else path.stem if path.suffix == ".yaml" else path.name
+            )
             if outside == "examples":
                 heading = path.name.replace(".", "")
             return f"{page}#{heading.lower()}"
