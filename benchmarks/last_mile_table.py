@@ -72,7 +72,7 @@ def success_at(row: Row, budget: int) -> float:
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Plot mean success against simulator steps; controls are dashed, in the colour of the method that they belong to."""
+    """Plot mean success against simulator steps; controls are dashed, in the colour of their method."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         axes = figure.add_subplot()

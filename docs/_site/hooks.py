@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import reference  # noqa: E402
+import reference
 
 LINK = re.compile(r"(\]\()((?!https?:|mailto:|#)[^)\s]+)(\))")
 

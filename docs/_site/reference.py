@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -40,6 +40,8 @@ NESTED: dict[str, type] = {
 """Key whose value is a group with keys of its own -> the dataclass of that group."""
 
 OUTSIDE = {
+    "rl/verbs/help.py": "reference/cli.md",
+    "rl/config.py": "reference/config.md",
     "README.md": "index.md",
     "SECURITY.md": "reference/security.md",
     "CHANGELOG.md": "reference/changelog.md",
@@ -72,8 +74,8 @@ def cli_page() -> str:
     parts = [
         "# Command line\n\n"
         "`wamtune VERB [PRESET | CHECKPOINT | FILE | RUN_FOLDER] [key=value ...]`\n\n"
-        "`wamtune` alone says what to do next in the current folder, and `wamtune VERB --help` prints what stands here, "
-        "with the keys. `--debug` shows where an error comes from.\n",
+        "`wamtune` alone says what to do next in the current folder, and `wamtune VERB --help` prints what stands "
+        "here, with the keys. `--debug` shows where an error comes from.\n",
         "| verb | what it does |\n|---|---|",
         *(f"| [`{verb}`](#wamtune-{verb}) | {summary} |" for verb, (_, summary) in VERBS.items()),
     ]
@@ -102,9 +104,9 @@ def config_page() -> str:
     """Return the page of config keys: name, type, default and meaning of each, by verb."""
     parts = [
         "# Config keys\n\n"
-        "Every key that a preset or a `key=value` on the command line may set. The tables are made from the dataclasses "
-        "of the source, which also check each value. A key without a default has to be given. On the command line a list "
-        "is written with commas: `env.tasks=push,hammer`.\n"
+        "Every key that a preset or a `key=value` on the command line may set. The tables are made from the "
+        "dataclasses of the source, which also check each value. A key without a default has to be given. On the "
+        "command line a list is written with commas: `env.tasks=push,hammer`.\n"
     ]
     for schema, verbs in schemas().items():
         words = " and ".join(f"`wamtune {verb}`" for verb in verbs)
@@ -182,9 +184,9 @@ def presets_page() -> str:
     """Return the page with every preset as it stands in configs/."""
     parts = [
         "# Presets\n\n"
-        "A preset is a YAML file with the values that differ from the defaults; `base:` names the preset that it changes. "
-        "`wamtune cp PRESET mine.yaml` makes a copy of your own, and `wamtune train mine.yaml` runs it. Which one you want "
-        "stands on [a page of its own](../presets.md).\n"
+        "A preset is a YAML file with the values that differ from the defaults; `base:` names the preset that it "
+        "changes. `wamtune cp PRESET mine.yaml` makes a copy of your own, and `wamtune train mine.yaml` runs it. Which "
+        "one you want stands on [a page of its own](../presets.md).\n"
     ]
     for name, _ in list_presets():
         parts.append(f"## {name}\n\n```yaml\n{(ROOT / 'configs' / f'{name}.yaml').read_text('utf-8').strip()}\n```\n")
@@ -263,8 +265,8 @@ def python_index() -> str:
     parts = [
         "# Python modules\n\n"
         "Every public class, function and value, from the docstrings. The three packages import in one direction: "
-        "`rewards`, then `world_model`, then `rl`. Only the interface of plug-ins and config keys is kept stable between "
-        "versions; everything else may move.\n"
+        "`rewards`, then `world_model`, then `rl`. Only the interface of plug-ins and config keys is kept stable "
+        "between versions; everything else may move.\n"
     ]
     for room, of in rooms().items():
         parts.append(f"\n## [{room}]({room}.md)\n\n| module | about |\n|---|---|")
@@ -275,7 +277,7 @@ def python_index() -> str:
 
 
 def page_for(target: str) -> str | None:
-    """Return the page of the site that shows a file of the project outside docs/, with an anchor; None: no page does."""
+    """Return the page of the site that shows a file outside docs/, with an anchor; None: no page does."""
     path = Path(target)
     for outside, page in OUTSIDE.items():
         if path == Path(outside):
