@@ -78,10 +78,10 @@ def draw(groups: Groups, path: Path) -> None:
         axes = figure.add_subplot()
     most = max(steps for of in groups.values() for row in of for steps, _ in row["curve"] or [(1, 0)])
     grid = np.linspace(0, most, 200)
-    families = list(dict.fromkeys(method.partition(": ")[0] for method in groups))
+    families = [method for method in groups if method.partition(": ")[0] not in groups or ": " not in method]
     for method, of in groups.items():
         mean = [np.mean([success_at(row, steps) for row in of]) for steps in grid]
-        family, _, control = method.partition(": ")
+        family, _, control = (method, "", "") if method in families else method.partition(": ")
         color = COLORS[families.index(family) % len(COLORS)]
         line = {"": "-", "anchor": ":"}.get(control, "--")
         axes.step(grid / 1000, mean, where="post", label=method, color=color, linestyle=line)

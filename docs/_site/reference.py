@@ -119,12 +119,12 @@ def config_page() -> str:
 
 
 def schemas() -> dict[type, list[str]]:
-    """Return each config schema -> the verbs that use it."""
+    """Return each config schema -> the verbs that use it, that of `wamtune train` first."""
     found: dict[type, list[str]] = {}
     for verb, used in SCHEMAS.items():
         for schema in used:
             found.setdefault(schema, []).append(verb)
-    return found
+    return {schema: found[schema] for schema in sorted(found, key=lambda schema: found[schema] != ["train", "check"])}
 
 
 def title(schema: type) -> str:

@@ -75,7 +75,7 @@ def _bar(axes: Axes, x: float, results: Sequence[EpisodeResult], color: str, lab
     low, high = wilson(sum(r.success for r in results), len(results))
     axes.bar(x, rate, 0.38, color=color, label=label)
     axes.errorbar(x, rate, [[max(rate - low, 0.0)], [max(high - rate, 0.0)]], color=INK, capsize=3)
-    axes.annotate(f"{100 * rate:.0f} %", (x, high), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points")
+    axes.annotate(f"{100 * rate:.1f} %", (x, high), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points")
 
 
 def _curves(axes: Axes, true: list[float], dreamed: list[float], chunk_size: int, label: str) -> None:
