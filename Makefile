@@ -43,7 +43,7 @@ demo-pixels: $(STAMP)
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	WAMTUNE_SITE=site $(BIN)/python -m pytest -q tests/docs/test_built_site.py
-	@echo "site/index.html, or with its search: python3 -m http.server -d site"
+	@echo "open site/index.html"
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile

@@ -257,7 +257,23 @@ def page_of_room(room: str) -> str:
 
 def python_page(room: str, of: dict[str, Path]) -> str:
     """Return the page of a folder of the source; mkdocstrings replaces each `:::` by the docstrings of the module."""
-    return f"# {room}\n\n" + "\n\n".join(f"::: {name}" for name in of) + "\n"
+    parts = [f"::: {name}\n\n{_values_set_together(name, path)}" for name, path in of.items()]
+    return f"# {room}\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _values_set_together(module: str, path: Path) -> str:
+    """Return a table of the public values that one line sets together, `A, B = 1, 2`; mkdocstrings leaves them out."""
+    rows = []
+    body = ast.parse(path.read_text("utf-8")).body
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Tuple):
+            about = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value] * len(target.elts)
+            for part, value in zip(map(ast.unparse, target.elts), map(ast.unparse, values), strict=True):
+                if not part.startswith("_"):
+                    cells = f"`{value}` | {' '.join(str(about).split())}".replace("|", "\\|").replace("\\|", "|", 1)
+                    rows.append(f"| <a id='{module}.{part}'></a>`{part}` | {cells} |")
+    return "\n".join(["| value | set to | about |\n|---|---|---|", *rows]) if rows else ""
 
 
 def python_index() -> str:
