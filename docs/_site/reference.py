@@ -269,10 +269,11 @@ def _values_set_together(module: str, path: Path) -> str:
         if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Tuple):
             about = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
             values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value] * len(target.elts)
+            about = " ".join(str(about).split()).replace("|", "\\|")
             for part, value in zip(map(ast.unparse, target.elts), map(ast.unparse, values), strict=True):
                 if not part.startswith("_"):
-                    cells = f"`{value}` | {' '.join(str(about).split())}".replace("|", "\\|").replace("\\|", "|", 1)
-                    rows.append(f"| <a id='{module}.{part}'></a>`{part}` | {cells} |")
+                    shown = value.replace("|", "\\|")
+                    rows.append(f"| <a id='{module}.{part}'></a>`{part}` | `{shown}` | {about} |")
     return "\n".join(["| value | set to | about |\n|---|---|---|", *rows]) if rows else ""
 
 
