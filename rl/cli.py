@@ -107,13 +107,19 @@ def _dispatch(words: list[str]) -> None:
             raise UserError(f"unexpected {word!r}; options are written as key=value: {key}={value}")
     # Several processes of torchrun find a mistake together, when they have joined, so that one line tells of it.
     if _is_one_of_several():
-        if verb != "train":
-            raise UserError(f"{verb}: it runs in one process; leave torchrun out, only train runs in several")
+        if verb not in TOGETHER:
+            raise UserError(
+                f"{verb}: it runs in one process; leave torchrun out, only {', '.join(TOGETHER)} run in several"
+            )
     else:
         from rl.verbs.words import check_words
 
         check_words(verb, rest)
     importlib.import_module(VERBS[verb][0]).run(rest)
+
+
+TOGETHER = "pretrain", "tune", "train"
+"""Verbs that several processes of torchrun can do together."""
 
 
 def _is_one_of_several() -> bool:

@@ -101,6 +101,16 @@ def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, 
     return {"rho": rho, "low": float(low), "high": float(high)}
 
 
+def rank_violation(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Return the mean maximum rank violation of predicted success rates (n,), in units of the true ones (n,).
+
+    For each policy, the largest difference of true success to a policy with which the prediction has it in the other
+    order, then the mean over policies: 1/n Σ_i max_j |t_i - t_j| [(p_i < p_j) ≠ (t_i < t_j)] (SIMPLER, Li et al. 2024).
+    """
+    wrong = np.less.outer(predicted, predicted) != np.less.outer(true, true)
+    return float((wrong * np.abs(np.subtract.outer(true, true))).max(1).mean())
+
+
 def _least_gain(won: int, lost: int, n: int) -> float:
     """Return the lower end of the 95 % interval of the gain for `won` and `lost` of `n` pairs, by bisection.
 

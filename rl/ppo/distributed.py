@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 JOINING, WAITING = timedelta(minutes=5), timedelta(minutes=10)
 """Longest wait for all processes to start, and for a process that lives but does not come to the next exchange."""
+
+LOOK = 0.1
+"""Seconds between two looks whether process 0 has finished what it does alone."""
 
 FOLDER = "wamtune/folder"
 """Key under which torchrun's store keeps the run folder, for the processes that it starts after a fault."""
@@ -119,6 +123,10 @@ class Distributed:
     def copy_from_first(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite tensors by those of process 0, which have the same names and shapes."""
 
+    def by_first(self, work: Callable[[], T]) -> T:
+        """Let process 0 do some work, however long it takes; return its result in all processes."""
+        return work()
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Raise an exception of this context in all processes, named after the process that it comes from."""
@@ -165,6 +173,7 @@ class Group(Distributed):
         self._store = store
         self._heartbeat = Heartbeat(store, self.rank, self.world_size)
         self._told: Exception | None = None  # the error that all processes know of
+        self._n_alone = 0  # pieces of work that process 0 has done, see `by_first`
         if not self.is_first:
             sys.stdout = open(os.devnull, "w")
 
@@ -234,6 +243,21 @@ class Group(Distributed):
                 first = tensor.contiguous()  # itself, unless it is a view with gaps
                 distributed.broadcast(first, 0)
                 tensor.copy_(first)
+
+    def by_first(self, work: Callable[[], T]) -> T:
+        """Let process 0 do some work. The others look for its end in the store: an exchange would time out."""
+        self._n_alone += 1
+        done, result = f"alone/{self._n_alone}", None
+        if self.is_first:
+            try:
+                result = work()
+            finally:
+                self._store.set(done, "")
+        else:
+            with self._answered():
+                while not self._store.check([done]):
+                    time.sleep(LOOK)
+        return self.from_first(cast(T, result))  # raises here what `work` raised there
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -2,6 +2,9 @@
 
 A run may be interrupted at any time and continued from its folder. Episodes are saved batch by batch; training resumes
 from the last saved state and ends with the same weights; measurements are repeated.
+
+If torchrun has started several processes, each computes its share of every batch. Process 0 alone collects episodes,
+renders images, measures and writes; the others read its files, so they need the same folders.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rewards.errors import UserError
+from rl.ppo.distributed import Distributed
 from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
@@ -53,6 +58,9 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.store import half_precision, load_model, load_model_and_config, save_model
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
+ALONE = Distributed()
+"""A single process."""
+
 DEMONSTRATIONS = "episodes-000000.safetensors"
 """File of a checkpoint folder with its demonstrations; `EpisodeStore` can open the folder."""
 
@@ -83,17 +91,27 @@ class Work:
     unseen: Windows | None = None  # held-out windows, for measuring
     simulator: bool = True  # without one, success cannot be measured
     step: int = 0  # optimizer steps of the phases before this one
+    distributed: Distributed = ALONE
 
     def train(
         self, phase: str, windows: Windows | ImageData, config: StageConfig, resume: dict[str, Any] | None = None
     ) -> None:
         """Run one phase of training; measure and save at intervals. `resume` is a saved state to continue from."""
+        distributed = self.distributed
+        config = replace(config, seed=distributed.seed(config.seed))
+        # They are equal but for rounding, which differs between machines.
+        distributed.copy_from_first(self.model.state_dict())
 
         def log(step: int, values: dict[str, float]) -> None:
+            values = distributed.mean(values)
             self.run.log(self.step + step, {f"{phase}/{name}": value for name, value in values.items()})
             progress.update(step, config.n_steps, **values)
 
         def save(step: int, state: dict[str, Any]) -> None:
+            _, *others = distributed.gather_to_first(state["generator"]) or [None]
+            distributed.by_first(lambda: write(step, state | ({"other_generators": others} if others else {})))
+
+        def write(step: int, state: dict[str, Any]) -> None:
             self.model.eval()
             if self.unseen is not None:
                 self.run.log(self.step + step, _flat(world_metrics(self.model, self.unseen)))
@@ -102,7 +120,10 @@ class Work:
             self.save({"step": self.step + step}, extra=files)
 
         with Progress(phase) as progress:
-            train_stage(phase, self.model, windows, config, log, save, resume)
+            if resume is not None:
+                new = torch.Generator(self.model.device).manual_seed(config.seed + resume["step"])
+                resume = own_state(resume, new, distributed)
+            train_stage(phase, self.model, windows, config, log, save, resume, distributed.share)
         self.step += config.n_steps
 
     def finish(
@@ -133,6 +154,17 @@ class Work:
         save_model(last, self.model, self.stage, self.parent, about, card, extra, half)
 
 
+def own_state(state: dict[str, Any], new: torch.Generator, distributed: Distributed) -> dict[str, Any]:
+    """Return a saved state with the random numbers of this process.
+
+    With another number of processes than before, all but process 0 begin with those of `new`.
+    """
+    generators: list[Tensor] = [state["generator"], *state.get("other_generators", [])]
+    if distributed.is_first or len(generators) == distributed.world_size:
+        return state | {"generator": generators[distributed.rank]}
+    return state | {"generator": new.get_state()}
+
+
 def load_saved(folder: Path) -> Saved | None:
     """Return the last checkpoint of a run folder, None if the run has not saved one."""
     last = folder / "checkpoints" / "last"
@@ -148,18 +180,17 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     return None if saved is None else saved.state
 
 
-def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = ALONE) -> dict[str, Any]:
     """Collect, train and measure; return the facts in the checkpoint's config: `metrics`, `episodes`, `step`, ..."""
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
     check_simulator(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or distributed.n_threads)
     store = EpisodeStore(config.episode_folder)
     # Collect what is missing. A dataset is needed only once: after the first checkpoint it has been imported.
     if saved is None or simulates(config):
-        collect(config, store)
+        distributed.by_first(lambda: collect(config, store))
     state = saved.state if saved else None
     if saved is None:
         torch.manual_seed(config.seed)
@@ -171,13 +202,13 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     else:
         model = saved.model
     model.to(device_of(config))
-    work = Work(run, "pretrain", "", model, simulator=simulates(config))
+    work = Work(run, "pretrain", "", model, simulator=simulates(config), distributed=distributed)
     videos: list[Video] = []
     if config.videos:
         images_per_s = model.spec.control_hz / config.model.chunk_size
         videos = read_videos(config.videos, config.env.tasks, config.model.image_size, images_per_s)
     # With images: render them or take the recorded ones, and train the codec first.
-    image_data = _with_images(config, model, store)
+    image_data = _with_images(config, model, store, distributed)
     if image_data is not None:
         if state is None or state["phase"] in CODEC_PHASES:
             _train_codec(config, work, image_data[0], videos, state)
@@ -190,37 +221,39 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if videos:
         episodes += watched(model, videos)
     disturbed = _disturbed(config, model, image_data, n_cameras=1)
-    windows, work.unseen = model.windows(episodes + disturbed), model.windows(heldout)
+    windows, unseen = model.windows(episodes + disturbed), model.windows(heldout)
+    work.unseen = unseen
     if state is None:
         fit_statistics(model, windows)
     work.train("pretrain", windows, _seeded(config.stage, config.seed), resume=state)
     if config.half:
         half_precision(model)
-    metrics = (
-        world_metrics(model, work.unseen) | _image_metrics(config, model, image_data) | _trust(model, heldout, config)
-    )
-    return work.finish(metrics, episodes, [], config.half)
+
+    def finish() -> dict[str, Any]:
+        metrics = world_metrics(model, unseen) | _image_metrics(config, model, image_data)
+        return work.finish(metrics | _trust(model, heldout, config), episodes, [], config.half)
+
+    return distributed.by_first(finish)
 
 
-def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
+def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -> dict[str, Any]:
     """Imitate, roll out, refit and evaluate; return the facts in the checkpoint's config, as `pretrain` does."""
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or distributed.n_threads)
     model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
     tasks = _tasks(config, model)
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
-    image_data = demo_images = _with_images(config, model, store)
+    image_data = demo_images = _with_images(config, model, store, distributed)
     shown, shown_unseen = episodes, unseen = _read(config, model, store, image_data)
     if config.demonstrations.episodes:
         demo_store = EpisodeStore(config.demonstrations.episodes)
-        demo_images = _with_images(config, model, demo_store)
+        demo_images = _with_images(config, model, demo_store, distributed)
         shown, shown_unseen = _read(config, model, demo_store, demo_images)
     demos = demonstrations(config, shown, tasks)
     unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
-    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), simulates(config))
+    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), simulates(config), 0, distributed)
     state = saved.state if saved else None
     # Imitate the demonstrations.
     if state is None or state["phase"] == "tune":
@@ -233,30 +266,34 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     else:
         work.step = config.stage.n_steps  # the resumed run has finished this phase
     # Roll the policy out, and refit the world decoder on the new episodes as well.
-    roll_out(config, model, tasks, own)
+    distributed.by_first(lambda: roll_out(config, model, tasks, own))
     episodes += own.load()
     unseen += heldout_store(own).load()
-    work.unseen = model.windows(unseen)
+    work.unseen = windows = model.windows(unseen)
     if config.refit.n_steps:
         seen = episodes + _disturbed(config, model, image_data, n_cameras=1)
         work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
     if config.half:
         half_precision(model)  # for the weights that the refit changed; the others are rounded already
-    results, correlations = evaluate(config, model, tasks)
-    for result in results:
-        run.eval_row({"step": work.step, **result.to_row()})
-    metrics = world_metrics(model, work.unseen) | success_metrics(results) | _image_metrics(config, model, image_data)
-    metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
-    metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
-    return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
+
+    def finish() -> dict[str, Any]:
+        results, correlations = evaluate(config, model, tasks)
+        for result in results:
+            run.eval_row({"step": work.step, **result.to_row()})
+        metrics = world_metrics(model, windows) | success_metrics(results) | _image_metrics(config, model, image_data)
+        metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
+        metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
+        return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
+
+    return distributed.by_first(finish)
 
 
 def _with_images(
-    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore
+    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore, distributed: Distributed
 ) -> tuple[WithImages, WithImages] | None:
     """Return the training and held-out episodes with their images; None for a model without images.
 
-    Images that were recorded are used, others are rendered.
+    Images that were recorded are used, others are rendered and stored, by process 0 alone.
 
     Raises:
         UserError: there are no episodes, or the model has images that were not recorded as it reads them, and there is
@@ -273,8 +310,14 @@ def _with_images(
         learned, heldout = (recorded_images(model, part, where) for part in split)
         return learned, heldout
     # Only episodes of scripts in the simulator can be run again.
-    parts = store, heldout_store(store)
-    learned, heldout = (with_images(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts)
+
+    def rendered() -> list[WithImages]:
+        parts = store, heldout_store(store)
+        return [with_images(config.env, part, model.config, model.spec.tasks, SOURCES) for part in parts]
+
+    found: list[WithImages] = []
+    distributed.by_first(lambda: found.extend(rendered()))
+    learned, heldout = found or rendered()  # the other processes read what process 0 has stored
     return learned, heldout
 
 

@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
-from rl.statistics import correlation, describe, paired_gain, success_rate, wilson
+from rl.statistics import correlation, describe, paired_gain, rank_violation, success_rate, wilson
 
 
 @dataclass
@@ -96,3 +97,10 @@ def test_correlation_has_an_interval_and_says_when_there_is_nothing() -> None:
     assert correlation(*fourfold, torch.arange(40).repeat_interleave(4)) == pytest.approx(noisy)  # 40 are 40
     rare = correlation(x, (x == 30).float())  # absent from a third of the resamples
     assert -1 <= rare["low"] < rare["high"] <= 1
+
+
+def test_rank_violation_is_the_mean_of_the_largest_wrongly_ordered_difference() -> None:
+    true = np.array([0.1, 0.4, 0.9])
+    assert rank_violation(np.array([0.2, 0.3, 0.4]), true) == 0.0
+    # The prediction has the last two in the wrong order, by .5; the first one is in order with both: (0 + .5 + .5) / 3.
+    assert rank_violation(np.array([0.2, 0.8, 0.5]), true) == pytest.approx(1 / 3)
