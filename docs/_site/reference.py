@@ -150,11 +150,11 @@ def _tables(keys: list[Key], prefix: str) -> Iterator[str]:
 
 
 def _table(keys: list[Key], prefix: str) -> Iterator[str]:
-    yield "| key | type | default | meaning |\n|---|---|---|---|"
+    yield "| key | meaning | type | default |\n|---|---|---|---|"
     for key in keys:
         default = f"`{key.default}`" if key.default else ""
         meaning = re.sub(r"(?<=[^\\])\|", r"\\|", key.meaning).replace("{", "&#123;")
-        yield f"| <a id='{prefix}-{key.name}'></a>`{key.name}` | {type_text(key.type)} | {default} | {meaning} |"
+        yield f"| <a id='{prefix}-{key.name}'></a>`{key.name}` | {meaning} | {type_text(key.type)} | {default} |"
     yield ""
 
 

@@ -105,7 +105,7 @@ def _keys(schema: Any, prefix: str, defaults: Any = None) -> Iterator[Key]:
     above = re.findall(r"((?:^    # .*\n)+)^    (\w+): ", source, flags=re.MULTILINE)
     comments = {name: " ".join(line.strip("# ") for line in lines.splitlines()) for lines, name in above}
     comments |= re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE)
-    hints = get_type_hints(schema)
+    hints = get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if defaults is not None:  # the parent may set other defaults for this group

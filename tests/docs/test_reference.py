@@ -34,7 +34,7 @@ def test_every_config_key_has_a_row_with_type_and_meaning() -> None:
     for schema in used:
         for key in leaves(schema):
             cells = re.split(r"(?<!\\) \| ", rows.get(f"{reference().anchor(schema)}-{key}", ""))
-            if len(cells) != 3 or not cells[0] or not cells[2].strip():
+            if len(cells) != 3 or not cells[0].strip() or not cells[1].strip():
                 wrong.append(f"{schema.__name__}.{key}: {cells}; write what it means as a comment beside the field")
     assert not wrong, "\n".join(wrong)
     assert len(rows) > 250
