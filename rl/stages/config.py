@@ -30,6 +30,9 @@ class PretrainConfig:
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     seed: int = 0  # of the initial weights; added to stage.seed for the batches
     threads: int = 0  # of torch; 0: all cores
+    shard: bool = (
+        False  # share the weights of the layers among the processes of torchrun, for models that are too large
+    )
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     episodes: str = ""  # folder of the episodes; missing ones are collected; empty: runs/episodes/NAME
     dataset: str = ""  # folder of a LeRobot v3.0 dataset, imported to the episodes first; with env.simulator=recorded
@@ -42,6 +45,7 @@ class PretrainConfig:
     trust_steps: int = 4000  # optimizer steps of the trust calibration on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
     model: ModelConfig = field(default_factory=ModelConfig)
+    size: str = ""  # xs, s, m, l or xl: widths, layers and heads in place of those of `model`; empty: those of `model`
     # training of the image codec, which comes first; only if model.views names cameras
     codec: StageConfig = field(default_factory=lambda: StageConfig(batch_size=64, learning_rate=2e-3))
     stage: StageConfig = field(default_factory=StageConfig)
@@ -50,6 +54,7 @@ class PretrainConfig:
         """Refuse counts out of range."""
         at_least(self, 0, "seed", "threads", "n_expert", "n_noisy", "n_random", "trust_steps")
         at_least(self, 1, "n_heldout")
+        self.model.of_size(self.size)
         # The order of the tasks is that of the model's task embedding, so each may occur once.
         if len(set(self.env.tasks)) < len(self.env.tasks):
             raise UserError(f"env.tasks={list(self.env.tasks)}: expected none of them twice")
@@ -91,6 +96,9 @@ class TuneConfig:
     demonstrations: DemonstrationsConfig = field(default_factory=DemonstrationsConfig)
     seed: int = 0  # added to stage.seed and refit.seed
     threads: int = 0  # of torch; 0: all cores
+    shard: bool = (
+        False  # share the weights of the layers among the processes of torchrun, for models that are too large
+    )
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     n_demos: int = 10  # demonstrations per task, the first ones; a task may have fewer
     # exceptions from n_demos, by task (also one that is not tuned): exactly so many, an error if there are fewer

@@ -55,6 +55,7 @@ from world_model.files import existing_folder
 from world_model.wam.images import ImageData
 from world_model.wam.metrics import image_metrics, imitation_metrics
 from world_model.wam.model import WorldActionModel
+from world_model.wam.sharding import gathered, shard, unshard
 from world_model.wam.store import half_precision, load_model, load_model_and_config, save_model
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
@@ -92,6 +93,7 @@ class Work:
     simulator: bool = True  # without one, success cannot be measured
     step: int = 0  # optimizer steps of the phases before this one
     distributed: Distributed = ALONE
+    shares_layers: bool = False  # among the processes
 
     def train(
         self, phase: str, windows: Windows | ImageData, config: StageConfig, resume: dict[str, Any] | None = None
@@ -99,8 +101,11 @@ class Work:
         """Run one phase of training; measure and save at intervals. `resume` is a saved state to continue from."""
         distributed = self.distributed
         config = replace(config, seed=distributed.seed(config.seed))
-        # They are equal but for rounding, which differs between machines.
+        # The weights are equal but for rounding, which differs between machines.
         distributed.copy_from_first(self.model.state_dict())
+        shares_layers = self.shares_layers and distributed.world_size > 1
+        if shares_layers:
+            shard(self.model, distributed.world_size)
 
         def log(step: int, values: dict[str, float]) -> None:
             values = distributed.mean(values)
@@ -109,21 +114,29 @@ class Work:
 
         def save(step: int, state: dict[str, Any]) -> None:
             _, *others = distributed.gather_to_first(state["generator"]) or [None]
-            distributed.by_first(lambda: write(step, state | ({"other_generators": others} if others else {})))
+            state |= {"other_generators": others} if others else {}
+            model = self.model
+            if shares_layers:
+                weights, state = gathered((model.state_dict(), state), distributed.is_first)
+                if distributed.is_first:
+                    model = whole_model(model, weights)
+            distributed.by_first(lambda: write(model, step, state))
 
-        def write(step: int, state: dict[str, Any]) -> None:
-            self.model.eval()
+        def write(model: WorldActionModel, step: int, state: dict[str, Any]) -> None:
+            model.eval()
             if self.unseen is not None:
-                self.run.log(self.step + step, _flat(world_metrics(self.model, self.unseen)))
-            self.model.train()
+                self.run.log(self.step + step, _flat(world_metrics(model, self.unseen)))
+            model.train()
             files = pack_training_state({"phase": phase, "mark": self.run.mark(), **state})
-            self.save({"step": self.step + step}, extra=files)
+            self.save({"step": self.step + step}, extra=files, model=model)
 
         with Progress(phase) as progress:
             if resume is not None:
                 new = torch.Generator(self.model.device).manual_seed(config.seed + resume["step"])
                 resume = own_state(resume, new, distributed)
             train_stage(phase, self.model, windows, config, log, save, resume, distributed.share)
+        if shares_layers:
+            unshard(self.model)
         self.step += config.n_steps
 
     def finish(
@@ -147,11 +160,23 @@ class Work:
         return about
 
     def save(
-        self, about: dict[str, Any], card: str = "", extra: dict[str, bytes] | None = None, half: bool = False
+        self,
+        about: dict[str, Any],
+        card: str = "",
+        extra: dict[str, bytes] | None = None,
+        half: bool = False,
+        model: WorldActionModel | None = None,
     ) -> None:
-        """Replace `checkpoints/last`."""
+        """Replace `checkpoints/last`; `model` has the whole weights while processes share the layers."""
         last = self.run.checkpoints / "last"
-        save_model(last, self.model, self.stage, self.parent, about, card, extra, half)
+        save_model(last, model or self.model, self.stage, self.parent, about, card, extra, half)
+
+
+def whole_model(shared: WorldActionModel, weights: dict[str, Tensor]) -> WorldActionModel:
+    """Return a copy of a model whose layers are shared, with the whole `weights`."""
+    model = WorldActionModel.from_config(shared.to_config()).to(shared.device)
+    model.load_state_dict(weights)
+    return model
 
 
 def own_state(state: dict[str, Any], new: torch.Generator, distributed: Distributed) -> dict[str, Any]:
@@ -198,11 +223,14 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
         instructions = spec.instructions | config.env.instructions
         spec = replace(spec, tasks=config.env.tasks or recorded_tasks(store), instructions=instructions)
         # A simulator tells what a robot cannot measure; a recorded state is what a robot has measured.
-        model = WorldActionModel(config.model, model_spec(spec, config.model) if simulates(config) else spec)
+        architecture = config.model.of_size(config.size)
+        model = WorldActionModel(architecture, model_spec(spec, config.model) if simulates(config) else spec)
     else:
         model = saved.model
     model.to(device_of(config))
-    work = Work(run, "pretrain", "", model, simulator=simulates(config), distributed=distributed)
+    work = Work(
+        run, "pretrain", "", model, simulator=simulates(config), distributed=distributed, shares_layers=config.shard
+    )
     videos: list[Video] = []
     if config.videos:
         images_per_s = model.spec.control_hz / config.model.chunk_size
@@ -253,7 +281,16 @@ def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -
         shown, shown_unseen = _read(config, model, demo_store, demo_images)
     demos = demonstrations(config, shown, tasks)
     unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
-    work = Work(run, "tune", config.checkpoint, model, model.windows(unseen), simulates(config), 0, distributed)
+    work = Work(
+        run,
+        "tune",
+        config.checkpoint,
+        model,
+        model.windows(unseen),
+        simulates(config),
+        distributed=distributed,
+        shares_layers=config.shard,
+    )
     state = saved.state if saved else None
     # Imitate the demonstrations.
     if state is None or state["phase"] == "tune":

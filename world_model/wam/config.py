@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rewards.errors import UserError
@@ -30,8 +30,17 @@ LARGEST = {
 MOST_VIEWS = 16
 """Largest accepted number of cameras."""
 
-MOST_WEIGHTS = 500_000_000
-"""Largest accepted number of weights in all three stacks together: 2 GB, 200 times those of the built-in models."""
+MOST_WEIGHTS = 2_000_000_000
+"""Largest accepted number of weights in all three stacks together: 8 GB, twice those of the size `xl`."""
+
+SIZES: dict[str, dict[str, Any]] = {
+    "xs": {"width": 160, "world_width": 384, "action_width": 128, "n_layers": 4, "n_heads": 5},
+    "s": {"width": 320, "world_width": 768, "action_width": 256, "n_layers": 6, "n_heads": 10},
+    "m": {"width": 512, "world_width": 1280, "action_width": 448, "n_layers": 9, "n_heads": 8},
+    "l": {"width": 768, "world_width": 1920, "action_width": 640, "n_layers": 16, "n_heads": 12},
+    "xl": {"width": 1152, "world_width": 2688, "action_width": 896, "n_layers": 19, "n_heads": 18},
+}
+"""Sizes by name, with about 4, 25, 105, 410 and 1,010 million weights in the layers; `xs` is the default."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,16 @@ class ModelConfig:
     context_noise: float = 0.004
     image_noise: ImageNoise = field(default_factory=ImageNoise)  # of the images of the cameras
     bfloat16: bool = False  # encode and predict in bfloat16 if the processor has it: half the time for image models
+
+    def of_size(self, size: str) -> ModelConfig:
+        """Return this config with the widths, layers and heads of one of `SIZES`; "": itself.
+
+        Raises:
+            UserError: there is no such size.
+        """
+        if size and size not in SIZES:
+            raise UserError(f"size={size!r}: expected one of {', '.join(SIZES)}")
+        return replace(self, **SIZES[size]) if size else self
 
     def check(self) -> None:
         """Check all values before memory is allocated for a model.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values, each (batch, n_heads, n_tokens, head_dim), in bfloat16 if computed in it."""
@@ -31,14 +33,15 @@ class Block(nn.Module):
         """
         batch, n, _ = x.shape
         qkv = self.qkv(self.norm_attention(x))
-        q, k, v = qkv.view(batch, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        head_dim = self.out.in_features // self.n_heads  # given, because -1 is ambiguous without rows
+        q, k, v = qkv.view(batch, n, 3, self.n_heads, head_dim).permute(2, 0, 3, 1, 4)
         keys = torch.cat([*(m[0] for m in memory), k], dim=2)
         values = torch.cat([*(m[1] for m in memory), v], dim=2)
         # No autocast on the CPU: the backward pass of attention takes nine times as long there in bfloat16.
         with torch.autocast("cpu", enabled=False):
             q, keys, values = (part.to(self.qkv.weight.dtype) for part in (q, keys, values))
             y = F.scaled_dot_product_attention(q, keys, values)
-        x = x + self.out(y.transpose(1, 2).reshape(batch, n, -1))
+        x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm_mlp(x)), (k, v)
 
 
@@ -47,8 +50,10 @@ class Stack(nn.Module):
 
     def __init__(self, n_layers: int, width: int, attention_width: int, n_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, attention_width, n_heads, mlp_ratio) for _ in range(n_layers))
+        self.new_block = partial(Block, width, attention_width, n_heads, mlp_ratio)
+        self.blocks = nn.ModuleList(self.new_block() for _ in range(n_layers))
         self.norm = nn.LayerNorm(width)
+        self.recomputes = False  # in the backward pass, what a block has computed, in place of keeping it
 
     def forward(self, x: Tensor, memories: tuple[KeysValues, ...] = ()) -> tuple[Tensor, KeysValues]:
         """Return tokens (batch, n, width) and the keys and values of every layer, to which other stacks can attend.
@@ -57,7 +62,11 @@ class Stack(nn.Module):
         """
         cache: KeysValues = []
         for i, block in enumerate(self.blocks):
-            x, keys_values = block(x, [memory[i] for memory in memories])
+            memory = [of[i] for of in memories]
+            if self.recomputes and torch.is_grad_enabled():
+                x, keys_values = checkpoint(block, x, memory, use_reentrant=False)
+            else:
+                x, keys_values = block(x, memory)
             cache.append(keys_values)
         return self.norm(x), cache
 

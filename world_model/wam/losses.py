@@ -13,6 +13,7 @@ from world_model.tree import rows as rows_of
 from world_model.wam.features import joined
 from world_model.wam.modes import action_noise, video_noise
 from world_model.wam.network import Network
+from world_model.wam.sharding import is_sharded
 from world_model.wam.training_config import ATOMS
 
 
@@ -47,9 +48,11 @@ def stage_losses(
     t_given = torch.where(inverse, 1.0, t_action)
     # Rows of the mode `policy` have no future tokens, so they are computed separately.
     sees_future, errors = atom != ATOMS.index("policy"), []
+    # Processes that share a layer must all call it, also without rows.
+    always = is_sharded(model)
     for rows, with_future in ((sees_future, True), (~sees_future, False)):
         future = None
-        if with_future and rows.any():
+        if with_future and (always or rows.any()):
             estimate, future = model.predict_future(
                 rows_of(context, rows), noisy_video[rows], t_video[rows], noisy_action[rows], t_given[rows]
             )
@@ -58,7 +61,7 @@ def stage_losses(
                 losses["video"] = _mean_where(predicted, ~inverse[rows])
         # Run the action decoder only on rows that have an action loss: a seventh of them in pre-training.
         chosen = rows & decodes
-        if chosen.any():
+        if always or chosen.any():
             if future is not None:  # keep the future tokens of the chosen rows only
                 future = [(k[decodes[rows]], v[decodes[rows]]) for k, v in future]
             estimate = model.predict_action(rows_of(context, chosen), noisy_action[chosen], t_action[chosen], future)

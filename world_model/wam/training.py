@@ -23,8 +23,10 @@ from world_model.guards import check_gradients, check_loss
 from world_model.processes import ALONE, Share
 from world_model.wam.features import joined
 from world_model.wam.images import ImageBatch, ImageData, image_loss
+from world_model.wam.layers import Stack
 from world_model.wam.losses import rollout_losses, stage_losses
 from world_model.wam.network import Network
+from world_model.wam.sharding import clip_gradients, is_sharded, scattered, whole_ones
 from world_model.wam.training_config import StageConfig
 
 Log = Callable[[int, dict[str, float]], None]
@@ -90,32 +92,47 @@ def _train(
     resume: dict[str, Any] | None,
     share: Share,
 ) -> None:
+    fused = not is_sharded(model)  # the fused kernel cannot mix whole tensors and parts
     # Only parameters of the stage are in the optimizer; all others are frozen.
     optimizer = torch.optim.AdamW(
         _groups(model, trained_parameters(stage, model), config),
         betas=(0.9, 0.95),
         weight_decay=config.weight_decay,
-        fused=True,
+        fused=fused,
+        foreach=False,
     )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     generator, first = torch.Generator(model.device).manual_seed(config.seed), 0
     sums: dict[str, float] = {}
     if resume is not None:
-        optimizer.load_state_dict(resume["optimizer"])
+        optimizer.load_state_dict(scattered(resume["optimizer"], parameters))
+        for group in optimizer.param_groups:
+            group["fused"] = fused  # the state may have been saved with other processes
         generator.set_state(resume["generator"])
         first, sums = resume["step"], dict(resume["sums"])
     model.train()
+    for stack in model.modules():
+        if isinstance(stack, Stack):
+            stack.recomputes = config.recompute
     for step in range(first, config.n_steps):
         # `generator` draws windows, noise levels and noise; its state is saved, so that a resumed run is exact.
-        batch = windows.sample(share.of(config.batch_size), generator)
-        losses = _losses(stage, model, batch, config, generator)
-        rate = schedule(step, config)
-        total = torch.stack([*losses.values()]).sum()
-        # Without a gradient no row of the batch has a loss in this stage; those of other processes may have one.
-        if total.requires_grad or share.n_processes > 1:
-            _step(optimizer, total, rate, config, step, share)
-        # Running means for the log.
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.log_every
+        rate, remedy = schedule(step, config), f"lower learning_rate (step {step})"
+        has_gradient = share.n_processes > 1
+        optimizer.zero_grad()
+        for _ in range(config.n_parts):
+            batch = windows.sample(-(-share.of(config.batch_size) // config.n_parts), generator)
+            losses = _losses(stage, model, batch, config, generator)
+            total = torch.stack([*losses.values()]).sum() / config.n_parts
+            check_loss(total, remedy)  # before the weights change
+            # Without a gradient no row of the batch has a loss in this stage; those of other processes may have one.
+            if total.requires_grad:
+                total.backward()
+                has_gradient = True
+            # Running means for the log.
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / (config.log_every * config.n_parts)
+        if has_gradient:
+            _step(optimizer, rate, config, remedy, share)
         if log is not None and (step + 1) % config.log_every == 0:
             log(step + 1, {**sums, "learning_rate": config.learning_rate * rate})
             sums = {}
@@ -177,21 +194,15 @@ def _groups(model: Network, parameters: list[nn.Parameter], config: StageConfig)
     return [group for group in groups if group["params"]]
 
 
-def _step(
-    optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, config: StageConfig, step: int, share: Share
-) -> None:
-    """Take one optimizer step at `rate` of the learning rate; `BadNumbers` if loss or gradients are not finite."""
-    remedy = f"lower learning_rate (step {step})"
-    # Both checks come before the weights change.
-    check_loss(loss, remedy)
-    optimizer.zero_grad()
-    if loss.requires_grad:
-        loss.backward()
-    share.average_gradients([parameter for group in optimizer.param_groups for parameter in group["params"]])
+def _step(optimizer: torch.optim.Optimizer, rate: float, config: StageConfig, remedy: str, share: Share) -> None:
+    """Take one optimizer step at `rate` of the learning rate; `BadNumbers` if a gradient is not finite."""
+    share.average_gradients(
+        whole_ones([parameter for group in optimizer.param_groups for parameter in group["params"]])
+    )
     norms = []
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * rate
         # Each group is clipped on its own, see `_groups`.
-        norms.append(nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
-    check_gradients(norms, remedy)
+        norms.append(clip_gradients(group["params"], config.max_grad_norm))
+    check_gradients(norms, remedy)  # before the weights change
     optimizer.step()

@@ -17,6 +17,8 @@ class StageConfig:
 
     n_steps: int = 10_000  # optimizer steps; 0: skip the stage
     batch_size: int = 256  # windows
+    n_parts: int = 1  # of a batch that are computed one after the other, which takes less memory
+    recompute: bool = False  # activations in the backward pass: a third more time, and memory for one layer only
     learning_rate: float = 1e-3  # its largest value, reached after the warm-up
     read_out_learning_rate: float = 2e-3  # of the success and progress read-outs, which nothing else depends on
     warmup_steps: int = 200  # optimizer steps in which the learning rate rises from 0
@@ -31,7 +33,7 @@ class StageConfig:
     def check(self) -> None:
         """Raise `UserError` if a number is out of range, or `atoms` has not one weight per mode."""
         at_least(self, 0, "n_steps")
-        at_least(self, 1, "batch_size", "warmup_steps", "log_every", "save_every")
+        at_least(self, 1, "batch_size", "n_parts", "warmup_steps", "log_every", "save_every")
         not_negative_finite(self, "weight_decay")
         positive_finite(self, "learning_rate", "read_out_learning_rate", "max_grad_norm")
         if len(self.atoms) != len(ATOMS) or min(self.atoms) < 0 or sum(self.atoms) <= 0:

@@ -26,7 +26,8 @@ steps, step = [], training._step
 
 def faulty(*args):
     steps.append(1)
-    if os.environ["RANK"] == "1" and len(steps) == int(os.environ["AT"]) and not Path("done").exists():
+    here = os.environ["RANK"] == os.environ.get("VICTIM", "1") and len(steps) == int(os.environ["AT"])
+    if here and not Path("done").exists():
         Path("done").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     step(*args)
@@ -107,3 +108,76 @@ def test_a_process_goes_on_with_its_own_random_numbers() -> None:
     assert torch.equal(own_state(state, new, Second(3))["generator"], new.get_state())
     alone = {"step": 5, "generator": first}  # saved by a single process
     assert torch.equal(own_state(alone, new, Second(2))["generator"], new.get_state())
+
+
+def test_processes_that_share_the_layers_learn_what_those_with_whole_layers_learn(torchrun: Any) -> None:
+    """Each has half of the layers' weights and of the optimizer's state; a saved state fits any number of them."""
+    words = "-m", "rl.cli", "pretrain", "pretrain.yaml"
+    for name, share in (("whole", "false"), ("shared", "true")):
+        done = torchrun(*words, f"name={name}", f"shard={share}")
+        assert done.returncode == 0, done.stderr
+    rows = {name: read_rows(folder_of(name) / "metrics.jsonl") for name in ("whole", "shared")}
+    losses = {name: [row["pretrain/video"] for row in of if "pretrain/video" in row] for name, of in rows.items()}
+    assert len(losses["whole"]) == 4
+    assert losses["shared"] == pytest.approx(losses["whole"], rel=1e-4)
+    whole, shared = weights("whole"), weights("shared")
+    assert whole.keys() == shared.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-3)
+
+
+MEMORY = """
+import torch
+from torch.distributed.tensor import DTensor
+from rl.ppo.distributed import Distributed
+from rl.envs.sim import make_spec
+from world_model.wam.config import ModelConfig
+from world_model.wam.model import WorldActionModel
+from world_model.wam.sharding import shard
+
+with Distributed.join() as distributed, distributed.together():
+    config = ModelConfig(width=320, world_width=768, action_width=256)
+    model = WorldActionModel(config, make_spec("metaworld", ["push"]))
+    weights = list(model.parameters())
+    n = sum(weight.numel() for weight in weights)
+    shard(model, distributed.world_size)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=False)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    kept = [*model.parameters(), *(v for of in optimizer.state.values() for v in of.values())]
+    kept = sum((v.to_local() if isinstance(v, DTensor) else v).numel() for v in kept)
+    print(kept / (3 * n))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_keeps_half_of_a_model_and_its_optimizer(torchrun: Any) -> None:
+    Path("memory.py").write_text(MEMORY)
+    done = torchrun("memory.py")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.6
+
+
+@pytest.mark.slow
+def test_a_state_of_shared_layers_goes_on_in_one_process_and_back(torchrun: Any) -> None:
+    # Two processes that share the layers are killed after step 10 of 20, and one process goes on.
+    assert torchrun("faulty.py", "pretrain", "pretrain.yaml", "name=a", "shard=true", AT="15").returncode != 0
+    state = load_state(folder_of("a"))
+    assert state is not None and state["step"] == 10
+    assert cli.main(["pretrain", str(folder_of("a"))]) == 0
+    assert load_state(folder_of("a")) == {}
+    # One process is killed after step 10, and two that share the layers go on.
+    Path("done").unlink()
+    assert cli.main(["pretrain", "pretrain.yaml", "name=b"]) == 0
+    words = "faulty.py", "pretrain", "pretrain.yaml", "name=c", "shard=true"
+    assert torchrun(*words, n=1, AT="15", VICTIM="0").returncode != 0
+    state = load_state(folder_of("c"))
+    assert state is not None and state["step"] == 10
+    done = torchrun("-m", "rl.cli", "pretrain", str(folder_of("c")))
+    assert done.returncode == 0, done.stderr
+    for name, value in weights("b").items():  # other batches in the second half, so other weights, of the same size
+        assert weights("c")[name].shape == value.shape
+    rows = {name: read_rows(folder_of(name) / "metrics.jsonl") for name in ("b", "c")}
+    losses = {name: [row["pretrain/video"] for row in of if "pretrain/video" in row] for name, of in rows.items()}
+    assert losses["c"][:2] == losses["b"][:2] and losses["c"] == pytest.approx(losses["b"], rel=0.5)

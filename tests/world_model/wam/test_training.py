@@ -10,7 +10,7 @@ import torch
 from rewards.errors import UserError
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.data.windows import Windows
-from world_model.wam import modes
+from world_model.wam import modes, training
 from world_model.wam.losses import drop_task, rollout_losses, stage_losses
 from world_model.wam.metrics import inverse_metrics, prediction_metrics, read_out_metrics
 from world_model.wam.store import load_model, save_model
@@ -196,3 +196,38 @@ def test_statistics_are_those_of_the_windows(model, windows):
     normal = model.codec.state(batch.context["state"][:, -1])
     torch.testing.assert_close(normal.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(normal.std(0), torch.ones(4), atol=1e-2, rtol=0)
+
+
+def test_activations_computed_again_give_the_same_weights(model, windows):
+    """They are computed again from the same inputs, so only memory and time change."""
+    config = StageConfig(n_steps=3, batch_size=8, warmup_steps=1)
+    found = []
+    for recompute in (False, True):
+        one = copy.deepcopy(model)
+        train_stage("pretrain", one, windows, replace(config, recompute=recompute))
+        found.append(one.state_dict())
+    before = model.state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in found[0].items())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_the_parts_of_a_batch_have_the_gradient_of_their_mean(model, windows, monkeypatch):
+    """Two parts that are equal have the gradient of one of them."""
+    gradients = []
+
+    def no_step(optimizer, *_):
+        gradients.append(
+            [p.grad.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        )
+
+    monkeypatch.setattr(training, "_step", no_step)
+    sample = windows.sample
+    monkeypatch.setattr(windows, "sample", lambda n, _: sample(n, torch.Generator().manual_seed(0)))
+    losses = training._losses
+    monkeypatch.setattr(training, "_losses", lambda *a: losses(*a[:4], torch.Generator().manual_seed(1)))
+    for batch_size, n_parts in ((8, 1), (16, 2)):
+        config = StageConfig(n_steps=1, batch_size=batch_size, n_parts=n_parts)
+        train_stage("pretrain", copy.deepcopy(model), windows, config)
+    assert len(gradients[0]) > 10
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
