@@ -5,9 +5,8 @@
 
 It runs the first episodes of the evaluation with the policy before and after training, in the simulator and in the
 dream of the trained checkpoint, prints how many succeed where, and shows the first episode that training turned from a
-failure into a success in both. A dream consists of numbers: positions of hand, hammer and nail,
-and the opening of the gripper. So that a person can see it, the bodies of the simulator are put where the dream has them,
-without any physics.
+failure into a success in both. A dream consists of numbers: positions of hand, hammer and nail, and the opening of the
+gripper. So that a person can see it, the bodies of the simulator are put where the dream has them, without physics.
 """
 
 from __future__ import annotations
