@@ -2,6 +2,7 @@
 #   make demo            post-train the built-in model, before -> after in the simulator
 #   make demo-pixels     the same from images, in half an hour
 #   make test            lint, types and the fast tests
+#   make docs            the documentation as a site in site/, readable without a network
 #   make test-isaac      the tests of Isaac Lab, in an environment of their own, .venv-isaac
 #   make test-lerobot    the tests of LeRobot's policies, in an environment of their own, .venv-lerobot, with Python 3.12
 #   make PYTHON=python3.12 PIP_FLAGS="..." ...   another interpreter, other flags for the installation
@@ -15,6 +16,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 ISAAC := .venv-isaac
 ISAAC_STAMP := $(ISAAC)/.installed
 ISAAC_ASSETS := $(ISAAC)/assets/.laid-out
@@ -23,19 +25,25 @@ LEROBOT_STAMP := $(LEROBOT)/.installed
 # A name that starts may still be a stub without an interpreter behind it, so ask each for its version.
 PYTHON312 ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
-CODE := rl world_model rewards tests lerobot_policy_wamtune $(wildcard benchmarks examples)
+CODE := rl world_model rewards tests lerobot_policy_wamtune $(wildcard benchmarks examples docs/_site)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pixels test test-slow isaac test-isaac lerobot test-lerobot lint format types clean
+.PHONY: help demo demo-pixels docs test test-slow isaac test-isaac lerobot test-lerobot lint format types clean
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 demo: $(STAMP)
 	$(BIN)/wamtune train demo
 
 demo-pixels: $(STAMP)
 	$(BIN)/wamtune train demo-pixels
+
+# Strict: a broken link, an unknown anchor or a wrong docstring ends the build. The tests look at the built pages.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	WAMTUNE_SITE=site $(BIN)/python -m pytest -q tests/docs/test_built_site.py
+	@echo "open site/index.html"
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
@@ -86,6 +94,15 @@ $(STAMP): pyproject.toml
 	fi
 	@touch $@
 
+# What builds the site is pure Python and comes on top of .venv, when it is asked for.
+$(DOCS_STAMP): $(STAMP)
+	@if command -v uv >/dev/null; then \
+		uv pip install $(PIP_FLAGS) --python $(BIN)/python -e '.[$(EXTRAS),docs]'; \
+	else \
+		$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -e '.[$(EXTRAS),docs]'; \
+	fi
+	@touch $@
+
 # Isaac Lab without what needs Omniverse Kit. omegaconf comes last: hydra asks for an older one than it runs with.
 $(ISAAC_STAMP): tests/isaac/requirements.txt pyproject.toml
 	@$(PYTHON) -m venv $(ISAAC)
@@ -109,5 +126,5 @@ $(LEROBOT_STAMP): tests/lerobot/requirements.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(ISAAC) $(LEROBOT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ISAAC) $(LEROBOT) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rl world_model rewards tests -name __pycache__ -type d -prune -exec rm -rf {} +

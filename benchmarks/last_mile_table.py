@@ -8,11 +8,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rl.report.plots import BLUE, GREY, INK, RED, STYLE
+
 BUDGETS = (50_000, 100_000, 300_000)
 """Budgets of simulator steps at which methods are compared."""
+
+COLORS = (RED, BLUE, "#46a06a", GREY, "#a06ac8", "#c8963c")
+"""Colours of the methods, in their order."""
 
 Row = dict[str, Any]
 Groups = Mapping[str, Sequence[Row]]
@@ -66,18 +72,22 @@ def success_at(row: Row, budget: int) -> float:
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Plot mean success against simulator steps."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    """Plot mean success against simulator steps; controls are dashed, in the colour of their method."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = figure.add_subplot()
     most = max(steps for of in groups.values() for row in of for steps, _ in row["curve"] or [(1, 0)])
     grid = np.linspace(0, most, 200)
+    families = [method for method in groups if method.partition(": ")[0] not in groups or ": " not in method]
     for method, of in groups.items():
         mean = [np.mean([success_at(row, steps) for row in of]) for steps in grid]
-        axes.step(grid / 1000, mean, where="post", label=method)
+        family, _, control = (method, "", "") if method in families else method.partition(": ")
+        color = COLORS[families.index(family) % len(COLORS)]
+        line = {"": "-", "anchor": ":"}.get(control, "--")
+        axes.step(grid / 1000, mean, where="post", label=method, color=color, linestyle=line)
     axes.set(xlabel="thousand simulator steps, gates included", ylabel="mean success", ylim=(0, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-    figure.savefig(str(path), dpi=120)
+    figure.legend(frameon=False, fontsize="small", labelcolor=INK, ncols=4, loc="outside upper center")
+    figure.savefig(str(path), dpi=120, transparent=True)
 
 
 def share(outcomes: str) -> float:

@@ -82,7 +82,7 @@ class EnvConfig(SimulatorConfig):
     kind: Literal["sim", "dream", "mix"] = "sim"  # where PPO collects its rollouts; evaluation is always in `sim`
     n_envs: int = 64  # parallel environments of the simulator
     max_steps: int = 150  # after which an episode is truncated
-    terminate_on_success: bool = True
+    terminate_on_success: bool = True  # end an episode at its first success; false: go on to max_steps
     action_delay: int = 0  # steps between a command and its execution
     obs_noise: float = 0.0  # standard deviation added to observations, in units of the state
 
@@ -130,7 +130,7 @@ class DreamConfig:
     trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
     refit_steps: int = 700  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
-    refit_learning_rate: float = 1e-3
+    refit_learning_rate: float = 1e-3  # of the world decoder in a refit
 
     @property
     def brought(self) -> WorldModelConfig | None:
@@ -193,19 +193,19 @@ class PPOConfig:
     batch_size: int = 512  # decisions, each of n_action_steps
     n_epochs: int = 8  # of an update in the simulator; dream.n_epochs is the one for the dream
     learning_rate: Scheduled = 2e-4  # of the action side; {func: linear, params: {start: 2e-4, end: 0}} changes it
-    critic_learning_rate: float = 1e-3
+    critic_learning_rate: float = 1e-3  # of the value function
     critic_warmup_steps: int = 400  # optimizer steps on a first rollout that trains the critic alone; 0: no warm-up
     gamma: float = 0.999  # per environment step
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.95  # trade-off of bias and variance of the advantages, per decision
     clip_range: Scheduled = 0.2  # of the likelihood ratio; a number or a schedule
     target_kl: float | None = 10.0  # stop the epochs of an update beyond 1.5 times this KL of a chunk; null: never
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # longer gradients are scaled down to this length
     n_denoising_steps: int | None = None  # null: as many as the policy's own sampler takes, 2 for `flow`
     noise_std: float = 0.2  # of each denoising step, in normalised action units
     noise_correlation: float = 0.8  # of the noise of neighbouring actions in a chunk
     pg_coef: float = 1.0  # policy gradient; 0 is a control: "filtered BC", or without success_bc_coef "anchor alone"
-    vf_coef: float = 0.5
-    ent_coef: float = 0.0
+    vf_coef: float = 0.5  # loss of the value function
+    ent_coef: float = 0.0  # entropy bonus, for policies whose entropy can change, such as `gaussian`
     bc_coef: float = 0.1  # flow-matching loss on the demonstrations of the checkpoint
     success_bc_coef: float = 0.1  # the same on collected successes
     imitation_steps: int = 500  # optimizer steps of imitation alone, in the first round; 0: no imitation part
@@ -231,7 +231,7 @@ class PPOConfig:
 class GateConfig:
     """The paired test after each phase of a round: champion against challenger on fresh seeds, see docs/gates.md."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: every new policy is accepted
     places: tuple[str, ...] = ("imitation", "sim", "dream")  # parts with a gate; the others are accepted without one
     record: bool = True  # add the gate's episodes to the data of imitation and dream
     n_episodes: int = 8  # of one block, after which the gate may stop; rounded up to whole turns of the tasks

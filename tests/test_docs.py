@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from rewards.builtin import BUILTIN
 from rewards.plugins import load
 from rl.compose import compose
 from rl.config import TrainConfig
@@ -68,6 +69,17 @@ def test_commands_need_no_quotes_that_are_missing() -> None:
     found = list(commands())
     assert len(found) > 60
     assert not [f"{where}: {command}" for where, command in found if unquoted(command)]
+
+
+def test_the_reward_of_the_readme_is_the_built_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(
+        r"^```python\n# my_rewards.py\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
+    )
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    step = SimpleNamespace(action_history=torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 0.5]]]))
+    mine = load("reward", "my_rewards.py:action_jerk", {})
+    assert mine(step).tolist() == BUILTIN["action_jerk"](step).tolist() == [4.25]  # (0-2+0, .5-0+0) = (-2, .5)
 
 
 def test_the_code_of_bring_your_own_does_what_it_says(

@@ -91,8 +91,7 @@ class DreamEnv(BatchedEnv):
         in_order: begin branch i at start i, with the seed of its episode; for paired evaluation.
         images: names of images that observations have beside the latents, for a policy that reads images; they are
             decoded at the end of each chunk.
-        max_steps, rewards, terminate_on_success, action_delay, obs_noise, seed: see `BatchedEnv`. The device is that of
-            the model.
+        max_steps: this and all others as in `BatchedEnv`. The device is that of the model.
     """
 
     place = "dream"

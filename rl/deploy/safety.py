@@ -124,7 +124,9 @@ class Guard:
 
     Args:
         limits: they must fit the sizes of the policy.
-        action_dim, slices, state_dim: of the policy.
+        action_dim: number of entries of an action of the policy.
+        state_dim: number of entries of its state.
+        slices: named parts of its state.
 
     Raises:
         UserError: see `Limits.check_fits`.

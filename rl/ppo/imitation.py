@@ -36,8 +36,9 @@ class Imitation:
     Args:
         policy: is trained.
         demonstrations: episodes of the trained tasks.
-        demo_coef, sim_coef, dream_coef: weights of the loss on demonstrations, on successes in the simulator and on
-            dreamed successes; the caller adds the weighted sum to its own loss.
+        demo_coef: weight of the loss on demonstrations; the caller adds the weighted sum to its own loss.
+        sim_coef: weight of the loss on successes in the simulator.
+        dream_coef: weight of the loss on dreamed successes.
         batch_size: windows drawn from each of the three, in each process.
         distributed: the processes that train the policy together. Each keeps the successes that it has collected, and
             all have the demonstrations. None: there is one process.

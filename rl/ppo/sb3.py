@@ -52,7 +52,8 @@ class ChunkPPO(OnPolicyAlgorithm):
         chunk_size: actions per chunk of "MlpPolicy"; any other policy has its own.
         imitation: draws a weighted loss to add; it may return None.
         seed: of the weights of "MlpPolicy" and of every random choice of the update.
-        verbose, tensorboard_log: as in Stable-Baselines3.
+        verbose: as in Stable-Baselines3.
+        tensorboard_log: as in Stable-Baselines3.
     """
 
     policy: ChunkPredictor  # type: ignore[assignment] # it decides on chunks, an ActorCriticPolicy on steps

@@ -16,13 +16,19 @@ from rl.rounds.evaluate import EpisodeResult
 from rl.statistics import success_rate, wilson
 from world_model.files import write_atomically
 
-PLAIN: dict[Any, Any] = {"text.parse_math": False}
-"""Do not read `$` in a task name such as $x^$ as a formula."""
+INK, GREY, BLUE, RED = "#7d8590", "#a9b1ba", "#2f7ed8", "#e4572e"
+"""Colours that can be read on a light page and on a dark one; the background is transparent."""
 
-GREY, BLUE, RED = "0.72", "tab:blue", "tab:red"
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # do not read `$` in a task name such as $x^$ as a formula
+    "axes.facecolor": "none",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
 
 
-@matplotlib.rc_context(PLAIN)
+@matplotlib.rc_context(STYLE)
 def draw_before_after(
     runs: Mapping[str, tuple[Sequence[EpisodeResult], Sequence[EpisodeResult]]], path: str | Path
 ) -> None:
@@ -34,12 +40,11 @@ def draw_before_after(
         _bar(axes, i + 0.2, after, BLUE, "after" if i == 0 else None)
     axes.set_xticks(range(len(runs)), list(runs))
     axes.set(ylim=(0, 1), ylabel="success")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, ncols=2, loc="outside upper right")
     _save(figure, path)
 
 
-@matplotlib.rc_context(PLAIN)
+@matplotlib.rc_context(STYLE)
 def draw_dream(
     true: Mapping[str, Tensor], dreamed: Mapping[str, Tensor], chunk_size: int, title: str, path: str | Path
 ) -> None:
@@ -61,7 +66,7 @@ def draw_dream(
     handles, labels = panels[0].get_legend_handles_labels()
     figure.suptitle(title)
     panels[-1].set_xlabel("step")
-    panels[-1].legend(handles, labels, frameon=False, loc="upper left")
+    figure.legend(handles, labels, frameon=False, ncols=2, loc="outside lower right")
     _save(figure, path)
 
 
@@ -69,17 +74,16 @@ def _bar(axes: Axes, x: float, results: Sequence[EpisodeResult], color: str, lab
     rate = success_rate(results)
     low, high = wilson(sum(r.success for r in results), len(results))
     axes.bar(x, rate, 0.38, color=color, label=label)
-    axes.errorbar(x, rate, [[max(rate - low, 0.0)], [max(high - rate, 0.0)]], color="black", capsize=3)
-    axes.annotate(f"{100 * rate:.0f} %", (x, high), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points")
+    axes.errorbar(x, rate, [[max(rate - low, 0.0)], [max(high - rate, 0.0)]], color=INK, capsize=3)
+    axes.annotate(f"{100 * rate:.1f} %", (x, high), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points")
 
 
 def _curves(axes: Axes, true: list[float], dreamed: list[float], chunk_size: int, label: str) -> None:
     for step in range(0, len(true), chunk_size):
-        axes.axvline(step, color="0.85", linestyle=":", linewidth=0.8)
-    axes.plot(true, color="black", label="simulator")
+        axes.axvline(step, color=GREY, alpha=0.5, linestyle=":", linewidth=0.8)
+    axes.plot(true, color=INK, label="simulator")
     axes.plot(dreamed, color=RED, linestyle="--", label="dream")
     axes.set_title(label, fontsize="small", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _column(values: Tensor, i: int) -> list[float]:
@@ -89,5 +93,7 @@ def _column(values: Tensor, i: int) -> list[float]:
 
 def _save(figure: Figure, path: str | Path) -> None:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)  # a bare Figure is drawn with Agg, which needs no display
+    figure.savefig(
+        drawn, format="png", dpi=120, transparent=True
+    )  # a bare Figure is drawn with Agg, which needs no display
     write_atomically(Path(path), drawn.getvalue())

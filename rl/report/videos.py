@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,9 +19,19 @@ from world_model.extras import pip_line
 from world_model.files import write_atomically
 from world_model.wam.images import moving, peak_signal_to_noise
 
-RED = "tab:red"
+PAPER, INK, RED = "#12161c", "#d7dde4", "#f0735a"
+"""Colours of a video: dark, which suits a light page and a dark one."""
+
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # `$` in a name is no formula
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.spines.top": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
 
 
+@matplotlib.rc_context(STYLE)
 def draw_video(
     real: Tensor, dreamed: Tensor, expected_error: Sequence[float], title: str, chunk_s: float
 ) -> list[np.ndarray]:
@@ -38,8 +50,8 @@ def draw_video(
     error = difference.flatten(1).mean(1)
     frames = []
     for i in range(len(real)):
-        figure = Figure(figsize=(7.2, 3.6), dpi=80, layout="constrained")
-        figure.suptitle(title, fontsize="medium", parse_math=False)  # `$` in a name is no formula
+        figure = Figure(figsize=(7.2, 3.9), dpi=80, layout="constrained")
+        figure.suptitle(title, fontsize="medium")
         grid = figure.add_gridspec(2, 3, height_ratios=(3, 1))
         panels = ("simulator", real[i].numpy()), ("dream", dreamed[i].numpy()), ("difference", difference[i].numpy())
         for j, (name, panel) in enumerate(panels):
@@ -52,18 +64,16 @@ def draw_video(
         axes.plot(seconds, 100 * error[: i + 1], color=RED, marker=".", label="error of a pixel, %")
         axes.set(xlim=(0, chunk_s * max(len(real) - 1, 1)), ylim=(0, max(100 * float(error.max()), 1.0)))
         axes.set_xlabel("seconds", fontsize="small")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines["right"].set_visible(False)
         lines = axes.lines[:]
         if expected_error:
             beside = axes.twinx()
             lines += beside.plot(
-                seconds[1:], list(expected_error[:i]), color="0.5", linestyle="--", label="error that trust expects"
+                seconds[1:], list(expected_error[:i]), color=INK, linestyle="--", label="error that trust expects"
             )
             beside.set(ylim=(0, max(*expected_error, 1e-6)))
-            beside.spines[["top"]].set_visible(False)
-        axes.legend(
-            lines, [str(line.get_label()) for line in lines], frameon=False, fontsize="x-small", loc="upper left"
-        )
+        names = [str(line.get_label()) for line in lines]
+        figure.legend(lines, names, frameon=False, fontsize="x-small", ncols=2, loc="outside lower center")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())

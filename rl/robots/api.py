@@ -102,7 +102,7 @@ class RobotMap:
     state: tuple[str, ...] = ()  # a name for each entry of the state; empty: the names of the spec, see `names_of`
     action: tuple[str, ...] = ()  # a name for each entry of an action; empty: action.0, action.1, ...
     scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: policy = scale * robot + offset
-    offset: dict[str, float] = field(default_factory=dict)
+    offset: dict[str, float] = field(default_factory=dict)  # by the robot's name, see scale
     images: dict[str, str] = field(default_factory=dict)  # camera of the policy -> camera of the robot, if they differ
     # Camera of the policy -> top, left, height, width of a part of the robot's image, in pixels. The policy sees the
     # largest middle part of it with the shape of its own image, scaled down. By default, of the whole image.

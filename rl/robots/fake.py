@@ -18,7 +18,8 @@ class FakeRobot(NumberRobot):
     Args:
         spec: gives the names of state and action, and the sizes of images, which are black but for one pixel that
             changes with each; None: use `state` and `action`.
-        state, action: names of the entries.
+        state: names of its entries.
+        action: names of its entries.
         gain: how far an action of 1 moves the state.
         misbehave: changes an observation before it is returned.
     """

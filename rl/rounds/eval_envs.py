@@ -29,7 +29,9 @@ class EvalEnvs:
 
     Args:
         config: of the run; in several processes, of the share of this one.
-        model, tasks, denoiser: define what is simulated, see `make_sim`.
+        model: as in `make_sim`.
+        tasks: one simulator for each.
+        denoiser: as in `make_sim`.
         sim: the simulator that PPO trains in. It is used here as well if a process can hold only one simulator, or if
             PPO trains in the dream alone and there is a single task. Then each use resets it.
         distributed: the processes that share the seeds. None: there is one process.

@@ -18,7 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 from rewards.errors import UserError
 from world_model.files import cannot_write, lock, open_file, open_log, read_file, remove, write_atomically
 
-METRICS, EVAL = LINES = ("metrics.jsonl", "eval.jsonl")
+METRICS, EVAL = "metrics.jsonl", "eval.jsonl"
+
+LINES = (METRICS, EVAL)
+"""The files of a run folder that grow line by line."""
 
 
 class RunFolder:

@@ -30,9 +30,8 @@ class PretrainConfig:
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     seed: int = 0  # of the initial weights; added to stage.seed for the batches
     threads: int = 0  # of torch; 0: all cores
-    shard: bool = (
-        False  # share the weights of the layers among the processes of torchrun, for models that are too large
-    )
+    # share the weights of the layers among the processes of torchrun, for models that are too large for one
+    shard: bool = False
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     episodes: str = ""  # folder of the episodes; missing ones are collected; empty: runs/episodes/NAME
     dataset: str = ""  # folder of a LeRobot v3.0 dataset, imported to the episodes first; with env.simulator=recorded
@@ -96,9 +95,8 @@ class TuneConfig:
     demonstrations: DemonstrationsConfig = field(default_factory=DemonstrationsConfig)
     seed: int = 0  # added to stage.seed and refit.seed
     threads: int = 0  # of torch; 0: all cores
-    shard: bool = (
-        False  # share the weights of the layers among the processes of torchrun, for models that are too large
-    )
+    # share the weights of the layers among the processes of torchrun, for models that are too large for one
+    shard: bool = False
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     n_demos: int = 10  # demonstrations per task, the first ones; a task may have fewer
     # exceptions from n_demos, by task (also one that is not tuned): exactly so many, an error if there are fewer

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
@@ -50,14 +50,28 @@ ESSENTIAL: dict[type, tuple[str, ...]] = {
 """Schema -> the keys that most users need, which help shows first; the help of other schemas is short."""
 
 
+class Key(NamedTuple):
+    """A key of a config: its dotted name, its default as typed on the command line, what it means, and its type."""
+
+    name: str
+    default: str
+    meaning: str
+    type: Any
+
+
+def keys_in(schema: type) -> list[Key]:
+    """Return every key of a config schema in the order of the source; the meaning is the comment beside or above it."""
+    return list(_keys(schema, ""))
+
+
 def keys_of(schema: type) -> str:
     """Return a line for every key of a config schema: name, default, and the comment at or above its source line.
 
     The essential keys come first, the others follow by group.
     """
-    rows = dict(_rows(schema, ""))
-    width = max(map(len, rows))
-    lines = {key.partition("=")[0]: f"  {key:<{width}}  {text}".rstrip() for key, text in rows.items()}
+    rows = {key.name: (f"{key.name}={key.default}", key.meaning) for key in keys_in(schema)}
+    width = max(len(shown) for shown, _ in rows.values())
+    lines = {name: f"  {shown:<{width}}  {text}".rstrip() for name, (shown, text) in rows.items()}
     essential = ESSENTIAL.get(schema, ())
     if not essential:
         return "\n".join(lines.values())
@@ -72,8 +86,7 @@ def keys_of(schema: type) -> str:
 
 def key_names(schema: type) -> list[str]:
     """Return the name of every key of a config schema, the essential ones first."""
-    names = [key.partition("=")[0] for key, _ in _rows(schema, "")]
-    return list(dict.fromkeys([*ESSENTIAL.get(schema, ()), *names]))
+    return list(dict.fromkeys([*ESSENTIAL.get(schema, ()), *(key.name for key in keys_in(schema))]))
 
 
 def _groups(schema: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -87,21 +100,21 @@ def _first_line(group: type) -> str:
     return (inspect.getdoc(group) or "").partition("\n")[0].rstrip(".")
 
 
-def _rows(schema: Any, prefix: str, defaults: Any = None) -> Iterator[tuple[str, str]]:
+def _keys(schema: Any, prefix: str, defaults: Any = None) -> Iterator[Key]:
     source = "".join(inspect.getsource(part) for part in reversed(schema.__mro__[:-1]))  # with base classes
     above = re.findall(r"((?:^    # .*\n)+)^    (\w+): ", source, flags=re.MULTILINE)
     comments = {name: " ".join(line.strip("# ") for line in lines.splitlines()) for lines, name in above}
     comments |= re.findall(r"^    (\w+): .*?  # (.*)$", source, flags=re.MULTILINE)
-    hints = get_type_hints(schema)
+    hints = get_type_hints(schema, include_extras=True)
     for field in dataclasses.fields(schema):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if defaults is not None:  # the parent may set other defaults for this group
             default = getattr(defaults, field.name)
         if dataclasses.is_dataclass(default):
-            yield from _rows(hints[field.name], f"{prefix}{field.name}.", default)
+            yield from _keys(hints[field.name], f"{prefix}{field.name}.", default)
             continue
         shown = "" if default in ("???", "") else _as_typed(default)
-        yield f"{prefix}{field.name}={shown}", comments.get(field.name, "")
+        yield Key(f"{prefix}{field.name}", shown, comments.get(field.name, ""), hints[field.name])
 
 
 def _as_typed(value: Any) -> str:

@@ -27,9 +27,9 @@ class EpisodeOptions:
     policy: Chosen = ""  # who acts, as in wamtune train; empty: the checkpoints that are named first
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
     n_action_steps: int = 0  # executed of a chunk; 0: all of it, or as many as the configuration of the policy says
-    max_steps: int = EnvConfig().max_steps
+    max_steps: int = EnvConfig().max_steps  # after which an episode is truncated
     obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
-    n_envs: int = EnvConfig().n_envs
+    n_envs: int = EnvConfig().n_envs  # parallel environments of the simulator
     out: str = ""  # a .json file for the figures and each episode; empty: the table alone
 
     def check(self) -> None:
@@ -47,7 +47,7 @@ class EvalOptions(EpisodeOptions):
     """The keys of `wamtune eval`."""
 
     n_episodes: int = EvalConfig().n_episodes  # of each task
-    place: Literal["sim", "dream", "both"] = "sim"
+    place: Literal["sim", "dream", "both"] = "sim"  # where episodes run
     # for place=dream, both: what dreams, a checkpoint or FILE.py:Class as in dream.world_model; empty: the checkpoint
     world_model: ChosenWorldModel = ""
     n_dreams: int = 4  # with place=both: fresh dreams beside the twin of each episode, to estimate success; 0: none
@@ -134,7 +134,7 @@ class ServeOptions:
     port: int = 8000  # 0: a free one
     certificate: str = ""  # PEM file, for an encrypted line (TLS); empty: not encrypted
     key: str = ""  # PEM file of its private key
-    max_clients: int = 8
+    max_clients: int = 8  # connected at the same time
     max_rows: int = 16  # most observations in a request, and most dreams of a client
     rename: dict[str, str] = field(default_factory=dict)  # for openpi: key of an observation -> feature of the policy
     seed: int = 0  # of the noise for clients of openpi; others send theirs
@@ -176,7 +176,7 @@ class FitOptions:
     n_episodes: int = 16  # recorded episodes to use; half of them are kept apart to measure the fit
     n_steps: int = 60  # steps replayed of each
     spread: float = 0.1  # training draws each factor within this share around its fitted value
-    seed: int = 0
+    seed: int = 0  # of the search for the parameters
     out: str = "fitted.yaml"  # preset of `wamtune train` to write, with the fitted events and the episodes
 
     def check(self) -> None:

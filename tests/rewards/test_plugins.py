@@ -159,6 +159,24 @@ def test_worked_example(t: Transition) -> None:
     torch.testing.assert_close(paid.total, torch.tensor([-0.25, 0.0, 0.0]))
 
 
+def test_other_examples(t: Transition) -> None:
+    func = f"{EXAMPLES / 'my_rewards.py'}:"
+    terms = {name: {"func": func + name, "weight": 1.0} for name in ("reach", "lifted", "Idle")}
+    manager = RewardManager(terms, set(t.slices), "dream")
+    manager.reset(torch.tensor([True, True, True]))
+    t.next_state[:, :3] = torch.tensor([[0.1, 0.2, 0.0], [0.001, 0.0, 0.0], [0.7, 0.8, 0.9]])
+    t.next_state[2, 6] = 0.04
+    raw = manager.compute(t).raw
+    # (0, 0, .3), (-.399, -.5, -.6) and (0, 0, .86) from the object
+    torch.testing.assert_close(raw["reach"], torch.tensor([0.3, (0.399**2 + 0.5**2 + 0.6**2) ** 0.5, 0.86]))
+    assert raw["lifted"].tolist() == [1.0, 1.0, 0.0]
+    assert raw["Idle"].tolist() == [0.0, 1.0, 0.0]
+    manager.reset(torch.tensor([False, False, True]))
+    assert manager.compute(t).raw["Idle"].tolist() == [0.0, 2.0, 0.0]
+    manager.reset(torch.tensor([False, True, False]))
+    assert manager.compute(t).raw["Idle"].tolist() == [0.0, 1.0, 0.0]
+
+
 def test_example_preset_composes(t: Transition, monkeypatch: pytest.MonkeyPatch) -> None:
     from omegaconf import OmegaConf
 

@@ -19,9 +19,8 @@ class ColumnsConfig:
     action: tuple[str, ...] = ("action",)  # columns that are joined to the action, in this order
     success: str = ""  # column of frames or episodes; all: every episode; none: no episode; empty: next.success
     success_steps: int = 8  # steps at the end of a successful episode that count, if success is given per episode
-    images: dict[str, str] = field(
-        default_factory=dict
-    )  # camera -> column, {front: observation.images.front}; {}: none
+    # camera -> column, {front: observation.images.front}; {}: none
+    images: dict[str, str] = field(default_factory=dict)
     # pixels of each side: the square in the middle, scaled down; 0: as they are; own exports keep their size
     image_size: int = 64
 

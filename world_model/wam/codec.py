@@ -70,7 +70,11 @@ class VectorCodec(Codec):
     Args:
         dim: size of a state vector.
         positions: slices of the state vector that are positions, in metres.
-        n_context_frames, chunk_size, frames_per_token, width, world_width: see `ModelConfig`.
+        n_context_frames: this and the next four as in `ModelConfig`.
+        chunk_size: see there.
+        frames_per_token: see there.
+        width: see there.
+        world_width: see there.
         noise: largest deviation of the noise on context frames; inputs of the encoder are divided by at least this.
     """
 
@@ -157,7 +161,8 @@ class PatchCodec(Codec):
         vector: codec of the state vector at the start of a frame.
         n_tokens: number of patches of all cameras together, at one moment.
         dim: size of the code of a patch.
-        width, world_width: see `ModelConfig`.
+        width: as in `ModelConfig`.
+        world_width: as in `ModelConfig`.
     """
 
     def __init__(self, vector: VectorCodec, n_tokens: int, dim: int, width: int, world_width: int) -> None:

@@ -72,15 +72,15 @@ class ModelConfig:
 
     MOVED = ("picture_size", "image_size"), ("picture_dim", "patch_dim")  # keys of older versions -> their keys now
 
-    n_context_frames: int = 2
-    chunk_size: int = 8
-    frames_per_token: int = 8
-    actions_per_token: int = 8
-    width: int = 160
-    world_width: int = 384
-    action_width: int = 128
-    n_layers: int = 4
-    n_heads: int = 5
+    n_context_frames: int = 2  # newest frames that the model reads
+    chunk_size: int = 8  # actions, and future frames, that are predicted at once
+    frames_per_token: int = 8  # future frames in one token; must divide chunk_size
+    actions_per_token: int = 8  # actions in one token; must divide chunk_size
+    width: int = 160  # of the context encoder, and of the attention that all parts share
+    world_width: int = 384  # of the world decoder, which predicts frames
+    action_width: int = 128  # of the action decoder, which is the policy
+    n_layers: int = 4  # of each of the three parts
+    n_heads: int = 5  # of the attention; must divide width
     views: dict[str, View] = field(default_factory=dict)  # cameras by name; the model reads and predicts their images
     image_size: int = 64  # pixels along each side of an image
     patch_dim: int = 32  # size of the code of each patch of 16 x 16 pixels

@@ -19,15 +19,16 @@ class StageConfig:
     batch_size: int = 256  # windows
     n_parts: int = 1  # of a batch that are computed one after the other, which takes less memory
     recompute: bool = False  # activations in the backward pass: a third more time, and memory for one layer only
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # its largest value, reached after the warm-up
     read_out_learning_rate: float = 2e-3  # of the success and progress read-outs, which nothing else depends on
-    warmup_steps: int = 200
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    warmup_steps: int = 200  # optimizer steps in which the learning rate rises from 0
+    weight_decay: float = 0.01  # of AdamW
+    max_grad_norm: float = 1.0  # longer gradients are scaled down to this length
+    # how often each mode is trained, relative to the others: joint, policy, dream, inverse, video
     atoms: tuple[float, ...] = (0.1, 0.0, 0.65, 0.15, 0.1)
-    log_every: int = 100
-    save_every: int = 1000
-    seed: int = 0
+    log_every: int = 100  # optimizer steps
+    save_every: int = 1000  # optimizer steps
+    seed: int = 0  # of the batches
 
     def check(self) -> None:
         """Raise `UserError` if a number is out of range, or `atoms` has not one weight per mode."""
