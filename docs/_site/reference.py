@@ -167,7 +167,7 @@ def type_text(hint: Any) -> str:
         return ", or ".join("null" if part is NoneType else type_text(part) for part in inner)
     if origin is Literal:
         return " \\| ".join(f"`{value}`" for value in inner)
-    if origin is tuple:
+    if origin in (tuple, list):
         return f"list of {type_text(inner[0])}s"
     if origin is dict:
         return f"group: name -> {type_text(inner[1])}"
