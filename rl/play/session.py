@@ -60,9 +60,10 @@ class Session:
         self.twin.begin(task, self.seed)
         model = self.twin.model
         self.controls = Controls(model.spec, view_of(model) if "hand_pos" in model.spec.slices else None, self.speed)
-        self.left, self.notice = 0, f"{task}, start {self.seed}"
+        self.left, self.notice = 0, "Hold a key to move the arm"
         if self.make_policy is not None:
             self.policy = self.make_policy(self.twin.eye)
+            self.notice += ", or let the policy drive"
 
     def handle(self, message: Message) -> None:
         """Do what a message of the page asks for."""

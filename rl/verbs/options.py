@@ -122,7 +122,7 @@ class PlayOptions:
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     place: Literal["both", "dream"] = "both"  # dream: alone, from recorded states, without a simulator
     seed: int = EvalConfig().seed  # of the first start; each new start adds 1
-    speed: float = 0.5  # share of the largest action that a held key sends
+    speed: float = 0.4  # share of the largest action that a held key sends
     frames_per_s: float = 12.0  # chunks in a second at most; real time in Meta-World is 10
     episodes: str = ""  # folder of recorded episodes, for starts and the usual error; empty: those in the checkpoint
     port: int = 0  # of the page on this computer; 0: a free one

@@ -18,6 +18,7 @@ const SEND_MS = 50; // a stick sends at most so often
 const $ = (id) => document.getElementById(id);
 const sources = new Map(); // key, button or gamepad -> [axis, value]
 let about = null, latest = null, drives = false, view = "both", sent = "[0,0,0,0]";
+let shown = Promise.resolve(); // frames are decoded one after the other
 
 const url = new URL(location.href);
 const socket = new WebSocket(`ws://${url.host}/live?token=${encodeURIComponent(url.searchParams.get("token") ?? "")}`);
@@ -26,7 +27,7 @@ socket.binaryType = "arraybuffer";
 // Messages of the server: text once or rarely, and binary frames.
 
 socket.onmessage = (event) => {
-  if (typeof event.data !== "string") return void frame(event.data);
+  if (typeof event.data !== "string") return void (shown = shown.then(() => frame(event.data)));
   const told = JSON.parse(event.data);
   if (told.about) begin(told.about);
   if ("drives" in told) setRole(told.drives);
@@ -99,8 +100,7 @@ function tone(share) {
 
 function words(share) {
   if (share === null) return about.estimates_error ? "the dream has just begun" : "this model does not estimate its error";
-  const size = share <= 1.25 ? "about its usual error" : share < RED_FROM ? "more than its usual error" : "far from what it knows";
-  return `expects ${share.toFixed(1)} × : ${size}`;
+  return `expects ${share.toFixed(1)} × its usual error`;
 }
 
 function apart(hands) {
@@ -216,6 +216,7 @@ for (const button of document.querySelectorAll("[data-press]"))
   button.addEventListener("click", () => send({ press: button.dataset.press }));
 $("view").addEventListener("click", nextView);
 $("task").addEventListener("change", () => {
+  notice(`Building ${$("task").value} …`);
   send({ task: $("task").value });
   $("task").blur(); // the next key drives
 });
