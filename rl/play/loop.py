@@ -28,7 +28,7 @@ def play(session: Session, hub: Hub, frames_per_s: float) -> None:
         begun = time.monotonic()
         if session.tick():
             shown.append(begun)
-        hub.show(session.frame(_rate(shown)))
+        hub.show(session.frame(_rate(shown) if session.is_driven else None))
         # 4. A late chunk is not caught up with.
         if session.is_driven:
             time.sleep(max(begun + 1 / frames_per_s - time.monotonic(), 0.0))

@@ -89,7 +89,9 @@ class Hub:
                 logger=logging.Logger("silent", logging.CRITICAL + 1),
             )
         except OSError as error:
-            raise UserError(f"port={port}: cannot listen there ({error.strerror}); take another, or 0 for any") from error
+            raise UserError(
+                f"port={port}: cannot listen there ({error.strerror}); take another, or 0 for any"
+            ) from error
         port = next(iter(self._listening.sockets)).getsockname()[1]
         self._hosts = tuple(f"{host}:{port}" for host in (HOST, "localhost"))
         self.address = f"http://{self._hosts[0]}/?token={self._token}"
@@ -160,6 +162,8 @@ class Hub:
                 page.fresh.clear()
                 if drives != (drives := self._pages[0] is page):
                     await connection.send(json.dumps({"drives": drives}))
+                if not self._frame:  # the play has not begun
+                    continue
                 try:
                     await asyncio.wait_for(connection.send(self._frame), SEND_S)
                 except TimeoutError:  # a page that does not read would keep its frame for ever
@@ -185,12 +189,8 @@ def serving(page: Page, tasks: tuple[str, ...], about: dict[str, Any], port: int
     """Serve the page within this context, in a thread of its own.
 
     Raises:
-        UserError: websockets is missing, or the port is in use.
+        UserError: the port is in use.
     """
-    try:
-        importlib.import_module("websockets.asyncio.server")
-    except ImportError as error:
-        raise UserError(f"wamtune play needs websockets; install it with {pip_line('serve')}") from error
     hub = Hub(page, tasks, about)
     thread = threading.Thread(target=hub.run, daemon=True)
     thread.start()
@@ -200,6 +200,18 @@ def serving(page: Page, tasks: tuple[str, ...], about: dict[str, Any], port: int
     finally:
         hub.stop()
         thread.join()
+
+
+def check_installed() -> None:
+    """Refuse to go on without websockets.
+
+    Raises:
+        UserError: it is missing; the message names the extra.
+    """
+    try:
+        importlib.import_module("websockets.asyncio.server")
+    except ImportError as error:
+        raise UserError(f"wamtune play needs websockets; install it with {pip_line('serve')}") from error
 
 
 def _closed() -> type[Exception]:

@@ -124,7 +124,9 @@ class Session:
         if all(self.twin.now.solved.values()):
             self.left, self.notice = 0, "The policy has solved the task; you drive"
         elif not self.left:
-            self.notice = f"The policy has driven for {POLICY_STEPS} steps and not solved the task everywhere; you drive"
+            self.notice = (
+                f"The policy has driven for {POLICY_STEPS} steps and not solved the task everywhere; you drive"
+            )
 
     def _hand_over(self) -> None:
         if self.make_policy is None:

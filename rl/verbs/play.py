@@ -18,7 +18,7 @@ from rl.envs.simulator import Simulator
 from rl.play.loop import play
 from rl.play.page import Page
 from rl.play.panes import check_shown, shown_image
-from rl.play.server import serving
+from rl.play.server import check_installed, serving
 from rl.play.session import Session
 from rl.play.twin import MOST_CHUNKS, SETTLING, Twin, recorded_starts, usual_error
 from rl.policies.api import Policy
@@ -39,6 +39,7 @@ def run(words: list[str]) -> None:
     name = words[0] if named else DEFAULT
     options = compose(None, words[named:], PlayOptions)
     torch.set_num_threads(options.threads)
+    check_installed()
     session = load_session(name, options)
     try:
         with serving(Page(name), session.tasks, session.about(), options.port) as hub:

@@ -27,7 +27,7 @@ socket.binaryType = "arraybuffer";
 // Messages of the server: text once or rarely, and binary frames.
 
 socket.onmessage = (event) => {
-  if (typeof event.data !== "string") return void (shown = shown.then(() => frame(event.data)));
+  if (typeof event.data !== "string") return void (shown = shown.then(() => frame(event.data)).catch(console.error));
   const told = JSON.parse(event.data);
   if (told.about) begin(told.about);
   if ("drives" in told) setRole(told.drives);

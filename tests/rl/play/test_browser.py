@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.rl.play.browser import Tab, browser, installed
+from benchmarks.browser import Tab, browser, installed
+from benchmarks.play import played
 from tests.rl.play.toy import playing
-
-ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.skipif(installed() is None, reason="no Chromium here: apt-get install chromium")
 
@@ -84,27 +78,10 @@ def test_a_page_of_another_origin_and_one_without_token_cannot_connect(tab: Tab)
         assert tab.js(tried.format(url=live)) == "open"
 
 
-@contextmanager
-def played(*words: str) -> Iterator[str]:
-    """Run `wamtune play`; yield its address, and end it with Ctrl-C."""
-    command = [sys.executable, "-m", "rl.cli", "play", *words]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    try:
-        lines = [process.stdout.readline(), process.stdout.readline()]
-        found = re.fullmatch(r"(http://127\.0\.0\.1:\d+/\?token=\S+)\n", lines[1])
-        assert found is not None, lines
-        yield found[1]
-    finally:
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
-    assert (process.returncode, rest) == (0, "")
-
-
 @pytest.mark.slow
 def test_a_person_and_the_policy_drive_the_built_in_model(tab: Tab) -> None:
     """The built-in policy solved faucet-open in 100 of 100 episodes when it was made."""
-    with played("metaworld-pixels-tuned", "env.tasks=faucet-open,drawer-open") as address:
+    with played("metaworld-pixels-tuned", "env.tasks=faucet-open,drawer-open") as (address, _):
         tab.open(address)
         tab.until("latest !== null && drives")
         before = tab.js("latest.hands")

@@ -116,7 +116,9 @@ def test_the_page_loads_nothing_else(toy: tuple[Hub, Session]) -> None:
     assert "unsafe" not in headers["Content-Security-Policy"]
     outside = set(re.findall(r"https?://[^\s\"'`]+", html)) - {"http://www.w3.org/2000/svg"}
     assert not outside and "src=" not in html and "@import" not in html and "url(" not in html
-    assert "style=" not in html and " on" not in re.sub(r">[^<]*<", "><", html.partition("<script>")[0].partition("</style>")[2])
+    assert "style=" not in html and " on" not in re.sub(
+        r">[^<]*<", "><", html.partition("<script>")[0].partition("</style>")[2]
+    )
 
 
 def test_the_name_of_a_checkpoint_is_escaped() -> None:
@@ -176,6 +178,15 @@ def test_other_messages_close_the_line_and_the_play_goes_on(
     assert refused.value.rcvd is not None and refused.value.rcvd.code == code
     with live(hub) as page:
         until(page, "drives", True)
+
+
+def test_a_page_that_opens_before_the_play_begins_waits_for_its_first_frame() -> None:
+    with serving(Page("toy"), ("reach",), {}, port=0) as hub, live(hub) as page:
+        assert told(page) == {"about": {}} and told(page) == {"drives": True}
+        with pytest.raises(TimeoutError):
+            page.recv(timeout=0.3)
+        hub.show(struct.pack(">I", 2) + b"{}")
+        assert told(page) == {}
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -1,4 +1,4 @@
-"""A hand that follows its actions, and a dream of it in which the object drifts by 1 cm a chunk: all errors are known."""
+"""A hand that follows its actions, and a dream in which the object drifts by 1 cm a chunk: all errors are known."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Tab:
     """One page of the browser."""
 
     def __init__(self, url: str) -> None:
-        self._socket = connect(url, max_size=None, compression=None)
+        self._open = ExitStack()
+        self._socket = self._open.enter_context(connect(url, max_size=None, compression=None))
         self._ids = itertools.count(1)
         self.errors: list[str] = []  # of the console and of scripts
         for domain in ("Page", "Runtime", "Log"):
@@ -55,7 +56,7 @@ class Tab:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 120) -> Any:
+    def until(self, expression: str, seconds: float = 90) -> Any:
         """Wait until an expression is true; return its value."""
         end = time.monotonic() + seconds
         while not (value := self.js(expression)):
@@ -89,7 +90,7 @@ class Tab:
 
     def close(self) -> None:
         """Close the connection."""
-        self._socket.close()
+        self._open.close()
 
     def _note(self, message: dict[str, Any]) -> None:
         """Keep what the console shows as an error."""
