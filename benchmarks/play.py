@@ -2,7 +2,7 @@
 
 python benchmarks/play.py                              # frames a second of both panes, as the page gets them
 python benchmarks/play.py --frames-per-s 60            # as many as this computer can
-python benchmarks/play.py --picture docs/play.png --width 1280 --height 680
+python benchmarks/play.py --picture docs/play.png --seed 2000003
 
 It starts `wamtune play` with one thread of torch, lets the policy drive one task after another, and measures the time
 between the frames that the page has painted, the processor time of the program for a frame, and the load.
@@ -22,6 +22,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="metaworld-pixels-tuned")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--starts", type=int, default=3, help="of each task")
+    parser.add_argument("--seed", type=int, default=2_000_000, help="of the first start")
     parser.add_argument("--frames-per-s", type=float, default=12.0)
     parser.add_argument("--picture", type=Path, help="write what a window shows while the policy drives, and stop")
     parser.add_argument("--width", type=int, default=1280)
@@ -56,6 +59,7 @@ def main() -> None:
     if installed() is None:
         raise UserError("there is no Chromium here; install it, for example apt-get install chromium")
     words = [args.checkpoint, f"env.tasks={','.join(args.tasks)}", f"frames_per_s={args.frames_per_s}"]
+    words.append(f"seed={args.seed}")
     with tempfile.TemporaryDirectory() as profile, played(*words) as (address, pid), browser(Path(profile)) as tab:
         tab.open(address)
         tab.until("latest !== null && drives")
@@ -94,11 +98,12 @@ def measure(tab: Tab, pid: int, tasks: list[str], starts: int) -> None:
 
 
 def picture(tab: Tab, out: Path, width: int, height: int, dark: bool) -> None:
-    """Let the policy pull, take the picture shortly after the task is solved."""
+    """Let the policy solve the first task, and take the picture, in 256 colours, so that the file is small."""
     tab.press("KeyP")
     tab.until("latest.driver === 'policy'")
     tab.until("latest.driver === 'you'")
     tab.screenshot(out, width, height, dark)
+    Image.open(out).convert("RGB").quantize(256).save(out, optimize=True)
     print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
 
 

@@ -69,7 +69,7 @@ class Session:
         """Do what a message of the page asks for."""
         if message.held is not None:
             self.controls.hold(message.held)
-            if self.controls.is_held and self.left:
+            if any(message.held) and self.left:
                 self.left, self.notice = 0, "You drive"
         elif message.task is not None:
             self.begin(message.task)
@@ -135,6 +135,7 @@ class Session:
             self.left, self.notice = 0, "You drive"
         else:
             self.left, self.notice = POLICY_STEPS, "The policy drives; any key takes over"
+            self.controls.tapped = NOTHING
 
     def _restart(self) -> None:
         self.seed += 1

@@ -123,7 +123,7 @@ function curve(s) {
   if (s.parted !== null && s.parted > s.curve_from) {
     const at = x(s.parted - s.curve_from);
     parts.push(line(at, top, at, bottom, "parted"));
-    parts.push(element("text", { x: at + 4, y: top + 11 }, "parted"));
+    parts.push(element("text", { x: at + 4, y: bottom - 5 }, "parted"));
   }
   for (const [column, name] of ["expected", "measured"].entries()) {
     let d = "", on = false;

@@ -113,6 +113,13 @@ def test_a_key_takes_over_from_the_policy_and_a_press_too() -> None:
     assert session.status()["driver"] == "you"
 
 
+def test_a_tap_before_the_policy_drives_is_no_takeover() -> None:
+    session = make_session()
+    for message in (UP, Message(press="policy"), NOTHING):
+        session.handle(message)
+    assert session.status()["driver"] == "policy" and session.tick()
+
+
 def test_the_policy_gives_up_after_an_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.rl.play.toy.GOAL", 1e9)
     session = make_session()
