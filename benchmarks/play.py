@@ -103,7 +103,7 @@ def picture(tab: Tab, out: Path, width: int, height: int, dark: bool) -> None:
     tab.until("latest.driver === 'policy'")
     tab.until("latest.driver === 'you'")
     tab.screenshot(out, width, height, dark)
-    Image.open(out).convert("RGB").quantize(256).save(out, optimize=True)
+    Image.open(out).convert("RGB").quantize(256, kmeans=8, dither=Image.Dither.NONE).save(out, optimize=True)
     print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
 
 

@@ -61,7 +61,7 @@ def parse(text: str | bytes, tasks: tuple[str, ...]) -> Message:
 
 
 def _is_share(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and -1 <= value <= 1  # type: ignore[arg-type]
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value <= 1  # NaN is not
 
 
 @dataclass

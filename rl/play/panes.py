@@ -6,7 +6,6 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from rewards.errors import UserError
 from rl.play.twin import Twin
@@ -88,6 +87,8 @@ class Panes:
         return pixels
 
     def _drawn(self, state: torch.Tensor) -> Pixels:
+        from PIL import Image, ImageDraw
+
         slices = self.model.predicted_spec.slices
         positions = np.stack([state[slices[part]].numpy() for part, _ in PARTS])
         n = len(self.twin.moments) - 1
@@ -108,6 +109,8 @@ class Panes:
 
 def png(pixels: Pixels) -> bytes:
     """Return an image as a PNG file, compressed fast."""
+    from PIL import Image
+
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png", compress_level=1)
     return file.getvalue()
