@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rl.play.controls import NOTHING, Controls, Message
+from rl.play.controls import AXES, NOTHING, Controls, Message
 from rl.play.panes import Panes, png, view_of
 from rl.play.twin import MOST_CHUNKS, Twin
 from rl.policies.api import Policy
@@ -166,6 +166,7 @@ class Session:
             "has_sim": self.twin.sim is not None,
             "can_act": self.make_policy is not None,
             "moves_hand": self.controls.moves_hand,
+            "n_axes": min(len(AXES), model.spec.action_dim),
             "estimates_error": model.estimates_error,
             "parted_at": PARTED,
             "chunk_s": model.chunk_size / model.spec.control_hz,

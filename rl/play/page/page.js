@@ -43,7 +43,19 @@ function begin(given) {
   $("chunk").textContent = about.chunk_size;
   $("policy").disabled = !about.can_act;
   $("redream").hidden = $("measured-key").hidden = $("view").hidden = !about.has_sim;
-  if (!about.has_sim) show("dream");
+  if (!about.moves_hand) nameEntries();
+  if (about.has_sim) return;
+  $("lead").textContent = "The dream alone: it began in a recorded state and goes on from what it dreamed itself.";
+  show("dream");
+}
+
+function nameEntries() {
+  // Without a hand in space, axis i moves entry i of the action.
+  for (const button of document.querySelectorAll("[data-axis]")) {
+    const i = AXES.indexOf(button.dataset.axis);
+    button.hidden = i >= about.n_axes;
+    button.firstElementChild.textContent = `${i + 1} ${button.dataset.sign > 0 ? "+" : "−"}`;
+  }
 }
 
 function setRole(given) {
