@@ -143,13 +143,14 @@ class Session:
 
     def _rewind(self) -> None:
         parted = self.parted
+        alone = self.twin.sim is None
         if parted is None:
-            what = "expected error is" if self.twin.sim is None else "two still agree: the error of the dream is"
+            what = "expected error is" if alone else "two still agree: the error of the dream is"
             self.notice = f"Nothing to go back to: the {what} below {PARTED:g} times the usual one"
             return
         self.left = 0
         self.twin.rewind(max(parted - 1, 0))
-        self.notice = "Back to just before the two parted; you drive"
+        self.notice = f"Back to just before the {'dream was unsure' if alone else 'two parted'}; you drive"
 
     def _redream(self) -> None:
         if self.twin.sim is None:

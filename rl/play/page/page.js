@@ -46,6 +46,7 @@ function begin(given) {
   if (!about.moves_hand) nameEntries();
   if (about.has_sim) return;
   $("lead").textContent = "The dream alone: it began in a recorded state and goes on from what it dreamed itself.";
+  document.querySelector("[data-press=rewind] span").textContent = "Back to where it was sure";
   show("dream");
 }
 
@@ -135,7 +136,7 @@ function curve(s) {
   if (s.parted !== null && s.parted > s.curve_from) {
     const at = x(s.parted - s.curve_from);
     parts.push(line(at, top, at, bottom, "parted"));
-    parts.push(element("text", { x: at + 4, y: bottom - 5 }, "parted"));
+    parts.push(element("text", { x: at + 4, y: bottom - 5 }, about.has_sim ? "parted" : "unsure"));
   }
   for (const [column, name] of ["expected", "measured"].entries()) {
     let d = "", on = false;
