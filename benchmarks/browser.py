@@ -29,9 +29,10 @@ def installed() -> str | None:
 
 
 class Tab:
-    """One page of the browser."""
+    """One page of the browser, whose process has the id `pid`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pid: int) -> None:
+        self.pid = pid
         self._open = ExitStack()
         self._socket = self._open.enter_context(connect(url, max_size=None, compression=None))
         self._ids = itertools.count(1)
@@ -114,7 +115,7 @@ def browser(profile: Path) -> Iterator[Tab]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        tab = Tab(_page_of(profile / "DevToolsActivePort"))
+        tab = Tab(_page_of(profile / "DevToolsActivePort"), process.pid)
         try:
             yield tab
         finally:

@@ -234,14 +234,19 @@ $("task").addEventListener("change", () => {
   $("task").blur(); // the next key drives
 });
 
-// A gamepad is asked, it does not tell.
+// A gamepad is asked, it does not tell; but it tells when it is there.
 
 const PAD_PRESSES = { 0: "policy", 1: "rewind", 3: "restart" };
-let padDown = {}, padSent = 0;
+let padDown = {}, padSent = 0, polling = false;
 
 function pollGamepads(now) {
   const pad = navigator.getGamepads().find((p) => p && p.mapping === "standard");
-  if (pad && now - padSent >= SEND_MS) {
+  if (!pad) {
+    polling = false;
+    letGo();
+    return;
+  }
+  if (now - padSent >= SEND_MS) {
     padSent = now;
     const stick = (value) => (Math.abs(value) < STICK ? 0 : value);
     hold("stick x", "right", stick(pad.axes[0]));
@@ -249,7 +254,7 @@ function pollGamepads(now) {
     hold("stick 2", "up", -stick(pad.axes[3]));
     hold("triggers", "grip", (pad.buttons[7].pressed ? 1 : 0) - (pad.buttons[6].pressed ? 1 : 0));
   }
-  for (const [i, button] of (pad?.buttons ?? []).entries()) {
+  for (const [i, button] of pad.buttons.entries()) {
     if (button.pressed && !padDown[i]) {
       if (i in PAD_PRESSES) send({ press: PAD_PRESSES[i] });
       if (i === 2) nextView();
@@ -258,4 +263,7 @@ function pollGamepads(now) {
   }
   requestAnimationFrame(pollGamepads);
 }
-requestAnimationFrame(pollGamepads);
+addEventListener("gamepadconnected", () => {
+  if (!polling) requestAnimationFrame(pollGamepads);
+  polling = true;
+});

@@ -15,6 +15,13 @@ pytestmark = pytest.mark.skipif(installed() is None, reason="no Chromium here: a
 
 TONE = "getComputedStyle($('dream').querySelector('.frame')).borderTopColor"
 
+GAMEPAD = """
+window.pad = {mapping: "standard", axes: [0, 0, 0, 0.8], buttons: Array(16).fill({pressed: false})};
+navigator.getGamepads = () => [pad];
+dispatchEvent(new Event("gamepadconnected"));
+"""
+"""A gamepad whose right stick is held down."""
+
 
 @pytest.fixture
 def tab(tmp_path: Path) -> Iterator[Tab]:
@@ -55,6 +62,11 @@ def test_the_page_drives_the_toy(tab: Tab) -> None:
         tab.js("document.querySelector('[data-axis=up].u').dispatchEvent(new KeyboardEvent('keydown', {key: ' '}))")
         tab.until("latest.frames_per_s !== null")
         tab.js("dispatchEvent(new Event('blur'))")
+        tab.until("latest.frames_per_s === null")
+        # 5. A gamepad: its stick moves until it rests.
+        tab.js(GAMEPAD)
+        tab.until("latest.frames_per_s !== null")
+        tab.js("pad.axes[3] = 0")
         tab.until("latest.frames_per_s === null")
         assert tab.js("document.documentElement.scrollWidth <= innerWidth")
         assert tab.errors == []
