@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
@@ -63,10 +63,12 @@ def make_sim(
     n_envs: int,
     rewards: bool,
     denoiser: Denoiser | None = None,
+    shown: Mapping[str, Feature] | None = None,
 ) -> Simulator:
     """Build the simulator of the config for `tasks`; with `rewards` it gets the reward terms of the config.
 
-    It gives what the world model `model` reads, and what `denoiser` reads if another policy acts.
+    It gives what the world model `model` reads, what `denoiser` reads if another policy acts, and the images `shown`
+    for a person.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
@@ -82,6 +84,7 @@ def make_sim(
         n_workers=env.n_workers or default_workers(),
         run=config,
         denoiser=denoiser,
+        shown=shown,
         n_context_frames=max(1 if of is None else of.n_context_frames for of in (model, denoiser)),
         read_out=None if model is None else model.frame_read_out,
         seed=config.seed,
@@ -107,6 +110,7 @@ def build_simulator(
     n_workers: int = 0,
     run: TrainConfig | None = None,
     denoiser: Denoiser | None = None,
+    shown: Mapping[str, Feature] | None = None,
     **others: Any,
 ) -> Simulator:
     """Build a simulator, and check that a model, and a policy of somebody else, can act in it.
@@ -120,6 +124,7 @@ def build_simulator(
         n_workers: see `Request`.
         run: config of the run, if there is one.
         denoiser: acts in it, if another policy than that of the model does.
+        shown: images for a person, by feature, that neither of them reads.
         others: arguments of `BatchedEnv`.
 
     Raises:
@@ -145,7 +150,7 @@ def build_simulator(
         options=env.options,
         known_tasks=tuple(known_tasks) or tasks,
         n_workers=n_workers,
-        features=_wanted(model, denoiser, where),
+        features={**_wanted(model, denoiser, where), **(shown or {})},
         cameras={**({} if denoiser is None else denoiser.cameras), **({} if model is None else model.cameras)},
         model=model,
         own_rewards=isaac_terms(run.rewards) if run is not None else {},

@@ -28,6 +28,7 @@ VERBS = {
     "eval": ("rl.verbs.eval", "measure success, with intervals"),
     "rank": ("rl.verbs.rank", "order checkpoints by success in one dream, corrected by real episodes"),
     "dream": ("rl.verbs.dream", "draw what the model dreams beside what the simulator does"),
+    "play": ("rl.verbs.play", "drive the dream in a browser, beside the simulator"),
     "report": ("rl.verbs.report", "write the report of a run as one HTML file"),
     "check": ("rl.verbs.check", "check a preset and its reward terms without training"),
     "deploy": ("rl.verbs.deploy", "run a policy on a robot, compare two on it, or export one as ONNX"),

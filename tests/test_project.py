@@ -34,13 +34,14 @@ ROOMS = (
     ("rl.rounds",),
     ("rl.runs",),
     ("rl.report",),
+    ("rl.play",),
     ("rl.stages",),
     ("rl.verbs",),
     ("rl.cli",),
 )
 """Rooms in the order of imports: each imports only its own row and those before it."""
 
-WITHOUT_OUR_MODEL = ("rl.ppo", "rl.envs", "rl.robots", "rl.deploy", "rl.policies", "rl.rounds")
+WITHOUT_OUR_MODEL = ("rl.ppo", "rl.envs", "rl.robots", "rl.deploy", "rl.policies", "rl.rounds", "rl.play")
 """Rooms that know the protocols and never `world_model.wam`; of the policies, `wam.py` alone does."""
 
 OURS = {"rewards": {"rewards"}, "world_model": {"world_model", "rewards"}, "rl": {"rl", "world_model", "rewards"}}

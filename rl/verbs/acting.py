@@ -13,6 +13,8 @@ from rl.policies.saving import ABOUT
 from rl.world_models import load_world_model_weights, make_world_model, world_model_of
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.spec import LATENTS
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config
 
@@ -90,3 +92,27 @@ def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldMode
     if Path(name).is_dir():
         load_world_model_weights(model, world_model_of(find_checkpoint(name)))
     return model
+
+
+def load_recorded(model: WorldModel, name: Any, folder: str) -> list[Episode]:
+    """Load recorded episodes of the tasks of a model, with the features that it predicts.
+
+    Args:
+        model: whose features the episodes need.
+        name: of its checkpoint, which may have episodes.
+        folder: of other episodes; empty: those in the checkpoint.
+
+    Raises:
+        UserError: there are none, or they do not fit the model.
+    """
+    where = folder or str(find_checkpoint(name))
+    store = EpisodeStore(where)
+    # They may hold images, or the latents of this model.
+    has_latents = bool(store.shards) and LATENTS in store.spec.features
+    spec = model.predicted_spec if has_latents else model.spec
+    episodes = store.load(tasks=spec.tasks, features=spec.features)
+    if not episodes:
+        raise UserError(f"{where}: no recorded episodes in whose states a dream could begin; name some with episodes=")
+    for i, episode in enumerate(episodes):
+        episode.check_fits(spec, f"{where}: episode {i}")
+    return model.encode_episodes(episodes)

@@ -30,7 +30,7 @@ complete -o filenames -F _wamtune wamtune
 
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
 
-CHECKPOINTS = ("eval", "rank", "dream", "deploy", "serve", "cp")
+CHECKPOINTS = ("eval", "rank", "dream", "play", "deploy", "serve", "cp")
 """Verbs whose first words are checkpoints."""
 
 OTHERS = {"ls": ["checkpoints", "presets", "rewards", "tasks"], "completion": ["bash", "zsh"]}

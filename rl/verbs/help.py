@@ -20,6 +20,7 @@ from rl.verbs.options import (
     ExportOptions,
     FitOptions,
     HubOptions,
+    PlayOptions,
     RankOptions,
     ServeOptions,
 )
@@ -136,6 +137,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "eval": (EvalOptions,),
     "rank": (RankOptions,),
     "dream": (DreamOptions,),
+    "play": (PlayOptions,),
     "deploy": (ExportOptions, RobotConfig),
     "serve": (ServeOptions,),
     "fit": (FitOptions,),
@@ -275,6 +277,23 @@ Keys:
 Examples:
   wamtune dream metaworld-tuned env.tasks=push
   wamtune dream runs/demo/20250101-120000-s0 env.tasks=peg-insert-side source=policy n_chunks=12 out=peg.png""",
+    "play": f"""wamtune play [CHECKPOINT | RUN_FOLDER] [key=value ...]
+
+Print the address of a page on this computer, in which you drive the dream of a checkpoint beside the simulator, with
+the keyboard, a gamepad or the buttons of the page. Both begin in the same state and execute the same actions, so that
+they differ by the error of the dream alone. A key hands over to the policy and back, another goes back to where the two
+parted. The frame of the dream is green as long as the model expects its usual error, and red where it expects three
+times as much. Without a checkpoint it is metaworld-pixels-tuned. Ends with Ctrl-C. docs/play.md explains the page.
+Needs the extra `serve`: {pip_line("serve")}
+
+The page is for programs of this computer that know the token in its address, and one page drives at a time.
+
+Keys:
+{keys_of(PlayOptions)}
+
+Examples:
+  wamtune play env.tasks=faucet-open,drawer-open open=true
+  wamtune play runs/demo-pixels place=dream""",
     "report": """wamtune report RUN_FOLDER
 
 Write report.html into the folder of a training run, and print its verdict. The page begins with the verdict in one

@@ -113,6 +113,32 @@ class DreamOptions:
 
 
 @dataclass(frozen=True)
+class PlayOptions:
+    """The keys of `wamtune play`."""
+
+    MOVED = (("task", "env.tasks"), ("tasks", "env.tasks"))
+
+    # env.tasks: to choose from, the first one begins; empty: all that the checkpoint knows
+    env: SimulatorConfig = field(default_factory=SimulatorConfig)
+    place: Literal["both", "dream"] = "both"  # dream: alone, from recorded states, without a simulator
+    seed: int = EvalConfig().seed  # of the first start; each new start adds 1
+    speed: float = 0.4  # share of the largest action that a held key sends
+    frames_per_s: float = 12.0  # chunks in a second at most; real time in Meta-World is 10
+    episodes: str = ""  # folder of recorded episodes, for starts and the usual error; empty: those in the checkpoint
+    port: int = 0  # of the page on this computer; 0: a free one
+    open: bool = False  # open the page in the default browser
+    threads: int = 1  # of torch on the CPU
+
+    def check(self) -> None:
+        """Refuse numbers out of range."""
+        at_least(self, 1, "threads")
+        at_least(self, 0, "seed")
+        require(self, ("speed",), lambda value: 0 < value <= 1, "more than 0 and at most 1")
+        require(self, ("frames_per_s",), lambda value: 0 < value <= 60, "more than 0 and at most 60")
+        require(self, ("port",), lambda value: 0 <= value < 2**16, "0 to 65535")
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """The keys of `wamtune deploy ... export`."""
 

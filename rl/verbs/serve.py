@@ -26,13 +26,12 @@ from rl.envs.simulator import usable_device
 from rl.policies.api import Denoiser
 from rl.policies.pilot import DenoiserPilot
 from rl.policies.wam import ModelPilot, WamDenoiser
-from rl.verbs.acting import load_actor, load_brought, load_dream, refuse_own_class
+from rl.verbs.acting import load_actor, load_brought, load_dream, load_recorded, refuse_own_class
 from rl.verbs.options import ServeOptions
 from world_model.checkpoint import MODEL, find_checkpoint
-from world_model.data.episodes import EpisodeStore
 from world_model.dream_env import StartStates
 from world_model.files import sha256
-from world_model.spec import IMAGES, LATENTS, STATE, Spec
+from world_model.spec import IMAGES, STATE, Spec
 
 
 def run(words: list[str]) -> None:
@@ -118,17 +117,8 @@ def _dream(name: str, options: ServeOptions) -> Dream:
         if image not in model.spec.images:
             known = ", ".join(of.removeprefix(IMAGES) for of in model.spec.images) or "none"
             raise UserError(f"images={image.removeprefix(IMAGES)}: expected cameras of the world model: {known}")
-    where = options.episodes or str(find_checkpoint(options.world_model or name))
-    store = EpisodeStore(where)
-    # They may hold images, or the latents of this model.
-    has_latents = bool(store.shards) and LATENTS in store.spec.features
-    spec = model.predicted_spec if has_latents else model.spec
-    episodes = store.load(tasks=spec.tasks, features=spec.features)
-    if not episodes:
-        raise UserError(f"{where}: no recorded episodes in whose states a dream could begin; name some with episodes=")
-    for i, episode in enumerate(episodes):
-        episode.check_fits(spec, f"{where}: episode {i}")
-    starts = StartStates.from_episodes(model.encode_episodes(episodes), spec.tasks, model.n_context_frames)
+    episodes = load_recorded(model, options.world_model or name, options.episodes)
+    starts = StartStates.from_episodes(episodes, model.spec.tasks, model.n_context_frames)
     if isinstance(model, nn.Module):
         model.to(usable_device("device", options.device))
     return Dream(model, starts, options.horizon, options.max_steps, images)

@@ -20,6 +20,7 @@ from rl.verbs.options import (
     EvalOptions,
     ExportOptions,
     FitOptions,
+    PlayOptions,
     RankOptions,
     ServeOptions,
 )
@@ -67,6 +68,10 @@ def check_words(verb: str, words: Sequence[str]) -> None:
         for other in names:
             _check_checkpoint(verb, other)
         check_builtin_options(compose(None, words[len(names) :], RankOptions).env)
+    elif verb == "play":
+        if name is not None:
+            _check_checkpoint(verb, name)
+        check_builtin_options(compose(None, words[name is not None :], PlayOptions).env)
     elif verb == "serve":
         _check_checkpoint(verb, str(name))
         compose(None, words[1:], ServeOptions)

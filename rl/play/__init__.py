@@ -1,0 +1,1 @@
+"""The dream in a browser: a person drives it beside the simulator."""
