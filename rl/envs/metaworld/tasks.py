@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import mujoco
 import numpy as np
 from metaworld.env_dict import ENV_CLS_MAP
 from metaworld.policies import ENV_POLICY_MAP
@@ -51,6 +52,7 @@ class MetaWorldTask:
         check_task(task)
         self._task = task
         self._env = fast_class(f"{task}-v3")(looked_at)
+        self._at_start = False  # of an episode, where bodies have been moved and stock has not computed their poses yet
 
     @property
     def model(self) -> Any:
@@ -64,16 +66,24 @@ class MetaWorldTask:
 
     def reset(self, seed: int) -> Array:
         """Begin the episode that stock begins after `env.seed(seed); env.reset()`; return its first frame (21,)."""
+        self._at_start = True
         return _frame(self._env.restart(seed))
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action` (4,); return frame (21,), reward, success, terminated, truncated."""
+        self._at_start = False
         obs, reward, success = self._env.advance(action)
         return _frame(obs), reward, success, False, False
 
     def images(self, cameras: Cameras) -> Images:
-        """Render the scene with each camera; see `rl.envs.workers.Task.images`."""
+        """Render the scene with each camera; see `rl.envs.workers.Task.images`.
+
+        At the start of an episode stock has moved bodies without computing their poses, so an image would show them
+        where they were before: on drawer-open, window-open and faucet-open up to 15 cm away.
+        """
         assert self._env.drawn or not cameras, "make the task with looked_at=True to render it"
+        if cameras and self._at_start:
+            mujoco.mj_kinematics(self._env.model, self._env.data)  # poses alone: the physics goes on to the same bits
         return {name: _camera(self._task, use).render(self._env.data) for name, use in cameras.items()}
 
     def close(self) -> None:
