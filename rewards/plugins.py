@@ -22,7 +22,18 @@ from zlib import crc32
 
 from rewards.errors import UserError, blamed, defined_at, did_you_mean
 
-Kind = Literal["reward", "robot", "trust_signal", "simulator", "codec", "policy", "world_model", "callback", "schedule"]
+Kind = Literal[
+    "reward",
+    "robot",
+    "trust_signal",
+    "simulator",
+    "codec",
+    "policy",
+    "world_model",
+    "callback",
+    "schedule",
+    "text_encoder",
+]
 
 GROUPS: dict[Kind, str] = {
     "reward": "wamtune.rewards",
@@ -34,6 +45,7 @@ GROUPS: dict[Kind, str] = {
     "world_model": "wamtune.world_models",
     "callback": "wamtune.callbacks",
     "schedule": "wamtune.schedules",
+    "text_encoder": "wamtune.text_encoders",
 }
 """Kind of plug-in -> entry point group with which installed packages register theirs."""
 

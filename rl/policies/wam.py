@@ -152,6 +152,8 @@ class FlowGraph(Graph):
                 "export: a policy that reads images cannot be exported yet; choose one that acts on a state"
             )
         self.codec = codec
+        if self.model.text is not None:  # the graph has the vectors of its sentences, and no encoder
+            self.model.text = self.model.text.fixed()
         for statistics in (codec.state, codec.change, self.model.action_codec.action):
             statistics.check_fitted()
             # Tracing does not support a branch on a tensor, so the check runs only here and is then switched off.
