@@ -153,7 +153,7 @@ class FlowGraph(Graph):
             )
         self.codec = codec
         if self.model.text is not None:  # the graph has the vectors of its sentences, and no encoder
-            self.model.text = self.model.text.fixed()
+            self.model.text = self.model.text.fixed()  # type: ignore[assignment]
         for statistics in (codec.state, codec.change, self.model.action_codec.action):
             statistics.check_fitted()
             # Tracing does not support a branch on a tensor, so the check runs only here and is then switched off.

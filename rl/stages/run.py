@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from rewards.errors import UserError
+from rl.instructions import new_model, tell_of
 from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
 from rl.runs.folder import RunFolder
 from rl.runs.progress import Progress
@@ -164,10 +165,14 @@ def pretrain(config: PretrainConfig, run: RunFolder) -> dict[str, Any]:
     if saved is None:
         torch.manual_seed(config.seed)
         spec = store.spec
-        instructions = spec.instructions | config.env.instructions
-        spec = replace(spec, tasks=config.env.tasks or recorded_tasks(store), instructions=instructions)
+        spec = replace(
+            spec,
+            tasks=config.env.tasks or recorded_tasks(store),
+            instructions=spec.instructions | config.env.instructions,
+            wordings=spec.wordings | config.env.further_wordings,
+        )
         # A simulator tells what a robot cannot measure; a recorded state is what a robot has measured.
-        model = WorldActionModel(config.model, model_spec(spec, config.model) if simulates(config) else spec)
+        model = new_model(config.model, model_spec(spec, config.model) if simulates(config) else spec)
     else:
         model = saved.model
     model.to(device_of(config))
@@ -210,6 +215,7 @@ def tune(config: TuneConfig, run: RunFolder) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
+    tell_of(model, config.env, config.env.tasks, text_encoder=config.text_encoder)
     tasks = _tasks(config, model)
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
     image_data = demo_images = _with_images(config, model, store)

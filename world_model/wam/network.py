@@ -328,9 +328,7 @@ class ActionDecoder(nn.Module):
 class ReadOut(nn.Module):
     """MLP that estimates success and progress from a single frame: simulated, dreamed or recorded."""
 
-    def __init__(
-        self, dim: int, task_embedding: Callable[[int], nn.Embedding | nn.Linear], width: int = 192
-    ) -> None:
+    def __init__(self, dim: int, task_embedding: Callable[[int], nn.Embedding | nn.Linear], width: int = 192) -> None:
         super().__init__()
         self.task = task_embedding(width)
         self.embed = nn.Linear(dim, width)

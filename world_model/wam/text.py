@@ -31,7 +31,7 @@ MAX_WORDS = 32
 """Words of a sentence that are read; the rest is cut off."""
 
 PIECE = 3
-"""Letters in a part of a word, the marks for its beginning and end included (as in fastText, Bojanowski et al. 2017)."""
+"""Letters in a part of a word, with the marks for its beginning and end (as in fastText, Bojanowski et al. 2017)."""
 
 MAX_PIECES = 24
 """Pieces of a word that are read; the rest is cut off."""

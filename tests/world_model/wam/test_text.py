@@ -1,7 +1,7 @@
 """Sentences as conditioning: tokens, wordings, bits that do not depend on the index, and a toy that needs the sentence.
 
-In the toy a point stands in the middle of the plane and is asked to go left or right. Start and physics are the same for
-both tasks, so only the sentence can say where to go.
+In the toy a point stands in the middle of the plane and is asked to go left or right. Start and physics are the same
+for both tasks, so only the sentence can say where to go.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ DIRECTION = {"left": -1.0, "right": 1.0}
 
 
 def toy_episodes(n: int, source: str, seed: int) -> list[Episode]:
-    """`n` episodes a task of 8 steps: an expert goes straight to its side, "wrong" to the other one; or random motion."""
+    """`n` episodes a task of 8 steps: "expert" goes straight to its side, "wrong" to the other one, "random" drifts."""
     generator, found = torch.Generator().manual_seed(seed), []
     for task, side in DIRECTION.items():
         action = 0.4 * torch.randn(n, 8, 2, generator=generator)
@@ -127,7 +127,7 @@ def test_the_default_encoder_takes_less_than_a_megabyte() -> None:
 
 def test_a_sentence_has_the_same_bits_at_every_index_and_beside_any_others() -> None:
     first = fitted()
-    others = {"up": "Something else altogether, and longer than the first.", "left": "", "right": SPEC.instruction("left")}
+    others = {"up": "Something else, and longer than the first.", "left": "", "right": SPEC.instruction("left")}
     swapped = replace(SPEC, tasks=("up", "left", "right"), instructions=others, wordings={})
     second = WorldActionModel(CONFIG, swapped).eval()
     second.load_state_dict(first.state_dict())  # the weights know neither tasks nor their number
@@ -191,7 +191,7 @@ def test_the_sentence_decides(trained: WorldActionModel) -> None:
 def test_the_dream_follows_the_sentence(trained: WorldActionModel) -> None:
     """Without actions the future depends on the sentence, and so does what counts as success."""
     obs = {"state": torch.zeros(64, 2, 2), "task": torch.arange(64) % 2}
-    noise = torch.randn(64, trained.codec.n_future_tokens, trained.codec.code_dim, generator=torch.Generator().manual_seed(0))
+    noise = modes.video_noise(trained, 64, torch.Generator().manual_seed(0))
     frames = modes.video(trained, trained.observe(obs), noise, 2)
     assert float(frames[1::2, -1, 0].mean() - frames[::2, -1, 0].mean()) > 0.05
     there = torch.tensor([[[-0.55, 0.0]], [[0.55, 0.0]]])
@@ -282,7 +282,7 @@ def test_a_frozen_encoder_is_asked_once_and_is_not_needed_again(tmp_path: Path) 
     assert solved(model, {"left": left, "right": right}) > 0.9
     assert solved(model, {"left": right, "right": left}) < 0.1
     new = replace(model.spec, instructions={"left": "Leftwards!", "right": right})
-    with pytest.raises(UserError, match="'Leftwards!' is new.*text_encoder=mine.py:fake_encoder"):
+    with pytest.raises(UserError, match=r"'Leftwards!' is new.*text_encoder=mine\.py:fake_encoder"):
         model.tell(new)
     model.tell(new, fake_encoder)
     assert model.text is not None and model.text.rows[0] == "Leftwards!"
