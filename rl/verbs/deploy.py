@@ -118,7 +118,7 @@ def _tell(pilot: Pilot, name: str, config: RobotConfig) -> None:
         UserError: it reads none; an export and a policy on a server have the sentences that they were made with.
     """
     task, known = config.task, pilot.spec.tasks
-    if not isinstance(pilot, ModelPilot):
+    if not isinstance(pilot, ModelPilot) or not pilot.model.reads_sentences:
         raise UserError(f"instruction: {name} knows its tasks by name and reads no sentence; leave it out")
     if not task and len(known) > 1:
         raise UserError(f"instruction={config.instruction!r:.80}: it is for one task; name that with task=...")
