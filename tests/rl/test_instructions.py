@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +21,14 @@ from rl.envs.metaworld.instructions import INSTRUCTIONS, SENTENCES, WORDINGS
 from rl.envs.sim import make_spec
 from rl.instructions import new_model, tell, tell_of, with_instruction
 from rl.policies.wam import FlowGraph, ModelPilot
+from rl.stages import run as stages
 from rl.stages.config import PretrainConfig
 from rl.verbs.deploy import _tell
 from world_model.data.episodes import EpisodeStore
 from world_model.spec import Spec
 from world_model.wam.config import ModelConfig, TextConfig
 from world_model.wam.model import WorldActionModel
-from world_model.wam.store import load_model
+from world_model.wam.store import load_model, save_model
 
 torch.set_num_threads(1)
 
@@ -181,6 +184,29 @@ def test_stages_store_the_sentences(inside: None) -> None:
     pretrained, tuned = load_model("pretrained/checkpoints/last").state_dict(), model.state_dict()
     text = [name for name in tuned if name.startswith("text.")]
     assert text and all(torch.equal(tuned[name], pretrained[name]) for name in text)  # tune and refit leave it alone
+
+
+@pytest.mark.parametrize(("verb", "name"), [("pretrain", "words"), ("tune", "words-tuned")])
+def test_an_interrupted_stage_ends_with_the_same_bits(
+    inside: None, monkeypatch: pytest.MonkeyPatch, verb: str, name: str
+) -> None:
+    """Wordings are drawn with the other random numbers of the training, whose state is saved."""
+    (whole,), calls = Path("runs", name).iterdir(), []
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:  # the first save is in the middle of the stage, the second at its end
+            raise KeyboardInterrupt
+        save_model(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "save_model", save)
+        assert cli.main([verb, f"{verb}.yaml"]) == 130
+    (other,) = set(Path("runs", name).iterdir()) - {whole}
+    assert cli.main([verb, str(other)]) == 0
+    weights = [(run / "checkpoints" / "last" / "model.safetensors").read_bytes() for run in (whole, other)]
+    assert weights[0] == weights[1]
+    shutil.rmtree(other)
 
 
 Run = Callable[..., tuple[int, str]]
