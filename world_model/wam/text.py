@@ -12,7 +12,7 @@ The index of a task only says which sentence is meant; the networks get nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from zlib import crc32
 
 import torch
@@ -229,21 +229,20 @@ class FrozenSentences(Sentences):
         Raises:
             UserError: a sentence is new, and there is no `encode`; or it returns something else than vectors.
         """
-        old, vectors = {text: i for i, text in enumerate(self.rows)}, self.vectors
+        texts, _ = sentences_of(spec)
+        known = {text: vector for text, vector in zip(self.rows, self.vectors, strict=True) if vector.any()}
+        new = [text for text in dict.fromkeys(texts) if text and text not in known]
+        if new:  # before anything is changed, as this can fail
+            known |= dict(zip(new, self._made(new, encode).to(self.vectors.device), strict=True))
+        nothing = self.vectors.new_zeros(self.dim)
+        self.vectors = torch.stack([known[text] if text else nothing for text in texts])
         self.set_rows(spec)
-        new = [text for text in dict.fromkeys(self.rows) if text and (text not in old or not vectors[old[text]].any())]
-        found = torch.zeros(len(self.rows), self.dim, device=vectors.device)
-        made = dict(zip(new, self._made(new, encode), strict=True)) if new else {}
-        for i, text in enumerate(self.rows):
-            if text:
-                found[i] = made[text] if text in made else vectors[old[text]]
-        self.vectors = found
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the vectors (n, dim) of rows (n,)."""
         return self.vectors[rows]
 
-    def _made(self, texts: list[str], encode: Encode | None) -> Iterator[Tensor]:
+    def _made(self, texts: list[str], encode: Encode | None) -> Tensor:
         if encode is None:
             raise UserError(
                 f"the sentence {texts[0]!r:.80} is new, and the checkpoint reads sentences with {self.encoder}; name "
@@ -252,7 +251,7 @@ class FrozenSentences(Sentences):
         vectors = encoded_by(encode, texts, self.encoder)
         if vectors.shape[1] != self.dim:
             raise UserError(f"{self.encoder}: its vectors have length {vectors.shape[1]}, the model reads {self.dim}")
-        return iter(F.layer_norm(vectors, (self.dim,)))
+        return F.layer_norm(vectors, (self.dim,))
 
 
 def make_sentences(config: TextConfig, spec: Spec) -> Sentences:

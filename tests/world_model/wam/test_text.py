@@ -284,6 +284,7 @@ def test_a_frozen_encoder_is_asked_once_and_is_not_needed_again(tmp_path: Path) 
     new = replace(model.spec, instructions={"left": "Leftwards!", "right": right})
     with pytest.raises(UserError, match=r"'Leftwards!' is new.*text_encoder=mine\.py:fake_encoder"):
         model.tell(new)
+    assert solved(model, {"left": left, "right": right}) > 0.9  # it is as it was before the refusal
     model.tell(new, fake_encoder)
     assert model.text is not None and model.text.rows[0] == "Leftwards!"
     with pytest.raises(UserError, match="returned shape"):
