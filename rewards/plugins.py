@@ -33,6 +33,7 @@ Kind = Literal[
     "world_model",
     "callback",
     "schedule",
+    "text_encoder",
 ]
 
 GROUPS: dict[Kind, str] = {
@@ -46,6 +47,7 @@ GROUPS: dict[Kind, str] = {
     "callback": "wamtune.callbacks",
     "schedule": "wamtune.schedules",
     "teleoperator": "wamtune.teleoperators",
+    "text_encoder": "wamtune.text_encoders",
 }
 """Kind of plug-in -> entry point group with which installed packages register theirs."""
 

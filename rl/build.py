@@ -157,8 +157,9 @@ def build_simulator(
         run=run,
     )
     sim = simulator.build(request, **others)
-    if env.instructions:
-        sim.spec = replace(sim.spec, instructions=sim.spec.instructions | env.instructions)
+    if env.instructions or env.wordings:
+        instructions, wordings = sim.spec.instructions | env.instructions, sim.spec.wordings | env.further_wordings
+        sim.spec = replace(sim.spec, instructions=instructions, wordings=wordings)
     try:
         if model is not None:
             _check_model(sim, model, where, what)

@@ -276,7 +276,7 @@ def _with_files(value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     found = {key: _with_files(item, folder) for key, item in value.items()}
-    for key in ("func", "policy", "robot", "simulator", "world_model"):
+    for key in ("func", "policy", "robot", "simulator", "world_model", "encoder", "text_encoder"):
         source, _, name = str(found.get(key, "")).rpartition(":")
         if source.endswith(".py") and (folder / source).is_file():
             found[key] = f"{folder / source}:{name}"
@@ -292,8 +292,11 @@ def _override_layer(override: str, schema: Any) -> Layer:
     if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
         raise UserError(f"unexpected {_shown(override)}; write overrides as key=value, for example seed=1")
     where = "on the command line"
-    if get_origin(_hint_of(key.split("."), schema)) in (list, tuple) and not value.lstrip().startswith("["):
+    hint = _hint_of(key.split("."), schema)
+    if get_origin(hint) in (list, tuple) and not value.lstrip().startswith("["):
         value = f"[{value}]"
+    if hint == str | None and not value:
+        value = "''"  # the shell has removed the quotes of `instruction=''`; YAML would read null
     parsed = parse(f"value: {value}", f"in the value of {key!r} {where}")
     if set(parsed) != {"value"}:
         raise UserError(f"{_shown(override)} {where}: expected one value; quote text that spans lines")

@@ -24,6 +24,8 @@ class SimulatorConfig:
     id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has no ids
     tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all tasks that the checkpoint knows
     instructions: dict[str, str] = field(default_factory=dict)  # task -> sentence, stored with episodes and model
+    # task -> list of further sentences, for the training of models that read sentences
+    wordings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)  # of the simulator, which checks them
     n_workers: int = 0  # worker processes for Meta-World and gymnasium; 0: none; in train and eval one per thread
 
@@ -37,8 +39,16 @@ class SimulatorConfig:
         return _migrated(values)
 
     def check(self) -> None:
-        """Refuse a negative number of workers."""
+        """Refuse a negative number of workers, and wordings that are no lists of sentences."""
         at_least(self, 0, "n_workers")
+        for task, texts in self.wordings.items():
+            if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"env.wordings.{task}={texts!r:.80}: expected a list of sentences, such as [Open it.]")
+
+    @property
+    def further_wordings(self) -> dict[str, tuple[str, ...]]:
+        """Return `wordings` with the type that a `Spec` has."""
+        return {task: tuple(texts) for task, texts in self.wordings.items()}
 
 
 def _migrated(values: dict[str, Any]) -> dict[str, Any]:
@@ -302,6 +312,8 @@ class TrainConfig:
     name: str = MISSING  # folder below runs/
     episodes: str = ""  # folder of recorded episodes, for example of a robot, to refit the dream on and to imitate
     checkpoint: str = "metaworld-tuned"  # a built-in name or a folder: the policy `flow`, and what dreams by default
+    instruction: str | None = None  # of the one task in env.tasks, for policies that read sentences; null: the usual
+    text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new sentences need
     # flow: the checkpoint's action side; gaussian: a new MLP; or yours: a folder of LeRobot, or FILE.py:Class
     policy: Chosen = "flow"
     # folder of episodes, a LeRobot dataset or a built-in checkpoint, for the anchor; empty: those of `checkpoint`

@@ -30,7 +30,7 @@ ROOMS = (
     ("rl.policies", "rl.robots"),
     ("rl.deploy",),
     ("rl.envs",),
-    ("rl.ppo", "rl.build", "rl.world_models"),
+    ("rl.ppo", "rl.build", "rl.world_models", "rl.instructions"),
     ("rl.rounds",),
     ("rl.runs",),
     ("rl.report",),

@@ -47,6 +47,7 @@ class Spec:
     `features` has the keys of an observation: `state`, and one `images.CAMERA` for each camera; `action_low` and
     `action_high` have one number for each action dimension; `control_hz` is the number of actions per second.
     `instructions` says in a sentence what the robot is asked to do, by the name of the task; see `instruction`.
+    `wordings` has further sentences for the same tasks, for the training of models that read sentences.
     """
 
     features: dict[str, Feature]
@@ -55,6 +56,7 @@ class Spec:
     tasks: tuple[str, ...]
     control_hz: float
     instructions: dict[str, str] = field(default_factory=dict, compare=False)
+    wordings: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -62,8 +64,11 @@ class Spec:
         return tuple(name for name in self.features if name.startswith(IMAGES))
 
     def instruction(self, task: str) -> str:
-        """Return what the robot is asked to do in a task; without a sentence of its own, the words of its name."""
-        return self.instructions.get(task) or task.replace("-", " ").replace("_", " ")
+        """Return what the robot is asked to do in a task; without an entry in `instructions`, the words of its name.
+
+        An empty sentence there stays empty: then a policy is not told what to do.
+        """
+        return self.instructions.get(task, task.replace("-", " ").replace("_", " "))
 
     @property
     def state_dim(self) -> int:
@@ -128,6 +133,7 @@ class Spec:
                 tasks=tuple(data["tasks"]),
                 control_hz=float(data["control_hz"]),
                 instructions=dict(data.get("instructions", {})),
+                wordings={task: tuple(of) for task, of in data.get("wordings", {}).items()},
             )
         except UserError:
             raise
@@ -200,6 +206,9 @@ FASTEST = 10_000.0
 MOST_ACTIONS, MOST_TASKS = 10_000, 100_000
 """Largest accepted number of action dimensions, and of tasks."""
 
+MOST_WORDINGS = 10_000
+"""Largest accepted number of further wordings of a task."""
+
 MOST_NUMBER = 3.4028235e38
 """Largest finite number in single precision (float32), the type of the action bounds in use."""
 
@@ -217,6 +226,7 @@ def _check(data: dict[str, Any]) -> None:
         ("features", all(map(_is_feature, data["features"].values())), "a shape of 1 to 100,000, slices within it"),
         ("features", all(map(_is_typed, *zip(*data["features"].items(), strict=True))), "images of uint8 (., ., 3)"),
         ("instructions", _are_sentences(data.get("instructions", {})), "task -> sentence"),
+        ("wordings", _are_wordings(data.get("wordings", {})), "task -> list of sentences"),
     ):
         if not holds:
             raise UserError(f"spec.{name}: {str(data.get(name, (low, high)))[:80]}, expected {expected}")
@@ -264,6 +274,17 @@ def _is_name(name: Any) -> bool:
 def _are_sentences(instructions: Any) -> bool:
     """Whether `instructions` maps names to sentences."""
     return isinstance(instructions, dict) and all(isinstance(x, str) for pair in instructions.items() for x in pair)
+
+
+def _are_wordings(wordings: Any) -> bool:
+    """Whether `wordings` maps names to at most `MOST_WORDINGS` sentences each."""
+    return isinstance(wordings, dict) and all(
+        isinstance(task, str)
+        and isinstance(of, list | tuple)
+        and len(of) <= MOST_WORDINGS
+        and all(isinstance(sentence, str) for sentence in of)
+        for task, of in wordings.items()
+    )
 
 
 def _is_part(bounds: Any, size: int) -> bool:

@@ -18,7 +18,7 @@ from rewards.errors import UserError, closest_or_known
 from rl.envs.cameras import Cameras, CameraUse
 from rl.envs.features import given_spec, vector_columns
 from rl.envs.metaworld.events import Event
-from rl.envs.metaworld.instructions import INSTRUCTIONS
+from rl.envs.metaworld.instructions import INSTRUCTIONS, WORDINGS
 from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
 from rl.envs.simulator import IDLE, Array, Request, Simulator
 from rl.envs.workers import Group, Steps, Workers
@@ -287,6 +287,7 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
     """
     images: dict[str, Feature] = {}
     sentences: dict[str, str] = {}
+    others: dict[str, tuple[str, ...]] = {}
     if env_id == "metaworld":
         from rl.envs.metaworld import tasks as metaworld
 
@@ -296,7 +297,7 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
             metaworld.check_task(task)
         state = Feature((metaworld.STATE_DIM,), metaworld.UNIT, dict(metaworld.SLICES))
         low, high, rate = metaworld.ACTION_LOW, metaworld.ACTION_HIGH, metaworld.CONTROL_HZ
-        sentences = INSTRUCTIONS
+        sentences, others = INSTRUCTIONS, WORDINGS
     else:
         from rl.envs.gym_env import SLICES, GymTask
 
@@ -313,4 +314,5 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
     if unknown:
         raise UserError(f"sim: task {unknown[0]!r} is unknown to the model; {closest_or_known(unknown[0], known)}")
     instructions = {task: sentences[task] for task in known if task in sentences}
-    return Spec({STATE: state, **images}, low, high, known, rate, instructions)
+    wordings = {task: others[task] for task in known if task in others}
+    return Spec({STATE: state, **images}, low, high, known, rate, instructions, wordings)

@@ -151,6 +151,8 @@ class FlowGraph(Graph):
             self.model.image_codec.in_bfloat16 = False
         self.n_denoising_steps = n_denoising_steps
         codec = self.model.codec
+        if self.model.text is not None:  # the graph has the vectors of its sentences, and no encoder
+            self.model.text = self.model.text.fixed()  # type: ignore[assignment]
         self.vector: VectorCodec = codec.vector if isinstance(codec, PatchCodec) else codec  # type: ignore[assignment]
         scales = [codec.scale] if isinstance(codec, PatchCodec) else []
         for statistics in (codec.state, self.vector.state, self.vector.change, *scales, model.action_codec.action):

@@ -89,6 +89,7 @@ class TuneConfig:
 
     name: str = MISSING  # folder below runs/
     checkpoint: str = "metaworld-pretrained"  # to tune: a built-in name, a folder or a run folder
+    text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new sentences need
     # env.tasks to act in; env.simulator=recorded: no simulator, so no rollouts and no success rate
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     episodes: str = MISSING  # folder of the episodes that `wamtune pretrain` collected, or of others

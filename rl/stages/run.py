@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.instructions import new_model, tell_of
 from rl.ppo.distributed import Distributed
 from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
 from rl.runs.folder import RunFolder
@@ -220,11 +221,15 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
     if saved is None:
         torch.manual_seed(config.seed)
         spec = store.spec
-        instructions = spec.instructions | config.env.instructions
-        spec = replace(spec, tasks=config.env.tasks or recorded_tasks(store), instructions=instructions)
+        spec = replace(
+            spec,
+            tasks=config.env.tasks or recorded_tasks(store),
+            instructions=spec.instructions | config.env.instructions,
+            wordings=spec.wordings | config.env.further_wordings,
+        )
         # A simulator tells what a robot cannot measure; a recorded state is what a robot has measured.
         architecture = config.model.of_size(config.size)
-        model = WorldActionModel(architecture, model_spec(spec, config.model) if simulates(config) else spec)
+        model = new_model(architecture, model_spec(spec, config.model) if simulates(config) else spec)
     else:
         model = saved.model
     model.to(device_of(config))
@@ -271,6 +276,7 @@ def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -
         return saved.config
     torch.set_num_threads(config.threads or distributed.n_threads)
     model = (saved.model if saved else load_model(config.checkpoint)).to(device_of(config))
+    tell_of(model, config.env, config.env.tasks, text_encoder=config.text_encoder)
     tasks = _tasks(config, model)
     store, own = EpisodeStore(config.episodes), EpisodeStore(run.path / "episodes")
     image_data = demo_images = _with_images(config, model, store, distributed)

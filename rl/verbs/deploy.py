@@ -21,8 +21,9 @@ from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
 from rl.deploy.stops import has_terminal
 from rl.envs.simulator import usable_device
+from rl.instructions import tell
 from rl.policies.api import Denoiser
-from rl.policies.wam import WamDenoiser
+from rl.policies.wam import ModelPilot, WamDenoiser
 from rl.robots.api import Robot, make_robot
 from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
@@ -95,20 +96,42 @@ def _fitted(names: list[str], config: RobotConfig) -> tuple[list[Pilot], RobotCo
         The policies; the config; and the robot if a policy had to be fitted to it, with a config that says so.
     """
     brought = {name: _load_brought(name, config) for name in names if config.policy or is_policy(name)}
-    if not brought and config.instruction:
-        raise UserError(f"instruction: {names[0]} knows its tasks by name and reads no sentence; leave it out")
     robot = make_robot(config.robot, config.params, config.task) if brought else None
     pilots: list[Pilot] = []
     fitted = config
     for name in names:
         if robot is not None and name in brought:
-            pilot, fitted = fit_to_robot(brought[name], name, config, robot)
-            print(f"{name}: task {config.task}, {pilot.spec.instruction(config.task)!r}, {fitted.hz:g} Hz")
-            pilots.append(pilot)
+            fit, fitted = fit_to_robot(brought[name], name, config, robot)
+            print(f"{name}: task {config.task}, {fit.spec.instruction(config.task)!r}, {fitted.hz:g} Hz")
+            pilots.append(fit)
             continue
         refuse_own_class(name)
-        pilots.append(load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps))
+        pilot = load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps)
+        if config.instruction and (not brought or _reads_sentences(pilot)):
+            _tell(pilot, name, config)
+        pilots.append(pilot)
     return pilots, fitted, robot
+
+
+def _reads_sentences(pilot: Pilot) -> bool:
+    return isinstance(pilot, ModelPilot) and pilot.model.reads_sentences
+
+
+def _tell(pilot: Pilot, name: str, config: RobotConfig) -> None:
+    """Give a checkpoint that reads sentences the instruction of the config, for its task.
+
+    Raises:
+        UserError: it reads none; an export and a policy on a server have the sentences that they were made with.
+    """
+    task, known = config.task, pilot.spec.tasks
+    if not isinstance(pilot, ModelPilot) or not pilot.model.reads_sentences:
+        raise UserError(f"instruction: {name} knows its tasks by name and reads no sentence; leave it out")
+    if not task and len(known) > 1:
+        raise UserError(f"instruction={config.instruction!r:.80}: it is for one task; name that with task=...")
+    given = {task or known[0]: config.instruction}
+    for line in tell(pilot.model, tuple(given), given, given, config.instruction, config.text_encoder):
+        print(line, flush=True)
+    pilot.spec = pilot.model.spec
 
 
 def _load_brought(name: str, config: RobotConfig) -> Denoiser:

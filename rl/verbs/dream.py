@@ -17,6 +17,7 @@ from rl.compose import compose
 from rl.config import EnvConfig, TrainConfig
 from rl.envs.names import env_of_tasks
 from rl.envs.simulator import Simulator
+from rl.instructions import tell_of, with_instruction
 from rl.policies.wam import flow_policy
 from rl.report.plots import draw_dream
 from rl.report.videos import draw_video, image_errors, write_video
@@ -50,7 +51,10 @@ def run(words: list[str]) -> None:
     model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
     model.n_denoising_steps = options.n_denoising_steps
     tasks = options.env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
-    options = replace(options, env=replace(env_of_tasks(options.env, tasks), tasks=tasks))
+    env = with_instruction(replace(env_of_tasks(options.env, tasks), tasks=tasks), options.instruction)
+    options = replace(options, env=env)
+    for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
+        print(line, flush=True)
     if model.cameras:
         _show_video(model, options)
     else:

@@ -21,6 +21,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
+from rl.instructions import tell_of, with_instruction
 from rl.policies.api import Denoiser
 from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import WamDenoiser
@@ -35,6 +36,7 @@ from rl.verbs.options import EvalOptions
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.files import write_atomically
+from world_model.wam.model import WorldActionModel
 
 Results = dict[str, list[EpisodeResult]]
 
@@ -53,8 +55,11 @@ def run(words: list[str]) -> None:
         _evaluate_gaussian(words, options, about, tensors)
         return
     model = load_actor(words[0])
-    options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
+    env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction)
+    options = replace(options, env=env)
     tasks = tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
+    for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
+        print(line, flush=True)
     simulator = find_simulator(options.env)
     early = simulator.early_spec(id=options.env.id, tasks=tasks)
     if early is not None:  # check every task before the first one is run
@@ -64,12 +69,15 @@ def run(words: list[str]) -> None:
         _evaluate(words[0], model, options, tasks)
     else:  # in the dream of another world model
         dreams = load_dream(options.world_model, words[0], options.seed, device_of(run_config(options)))
+        if isinstance(dreams, WorldActionModel):
+            tell_of(dreams, env, tasks, text_encoder=options.text_encoder)
         _evaluate(words[0], dreams, options, tasks, WamDenoiser(model, dreams=False))
 
 
 def _evaluate_brought(name: str, options: EvalOptions) -> None:
     """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
     _check_has_dream(options)
+    options = replace(options, env=with_instruction(options.env, options.instruction))
     config = run_config(options)
     denoiser = load_brought(name, options.policy, device_of(config), options.n_action_steps)
     model = None

@@ -44,7 +44,7 @@ ESSENTIAL: dict[type, tuple[str, ...]] = {
     ),
     PretrainConfig: ("name", "env.tasks", "episodes", "dataset", "stage.n_steps"),
     TuneConfig: ("name", "checkpoint", "env.tasks", "episodes", "n_demos", "stage.n_steps"),
-    EvalOptions: ("env.tasks", "n_episodes", "place", "world_model", "out"),
+    EvalOptions: ("env.tasks", "instruction", "n_episodes", "place", "world_model", "out"),
     RankOptions: ("env.tasks", "n_starts", "n_real", "world_model", "out"),
     RobotConfig: ("robot", "policy", "task", "n_episodes", "dry_run", "limits.low", "limits.high"),
 }
@@ -239,7 +239,8 @@ from the first states of the same episodes, and the gap between the two. With pl
 true success from real and dreamed episodes together, and says how many real episodes the dream was worth
 (docs/gates.md). The same command prints the same figures; out=FILE.json writes them with every episode. A run of
 policy=gaussian is evaluated in the simulator of its training. `latest` is the newest run, `runs/NAME` the newest of
-that name.
+that name. A policy that reads sentences takes another one, or one for a task that it does not know, with instruction
+(docs/instructions.md).
 
 Keys:
 {keys_of(EvalOptions)}

@@ -47,6 +47,8 @@ class EvalOptions(EpisodeOptions):
     """The keys of `wamtune eval`."""
 
     n_episodes: int = EvalConfig().n_episodes  # of each task
+    instruction: str | None = None  # of the one task in env.tasks, for policies that read sentences; null: the usual
+    text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new sentences need
     place: Literal["sim", "dream", "both"] = "sim"  # where episodes run
     # for place=dream, both: what dreams, a checkpoint or FILE.py:Class as in dream.world_model; empty: the checkpoint
     world_model: ChosenWorldModel = ""
@@ -95,6 +97,8 @@ class DreamOptions:
 
     # env.tasks: one; empty: push, or the first that the checkpoint knows
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
+    instruction: str | None = None  # of that task, for models that read sentences; null: the usual
+    text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new sentences need
     seed: int = EvalConfig().seed  # names the episode
     n_chunks: int = 8  # length of the episode at most
     source: Literal["expert", "policy", "joint"] = "expert"  # who acted; joint: imagine future and actions together

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from rewards.errors import UserError
 from rl.build import check_simulator, device_of, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
+from rl.instructions import tell_of
 from rl.policies.wam import WamDenoiser
 from rl.ppo.distributed import Distributed
 from rl.rounds.loop import PostTraining
@@ -29,14 +30,20 @@ def control_config(config: TrainConfig, name: str) -> TrainConfig:
     return replace(config, **parts, controls=())
 
 
-def prepare(config: TrainConfig, folder: Path = Path(), distributed: Distributed | None = None) -> PostTraining:
+def prepare(
+    config: TrainConfig,
+    folder: Path = Path(),
+    distributed: Distributed | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> PostTraining:
     """Build a run from a freshly loaded checkpoint and its demonstrations; the caller sets its log.
 
-    `folder` is where its callbacks write, `distributed` the processes that do the run together.
+    `folder` is where its callbacks write, `distributed` the processes that do the run together. `say` gets lines on the
+    sentences that the checkpoint was given.
     """
     check_simulator(config)
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
-    model, denoiser = load_models(config)
+    model, denoiser = load_models(config, say)
     demonstrations = None if config.actor.func == "gaussian" else _demonstrations(config, model)
     post = PostTraining(
         config,
@@ -52,10 +59,16 @@ def prepare(config: TrainConfig, folder: Path = Path(), distributed: Distributed
     return post
 
 
-def load_models(config: TrainConfig) -> tuple[WorldModel | None, WamDenoiser | None]:
+def load_models(
+    config: TrainConfig, say: Callable[[str], None] = lambda line: None
+) -> tuple[WorldModel | None, WamDenoiser | None]:
     """Load the world model of a run, None if it needs none, and the policy `flow` if that is another network."""
     device = device_of(config)
     ours = load_model(config.checkpoint).to(device) if config.uses_model else None
+    if ours is not None:
+        instruction = config.instruction if config.actor.func == "flow" else None
+        for line in tell_of(ours, config.env, config.env.tasks, instruction, config.text_encoder):
+            say(line)
     brought = make_world_model(config.dream, config.seed, device) if config.env.kind != "sim" else None
     if brought is None:
         if ours is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from rewards.errors import BadNumbers
 from rl.build import judged_in
 from rl.config import TrainConfig
+from rl.instructions import with_instruction
 from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.distributed import Distributed
 from rl.report.card import success_metrics
@@ -56,9 +58,10 @@ def run(words: list[str]) -> None:
 def _run_and_controls(config: TrainConfig, folder: RunFolder, state: dict[str, Any], distributed: Distributed) -> None:
     """Do the run and then its controls, or what is left of them after a saved `state`."""
     torch.set_num_threads(config.threads or distributed.n_threads)
+    config = replace(config, env=with_instruction(config.env, config.instruction))
     runs: list[Run] = state["runs"]
     inputs = _inputs(config, folder, state)
-    first = prepare(config, folder.path, distributed)
+    first = prepare(config, folder.path, distributed, say=print)
     start = policy_state(first.policy)
     kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
     print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)

@@ -157,7 +157,8 @@ class EpisodeStore:
             raise UserError(f"{self.folder}: no episodes here; collect some or name another folder")
         tasks = dict.fromkeys(task for spec in specs for task in spec.tasks)
         instructions = {task: text for spec in reversed(specs) for task, text in spec.instructions.items()}
-        return replace(specs[0], tasks=tuple(tasks), instructions=instructions)
+        wordings = {task: texts for spec in reversed(specs) for task, texts in spec.wordings.items()}
+        return replace(specs[0], tasks=tuple(tasks), instructions=instructions, wordings=wordings)
 
     def check_fits(self, spec: Spec, where: str) -> None:
         """Check that a model with this `spec` can read the episodes; `where` begins the message.

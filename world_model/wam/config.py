@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rewards.errors import UserError
 from world_model.view import View
@@ -63,6 +63,33 @@ NO_IMAGE_NOISE = ImageNoise(brightness=0.0, contrast=0.0, pixel=0.0, shift=0)
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How sentences become vectors, for task_conditioning=text; see `world_model.wam.text`."""
+
+    # a frozen encoder of yours, FILE.py:function or module:function; empty: an own small one, trained with the model
+    encoder: str = ""
+    dim: int = 0  # length of the vectors of the frozen encoder; 0: pretrain asks the encoder
+    n_buckets: int = 2048  # of the own encoder: rows of the table into which pieces of words are hashed
+    width: int = 64  # of its tokens
+    n_layers: int = 2
+    n_heads: int = 4
+
+    LARGEST = {"dim": 65_536, "n_buckets": 1_000_000, "width": 4096, "n_layers": 64, "n_heads": 64}
+    """Largest accepted value of each size."""
+
+    def check(self) -> None:
+        """Raise `UserError` if a size is out of range, or n_heads does not divide width."""
+        for name, largest in self.LARGEST.items():
+            size, least = getattr(self, name), 0 if name == "dim" else 1
+            if type(size) is not int or not least <= size <= largest:
+                raise UserError(f"model.text.{name}={size!r}: expected a whole number from {least} to {largest}")
+        if self.width % self.n_heads:
+            raise UserError(f"model.text.n_heads={self.n_heads} must divide model.text.width={self.width}")
+        if not isinstance(self.encoder, str):
+            raise UserError(f"model.text.encoder={self.encoder!r:.80}: expected FILE.py:function or nothing")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Architecture of a world-action model.
 
@@ -88,6 +115,10 @@ class ModelConfig:
     # PPO, in units of the state (0.004: 4 mm for positions in metres); 0: no noise
     context_noise: float = 0.004
     image_noise: ImageNoise = field(default_factory=ImageNoise)  # of the images of the cameras
+    # how the model gets its task: by the embedding of its index, or by a sentence (docs/instructions.md)
+    task_conditioning: Literal["index", "text"] = "index"
+    task_dropout: float = 0.1  # share of training samples without index or sentence, so that the model knows this case
+    text: TextConfig = field(default_factory=TextConfig)
     bfloat16: bool = False  # encode and predict in bfloat16 if the processor has it: half the time for image models
 
     def of_size(self, size: str) -> ModelConfig:
@@ -124,8 +155,17 @@ class ModelConfig:
                     f"model.{small}={getattr(self, small)} must divide model.{large}={getattr(self, large)}"
                 )
         self._check_noise()
+        self._check_task()
         if self.image_size % PATCH:
             raise UserError(f"model.image_size={self.image_size}: expected a multiple of {PATCH}")
+
+    def _check_task(self) -> None:
+        """Raise `UserError` if the conditioning on the task is unknown, or its dropout is not a share below 1."""
+        if self.task_conditioning not in ("index", "text"):
+            raise UserError(f"model.task_conditioning={self.task_conditioning!r:.80}: expected index or text")
+        if type(self.task_dropout) not in (int, float) or not 0 <= self.task_dropout < 1:
+            raise UserError(f"model.task_dropout={self.task_dropout!r:.80}: expected a share from 0 to below 1")
+        self.text.check()
 
     def _check_noise(self) -> None:
         """Raise `UserError` if a noise is negative, too large or of the wrong type."""
@@ -152,4 +192,5 @@ class ModelConfig:
         data = {dict(ModelConfig.MOVED).get(name, name): value for name, value in data.items()}
         views = {name: View(**{**v, "lookat": tuple(v["lookat"])}) for name, v in data.get("views", {}).items()}
         noise = ImageNoise(**data["image_noise"]) if "image_noise" in data else NO_IMAGE_NOISE
-        return ModelConfig(**{"context_noise": 0.0, **data, "views": views, "image_noise": noise})
+        text = TextConfig(**data.get("text", {}))
+        return ModelConfig(**{"context_noise": 0.0, **data, "views": views, "image_noise": noise, "text": text})

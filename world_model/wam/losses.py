@@ -30,7 +30,7 @@ def stage_losses(
     # 1. Draw for each sample a mode of use (atom) and its noise levels.
     n, imitate = len(batch.task), stage == "tune"
     atom, t_video, t_action = sample_noise_levels(n, atom_weights, generator)
-    task = drop_task(model, batch.task, generator)
+    task = drop_task(model, model.reworded(batch.task, generator), generator)
     acted, frames, clean_video, known, clean_action = _clean(model, batch)
     # 2. Add noise. The target `clean_video` was computed from clean frames, because noise cannot be predicted.
     frames = model.noisy(frames, generator)
@@ -91,11 +91,11 @@ def rollout_losses(model: Network, batch: Batch, generator: torch.Generator) -> 
     """
     size, n_context_frames = model.config.chunk_size, model.config.n_context_frames
     true, actions, future = joined(batch.context), _held(batch.actions), joined(batch.future)
-    frames = model.noisy(true, generator)
+    frames, task = model.noisy(true, generator), model.reworded(batch.task, generator)
     errors, n_known = [], 0
     for at in range(0, actions.shape[1], size):
         # 1. Predict the codes of a chunk, as the mode `dream` does: one step from pure noise, with known actions.
-        context = model.encode(frames, batch.task)
+        context = model.encode(frames, task)
         codes = model.action_codec.encode(actions[:, at : at + size])
         certain = codes.new_zeros(len(codes))
         nothing = codes.new_zeros(len(codes), model.codec.n_future_tokens, model.codec.code_dim)
@@ -162,7 +162,7 @@ def read_out_losses(model: Network, batch: Batch, task: Tensor, judged: Tensor) 
     # Every future frame is one sample, with the task of its window.
     future = joined(batch.future)[judged]
     logit, progress = model.read_out(
-        model.codec.state(future.flatten(0, 1)), task[judged].repeat_interleave(future.shape[1])
+        model.codec.state(future.flatten(0, 1)), model.told(task[judged]).repeat_interleave(future.shape[1], dim=0)
     )
     return {
         "success": F.binary_cross_entropy_with_logits(logit, batch.success[judged].flatten()),
@@ -170,10 +170,10 @@ def read_out_losses(model: Network, batch: Batch, task: Tensor, judged: Tensor) 
     }
 
 
-def drop_task(model: Network, task: Tensor, generator: torch.Generator, share: float = 0.1) -> Tensor:
-    """Replace a random share of the tasks (n,) by the null task, which also serves as the embedding of unseen tasks."""
-    drop = torch.rand(len(task), generator=generator, device=task.device) < share
-    return torch.where(drop, model.encoder.null_task, task)
+def drop_task(model: Network, task: Tensor, generator: torch.Generator) -> Tensor:
+    """Replace a random share (`task_dropout`) of the tasks (n,) by the null task: an unknown one, or no sentence."""
+    drop = torch.rand(len(task), generator=generator, device=task.device) < model.config.task_dropout
+    return torch.where(drop, model.null_task, task)
 
 
 def _imitated(atom: Tensor) -> Tensor:

@@ -102,10 +102,13 @@ class WorldActionModel(Network, WorldModel):
     def observe(self, obs: dict[str, Tensor], generator: torch.Generator | None = None) -> Context:
         """Encode an observation of n rows: features (n, n_context_frames, *shape) and `task` (n,).
 
-        With a `generator`, the noise of the training (`context_noise`) is added to the state first.
+        With a `generator`, the noise of the training (`context_noise`) is added to the state first, and a model that
+        reads sentences gets one of the wordings of each task.
         """
-        frames = features.joined(self.encode_obs(obs))
-        return self.encode(frames if generator is None else self.noisy(frames, generator), obs["task"])
+        frames, task = features.joined(self.encode_obs(obs)), obs["task"]
+        if generator is not None:
+            frames, task = self.noisy(frames, generator), self.reworded(task, generator)
+        return self.encode(frames, task)
 
     def success_and_progress(self, frames: dict[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate success probability and progress in [0, 1] of frames, (n, n_frames) each.

@@ -11,7 +11,8 @@ bit-equal; a refit trains only the world decoder, so the policy stays bit-equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from world_model.wam.images import ImageCodec
 from world_model.wam.layers import KeysValues, NoiseLevel, Stack
 from world_model.wam.noise import noisy_vectors
 from world_model.wam.precision import products
+from world_model.wam.text import Encode, make_sentences
 from world_model.wam.trust_heads import Trust
 
 
@@ -36,8 +38,8 @@ class Network(nn.Module):
 
     Args:
         config: architecture.
-        spec: state, action bounds and tasks; the images follow from `config.views`. Each task has an embedding; an
-            unknown task gets the null embedding.
+        spec: state, action bounds and tasks; the images follow from `config.views`. Each task has an embedding, or with
+            task_conditioning=text a sentence; an unknown task gets the null embedding, or the empty sentence.
 
     Raises:
         UserError: the config is not valid.
@@ -50,9 +52,10 @@ class Network(nn.Module):
         self.pictures = self._make_image_codec()  # the name in the `state_dict` of checkpoints; see `image_codec`
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
-        self.encoder = ContextEncoder(config, len(spec.tasks), self.codec.n_context_tokens)
+        self.text = make_sentences(config.text, spec) if config.task_conditioning == "text" else None
+        self.encoder = ContextEncoder(config, self._task_embedding(config.width), self.codec.n_context_tokens)
         self.world = WorldDecoder(config, self.codec.n_future_tokens, self.action_codec)
-        self.read_out = ReadOut(self.frame_dim, len(spec.tasks))
+        self.read_out = ReadOut(self.frame_dim, self._task_embedding)
         self.action = ActionDecoder(config, self.action_codec)
         self.value = Value(2 * config.width)
         self.trust = Trust(2 * config.width + config.chunk_size * spec.action_dim + 1)
@@ -76,6 +79,39 @@ class Network(nn.Module):
     def frame_dim(self) -> int:
         """Size of a frame: the state vector, then the latents; see `world_model.wam.features`."""
         return self.spec.state_dim + (0 if self.image_codec is None else self.image_codec.code_dim)
+
+    @property
+    def null_task(self) -> int:
+        """Index of no task: that of the additional embedding, or of the empty sentence."""
+        return len(self.spec.tasks)
+
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether the model reads the sentences of its spec in place of the index of a task."""
+        return self.text is not None
+
+    def tell(self, spec: Spec, encode: Encode | None = None) -> None:
+        """Set tasks and sentences of a model that reads sentences; tasks that it knows must keep their index.
+
+        Args:
+            spec: its tasks, instructions and wordings are taken.
+            encode: the frozen encoder, see `FrozenSentences.tell`.
+        """
+        assert self.text is not None and spec.tasks[: self.null_task] == self.spec.tasks
+        self.text.tell(spec, encode)
+        self.spec = replace(self.spec, tasks=spec.tasks, instructions=spec.instructions, wordings=spec.wordings)
+
+    def told(self, task: Tensor) -> Tensor:
+        """Return what encoder and read-out get of tasks (n,): the index itself, or the vector of the sentence."""
+        return task if self.text is None else self.text(task)
+
+    def reworded(self, task: Tensor, generator: torch.Generator) -> Tensor:
+        """Choose for each task (n,) one of its wordings, for training; without sentences the tasks stay as they are."""
+        return task if self.text is None else self.text.reworded(task, generator)
+
+    def _task_embedding(self, width: int) -> nn.Embedding | nn.Linear:
+        """Return a layer from what `told` returns to vectors (n, width)."""
+        return nn.Embedding(len(self.spec.tasks) + 1, width) if self.text is None else nn.Linear(self.text.dim, width)
 
     def _make_image_codec(self) -> ImageCodec | None:
         config = self.config
@@ -112,9 +148,10 @@ class Network(nn.Module):
 
     def encode(self, context: Tensor, task: Tensor) -> Context:
         """Encode context frames (batch, n_context_frames, frame_dim) and task (batch,), for decoders and critic."""
+        told = self.told(task)
         with products(self.config.bfloat16, context):
             embedded = self.codec.embed_context(context)
-            tokens, cache = self.encoder(embedded, task)
+            tokens, cache = self.encoder(embedded, told)
             # The critic reads embedded and encoded frames. They are detached, so that its loss does not train them.
             features = torch.cat([embedded.mean(1), tokens.mean(1)], dim=-1).detach()
         return Context(context, cache, features.to(context.dtype))
@@ -164,7 +201,7 @@ class Network(nn.Module):
 
     def read_frames(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate success probability (n,) and progress in [0, 1] (n,) of frames (n, frame_dim) of tasks (n,)."""
-        logit, progress = self.read_out(self.codec.state(frames), task)
+        logit, progress = self.read_out(self.codec.state(frames), self.told(task))
         return logit.sigmoid(), progress
 
     def dynamics_parameters(self) -> Iterator[nn.Parameter]:
@@ -211,15 +248,14 @@ class ContextEncoder(nn.Module):
     They attend only to each other, so they are encoded once and reused in all denoising steps.
     """
 
-    def __init__(self, config: ModelConfig, n_tasks: int, n_context_tokens: int) -> None:
+    def __init__(self, config: ModelConfig, task: nn.Embedding | nn.Linear, n_context_tokens: int) -> None:
         super().__init__()
-        self.null_task = n_tasks  # index of the additional embedding, for unknown tasks
-        self.task = nn.Embedding(n_tasks + 1, config.width)
+        self.task = task
         self.position = nn.Parameter(0.02 * torch.randn(n_context_tokens, config.width))
         self.stack = Stack(config.n_layers, config.width, config.width, config.n_heads)
 
     def forward(self, embedded: Tensor, task: Tensor) -> tuple[Tensor, KeysValues]:
-        """Encode embedded context tokens (batch, n_context_tokens, width) and task (batch,).
+        """Encode embedded context tokens (batch, n_context_tokens, width) and tasks, see `Network.told`.
 
         Returns the encoded context tokens, same shape, and the keys and values of all tokens in every layer.
         """
@@ -292,16 +328,16 @@ class ActionDecoder(nn.Module):
 class ReadOut(nn.Module):
     """MLP that estimates success and progress from a single frame: simulated, dreamed or recorded."""
 
-    def __init__(self, dim: int, n_tasks: int, width: int = 192) -> None:
+    def __init__(self, dim: int, task_embedding: Callable[[int], nn.Embedding | nn.Linear], width: int = 192) -> None:
         super().__init__()
-        self.task = nn.Embedding(n_tasks + 1, width)
+        self.task = task_embedding(width)
         self.embed = nn.Linear(dim, width)
         self.mlp = nn.Sequential(
             nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
         )
 
     def forward(self, frames: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        """Return success logit (n,) and progress in [0, 1] (n,) of normalised frames (n, dim) and tasks (n,)."""
+        """Return success logit (n,) and progress in [0, 1] (n,) of normalised frames (n, dim) and tasks; see `told`."""
         out = self.mlp(self.embed(frames) + self.task(task))
         return out[:, 0], out[:, 1].sigmoid()
 

@@ -84,7 +84,7 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> ActionRepl
     begins = windows.start - windows.first[windows.episode]  # step of its episode at which each window begins
     index = (begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
-    batch.task = batch.task.clamp(max=model.encoder.null_task)
+    batch.task = batch.task.clamp(max=model.null_task)
     # Dream chunk by chunk; each chunk is compared with the true frames at the same steps.
     given, errors = [], []
     rows = torch.arange(len(batch.task), device=model.device)

@@ -104,8 +104,8 @@ def test_an_interrupted_run_leaves_its_champion(
                 next(self.model.action.parameters()).add_(1.0)  # half an update, which no gate has seen
             raise KeyboardInterrupt
 
-    def prepared(*given: Any) -> PostTraining:
-        post = prepare(*given)
+    def prepared(*given: Any, **named: Any) -> PostTraining:
+        post = prepare(*given, **named)
         assert post.model is not None
         post.phases["dream"] = Interrupted(post.model)
         return post

@@ -136,8 +136,8 @@ def test_dream_listens_to_context_task_and_actions(model, batch):
 
 
 def test_an_unseen_task_has_an_embedding(model, batch):
-    null = torch.full_like(batch.task, model.encoder.null_task)
-    assert model.encoder.null_task == len(model.spec.tasks)
+    null = torch.full_like(batch.task, model.null_task)
+    assert model.null_task == len(model.spec.tasks)
     frames = dream(model, replace(batch, task=null))
     assert torch.isfinite(frames).all() and not torch.allclose(frames, dream(model, batch), atol=1e-5)
     assert torch.isfinite(model.read_frames(batch.future["state"][:, 0], null)[0]).all()
