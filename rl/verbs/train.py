@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +45,37 @@ MOST_BACK = 3
 
 
 def run(words: list[str]) -> None:
-    """Train, evaluate, save the champion, and print the table of before and after.
+    """Train, evaluate, save the champion, and print the table of before and after."""
+    train(words)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its folder, its config, and the run and its controls."""
+
+    folder: Path
+    config: TrainConfig
+    runs: list[Run]
+
+
+def train(words: Sequence[str]) -> Trained:
+    """Do what `wamtune train` does with these words, and return the result.
 
     If torchrun has started several processes, each does its share, and process 0 alone writes.
+
+    Raises:
+        UserError: the config is wrong, or the run cannot be built or continued.
     """
     with Distributed.join() as distributed, distributed.together():
         config, folder, state = begin_together(distributed, "train", words, TrainConfig, load_state)
         with folder:
-            _run_and_controls(config, folder, state or {"runs": []}, distributed)
+            runs = _run_and_controls(config, folder, state or {"runs": []}, distributed)
+    return Trained(folder.path, config, runs)
 
 
-def _run_and_controls(config: TrainConfig, folder: RunFolder, state: dict[str, Any], distributed: Distributed) -> None:
+def _run_and_controls(
+    config: TrainConfig, folder: RunFolder, state: dict[str, Any], distributed: Distributed
+) -> list[Run]:
     """Do the run and then its controls, or what is left of them after a saved `state`."""
     torch.set_num_threads(config.threads or distributed.n_threads)
     runs: list[Run] = state["runs"]
@@ -81,6 +103,7 @@ def _run_and_controls(config: TrainConfig, folder: RunFolder, state: dict[str, A
             _keep_finished(config, folder, kept, post if post is first else None)
     if distributed.is_first:
         _report(config, folder, first, runs, start)
+    return runs
 
 
 def _keep_finished(config: TrainConfig, folder: RunFolder, kept: dict[str, Any], first: PostTraining | None) -> None:
