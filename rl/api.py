@@ -57,6 +57,7 @@ __all__ = [
     "Evaluation",
     "LoadedPolicy",
     "PostTrained",
+    "RunVerdict",
     "UserError",
     "dream",
     "evaluate",
@@ -103,7 +104,7 @@ class Evaluation:
 
     policy: str  # its name
     place: Place
-    episodes: tuple[EpisodeResult, ...]  # task after task, each in the order of its seeds
+    episodes: tuple[EpisodeResult, ...] = field(repr=False)  # task after task, each in the order of its seeds
 
     @property
     def success(self) -> float:
@@ -154,9 +155,12 @@ class Dream:
 
     task: str
     seed: int  # of the episode
-    real: Tensor  # (n + 1, state_dim) in units of the state; with images (n_chunks + 1, H, W, 3) uint8
-    dreamed: Tensor  # the same shape; its first entry is real
-    errors: dict[str, Tensor]  # slice of the state -> (n + 1,) distance, m; "images" -> (n_chunks + 1,) share of 255
+    real: Tensor = field(
+        repr=False
+    )  # (n + 1, state_dim) in units of the state; with images (n_chunks + 1, H, W, 3) uint8
+    dreamed: Tensor = field(repr=False)  # the same shape; its first entry is real
+    # Slice of the state -> (n + 1,) distance in m; with images "images" -> (n_chunks + 1,) mean difference, 0 to 1.
+    errors: dict[str, Tensor] = field(repr=False)
     expected_error: tuple[float, ...]  # of each chunk, as the model expected it; () if it was never calibrated
     replayed: Replayed = field(repr=False)  # no part of the stable surface
 
@@ -293,13 +297,13 @@ def make_env(
     loaded = policy if isinstance(policy, LoadedPolicy) else load(policy)
     if place not in ("sim", "dream"):
         raise UserError(f"place={place!r}: expected sim or dream")
-    given = _with_tasks({"name": "env", **keys}, tasks)
-    given["env"] = {**given.get("env", {}), "n_envs": n_envs}
-    config = compose(None, words_of(given), TrainConfig)
+    if n_envs < 1:
+        raise UserError(f"n_envs={n_envs}: expected at least 1")
+    config = compose(None, words_of(_with_tasks({"name": "env", **keys}, tasks)), TrainConfig)
     model: WorldModel | None = loaded.world_model
     denoiser, trained = loaded.actor.denoiser, loaded.actor.trained
     if trained is not None:  # a Gaussian policy acts where it was trained
-        config = replace(config, env=replace(trained.env, n_envs=n_envs))
+        config = replace(config, env=trained.env)
     if place == "dream" and world_model:
         model = load_dream(world_model, loaded.name, config.seed, device_of(config))
         if loaded.world_model is not None:

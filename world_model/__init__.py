@@ -15,7 +15,7 @@ def load(checkpoint: str | Path) -> WorldActionModel:
     """Load a world-action model in evaluation mode, on the CPU; it is a `world_model.api.WorldModel`.
 
     Args:
-        checkpoint: a built-in name (`wamtune ls checkpoints`), a checkpoint folder, a run folder, `runs/NAME` (the newest
+        checkpoint: a built-in name (see `wamtune ls`), a checkpoint folder, a run folder, `runs/NAME` (the newest
             run of that name), `latest`, or `hf://USER/NAME`.
 
     Raises:
