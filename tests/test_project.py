@@ -33,6 +33,7 @@ ROOMS = (
     ("rl.ppo", "rl.build", "rl.world_models"),
     ("rl.rounds",),
     ("rl.runs",),
+    ("rl.sweeps",),
     ("rl.report",),
     ("rl.stages",),
     ("rl.verbs",),
