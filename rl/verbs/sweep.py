@@ -250,12 +250,12 @@ def _table(rows: list[Row], keys: list[str]) -> Table:
 
 
 def _csv(rows: list[Row], keys: list[str]) -> str:
-    """Return the table with every digit, the search space by key."""
+    """Return the table as comma-separated values."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["trial", "state", "value", *keys, "seconds", "reason"])
     for row in rows:
-        params = [row.params.get(key, "") for key in keys]
+        params = [written(row.params[key]) if key in row.params else "" for key in keys]
         lines.writerow([row.number, row.state, row.value, *params, row.seconds, row.reason])
     return text.getvalue()
 
