@@ -64,18 +64,21 @@ class Study:
             optuna.storages.journal.JournalFileBackend(str(folder / STORAGE))
         )
         # The first trials have nothing to be compared with.
-        self._pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner()
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner()
+        self._study = optuna.create_study(
+            storage=self._storage, study_name=STUDY, direction="maximize", load_if_exists=True, pruner=pruner
+        )
 
     def take(self) -> Taken | None:
         """Take up a trial: one that a dead worker has left, else a new one; None: there is none to take."""
         with self._choosing():
-            study = self._study()
+            study = self._study
             trials = study.get_trials(deepcopy=False)
             for trial in trials:
                 if trial.state.name == "RUNNING" and (held := _free(self._place(trial.number))) is not None:
                     attempts = int(trial.user_attrs.get(ATTEMPTS, 1))
                     if attempts < MOST_ATTEMPTS:
-                        return self._taken(study, trial.number, held, attempts + 1)
+                        return self._taken(trial.number, held, attempts + 1)
                     self.fail(trial.number, f"its worker died {attempts} times")
                     held.close()
             if len(trials) >= self.n_trials:
@@ -83,32 +86,32 @@ class Study:
             # Another seed for each proposal, so that workers do not propose the same.
             study.sampler = self._optuna.samplers.TPESampler(seed=self._seed + len(trials), constant_liar=True)
             number = study.ask(self._distributions).number
-            return self._taken(study, number, lock(self._place(number)), 1)
+            return self._taken(number, lock(self._place(number)), 1)
 
     def finish(self, number: int, value: float) -> None:
         """Record the value of a trial that has ended."""
-        self._study().tell(number, value)
+        self._study.tell(number, value)
 
     def fail(self, number: int, reason: str) -> None:
         """Record that a trial has failed."""
-        study = self._study()
         self._storage.set_trial_user_attr(self._id(number), REASON, reason)
-        study.tell(number, state=self._optuna.trial.TrialState.FAIL)
+        self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
 
     def prune(self, number: int) -> None:
         """Record that a trial was ended early."""
-        self._study().tell(number, state=self._optuna.trial.TrialState.PRUNED)
+        self._study.tell(number, state=self._optuna.trial.TrialState.PRUNED)
 
     def rows(self) -> list[Row]:
         """Return all trials, the best one first, then pruned, running and failed ones."""
         order = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
-        rows = [self._row(trial) for trial in self._study().get_trials(deepcopy=False)]
+        rows = [self._row(trial) for trial in self._study.get_trials(deepcopy=False)]
         return sorted(rows, key=lambda row: (order[row.state], -(row.value or 0.0), row.number))
 
     @property
     def n_open(self) -> int:
         """Trials that have not ended, or not begun."""
-        return sum(row.state == "running" for row in self.rows()) + max(self.n_trials - len(self.rows()), 0)
+        rows = self.rows()
+        return sum(row.state == "running" for row in rows) + max(self.n_trials - len(rows), 0)
 
     def _row(self, trial: Any) -> Row:
         state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "running")
@@ -117,19 +120,14 @@ class Study:
         seconds = None if trial.duration is None else trial.duration.total_seconds()
         return Row(trial.number, state, value, dict(trial.params), seconds, trial.user_attrs.get(REASON, ""))
 
-    def _taken(self, study: Any, number: int, held: TextIO, attempts: int) -> Taken:
-        trial = self._optuna.trial.Trial(study, self._id(number))
+    def _taken(self, number: int, held: TextIO, attempts: int) -> Taken:
+        trial = self._optuna.trial.Trial(self._study, self._id(number))
         trial.set_user_attr(ATTEMPTS, attempts)
         return Taken(number, dict(trial.params), trial, held)
 
     def _id(self, number: int) -> int:
         study_id = self._storage.get_study_id_from_name(STUDY)
         return int(self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
-
-    def _study(self) -> Any:
-        return self._optuna.create_study(
-            storage=self._storage, study_name=STUDY, direction="maximize", load_if_exists=True, pruner=self._pruner
-        )
 
     def _place(self, number: int) -> Path:
         return self.folder / name_of(number)

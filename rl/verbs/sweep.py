@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -95,13 +96,17 @@ class Sweep:
         """Return the words of `wamtune train` with these values: preset, keys of the sweep, searched keys."""
         return [self.preset, *self.words, *(f"{key}={written(value)}" for key, value in params.items())]
 
-    def measured(self, run_folder: Path) -> list[float]:
-        """Return the values by which a run is compared, one after each of its gates so far."""
-        rows = read_rows(run_folder / METRICS)
+    def measured(self, row: Mapping[str, Any]) -> float | None:
+        """Return the value by which a run is compared, from a row of its log; None if it is not in this row."""
         if self.options.metric != GATE:
-            return [row[self.options.metric] for row in rows if row.get(self.options.metric) is not None]
-        gates = [row for row in rows if row.get("gate/accepted") is not None]
-        return [row["gate/challenger" if row["gate/accepted"] else "gate/champion"] for row in gates]
+            return row.get(self.options.metric)
+        accepted = row.get("gate/accepted")
+        return None if accepted is None else row["gate/challenger" if accepted else "gate/champion"]
+
+    def all_measured(self, run_folder: Path) -> list[float]:
+        """Return these values of all rows so far, one after each gate."""
+        found = (self.measured(row) for row in read_rows(run_folder / METRICS))
+        return [value for value in found if value is not None]
 
     def check(self) -> None:
         """Compose the config with every end of the space, so that a mistake is found before the first trial.
@@ -157,15 +162,18 @@ class _Hopeless(Exception):
 
 def _train(sweep: Sweep, taken: Taken) -> None:
     """Train a trial, or go on with the run that a dead worker has left, and record how it ended."""
-    name, n_reported = name_of(taken.number), 0
+    name = name_of(taken.number)
+    n_seen: int | None = None  # values that the run has logged
 
     def watch(folder: Path, values: dict[str, float]) -> None:
-        nonlocal n_reported
-        measured = sweep.measured(folder)
-        if len(measured) > n_reported:
-            n_reported = len(measured)
-            if taken.is_hopeless(n_reported, measured[-1]):
-                raise _Hopeless
+        nonlocal n_seen
+        value = sweep.measured(values)
+        if value is None:
+            return
+        # The log of a run that goes on has earlier values; this one is in it already.
+        n_seen = len(sweep.all_measured(folder)) if n_seen is None else n_seen + 1
+        if taken.is_hopeless(n_seen, value):
+            raise _Hopeless
 
     begun = find_run(sweep.folder / name)
     # Controls are no part of a comparison of trials; a key of the command can ask for them.
@@ -178,7 +186,7 @@ def _train(sweep: Sweep, taken: Taken) -> None:
     except UserError as error:
         sweep.study.fail(taken.number, str(error))
         return
-    measured = sweep.measured(done.folder)
+    measured = sweep.all_measured(done.folder)
     if measured:
         sweep.study.finish(taken.number, measured[-1])
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,9 +106,16 @@ def log_twice(kind: str, folder: Path) -> None:
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    log_twice("wandb", tmp_path / "push" / "20260101-000000-s0")
-    kept = list(tmp_path.rglob("run-push-20260101-000000-s0.wandb"))
-    assert kept and all(b"train/approx_kl" in file.read_bytes() for file in kept)
+    folder = tmp_path / "push" / "20260101-000000-s0"
+    folder.mkdir(parents=True)
+    log_twice("wandb", folder)
+    last = time.monotonic() + 60
+    while True:  # a process of wandb writes the file, and `finish` does not wait for its end
+        kept = list(tmp_path.rglob("run-push-20260101-000000-s0.wandb"))
+        if kept and all(b"train/approx_kl" in file.read_bytes() for file in kept):
+            return
+        assert time.monotonic() < last, kept
+        time.sleep(0.2)
 
 
 def test_trackio_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

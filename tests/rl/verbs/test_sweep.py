@@ -79,9 +79,11 @@ class Trainings:
         for step in self.scripts.pop(0):
             if isinstance(step, BaseException):
                 raise step
+            row = {"gate/accepted": 1.0, "gate/challenger": step, "gate/champion": 0.0}
             with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"gate/accepted": 1, "gate/challenger": step, "gate/champion": 0.0}) + "\n")
-            watch(folder, {})
+                file.write(json.dumps(row) + "\n")
+            watch(folder, {"train/approx_kl": 0.1})
+            watch(folder, row)
         return SimpleNamespace(folder=folder)
 
 
