@@ -3,6 +3,7 @@
 #   make demo-pixels     the same from images, in half an hour
 #   make test            lint, types and the fast tests
 #   make docs            the documentation as a site in site/, readable without a network
+#   make test-notebooks  the notebooks, executed from the first cell to the last
 #   make test-isaac      the tests of Isaac Lab, in an environment of their own, .venv-isaac
 #   make test-lerobot    the tests of LeRobot's policies, in an environment of their own, .venv-lerobot, with Python 3.12
 #   make PYTHON=python3.12 PIP_FLAGS="..." ...   another interpreter, other flags for the installation
@@ -28,10 +29,10 @@ PYTHON312 ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python
 CODE := rl world_model rewards tests lerobot_policy_wamtune $(wildcard benchmarks examples docs/_site)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pixels docs test test-slow isaac test-isaac lerobot test-lerobot lint format types clean
+.PHONY: help demo demo-pixels docs test test-slow test-notebooks isaac test-isaac lerobot test-lerobot lint format types clean
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 demo: $(STAMP)
 	$(BIN)/wamtune train demo
@@ -50,6 +51,10 @@ test: lint types
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+# As many threads as there are cores: a notebook is what a user runs alone.
+test-notebooks: $(STAMP)
+	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
 isaac: $(ISAAC_ASSETS)
 

@@ -25,6 +25,7 @@ VERBS = {
     "pretrain": ("rl.verbs.pretrain", "collect episodes and learn to predict the world"),
     "tune": ("rl.verbs.tune", "learn to act from few demonstrations"),
     "train": ("rl.verbs.train", "post-train with PPO, in the simulator and in the dream"),
+    "sweep": ("rl.verbs.sweep", "train many times with other values of some keys, and show which were best"),
     "eval": ("rl.verbs.eval", "measure success, with intervals"),
     "rank": ("rl.verbs.rank", "order checkpoints by success in one dream, corrected by real episodes"),
     "dream": ("rl.verbs.dream", "draw what the model dreams beside what the simulator does"),

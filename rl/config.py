@@ -12,6 +12,9 @@ from rl.seeds import EVAL, GATE, TWIN
 
 T = TypeVar("T")
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+"""Where a run shows its curves; TensorBoard's files are always written."""
+
 MISSING: Any = "???"
 """Value of a field that a preset or the command line must set; OmegaConf's marker for a missing value."""
 
@@ -326,6 +329,7 @@ class TrainConfig:
     n_action_steps: int = 8  # number of actions of a chunk that are executed
     on_bad_numbers: Literal["stop", "go_back"] = "stop"  # go_back: to the last saved state, with new random numbers
     save_minutes: float = 5.0  # between saved states within a phase; the end of a phase is always saved
+    tracker: TrackerName = "tensorboard"  # wandb, trackio or mlflow: show the curves there as well, see docs/sweeps.md
     controls: tuple[str, ...] = ()  # repeat the run with these changes, to compare: anchor, filtered_bc, unsafe_dream
     env: EnvConfig = field(default_factory=EnvConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)

@@ -33,13 +33,18 @@ ROOMS = (
     ("rl.ppo", "rl.build", "rl.world_models", "rl.instructions"),
     ("rl.rounds",),
     ("rl.runs",),
+    ("rl.sweeps",),
     ("rl.report",),
     ("rl.play",),
     ("rl.stages",),
     ("rl.verbs",),
+    ("rl.api",),
     ("rl.cli",),
 )
 """Rooms in the order of imports: each imports only its own row and those before it."""
+
+FRONTS = ("rl", "world_model")
+"""Packages themselves, which offer what is in rooms inside them."""
 
 WITHOUT_OUR_MODEL = ("rl.ppo", "rl.envs", "rl.robots", "rl.deploy", "rl.policies", "rl.rounds", "rl.play")
 """Rooms that know the protocols and never `world_model.wam`; of the policies, `wam.py` alone does."""
@@ -174,7 +179,7 @@ def test_no_import_runs_from_a_room_to_a_later_one() -> None:
     wrong = [
         f"{name} imports {other}"
         for name, others in modules_imported().items()
-        if name != "rl"
+        if name not in FRONTS
         for other in sorted(others)
         if row_of(other) > row_of(name)
     ]

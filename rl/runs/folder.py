@@ -16,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from rewards.errors import UserError
+from rl.runs.trackers import Tracker
 from world_model.files import cannot_write, lock, open_file, open_log, read_file, remove, write_atomically
 
 METRICS, EVAL = "metrics.jsonl", "eval.jsonl"
@@ -40,6 +41,7 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         self._metrics, self._eval = open_log(path / METRICS), open_log(path / EVAL)
         self._writers = {"": SummaryWriter(str(path))}  # by control; those of controls are made at their first value
+        self.tracker: Tracker | None = None  # gets what is logged from now on, under its whole key
 
     @classmethod
     def create(
@@ -119,6 +121,8 @@ class RunFolder:
         self._draw(step, numbers)
         for writer in self._writers.values():
             writer.flush()
+        if self.tracker is not None:
+            self.tracker.log(step, {key: number for key, number in numbers.items() if number is not None})
 
     def eval_row(self, row: Mapping[str, Any]) -> None:
         """Write one evaluated episode."""
@@ -139,7 +143,9 @@ class RunFolder:
         self._kept = True
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and finish the run of the tracker."""
+        if self.tracker is not None:
+            self.tracker.close()
         for file in (self._metrics, self._eval, *self._writers.values(), self._lock):
             file.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title, self.every, self.clock = title, every, clock
-        self.console = console or Console(highlight=False)
+        self.console = console or _console()
         self._live: Live | None = None
         self._printed = 0.0
         self._left = TimeLeft()
@@ -130,8 +131,19 @@ class TimeLeft:
 
 def show(table: Table) -> None:
     """Print a table: as wide as the terminal, or `TABLE_WIDTH` if the output goes to a file or pipe."""
-    width = None if sys.stdout.isatty() else TABLE_WIDTH
-    Console(highlight=False, width=width).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Return a console for standard output: colours and a live panel on a terminal, else plain text.
+
+    A notebook is no terminal, although Jupyter sets FORCE_COLOR, and rich would make HTML with escape codes beside it.
+    The commands that a notebook runs with `!` have a terminal that shows no panel, so its variable counts, too.
+    """
+    is_terminal = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
+    return Console(
+        highlight=False, force_terminal=is_terminal, force_jupyter=False, width=None if is_terminal else TABLE_WIDTH
+    )
 
 
 def _format(value: Any) -> str:

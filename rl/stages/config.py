@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rewards.checks import at_least, positive
 from rewards.errors import UserError
-from rl.config import MISSING, SimulatorConfig
+from rl.config import MISSING, SimulatorConfig, TrackerName
 from world_model.data.columns_config import ColumnsConfig
 from world_model.wam.config import ModelConfig
 from world_model.wam.training_config import StageConfig
@@ -33,6 +33,7 @@ class PretrainConfig:
     # share the weights of the layers among the processes of torchrun, for models that are too large for one
     shard: bool = False
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
+    tracker: TrackerName = "tensorboard"  # wandb, trackio or mlflow: show the curves there as well, see docs/sweeps.md
     episodes: str = ""  # folder of the episodes; missing ones are collected; empty: runs/episodes/NAME
     dataset: str = ""  # folder of a LeRobot v3.0 dataset, imported to the episodes first; with env.simulator=recorded
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # names of the columns in the dataset
@@ -99,6 +100,7 @@ class TuneConfig:
     # share the weights of the layers among the processes of torchrun, for models that are too large for one
     shard: bool = False
     device: str = "auto"  # of the model: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
+    tracker: TrackerName = "tensorboard"  # wandb, trackio or mlflow: show the curves there as well, see docs/sweeps.md
     n_demos: int = 10  # demonstrations per task, the first ones; a task may have fewer
     # exceptions from n_demos, by task (also one that is not tuned): exactly so many, an error if there are fewer
     demos: dict[str, int] = field(default_factory=dict)

@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rewards.errors import UserError
-from rl.build import make_denoiser
+from rl.build import is_policy, make_denoiser
+from rl.compose import compose
 from rl.config import DreamConfig, PolicyConfig, TrainConfig
 from rl.policies.api import Denoiser
+from rl.policies.gaussian import GaussianPolicy, load_gaussian
 from rl.policies.saving import ABOUT
 from rl.world_models import load_world_model_weights, make_world_model, world_model_of
 from world_model.api import WorldModel
-from world_model.checkpoint import find_checkpoint
+from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.spec import LATENTS
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A loaded policy: our own model, one that somebody brings, or a Gaussian one; the other two are None."""
+
+    name: str  # as it was named
+    model: WorldActionModel | None = None  # its action side acts, and it can dream
+    denoiser: Denoiser | None = None  # of LeRobot, or of the user's own class
+    gaussian: GaussianPolicy | None = None
+    trained: TrainConfig | None = None  # the config of the run that trained a Gaussian policy: it acts there alone
+
+
+def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Actor:
+    """Load whatever acts: a checkpoint, a run, a policy of LeRobot or of the user's own class.
+
+    Args:
+        name: see `load_actor` and `load_brought`.
+        policy: see `load_brought`; empty: `name` says what it is.
+        device: of the weights of a policy that somebody brings.
+        n_action_steps: see `load_brought`.
+
+    Raises:
+        UserError: it cannot be loaded, or it cannot act.
+    """
+    if policy or is_policy(name):
+        return Actor(name, denoiser=load_brought(name, policy, device, n_action_steps))
+    about, tensors = load_checkpoint(name)
+    if about.get("policy") == "gaussian":
+        return _gaussian(name, about, tensors)
+    return Actor(name, model=load_actor(name))
+
+
+def _gaussian(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> Actor:
+    """Load a Gaussian policy, and the config of its run; `about` and `tensors` are those of `load_checkpoint`."""
+    run = find_checkpoint(name).resolve().parents[1]
+    if not (run / "config.yaml").is_file():  # the config inside a checkpoint is not used: it may name code to run
+        raise UserError(f"{name}: a Gaussian policy is evaluated by its run folder, which says where; name that one")
+    return Actor(name, gaussian=load_gaussian(name, about, tensors), trained=compose(run, [], TrainConfig))
 
 
 def load_actor(name_or_path: str) -> WorldActionModel:

@@ -13,6 +13,7 @@ from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.ppo.distributed import Distributed
 from rl.runs.folder import OtherFolder, RunFolder, lock_run
+from rl.runs.trackers import check_tracker, make_tracker
 from rl.stages.config import PretrainConfig, TuneConfig
 from world_model.checkpoint import find_checkpoint
 from world_model.hub import is_hub_name, parse_hub_name
@@ -24,7 +25,11 @@ State = dict[str, Any]
 
 
 def begin(
-    verb: str, words: Sequence[str], schema: type[C], load: Callable[[Path], State | None]
+    verb: str,
+    words: Sequence[str],
+    schema: type[C],
+    load: Callable[[Path], State | None],
+    root: str | Path = "runs",
 ) -> tuple[C, RunFolder, State | None]:
     """Make a run folder for `words` (preset, then overrides), or open the one that the first word names.
 
@@ -33,6 +38,7 @@ def begin(
         words: of the command line, after the verb.
         schema: of the config.
         load: returns the saved state of a run folder, None if it has none.
+        root: folder in which `NAME/TIME` of a new run is made.
 
     Returns config, run folder and saved state; the state is None for a new run.
 
@@ -42,23 +48,31 @@ def begin(
     folder = find_run(words[0])
     if folder is None:
         config = _pinned(compose(words[0], words[1:], schema))
+        check_tracker(config.tracker)
         text = f"# {shlex.join(['wamtune', verb, *words])}\n{to_yaml(config)}"
-        return config, RunFolder.create("runs", config.name, config.seed, text, _controls(config)), None
+        opened = RunFolder.create(root, config.name, config.seed, text, _controls(config))
+        return config, _tracked(opened, config), None
     if words[1:]:
         anew = shlex.join(["wamtune", verb, str(folder / "config.yaml"), words[1]])
         raise UserError(f"{words[1]!r}: a run goes on with its own config; leave it out, or begin anew: {anew}")
     lock = lock_run(folder)  # lock before reading the state, which another process may be writing
     try:
         config, state = compose(folder, [], schema), load(folder)
+        check_tracker(config.tracker)
         mark = {} if state is None else state.get("mark")
-        return config, RunFolder.open(folder, mark, lock, _controls(config)), state
+        return config, _tracked(RunFolder.open(folder, mark, lock, _controls(config)), config), state
     except BaseException:
         lock.close()
         raise
 
 
 def begin_together(
-    distributed: Distributed, verb: str, words: Sequence[str], schema: type[C], load: Callable[[Path], State | None]
+    distributed: Distributed,
+    verb: str,
+    words: Sequence[str],
+    schema: type[C],
+    load: Callable[[Path], State | None],
+    root: str | Path = "runs",
 ) -> tuple[C, RunFolder, State | None]:
     """Do in process 0 what `begin` does, and give its config and state to the other processes.
 
@@ -72,7 +86,7 @@ def begin_together(
         config, path, state = begun
         return config, OtherFolder(path), state
     before = distributed.remembered()
-    config, folder, state = begin(verb, [before] if before and find_run(before) else words, schema, load)
+    config, folder, state = begin(verb, [before] if before and find_run(before) else words, schema, load, root)
     distributed.remember(str(folder.path))
     distributed.from_first((config, folder.path, state))
     return config, folder, state
@@ -92,6 +106,20 @@ def _pinned(config: C) -> C:
         return config
     chosen = find_checkpoint(config.checkpoint).resolve().parents[1]
     return replace(config, checkpoint=next(str(folder) for folder in folders if folder.resolve() == chosen))
+
+
+def _tracked(folder: RunFolder, config: C) -> RunFolder:
+    """Begin the run of the tracker that the config names; without it the folder is closed again.
+
+    Raises:
+        UserError: see `make_tracker`.
+    """
+    try:
+        folder.tracker = make_tracker(config.tracker, folder.path, config)
+    except UserError as error:
+        folder.__exit__(type(error))
+        raise
+    return folder
 
 
 def _controls(config: object) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -48,7 +48,89 @@ THOUGHT = "what happened, and what the model thought would happen"
 def run(words: list[str]) -> None:
     """Record an episode, replay it in the dream, print the errors and write a plot or a video."""
     options = compose(None, words[1:], DreamOptions)
-    model = load_actor(words[0]) if options.source == "policy" else load_model(words[0])
+    found = dream_of(words[0], options)
+    if isinstance(found, LastImage):
+        write_atomically(Path(options.out), iio.imwrite("<bytes>", found.image.numpy(), extension=".png"))
+        print(f"image: {options.out}, the last one of the {options.source}; a goal for the reward term goal_image")
+        return
+    print(_heading(found.options, found.frames))
+    show(found.table())
+    out = options.out or found.default_out
+    found.draw(out)
+    print(f"plot: {out}" if found.images is None else f"video, at half speed: {out}")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A real episode, and what its model dreamed of the same actions from the same first state."""
+
+    model: WorldActionModel
+    options: DreamOptions
+    episode: Episode
+    frames: Tensor  # (n, frame_dim) dreamed; the first one is real
+    expected: list[float]  # error of each chunk that the model expected; [] without trust, and in joint mode
+    images: tuple[Tensor, Tensor] | None = None  # simulated and dreamed (n_chunks + 1, H, W, 3) uint8, of one camera
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Slices of the state that are compared, in metres."""
+        return _parts(self.model)
+
+    @property
+    def default_out(self) -> str:
+        """Name of the file for the picture."""
+        return "dream.png" if self.images is None else "dream.gif"
+
+    def table(self) -> Table:
+        """Return a table of the errors at the end of each chunk, of the dream and of repeating the first frame."""
+        if self.images is None:
+            return error_table(self.model, self.episode, self.frames)
+        table = Table("step", "dream, dB", "repeat, dB")
+        for i, errors in enumerate(image_errors(*self.images), 1):
+            table.add_row(str(i * self.model.config.chunk_size), *(f"{error:.1f}" for error in errors))
+        return table
+
+    def draw(self, out: str | Path) -> None:
+        """Write a plot of trajectories (.png), or of a model with images a video (.gif, .mp4) at half speed.
+
+        Raises:
+            UserError: the file is of another type, or an .mp4 needs a package that is missing.
+        """
+        model, title = self.model, _title(self.options)
+        if self.images is None:
+            _check_plot(str(out))
+            true = self.episode.state[: len(self.frames)]
+            curves, dreamed = (_curves(model, self.episode, frames) for frames in (true, self.frames))
+            draw_dream(curves, dreamed, model.config.chunk_size, title, out)
+            return
+        if not str(out).endswith((".gif", ".mp4")):
+            raise UserError(f"out={str(out)!r}: expected the name of a .gif or .mp4 file for a video")
+        chunk_s = model.config.chunk_size / model.spec.control_hz
+        video = draw_video(*self.images, self.expected, title, chunk_s)
+        write_video(video, out, frames_per_s=0.5 / chunk_s)
+
+
+@dataclass(frozen=True)
+class LastImage:
+    """The last real image of an episode, which is all that a .png of a model with images shows."""
+
+    image: Tensor  # (H, W, 3) uint8
+
+
+def dream_of(name: str | WorldActionModel, options: DreamOptions) -> Replayed | LastImage:
+    """Record an episode in the simulator, and dream its actions again; with source=joint, imagine them together.
+
+    Args:
+        name: of a checkpoint, or the model itself.
+        options: which episode, and how long; an `out` of .png asks a model with images for its last image alone.
+
+    Raises:
+        UserError: the model cannot be loaded or cannot act, or its state has no positions to compare.
+    """
+    if not isinstance(name, str):
+        model = name
+    else:
+        model = load_actor(name) if options.source == "policy" else load_model(name)
     model.n_denoising_steps = options.n_denoising_steps
     tasks = options.env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
     env = with_instruction(replace(env_of_tasks(options.env, tasks), tasks=tasks), options.instruction)
@@ -56,30 +138,19 @@ def run(words: list[str]) -> None:
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
         print(line, flush=True)
     if model.cameras:
-        _show_video(model, options)
-    else:
-        _show_curves(model, options, words[0])
-
-
-def _show_curves(model: WorldActionModel, options: DreamOptions, name: str) -> None:
-    """Plot dreamed over true trajectories, for a model without images."""
+        return _images_again(model, options)
     if not _parts(model):
-        raise UserError(f"dream: the state of {name} has no slice whose name ends with _pos; take another checkpoint")
-    out = options.out or "dream.png"
-    if not out.endswith(".png"):
-        raise UserError(f"out={out!r}: {name} has no images, so there is no video; take a .png")
+        named = name if isinstance(name, str) else "this model"
+        raise UserError(f"dream: the state of {named} has no slice whose name ends with _pos; take another checkpoint")
+    _check_plot(options.out or "dream.png")
     episode, imagined = record_episode(model, options)
-    frames = replay(model, episode)[0] if imagined is None else imagined
-    print(_heading(options, frames))
-    show(error_table(model, episode, frames))
-    true, dreamed = (_curves(model, episode, f) for f in (episode.state[: len(frames)], frames))
-    draw_dream(true, dreamed, model.config.chunk_size, _title(options), out)
-    print(f"plot: {out}")
+    frames, expected = replay(model, episode) if imagined is None else (imagined, [])
+    return Replayed(model, options, episode, frames, expected)
 
 
-def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
-    """Write a video of simulator, dream and difference, or the last real image alone, for a model with images."""
-    out, codec, size = options.out or "dream.gif", model.image_codec, model.config.chunk_size
+def _images_again(model: WorldActionModel, options: DreamOptions) -> Replayed | LastImage:
+    """Return simulator and dream of a model with images; the last real image alone if `out` is a .png."""
+    codec, size = model.image_codec, model.config.chunk_size
     assert codec is not None
     imagined: Tensor | None = None
     if options.source == "expert":  # the expert needs object positions, which the state of an image model lacks
@@ -88,24 +159,18 @@ def _show_video(model: WorldActionModel, options: DreamOptions) -> None:
         episode, imagined = record_episode(model, options)
     episode = episode.cut(0, min(episode.length, options.n_chunks * size))
     real = run_again(options.env, episode, model.config)
-    if out.endswith(".png"):
-        write_atomically(Path(out), iio.imwrite("<bytes>", real[-1, 0].numpy(), extension=".png"))
-        print(f"image: {out}, the last one of the {options.source}; a goal for the reward term goal_image")
-        return
+    if options.out.endswith(".png"):
+        return LastImage(real[-1, 0])
     (seen,) = encoded_episodes(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
     frames, expected = replay(model, seen) if imagined is None else (imagined, [])
     # One image per chunk, of the first camera: simulated and dreamed.
     dreamed = codec.decode(frames[::size, -codec.code_dim :])[:, 0]
-    simulated = real[::size][: len(dreamed), 0]
-    print(_heading(options, frames))
-    table = Table("step", "dream, dB", "repeat, dB")
-    for i, errors in enumerate(image_errors(simulated, dreamed), 1):
-        table.add_row(str(i * size), *(f"{error:.1f}" for error in errors))
-    show(table)
-    chunk_s = size / model.spec.control_hz
-    video = draw_video(simulated, dreamed, expected, _title(options), chunk_s)
-    write_video(video, out, frames_per_s=0.5 / chunk_s)
-    print(f"video, at half speed: {out}")
+    return Replayed(model, options, episode, frames, expected, (real[::size][: len(dreamed), 0], dreamed))
+
+
+def _check_plot(out: str) -> None:
+    if not out.endswith(".png"):
+        raise UserError(f"out={out!r}: the checkpoint has no images, so there is no video; take a .png")
 
 
 def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Episode, Tensor | None]:

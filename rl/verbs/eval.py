@@ -7,34 +7,30 @@ true success: see `rl.sequential`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch import Tensor
 
 from rewards.errors import UserError
 from rl.build import device_of, find_simulator, is_policy, make_sim, tasks_of
 from rl.compose import compose
-from rl.config import TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name
 from rl.instructions import tell_of, with_instruction
 from rl.policies.api import Denoiser
-from rl.policies.gaussian import load_gaussian
 from rl.policies.wam import WamDenoiser
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states, whole_episodes
 from rl.runs.progress import Progress, show
 from rl.seeds import TWIN_EVAL
 from rl.sequential import Floats
 from rl.statistics import describe, describe_gain, paired_gain, success_rate, wilson
-from rl.verbs.acting import load_actor, load_brought, load_dream
+from rl.verbs.acting import Actor, load_dream, load_policy
 from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import EvalOptions
 from world_model.api import WorldModel
-from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.files import write_atomically
 from world_model.wam.model import WorldActionModel
 
@@ -46,15 +42,73 @@ GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers", "place"
 
 def run(words: list[str]) -> None:
     """Evaluate, print the table, and write the figures to the file `out` if it is set."""
-    options = compose(None, words[1:], EvalOptions)
-    if options.policy or is_policy(words[0]):
-        _evaluate_brought(words[0], options)
+    name, options = words[0], compose(None, words[1:], EvalOptions)
+    if options.policy or is_policy(name):
+        _check_has_dream(options)  # before a large policy is loaded
+    actor = load_policy(name, options.policy, device_of(run_config(options)), options.n_action_steps)
+    check_keys(actor, words[1:])
+    with Progress(f"eval {name}") as progress:
+        found = evaluate(actor, options, lambda done, total, task: progress.update(done, total, task=task))
+    show(table(found.sim, found.dream))
+    twins = estimates(found.sim, found.dream, found.others)
+    if twins:
+        show(twin_table(twins))
+        print(
+            "these intervals hold for any number of episodes, however it was chosen, so they are wider than the others"
+        )
+    if actor.gaussian is not None:
+        for task, results in ((task, results) for task, results in found.sim.items() if results):
+            print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
+    if options.out:
+        text = json.dumps(
+            {"checkpoint": name, "options": asdict(options), **figures(found.sim, found.dream, twins)}, indent=2
+        )
+        write_atomically(Path(options.out), f"{text}\n".encode())
+        print(f"figures: {options.out}")
+
+
+@dataclass(frozen=True)
+class EvaluatedTasks:
+    """Episodes of each task; see `Evaluated`."""
+
+    sim: Results
+    dream: Results
+    others: dict[str, Floats]
+
+
+def check_keys(actor: Actor, words: Sequence[str]) -> None:
+    """Refuse `key=value` words that do not apply to a Gaussian policy.
+
+    Raises:
+        UserError: one of them does not.
+    """
+    if actor.gaussian is None:
         return
-    about, tensors = load_checkpoint(words[0])
-    if about.get("policy") == "gaussian":
-        _evaluate_gaussian(words, options, about, tensors)
-        return
-    model = load_actor(words[0])
+    if wrong := [key for word in words if (key := word.partition("=")[0]) not in GAUSSIAN]:
+        raise UserError(f"{wrong[0]}: a Gaussian policy is evaluated where it was trained; only {', '.join(GAUSSIAN)}")
+
+
+def evaluate(
+    actor: Actor, options: EvalOptions, tick: Callable[[float, float, str], None] = lambda done, total, task: None
+) -> EvaluatedTasks:
+    """Evaluate a policy on each task of `options`, in the places that they name.
+
+    Args:
+        actor: of `load_policy`.
+        options: sizes and settings; `policy` and `out` are not read.
+        tick: called with (tasks done, tasks in all, task), where a task under way counts by its share.
+
+    Raises:
+        UserError: the policy does not fit the environment, or it has no dream.
+    """
+    if actor.model is None:
+        _check_has_dream(options)
+    if actor.gaussian is not None:
+        return _evaluate_gaussian(actor, options)
+    if actor.denoiser is not None:
+        return _evaluate_brought(actor, options, tick)
+    model = actor.model
+    assert model is not None
     env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction)
     options = replace(options, env=env)
     tasks = tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
@@ -66,61 +120,45 @@ def run(words: list[str]) -> None:
         given = given_spec(early, model.spec.features, robot_slices=simulator.robot_slices)
         model.spec.check_fits(given, shown_name(options.env))
     if options.place == "sim" or not options.world_model:
-        _evaluate(words[0], model, options, tasks)
-    else:  # in the dream of another world model
-        dreams = load_dream(options.world_model, words[0], options.seed, device_of(run_config(options)))
-        if isinstance(dreams, WorldActionModel):
-            tell_of(dreams, env, tasks, text_encoder=options.text_encoder)
-        _evaluate(words[0], dreams, options, tasks, WamDenoiser(model, dreams=False))
+        return _evaluate_tasks(model, options, tasks, tick)
+    # in the dream of another world model
+    dreams = load_dream(options.world_model, actor.name, options.seed, device_of(run_config(options)))
+    if isinstance(dreams, WorldActionModel):
+        tell_of(dreams, env, tasks, text_encoder=options.text_encoder)
+    return _evaluate_tasks(dreams, options, tasks, tick, WamDenoiser(model, dreams=False))
 
 
-def _evaluate_brought(name: str, options: EvalOptions) -> None:
+def _evaluate_brought(actor: Actor, options: EvalOptions, tick: Callable[[float, float, str], None]) -> EvaluatedTasks:
     """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
-    _check_has_dream(options)
     options = replace(options, env=with_instruction(options.env, options.instruction))
-    config = run_config(options)
-    denoiser = load_brought(name, options.policy, device_of(config), options.n_action_steps)
-    model = None
+    config, model = run_config(options), None
     if options.place != "sim":
-        model = load_dream(options.world_model, name, options.seed, device_of(config))
+        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
     tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
     if not tasks:
         raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")
-    _evaluate(name, model, options, tasks, denoiser)
+    return _evaluate_tasks(model, options, tasks, tick, actor.denoiser)
 
 
-def _evaluate(
-    name: str,
+def _evaluate_tasks(
     model: WorldModel | None,
     options: EvalOptions,
     tasks: tuple[str, ...],
+    tick: Callable[[float, float, str], None],
     denoiser: Denoiser | None = None,
-) -> None:
-    """Evaluate the policy of `model`, or `denoiser`, task after task, and show the figures."""
-    sim: Results = {}
-    dream: Results = {}
-    others: dict[str, Floats] = {}
-    with Progress(f"eval {name}") as progress:
-        for i, task in enumerate(tasks):
+) -> EvaluatedTasks:
+    """Evaluate the policy of `model`, or `denoiser`, task after task."""
+    all_tasks = EvaluatedTasks({}, {}, {})
+    for i, task in enumerate(tasks):
 
-            def tick(share: float, begun: int = i, task: str = task) -> None:
-                progress.update(begun + share, len(tasks), task=task)
+        def count(share: float, begun: int = i, task: str = task) -> None:
+            tick(begun + share, len(tasks), task)
 
-            tick(0.0)
-            found = evaluate_task(model, options, task, tick, denoiser)
-            sim[task], dream[task], others[task] = found.sim, found.dream, found.others
-        progress.update(len(tasks), len(tasks))
-    show(table(sim, dream))
-    twins = estimates(sim, dream, others)
-    if twins:
-        show(twin_table(twins))
-        print(
-            "these intervals hold for any number of episodes, however it was chosen, so they are wider than the others"
-        )
-    if options.out:
-        text = json.dumps({"checkpoint": name, "options": asdict(options), **figures(sim, dream, twins)}, indent=2)
-        write_atomically(Path(options.out), f"{text}\n".encode())
-        print(f"figures: {options.out}")
+        count(0.0)
+        found = evaluate_task(model, options, task, count, denoiser)
+        all_tasks.sim[task], all_tasks.dream[task], all_tasks.others[task] = found.sim, found.dream, found.others
+    tick(len(tasks), len(tasks), tasks[-1])
+    return all_tasks
 
 
 @dataclass(frozen=True)
@@ -154,7 +192,7 @@ def evaluate_task(
 
 def estimates(sim: Results, dream: Results, others: dict[str, Floats]) -> dict[str, TwinSuccess]:
     """Return the estimates with twins by task and over all tasks; {} without twins or dreams from fresh starts."""
-    tasks = [task for task in sim if sim[task] and dream[task] and others[task].size]
+    tasks = [task for task in sim if sim[task] and dream[task] and task in others and others[task].size]
     groups = {task: [task] for task in tasks} | ({"all": tasks} if len(tasks) > 1 else {})
     return {
         name: with_twins(
@@ -175,27 +213,15 @@ def _check_has_dream(options: EvalOptions) -> None:
         )
 
 
-def _evaluate_gaussian(
-    words: list[str], options: EvalOptions, about: dict[str, Any], tensors: dict[str, Tensor]
-) -> None:
-    """Evaluate a policy of `wamtune train policy=gaussian` where it was trained, or in the dream of `world_model`.
-
-    `about` and `tensors` are the results of `load_checkpoint`.
-    """
-    if wrong := [key for word in words[1:] if (key := word.partition("=")[0]) not in GAUSSIAN]:
-        raise UserError(f"{wrong[0]}: a Gaussian policy is evaluated where it was trained; only {', '.join(GAUSSIAN)}")
-    run = find_checkpoint(words[0]).resolve().parents[1]
-    if not (run / "config.yaml").is_file():  # the config inside a checkpoint is not used: it may name code to run
-        raise UserError(
-            f"{words[0]}: a Gaussian policy is evaluated by its run folder, which says where; name that one"
-        )
-    trained = compose(run, [], TrainConfig)
-    _check_has_dream(options)
+def _evaluate_gaussian(actor: Actor, options: EvalOptions) -> EvaluatedTasks:
+    """Evaluate a policy of `wamtune train policy=gaussian` where it was trained, or in the dream of `world_model`."""
+    trained, policy = actor.trained, actor.gaussian
+    assert trained is not None and policy is not None
     config = replace(trained, env=replace(trained.env, n_workers=options.env.n_workers), rewards={})
-    policy, n_envs = load_gaussian(words[0], about, tensors), min(options.n_envs, options.n_episodes)
+    n_envs = min(options.n_envs, options.n_episodes)
     model = None
     if options.place != "sim":
-        model = load_dream(options.world_model, words[0], options.seed, device_of(config))
+        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
     found: Results = {}
     dreamed: Results = {}
     seeds = range(options.seed, options.seed + options.n_episodes)
@@ -211,9 +237,7 @@ def _evaluate_gaussian(
                 dreamed[task] = evaluate_dream(policy, dream)
         finally:
             env.close()
-    show(table(found, dreamed))
-    for task, results in ((task, results) for task, results in found.items() if results):
-        print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
+    return EvaluatedTasks(found, dreamed, {})
 
 
 def table(sim: Results, dream: Results) -> Table:

@@ -23,6 +23,7 @@ from rl.verbs.options import (
     PlayOptions,
     RankOptions,
     ServeOptions,
+    SweepOptions,
 )
 from world_model.data.columns_config import ColumnsConfig
 from world_model.extras import pip_line
@@ -134,6 +135,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "tune": (TuneConfig,),
     "train": (TrainConfig,),
     "check": (TrainConfig,),
+    "sweep": (SweepOptions,),
     "eval": (EvalOptions,),
     "rank": (RankOptions,),
     "dream": (DreamOptions,),
@@ -232,6 +234,22 @@ Keys:
 Examples:
   wamtune train mix env.tasks=peg-insert-side controls=anchor,filtered_bc
   wamtune train sim env.tasks=push total_timesteps=50_000 rewards.action_jerk.weight=-0.01""",
+    "sweep": f"""wamtune sweep PRESET | FILE space.KEY=VALUES ... [key=value ...]
+wamtune sweep SWEEP_FOLDER [n_trials=...] [n_workers=...]
+
+Train many times with other values of some keys, and show which were best. `space.KEY` is a range LOW..HIGH, one of even
+orders of magnitude log:LOW..HIGH, or values with commas; other keys are those of `wamtune train`, the same in every
+trial. Trials are compared by the success of their champion at its gates, on the same episodes, and one that is below
+the median of the others ends early; the evaluation after training chooses nothing. A worker that dies is replaced, and
+its trial goes on where it was saved. Given the folder of a sweep, go on with it, also from another machine
+(docs/sweeps.md). Needs the extra `sweep`: {pip_line("sweep")}
+
+Keys:
+{keys_of(SweepOptions)}
+
+Examples:
+  wamtune sweep dream env.tasks=push space.ppo.learning_rate=log:1e-5..1e-3 space.dream.horizon=5..30 n_workers=2
+  wamtune sweep sim env.tasks=push space.ppo.batch_size=128,256,512 space.ppo.noise_std=0.1..0.3 n_trials=12""",
     "eval": f"""wamtune eval CHECKPOINT | RUN_FOLDER [key=value ...]
 
 Print the success of a checkpoint on each task and over all, with 95 % intervals: in the simulator, in its own dream

@@ -16,6 +16,7 @@ from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, firs
 from rl.sequential import Estimate, Floats, estimate, phi
 from rl.verbs.options import EpisodeOptions
 from world_model.api import WorldModel
+from world_model.spec import Spec
 from world_model.wam.model import WorldActionModel
 
 MOST_DREAMS = 256
@@ -57,8 +58,7 @@ def measure(
         if denoiser is None:
             assert isinstance(model, WorldActionModel)
             denoiser = WamDenoiser(model)
-        n_steps = options.n_denoising_steps
-        policy = ChainPolicy(denoiser, env.spec, n_steps, n_action_steps=options.n_action_steps or None)
+        policy = chain_policy(denoiser, env.spec, options)
         results = evaluate_sim(policy, env, real, lambda n, _: tick(n / n_all)) if real else []
         dreams: list[EpisodeResult] = []
         for first in range(0, len(dreamed), MOST_DREAMS):
@@ -73,6 +73,15 @@ def measure(
         return Measured(results, dreams)
     finally:
         env.close()
+
+
+def chain_policy(denoiser: Denoiser, spec: Spec, options: EpisodeOptions) -> ChainPolicy:
+    """Make the policy of a denoiser in an environment of `spec`; the denoiser keeps its own numbers of steps."""
+    own = denoiser.n_action_steps, denoiser.n_denoising_steps
+    policy = ChainPolicy(denoiser, spec, options.n_denoising_steps, n_action_steps=options.n_action_steps or None)
+    # A `ChainPolicy` leaves the steps that it takes in the denoiser, to be saved; here the next caller has its own.
+    denoiser.n_action_steps, denoiser.n_denoising_steps = own
+    return policy
 
 
 def run_config(options: EpisodeOptions) -> TrainConfig:

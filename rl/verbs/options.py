@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rewards.checks import at_least, require
 from rewards.errors import UserError
@@ -87,6 +87,25 @@ class RankOptions(EpisodeOptions):
 def _enough_starts(n: int, key: str) -> None:
     if n > len(TWIN_EVAL):
         raise UserError(f"{key}: {n:,} dreams from fresh starts, expected at most {len(TWIN_EVAL):,}; lower it")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """The keys of `wamtune sweep`; all others are of `wamtune train`, the same in every trial."""
+
+    # key of wamtune train: LOW..HIGH, log:LOW..HIGH or VALUE,VALUE,...
+    space: dict[str, Any] = field(default_factory=dict)
+    n_trials: int = 20  # trainings in all
+    n_workers: int = 1  # processes that train at the same time; 0: only make the folder, for workers elsewhere
+    prune: bool = True  # end a trial that is below the median of the others at the same gate
+    # what is compared, the highest is best: gate, the success of the champion at its gates; or a key of the log
+    metric: str = "gate"
+    sampler_seed: int = 0  # of the proposals
+
+    def check(self) -> None:
+        """Refuse counts out of range."""
+        at_least(self, 1, "n_trials")
+        at_least(self, 0, "n_workers", "sampler_seed")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +41,49 @@ from rl.verbs.begin import begin_together
 from rl.verbs.prepare import control_config, prepare
 from rl.world_models import load_world_model_weights, world_model_of
 
+Watch = Callable[[Path, dict[str, float]], None]
+
 MOST_BACK = 3
 """How often a run goes back to a saved state after bad numbers before it stops."""
 
 
 def run(words: list[str]) -> None:
-    """Train, evaluate, save the champion, and print the table of before and after.
+    """Train, evaluate, save the champion, and print the table of before and after."""
+    train(words)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its folder, its config, and the run and its controls."""
+
+    folder: Path
+    config: TrainConfig
+    runs: list[Run]
+
+
+def train(words: Sequence[str], root: str | Path = "runs", watch: Watch = lambda folder, values: None) -> Trained:
+    """Do what `wamtune train` does with these words, and return the result.
 
     If torchrun has started several processes, each does its share, and process 0 alone writes.
+
+    Args:
+        words: preset and overrides, or a run folder.
+        root: folder in which `NAME/TIME` of a new run is made.
+        watch: called with the run folder and the values that the run itself logs; an exception ends the run.
+
+    Raises:
+        UserError: the config is wrong, or the run cannot be built or continued.
     """
     with Distributed.join() as distributed, distributed.together():
-        config, folder, state = begin_together(distributed, "train", words, TrainConfig, load_state)
+        config, folder, state = begin_together(distributed, "train", words, TrainConfig, load_state, root)
         with folder:
-            _run_and_controls(config, folder, state or {"runs": []}, distributed)
+            runs = _run_and_controls(config, folder, state or {"runs": []}, distributed, watch)
+    return Trained(folder.path, config, runs)
 
 
-def _run_and_controls(config: TrainConfig, folder: RunFolder, state: dict[str, Any], distributed: Distributed) -> None:
+def _run_and_controls(
+    config: TrainConfig, folder: RunFolder, state: dict[str, Any], distributed: Distributed, watch: Watch
+) -> list[Run]:
     """Do the run and then its controls, or what is left of them after a saved `state`."""
     torch.set_num_threads(config.threads or distributed.n_threads)
     config = replace(config, env=with_instruction(config.env, config.instruction))
@@ -79,11 +107,12 @@ def _run_and_controls(config: TrainConfig, folder: RunFolder, state: dict[str, A
         path = folder.path / "controls" / name
         post = prepare(control_config(config, name), path, distributed) if runs else first
         title = f"train {name}" + (f", run {len(runs) + 1} of {n_runs}" if n_runs > 1 else "")
-        runs.append(_train(title, name, post, folder, kept, state.pop("post", None)))
+        runs.append(_train(title, name, post, folder, kept, state.pop("post", None), watch))
         if distributed.is_first:
             _keep_finished(config, folder, kept, post if post is first else None)
     if distributed.is_first:
         _report(config, folder, first, runs, start)
+    return runs
 
 
 def _keep_finished(config: TrainConfig, folder: RunFolder, kept: dict[str, Any], first: PostTraining | None) -> None:
@@ -143,6 +172,7 @@ def _train(
     folder: RunFolder,
     kept: dict[str, Any],
     state: dict[str, Any] | None,
+    watch: Watch,
 ) -> Run:
     """Do one run, or resume one from its saved `state`; `title` is shown with its progress.
 
@@ -157,6 +187,8 @@ def _train(
     def log(step: int, values: dict[str, float]) -> None:
         folder.log(step, {prefix + tag: value for tag, value in values.items()})
         shown.add(values)
+        if not prefix:
+            watch(folder.path, values)
 
     with Progress(title) as progress:
         post.log, post.say = log, progress.note

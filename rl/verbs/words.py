@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,18 @@ from rl.verbs.options import (
     PlayOptions,
     RankOptions,
     ServeOptions,
+    SweepOptions,
 )
 from world_model.hub import PREFIX, is_hub_name, parse_hub_name
 from world_model.runs import find_run
 
-PRESETS: dict[str, type] = {"pretrain": PretrainConfig, "tune": TuneConfig, "train": TrainConfig, "check": TrainConfig}
+PRESETS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "tune": TuneConfig,
+    "train": TrainConfig,
+    "check": TrainConfig,
+    "sweep": TrainConfig,
+}
 """Schema of each verb whose first word is a preset; `check` also works without one."""
 
 OPTIONS: dict[str, type] = {"eval": EvalOptions, "dream": DreamOptions, "fit": FitOptions}
@@ -37,6 +45,7 @@ ROBOT = {"export": 2, "run": 2, "compare": 3}
 """Actions of `deploy` -> number of words before the preset or the keys."""
 
 NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: see `wamtune ls presets`") | {
+    "sweep": "a preset or the folder of a sweep: wamtune sweep dream space.ppo.learning_rate=log:1e-5..1e-3",
     "eval": "a checkpoint or a run folder: wamtune eval metaworld-tuned; see `wamtune ls`",
     "rank": "two checkpoints or run folders at least: wamtune rank metaworld-tuned runs/demo; see `wamtune ls`",
     "dream": "a checkpoint or a run folder: wamtune dream metaworld-tuned; see `wamtune ls`",
@@ -54,7 +63,12 @@ def check_words(verb: str, words: Sequence[str]) -> None:
     name = words[0] if words and "=" not in words[0] else None
     if name is None and verb in NEEDS:
         raise UserError(f"{verb} needs {NEEDS[verb]}")
-    if verb in PRESETS:
+    if verb == "sweep":
+        if not (Path(str(name)) / "sweep.json").is_file():
+            own, others = sweep_words(words[1:])
+            compose(None, own, SweepOptions)
+            _check_preset(verb, name, others)
+    elif verb in PRESETS:
         if name is None or verb == "check" or find_run(name) is None:  # a resumed run has its own config
             _check_preset(verb, name, words[name is not None :])
     elif verb == "collect":
@@ -91,6 +105,15 @@ def presets_of(verb: str) -> list[str]:
     """Return the presets that a verb takes; `deploy` takes those of robots."""
     schema = PRESETS.get(verb, RobotConfig if verb == "deploy" else None)
     return [name for name, _ in list_presets() if schema is not None and _composes(name, schema)]
+
+
+def sweep_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the `key=value` words of `wamtune sweep` in two parts: its own keys, and those of `wamtune train`."""
+    own = {field.name for field in fields(SweepOptions)}
+    return (
+        [word for word in words if word.partition("=")[0].partition(".")[0] in own],
+        [word for word in words if word.partition("=")[0].partition(".")[0] not in own],
+    )
 
 
 def leading_names(words: Sequence[str]) -> list[str]:

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from rl.runs.progress import Progress, TimeLeft
+from rl.runs.progress import Progress, TimeLeft, show
 
 
 class Clock:
@@ -84,3 +85,21 @@ def test_it_never_runs_back() -> None:
 def test_a_run_that_goes_on_counts_from_there() -> None:
     printed = lines_of([(0, 80, 100), (10, 81, 100)])
     assert printed[0].endswith("?:?? left") and printed[1].endswith("3:10 left")
+
+
+@pytest.mark.parametrize("is_kernel", [False, True])
+def test_a_notebook_gets_plain_text(
+    is_kernel: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jupyter sets FORCE_COLOR; commands that it runs have a terminal, and its variable."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    if is_kernel:
+        monkeypatch.setenv("JPY_PARENT_PID", "1")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    table = Table("task", title="success")
+    table.add_row("push")
+    show(table)
+    with Progress("train") as progress:
+        progress.update(1, 2)
+    out = capsys.readouterr().out
+    assert "│ push" in out and "train  1/2 (50 %)" in out and "\x1b" not in out

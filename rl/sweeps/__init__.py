@@ -1,0 +1,1 @@
+"""Sweeps: many trainings that differ in a few keys, and which of them was best."""
