@@ -129,10 +129,8 @@ class Episode:
         for name, (tensor, shape) in expected.items():
             if tensor.shape != shape:
                 raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-            if not tensor.is_floating_point():
-                continue
             finite = torch.isfinite(tensor) if tensor.dim() == 1 else torch.isfinite(tensor).flatten(1).all(1)
-            if not finite.all():
+            if tensor.is_floating_point() and not finite.all():
                 step = int((~finite).nonzero()[0])
                 raise UserError(f"{where}: {name} is not finite at step {step}; leave the episode out")
 
@@ -155,10 +153,10 @@ class EpisodeStore:
         specs = [Spec.from_dict(header["spec"]) for header in self._headers()]
         if not specs:
             raise UserError(f"{self.folder}: no episodes here; collect some or name another folder")
-        tasks = dict.fromkeys(task for spec in specs for task in spec.tasks)
         instructions = {task: text for spec in reversed(specs) for task, text in spec.instructions.items()}
         wordings = {task: texts for spec in reversed(specs) for task, texts in spec.wordings.items()}
-        return replace(specs[0], tasks=tuple(tasks), instructions=instructions, wordings=wordings)
+        tasks = tuple(dict.fromkeys(task for spec in specs for task in spec.tasks))
+        return replace(specs[0], tasks=tasks, instructions=instructions, wordings=wordings)
 
     def check_fits(self, spec: Spec, where: str) -> None:
         """Check that a model with this `spec` can read the episodes; `where` begins the message.
@@ -185,7 +183,7 @@ class EpisodeStore:
 
     def count(self) -> Counter[tuple[str, str, bool]]:
         """Count episodes by (task, source, is_success)."""
-        rows = [row for header in self._headers() for row in header["episodes"]]
+        rows = (row for header in self._headers() for row in header["episodes"])
         return Counter((row["task"], row["source"], row["is_success"]) for row in rows)
 
     @contextmanager

@@ -71,8 +71,8 @@ class TextConfig:
     dim: int = 0  # length of the vectors of the frozen encoder; 0: pretrain asks the encoder
     n_buckets: int = 2048  # of the own encoder: rows of the table into which pieces of words are hashed
     width: int = 64  # of its tokens
-    n_layers: int = 2
-    n_heads: int = 4
+    n_layers: int = 2  # of the own encoder
+    n_heads: int = 4  # of its attention; must divide width
 
     LARGEST = {"dim": 65_536, "n_buckets": 1_000_000, "width": 4096, "n_layers": 64, "n_heads": 64}
     """Largest accepted value of each size."""
