@@ -17,7 +17,7 @@ from world_model.env import BatchedEnv, Frames
 from world_model.replays import chunk_errors
 
 SETTLING = 2
-"""Chunks that a simulator rests before the dream begins: in the first numbers of Meta-World an object may be elsewhere."""
+"""Chunks that a simulator rests before the dream begins: in Meta-World's first numbers an object may be elsewhere."""
 
 MOST_CHUNKS = 600
 """Longest play from one start, in chunks."""
