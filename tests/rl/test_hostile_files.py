@@ -150,7 +150,10 @@ def test_weights_are_finite_in_the_precision_in_which_they_live(value: float, tm
     ("sizes", "expected"),
     [
         ({"n_layers": 8192}, "model.n_layers=8192: expected a whole number from 1 to 128"),
-        ({"width": 8192, "world_width": 8192, "n_heads": 8}, "at most 2,000,000,000; lower widths or n_layers"),
+        (
+            {"width": 8192, "world_width": 8192, "n_heads": 8, "n_layers": 64},
+            "at most 2,000,000,000; lower widths or n_layers",
+        ),
         ({"bfloat16": "x"}, "expected bfloat16 true or false"),
     ],
 )

@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from world_model.wam.layers import Stack
 
@@ -24,6 +21,10 @@ def shard(model: nn.Module, n_processes: int) -> None:
 
     The optimizer must be made afterwards.
     """
+    # Imported here, because a robot that only acts has no use for it, and it takes a second.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (n_processes,))
     # Keys and values are views, which nobody changes in place.
@@ -45,7 +46,7 @@ def unshard(model: nn.Module) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether processes share the layers of a model."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(_is_part(parameter) for parameter in model.parameters())
 
 
 def gathered(tree: Any, keep: bool = True) -> Any:
@@ -59,8 +60,8 @@ def gathered(tree: Any, keep: bool = True) -> Any:
         return {name: gathered(value, keep) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [gathered(value, keep) for value in tree]
-    if isinstance(tree, DTensor):
-        whole = tree.full_tensor()
+    if isinstance(tree, Tensor) and _is_part(tree):
+        whole = _whole(tree)
         return whole if keep else None
     return tree
 
@@ -71,9 +72,11 @@ def scattered(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> dict
     `parameters` are those of the optimizer, in its order.
     """
 
-    def part(value: Any, like: Tensor) -> Any:
-        if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+    def part(value: Any, like: Any) -> Any:
+        if not _is_part(like) or not isinstance(value, Tensor) or value.shape != like.shape:
             return value
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
     own = {
@@ -84,12 +87,12 @@ def scattered(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> dict
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Scale gradients down to `max_norm` together, and return their norm before; as `nn.utils.clip_grad_norm_`."""
-    parts = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+    parts = [parameter for parameter in parameters if _is_part(parameter)]
     if not parts:
         return nn.utils.clip_grad_norm_(parameters, max_norm)
     others = whole_ones(parameters)
     norms = [nn.utils.get_total_norm([p.grad for p in some if p.grad is not None]) for some in (parts, others)]
-    norm = torch.stack([value.full_tensor() if isinstance(value, DTensor) else value for value in norms]).norm()
+    norm = torch.stack([_whole(value) for value in norms]).norm()
     for some in (parts, others):
         nn.utils.clip_grads_with_norm_(some, max_norm, norm)
     return norm
@@ -97,7 +100,17 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tenso
 
 def whole_ones(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """Return the parameters that are not shared; the gradients of the others are averages already."""
-    return [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    return [parameter for parameter in parameters if not _is_part(parameter)]
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether this process has a part of a tensor: a `DTensor` of torch, whose class would have to be imported."""
+    return hasattr(tensor, "placements")
+
+
+def _whole(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if _is_part(tensor) else tensor
+    return whole
 
 
 def _stacks(model: nn.Module) -> Iterator[Stack]:

@@ -94,7 +94,7 @@ def test_output_that_nobody_reads_is_no_bug() -> None:
 
 
 def test_help_shows_lists_as_every_shell_takes_them() -> None:
-    assert "  stage.atoms=0.1,0.0,0.65,0.15,0.1\n" in HELP["pretrain"]
+    assert "  stage.atoms=0.1,0.0,0.65,0.15,0.1 " in HELP["pretrain"]
     assert "  gate.places=imitation,sim,dream " in HELP["train"]
 
 
