@@ -341,7 +341,7 @@ class Episode:
 
 
 def older_episode(episode: episodes.Episode) -> Episode:
-    kept = {name: value for name, value in vars(episode).items() if name not in ("obs", "every")}
+    kept = {name: value for name, value in vars(episode).items() if name not in ("obs", "every", "control")}
     return Episode(episode.state, **kept)
 
 
