@@ -332,7 +332,7 @@ def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -
 
 
 def _with_images(
-    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore, distributed: Distributed
+    config: PretrainConfig | TuneConfig, model: WorldActionModel, store: EpisodeStore, distributed: Distributed = ALONE
 ) -> tuple[WithImages, WithImages] | None:
     """Return the training and held-out episodes with their images; None for a model without images.
 

@@ -178,7 +178,13 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[s
 
 def test_ctrl_c_ends_it(checkpoint: Path) -> None:
     command = [sys.executable, "-m", "rl.cli", "serve", str(checkpoint), "port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
+
+    def listen() -> None:  # a shell without job control starts the tests in the background with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, preexec_fn=listen
+    ) as process:
         assert process.stdout is not None
         said = [process.stdout.readline(), process.stdout.readline()]
         assert said[1].startswith("listening at ws://127.0.0.1:"), said
