@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,9 @@ def test_every_key_of_the_page_exists() -> None:
     from rl.config import TrainConfig
     from rl.verbs.options import EvalOptions
 
-    words = [line.split() for block in blocks("## In a dream") for line in block.replace("\\\n", " ").splitlines()]
-    for verb, *rest in (line[1:] for line in words if line[0] == "wamtune"):
+    text = "\n".join(blocks("## In a dream")).replace("\\\n", " ")
+    words = [shlex.split(line, comments=True) for line in text.splitlines()]
+    for verb, *rest in (line[1:] for line in words if line[:1] == ["wamtune"]):
         if verb in ("train", "check"):
             compose(rest[0], rest[1:], TrainConfig)
         elif verb == "eval":
