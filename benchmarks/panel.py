@@ -31,9 +31,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from agreement import simulator
 from scipy.stats import pearsonr, spearmanr
 
-from rl.envs.sim import SimEnv
 from rl.policies.wam import flow_policy
 from rl.rounds.evaluate import EpisodeResult, Exploring, evaluate_dream, evaluate_sim, first_states, whole_episodes
 from rl.stages.collect import collect_scripted
@@ -152,19 +152,6 @@ def judge(
         shown = ", ".join(f"{name} {np.mean(values):.2f}" for name, values in dreamed.items())
         print(f"lineage {lineage}, {n_steps} steps, {task}: simulator {np.mean(real):.2f}, {shown}", flush=True)
         yield row
-
-
-def simulator(model: WorldActionModel, task: str, n_episodes: int) -> SimEnv:
-    """Return a simulator of one task with the features that the model reads."""
-    return SimEnv(
-        "metaworld",
-        min(n_episodes, 64),
-        [task],
-        model.n_context_frames,
-        task_names=model.spec.tasks,
-        features=model.spec.features,
-        cameras=model.cameras,
-    )
 
 
 def outcomes(results: list[EpisodeResult]) -> list[int]:

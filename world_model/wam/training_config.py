@@ -18,7 +18,7 @@ class StageConfig:
     n_steps: int = 10_000  # optimizer steps; 0: skip the stage
     batch_size: int = 256  # windows
     n_parts: int = 1  # of a batch that are computed one after the other, which takes less memory
-    recompute: bool = False  # activations in the backward pass: a third more time, and memory for one layer only
+    recompute: bool = False  # compute activations again in the backward pass: less memory, more time
     learning_rate: float = 1e-3  # its largest value, reached after the warm-up
     read_out_learning_rate: float = 2e-3  # of the success and progress read-outs, which nothing else depends on
     warmup_steps: int = 200  # optimizer steps in which the learning rate rises from 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from tests.conftest import CONFIG as INDEX_CONFIG
 from world_model.data.episodes import Episode
 from world_model.spec import Feature, Spec
 from world_model.wam import modes
@@ -23,16 +24,8 @@ from world_model.wam.store import load_model, save_model
 from world_model.wam.text import MAX_WORDS, OwnSentences, encoded_by, pieces_of, words_of
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
-CONFIG = ModelConfig(
-    n_context_frames=2,
-    chunk_size=4,
-    frames_per_token=2,
-    actions_per_token=2,
-    width=32,
-    world_width=48,
-    action_width=32,
-    n_layers=2,
-    n_heads=2,
+CONFIG = replace(
+    INDEX_CONFIG,
     context_noise=0.0,
     task_conditioning="text",
     text=TextConfig(n_buckets=512, width=32, n_layers=1, n_heads=2),
