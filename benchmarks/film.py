@@ -12,7 +12,6 @@ gripper. So that a person can see it, the bodies of the simulator are put where 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from rl.config import TrainConfig
 from rl.envs.metaworld.fast_sawyer import FastSawyer, fast_class
 from rl.policies.wam import flow_policy
 from rl.report.pairs import Pair, run_pairs
+from rl.report.videos import gif
 from world_model.data.episodes import Episode
 from world_model.files import write_atomically
 from world_model.runs import find_run
@@ -80,7 +80,7 @@ def main() -> None:
     if not shown:
         raise UserError("no episode fails before training and succeeds after it in both places; raise --n-episodes")
     print(f"shown: the episode of seed {shown[0][0].seed}, one of {len(shown)} that changed in both places")
-    write_atomically(args.out, gif(film(*shown[0])))
+    write_atomically(args.out, gif(film(*shown[0]), MS_A_FRAME, COLORS))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -190,20 +190,6 @@ def _page(panels: Sequence[tuple[str, str, list[Array]]], i: int, ended: bool) -
             draw.rectangle((x, y + BAR, x + WIDTH - 1, y + BAR + HEIGHT - 1), outline=color, width=4)
             draw.text((x + WIDTH - 2, y + 5), outcome, color, font, anchor="ra")
     return page
-
-
-def gif(frames: Sequence[Image.Image]) -> bytes:
-    """Return an endless GIF with one palette for all frames, so that what stands still takes no space."""
-    sample = Image.fromarray(
-        np.concatenate([np.asarray(f) for f in (*frames[:: max(len(frames) // 6, 1)], frames[-1])])
-    )
-    palette = sample.quantize(COLORS, method=Image.Quantize.MEDIANCUT)
-    small = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    file = io.BytesIO()
-    small[0].save(
-        file, "GIF", save_all=True, append_images=small[1:], duration=MS_A_FRAME, loop=0, optimize=False, disposal=1
-    )
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from rl.report.training import updates_of
 from rl.rounds.gate import PREDICTS
 from rl.sequential import phi
 from rl.statistics import wilson
-from world_model.api import METRES
+from world_model.api import METRES, NORMALISED
 
 MOST_EXAMPLES = 10
 """Largest number of shown examples."""
@@ -138,6 +138,8 @@ def errors(run: RunData) -> Section | None:
     drawn = figures.curves({"error": (range(1, len(by_step) + 1), by_step)}, "step of the episode", label)
     answer = f"After {len(by_step)} steps the dream is off by {shown}"
     words = "Mean error over the paired episodes, in a dream of the executed actions that begins with the episode."
+    if unit == NORMALISED:
+        words += " It is the distance of all predicted numbers together, each in units of its standard deviation."
     return Section("How does the error of the dream grow?", answer, beside(figure("", drawn), note(words)))
 
 

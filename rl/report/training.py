@@ -58,7 +58,7 @@ def origin(run: RunData) -> Section | None:
     most, gain = max(parts, key=lambda row: parts[row]), sum(parts.values())
     answer = "There was no gain to divide"
     if parts[most] > 0:
-        answer = f"{100 * parts[most]:+.1f} of {100 * gain:+.1f} points came {most}"
+        answer = f"The largest part came {most}: {100 * parts[most]:+.1f} points, of {100 * gain:+.1f} in all"
     colors = {row: PHASES[phase] for phase, row in SOURCES.items()}
     of = {_short(of["name"]): {row: gain_from(of, phase) for phase, row in SOURCES.items()} for of in run.results}
     lines = _columns([decomposition(result) for result in run.results])

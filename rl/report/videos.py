@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from rewards.errors import UserError
@@ -21,6 +23,9 @@ from world_model.wam.images import moving, peak_signal_to_noise
 
 PAPER, INK, RED = "#12161c", "#d7dde4", "#f0735a"
 """Colours of a video: dark, which suits a light page and a dark one."""
+
+MOST_BYTES = 400_000
+"""Largest size of a video inside a page; a report has up to four and stays under three megabytes."""
 
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # `$` in a name is no formula
@@ -99,13 +104,28 @@ def write_video(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: fl
 
 
 def inline_video(frames: Sequence[np.ndarray], frames_per_s: float) -> str:
-    """Return frames as a GIF in a `data:` address, which a page can contain itself."""
-    return "data:image/gif;base64," + base64.b64encode(_gif(frames, frames_per_s)).decode()
+    """Return frames as a GIF in a `data:` address, which a page can contain itself.
+
+    Of a video above `MOST_BYTES` every second frame is left out, again and again until it is small enough.
+    """
+    video = _gif(frames, frames_per_s)
+    while len(video) > MOST_BYTES and len(frames) > 2:
+        frames, frames_per_s = frames[::2], frames_per_s / 2
+        video = _gif(frames, frames_per_s)
+    return "data:image/gif;base64," + base64.b64encode(video).decode()
 
 
-def _gif(frames: Sequence[np.ndarray], frames_per_s: float) -> bytes:
-    gif: bytes = iio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=1000 / frames_per_s, loop=0)
-    return gif
+def gif(frames: Sequence[Image.Image], ms_a_frame: int, n_colors: int = 256) -> bytes:
+    """Return an endless GIF with one palette for all frames, so that what stands still takes no space."""
+    some = [*frames[:: max(len(frames) // 6, 1)], frames[-1]]
+    sample = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some]))
+    palette = sample.quantize(n_colors, method=Image.Quantize.MEDIANCUT)
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    file = io.BytesIO()
+    first.save(
+        file, "GIF", save_all=True, append_images=others, duration=ms_a_frame, loop=0, optimize=False, disposal=1
+    )
+    return file.getvalue()
 
 
 def gif_of(address: str) -> bytes:
@@ -120,3 +140,7 @@ def image_errors(real: Tensor, dreamed: Tensor) -> list[tuple[float, float]]:
         mask = moving(real[0], true)
         rows.append((peak_signal_to_noise(dream, true, mask), peak_signal_to_noise(real[0], true, mask)))
     return rows
+
+
+def _gif(frames: Sequence[np.ndarray], frames_per_s: float) -> bytes:
+    return gif([Image.fromarray(frame) for frame in frames], ms_a_frame=round(1000 / frames_per_s))

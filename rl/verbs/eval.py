@@ -30,18 +30,17 @@ from rl.statistics import describe, describe_gain, paired_gain, success_rate, wi
 from rl.verbs.acting import Actor, load_dream, load_policy
 from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import EvalOptions
+from rl.verbs.pages import Results, eval_page
 from world_model.api import WorldModel
 from world_model.files import write_atomically
 from world_model.wam.model import WorldActionModel
-
-Results = dict[str, list[EpisodeResult]]
 
 GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers", "place", "world_model"
 """Keys that apply to a Gaussian policy; everything else is as in its training."""
 
 
 def run(words: list[str]) -> None:
-    """Evaluate, print the table, and write the figures to the file `out` if it is set."""
+    """Evaluate, print the tables, and write the figures or the page to the file `out` if it is set."""
     name, options = words[0], compose(None, words[1:], EvalOptions)
     if options.policy or is_policy(name):
         _check_has_dream(options)  # before a large policy is loaded
@@ -49,17 +48,21 @@ def run(words: list[str]) -> None:
     check_keys(actor, words[1:])
     with Progress(f"eval {name}") as progress:
         found = evaluate(actor, options, lambda done, total, task: progress.update(done, total, task=task))
-    show(table(found.sim, found.dream))
     twins = estimates(found.sim, found.dream, found.others)
+    tables = [table(found.sim, found.dream), *([twin_table(twins)] if twins else [])]
+    for shown in tables:
+        show(shown)
     if twins:
-        show(twin_table(twins))
         print(
             "these intervals hold for any number of episodes, however it was chosen, so they are wider than the others"
         )
     if actor.gaussian is not None:
         for task, results in ((task, results) for task, results in found.sim.items() if results):
             print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
-    if options.out:
+    if options.out.endswith(".html"):
+        write_atomically(Path(options.out), eval_page(name, found.sim, found.dream, twins, tables).encode())
+        print(f"page: {options.out}")
+    elif options.out:
         text = json.dumps(
             {"checkpoint": name, "options": asdict(options), **figures(found.sim, found.dream, twins)}, indent=2
         )

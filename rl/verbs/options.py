@@ -30,16 +30,16 @@ class EpisodeOptions:
     max_steps: int = EnvConfig().max_steps  # after which an episode is truncated
     obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
     n_envs: int = EnvConfig().n_envs  # parallel environments of the simulator
-    out: str = ""  # a .json file for the figures and each episode; empty: the table alone
+    out: str = ""  # .json: the figures and each episode; .html: a page with the tables; empty: the tables alone
 
     def check(self) -> None:
-        """Refuse counts out of range, and an `out` that is not a .json file."""
+        """Refuse counts out of range, and an `out` of another file type."""
         at_least(self, 1, "max_steps", "n_envs")
         if self.n_denoising_steps is not None:
             at_least(self, 1, "n_denoising_steps")
         at_least(self, 0, "seed", "n_action_steps", "obs_noise")
-        if self.out and not self.out.endswith(".json"):
-            raise UserError(f"out={self.out!r}: expected the name of a .json file")
+        if self.out and not self.out.endswith((".json", ".html")):
+            raise UserError(f"out={self.out!r}: expected the name of a .json file or of an .html page")
 
 
 @dataclass(frozen=True)

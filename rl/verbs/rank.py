@@ -28,6 +28,7 @@ from rl.statistics import wilson
 from rl.verbs.acting import load_actor, load_brought
 from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import RankOptions
+from rl.verbs.pages import rank_page
 from rl.verbs.words import leading_names
 from world_model.files import write_atomically
 from world_model.wam.model import WorldActionModel
@@ -67,13 +68,21 @@ def run(words: list[str]) -> None:
         progress.update(len(names), len(names))
     outcomes = np.stack([of.corrected if options.n_real else of.dreamed for of in found])
     ranking = rank(outcomes, options.n_resamples)
-    show(table(names, found, ranking))
-    print(f"the whole order is right with probability {ranking.is_right:.2f} (bootstrap over starts)")
+    shown = table(names, found, ranking)
+    said = [f"the whole order is right with probability {ranking.is_right:.2f} (bootstrap over starts)"]
     chosen = next_to_run(ranking, outcomes) if options.n_real else None
     if chosen is not None:
         first, second = names[ranking.order[0]], names[ranking.runner_up]
-        print(f"run next: a real episode of {names[chosen]}; in question is whether {second} is better than {first}")
-    if options.out:
+        said.append(
+            f"run next: a real episode of {names[chosen]}; in question is whether {second} is better than {first}"
+        )
+    show(shown)
+    print("\n".join(said))
+    if options.out.endswith(".html"):
+        page = rank_page(names, np.stack([of.dreamed for of in found]), ranking, shown, said)
+        write_atomically(Path(options.out), page.encode())
+        print(f"page: {options.out}")
+    elif options.out:
         _write(names, options, found, ranking, chosen)
 
 

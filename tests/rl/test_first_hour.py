@@ -44,7 +44,7 @@ def test_eval_says_how_far_it_is_and_writes_its_figures(checkpoint: Path, capsys
     assert row["gap"]["mean"] == pytest.approx(row["dream"]["rate"] - row["sim"]["rate"])
     assert len(told["episodes"]) == 16 and {e["place"] for e in told["episodes"]} == {"sim", "dream"}
     code, _, err = call(capsys, "eval", str(checkpoint), "out=figures.txt")
-    assert (code, err) == (2, "wamtune: out='figures.txt': expected the name of a .json file\n")
+    assert (code, err) == (2, "wamtune: out='figures.txt': expected the name of a .json file or of an .html page\n")
 
 
 def test_figures_of_one_task_have_no_row_over_all() -> None:

@@ -342,7 +342,7 @@ def test_where_the_gain_came_from(tmp_path: Path) -> None:
     text = checked(write_report(tmp_path))
     for row in ("from imitation</td><td>+10.0", "from the simulator</td><td>-5.0", "from the dream</td><td>+30.0"):
         assert f"<tr><td>{row}</td></tr>" in text
-    assert "<h2>+30.0 of +35.0 points came from the dream</h2>" in text
+    assert "<h2>The largest part came from the dream: +30.0 points, of +35.0 in all</h2>" in text
     assert "<h2>1,000 simulator steps to train and 20 for gates, in 1.2 minutes</h2>" in text
     (tmp_path / RESULTS).write_text(json.dumps([result | {"before": 2}]))
     with pytest.raises(UserError, match=r"results.json: it\[0\].before=2, expected a number from 0 to 1; delete it"):

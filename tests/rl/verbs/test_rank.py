@@ -34,13 +34,16 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     return code, out, err
 
 
-def test_the_dream_orders_checkpoints(checkpoint: Path, spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dream_orders_checkpoints(
+    checkpoint: Path, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [str(spoilt), str(checkpoint), *WORDS]
     code, out, err = call(capsys, *words)
     assert code == 0, err
     assert "the whole order is right with probability " in out and "run next" not in out
-    again = call(capsys, *words)[1]
-    assert again == out
+    again = call(capsys, *words, f"out={tmp_path / 'page.html'}")[1]
+    assert again == f"{out}page: {tmp_path / 'page.html'}\n"
+    assert "with probability" in (tmp_path / "page.html").read_text()
     rows = [line for line in out.splitlines() if line.startswith("│")]
     assert [row.split()[1] for row in rows if row.split()[1].isdigit()] == ["1", "2"]
 

@@ -186,14 +186,17 @@ def test_eval_estimates_true_success_from_both_places(
     words = ["eval", str(checkpoint), "n_episodes=3", "n_envs=2", "max_steps=16", "place=both", "n_dreams=2"]
     code, out, err = call(capsys, *words, f"out={tmp_path / 'figures.json'}")
     assert code == 0, err
+    page = call(capsys, *words, f"out={tmp_path / 'page.html'}")
+    assert page[0] == 0 and "real episodes</h2>" in (tmp_path / "page.html").read_text()
     assert "true success, with the dream as a control variate" in out and "worth real" in out
     rows = json.loads((tmp_path / "figures.json").read_text())["success"]
     for name, n in (("button-press-topdown", 3), ("push", 3), ("all", 6)):
         found = rows[name]["with_twins"]
         assert (found["n"], found["n_dreams"]) == (n, 3 * n)
         assert 0 <= found["low"] <= found["high"] <= 1 and found["plain_mean"] == rows[name]["sim"]["rate"]
-    code, out, err = call(capsys, *words[:-1], "n_dreams=0")
-    assert code == 0 and "true success" not in out
+    code, out, err = call(capsys, *words[:-1], "n_dreams=0", f"out={tmp_path / 'page.html'}")
+    assert code == 0 and "true success" not in out and f"page: {tmp_path / 'page.html'}" in out
+    assert "of 6 episodes ended alike in both" in (tmp_path / "page.html").read_text()
 
 
 def test_eval_looks_at_every_task_before_it_runs_one(
