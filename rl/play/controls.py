@@ -21,7 +21,10 @@ NOTHING = (0.0,) * len(AXES)
 PRESSES = ("policy", "restart", "rewind", "redream")
 """Buttons: who drives, a new start, back to where simulator and dream parted, and dream anew from the simulator."""
 
-MAX_BYTES = 512
+MAX_LETTERS = 200
+"""Length of the longest instruction."""
+
+MAX_BYTES = 1024
 """Size of the largest message of a page."""
 
 
@@ -36,6 +39,7 @@ class Message:
     held: tuple[float, ...] | None = None  # a value for each of `AXES`
     press: str | None = None  # one of `PRESSES`
     task: str | None = None  # one of the tasks that are offered
+    instruction: str | None = None  # what the robot is told to do, at most `MAX_LETTERS`; "": nothing
 
 
 def parse(text: str | bytes, tasks: tuple[str, ...]) -> Message:
@@ -49,7 +53,7 @@ def parse(text: str | bytes, tasks: tuple[str, ...]) -> Message:
     except (ValueError, RecursionError) as error:
         raise Refused("expected JSON") from error
     if not isinstance(given, dict) or len(given) != 1:
-        raise Refused("expected an object with one of held, press and task")
+        raise Refused("expected an object with one of held, press, task and instruction")
     ((key, value),) = given.items()
     if key == "held" and isinstance(value, list) and len(value) == len(AXES) and all(map(_is_share, value)):
         return Message(held=tuple(map(float, value)))
@@ -57,6 +61,8 @@ def parse(text: str | bytes, tasks: tuple[str, ...]) -> Message:
         return Message(press=value)
     if key == "task" and value in tasks:
         return Message(task=value)
+    if key == "instruction" and isinstance(value, str) and len(value) <= MAX_LETTERS and value.isprintable():
+        return Message(instruction=value)
     raise Refused(f"{key[:20]}: unknown field or value")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rewards.errors import UserError
 from rl.play.controls import AXES, NOTHING, Controls, Message
 from rl.play.panes import Panes, png, view_of
 from rl.play.twin import MOST_CHUNKS, Twin
@@ -38,6 +39,7 @@ class Session:
         usual_error: see `rl.play.twin.usual_error`; errors are shown in units of it.
         speed: share of the largest action that a key sends.
         make_policy: builds the policy for the environment that it observes; None: there is none.
+        tell: gives the model a sentence for a task and returns a line about it; None: it reads no sentences.
     """
 
     twin: Twin
@@ -46,6 +48,7 @@ class Session:
     usual_error: float
     speed: float
     make_policy: Callable[[BatchedEnv], Policy] | None
+    tell: Callable[[str, str], str] | None = None
     notice: str = ""  # what happened last, in words
     left: int = 0  # steps that the policy may still drive; 0: the person drives
     controls: Controls = field(init=False)
@@ -73,6 +76,8 @@ class Session:
                 self.left, self.notice = 0, "You drive"
         elif message.task is not None:
             self.begin(message.task)
+        elif message.instruction is not None:
+            self._tell(message.instruction)
         elif message.press is not None:
             press = {
                 "policy": self._hand_over,
@@ -128,6 +133,18 @@ class Session:
                 f"The policy has driven for {POLICY_STEPS} steps and not solved the task everywhere; you drive"
             )
 
+    def _tell(self, sentence: str) -> None:
+        if self.tell is None:
+            self.notice = "This model knows its tasks by name and reads no instruction"
+            return
+        try:
+            self.notice = self.tell(self.twin.task, sentence)
+        except UserError as error:
+            self.notice = str(error)
+            return
+        if self.make_policy is not None:
+            self.policy = self.make_policy(self.twin.eye)
+
     def _hand_over(self) -> None:
         if self.make_policy is None:
             self.notice = "This checkpoint only predicts; it has no policy to hand over to"
@@ -168,6 +185,7 @@ class Session:
             "can_act": self.make_policy is not None,
             "moves_hand": self.controls.moves_hand,
             "n_axes": min(len(AXES), model.spec.action_dim),
+            "reads_sentences": self.tell is not None,
             "estimates_error": model.estimates_error,
             "parted_at": PARTED,
             "chunk_s": model.chunk_size / model.spec.control_hz,
@@ -180,6 +198,7 @@ class Session:
         curve = [(self._share(m.expected), self._share(m.measured)) for m in twin.moments[1:]]
         return {
             "task": twin.task,
+            "instruction": twin.model.spec.instruction(twin.task),
             "seed": twin.seed,
             "chunk": n,
             "driver": "policy" if self.left else "you",

@@ -148,6 +148,7 @@ class PlayOptions:
     speed: float = 0.4  # share of the largest action that a held key sends
     frames_per_s: float = 12.0  # chunks in a second at most; real time in Meta-World is 10
     episodes: str = ""  # folder of recorded episodes, for starts and the usual error; empty: those in the checkpoint
+    text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new sentences need
     port: int = 0  # of the page on this computer; 0: a free one
     open: bool = False  # open the page in the default browser
     threads: int = 1  # of torch on the CPU

@@ -15,6 +15,7 @@ from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
 from rl.envs.names import env_of_tasks, shown_name
 from rl.envs.simulator import Simulator
+from rl.instructions import tell, tell_of
 from rl.play.loop import play
 from rl.play.page import Page
 from rl.play.panes import check_shown, shown_image
@@ -62,6 +63,8 @@ def load_session(name: str, options: PlayOptions) -> Session:
     model.n_denoising_steps = DreamConfig().n_denoising_steps
     check_shown(model, name, has_sim=options.place == "both")
     tasks = options.env.tasks or model.spec.tasks
+    for line in tell_of(model, options.env, tasks, text_encoder=options.text_encoder):
+        print(line, flush=True)
     for task in tasks:
         if task not in model.spec.tasks:
             known = closest_or_known(task, model.spec.tasks)
@@ -89,6 +92,7 @@ def load_session(name: str, options: PlayOptions) -> Session:
         usual_error=usual_error(model, episodes),
         speed=options.speed,
         make_policy=_policy_of(model) if acts else None,
+        tell=_teller_of(model, options.text_encoder) if model.reads_sentences else None,
     )
 
 
@@ -105,6 +109,16 @@ def _simulator_of(model: WorldActionModel, options: PlayOptions) -> Callable[[st
         return make_sim(config, model, (task,), 1, rewards=False, shown=shown_image(model))
 
     return make
+
+
+def _teller_of(model: WorldActionModel, text_encoder: str) -> Callable[[str, str], str]:
+    """Return a function that gives the model a sentence for a task that it knows, and returns what it is to it."""
+
+    def say(task: str, sentence: str) -> str:
+        lines = tell(model, (task,), {}, {task: sentence}, text_encoder=text_encoder)
+        return lines[0] if lines else f"task {task}: {sentence!r}, as before"
+
+    return say
 
 
 def _policy_of(model: WorldActionModel) -> Callable[[BatchedEnv], Policy]:

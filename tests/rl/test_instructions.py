@@ -20,10 +20,13 @@ from rl.deploy.robot_config import RobotConfig
 from rl.envs.metaworld.instructions import INSTRUCTIONS, SENTENCES, WORDINGS
 from rl.envs.sim import make_spec
 from rl.instructions import new_model, tell, tell_of, with_instruction
+from rl.play.controls import Message
 from rl.policies.wam import FlowGraph, ModelPilot
 from rl.stages import run as stages
 from rl.stages.config import PretrainConfig
 from rl.verbs.deploy import _tell
+from rl.verbs.options import PlayOptions
+from rl.verbs.play import load_session
 from world_model.data.episodes import EpisodeStore
 from world_model.spec import Spec
 from world_model.wam.config import ModelConfig, TextConfig
@@ -253,6 +256,28 @@ def test_dream_and_train_take_a_sentence(command: Run, place: Path) -> None:
     (run,) = (place / "runs" / "ppo").iterdir()
     model = load_model(run)
     assert model.spec.tasks == (OPEN, CLOSE, "faucet-open") and model.spec.instruction("faucet-open") == "Turn it on."
+
+
+def test_play_takes_sentences_and_unseen_tasks(inside: None, capsys: pytest.CaptureFixture[str]) -> None:
+    session = load_session("tuned", compose(None, [f"env.tasks={OPEN},faucet-open", "episodes=episodes"], PlayOptions))
+    try:
+        assert "task faucet-open is unseen" in capsys.readouterr().out and session.about()["reads_sentences"]
+        said = session.status()["instruction"]
+        session.handle(Message(press="policy"))
+        session.tick()
+        before = session.twin.now.actions
+        session.handle(Message(instruction="Slide it."))
+        assert session.status()["instruction"] == "Slide it." != said and "training did not have" in session.notice
+        session.twin.rewind(0)
+        session.handle(Message(press="policy"))  # the person takes over
+        session.handle(Message(press="policy"))
+        session.tick()
+        assert before is not None and (session.twin.now.actions != before).any()  # the policy heard it
+        session.handle(Message(task="faucet-open"))
+        session.handle(Message(press="policy"))
+        assert session.tick()
+    finally:
+        session.twin.close()
 
 
 def test_a_robot_session_takes_a_sentence() -> None:

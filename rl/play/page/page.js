@@ -42,6 +42,7 @@ function begin(given) {
   for (const task of about.tasks) $("task").add(new Option(task.replaceAll("-", " "), task));
   $("chunk").textContent = about.chunk_size;
   $("policy").disabled = !about.can_act;
+  $("say").hidden = !about.reads_sentences;
   $("redream").hidden = $("measured-key").hidden = $("view").hidden = !about.has_sim;
   if (!about.moves_hand) nameEntries();
   if (about.has_sim) return;
@@ -61,7 +62,7 @@ function nameEntries() {
 
 function setRole(given) {
   drives = given;
-  for (const control of document.querySelectorAll("#controls button:not(#view), #task"))
+  for (const control of document.querySelectorAll("#controls button:not(#view), #task, #instruction"))
     control.disabled = !drives || (control.id === "policy" && !about.can_act);
 }
 
@@ -93,6 +94,7 @@ function describe(s) {
   $("sure").textContent = words(s.expected);
   $("apart").textContent = apart(s.hands);
   if ($("task").value !== s.task) $("task").value = s.task;
+  if (document.activeElement !== $("instruction")) $("instruction").value = s.instruction;
   $("policy").setAttribute("aria-pressed", s.driver === "policy");
   $("policy").firstElementChild.textContent = s.driver === "policy" ? "The policy drives: take over" : "Let the policy drive";
   const rate = s.frames_per_s ? `${s.frames_per_s.toFixed(1)} frames a second` : "time stands still";
@@ -201,7 +203,7 @@ function nextView() {
 }
 
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT") return;
+  if (event.ctrlKey || event.altKey || event.metaKey || ["SELECT", "INPUT"].includes(event.target.tagName)) return;
   if (event.code in KEYS) hold(event.code, ...KEYS[event.code]);
   else if (event.code in PRESSES) event.repeat || send({ press: PRESSES[event.code] });
   else if (event.code === "KeyV") event.repeat || nextView();
@@ -232,6 +234,12 @@ $("task").addEventListener("change", () => {
   notice(`Building ${$("task").value} …`);
   send({ task: $("task").value });
   $("task").blur(); // the next key drives
+});
+
+$("instruction").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  send({ instruction: $("instruction").value });
+  $("instruction").blur(); // the next key drives
 });
 
 // A gamepad is asked, it does not tell; but it tells when it is there.

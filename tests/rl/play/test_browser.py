@@ -61,7 +61,14 @@ def test_the_page_drives_the_toy(tab: Tab) -> None:
         tab.until("latest.frames_per_s !== null")
         tab.js("dispatchEvent(new Event('blur'))")
         tab.until("latest.frames_per_s === null")
-        # 5. A gamepad: its stick moves until it rests.
+        # 5. An instruction is typed, and its letters drive nothing.
+        tab.js("$('instruction').focus()")
+        tab.press("KeyN")
+        tab.js("$('instruction').value = 'Rest <b>now</b>.'")
+        tab.js("$('instruction').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter'}))")
+        tab.until("$('notice').textContent === 'rest: Rest <b>now</b>.'")
+        assert tab.js("latest.seed") == 3 and tab.js("document.activeElement === document.body")
+        # 6. A gamepad: its stick moves until it rests.
         tab.js(GAMEPAD)
         tab.until("latest.frames_per_s !== null")
         tab.js("pad.axes[3] = 0")

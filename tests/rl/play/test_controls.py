@@ -17,6 +17,8 @@ def test_messages_of_the_page() -> None:
     assert parse('{"held": [0, -1, 0.5, 1]}', ("push",)) == Message(held=(0.0, -1.0, 0.5, 1.0))
     assert parse('{"press": "policy"}', ("push",)) == Message(press="policy")
     assert parse(b'{"task": "push"}', ("push",)) == Message(task="push")
+    assert parse('{"instruction": "Öffne sie."}', ("push",)) == Message(instruction="Öffne sie.")
+    assert parse('{"instruction": ""}', ("push",)) == Message(instruction="")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,9 @@ def test_messages_of_the_page() -> None:
         '{"press": ["policy"]}',
         '{"task": "door-open"}',
         '{"task": {}}',
+        '{"instruction": 1}',
+        '{"instruction": "a\\nb"}',
+        f'{{"instruction": "{"a" * 201}"}}',
         '{"held": [0, 0, 0]}',
         '{"held": [0, 0, 0, 1.1]}',
         '{"held": [0, 0, 0, NaN]}',

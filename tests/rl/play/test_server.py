@@ -164,7 +164,7 @@ def test_too_many_pages_are_refused(toy: tuple[Hub, Session]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [("{", 1008), ('{"press": "quit"}', 1008), (b"\x00", 1008), ("x" * 600, 1009)]
+    ("sent", "code"), [("{", 1008), ('{"press": "quit"}', 1008), (b"\x00", 1008), ("x" * 1100, 1009)]
 )
 def test_other_messages_close_the_line_and_the_play_goes_on(
     toy: tuple[Hub, Session], sent: str | bytes, code: int

@@ -167,6 +167,27 @@ def test_a_checkpoint_that_only_predicts_keeps_the_person_driving() -> None:
     assert session.status()["driver"] == "you" and "only predicts" in session.notice and not session.about()["can_act"]
 
 
+def test_a_sentence_is_told_to_the_model_and_the_policy_is_made_anew() -> None:
+    told: list[tuple[str, str]] = []
+
+    def tell(task: str, sentence: str) -> str:
+        if not sentence:
+            raise UserError("no sentence")
+        told.append((task, sentence))
+        return "heard"
+
+    session = make_session()
+    session.handle(Message(instruction="go"))
+    assert "reads no instruction" in session.notice and not session.about()["reads_sentences"]
+    session.tell = tell
+    before = session.policy
+    session.handle(Message(instruction=""))
+    assert session.notice == "no sentence" and session.policy is before
+    session.handle(Message(instruction="go"))
+    assert told == [("reach", "go")] and session.notice == "heard" and session.policy is not before
+    assert session.about()["reads_sentences"] and session.status()["instruction"] == "reach"
+
+
 def test_play_ends_after_its_longest_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl.play.session.MOST_CHUNKS", 3)
     session = make_session()

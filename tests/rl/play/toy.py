@@ -123,6 +123,7 @@ def playing(frames_per_s: float = 30.0) -> Iterator[tuple[Hub, Session]]:
             super().handle(message)
 
     session = make_session(kind=Ending)
+    session.tell = lambda task, sentence: f"{task}: {sentence}"
 
     def run() -> None:
         try:
