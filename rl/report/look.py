@@ -28,7 +28,7 @@ section { margin-top: 2.2rem; padding-top: 1rem; border-top: 1px solid var(--lin
 .verdict .label { color: var(--tone); font-weight: 700; font-size: 1.6rem; line-height: 1.2; margin-bottom: .3rem }
 .plots { display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)) }
 .plots > * { min-width: 0 }
-@media (min-width: 60rem) { .plots.beside { grid-template-columns: 9fr 11fr; gap: 1rem 1.5rem } }
+@media (min-width: 60rem) { .plots.beside { grid-template-columns: 2fr 3fr; gap: 1rem 1.5rem } }
 .plots.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)) }
 figure { margin: .5rem 0 }
 figcaption { font-weight: 600; font-size: .95rem }
