@@ -179,11 +179,11 @@ def list_presets() -> list[tuple[str, str]]:
     """Return (name, first comment line) of every preset, sorted by name."""
     folder = preset_folder()
     found = []
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in folder.rglob("*.yaml"):
         lines = read_file(path, 4 * MAX_CHARACTERS).decode().splitlines()
         comment = next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
         found.append((path.relative_to(folder).with_suffix("").as_posix(), comment))
-    return found
+    return sorted(found)
 
 
 def find_preset(name_or_path: str | Path, beside: Path | None = None) -> Path:

@@ -400,6 +400,12 @@ def test_any_override_is_taken_or_one_clear_line(text: str) -> None:
         return
 
 
+def test_presets_come_in_order_and_each_is_told_in_one_line() -> None:
+    found = list_presets()
+    assert [name for name, _ in found] == sorted(name for name, _ in found)
+    assert [name for name, line in found if not line.endswith(".")] == []
+
+
 @pytest.mark.parametrize("name", [name for name, _ in list_presets()])
 def test_every_preset_composes(name: str) -> None:
     """With the schema of the verb that its first example names."""
