@@ -11,7 +11,7 @@ import pytest
 from rl.envs.cameras import CameraUse
 from rl.envs.metaworld.camera import Camera
 from rl.envs.metaworld.robot import PERTURBATION, Arm, SimRobot
-from rl.envs.metaworld.robot_cameras import Scene
+from rl.envs.metaworld.scene import Scene
 from world_model.view import View
 
 
