@@ -160,15 +160,15 @@ def test_what_cannot_be_fitted() -> None:
     [
         ("pour", [], "recorded: episodes of pour; none is a task of env.simulator=metaworld"),
         ("pour", ["task=push"], "recorded: episodes of pour; none is a task of env.simulator=metaworld"),
-        ("push", [], "recorded: not as in env.simulator=metaworld: state has shape (3, 4), expected (3, 21)"),
+        ("push", [], "recorded: not as in env.simulator=metaworld: state has shape (3, 5), expected (3, 21)"),
     ],
 )
 def test_episodes_of_another_robot(
     task: str, options: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = Spec({"state": Feature((4,))}, (-1.0,) * 4, (1.0,) * 4, (task,), 80.0)
-    obs, action, success = {"state": torch.zeros(3, 4)}, torch.zeros(2, 4), torch.zeros(2, dtype=torch.bool)
+    spec = Spec({"state": Feature((5,))}, (-1.0,) * 4, (1.0,) * 4, (task,), 80.0)
+    obs, action, success = {"state": torch.zeros(3, 5)}, torch.zeros(2, 4), torch.zeros(2, dtype=torch.bool)
     episode = Episode(obs, action, success, task, "robot", 0)
     EpisodeStore("recorded").append([episode], spec)
     assert cli.main(["fit", "recorded", *options]) == 2
