@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from rewards import RewardManager
-from rl.config import PPOConfig
+from rl import cli
+from rl.compose import compose
+from rl.config import PPOConfig, TrainConfig
 from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
 from rl.ppo.update import PPO
 from rl.rounds.corrections import corrected_values, policy_returns, step_rewards
-from world_model.data.episodes import BLEND, PERSON, POLICY, Episode
+from rl.verbs.prepare import prepare
+from world_model.data.episodes import BLEND, PERSON, POLICY, Episode, EpisodeStore
 from world_model.env import Obs
 from world_model.spec import STATE, Feature, Spec
+from world_model.wam.model import WorldActionModel
+from world_model.wam.store import load_model, save_model
 
 SPEC = Spec({STATE: Feature((4,))}, (-1.0, -1.0), (1.0, 1.0), ("reach",), control_hz=10.0)
 GAMMA = 0.9
@@ -114,3 +121,51 @@ def test_the_critic_learns_them() -> None:
         ppo.update(dreamed, real=real, n_epochs=1)
     values = policy.values({"state": torch.tensor([-1.6, 1.8])[:, None] * torch.eye(4)[:1]})
     assert values[1] > values[0] + 0.4
+
+
+def test_a_run_learns_from_corrected_episodes(
+    tiny: list[str], demonstrations: list[Episode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The expert's episodes as if the policy had driven for the first 16 steps, and then a person."""
+    monkeypatch.chdir(tmp_path)
+    task, n = "button-press-topdown", 16
+    marks = torch.full((1000,), PERSON, dtype=torch.uint8)
+    marks[:n] = POLICY
+    corrected = [replace(e, control=marks[: e.length]) for e in demonstrations if e.task == task]
+    spec = load_model(tiny[0].partition("=")[2]).spec
+    EpisodeStore("corrected").append(corrected, spec)
+    post = prepare(compose("dream", [*tiny, "episodes=corrected", "ppo.bc_coef=0"], TrainConfig))
+    try:
+        real, imitation = post.state.real, post.imitation
+        assert real is not None and imitation is not None
+        # Two decisions of 8 steps in each episode before the takeover, and nothing of them is imitated.
+        assert len(real) == 2 * len(corrected) and not real.returns.any()
+        _, actions = imitation.examples["sim"]
+        assert len(actions) == sum(e.length - n - post.policy.chunk_size + 1 for e in corrected)
+        post.run()
+    finally:
+        post.close()
+
+
+@pytest.mark.slow
+def test_the_walk_from_images_with_a_moved_camera(
+    seeing: WorldActionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Record with corrections, fit the camera, train in a dream of it; the tiny policy has learned nothing."""
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("sees"), seeing, "tune")
+    robot = ["task=door-open", "n_episodes=4", "n_action_steps=8", "limits.max_age_s=60", "params.image_size=32"]
+    robot += ["params.paced=false", "person=expert", "person_params.after=24"]
+    assert cli.main(["deploy", "sees", "run", "robot-sim-moved", *robot]) == 0
+    assert "4 of 4 episodes reported success, 4 of them with a person" in capsys.readouterr().out
+    assert cli.main(["fit", "runs/robot/sim-moved", "checkpoint=sees", "n_steps=48"]) == 0
+    fitted = yaml.safe_load(Path("fitted.yaml").read_text())["env"]["options"]["events"]
+    middle = {name: (event["low"] + event["high"]) / 2 for name, event in fitted.items()}
+    true = {"front_azimuth": 8.0, "front_elevation": 4.0, "front_distance": 0.92 / 0.85, "front_light": 0.8}
+    assert {name: middle[name] for name in true} == pytest.approx(true, rel=0.15)
+    assert middle["front_image_delay"] == 4.0 and middle["gain"] == pytest.approx(0.85, rel=0.05)
+    words = "threads=1 n_rounds=1 env.n_envs=4 env.max_steps=64 eval.n_episodes=4 dream.n_envs=8 dream.n_updates=1"
+    words += " dream.n_starts=4 dream.horizon=2 dream.refit_steps=2 dream.max_expected_error=null ppo.imitation_steps=5"
+    words += " gate.n_episodes=4 gate.max_episodes=4 ppo.batch_size=16 ppo.critic_warmup_steps=2 ppo.bc_coef=0"
+    assert cli.main(["train", "fitted.yaml", *words.split()]) == 0
+    assert (max(Path("runs/fitted").iterdir()) / "report.html").is_file()
