@@ -234,7 +234,7 @@ class Arm:
     def _store(self, frame: Array, success: bool) -> None:
         self.newest = frame, time.monotonic(), success
         if self.shown is not None:
-            self.shown.write(Scene(self.simulated.data).read(), self.newest[1])
+            self.shown.write(self.simulated.scene(), self.newest[1])
 
     def scene_size(self) -> int:
         """Return the count of numbers that say where everything is."""
@@ -243,7 +243,7 @@ class Arm:
     def show_in(self, scene: Address) -> None:
         """From now on write where everything is to a mailbox, after each step."""
         self.shown = Mailbox(scene)
-        self.shown.write(Scene(self.simulated.data).read(), self.newest[1])
+        self.shown.write(self.simulated.scene(), self.newest[1])
 
 
 def _filmed(given: Mapping[str, Any], size: int) -> Filmed:

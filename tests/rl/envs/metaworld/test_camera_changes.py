@@ -13,6 +13,7 @@ from rl.envs.cameras import CameraUse
 from rl.envs.metaworld.camera_changes import UNCHANGED, changed, values_of
 from rl.envs.metaworld.events import NOTHING, Event, Perturbed, Quantity
 from rl.envs.metaworld.robot import PERTURBATION, Arm, SimRobot
+from rl.envs.metaworld.scene import Scene
 from rl.envs.metaworld.tasks import MetaWorldTask
 from rl.envs.names import MetaWorldOptions, typed_options
 from rl.envs.sim import SimEnv
@@ -137,3 +138,15 @@ def test_the_simulated_robot_has_another_camera() -> None:
     ):
         with pytest.raises(TypeError, match=line):
             SimRobot(TASK, cameras={"front": wrong})
+
+
+def test_a_scene_at_the_start_of_an_episode_has_all_poses() -> None:
+    """Stock moves the drawer at a reset, and computes where its parts are in the first step only."""
+    task, front = MetaWorldTask("drawer-open", looked_at=True), {"images.front": FRONT}
+    for seed in (1, 2):
+        task.reset(seed)
+        stale, scene = Scene(task.data).read(), task.scene()
+        assert not np.array_equal(stale, scene)
+        shown = [task.images(front, given)["images.front"] for given in (None, scene, stale)]
+        assert np.array_equal(shown[0], shown[1])
+    assert not np.array_equal(shown[1], shown[2])
