@@ -201,7 +201,8 @@ class Walk:
             f"seed={seed}",
             f"episodes={folder}",
         ]
-        config = compose("robot-sim", [*words, *([f"person={person}"] if person else [])], RobotConfig)
+        words += [f"person={person}", "person_params={after: 60, patience: 25}"] if person else []
+        config = compose("robot-sim", words, RobotConfig)
         lived = run_session(ModelPilot(model, 2), config, say=lambda line: None)
         solved = [any(one.success) for one in lived]
         helped = [PERSON in one.control for one in lived]

@@ -169,3 +169,8 @@ def test_the_walk_from_images_with_a_moved_camera(
     words += " gate.n_episodes=4 gate.max_episodes=4 ppo.batch_size=16 ppo.critic_warmup_steps=2 ppo.bc_coef=0"
     assert cli.main(["train", "fitted.yaml", *words.split()]) == 0
     assert (max(Path("runs/fitted").iterdir()) / "report.html").is_file()
+    alone = [word for word in robot if not word.startswith(("person", "n_episodes"))]
+    pairs = ["n_episodes=1", "max_steps=16", "episodes=compared", *alone]
+    capsys.readouterr()
+    assert cli.main(["deploy", "sees", "compare", "runs/fitted", "robot-sim-moved", *pairs]) == 0
+    assert "of 1 pairs (won 0, lost 0); at least" in capsys.readouterr().out
