@@ -103,7 +103,7 @@ def fit(
     """Fit the parameters of `BOUNDS`, the sensor noise and the cameras to episodes of a Meta-World task.
 
     Where the position of the object is not in the recorded state, as with a policy that reads images, its mass,
-    friction and damping are not fitted.
+    friction and damping are not fitted, and the noise is an upper bound.
 
     Args:
         task_name: of Meta-World.
@@ -137,6 +137,8 @@ def fit(
     names = [name for name in BOUNDS if "object_pos" in slices or name in WITHOUT_OBJECT]
     values = _search(names, lambda values: _error(task, values, searched), seed, lambda done: tick(share * done))
     before, after = (_error(task, v, held_out) for v in ({}, values))
+    if GOAL not in slices:
+        noise = _noise_of_hand(task, values, held_out)
     cameras = {}
     for i, (name, view) in enumerate((views or {}).items()):
         shots = [_shots(task, values, episode, IMAGES + name, n_steps) for episode in episodes]
@@ -152,11 +154,20 @@ def fit(
 
 
 def _noise(episodes: Sequence[Episode], n_steps: int, slices: Mapping[str, tuple[int, int]]) -> float:
-    """Return the standard deviation of the goal, which does not move; 0 if it is not recorded."""
+    """Return the standard deviation of the goal, which does not move; 0 if it is not recorded, see `_noise_of_hand`."""
     if GOAL not in slices:
         return 0.0
     goal = slice(*slices[GOAL])
     return float(np.mean([episode.state[: n_steps + 1, goal].numpy().std(0).mean() for episode in episodes]))
+
+
+def _noise_of_hand(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded]) -> float:
+    """Return the deviation of the recorded positions from the replayed ones, robust against missed contacts.
+
+    It is an upper bound of the sensor noise: what the fit leaves over is in it.
+    """
+    apart = [(row.positions[1:] - _replayed(task, values, row))[:, 0].ravel() for row in rows]
+    return float(1.4826 * np.median(np.abs(np.concatenate(apart))))  # the factor is that of a normal distribution
 
 
 def _shots(task: Perturbed, values: dict[str, float], episode: Episode, image: str, n_steps: int) -> list[Shot]:
@@ -231,16 +242,17 @@ def _values(names: Sequence[str], x: Array) -> dict[str, float]:
 
 def _error(task: Perturbed, values: dict[str, float], rows: Sequence[_Recorded]) -> float:
     """Return the mean position error in metres when the recorded actions are replayed with `values`."""
-    errors = []
-    for row in rows:
-        task.startup = dict(values)  # the next reset applies them
-        task.reset(row.seed)
-        frames = np.stack([task.step(action)[0] for action in row.actions])
-        errors.append(
-            _distances(row.positions[1:], row.of_frames(frames)).clip(max=MOST).mean()
-        )  # `MOST` bounds the effect of outliers
+    apart = [_distances(row.positions[1:], _replayed(task, values, row)) for row in rows]
+    return float(np.mean([of_row.clip(max=MOST).mean() for of_row in apart]))  # `MOST` bounds the effect of outliers
+
+
+def _replayed(task: Perturbed, values: dict[str, float], row: _Recorded) -> Array:
+    """Return the positions after each step when the recorded actions are replayed. Shape: (n_steps, parts, 3)."""
+    task.startup = dict(values)  # the next reset applies them
+    task.reset(row.seed)
+    frames = np.stack([task.step(action)[0] for action in row.actions])
     task.startup = {}
-    return float(np.mean(errors))
+    return row.of_frames(frames)
 
 
 def _distances(one: Array, other: Array) -> Array:

@@ -100,6 +100,16 @@ def test_another_camera_is_found_again_from_images(monkeypatch: pytest.MonkeyPat
     typed_options("metaworld", {"events": events}, MetaWorldOptions)
 
 
+def test_noise_where_nothing_recorded_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state with the hand alone: the noise is what the replay leaves over."""
+    monkeypatch.setattr(fitting, "N_GENERATIONS", 1)
+    generator, noisy = torch.Generator().manual_seed(0), watched([1, 2])
+    for episode in noisy:
+        episode.obs["state"] += 0.002 * torch.randn(episode.obs["state"].shape, generator=generator)
+    assert fit(SEES, noisy, n_steps=25, slices=ROBOT).values["noise"] == pytest.approx(0.002, rel=0.25)
+    assert fit(SEES, watched([1, 2]), n_steps=25, slices=ROBOT).values["noise"] == 0.0
+
+
 def test_events_of_a_camera_around_the_fit() -> None:
     values = {"azimuth": 10.0, "elevation": 0.0, "distance": 1.2, "image_delay": 4.0}
     events = Fit({}, 1.0, 0.5, {"front": CameraFit(values, 20.0, 4.0)}).events(spread=0.1)
