@@ -100,6 +100,18 @@ def robot_says(frame: Frame, observation: Mapping[str, Any]) -> bool:
     return bool(success)
 
 
+def robot_fails(observation: Mapping[str, Any]) -> bool:
+    """Return whether the robot's observation reports that the task will not be solved any more.
+
+    Raises:
+        Stop: the value of `failure` is not a boolean.
+    """
+    failure = observation.get("failure", False)
+    if not isinstance(failure, bool | np.bool_):
+        raise Stop(f"the observation has failure={repr(failure)[:60]}, expected True or False")
+    return bool(failure)
+
+
 class Pace:
     """Keeps the rate of commands and measures the actual periods.
 
@@ -140,7 +152,7 @@ class _Seen:
 
 @dataclass
 class Loop:
-    """The control loop of one episode; it ends at `max_steps`, at a success, or by a stop."""
+    """The control loop of one episode; it ends at `max_steps`, at a success or failure, or by a stop."""
 
     interface: Interface  # converts between robot and policy
     guard: Guard  # keeps commands within the limits
@@ -153,6 +165,7 @@ class Loop:
     max_late: int = 5  # commands in a row without a plan; for these the robot stands still, one more is a stop
     send: Callable[[Array], Array | None] | None = None  # receives the commands instead of the robot, for a dry run
     judge: Judge = robot_says  # returns whether a frame is a success
+    gives_up: Callable[[], bool] = lambda: False  # returns whether the user says that the episode failed
     real_time: bool = True  # False: the robot waits for each command, so the loop does not wait for the clock
     reset: Callable[[], None] = lambda: None  # prepares the robot for the episode
     calls: Calls = field(default_factory=Calls)  # makes the calls to the robot
@@ -228,11 +241,19 @@ class Loop:
             taken = self._command(self.guard.hold(state) if action is None else action, who, state, gate, pace)
             seen = self._observe(lived, gate)
             lived.sent.append(taken)
-            lived.success.append(seen.success)
+            # The person's device was asked before this command.
+            solved = seen.success or (self.takeover is not None and self.takeover.success)
+            lived.success.append(solved)
             self.show(lived)
-            if seen.success:
-                break
-        lived.ended, lived.reason = True, "success" if seen.success else f"{self.max_steps} steps"
+            if solved or self._failed(seen):
+                lived.ended, lived.reason = True, "success" if solved else "failure"
+                return
+        lived.ended, lived.reason = True, f"{self.max_steps} steps"
+
+    def _failed(self, seen: _Seen) -> bool:
+        """Whether the robot, the user or the person's device says that the task will not be solved any more."""
+        ends = self.takeover is not None and self.takeover.ends
+        return robot_fails(seen.observation) or self.gives_up() or ends
 
     def _choose(
         self, k: int, lived: Lived, planner: Planner, seen: _Seen, gate: Gate

@@ -38,8 +38,8 @@ class RobotConfig:
     episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT
     person: str = ""  # device of a person who may take over: FILE.py:Class, module:Class or a teleoperator of LeRobot
     person_params: dict[str, Any] = field(default_factory=dict)  # arguments of its constructor
-    # the robot's name of an action -> the device's name of that number, if they differ
-    person_names: dict[str, str] = field(default_factory=dict)
+    # the robot's name of an action -> the device's, if they differ, or {name, scale, offset}: scale * device's + offset
+    person_names: dict[str, Any] = field(default_factory=dict)
     dataset: str = ""  # folder of a LeRobot dataset to record to as well, with a video of each camera; empty: none
     rerun: str = ""  # watch it live in Rerun: spawn, a file NAME.rrd, or the url of a viewer; empty: do not
     limits: Limits = field(default_factory=Limits)

@@ -26,7 +26,7 @@ from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
 from rl.robots.images import is_image
-from rl.robots.teleoperators import check_names, make_teleoperator
+from rl.robots.teleoperators import channel_of, check_names, make_teleoperator
 from world_model.data.episodes import PERSON, Episode, EpisodeStore
 from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
@@ -137,11 +137,11 @@ class Session:
     def _connect_person(self, stack: ExitStack) -> None:
         """Connect the device of a person who may take over; `stack` disconnects it."""
         device = make_teleoperator(self.config.person, self.config.person_params, self.task)
-        names = {name: self.config.person_names.get(name, name) for name in self.interface.action_names}
-        check_names(device, names, f"person={self.config.person}")
+        channels = {name: channel_of(name, self.config.person_names) for name in self.interface.action_names}
+        check_names(device, {name: of.name for name, of in channels.items()}, f"person={self.config.person}")
 
         def convert(given: Mapping[str, Any]) -> list[Any]:
-            return self.interface.action_of({name: given.get(theirs) for name, theirs in names.items()})
+            return self.interface.action_of({name: of.read(given) for name, of in channels.items()})
 
         device.connect()
         stack.callback(self._let_go, "the person's device", device.disconnect)
@@ -173,6 +173,7 @@ class Session:
             self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
         self.guard.begin()
+        self.stops.failed = False
         if self.takeover is not None:
             self.takeover.begin()
         lived = self._loop(pilot, scene).run()
@@ -208,6 +209,7 @@ class Session:
             max_late=config.max_late,
             send=(lambda c: self.say(f"would send {np.round(c, 4).tolist()}")) if config.dry_run else None,
             judge=make_judge(config.success, pilot, self.task, self.stops),
+            gives_up=lambda: self.stops.failed,
             real_time=real_time,
             reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
             calls=self.calls,

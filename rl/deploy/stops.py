@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-KEYS = "q, or anything but s, and enter"
+KEYS = "q, or anything but s and f, and enter"
 
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask a program to end. SIGHUP comes when a terminal or a remote connection is closed."""
@@ -50,6 +50,7 @@ class Stops:
         self.person_drives = False  # the user typed t, and has not typed it again
         self.reason: str | None = None
         self.solved = False  # the user typed s: the task is solved
+        self.failed = False  # the user typed f: it will not be solved any more
         self._reading, self._typed = threading.Lock(), b""  # `_typed`: the part of a line typed so far
 
     def __call__(self) -> str | None:
@@ -71,9 +72,10 @@ class Stops:
         *lines, self._typed = (self._typed + typed).split(b"\n")
         words = [line.strip() for line in lines]
         self.solved = self.solved or b"s" in words
+        self.failed = self.failed or b"f" in words
         if self.takes_over and words.count(b"t") % 2:
             self.person_drives = not self.person_drives
-        if set(words) - ({b"s", b"t"} if self.takes_over else {b"s"}):
+        if set(words) - {b"s", b"f", *([b"t"] if self.takes_over else [])}:
             self.reason = "a key"
         elif not typed:
             self.reason = "the end of standard input"

@@ -20,8 +20,8 @@ Array = np.ndarray
 BLEND_S = 0.5
 """Seconds over which the commands go from the person's to those of the policy, after the person gave back."""
 
-EVENT = "is_intervention"
-"""Name of the event, in LeRobot, that the person wants to drive."""
+DRIVES, SUCCESS, ENDS = "is_intervention", "success", "terminate_episode"
+"""Names of events in LeRobot: the person wants to drive; the task is solved; the episode ends without success."""
 
 
 class Takeover:
@@ -51,9 +51,12 @@ class Takeover:
             self._device.begin()
         self._last: Any = None  # the person's last command that was sent, while it is blended
         self._left = 0  # commands that are still blended
+        self.success = self.ends = False  # the device says that the task is solved, or that it will not be
 
     def wanted(self, observation: Mapping[str, Any]) -> list[Any] | None:
         """Return the action that the person wants (action_dim,), unchecked; None: the policy acts.
+
+        If the device says how the episode ends, `success` or `ends` is true from now on.
 
         Raises:
             Stop: the device does not answer with a dict.
@@ -92,4 +95,6 @@ class Takeover:
         if not isinstance(events, Mapping):
             raise Stop(f"the events of the person's device are {repr(events)[:60]}, expected a dict")
         # LeRobot's keys are members of an enum, whose values are these names.
-        return any(bool(value) for key, value in events.items() if getattr(key, "value", key) == EVENT)
+        said = {getattr(key, "value", key) for key, value in events.items() if bool(value)}
+        self.success, self.ends = self.success or SUCCESS in said, self.ends or ENDS in said
+        return DRIVES in said

@@ -19,6 +19,7 @@ class CameraUse:
     height: int  # pixels
     width: int  # pixels
     every: int = 1  # steps from one image to the next
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of the red, green and blue of all lights
 
 
 Cameras: TypeAlias = Mapping[str, CameraUse]

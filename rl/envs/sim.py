@@ -94,6 +94,7 @@ class SimEnv(Simulator):
         if events and env_id != "metaworld":
             raise UserError(f"env.options.events: {env_id!r} has no events of ours; only Meta-World tasks have")
         used = _used_cameras(spec, cameras or {})
+        _check_events(events or {}, used)
         if n_workers:
             self._envs: Workers | Group = Workers(env_id, self.task_of_env, events or {}, used, n_workers)
         else:
@@ -266,6 +267,16 @@ def _used_cameras(spec: Spec, cameras: Mapping[str, View]) -> dict[str, CameraUs
         height, width, _ = feature.shape
         used[name] = CameraUse(view, height, width, feature.every)
     return used
+
+
+def _check_events(events: Mapping[str, Event], cameras: Cameras) -> None:
+    known = [name.removeprefix(IMAGES) for name in cameras]
+    for name, event in events.items():
+        if event.camera and event.camera not in known:
+            raise UserError(
+                f"env.options.events.{name}.camera={event.camera!r:.80}: the policy reads "
+                f"{', '.join(known) or 'no images'}; name one of its cameras, or leave the event out"
+            )
 
 
 def _check_no_id(id: str) -> None:

@@ -175,7 +175,7 @@ class Simulator(BatchedEnv):
 
     @classmethod
     def fit(cls, task: str, episodes: Sequence[Episode], **search: Any) -> Any:
-        """Fit the simulator to recorded episodes of a task; see `rl.envs.metaworld.fit`.
+        """Fit the simulator to recorded episodes of a task; see `rl.envs.metaworld.fit`, also for the arguments.
 
         Raises:
             UserError: this simulator cannot be fitted.

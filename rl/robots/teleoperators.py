@@ -6,7 +6,10 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from rewards.errors import UserError, blamed, defined_at, did_you_mean
 from rewards.plugins import check_params, known, load
@@ -25,8 +28,8 @@ class Teleoperator(Protocol):
     Optional members:
 
     - `action_features`: name of each number of an action -> `float`, or as LeRobot's keyboard describes them, `names`.
-    - `get_teleop_events()`: a dict whose `is_intervention` is true while the person wants to drive. Without it a
-      typed t takes over, and gives back.
+    - `get_teleop_events()`: a dict whose `is_intervention` is true while the person wants to drive; `success` and
+      `terminate_episode` end the episode, solved or failed. Without it a typed t takes over, and gives back.
     - `begin()` and `see(observation)`: called at the start of an episode and with each observation of the robot, for a
       person who is a program.
     """
@@ -67,6 +70,43 @@ def make_teleoperator(name: str, params: Mapping[str, Any], task: str = "") -> T
             f"Teleoperator: {', '.join(MEMBERS)}"
         )
     return made
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A number of the device that becomes an action of the robot: scale * number + offset."""
+
+    name: str  # of the device
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def read(self, given: Mapping[str, Any]) -> Any:
+        """Return the action from what the device gives; what is no number is returned as it is, for the guard."""
+        value = given.get(self.name)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            return value
+        return self.scale * value + self.offset
+
+
+def channel_of(action: str, written: Mapping[str, Any]) -> Channel:
+    """Return the number of the device for an action of the robot, as `person_names` says; by default the same name.
+
+    Raises:
+        UserError: an entry is neither a name nor name, scale and offset.
+    """
+    entry = written.get(action, action)
+    if isinstance(entry, str):
+        return Channel(entry)
+    try:
+        channel = Channel(**entry)
+        channel = Channel(str(channel.name), float(channel.scale), float(channel.offset))
+        assert np.isfinite([channel.scale, channel.offset]).all()
+    except (TypeError, ValueError, AssertionError):
+        raise UserError(
+            f"person_names.{action}={entry!r:.80}: expected the device's name of that number, or "
+            "{name: NAME, scale: 1.0, offset: 0.0}"
+        ) from None
+    return channel
 
 
 def check_names(device: Teleoperator, names: Mapping[str, str], who: str) -> None:

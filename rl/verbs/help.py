@@ -352,7 +352,8 @@ the keys do (docs/sim_to_real.md).
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),
 one behind rosbridge, or the simulated one of the presets robot-sim and, with cameras, robot-sim-pixels. Nothing is sent
 until limits are given and the robot has been checked to be the one that the policy expects. {KEYS}, a file, Ctrl-C or a
-signal stop it; the exit code is then 2. With person=DEVICE a person may take over and give back.
+signal stop it; the exit code is then 2. A typed f ends the episode as failed, and with success=key an s as solved. With
+person=DEVICE a person may take over and give back.
 Each episode that ends is recorded; the next run goes on with the next scene.
 
 A url such as ws://gpu-box:8000 in place of the checkpoint runs the policy of `wamtune serve` there (docs/serve.md); its
@@ -390,14 +391,15 @@ Examples:
 
 Fit mass, friction, damping, gain, delay and sensor noise of Meta-World to recorded episodes: the actions are replayed,
 and the parameters are chosen whose positions stay nearest to the recorded ones. The seed of an episode must name its
-scene in the simulator. Writes a preset that trains in a dream of the recorded episodes, with gates in a simulator that
-is randomised around the fitted parameters.
+scene in the simulator. With checkpoint=NAME, its cameras are fitted to recorded images: position, light, and how old
+the images are. Writes a preset that trains in a dream of the recorded episodes, with gates in a simulator that is
+randomised around the fitted parameters.
 
 Keys:
 {keys_of(FitOptions)}
 
 Examples:
-  wamtune fit runs/robot/sim
+  wamtune fit runs/robot/sim-pixels checkpoint=metaworld-pixels-tuned
   wamtune fit runs/robot/sim env.tasks=push spread=0.2 out=mine.yaml""",
     "doctor": """wamtune doctor
 

@@ -227,6 +227,7 @@ class FitOptions:
     n_steps: int = 60  # steps replayed of each
     spread: float = 0.1  # training draws each factor within this share around its fitted value
     seed: int = 0  # of the search for the parameters
+    checkpoint: str = ""  # the one that ran; for episodes with images: its cameras are fitted, and the preset trains it
     out: str = "fitted.yaml"  # preset of `wamtune train` to write, with the fitted events and the episodes
 
     def check(self) -> None:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rewards.errors import UserError
-from rl.build import check_simulator, device_of, tasks_of
+from rl.build import check_simulator, device_of, make_rewards, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
 from rl.instructions import tell_of
 from rl.policies.wam import WamDenoiser
 from rl.ppo.distributed import Distributed
+from rl.rounds.corrections import corrected_values
 from rl.rounds.loop import PostTraining
 from rl.world_models import make_world_model
 from world_model.api import WorldModel
@@ -21,6 +22,7 @@ from world_model.checkpoint import builtin_checkpoints, find_checkpoint
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import INFO, cameras_of, import_lerobot
+from world_model.dream_env import DreamEnv
 from world_model.wam.store import load_model
 
 
@@ -82,7 +84,13 @@ def _add_recorded(post: PostTraining, config: TrainConfig) -> None:
     if post.dreams is None or post.model is None:
         raise UserError(f"episodes={config.episodes}: they refit a dream, and env.kind=sim has none; use dream or mix")
     recorded = recorded_episodes(config, post.model, tasks_of(config, post.model))
-    post.add_episodes(list(post.distributed.shard(recorded)))
+    own = list(post.distributed.shard(recorded))
+    post.add_episodes(own)
+    if config.ppo.pg_coef > 0 and not post.policy.images:
+        model = post.model
+        rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
+        gamma, read_out = config.ppo.gamma, model.frame_read_out
+        post.state.real = corrected_values(post.policy, own, rewards, model.predicted_spec, gamma, read_out)
 
 
 def _demonstrations(config: TrainConfig, model: WorldModel | None) -> list[Episode] | None:

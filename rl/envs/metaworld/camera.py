@@ -12,6 +12,7 @@ import copy
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -31,11 +32,11 @@ GRID = 12
 
 
 class Camera:
-    """Renders one model from one view; any `MjData` of the same model can be rendered.
+    """Renders one model; any `MjData` of the same model can be rendered.
 
     Args:
         model: is copied and thinned.
-        view: position of the camera.
+        view: position of the camera, unless `render` is given another one.
         height: of an image, in pixels.
         width: of an image, in pixels.
 
@@ -55,16 +56,26 @@ class Camera:
         self._scene, self._options = mujoco.MjvScene(self._model, 500), mujoco.MjvOption()
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._scene.flags[flag] = 0
-        self._camera = _placed(self._model, view)
+        self.view = view
+        _placed(self._model, view)  # refuses an unknown name at once
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
 
-    def render(self, data: mujoco.MjData) -> Array:
-        """Render the state in `data`. Shape: (height, width, 3) uint8, the upper row first."""
+    def render(self, data: mujoco.MjData, view: View | None = None, light: Sequence[float] = (1.0, 1.0, 1.0)) -> Array:
+        """Render the state in `data`. Shape: (height, width, 3) uint8, the upper row first.
+
+        `view` replaces that of the constructor, except `shows_goal`; `light` are factors of the red, green and blue of
+        all lights.
+        """
         _context().make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        camera = _placed(self._model, view or self.view)
+        mujoco.mjv_updateScene(self._model, data, self._options, None, camera, everything, self._scene)
+        if tuple(light) != (1.0, 1.0, 1.0):
+            for lamp in self._scene.lights[: self._scene.nlight]:  # copied anew from the model by each update
+                for part in (lamp.ambient, lamp.diffuse, lamp.specular):
+                    part *= np.asarray(light, np.float32)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         pixels = np.empty((self.height, self.width, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, self._rectangle, self._context)

@@ -16,8 +16,28 @@ import numpy as np
 from rewards.checks import require
 from rewards.errors import UserError
 from rl.envs.cameras import Cameras, Images
+from rl.envs.metaworld.camera_changes import ADDED, DELAY, changed, key_of, values_of
 
 Array = np.ndarray
+
+Quantity = Literal[
+    "mass",
+    "friction",
+    "damping",
+    "gain",
+    "delay",
+    "noise",
+    "azimuth",
+    "elevation",
+    "lookat_x",
+    "lookat_y",
+    "distance",
+    "light",
+    "red",
+    "blue",
+    "image_delay",
+]
+"""What an event can change: the keys of `NOTHING`, then those of `rl.envs.metaworld.camera_changes.UNCHANGED`."""
 
 NOTHING: dict[str, float] = {"mass": 1.0, "friction": 1.0, "damping": 1.0, "gain": 1.0, "delay": 0.0, "noise": 0.0}
 """Values that change nothing.
@@ -32,15 +52,23 @@ state.
 class Event:
     """One event, with Isaac Lab's names; it draws uniformly from `low` to `high`."""
 
-    func: Literal["mass", "friction", "damping", "gain", "delay", "noise"] = "mass"
+    func: Quantity = "mass"
     mode: Literal["startup", "reset", "interval"] = "reset"
     low: float = 1.0
     high: float = 1.0
     every: int = 50  # steps between draws, in mode `interval`
+    camera: str = ""  # the one whose position, light or delay changes, such as front; empty: all
+
+    @property
+    def key(self) -> str:
+        """Name of what it changes, in `Perturbed.now`."""
+        return key_of(self.func, self.camera)
 
     def check(self) -> None:
-        """Refuse an invalid range or interval."""
-        least = 0.0 if self.func in ("delay", "noise") else 1e-3
+        """Refuse an invalid range or interval, and a camera of an event that changes none."""
+        if self.camera and self.func in NOTHING:
+            raise UserError(f"camera={self.camera!r:.80}: func={self.func} changes no camera; leave it out")
+        least = -1e3 if self.func in ADDED else 0.0 if self.func in ("delay", "noise", DELAY) else 1e-3
         if not least <= self.low <= self.high <= 1e3:
             raise UserError(f"low={self.low}, high={self.high}: expected {least:g} <= low <= high <= 1000")
         require(self, ("every",), lambda value: value >= 1, "at least 1 step")
@@ -48,7 +76,7 @@ class Event:
     def draw(self, *seed: int) -> float:
         """Draw the value for `seed`; a delay is rounded to whole steps."""
         value = float(np.random.default_rng(seed).uniform(self.low, self.high))
-        return float(round(value)) if self.func == "delay" else value
+        return float(round(value)) if self.func in ("delay", DELAY) else value
 
 
 class Perturbed:
@@ -68,27 +96,34 @@ class Perturbed:
         # Bodies that hang on a free joint (type 0): the objects, not the arm.
         free = {int(model.jnt_bodyid[j]) for j in range(model.njnt) if model.jnt_type[j] == 0}
         self._free = np.array([int(root) in free for root in model.body_rootid])
-        self.startup: dict[str, float] = {e.func: e.draw(number, i) for i, e in self.events if e.mode == "startup"}
+        self.startup: dict[str, float] = {e.key: e.draw(number, i) for i, e in self.events if e.mode == "startup"}
         self.now = {**NOTHING, **self.startup}
+        # What the cameras show in each of the newest steps, only if an event delays images.
+        most = max((int(e.high) for _, e in self.events if e.func == DELAY), default=0)
+        self._scenes: deque[Array] = deque(maxlen=most + 1 if most else 0)
         self._seed = self._n_steps = 0
         self._commands: deque[Array] = deque()
 
     def reset(self, seed: int) -> Array:
         """Begin the episode of `seed`; return its first frame (state_dim,)."""
         self._seed, self._n_steps = seed, 0
-        drawn: dict[str, float] = {e.func: e.draw(seed, i) for i, e in self.events if e.mode != "startup"}
+        drawn: dict[str, float] = {e.key: e.draw(seed, i) for i, e in self.events if e.mode != "startup"}
         self.set({**NOTHING, **self.startup, **drawn})
         self._random = np.random.default_rng((seed, len(self.events)))
         self._commands.clear()
-        return self._with_noise(self.task.reset(seed))
+        frame = self.task.reset(seed)
+        self._scenes.clear()
+        self._keep_scene()
+        return self._with_noise(frame)
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action` as changed by the events; returns as `rl.envs.workers.Task.step`."""
         self._n_steps += 1
         for i, event in self.events:
             if event.mode == "interval" and self._n_steps % event.every == 0:
-                self.set({**self.now, event.func: event.draw(self._seed, i, self._n_steps)})
+                self.set({**self.now, event.key: event.draw(self._seed, i, self._n_steps)})
         frame, reward, success, terminated, truncated = self.task.step(self._command(action))
+        self._keep_scene()
         return self._with_noise(frame), reward, success, terminated, truncated
 
     def set(self, values: Mapping[str, float]) -> None:
@@ -102,13 +137,22 @@ class Perturbed:
         model.dof_damping[:] = self.now["damping"] * base["dof_damping"]
 
     def images(self, cameras: Cameras) -> Images:
-        """Render the task, as `rl.envs.workers.Task.images`; no event changes how it looks."""
-        images: Images = self.task.images(cameras)
+        """Render the task, as `rl.envs.workers.Task.images`, with cameras as the events change them."""
+        images: Images = {}
+        for name, use in cameras.items():
+            values = values_of(name.removeprefix(IMAGES), self.now)
+            # Earlier than the first frame, the arm stood still.
+            scene = self._scenes[max(-1 - int(values[DELAY]), -len(self._scenes))] if values[DELAY] else None
+            images |= self.task.images({name: changed(use, values)}, scene)
         return images
 
     def close(self) -> None:
         """Close the task."""
         self.task.close()
+
+    def _keep_scene(self) -> None:
+        if self._scenes.maxlen:
+            self._scenes.append(self.task.scene())
 
     def _command(self, action: Array) -> Array:
         """Return the command that takes effect now: the one from `delay` steps ago (zeros at first), times `gain`."""
@@ -125,6 +169,9 @@ class Perturbed:
             return frame
         return (frame + self.now["noise"] * self._random.standard_normal(len(frame))).astype(np.float32)
 
+
+IMAGES = "images."
+"""Begins the name of an image feature; `world_model.spec` has the same word, and imports torch."""
 
 _ARRAYS = ("body_mass", "body_inertia", "geom_friction", "dof_damping")
 """Arrays of a MuJoCo model that events scale."""

@@ -3,7 +3,7 @@
 It runs in its own process and in real time. It can differ from the training simulator by fixed amounts: masses,
 friction, damping, command gain, a varying delay and sensor noise. The process steps at its own rate: a late command
 takes effect late, and without a command for two periods the arm stands still. Its cameras draw in yet another process,
-each at its own rate.
+each at its own rate, and can differ too: in position, light and latency.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import numpy as np
 from rl.deploy.stops import SIGNALS
 from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.mailbox import Address, Mailbox, forget, new_mailbox
+from rl.envs.metaworld.camera_changes import DELAY, LIGHTS, UNCHANGED, changed
 from rl.envs.metaworld.events import NOTHING, Event, Perturbed
-from rl.envs.metaworld.robot_cameras import CameraProcess, Filmed, Scene
+from rl.envs.metaworld.robot_cameras import CameraProcess, Filmed
+from rl.envs.metaworld.scene import Scene
 from rl.envs.workers import end, start
 from rl.robots.api import NumberRobot, names_of
 from world_model.view import View
@@ -39,6 +41,9 @@ PERTURBATION = {"delay_s": 0.0, "jitter_s": 0.0} | {name: v for name, v in NOTHI
 CAMERA_HZ, MOST_HZ = 20.0, 1000.0
 """Images a second of a camera that runs in real time: by default, and at most."""
 
+MOST_LATENCY_S, MOST_LIGHT = 2.0, 10.0
+"""Largest latency of a camera in seconds, and largest factor of its light."""
+
 
 class SimRobot(NumberRobot):
     """A robot with the members of LeRobot's `Robot`, simulated in another process.
@@ -48,8 +53,9 @@ class SimRobot(NumberRobot):
         seed: of scene 0 and of the jitter; scene `i` has seed `seed + i`.
         hz: control rate; None: Meta-World's 80 Hz.
         paced: True: run in real time. False: step once per command, as fast as possible, with images of each step.
-        cameras: name -> values of `View`, and `hz`, its images a second (`CAMERA_HZ` by default); an observation then
-            has the image of each, under its name.
+        cameras: name -> values of `View`, and `hz`, its images a second (`CAMERA_HZ` by default); `latency_s`, how late
+            an image arrives; `light`, `red` and `blue`, see `camera_changes`. An observation then has the image of
+            each, under its name.
         image_size: pixels along each side of an image.
         perturbation: see `PERTURBATION`.
     """
@@ -77,7 +83,9 @@ class SimRobot(NumberRobot):
         self._filmed = {name: _filmed(given, image_size) for name, given in (cameras or {}).items()}
         drawn_here = {} if paced else {name: camera.use for name, camera in self._filmed.items()}
         values = {**PERTURBATION, **perturbation}
-        self._arguments = task, seed, self.control_hz, paced, values, drawn_here, bool(self._filmed)
+        # Without pacing there is no clock, so an image is late by whole steps.
+        late = {} if paced else {n: round(c.latency_s * self.control_hz) for n, c in self._filmed.items()}
+        self._arguments = task, seed, self.control_hz, paced, values, drawn_here, bool(self._filmed), late
         self._process: subprocess.Popen[bytes] | None = None
         self._cameras: CameraProcess | None = None  # of an arm in real time with cameras
         self.task = task
@@ -159,6 +167,7 @@ class Arm:
         perturbation: a value for each key of `PERTURBATION`.
         cameras: that are drawn in this process, with each observation.
         filmed: whether there are cameras at all: the model then keeps everything that is visible.
+        late: camera -> steps by which its images are late.
     """
 
     def __init__(
@@ -170,10 +179,13 @@ class Arm:
         perturbation: dict[str, float],
         cameras: Cameras,
         filmed: bool = False,
+        late: Mapping[str, int] | None = None,
     ) -> None:
         from rl.envs.metaworld.tasks import MetaWorldTask
 
         events = {q: Event(q, "startup", v, v) for q, v in perturbation.items() if q in NOTHING}  # type: ignore[arg-type]
+        for name, n in (late or {}).items():
+            events[f"{name}_{DELAY}"] = Event("image_delay", "startup", n, n, camera=name)
         self.simulated = MetaWorldTask(task, looked_at=filmed)
         self.task, self.cameras = Perturbed(self.simulated, events), cameras
         self.shown: Mailbox | None = None  # where a camera process reads the scene
@@ -222,7 +234,7 @@ class Arm:
     def _store(self, frame: Array, success: bool) -> None:
         self.newest = frame, time.monotonic(), success
         if self.shown is not None:
-            self.shown.write(Scene(self.simulated.data).read(), self.newest[1])
+            self.shown.write(self.simulated.scene(), self.newest[1])
 
     def scene_size(self) -> int:
         """Return the count of numbers that say where everything is."""
@@ -231,16 +243,23 @@ class Arm:
     def show_in(self, scene: Address) -> None:
         """From now on write where everything is to a mailbox, after each step."""
         self.shown = Mailbox(scene)
-        self.shown.write(Scene(self.simulated.data).read(), self.newest[1])
+        self.shown.write(self.simulated.scene(), self.newest[1])
 
 
 def _filmed(given: Mapping[str, Any], size: int) -> Filmed:
     """Return the camera with the values that a config gives; a list of numbers becomes a tuple."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    hz = float(values.pop("hz", CAMERA_HZ))
+    hz, latency_s = float(values.pop("hz", CAMERA_HZ)), float(values.pop("latency_s", 0.0))
     if not 0 < hz <= MOST_HZ:
         raise TypeError(f"hz={hz:g} of a camera, expected above 0, at most {MOST_HZ:g}")
-    return Filmed(CameraUse(View(**values), size, size), hz)
+    if not 0 <= latency_s <= MOST_LATENCY_S:
+        raise TypeError(f"latency_s={latency_s:g} of a camera, expected 0 to {MOST_LATENCY_S:g}")
+    lights = {name: float(values.pop(name, 1.0)) for name in LIGHTS}
+    for name, factor in lights.items():
+        if not 0 < factor <= MOST_LIGHT:
+            raise TypeError(f"{name}={factor:g} of a camera, expected above 0, at most {MOST_LIGHT:g}")
+    use = changed(CameraUse(View(**values), size, size), UNCHANGED | lights)
+    return Filmed(use, hz, latency_s)
 
 
 def serve() -> None:

@@ -13,24 +13,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rl.deploy.stops import SIGNALS
 from rl.envs.cameras import CameraUse
 from rl.envs.mailbox import Address, Mailbox, forget, new_mailbox
+from rl.envs.metaworld.scene import Scene
 from rl.envs.workers import end, start
 
 Array = np.ndarray
-
-PARTS = (
-    *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
-    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
-)
-"""Arrays of `MjData` that say where everything is; drawing needs no others."""
 
 FIRST_S = 60.0
 """Seconds to wait for the first image: the model is compiled and OpenGL starts."""
@@ -41,33 +36,11 @@ NICENESS = 5
 
 @dataclass(frozen=True)
 class Filmed:
-    """A camera and its rate."""
+    """A camera, its rate and its latency."""
 
     use: CameraUse
     hz: float  # images a second
-
-
-class Scene:
-    """Where everything in a simulation is, as one array, so that another process can draw it."""
-
-    def __init__(self, data: Any) -> None:
-        self._parts = [getattr(data, name) for name in PARTS]
-
-    @property
-    def size(self) -> int:
-        """Count of its numbers."""
-        return sum(part.size for part in self._parts)
-
-    def read(self) -> Array:
-        """Return the numbers of the simulation."""
-        return np.concatenate([part.ravel() for part in self._parts])
-
-    def write(self, values: Array) -> None:
-        """Put numbers into the simulation, without a step of physics."""
-        first = 0
-        for part in self._parts:
-            part[...] = values[first : first + part.size].reshape(part.shape)
-            first += part.size
+    latency_s: float = 0.0  # seconds after which an image arrives; its time is that of what it shows
 
 
 class CameraProcess:
@@ -146,13 +119,30 @@ def _draw(task: str, cameras: Mapping[str, Filmed], scene: Mailbox, images: Mapp
     }
     data = mujoco.MjData(model)
     everything, due = Scene(data), dict.fromkeys(cameras, time.monotonic())
+    on_the_way: dict[str, deque[tuple[float, Array, float]]] = {name: deque() for name in cameras}
     while True:
         name = min(due, key=lambda camera: due[camera])
+        arrivals = [waiting[0][0] for waiting in on_the_way.values() if waiting]
         # The pipe is readable when it closes.
-        if select.select([sys.stdin.buffer], [], [], max(due[name] - time.monotonic(), 0.0))[0]:
+        next_s = min([due[name], *arrivals]) - time.monotonic()
+        if select.select([sys.stdin.buffer], [], [], max(next_s, 0.0))[0]:
             return
+        _deliver(on_the_way, images)
+        if time.monotonic() < due[name]:
+            continue
         values, taken_s = scene.read()
         everything.write(values)
-        images[name].write(drawn[name].render(data), taken_s)
+        camera = cameras[name]
+        image = drawn[name].render(data, light=camera.use.light)
+        on_the_way[name].append((taken_s + camera.latency_s, image, taken_s))
+        _deliver(on_the_way, images)
         # A camera that is late skips images instead of hurrying.
-        due[name] = max(due[name] + 1 / cameras[name].hz, time.monotonic())
+        due[name] = max(due[name] + 1 / camera.hz, time.monotonic())
+
+
+def _deliver(on_the_way: Mapping[str, deque[tuple[float, Array, float]]], images: Mapping[str, Mailbox]) -> None:
+    """Write each image that has arrived to the mailbox of its camera, the newest one last."""
+    for name, waiting in on_the_way.items():
+        while waiting and waiting[0][0] <= time.monotonic():
+            _, image, taken_s = waiting.popleft()
+            images[name].write(image, taken_s)

@@ -15,6 +15,8 @@ from metaworld.policies import ENV_POLICY_MAP
 from rewards.errors import UserError, closest_or_known
 from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.metaworld.fast_sawyer import fast_class
+from rl.envs.metaworld.scene import Scene
+from world_model.view import View
 
 Array = np.ndarray
 Expert = Callable[[Array, Array], Array]
@@ -53,6 +55,7 @@ class MetaWorldTask:
         self._task = task
         self._env = fast_class(f"{task}-v3")(looked_at)
         self._at_start = False  # of an episode, where bodies have been moved and stock has not computed their poses yet
+        self._shown: Any = None  # a second state of the model, in which earlier scenes are rendered
 
     @property
     def model(self) -> Any:
@@ -75,16 +78,33 @@ class MetaWorldTask:
         obs, reward, success = self._env.advance(action)
         return _frame(obs), reward, success, False, False
 
-    def images(self, cameras: Cameras) -> Images:
+    def images(self, cameras: Cameras, scene: Array | None = None) -> Images:
         """Render the scene with each camera; see `rl.envs.workers.Task.images`.
+
+        `scene` is an earlier one that `scene()` returned; None: as it is now.
+        """
+        assert self._env.drawn or not cameras, "make the task with looked_at=True to render it"
+        data = self._env.data
+        if scene is not None:
+            data = self._shown = self._shown or mujoco.MjData(self._env.model)
+            Scene(data).write(scene)
+        elif cameras:
+            self._place()
+        return {name: _camera(self._task, use).render(data, use.view, use.light) for name, use in cameras.items()}
+
+    def scene(self) -> Array:
+        """Return where everything is, which `images` can render later."""
+        self._place()
+        return Scene(self._env.data).read()
+
+    def _place(self) -> None:
+        """Compute the poses that stock has not computed yet.
 
         At the start of an episode stock has moved bodies without computing their poses, so an image would show them
         where they were before: on drawer-open, window-open and faucet-open up to 15 cm away.
         """
-        assert self._env.drawn or not cameras, "make the task with looked_at=True to render it"
-        if cameras and self._at_start:
+        if self._at_start:
             mujoco.mj_kinematics(self._env.model, self._env.data)  # poses alone: the physics goes on to the same bits
-        return {name: _camera(self._task, use).render(self._env.data) for name, use in cameras.items()}
 
     def close(self) -> None:
         """Free the physics, up to 26 MB.
@@ -92,14 +112,20 @@ class MetaWorldTask:
         An environment refers to itself, so without this it would stay in memory until the next garbage collection.
         """
         vars(self._env).clear()
+        self._shown = None
+
+
+def _camera(task: str, use: CameraUse) -> Any:
+    """Return the one camera of its size for all environments of a task, wherever it stands."""
+    return _made_camera(task, View(camera=use.view.camera, shows_goal=use.view.shows_goal), use.height, use.width)
 
 
 @cache
-def _camera(task: str, use: CameraUse) -> Any:
-    """Return the one camera for all environments of a task; imported late, as most runs render nothing."""
+def _made_camera(task: str, view: View, height: int, width: int) -> Any:
+    """Return a camera; imported late, as most runs render nothing."""
     from rl.envs.metaworld.camera import Camera
 
-    return Camera(fast_class(f"{task}-v3")(True).model, use.view, use.height, use.width)
+    return Camera(fast_class(f"{task}-v3")(True).model, view, height, width)
 
 
 def scripted_expert(task: str) -> Expert:

@@ -23,6 +23,7 @@ from rl.deploy.safety import Limits
 from rl.deploy.session import run_session
 from rl.deploy.stops import Stops
 from rl.deploy.takeover import Takeover
+from rl.envs.metaworld.tasks import SLICES
 from rl.policies.wam import ModelPilot
 from rl.robots.fake import FakeRobot
 from rl.robots.teleoperators import make_teleoperator
@@ -38,6 +39,7 @@ class Event(enum.Enum):
 
     IS_INTERVENTION = "is_intervention"
     SUCCESS = "success"
+    TERMINATE_EPISODE = "terminate_episode"
 
 
 class Expert:
@@ -46,9 +48,11 @@ class Expert:
     Args:
         right: where it takes over.
         wants: its action.
+        says: what it says after it has driven for three steps.
     """
 
-    def __init__(self, right: float = 0.02, wants: float = -0.4) -> None:
+    def __init__(self, right: float = 0.02, wants: float = -0.4, says: Event | None = None) -> None:
+        self.says = says
         self.right, self.action = right, {"action.0": wants, "action.1": 0.25}
         self.drives = self.is_connected = False
         self.asked = 0
@@ -61,7 +65,8 @@ class Expert:
         self.drives = x > self.right or (self.drives and x > 0.0)
 
     def get_teleop_events(self) -> dict[Event, bool]:
-        return {Event.SUCCESS: True, Event.IS_INTERVENTION: self.drives}
+        said = {event: event == self.says and self.asked > 2 for event in (Event.SUCCESS, Event.TERMINATE_EPISODE)}
+        return {**said, Event.IS_INTERVENTION: self.drives}
 
     def get_action(self) -> Any:
         self.asked += 1
@@ -151,6 +156,87 @@ def test_a_person_is_kept_within_the_limits(run: Run) -> None:
     sent = np.array([[*command.values()] for command in robot.sent])
     assert np.abs(sent).max() <= 1.0 and np.abs(np.diff(sent, axis=0)).max() <= 0.5 + 1e-9
     assert PERSON in lived.control
+
+
+@pytest.mark.parametrize(
+    ("says", "reason", "solved"),
+    [(Event.SUCCESS, "success", True), (Event.TERMINATE_EPISODE, "failure", False)],
+)
+def test_the_device_says_how_the_episode_ends(run: Run, says: Event, reason: str, solved: bool) -> None:
+    robot, lived = run(Expert(says=says))
+    assert lived.ended and not lived.stopped and lived.reason == reason and len(lived.sent) < 60
+    assert lived.control.count(PERSON) == 4 and not any(lived.success[:-1]) and lived.success[-1] is solved
+    (episode,) = EpisodeStore("runs/robot/fake").load()
+    assert episode.is_success is solved and not any(robot.sent[-1].values())  # it stands still
+
+
+def test_the_robot_and_the_user_say_that_it_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    observe = FakeRobot.get_observation
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeRobot, "get_observation", lambda self: {**observe(self), "failure": len(self.sent) >= 7})
+        _, lived = run(None, person="")
+        assert (lived.reason, len(lived.sent), lived.ended) == ("failure", 7, True)
+        patch.setattr(FakeRobot, "get_observation", lambda self: {**observe(self), "failure": "no"})
+        _, lived = run(None, person="")
+        assert lived.stopped and lived.reason == "the observation has failure='no', expected True or False"
+
+    class Typing(Stops):
+        """A user who types f in each episode."""
+
+        def __call__(self) -> str | None:
+            self.failed = True
+            return super().__call__()
+
+    monkeypatch.setattr(session, "Stops", Typing)
+    _, lived = run(None, person="")
+    assert (lived.reason, lived.ended, lived.stopped) == ("failure", True, False)
+
+
+def test_a_typed_f_is_no_stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(read))
+    stops = Stops(tmp_path / "STOP", keys=True)
+    os.write(write, b"f\n")
+    assert stops() is None and stops.failed and not stops.solved
+    os.close(write)
+
+
+def test_numbers_of_a_device_are_scaled(run: Run) -> None:
+    """LeRobot's gamepad gives 0 to close a gripper, 1 to leave it, 2 to open it."""
+    person = Expert()
+    person.action = {"delta_x": -0.1, "gripper": 2}
+    grip = {"name": "gripper", "scale": -0.25, "offset": 0.25}
+    names = {"action.0": {"name": "delta_x", "scale": 4.0}, "action.1": grip}
+    _, lived = run(person, person_names=names)
+    assert lived.sent[lived.control.index(PERSON) + 1] == pytest.approx(np.array([-0.4, -0.25]))
+    person.action = {"delta_x": float("inf"), "gripper": 1}
+    _, lived = run(person, person_names=names)
+    assert lived.stopped and lived.reason.startswith("from the person: the action is array([")
+    line = r"person_names\.action\.0=.*: expected the device's name of that number, or"
+    for wrong in ({"scale": 2.0}, {"name": "x", "scale": "wide"}, {"name": "x", "offset": float("nan")}, 3):
+        with pytest.raises(UserError, match=line):
+            run(person, person_names={"action.0": wrong})
+
+
+def test_the_scripted_expert_sees_that_the_policy_errs() -> None:
+    """The hand is at x, the object at 0, the goal at 0.2: the way is |x| + 0.2."""
+
+    def takes_over_at(way: list[float], **limits: Any) -> int | None:
+        person = make_teleoperator("expert", limits, task="push")
+        names = [f"{part}.{i}" for part, (a, b) in SLICES.items() for i in range(b - a)]
+        for i, x in enumerate(way):
+            frame = dict.fromkeys(names, 0.0) | {"hand_pos.0": x, "goal_pos.0": 0.2}
+            person.see(frame)  # type: ignore[attr-defined]
+            if person.get_teleop_events()["is_intervention"]:  # type: ignore[attr-defined]
+                return i
+        return None
+
+    nearer = [0.5 - 0.02 * i for i in range(20)]
+    assert takes_over_at(nearer) is None
+    assert takes_over_at(nearer, after=10) == 10
+    assert takes_over_at([*nearer[:5], *[0.42] * 10], patience=3) == 8
+    assert takes_over_at([*nearer[:5], 0.5, 0.55, 0.3], worse=0.1) == 6
+    assert takes_over_at([0.3, 0.29, 0.28, 0.28], after=100, patience=2) is None
 
 
 class Wheel:
