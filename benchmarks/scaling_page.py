@@ -196,13 +196,17 @@ def _speed(times: Sequence[Row]) -> str:
         if n == 1 and (weights, 2, batch) in seconds:
             half = seconds.get((weights, 2, batch // 2))
             strong = "" if half is None else f"{100 * alone / (2 * half):.0f} %"
-            rows.append(
-                [f"{weights:,}", str(batch), f"{alone:.3f}", f"{100 * alone / seconds[weights, 2, batch]:.0f} %"]
-            )
-            rows[-1].append(strong)
+            weak = f"{100 * alone / seconds[weights, 2, batch]:.0f} %"
+            rows.append([f"{weights:,}", str(batch), f"{alone:.3f}", weak, strong])
     if not rows:
         return text + "Not measured yet.\n"
-    return text + _table(["weights of layers", "windows", "1 process, s", "weak", "strong"], rows)
+    simulators = "; ".join(
+        f"{row['steps_per_s']:,.0f} steps/s in each of {row['processes']} processes"
+        for row in times
+        if row["kind"] == "simulator"
+    )
+    table = _table(["weights of layers", "windows", "1 process, s", "weak", "strong"], rows)
+    return text + table + f"\nSimulator, 32 environments of push: {simulators}.\n"
 
 
 def _checked(times: Sequence[Row]) -> str:
