@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,19 +13,7 @@ from rewards.errors import UserError
 from rl.compose import compose
 from rl.shadow import foreign_package
 from rl.stages.config import PretrainConfig
-
-if TYPE_CHECKING:
-    import torch
-
-GB = 1e9
-"""Bytes."""
-
-
-DEFAULT = "metaworld-pretrained"
-"""Preset of `wamtune pretrain` whose keys are taken if none is named."""
-
-ON = (2, 8, 64)
-"""Numbers of processes for which memory with shard=true is shown."""
+from rl.verbs.words import DOCTOR_PRESET
 
 
 def run(words: list[str]) -> None:
@@ -37,8 +23,10 @@ def run(words: list[str]) -> None:
         UserError: a necessary check failed, or a word is wrong.
     """
     if words:
-        preset, overrides = (DEFAULT, words) if "=" in words[0] else (words[0], words[1:])
-        print(training_cost(preset, overrides))
+        from rl.stages.cost import training_cost  # imported here: the checks must run without torch as well
+
+        preset, overrides = (DOCTOR_PRESET, words) if "=" in words[0] else (words[0], words[1:])
+        print(training_cost(compose(preset, overrides, PretrainConfig)))
         return
     failed = []
     for name, check, remedy, needed in _checks():
@@ -134,57 +122,3 @@ def _opengl() -> str:
     if len(np.unique(task.images({"images.main": CameraUse(View(), 64, 64)})["images.main"])) < 10:
         raise RuntimeError("the rendered image is empty")
     return "an image of push"
-
-
-def training_cost(preset: str, overrides: Sequence[str]) -> str:
-    """Return memory and time of a pre-training on this machine, measured on models of one and two of its layers.
-
-    Args:
-        preset: of `wamtune pretrain`.
-        overrides: `key=value` of it, such as size=l.
-
-    Raises:
-        UserError: preset or keys are wrong, or the states of its simulator are not known without starting it.
-    """
-    import torch
-
-    from rl.envs.sim import make_spec
-    from rl.stages.episodes import device_of, simulates
-    from rl.stages.images import model_spec
-    from world_model.data.episodes import EpisodeStore
-    from world_model.wam.cost import step_cost
-
-    config = compose(preset, overrides, PretrainConfig)
-    if config.env.simulator in ("", "metaworld") and not config.env.id:
-        spec = model_spec(make_spec("metaworld", config.env.tasks), config.model)
-    elif not simulates(config):
-        spec = EpisodeStore(config.episode_folder).spec
-    else:
-        raise UserError(f"{preset}: doctor knows the states of Meta-World and of recorded episodes; name such a preset")
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    device = torch.device(device_of(config))
-    architecture = config.model.of_size(config.size)
-    cost = step_cost(architecture, spec, config.stage, device)
-    memory, there = cost.memory(), _memory(device)
-    needed = sum(memory.values())
-    fits = "enough" if needed < there else "NOT ENOUGH; set stage.n_parts, stage.recompute=true or shard=true"
-    shared = ", ".join(f"{sum(cost.memory(n).values()) / GB:.2f} on {n}" for n in ON)
-    hours = cost.seconds * config.stage.n_steps / 3600
-    lines = [
-        f"size {config.size or 'of the preset'}: {cost.n_weights:,} weights, {architecture.n_layers} layers",
-        *(f"{name:>12}  {n_bytes / GB:8.2f} GB" for name, n_bytes in memory.items()),
-        f"{'together':>12}  {needed / GB:8.2f} GB; {device} has {there / GB:.1f} GB: {fits}",
-        f"{'shard=true':>12}  {shared} processes, GB in each",
-        f"{'a step':>12}  {cost.seconds:8.2f} s of {config.stage.batch_size} windows; "
-        f"{config.stage.n_steps:,} steps take {hours:,.1f} hours",
-    ]
-    return "\n".join(lines)
-
-
-def _memory(device: torch.device) -> int:
-    """Return the bytes of memory of a device."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -210,7 +210,7 @@ def test_doctor_says_what_a_training_takes(capsys: pytest.CaptureFixture[str]) -
         r"weights, 3 layers\n",
         r"Adam +0.00 GB",
         r"cpu has \d+\.\d GB: enough",
-        r"s of 4 windows; 6,000 steps",
+        r"s of 4 windows; 6,000 steps: ",
     ):
         assert re.search(expected, out), out
     for words, line in (
