@@ -4,7 +4,7 @@ r"""Measure how the held-out error falls with weights, data and compute, and how
     python benchmarks/scaling.py learn --part 0/2       # every second of them; another call takes part 1/2
     python benchmarks/scaling.py time                   # on idle cores: steps and exchanges of 1 and 2 processes
     python benchmarks/scaling.py page                   # writes docs/scaling.md from all points
-    python benchmarks/scaling.py learn --sizes 2 --episodes 4 8 --steps 20 --out /tmp/try    # a short try
+    python benchmarks/scaling.py learn --sizes 2 --episodes 4 8 --steps 20 --out runs/try    # a short try
 
 A point is one pre-training; its row is appended to OUT/points.jsonl when it has ended, and those of `time` to
 OUT/times.jsonl. So both can be stopped and called again. Every model has the layers of xs, and `--sizes` divides its

@@ -32,6 +32,9 @@ class Machine:
 H100 = Machine("H100 SXM", 989e12, 0.35, 80e9, 50e9, 10e-6, 3.35e12)
 """NVIDIA's data sheet: 989 TFLOP/s, 80 GB, 3.35 TB/s; a network card of 400 Gb/s for each GPU."""
 
+BATCH, MOST = 128, 1000
+"""Windows of a step in `scaling.py learn`, and the largest number of GPUs in the table."""
+
 ADAM_BYTES = 28
 """Moved for each weight in an optimizer step: four numbers are read and three written."""
 
@@ -115,7 +118,7 @@ def _least_squares(rows: list[list[float]], seconds: list[float]) -> list[float]
 
 def write_page(path: Path, points: Sequence[Row], times: Sequence[Row]) -> None:
     """Write the page from what was measured; parts without enough points say so."""
-    sections = [_errors(points), _laws(points), _speed(times), _checked(times), _on_paper(points)]
+    sections = [_errors(points), _laws(points), _speed(times), _checked(times), _on_paper(points, times)]
     head = (
         "# Scaling\n\nHow the error of the world model falls with weights, data and compute, and how fast training is "
         "in several processes. Every figure comes from `python benchmarks/scaling.py learn`, `time` and `page`.\n"
@@ -234,36 +237,53 @@ def _checked(times: Sequence[Row]) -> str:
     return text + _table(titles, rows) + "\n" + fitted
 
 
-def _on_paper(points: Sequence[Row]) -> str:
+def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
     machine = H100
     text = (
-        f"## On paper: {machine.name}\n\nNothing here was measured. The same model with the data sheet: "
+        f"## On paper: {machine.name}\n\nNothing of this table was measured. The same model with the data sheet: "
         f"{machine.flop_per_s / 1e12:.0f} TFLOP/s of which training is assumed to use {100 * machine.use:.0f} %, "
-        f"{machine.bytes_per_s / 1e9:.0f} GB/s between GPUs, no overlap of exchange and compute, 256 windows a GPU. "
-        "Memory is that of weights, gradients and Adam without sharing.\n\n"
+        f"{machine.bytes_per_s / 1e9:.0f} GB/s between GPUs, exchange and compute one after the other. Memory is that "
+        "of weights, gradients and Adam, not shared. Windows of states are short, so a GPU must get many of them in a "
+        "step before the exchange is less than a tenth of it. Models as small as xs will not reach that share of the peak.\n\n"
     )
     if not points:
         return text + "Not measured yet: the FLOP of a window come from `scaling.py learn`.\n"
     largest = max(points, key=lambda row: row["weights"])
-    per_weight = largest["flop"] / (128 * largest["steps"] * largest["weights"])  # FLOP of a window for each weight
+    per_weight = largest["flop"] / (BATCH * largest["steps"] * largest["weights"])  # FLOP of a window for each weight
     model = CostModel(
-        0.0,
-        machine.flop_per_s * machine.use,
-        ADAM_BYTES / machine.adam_bytes_per_s,
-        machine.latency,
-        machine.bytes_per_s,
+        overhead=0.0,
+        flop_per_s=machine.flop_per_s * machine.use,
+        weight_s=ADAM_BYTES / machine.adam_bytes_per_s,
+        latency=machine.latency,
+        bytes_per_s=machine.bytes_per_s,
     )
     rows = []
     for name, sizes in SIZES.items():
-        n_weights = _layer_weights(sizes)
-        row = {"batch": 256, "flop": per_weight * n_weights, "trained": n_weights}
-        cells = [name, f"{n_weights / 1e6:,.0f} M", f"{16 * n_weights / 1e9:.1f} GB"]
-        alone = model.step({**row, "processes": 1})
-        for n in (8, 64, 1000):
-            step = model.step({**row, "processes": n})
-            cells.append(f"{n * 256 / step / 1e6:,.1f} M ({100 * alone / step:.0f} %)")
+        n = _layer_weights(sizes)
+        alone = {"flop": per_weight * n, "trained": n, "processes": 1}
+        batch = _windows_for(0.9, model, {**alone, "processes": MOST})
+        cells = [name, f"{n / 1e6:,.0f} M", f"{16 * n / 1e9:.1f} GB", f"{8 * n / 1e9:.2f} GB", f"{batch:,}"]
+        for processes in (8, 64, MOST):
+            step = model.step({**alone, "processes": processes, "batch": batch})
+            cells.append(
+                f"{processes * batch / step:,.0f} ({100 * model.step({**alone, 'batch': batch}) / step:.0f} %)"
+            )
         rows.append(cells)
-    return text + _table(["size", "weights", "memory", "windows/s on 8", "on 64", "on 1,000"], rows)
+    titles = ["size", "weights", "memory", "exchanged", "windows a GPU", "windows/s on 8", "on 64", f"on {MOST:,}"]
+    rates = [row["steps_per_s"] for row in times if row["kind"] == "simulator" and row["processes"] == 1]
+    simulators = "Simulators exchange nothing."
+    if rates:
+        rate = sum(rates) / len(rates)
+        simulators += f" A core gives {rate:,.0f} steps/s (measured), so {MOST:,} give {MOST * rate:,.0f}."
+    return text + _table(titles, rows) + f"\n{simulators}\n"
+
+
+def _windows_for(efficiency: float, model: CostModel, row: Row) -> int:
+    """Return the least power of two of windows in each process with at least this efficiency."""
+    batch = 1
+    while model.step({**row, "batch": batch, "processes": 1}) < efficiency * model.step({**row, "batch": batch}):
+        batch *= 2
+    return batch
 
 
 def _layer_weights(sizes: dict[str, int]) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 
-from rewards.errors import UserError
-from rl.envs.sim import make_spec
+from rl.build import build_simulator
 from rl.stages.config import PretrainConfig
 from rl.stages.episodes import device_of, simulates
 from rl.stages.images import model_spec
@@ -26,7 +26,7 @@ def training_cost(config: PretrainConfig) -> str:
     """Return memory and time of a pre-training in one process, as lines of text.
 
     Raises:
-        UserError: the states of the simulator of `config` are not known without starting it.
+        UserError: the simulator or the episodes of `config` are not there.
     """
     spec = _spec(config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -52,12 +52,18 @@ def _spec(config: PretrainConfig) -> Spec:
     """Return the spec that the model will have."""
     if not simulates(config):
         return EpisodeStore(config.episode_folder).spec
-    if config.env.simulator in ("", "metaworld") and not config.env.id:
-        return model_spec(make_spec("metaworld", config.env.tasks), config.model)
-    raise UserError(
-        f"{config.name}: doctor knows the states of Meta-World and of recorded episodes without starting a simulator; "
-        "name such a preset"
+    tasks = config.env.tasks
+    env = build_simulator(
+        config.env,
+        tasks[:1],
+        1,
+        model=None,
+        known_tasks=tasks[:1],
+        n_context_frames=config.model.n_context_frames,
+        max_steps=config.model.chunk_size,
     )
+    env.close()
+    return model_spec(replace(env.spec, tasks=tasks or env.spec.tasks), config.model)
 
 
 def _memory(device: torch.device) -> int:

@@ -213,12 +213,8 @@ def test_doctor_says_what_a_training_takes(capsys: pytest.CaptureFixture[str]) -
         r"s of 4 windows; 6,000 steps: ",
     ):
         assert re.search(expected, out), out
-    for words, line in (
-        (["size=q"], "size='q': expected one of xs, s, m, l, xl"),
-        (["isaac-push-pretrained"], "doctor knows the states of Meta-World and of recorded episodes"),
-    ):
-        code, out, err = call(capsys, "doctor", *words)
-        assert code == 2 and line in err
+    code, out, err = call(capsys, "doctor", "size=q")
+    assert code == 2 and "size='q': expected one of xs, s, m, l, xl" in err
 
 
 def test_doctor_says_what_is_missing_and_looks_at_the_rest(
