@@ -244,7 +244,8 @@ def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
         f"{machine.flop_per_s / 1e12:.0f} TFLOP/s of which training is assumed to use {100 * machine.use:.0f} %, "
         f"{machine.bytes_per_s / 1e9:.0f} GB/s between GPUs, exchange and compute one after the other. Memory is that "
         "of weights, gradients and Adam, not shared. Windows of states are short, so a GPU must get many of them in a "
-        "step before the exchange is less than a tenth of it. Models as small as xs will not reach that share of the peak.\n\n"
+        "step before the exchange is less than a tenth of it. Models as small as xs will not reach that share of the "
+        "peak.\n\n"
     )
     if not points:
         return text + "Not measured yet: the FLOP of a window come from `scaling.py learn`.\n"
