@@ -144,6 +144,9 @@ class DreamConfig:
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
     refit_steps: int = 700  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
     refit_learning_rate: float = 1e-3  # of the world decoder in a refit
+    # share by which the error on new episodes must fall from refit to refit; else the next one has half the steps of
+    # the last; 0: all have refit_steps
+    refit_least_fall: float = 0.0
 
     @property
     def brought(self) -> WorldModelConfig | None:
@@ -178,6 +181,7 @@ class DreamConfig:
         at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
         at_least(self, 1, "rollback_factor")
         positive(self, "refit_learning_rate")
+        within_0_1(self, "refit_least_fall")
         for name in ("max_widenings", "n_rounds"):
             if getattr(self, name) is not None:
                 at_least(self, 1, name)
@@ -327,6 +331,9 @@ class TrainConfig:
     total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, with a gate after each
     n_action_steps: int = 8  # number of actions of a chunk that are executed
+    # torch's setting while policy and dream train, not in gates and evaluations: medium multiplies float32 in bfloat16
+    # where the processor has it, high in TF32 on a GPU
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     on_bad_numbers: Literal["stop", "go_back"] = "stop"  # go_back: to the last saved state, with new random numbers
     save_minutes: float = 5.0  # between saved states within a phase; the end of a phase is always saved
     tracker: TrackerName = "tensorboard"  # wandb, trackio or mlflow: show the curves there as well, see docs/sweeps.md

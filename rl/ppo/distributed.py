@@ -173,6 +173,7 @@ class Group(Distributed):
         self._store = store
         self._heartbeat = Heartbeat(store, self.rank, self.world_size)
         self._told: Exception | None = None  # the error that all processes know of
+        self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}  # see `average_gradients`
         self._n_alone = 0  # pieces of work that process 0 has done, see `by_first`
         if not self.is_first:
             sys.stdout = open(os.devnull, "w")
@@ -193,11 +194,31 @@ class Group(Distributed):
         return n_workers // self.n_local
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average all gradients in one exchange; a parameter without gradient counts as 0."""
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = self.sum(torch.cat([part.flatten() for part in parts])) / self.world_size
-        for parameter, mean in zip(parameters, flat.split([part.numel() for part in parts]), strict=True):
-            parameter.grad = mean.view_as(parameter)
+        """Average all gradients in one exchange; a parameter without gradient counts as 0.
+
+        The gradients become parts of one buffer, which the next call for as many numbers overwrites.
+        """
+        flat = self._buffer(parameters)
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        means = [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)]
+        for parameter, mean in zip(parameters, means, strict=True):
+            if parameter.grad is None:
+                mean.zero_()
+            else:
+                mean.copy_(parameter.grad)
+        with self._exchange():
+            distributed.all_reduce(flat)
+        flat /= self.world_size
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad = mean
+
+    def _buffer(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Return memory for all gradients, kept from step to step: to get new one takes longer than the exchange."""
+        n, first = sum(p.numel() for p in parameters), parameters[0]
+        key = n, first.dtype, first.device
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(n, dtype=first.dtype, device=first.device)
+        return self._buffers[key]
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes; it is the same to the bit in each of them."""

@@ -23,6 +23,7 @@ from rl.policies.chain import load_weights
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
+from rl.ppo.precision import matmul_precision
 from rl.ppo.update import PPO
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
@@ -465,7 +466,8 @@ class PostTraining:
             self.policy.set_reference()  # the KL penalty measures the distance from the start of this phase
             self.state.under_way = True
         self._progress(0.0)
-        self.phases[name].train(round_index)
+        with matmul_precision(self.config.matmul_precision):
+            self.phases[name].train(round_index)
         self._work.go_on()
         self.state.results.append(self.gate(name, round_index))
 

@@ -1,4 +1,4 @@
-"""`wamtune doctor`: check that this installation is complete."""
+"""`wamtune doctor`: check that this installation is complete, or say what training a model of some size would take."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import numpy as np
 
 from rewards.errors import UserError
+from rl.compose import compose
 from rl.shadow import foreign_package
+from rl.stages.config import PretrainConfig
+from rl.verbs.words import DOCTOR_PRESET
 
 
 def run(words: list[str]) -> None:
-    """Print a line for every check; raise `UserError` if a necessary one failed."""
+    """Print a line for every check; with words of `wamtune pretrain`, memory and time of that training.
+
+    Raises:
+        UserError: a necessary check failed, or a word is wrong.
+    """
     if words:
-        raise UserError(f"doctor takes no words, unexpected {words[0]!r}")
+        from rl.stages.cost import training_cost  # imported here: the checks must run without torch as well
+
+        preset, overrides = (DOCTOR_PRESET, words) if "=" in words[0] else (words[0], words[1:])
+        print(training_cost(compose(preset, overrides, PretrainConfig)))
+        return
     failed = []
     for name, check, remedy, needed in _checks():
         try:

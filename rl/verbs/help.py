@@ -401,14 +401,17 @@ Keys:
 Examples:
   wamtune fit runs/robot/sim-pixels checkpoint=metaworld-pixels-tuned
   wamtune fit runs/robot/sim env.tasks=push spread=0.2 out=mine.yaml""",
-    "doctor": """wamtune doctor
+    "doctor": """wamtune doctor [PRESET] [key=value ...]
 
 Check Python, torch, the packages, the simulator, rendering and the built-in checkpoints. Every line says ok, missing or
 optional, the last two with the reason and the remedy. The exit code is 2 if something necessary is missing.
 
+With a preset and keys of wamtune pretrain it says, before anything is collected or built, how much memory that training
+needs and how long a step takes on this machine.
+
 Examples:
   wamtune doctor
-  wamtune doctor --debug""",
+  wamtune doctor size=l stage.n_parts=8""",
     "completion": """wamtune completion bash | zsh
 
 Print a script with which the shell completes verbs, presets, checkpoints, keys and files. To have it in every new

@@ -55,6 +55,9 @@ NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: 
 }
 """Verb -> what its first word must be, for the error message."""
 
+DOCTOR_PRESET = "metaworld-pretrained"
+"""Preset of `wamtune pretrain` that `wamtune doctor key=value` takes if none is named."""
+
 BUILTIN = Path(__file__).resolve().parents[2] / "world_model" / "builtin"
 
 
@@ -71,6 +74,8 @@ def check_words(verb: str, words: Sequence[str]) -> None:
     elif verb in PRESETS:
         if name is None or verb == "check" or find_run(name) is None:  # a resumed run has its own config
             _check_preset(verb, name, words[name is not None :])
+    elif verb == "doctor" and words:
+        _check_preset("pretrain", name or DOCTOR_PRESET, words[name is not None :])
     elif verb == "collect":
         check_builtin_options(compose(None, words[1:], CollectOptions).env)
     elif verb == "rank":

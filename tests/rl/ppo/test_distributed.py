@@ -82,6 +82,29 @@ def test_processes_stop_an_update_together(torchrun: Any) -> None:
     assert torch.equal(one["stats/approx_kl"], other["stats/approx_kl"])
 
 
+AVERAGE = """
+import torch
+from rl.ppo.distributed import Distributed
+
+with Distributed.join() as distributed, distributed.together():
+    layer = torch.nn.Linear(3, 2)
+    calls, all_reduce = [], torch.distributed.all_reduce
+    torch.distributed.all_reduce = lambda x, *words: (calls.append(x), all_reduce(x, *words))
+    for step in range(3):
+        layer.weight.grad = torch.full((2, 3), float(distributed.rank + step))
+        layer.bias.grad = None if distributed.rank else torch.ones(2)
+        distributed.average_gradients(list(layer.parameters()))
+        assert layer.weight.grad.eq(0.5 + step).all() and layer.bias.grad.eq(0.5).all()
+    exchanged = [x for x in calls if x.numel() > 1]
+    assert len(calls) == 6 and len(exchanged) == 3  # each after an agreement that no process has failed
+    assert {x.data_ptr() for x in exchanged} == {layer.weight.grad.data_ptr()} and exchanged[0].numel() == 8
+"""
+
+
+def test_gradients_are_averaged_in_one_exchange_and_in_memory_that_stays(torchrun: Any) -> None:
+    run(torchrun, AVERAGE, n=2)
+
+
 EXCHANGES = """
 from rewards.errors import BadNumbers
 from rl.ppo.distributed import Distributed

@@ -288,6 +288,44 @@ def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: 
     assert post.dreams.n_refitted == len(post.dreams.episodes)
 
 
+def test_refits_get_shorter_while_the_error_on_new_episodes_does_not_fall(
+    post: PostTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dreams, taken = post.dreams, list[int]()
+    assert dreams is not None
+    dreams.episodes = [object()]  # type: ignore[list-item] # nothing of it is read
+    monkeypatch.setattr(dreams.model, "refit_together", lambda *_, n_steps, **__: taken.append(n_steps))
+    for least, expected in (("0.2", [100, 100, 50, 25, 25, 25]), ("0", 6 * [100])):
+        words = ["dream.refit_steps=100", f"dream.refit_least_fall={least}"]
+        dreams.config, dreams.refit_share, dreams.last_error = compose("mix", words, TrainConfig), 1.0, float("inf")
+        taken.clear()
+        for error in (0.5, 0.3, 0.29, 0.25, None, 0.1):  # falls by 40, 3 and 17 %, is not known, falls by 60 %
+            dreams.refit(error=error)
+        assert taken == expected
+    saved = dreams.state_dict()
+    assert saved["last_error"] == 0.1
+    dreams.load_state_dict({name: value for name, value in saved.items() if name not in ("last_error", "refit_share")})
+
+
+def test_products_are_less_precise_in_training_alone(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert post.config.matmul_precision == "highest"
+    post.config = replace(post.config, matmul_precision="medium")
+    seen: dict[str, str] = {}
+
+    class Watched(NoTraining):
+        def train(self, round_index: int) -> None:
+            seen["training"] = torch.get_float32_matmul_precision()
+
+    def judge(*_: Any, most: int, **__: Any) -> Verdict:
+        seen["gate"] = torch.get_float32_matmul_precision()
+        return Verdict(True, 0.5, 0.5, 0, 0, most)
+
+    monkeypatch.setattr(rl.rounds.loop, "judge", judge)
+    monkeypatch.setitem(post.phases, "dream", Watched())
+    post._run_phase("dream", 0)
+    assert seen == {"training": "medium", "gate": "highest"}
+
+
 def test_where_nothing_moved_there_is_no_error(post: PostTraining, demonstrations: list[Any]) -> None:
     assert post.dreams is not None
     post.dreams.episodes = [demonstrations[0]]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from rl import cli
 from rl.ppo.distributed import Distributed
 from rl.runs.folder import read_rows
 from rl.stages.run import load_state, own_state
+from tests.rl.conftest import ROOT
 from tests.rl.stages.test_run import PRETRAIN, TUNE
 from world_model.checkpoint import load_checkpoint
 
@@ -70,6 +75,27 @@ def test_two_processes_pretrain_one_model(torchrun: Any) -> None:
     assert losses["two"] == pytest.approx(losses["one"], rel=0.3) and losses["two"] != losses["one"]
     assert not same("one", "two")
     assert load_state(folder_of("two")) == {}  # finished
+
+
+@pytest.mark.slow
+def test_two_machines_train_what_two_processes_of_one_train(torchrun: Any) -> None:
+    """The machines are two calls of torchrun on this one, which talk over the loopback."""
+    words = ["-m", "rl.cli", "pretrain", "pretrain.yaml", "threads=1"]
+    assert torchrun(*words, "name=one").returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    machines = [
+        subprocess.Popen([*command, f"--node-rank={i}", *words, "name=two"], env=env, stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    outputs = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0]
+    assert "checkpoint: " in outputs[0] and not outputs[1]
+    assert same("one", "two")
 
 
 @pytest.mark.slow  # six runs, each of which imports torch twice

@@ -201,6 +201,22 @@ def test_doctor_says_ok(capsys: pytest.CaptureFixture[str], built_in: Path) -> N
     assert "ok       meta-world: one step of push" in out and "metaworld-tuned loaded and verified" in out
 
 
+def test_doctor_says_what_a_training_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = [f"model.{name}=8" for name in ("width", "world_width", "action_width")]
+    words = [*tiny, "model.n_heads=1", "model.n_layers=3", "stage.batch_size=4", "env.tasks=[push]"]
+    code, out, err = call(capsys, "doctor", *words)
+    assert code == 0, err
+    for expected in (
+        r"weights, 3 layers\n",
+        r"Adam +0.00 GB",
+        r"cpu has \d+\.\d GB: enough",
+        r"s of 4 windows; 6,000 steps: ",
+    ):
+        assert re.search(expected, out), out
+    code, out, err = call(capsys, "doctor", "size=q")
+    assert code == 2 and "size='q': expected one of xs, s, m, l, xl" in err
+
+
 def test_doctor_says_what_is_missing_and_looks_at_the_rest(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, built_in: Path
 ) -> None:
