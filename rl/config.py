@@ -327,6 +327,9 @@ class TrainConfig:
     total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, with a gate after each
     n_action_steps: int = 8  # number of actions of a chunk that are executed
+    # with several tasks: the part of the environments that is divided by p (1 - p), with p the success of a task; the
+    # rest is divided equally; 0: all equally
+    steer: float = 0.5
     on_bad_numbers: Literal["stop", "go_back"] = "stop"  # go_back: to the last saved state, with new random numbers
     save_minutes: float = 5.0  # between saved states within a phase; the end of a phase is always saved
     tracker: TrackerName = "tensorboard"  # wandb, trackio or mlflow: show the curves there as well, see docs/sweeps.md
@@ -392,6 +395,7 @@ class TrainConfig:
         """Refuse combinations of fields that do not fit together, and numbers out of range."""
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
+        within_0_1(self, "steer")
         func = self.actor.func
         if func == "gaussian" and self.env.kind != "sim" and self.dream.brought is None:
             raise UserError(

@@ -32,6 +32,7 @@ from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, check_budget, explore
 from rl.rounds.process_state import ProcessState
 from rl.rounds.shares import share_of, tasks_from
+from rl.rounds.task_shares import TaskShares
 from rl.rounds.trial import try_rewards, try_signals
 from rl.rounds.twins import Twins
 from rl.rounds.work import Work
@@ -123,7 +124,8 @@ class PostTraining:
             progress=self._progress,
             safe=lambda: self.safe(False),
         )
-        self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks, self._chunk_size)
+        self.tasks = TaskShares(self.sim.spec.tasks, tasks, config.steer, self.state, distributed)
+        self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks, self.tasks, self._chunk_size)
         self.phases = self._make_phases()
         distributed.copy_from_first(dict(self.policy.state_dict()))
         self._begun, self._work = time.monotonic(), Work()
@@ -462,6 +464,8 @@ class PostTraining:
             if dreams is not None and dreams.end and name == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return
+            if name == "sim":
+                self.tasks.steer_sim(self.sim)
             self.policy.set_reference()  # the KL penalty measures the distance from the start of this phase
             self.state.under_way = True
         self._progress(0.0)
