@@ -249,6 +249,9 @@ class GateConfig:
     record: bool = True  # add the gate's episodes to the data of imitation and dream
     n_episodes: int = 8  # of one block, after which the gate may stop; rounded up to whole turns of the tasks
     max_episodes: int = 192  # blocks are added until the decision is settled, up to this many episodes
+    # with several tasks: most fresh pairs of each task that lost pairs in a gate, to see whether it got worse; if so, the
+    # policy is rolled back; 0: only the mean over tasks counts
+    n_guard: int = 16
     n_dreams: int = 4  # in runs that dream: fresh dreams beside the dreamed twin of each episode; 0: no twins
     alpha: float = 0.2  # probability that chance alone makes any verdict of the run clear; shared equally by its gates
     z_loss: float = 0.0  # roll back a loss of at least this many standard errors; 0: any loss
@@ -258,7 +261,7 @@ class GateConfig:
         """Refuse numbers out of range and unknown places."""
         at_least(self, 1, "n_episodes")
         at_least(self, self.n_episodes, "max_episodes")
-        at_least(self, 0, "z_loss", "n_dreams")
+        at_least(self, 0, "z_loss", "n_dreams", "n_guard")
         between_0_1(self, "alpha")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
@@ -415,7 +418,8 @@ class TrainConfig:
         if func == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; leave controls out")
         # Gates and evaluation must use separate seeds, and stay within their ranges of `rl.seeds`.
-        gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
+        n_seeds = self.n_gates(True) * (self.gate.max_episodes + self.gate.n_guard)
+        gates = range(self.gate.seed, self.gate.seed + n_seeds)
         judged = self.eval.seeds
         if len(gates) * self.gate.n_dreams > len(TWIN):
             raise UserError(

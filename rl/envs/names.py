@@ -109,16 +109,16 @@ def env_of_tasks(env: SimulatorConfig, tasks: Sequence[str]) -> SimulatorConfig:
 
 
 def with_task_sets(env: Env) -> Env:
-    """Return `env` with each name of a set in `env.tasks` replaced by its tasks, and `all` by none: those of the policy.
+    """Return `env` with each name of a set in `env.tasks` replaced by its tasks.
 
-    Meta-World has the sets mt50, ml45 and ml45-test.
+    Meta-World has the sets mt50, ml45 and ml45-test; `all` is replaced by none, which means those of the policy.
 
     Raises:
         UserError: `all` stands beside other tasks.
     """
     if "all" in env.tasks:
         if len(env.tasks) > 1:
-            raise UserError(f"env.tasks={list(env.tasks)}: all means every task of the checkpoint; leave the others out")
+            raise UserError(f"env.tasks={list(env.tasks)}: all means all tasks of the checkpoint; leave the others out")
         return replace(env, tasks=())
     if simulator_name(env) != "metaworld" or not set(env.tasks) & set(TASK_SETS):
         return env

@@ -12,7 +12,6 @@ probability of calling any task worse although none is stays below alpha. It cos
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -89,9 +88,11 @@ def by_task(champion: Sequence[EpisodeResult], challenger: Sequence[EpisodeResul
     """Return the pairs of each task, in the order in which tasks occur; both sides ran the same episodes."""
     success = {(result.task, result.seed): result.success for result in challenger}
     assert len(success) == len(champion)
-    counts: dict[str, Counter[str]] = {}
+    found: dict[str, TaskPairs] = {}
     for result in champion:
-        old, new = result.success, success[result.task, result.seed]
-        kinds = {"n": True, "champion": old, "challenger": new, "won": new and not old, "lost": old and not new}
-        counts.setdefault(result.task, Counter()).update({name: int(of) for name, of in kinds.items()})
-    return [TaskPairs(task, **{name: of[name] for name in kinds}) for task, of in counts.items()] if counts else []
+        task, old, new = result.task, result.success, success[result.task, result.seed]
+        pair = TaskPairs(
+            task, n=1, champion=int(old), challenger=int(new), won=int(new and not old), lost=int(old and not new)
+        )
+        found[task] = found[task] + pair if task in found else pair
+    return list(found.values())

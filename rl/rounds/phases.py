@@ -329,6 +329,26 @@ class DreamPhase:
                 self.dreams.success = success
 
 
+def make_phases(
+    config: TrainConfig,
+    sim: Simulator,
+    dreams: Dreams | None,
+    eval_envs: EvalEnvs,
+    learner: Learner,
+    imitation: Imitation | None,
+    keep_episodes: Callable[[list[Episode]], None] | None,
+) -> dict[str, Phase]:
+    """Return the phases that a run can have, by name; the arguments are those of their classes."""
+    state, hooks = learner.state, learner.hooks
+    phases: dict[str, Phase] = {
+        "imitation": ImitationPhase(config.ppo.imitation_steps, learner.ppo, state, hooks),
+        "sim": SimPhase(config, sim, learner, imitation, keep_episodes, state=state, hooks=hooks),
+    }
+    if dreams is not None:
+        phases["dream"] = DreamPhase(config, dreams, eval_envs, learner, imitation, state=state, hooks=hooks)
+    return phases
+
+
 def explore(n_episodes: int, ppo: PPO, state: RunState, record: Record, tick: Callable[[str, float], None]) -> None:
     """Collect episodes with the noise of exploration, on fresh seeds, for the refit of a dream.
 
