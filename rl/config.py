@@ -249,8 +249,8 @@ class GateConfig:
     record: bool = True  # add the gate's episodes to the data of imitation and dream
     n_episodes: int = 8  # of one block, after which the gate may stop; rounded up to whole turns of the tasks
     max_episodes: int = 192  # blocks are added until the decision is settled, up to this many episodes
-    # with several tasks: most fresh pairs of each task that lost pairs in a gate, to see whether it got worse; if so, the
-    # policy is rolled back; 0: only the mean over tasks counts
+    # with several tasks: most fresh pairs of each task that lost pairs in a gate, to see whether it got worse; a policy
+    # that made one worse is rolled back; 0: only the mean over tasks counts
     n_guard: int = 16
     n_dreams: int = 4  # in runs that dream: fresh dreams beside the dreamed twin of each episode; 0: no twins
     alpha: float = 0.2  # probability that chance alone makes any verdict of the run clear; shared equally by its gates
