@@ -1,6 +1,6 @@
 r"""Learn tasks that a checkpoint never saw from few real episodes: success after 0, 10, 50, 150 of them; print a table.
 
-    python benchmarks/unseen.py runs/metaworld-ml45-tuned --seeds 0 1 --out docs/unseen     # missing runs, and the table
+    python benchmarks/unseen.py runs/metaworld-ml45-tuned --seeds 0 1 --out docs/unseen     # missing runs, the table
     python benchmarks/unseen.py runs/metaworld-ml45-tuned --tasks box-close --episodes 0 10 --seeds 0
     python benchmarks/unseen.py runs/metaworld-ml45-tuned --runs 0                           # only the table
 

@@ -91,7 +91,7 @@ class Verdict:
         if not self.looked_at:
             return ""
         worse = ", ".join(str(pairs) for pairs in self.looked_at if pairs.task in self.worse)
-        looked = f"; {len(self.looked_at)} tasks looked at again, "
+        looked = f"; tasks looked at again: {len(self.looked_at)}, "
         return looked + (f"rolled back for {worse}" if worse else "none of them clearly worse")
 
     def numbers(self) -> dict[str, float]:

@@ -99,7 +99,7 @@ def test_a_gain_in_the_mean_does_not_pay_for_a_lost_task() -> None:
     verdict = gate(challenger, guarded=True)
     assert not verdict.accepted and verdict.worse == ["hammer"] and verdict.challenger > verdict.champion
     assert verdict.looked_at == [TaskPairs("hammer", 16, champion=16, challenger=0, won=0, lost=16)]
-    assert "1 tasks looked at again, rolled back for hammer (won 0, lost 16 of 16)" in str(verdict)
+    assert "tasks looked at again: 1, rolled back for hammer (won 0, lost 16 of 16)" in str(verdict)
     assert verdict.numbers()["tasks_worse"] == 1.0 and verdict.numbers()["task_pairs"] == 16.0
 
 

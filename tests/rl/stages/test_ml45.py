@@ -1,4 +1,4 @@
-"""The presets of ML45: the five test tasks are in no episode of any stage. And MT50 from images, on two of its tasks."""
+"""The presets of ML45: the five test tasks are in no episode of any stage. And MT50 from images, on two tasks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from world_model.wam.store import load_model
 
 SMALL = (
     "threads=1 n_heldout=1 trust_steps=0 model.width=32 model.world_width=48 model.action_width=32 model.n_layers=1 "
-    "model.n_heads=2 model.text={n_buckets: 256, width: 32, n_layers: 1, n_heads: 2} stage.n_steps=2 stage.batch_size=8 "
-    "stage.save_every=2"
+    "model.n_heads=2 model.text={n_buckets: 256, width: 32, n_layers: 1, n_heads: 2} stage.n_steps=2 "
+    "stage.batch_size=8 stage.save_every=2"
 )
 TUNED = (
     "threads=1 n_demos=1 demonstrations.success_only=false n_policy=1 n_policy_heldout=1 n_eval=0 trust_steps=0 "

@@ -87,7 +87,7 @@ def test_ten_episodes_are_ten_in_both_methods_and_there_is_no_demonstration(chec
         config = unseen.config_of(row | {"changes": ""}, n_eval=4)
         assert config.ppo.bc_coef == 0 and not config.gate.enabled and config.n_rounds == 1
         assert config.total_timesteps == 10 * config.env.max_steps == 1520 or method == "dream"
-        assert list(name for name, term in config.rewards.items() if term is not None) == ["reached"]
+        assert [name for name, term in config.rewards.items() if term is not None] == ["reached"]
     assert config.env.n_envs == 10
     of_many = unseen.config_of(row | {"k": 150, "method": "dream", "changes": ""}, n_eval=4)
     assert of_many.n_rounds * of_many.dream.n_episodes == 150
