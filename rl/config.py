@@ -25,7 +25,8 @@ class SimulatorConfig:
 
     simulator: str = ""  # metaworld, gymnasium, isaac, recorded, FILE.py:Class, module:Class; empty: chosen by env.id
     id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has no ids
-    tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all tasks that the checkpoint knows
+    # spread over the environments; empty or all: those that the checkpoint knows; mt50, ml45 and ml45-test are sets
+    tasks: tuple[str, ...] = ()
     instructions: dict[str, str] = field(default_factory=dict)  # task -> sentence, stored with episodes and model
     # task -> list of further sentences, for the training of models that read sentences
     wordings: dict[str, Any] = field(default_factory=dict)

@@ -94,10 +94,9 @@ class PostTraining:
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
-        n_envs = own.env.n_envs
         # Each task as often in all processes together.
-        own_tasks = tasks_from(tasks, distributed.rank * n_envs)
-        self.sim = make_sim(own, model, own_tasks, n_envs, rewards=True, denoiser=self.denoiser)
+        own_tasks = tasks_from(tasks, distributed.rank * own.env.n_envs)
+        self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser)
         self.eval_envs = EvalEnvs(own, model, tasks, self.sim, self.denoiser, distributed)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
@@ -127,16 +126,9 @@ class PostTraining:
         )
         self.tasks = TaskShares(self.sim.spec.tasks, tasks, config.steer, self.state, distributed)
         self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks, self.tasks, self._chunk_size)
-        self.phases = make_phases(
-            config,
-            sim=self.sim,
-            dreams=self.dreams,
-            eval_envs=self.eval_envs,
-            learner=self.learner,
-            imitation=self.imitation,
-            # Imitation takes the successes from the rollout instead.
-            keep_episodes=None if self.dreams is None else partial(self.add_episodes, imitate=False),
-        )
+        # Imitation takes the successes from the rollout instead.
+        keep = None if self.dreams is None else partial(self.add_episodes, imitate=False)
+        self.phases = make_phases(config, self.sim, self.dreams, self.eval_envs, self.learner, self.imitation, keep)
         distributed.copy_from_first(dict(self.policy.state_dict()))
         self._begun, self._work = time.monotonic(), Work()
 
