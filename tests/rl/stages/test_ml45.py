@@ -12,6 +12,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.metaworld.task_sets import ML45, ML45_TEST, MT50
 from rl.envs.names import with_task_sets
+from rl.runs.folder import read_rows
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.stages.recorded import heldout_store
 from world_model.data.episodes import EpisodeStore
@@ -25,6 +26,13 @@ SMALL = (
 TUNED = (
     "threads=1 n_demos=1 demonstrations.success_only=false n_policy=1 n_policy_heldout=1 n_eval=0 trust_steps=0 "
     "stage.n_steps=2 stage.batch_size=8 stage.save_every=2 refit.n_steps=2 refit.batch_size=8 refit.save_every=2"
+)
+
+TRAINED = (
+    "threads=1 n_rounds=2 dream.n_rounds=1 total_timesteps=1080 env.n_envs=45 env.max_steps=24 eval.n_episodes=45 "
+    "eval.n_paired=0 gate.n_episodes=45 gate.max_episodes=45 gate.n_guard=2 dream.n_envs=90 dream.n_starts=45 "
+    "dream.n_updates=2 dream.n_epochs=1 dream.horizon=3 dream.refit_steps=2 ppo.n_steps=3 ppo.n_epochs=1 "
+    "ppo.batch_size=64 ppo.bc_batch_size=8 ppo.imitation_steps=2 ppo.critic_warmup_steps=2"
 )
 
 
@@ -76,6 +84,15 @@ def test_no_episode_of_any_stage_is_of_a_test_task(tmp_path: Path, monkeypatch: 
     (tuned,) = Path("runs/metaworld-ml45-tuned").iterdir()
     demonstrations = EpisodeStore(tuned / "checkpoints" / "last").load()
     assert {e.task for e in demonstrations} == set(ML45)
+    # and one policy is post-trained on all of them
+    assert cli.main(["train", "multitask", "checkpoint=runs/metaworld-ml45-tuned", *TRAINED.split()]) == 0
+    (run,) = Path("runs/multitask").iterdir()
+    card = (run / "checkpoints" / "last" / "README.md").read_text()
+    assert all(card.count(f"\n| {task} | 1 |") == 1 for task in ML45)
+    rows = read_rows(run / "metrics.jsonl")
+    for place in ("dream", "sim"):
+        seen = {key.rpartition("/")[2] for row in rows for key in row if key.startswith(f"rollout/{place}_success/")}
+        assert seen <= set(ML45) and len(seen) > 30
 
 
 @pytest.mark.slow
