@@ -64,11 +64,12 @@ def make_sim(
     rewards: bool,
     denoiser: Denoiser | None = None,
     shown: Mapping[str, Feature] | None = None,
+    n_workers: int | None = None,
 ) -> Simulator:
     """Build the simulator of the config for `tasks`; with `rewards` it gets the reward terms of the config.
 
     It gives what the world model `model` reads, what `denoiser` reads if another policy acts, and the images `shown`
-    for a person.
+    for a person. `n_workers` replaces that of the config; 0: no worker processes.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
@@ -81,7 +82,7 @@ def make_sim(
         model=model,
         # A task must have the same index in every simulator of a run, even in one that runs this task only.
         known_tasks=env.tasks if model is None else model.spec.tasks,
-        n_workers=env.n_workers or default_workers(),
+        n_workers=env.n_workers or default_workers() if n_workers is None else n_workers,
         run=config,
         denoiser=denoiser,
         shown=shown,

@@ -25,7 +25,8 @@ class SimulatorConfig:
 
     simulator: str = ""  # metaworld, gymnasium, isaac, recorded, FILE.py:Class, module:Class; empty: chosen by env.id
     id: str = ""  # of one environment, such as Pendulum-v1 or Isaac-Cartpole; empty: Meta-World, which has no ids
-    tasks: tuple[str, ...] = ()  # spread evenly over the environments; empty: all tasks that the checkpoint knows
+    # spread over the environments; empty or all: those that the checkpoint knows; mt50, ml45 and ml45-test are sets
+    tasks: tuple[str, ...] = ()
     instructions: dict[str, str] = field(default_factory=dict)  # task -> sentence, stored with episodes and model
     # task -> list of further sentences, for the training of models that read sentences
     wordings: dict[str, Any] = field(default_factory=dict)
@@ -253,6 +254,9 @@ class GateConfig:
     record: bool = True  # add the gate's episodes to the data of imitation and dream
     n_episodes: int = 8  # of one block, after which the gate may stop; rounded up to whole turns of the tasks
     max_episodes: int = 192  # blocks are added until the decision is settled, up to this many episodes
+    # with several tasks: most fresh pairs of each task that lost pairs in a gate, to see whether it got worse; a policy
+    # that made one worse is rolled back; 0: only the mean over tasks counts
+    n_guard: int = 16
     n_dreams: int = 4  # in runs that dream: fresh dreams beside the dreamed twin of each episode; 0: no twins
     alpha: float = 0.2  # probability that chance alone makes any verdict of the run clear; shared equally by its gates
     z_loss: float = 0.0  # roll back a loss of at least this many standard errors; 0: any loss
@@ -262,7 +266,7 @@ class GateConfig:
         """Refuse numbers out of range and unknown places."""
         at_least(self, 1, "n_episodes")
         at_least(self, self.n_episodes, "max_episodes")
-        at_least(self, 0, "z_loss", "n_dreams")
+        at_least(self, 0, "z_loss", "n_dreams", "n_guard")
         between_0_1(self, "alpha")
         if unknown := set(self.places) - {"imitation", "sim", "dream"}:
             raise UserError(f"places: unknown {sorted(unknown)[0]!r}, expected any of imitation, sim, dream")
@@ -334,6 +338,9 @@ class TrainConfig:
     # torch's setting while policy and dream train, not in gates and evaluations: medium multiplies float32 in bfloat16
     # where the processor has it, high in TF32 on a GPU
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    # with several tasks: the part of the environments that is divided by p (1 - p), with p the success of a task; the
+    # rest is divided equally; 0: all equally
+    steer: float = 0.5
     on_bad_numbers: Literal["stop", "go_back"] = "stop"  # go_back: to the last saved state, with new random numbers
     save_minutes: float = 5.0  # between saved states within a phase; the end of a phase is always saved
     tracker: TrackerName = "tensorboard"  # wandb, trackio or mlflow: show the curves there as well, see docs/sweeps.md
@@ -399,6 +406,7 @@ class TrainConfig:
         """Refuse combinations of fields that do not fit together, and numbers out of range."""
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
+        within_0_1(self, "steer")
         func = self.actor.func
         if func == "gaussian" and self.env.kind != "sim" and self.dream.brought is None:
             raise UserError(
@@ -418,7 +426,8 @@ class TrainConfig:
         if func == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; leave controls out")
         # Gates and evaluation must use separate seeds, and stay within their ranges of `rl.seeds`.
-        gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
+        n_seeds = self.n_gates(True) * (self.gate.max_episodes + self.gate.n_guard)
+        gates = range(self.gate.seed, self.gate.seed + n_seeds)
         judged = self.eval.seeds
         if len(gates) * self.gate.n_dreams > len(TWIN):
             raise UserError(

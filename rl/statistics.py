@@ -65,6 +65,29 @@ def paired_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[fl
     return (won - lost) / n, _least_gain(won, lost, n), -_least_gain(lost, won, n)
 
 
+def sign_test(won: int, lost: int) -> float:
+    """Return the probability of at least `lost` losses among won + lost pairs if either is as likely (exact McNemar).
+
+    It is the p-value of "worse", one-sided; 1 without a pair that differs.
+    """
+    n = won + lost
+    return sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n
+
+
+def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    """Return which hypotheses are rejected, so that any false rejection has probability `alpha` at most (Holm 1979).
+
+    The smallest p-value is compared with alpha / n, the next one with alpha / (n - 1), and so on up to the first that
+    is larger.
+    """
+    rejected = [False] * len(p_values)
+    for k, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[i] > alpha / (len(p_values) - k):
+            break
+        rejected[i] = True
+    return rejected
+
+
 def share(event: Tensor, among: Tensor) -> float | None:
     """Return the share of the rows in `among` (n,) bool that have the `event` (n,); None if `among` is empty."""
     return float(event[among].float().mean()) if among.any() else None

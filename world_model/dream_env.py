@@ -96,6 +96,8 @@ class DreamEnv(BatchedEnv):
 
     place = "dream"
     expected_error: Tensor
+    task_shares: Tensor | None = None
+    """Share of each task of the spec in the branches that begin (n_tasks,); None: that of its starts."""
 
     def __init__(
         self,
@@ -166,11 +168,20 @@ class DreamEnv(BatchedEnv):
         # Draw also with `in_order`, which does not use the draws: the generator then advances in the same way.
         index = torch.randint(len(self.starts), (m,), generator=self.generator, device=self.device)
         seed = torch.randint(2**31, (m,), generator=self.generator, device=self.device)
+        if self.task_shares is not None:
+            index = self._drawn_by_task(m)
         if self.in_order:
             index = mask.nonzero().squeeze(1) % len(self.starts)
             seed = self.starts.seed[index]
         self.chunks[mask], self._sure[mask] = 0, False
         return Start(self.starts.rows(index), self.starts.task[index], seed)
+
+    def _drawn_by_task(self, m: int) -> Tensor:
+        """Draw `m` starts so that tasks occur by `task_shares`; those without a start leave theirs to the others."""
+        assert self.task_shares is not None
+        counts = torch.bincount(self.starts.task, minlength=len(self.task_shares))
+        weight = (self.task_shares.to(self.device) / counts.clamp(min=1))[self.starts.task]
+        return torch.multinomial(weight, m, replacement=True, generator=self.generator)
 
     @torch.no_grad()
     def _begin(self, mask: Tensor) -> None:

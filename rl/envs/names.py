@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.errors import UserError
 from rl.compose import typed
 from rl.config import SimulatorConfig
 from rl.envs.metaworld.events import Event
+from rl.envs.metaworld.task_sets import TASK_SETS
+
+Env = TypeVar("Env", bound=SimulatorConfig)
 
 BUILTIN = {
     "metaworld": "rl.envs.sim:MetaWorldSim",
@@ -103,6 +106,24 @@ def env_of_tasks(env: SimulatorConfig, tasks: Sequence[str]) -> SimulatorConfig:
     """
     is_id = len(tasks) == 1 and (tasks[0].startswith("Isaac-") or "-v" in tasks[0])
     return replace(env, id=tasks[0]) if is_id and not (env.simulator or env.id) else env
+
+
+def with_task_sets(env: Env) -> Env:
+    """Return `env` with each name of a set in `env.tasks` replaced by its tasks.
+
+    Meta-World has the sets mt50, ml45 and ml45-test; `all` is replaced by none, which means those of the policy.
+
+    Raises:
+        UserError: `all` stands beside other tasks.
+    """
+    if "all" in env.tasks:
+        if len(env.tasks) > 1:
+            raise UserError(f"env.tasks={list(env.tasks)}: all means all tasks of the checkpoint; leave the others out")
+        return replace(env, tasks=())
+    if simulator_name(env) != "metaworld" or not set(env.tasks) & set(TASK_SETS):
+        return env
+    tasks = (task for name in env.tasks for task in TASK_SETS.get(name, (name,)))
+    return replace(env, tasks=tuple(dict.fromkeys(tasks)))
 
 
 def shown_name(env: SimulatorConfig) -> str:

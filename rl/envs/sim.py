@@ -47,6 +47,7 @@ class SimEnv(Simulator):
     """
 
     vectorised = False
+    assigns_tasks = True
     robot_slices = ("hand_pos", "gripper")
 
     def __init__(
@@ -86,19 +87,14 @@ class SimEnv(Simulator):
         )
         names = tuple(tasks or (env_id,))
         self.env_id, self._columns = env_id, vector_columns(simulated, spec)
-        self.task_of_env = [names[j % len(names)] for j in range(num_envs)]
-        self._task_index = torch.tensor([spec.tasks.index(name) for name in self.task_of_env], device=self.device)
         # For exact resume: the actions of each environment since its episode began. gymnasium has no call to save a
         # state, so `load_state_dict` repeats these actions from the seed.
         self._past: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
         if events and env_id != "metaworld":
             raise UserError(f"env.options.events: {env_id!r} has no events of ours; only Meta-World tasks have")
-        used = _used_cameras(spec, cameras or {})
-        _check_events(events or {}, used)
-        if n_workers:
-            self._envs: Workers | Group = Workers(env_id, self.task_of_env, events or {}, used, n_workers)
-        else:
-            self._envs = Group(env_id, self.task_of_env, events or {}, used)
+        self._events, self._used, self._n_workers = events or {}, _used_cameras(spec, cameras or {}), n_workers
+        _check_events(self._events, self._used)
+        self._make([names[j % len(names)] for j in range(num_envs)])
 
     @classmethod
     def _of(cls, env_id: str, request: Request, **others: Any) -> Self:
@@ -136,17 +132,38 @@ class SimEnv(Simulator):
         actions = [scripted_expert(t)(f[1], f[0]) for t, f in zip(self.task_of_env, frames, strict=True)]
         return torch.from_numpy(np.stack(actions)).to(self.device)
 
+    def assign(self, tasks: Sequence[str]) -> None:
+        """Give environment i the task `tasks[i]`; the next rollout begins new episodes."""
+        if list(tasks) == self.task_of_env:
+            return
+        self._envs.close()
+        self._make(tasks)
+        self._past = [[] for _ in tasks]
+        self.begun = False
+
+    def _make(self, tasks: Sequence[str]) -> None:
+        """Make the environments, one for each of `tasks`."""
+        self.task_of_env = list(tasks)
+        self._task_index = torch.tensor([self.spec.tasks.index(name) for name in tasks], device=self.device)
+        if self._n_workers:
+            self._envs: Workers | Group = Workers(self.env_id, tasks, self._events, self._used, self._n_workers)
+        else:
+            self._envs = Group(self.env_id, tasks, self._events, self._used)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the batched state and, for each environment, the actions since its episode began."""
         past = [torch.from_numpy(np.array(p, np.float32).reshape(-1, self.spec.action_dim)) for p in self._past]
         return {
             **super().state_dict(),
+            "tasks": self._task_index.clone(),
             "n_past": torch.tensor([len(p) for p in past]),
             "past": torch.nn.utils.rnn.pad_sequence(past, batch_first=True),  # (num_envs, longest, action_dim)
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; each unfinished episode is replayed up to its saved step."""
+        if "tasks" in state:  # states of older versions have none: their environments kept their tasks
+            self.assign([self.spec.tasks[i] for i in state["tasks"].tolist()])
         super().load_state_dict(state)
         past = [p[:n].numpy() for p, n in zip(state["past"], state["n_past"].tolist(), strict=True)]
         self._past = [list(p) for p in past]

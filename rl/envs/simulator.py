@@ -98,6 +98,9 @@ class Simulator(BatchedEnv):
     alone = False
     """True: a process can hold only one, so training and evaluation share it."""
 
+    assigns_tasks = False
+    """True: `assign` can give its environments other tasks, as steering a run with several tasks needs."""
+
     wave: int | None = None
     """Number of episodes that can be named at once, namely those that a `reset` starts. None: any number, in turn."""
 
@@ -193,6 +196,10 @@ class Simulator(BatchedEnv):
     def set_episode_seeds(self, seeds: Sequence[int]) -> None:
         """Name the next episodes by seed: each restart takes the next seed, then `IDLE`. Empty: draw seeds again."""
         self._seeds = [int(seed) for seed in seeds] or None
+
+    def assign(self, tasks: Sequence[str]) -> None:
+        """Give environment i the task `tasks[i]`; the next rollout begins new episodes. See `assigns_tasks`."""
+        raise NotImplementedError
 
     def record(self, on: bool) -> list[Episode]:
         """Return the episodes that ended since the last call, then start, continue or stop recording."""

@@ -40,13 +40,24 @@ class Rollout:
         too little time left: it may end with a quick success, but a failure would not end before the rollout does.
         `total` sums a tensor over the processes that collect together.
         """
+        ended, hits, _ = self._ends(fresh)
+        return float(total(hits.sum()) / total(ended.sum()).clamp(min=1))
+
+    def ends_by_task(self, n_tasks: int, fresh: bool) -> Tensor:
+        """Return the episodes that ended, and those of them that succeeded, by task, as `success_rate` counts them.
+
+        Shape: (n_tasks, 2).
+        """
+        ended, hits, task = self._ends(fresh)
+        return torch.stack([torch.bincount(task[of], minlength=n_tasks) for of in (ended, hits)], dim=1).float()
+
+    def _ends(self, fresh: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ends and successful ends, both bool, and tasks, all of the same shape; see `success_rate`."""
         ends = self.terminated | self.truncated
-        if fresh:
-            first = ends.long().cumsum(0) - ends.long() == 0  # no end before this chunk
-            hits, ended = (self.success & first).any(0), ends.any(0)
-        else:
-            hits, ended = self.success, ends
-        return float(total((hits & ended).sum()) / total(ended.sum()).clamp(min=1))
+        if not fresh:
+            return ends, self.success & ends, self.task
+        first = ends.long().cumsum(0) - ends.long() == 0  # no end before this chunk
+        return ends.any(0), (self.success & first).any(0) & ends.any(0), self.task[0]
 
     def advantages(self, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
         """Return generalised advantages and returns over chunks. Shape: (n_steps, num_envs) each."""

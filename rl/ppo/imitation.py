@@ -24,6 +24,9 @@ Each takes 15 kB with its context.
 DEMO_COPIES = 8
 """Number of times each demonstration window is encoded, with new noise each, if the model adds noise to contexts."""
 
+MOST_DEMOS = 64_000
+"""Largest number of encoded demonstration windows, copies included: 1 GB. 50 tasks may have more without a copy."""
+
 Examples = tuple[Tree, Tensor]
 """Encoded observations of n rows, and the actions taken there (n, chunk_size, action_dim)."""
 
@@ -64,7 +67,8 @@ class Imitation:
             # Demonstrations are few: encode each window several times, each time with other noise.
             n_copies = 1 if policy.context_noise == 0.0 else DEMO_COPIES
             corrected, driven = _of_person(windows)
-            self._encode("demonstrations", windows, (~corrected | driven).nonzero().squeeze(1).repeat(n_copies))
+            index = (~corrected | driven).nonzero().squeeze(1)
+            self._encode("demonstrations", windows, affordable(index, n_copies, MOST_DEMOS))
         self._weigh()
 
     def loss(self, generator: torch.Generator) -> Tensor | None:
@@ -202,6 +206,13 @@ def _of_person(windows: Windows) -> tuple[Tensor, Tensor]:
         part = None if control is None else control[begin : begin + windows.chunk_size]
         driven.append(part is not None and len(part) == windows.chunk_size and bool((part == PERSON).all()))
     return torch.tensor(corrected, device=device), torch.tensor(driven, device=device)
+
+
+def affordable(index: Tensor, n_copies: int, most: int) -> Tensor:
+    """Return `index` (n,) up to `n_copies` times, as often as `most` rows allow; of more than `most`, some."""
+    if len(index) > most:
+        return index[torch.arange(most, device=index.device) * len(index) // most]
+    return index.repeat(max(1, min(n_copies, most // max(len(index), 1))))
 
 
 def leads_to_success(success: Tensor, done: Tensor) -> Tensor:

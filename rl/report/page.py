@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rl.compose import overrides_of
 from rl.config import TrainConfig
-from rl.report import dreaming, look, training
+from rl.report import by_task, dreaming, look, training
 from rl.report.data import PAIRS, RunData, read_run
 from rl.report.verdict import verdict_of
 from rl.runs.verdict import Kind, RunVerdict, save_verdict
@@ -34,6 +34,7 @@ TONES: dict[Kind, str] = {
 SECTIONS: tuple[Callable[[RunData], look.Section | None], ...] = (
     dreaming.film,
     training.success,
+    by_task.section,
     training.origin,
     training.rounds,
     training.gates,

@@ -15,6 +15,7 @@ from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, TrainablePolicy, load_policy_state, policy_state
 from rl.report.film import EVERY, FRAMES_PER_S, Images, decoded, drawn_positions, rendered, side_by_side
 from rl.report.videos import draw_video, inline_video
+from rl.rounds.eval_envs import SAME_ROUNDING
 from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states, whole_episodes
 from rl.rounds.outcome import Weights
 from rl.statistics import correlation, paired_gain, share
@@ -78,10 +79,10 @@ def champion_pairs(
     one_task_each: list[tuple[str, ...]] = [(task,) for task in tasks] or [()]
     seeds = config.eval.seeds[: config.eval.n_paired]
     for i, task in enumerate(one_task_each[: len(seeds)]):
-        n_envs = min(config.env.n_envs, len(seeds))
+        own_seeds = seeds[i :: len(one_task_each)]
+        n_envs = min(config.env.n_envs, max(len(own_seeds), SAME_ROUNDING))
         sim = make_sim(config, model, task, n_envs, rewards=False, denoiser=denoiser)
         try:
-            own_seeds = seeds[i :: len(one_task_each)]
             of_task = run_pairs(policy, model, sim, own_seeds)[1]
             pairs += of_task
             if i == 0 and untrained is not None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from rl.build import judged_in
 from rl.config import CONTROLS
+from rl.report.by_task import in_words, task_rows
 from rl.report.data import RunData
 from rl.rounds.evaluate import EpisodeResult
 from rl.runs.verdict import Kind, RunVerdict
@@ -64,7 +65,9 @@ def verdict_of(run: RunData) -> RunVerdict:
     else:
         kind = "unclear"
         start = f"{_success(run)} {_moved(before, after)} {_change(before, after)}{_enough(before, after)}"
-    sentence = f"{start}{_about_dream(run, promise if kind != 'dream' else None)}."
+    tasks = task_rows(before, after)
+    about_tasks = f"; {in_words(tasks)}" if tasks else ""
+    sentence = f"{start}{about_tasks}{_about_dream(run, promise if kind != 'dream' else None)}."
     return RunVerdict(kind, sentence, _next(run, kind, before, after))
 
 

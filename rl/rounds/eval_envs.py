@@ -7,6 +7,7 @@ find what one process finds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -19,6 +20,9 @@ from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
+
+MOST_WITH_WORKERS = 8
+"""Largest number of tasks with worker processes. Each task has its own simulator, and each worker takes 0.2 GB."""
 
 SAME_ROUNDING = 4
 """With fewer rows a matrix product is rounded in another way, so that an episode would no longer repeat to the bit."""
@@ -51,33 +55,47 @@ class EvalEnvs:
         n_each = -(-config.env.n_envs * self.distributed.world_size // len(one_task_each))  # rounded up
         n_each = max(self.distributed.share.of(n_each), min(n_each, SAME_ROUNDING))
         # Share the simulator where a second one is impossible, or where PPO never steps it.
+        self.tasks = tuple(tasks)
         shared = sim.alone or (config.env.kind == "dream" and len(one_task_each) == 1 and sim.num_envs >= n_each)
-        self.envs = (
-            [sim]
-            if shared
-            else [make_sim(config, model, task, n_each, rewards=False, denoiser=denoiser) for task in one_task_each]
-        )
+        n_workers = 0 if len(one_task_each) > MOST_WITH_WORKERS else None
+        make = partial(make_sim, config, model, n_envs=n_each, rewards=False, denoiser=denoiser, n_workers=n_workers)
+        self.envs = [sim] if shared else [make(task) for task in one_task_each]
 
-    def run(self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
-        """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that is done here."""
+    def run(
+        self,
+        policy: Policy,
+        seeds: Sequence[int],
+        tick: Callable[[float], None],
+        tasks: Sequence[str] | None = None,
+    ) -> list[EpisodeResult]:
+        """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that is done here.
+
+        With `tasks`, which must not be shared by one simulator, run all seeds in each of these.
+        """
+        assigned = self._assigned(seeds) if tasks is None else [(self._env_of(task), seeds) for task in tasks]
+        n_all = sum(len(own_seeds) for _, own_seeds in assigned)
         results: list[list[EpisodeResult]] = []  # of this process, for each task
-        for env, own_seeds in self._assigned(seeds):
+        for env, own_seeds in assigned:
             n_before = sum(map(len, results))
 
             def count(n: float, _: int, n_before: int = n_before) -> None:
-                tick(min((n_before + n) * self.distributed.world_size / len(seeds), 1.0))
+                tick(min((n_before + n) * self.distributed.world_size / n_all, 1.0))
 
             results.append(evaluate_sim(policy, env, self.distributed.shard(own_seeds), count))
         return [result for of_task in results for result in self.distributed.gather(of_task)]
 
     def record(
-        self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None]
+        self,
+        policy: Policy,
+        seeds: Sequence[int],
+        tick: Callable[[float], None],
+        tasks: Sequence[str] | None = None,
     ) -> tuple[list[EpisodeResult], list[Episode]]:
         """Run the episodes of `seeds` as `run` does; return the results, and the recordings of this process."""
         was_recording = [env.recorder is not None for env in self.envs]
         for env in self.envs:
             env.record(True)
-        results = self.run(policy, seeds, tick)
+        results = self.run(policy, seeds, tick, tasks)
         # `record` returns what was recorded so far; a simulator that recorded before goes on with it.
         recorded = [env.record(goes_on) for env, goes_on in zip(self.envs, was_recording, strict=True)]
         # Environments without a seed left go on with episodes that were not asked for; drop those.
@@ -98,6 +116,9 @@ class EvalEnvs:
         """Close every simulator and its worker processes."""
         for env in self.envs:
             env.close()
+
+    def _env_of(self, task: str) -> Simulator:
+        return self.envs[self.tasks.index(task)]
 
     def _assigned(self, seeds: Sequence[int]) -> list[tuple[Simulator, Sequence[int]]]:
         """Assign seed i to simulator i mod n; a simulator without a seed is left out."""

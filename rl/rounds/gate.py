@@ -11,13 +11,15 @@ Pairs of real episodes are added in small blocks. After each block the gate may 
 
 A clear gain is accepted and a clear loss rolled back. Otherwise the estimated gain decides: a loss is rolled back from
 z_loss standard errors on. In a run with a dream the estimate is corrected by dreamed twins of the episodes.
+
+With several tasks a challenger that would be accepted must also pass the guard, see `rl.rounds.guard`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.guard import Guard, TaskPairs, by_task
 from rl.sequential import Estimate, Floats, corrected, estimate, log_evidence, phi, plain
 
 UNLIKELY = 0.05
@@ -70,6 +73,8 @@ class Verdict:
     twin_weight: float | None = None  # of the twin of the last pair; None: no twins
     phi: float | None = None  # correlation of single dreamed and real episodes; None: no twins, or nothing to correlate
     n_saved: int | None = None  # further pairs that the interval would take without twins; None: no twins
+    looked_at: list[TaskPairs] = field(default_factory=list)  # fresh pairs of single tasks, see `rl.rounds.guard`
+    worse: list[str] = field(default_factory=list)  # tasks that got worse, for which the challenger is rolled back
 
     def __str__(self) -> str:
         word = "accepted" if self.accepted else "ROLLED BACK"
@@ -80,7 +85,20 @@ class Verdict:
         if self.gain is not None and self.gain_low is not None and self.gain_high is not None:
             gain, low, high = (100 * of for of in (self.gain, self.gain_low, self.gain_high))
             text += f"; {self.reason}: {gain:+.1f} points [{low:+.1f}, {high:+.1f}]"
-        return text + self._about_twins()
+        return text + self._about_twins() + self._about_tasks()
+
+    def _about_tasks(self) -> str:
+        if not self.looked_at:
+            return ""
+        worse = ", ".join(str(pairs) for pairs in self.looked_at if pairs.task in self.worse)
+        looked = f"; tasks looked at again: {len(self.looked_at)}, "
+        return looked + (f"rolled back for {worse}" if worse else "none of them clearly worse")
+
+    def numbers(self) -> dict[str, float]:
+        """Return the fields that are numbers, to log, and how many tasks got worse."""
+        found = {name: float(value) for name, value in vars(self).items() if isinstance(value, int | float)}
+        pairs = sum(pairs.n for pairs in self.looked_at)
+        return found | ({"tasks_worse": float(len(self.worse)), "task_pairs": float(pairs)} if pairs else {})
 
     def _about_twins(self) -> str:
         if self.twin_weight is None:
@@ -120,6 +138,7 @@ def judge(
     alpha: float,
     z_loss: float,
     cycle: int = 1,
+    guard: Guard | None = None,
 ) -> Verdict:
     """Compare on blocks of `block` seeds from `first_seed` on, until the decision is settled or `most` are used.
 
@@ -132,6 +151,7 @@ def judge(
         alpha: probability that the gate calls anything clear although neither policy is better.
         z_loss: without a clear result, a loss of at least this many standard errors is rolled back; 0: any loss.
         cycle: number of tasks, to which seeds are assigned in turn; see `rl.sequential.log_capital`.
+        guard: looks again at tasks that a challenger would lose pairs on; one that got worse rolls it back.
     """
     pairs = Pairs()
     while True:
@@ -142,7 +162,11 @@ def judge(
         found = evidence(*pairs.gains, alpha=alpha, cycle=cycle)
         decision = decide(found, pairs.n, most, alpha, z_loss)
         if reason := str(decision.reason[-1]):
-            return pairs.verdict(bool(decision.accepted[-1]), reason, cycle)
+            accepted = bool(decision.accepted[-1])
+            behind = [of.task for of in by_task(*pairs.results) if of.is_behind]
+            looked_at, worse = guard.look(behind) if guard is not None and accepted and behind else ([], [])
+            verdict = pairs.verdict(accepted and not worse, reason, cycle)
+            return replace(verdict, looked_at=looked_at, worse=worse)
 
 
 def evidence(
@@ -194,6 +218,7 @@ class Pairs:
 
     def __init__(self) -> None:
         self.n = 0
+        self.results: tuple[list[EpisodeResult], list[EpisodeResult]] = [], []  # of champion and challenger
         self.success: list[NDArray[np.float64]] = []  # (2, block) of champion and challenger, per block
         self.twins: list[NDArray[np.float64]] = []  # (2, block); empty without twins
         self.others: list[NDArray[np.float64]] = []  # (2, block, K)
@@ -210,6 +235,8 @@ class Pairs:
         assert [r.seed for r in sides[0]] == [r.seed for r in sides[1]]  # paired: the same episodes
         self.success.append(np.array([[float(r.success) for r in side] for side in sides]))
         self.n += len(sides[0])
+        for all_results, side in zip(self.results, sides, strict=True):
+            all_results += side
         if dream_of_champion is not None and dream_of_challenger is not None:
             dreams = dream_of_champion, dream_of_challenger
             self.twins.append(np.stack([dream.twins for dream in dreams]))

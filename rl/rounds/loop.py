@@ -29,10 +29,12 @@ from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult, whole_episodes
 from rl.rounds.gate import Dreamed, Side, judge
+from rl.rounds.guard import Guard
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
-from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, check_budget, explore
+from rl.rounds.phases import Hooks, Learner, check_budget, explore, make_phases
 from rl.rounds.process_state import ProcessState
 from rl.rounds.shares import share_of, tasks_from
+from rl.rounds.task_shares import TaskShares
 from rl.rounds.trial import try_rewards, try_signals
 from rl.rounds.twins import Twins
 from rl.rounds.work import Work
@@ -93,10 +95,9 @@ class PostTraining:
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
-        n_envs = own.env.n_envs
         # Each task as often in all processes together.
-        own_tasks = tasks_from(tasks, distributed.rank * n_envs)
-        self.sim = make_sim(own, model, own_tasks, n_envs, rewards=True, denoiser=self.denoiser)
+        own_tasks = tasks_from(tasks, distributed.rank * own.env.n_envs)
+        self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser)
         self.eval_envs = EvalEnvs(own, model, tasks, self.sim, self.denoiser, distributed)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
@@ -124,8 +125,11 @@ class PostTraining:
             progress=self._progress,
             safe=lambda: self.safe(False),
         )
-        self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks, self._chunk_size)
-        self.phases = self._make_phases()
+        self.tasks = TaskShares(self.sim.spec.tasks, tasks, config.steer, self.state, distributed)
+        self.learner = Learner(config, self.ppo, self.callbacks, self.state, self._hooks, self.tasks, self._chunk_size)
+        # Imitation takes the successes from the rollout instead.
+        keep = None if self.dreams is None else partial(self.add_episodes, imitate=False)
+        self.phases = make_phases(config, self.sim, self.dreams, self.eval_envs, self.learner, self.imitation, keep)
         distributed.copy_from_first(dict(self.policy.state_dict()))
         self._begun, self._work = time.monotonic(), Work()
 
@@ -182,13 +186,13 @@ class PostTraining:
                 alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
                 z_loss=config.z_loss,
                 cycle=n_tasks,
+                guard=self._guard(challenger) if n_tasks > 1 and config.n_guard > 0 else None,
             )
             state.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {phase}: {verdict}")
-            where = {f"in_{name}": phase == name for name in ("imitation", "dream")}
-            seen = vars(verdict) | where | {"episodes": state.gate_episodes}
-            numbers = {name: value for name, value in seen.items() if isinstance(value, int | float)}
-            self._log({f"gate/{name}": float(value) for name, value in numbers.items()})
+            where = {f"in_{name}": float(phase == name) for name in ("imitation", "dream")}
+            seen = verdict.numbers() | where | {"episodes": float(state.gate_episodes)}
+            self._log({f"gate/{name}": value for name, value in seen.items()})
             if phase == "dream" and self.dreams is not None:
                 self.dreams.judge(verdict)
         if verdict is None or verdict.accepted:
@@ -214,15 +218,20 @@ class PostTraining:
         assert self.twins is not None
         return self.twins.dream(self.policy, seeds)
 
-    def run_for_gate(self, weights: Weights, seeds: list[int]) -> list[EpisodeResult]:
-        """Run the policy with `weights` on seeds of the gate; with `gate.record`, keep the episodes as data."""
+    def run_for_gate(
+        self, weights: Weights, seeds: list[int], tasks: Sequence[str] | None = None
+    ) -> list[EpisodeResult]:
+        """Run the policy with `weights` on seeds of the gate; with `gate.record`, keep the episodes as data.
+
+        With `tasks` all seeds run in each of these.
+        """
         load_policy_state(self.policy, weights)
         config, n_before = self.config.gate, seeds[0] - self.config.gate.seed - self.state.gate_episodes
 
         def tick(share: float) -> None:
             self._tick("gate", (n_before + share * len(seeds)) / config.max_episodes)
 
-        results = self.record_episodes(self.policy, seeds, tick, config.record)
+        results = self.record_episodes(self.policy, seeds, tick, config.record, tasks)
         if self.sim.place == "sim":  # if gates run in a dream, no simulator step is executed
             self.state.gate_steps += sum(r.n_steps for r in results)
         return results
@@ -249,13 +258,18 @@ class PostTraining:
             self.log(result.n_updates, values | {"eval/rounds": result.rounds})
 
     def record_episodes(
-        self, policy: Policy, seeds: Sequence[int], tick: Callable[[float], None], learn: bool = True
+        self,
+        policy: Policy,
+        seeds: Sequence[int],
+        tick: Callable[[float], None],
+        learn: bool = True,
+        tasks: Sequence[str] | None = None,
     ) -> list[EpisodeResult]:
         """Run and record the episodes of `seeds`; with `learn`, add them to the data of imitation and dream.
 
-        `tick` is called with the share of the episodes that have ended.
+        `tick` is called with the share of the episodes that have ended; `tasks` as in `EvalEnvs.run`.
         """
-        results, episodes = self.eval_envs.record(policy, seeds, tick)
+        results, episodes = self.eval_envs.record(policy, seeds, tick, tasks)
         if learn:
             self.add_episodes(episodes, self.config.env.action_delay)
         return results
@@ -364,6 +378,18 @@ class PostTraining:
         dream = None if self.twins is None else partial(self.dream_for_gate, weights)
         return Side(partial(self.run_for_gate, weights), dream)
 
+    def _guard(self, challenger: Weights) -> Guard:
+        """Return the guard of the next gate, with seeds beyond those of all gates."""
+        config, gates = self.config.gate, self.config.n_gates(self.imitation is not None)
+        n_before = sum(result.verdict is not None for result in self.state.results)
+        return Guard(
+            champion=partial(self.run_for_gate, self.state.champion),
+            challenger=partial(self.run_for_gate, challenger),
+            first_seed=config.seed + gates * config.max_episodes + n_before * config.n_guard,
+            n_pairs=config.n_guard,
+            alpha=config.alpha / gates,
+        )
+
     def _make_twins(self) -> Twins | None:
         """Return what dreams the twins of gates; None where there is no dream, or the gate itself runs in one."""
         n_dreams = self.config.gate.n_dreams
@@ -414,33 +440,6 @@ class PostTraining:
             distributed=self.distributed,
         )
 
-    def _make_phases(self) -> dict[str, Phase]:
-        config, state, hooks = self.config, self.state, self._hooks
-        phases: dict[str, Phase] = {
-            "imitation": ImitationPhase(config.ppo.imitation_steps, self.ppo, state, hooks),
-            "sim": SimPhase(
-                config,
-                sim=self.sim,
-                learner=self.learner,
-                imitation=self.imitation,
-                # Imitation takes the successes from the rollout instead.
-                keep_episodes=None if self.dreams is None else partial(self.add_episodes, imitate=False),
-                state=state,
-                hooks=hooks,
-            ),
-        }
-        if self.dreams is not None:
-            phases["dream"] = DreamPhase(
-                config,
-                dreams=self.dreams,
-                eval_envs=self.eval_envs,
-                learner=self.learner,
-                imitation=self.imitation,
-                state=state,
-                hooks=hooks,
-            )
-        return phases
-
     def _make_eval_env(self, n_episodes: int) -> Simulator:
         """Build a simulator with the training rewards, for callbacks that evaluate."""
         if self.sim.alone:
@@ -449,8 +448,7 @@ class PostTraining:
         tasks = tasks_of(self.config, self.model)
         n_envs = max(min(n_episodes, self.config.env.n_envs), len(tasks), 1)
         # No worker processes: a callback steps few environments, and workers would hold memory for the whole run.
-        config = replace(self.config, env=replace(self.config.env, n_workers=0))
-        return make_sim(config, self.model, tasks, n_envs, rewards=True, denoiser=self.denoiser)
+        return make_sim(self.config, self.model, tasks, n_envs, rewards=True, denoiser=self.denoiser, n_workers=0)
 
     def _run_phase(self, name: str, round_index: int) -> None:
         """Train in one phase and run the gate; after a resume, go on with the phase that had begun."""
@@ -463,6 +461,8 @@ class PostTraining:
             if dreams is not None and dreams.end and name == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return
+            if name == "sim":
+                self.tasks.steer_sim(self.sim)
             self.policy.set_reference()  # the KL penalty measures the distance from the start of this phase
             self.state.under_way = True
         self._progress(0.0)

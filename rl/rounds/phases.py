@@ -21,6 +21,7 @@ from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult, Exploring
 from rl.rounds.outcome import RunState
+from rl.rounds.task_shares import TaskShares
 from rl.seeds import EXPLORE, START
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv
@@ -74,6 +75,7 @@ class Learner:
         callbacks: of the run; one of them may end the training.
         state: updated here are `n_updates`, `critic_is_new` and `stopped_by`.
         hooks: for log and messages.
+        tasks: counts the success of each task.
         chunk_size: actions in a chunk, in which `ppo.n_steps` and `dream.horizon` count.
     """
 
@@ -84,10 +86,11 @@ class Learner:
         callbacks: RunCallbacks,
         state: RunState,
         hooks: Hooks,
+        tasks: TaskShares,
         chunk_size: int,
     ) -> None:
         self.config, self.ppo, self.callbacks, self.state, self.hooks = config, ppo, callbacks, state, hooks
-        self.chunk_size = chunk_size
+        self.tasks, self.chunk_size = tasks, chunk_size
 
     def collect(self, env: BatchedEnv, n_steps: int, fresh: bool) -> Rollout:
         """Collect a rollout of `n_steps` decisions per environment, with `fresh` from a reset.
@@ -128,6 +131,7 @@ class Learner:
             BadNumbers: a sample, loss or gradient is not finite.
         """
         success = None
+        of_tasks = self.tasks.count(place, rollout, fresh)
         if self.state.critic_is_new:
             self._warm_up_critic(place, rollout)
         else:
@@ -136,7 +140,7 @@ class Learner:
             stats = self.ppo.update(samples, real=real, n_epochs=n_epochs, ref_kl_coef=ref_kl_coef)
             self.state.n_updates += 1
             success = rollout.success_rate(fresh, self.ppo.distributed.sum)
-            self._log_update(place, rollout, stats, success)
+            self._log_update(place, rollout, stats, of_tasks | {f"rollout/{place}_success": success})
         self.callbacks.dump()
         return success
 
@@ -146,9 +150,8 @@ class Learner:
         self.hooks.log({"critic/heldout_explained_variance": variance})
         self.hooks.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
 
-    def _log_update(self, place: str, rollout: Rollout, stats: dict[str, float], success: float) -> None:
-        values = {f"train/{name}": value for name, value in stats.items()}
-        values[f"rollout/{place}_success"] = success
+    def _log_update(self, place: str, rollout: Rollout, stats: dict[str, float], success: dict[str, float]) -> None:
+        values = {f"train/{name}": value for name, value in stats.items()} | success
         seen = {f"rollout/{place}_reward": float(rollout.reward.mean())}
         seen |= {f"reward/{name}": value for name, value in rollout.terms.items()}
         self.hooks.log(values | self.ppo.distributed.mean(seen))
@@ -306,6 +309,7 @@ class DreamPhase:
         for i in range(n_rollouts):
             self.hooks.tick(doing, (1 + i / (config.n_updates + 1)) / 2)
             self.hooks.progress(i / n_rollouts)
+            self.learner.tasks.steer_dream(dream)
             rollout = self.learner.collect(dream, self._horizon, fresh=True)
             if state.stopped_by:
                 break
@@ -323,6 +327,26 @@ class DreamPhase:
             )
             if success is not None:
                 self.dreams.success = success
+
+
+def make_phases(
+    config: TrainConfig,
+    sim: Simulator,
+    dreams: Dreams | None,
+    eval_envs: EvalEnvs,
+    learner: Learner,
+    imitation: Imitation | None,
+    keep_episodes: Callable[[list[Episode]], None] | None,
+) -> dict[str, Phase]:
+    """Return the phases that a run can have, by name; the arguments are those of their classes."""
+    state, hooks = learner.state, learner.hooks
+    phases: dict[str, Phase] = {
+        "imitation": ImitationPhase(config.ppo.imitation_steps, learner.ppo, state, hooks),
+        "sim": SimPhase(config, sim, learner, imitation, keep_episodes, state=state, hooks=hooks),
+    }
+    if dreams is not None:
+        phases["dream"] = DreamPhase(config, dreams, eval_envs, learner, imitation, state=state, hooks=hooks)
+    return phases
 
 
 def explore(n_episodes: int, ppo: PPO, state: RunState, record: Record, tick: Callable[[str, float], None]) -> None:

@@ -12,6 +12,7 @@ from rl.policies.api import names_of_today
 from rl.ppo.buffer import Samples
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Verdict
+from rl.rounds.guard import TaskPairs
 from rl.rounds.outcome import Outcome, PhaseResult
 from world_model.api import Context
 from world_model.checkpoint import load_checkpoint, load_training_state, pack_training_state, save_checkpoint
@@ -29,7 +30,7 @@ class Run:
     minutes: float
 
 
-TYPES = (Run, Outcome, PhaseResult, Verdict, EpisodeResult, Episode, Context, Samples)
+TYPES = (Run, Outcome, PhaseResult, Verdict, TaskPairs, EpisodeResult, Episode, Context, Samples)
 """The only dataclasses that a state may hold: a file cannot make the loader build anything else."""
 
 VERSION = 3

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rewards.errors import UserError
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
+from rl.envs.names import with_task_sets
 from rl.ppo.distributed import Distributed
 from rl.runs.folder import OtherFolder, RunFolder, lock_run
 from rl.runs.trackers import check_tracker, make_tracker
@@ -48,6 +49,7 @@ def begin(
     folder = find_run(words[0])
     if folder is None:
         config = _pinned(compose(words[0], words[1:], schema))
+        config = replace(config, env=with_task_sets(config.env))
         check_tracker(config.tracker)
         text = f"# {shlex.join(['wamtune', verb, *words])}\n{to_yaml(config)}"
         opened = RunFolder.create(root, config.name, config.seed, text, _controls(config))

@@ -17,6 +17,7 @@ from rewards.transitions import chunk_transition, first_past
 from rl.build import make_rewards, make_sim, tasks_of
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.envs.names import with_task_sets
 from rl.instructions import with_instruction
 from rl.rounds.evaluate import first_states
 from rl.runs.progress import show
@@ -60,7 +61,7 @@ def run(words: list[str]) -> None:
     """Call every term, print the table, and raise the first error of a place in which the config trains."""
     preset = words[0] if words and "=" not in words[0] else None
     config = compose(preset, words[1:] if preset else words, TrainConfig)
-    env = with_instruction(config.env, config.instruction)
+    env = with_instruction(with_task_sets(config.env), config.instruction)
     config = replace(config, env=env, device="cpu")  # only a few steps, so a GPU would not help
     if config.actor.func not in ("flow", "gaussian"):
         check_policy(config)

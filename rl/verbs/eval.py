@@ -18,7 +18,7 @@ from rewards.errors import UserError
 from rl.build import device_of, find_simulator, is_policy, make_sim, tasks_of
 from rl.compose import compose
 from rl.envs.features import given_spec
-from rl.envs.names import env_of_tasks, shown_name
+from rl.envs.names import env_of_tasks, shown_name, with_task_sets
 from rl.instructions import tell_of, with_instruction
 from rl.policies.api import Denoiser
 from rl.policies.wam import WamDenoiser
@@ -104,6 +104,7 @@ def evaluate(
     Raises:
         UserError: the policy does not fit the environment, or it has no dream.
     """
+    options = replace(options, env=with_task_sets(options.env))
     if actor.model is None:
         _check_has_dream(options)
     if actor.gaussian is not None:

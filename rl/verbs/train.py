@@ -20,6 +20,8 @@ from rl.config import TrainConfig
 from rl.instructions import with_instruction
 from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.distributed import Distributed
+from rl.report import by_task
+from rl.report.by_task import task_rows
 from rl.report.card import success_metrics
 from rl.report.data import BAD_NUMBERS, PAIRS
 from rl.report.page import write_report
@@ -143,6 +145,8 @@ def _report(config: TrainConfig, folder: RunFolder, first: PostTraining, runs: l
     draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
     report = write_report(folder.path)
     show(_table(runs, judged_in(config)))
+    if tasks := task_rows(runs[0].outcome.before, runs[0].outcome.after):
+        show(by_task.terminal(tasks))
     print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
     print(f"plot: {folder.path / 'before_after.png'}\ncurves: tensorboard --logdir {folder.path}")
     if (verdict := read_verdict(folder.path)) is not None:
@@ -312,7 +316,8 @@ def _readme(config: TrainConfig, run: Run) -> str:
         f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
         f"{run.outcome.sim_steps:,} simulator steps.{ended}\n\n"
         f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
-        f"| before | after |\n|---|---|\n| {before} | {after} |\n{_gates(run.outcome)}"
+        f"| before | after |\n|---|---|\n| {before} | {after} |\n"
+        f"{by_task.markdown(task_rows(run.outcome.before, run.outcome.after))}{_gates(run.outcome)}"
     )
 
 

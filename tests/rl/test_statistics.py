@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.statistics import correlation, describe, paired_gain, rank_violation, success_rate, wilson
+from rl.statistics import correlation, describe, holm, paired_gain, rank_violation, sign_test, success_rate, wilson
 
 
 @dataclass
@@ -104,3 +104,14 @@ def test_rank_violation_is_the_mean_of_the_largest_wrongly_ordered_difference() 
     assert rank_violation(np.array([0.2, 0.3, 0.4]), true) == 0.0
     # The prediction has the last two in the wrong order, by .5; the first one is in order with both: (0 + .5 + .5) / 3.
     assert rank_violation(np.array([0.2, 0.8, 0.5]), true) == pytest.approx(1 / 3)
+
+
+def test_the_sign_test_and_holm_by_hand() -> None:
+    # 3 lost and 1 won: (4 + 1) / 16; only pairs that differ count
+    assert sign_test(won=1, lost=3) == pytest.approx(5 / 16)
+    assert sign_test(won=0, lost=5) == pytest.approx(1 / 32)
+    assert sign_test(won=3, lost=0) == sign_test(won=0, lost=0) == 1.0
+    # .01 <= .05 / 3, .02 <= .05 / 2, .06 > .05
+    assert holm([0.02, 0.06, 0.01], 0.05) == [True, False, True]
+    # .02 > .05 / 3 stops at once, also for .024 <= .05 / 2
+    assert holm([0.02, 0.024, 0.9], 0.05) == [False, False, False]

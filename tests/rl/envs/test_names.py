@@ -10,7 +10,16 @@ import pytest
 from rewards.errors import UserError
 from rl.compose import compose, to_yaml
 from rl.config import SimulatorConfig, TrainConfig
-from rl.envs.names import IsaacOptions, check_builtin_options, env_of_tasks, simulator_name, typed_options
+from rl.envs.metaworld.task_sets import ML45, ML45_TEST, MT50
+from rl.envs.metaworld.tasks import TASKS
+from rl.envs.names import (
+    IsaacOptions,
+    check_builtin_options,
+    env_of_tasks,
+    simulator_name,
+    typed_options,
+    with_task_sets,
+)
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.verbs.options import DreamOptions, EvalOptions, FitOptions
 
@@ -112,3 +121,21 @@ def test_a_task_that_is_named_like_an_id_is_one() -> None:
     for tasks in (["push"], ["a-v1", "b-v1"]):
         assert env_of_tasks(SimulatorConfig(), tasks) == SimulatorConfig()
     assert env_of_tasks(SimulatorConfig("mine.py:Sim"), ["a-v1"]) == SimulatorConfig("mine.py:Sim")
+
+
+def test_sets_of_tasks_are_those_of_metaworld() -> None:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML45_V3
+
+    assert TASKS == MT50 and len(MT50) == 50 == len(ALL_V3_ENVIRONMENTS)
+    for part, ours in (("train", ML45), ("test", ML45_TEST)):
+        assert {f"{task}-v3" for task in ours} == set(ML45_V3[part])
+
+
+def test_a_set_stands_for_its_tasks_and_all_for_those_of_the_checkpoint() -> None:
+    assert with_task_sets(SimulatorConfig(tasks=("ml45-test",))).tasks == ML45_TEST
+    assert with_task_sets(SimulatorConfig(tasks=("push", "mt50"))).tasks == ("push", *(t for t in MT50 if t != "push"))
+    assert with_task_sets(SimulatorConfig(tasks=("all",))).tasks == ()
+    for env in (SimulatorConfig(tasks=("push",)), SimulatorConfig("mine.py:Sim", tasks=("mt50",))):
+        assert with_task_sets(env) is env
+    with pytest.raises(UserError, match="all means all tasks of the checkpoint"):
+        with_task_sets(SimulatorConfig(tasks=("all", "push")))

@@ -49,6 +49,9 @@ def test_success_rate_by_hand():
     rollout = Rollout(context=[], **zeros, **told)
     assert rollout.success_rate(fresh=True) == pytest.approx(2 / 3)  # 0 and 1 of the three that ended
     assert rollout.success_rate(fresh=False) == pytest.approx(3 / 5)  # of five ends
+    rollout.task = torch.tensor([[0, 1, 1, 2]] * 3)
+    assert rollout.ends_by_task(4, fresh=True).tolist() == [[1, 1], [2, 1], [0, 0], [0, 0]]
+    assert rollout.ends_by_task(4, fresh=False).tolist() == [[2, 2], [3, 1], [0, 0], [0, 0]]
     rollout.terminated[:], rollout.truncated[:] = False, False
     assert rollout.success_rate(fresh=True) == rollout.success_rate(fresh=False) == 0.0
 

@@ -15,7 +15,7 @@ from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
 from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Rollout
-from rl.ppo.imitation import Imitation, leads_to_success, whole_chunks
+from rl.ppo.imitation import Imitation, affordable, leads_to_success, whole_chunks
 from rl.ppo.update import PPO
 from world_model.data.episodes import BLEND, PERSON, POLICY, Episode
 from world_model.env import Obs
@@ -165,6 +165,15 @@ def test_collected_examples_of_any_tree_are_taken_back(imitation: Imitation) -> 
     imitation.add_episodes([numbered(5)])
     imitation.collect_again(saved)
     assert kept(imitation, "sim") == before and [*imitation.examples] == ["demonstrations", "sim"]
+
+
+def test_many_demonstrations_have_fewer_copies_and_too_many_are_thinned_evenly() -> None:
+    three = torch.tensor([4, 5, 9])
+    assert affordable(three, n_copies=8, most=100).tolist() == [4, 5, 9] * 8
+    assert affordable(three, n_copies=8, most=7).tolist() == [4, 5, 9] * 2
+    assert affordable(three, n_copies=1, most=3).tolist() == [4, 5, 9]
+    assert affordable(torch.arange(10), n_copies=8, most=4).tolist() == [0, 2, 5, 7]
+    assert affordable(three[:0], n_copies=8, most=4).tolist() == []
 
 
 def test_leads_to_success_by_hand() -> None:

@@ -20,6 +20,7 @@ from rl.rounds.evaluate import EpisodeResult, Exploring
 from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import RunState
 from rl.rounds.phases import Hooks, ImitationPhase, Learner, SimPhase, explore, rollout_size
+from rl.rounds.task_shares import TaskShares
 from rl.verbs.prepare import control_config, prepare
 
 STEPS = 4 * 3 * 2  # of a rollout: four environments, three decisions of two actions
@@ -83,7 +84,8 @@ def make_toy(make_point: Callable[..., Any]) -> Callable[..., Toy]:
             save=lambda path: None,
         )
         called.begin()
-        learner = Learner(config, ppo, called, state, heard.hooks(), chunk_size=2)
+        tasks = TaskShares(env.spec.tasks, (), steer=0.0, state=state, distributed=ppo.distributed)
+        learner = Learner(config, ppo, called, state, heard.hooks(), tasks, chunk_size=2)
         phase = SimPhase(config, env, learner, imitation=None, keep_episodes=None, state=state, hooks=heard.hooks())
         return Toy(config, ppo, state, heard, phase)
 

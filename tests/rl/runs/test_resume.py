@@ -17,6 +17,7 @@ from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.rounds.gate import Verdict
+from rl.rounds.guard import TaskPairs
 from rl.runs.folder import RunFolder, lock_run
 from rl.runs.inputs import inputs_of
 from rl.runs.state import VERSION, load_state, save_state
@@ -106,6 +107,30 @@ def test_a_run_stopped_at_every_safe_point_ends_as_if_it_had_not_been(
     same(everything(folder_of("whole")), everything(folder_of("pieces")))
 
 
+def test_a_run_of_two_tasks_goes_on_with_their_shares(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What steers it, and which task each environment of the simulator has, are part of a saved state."""
+    words = [*tiny, "save_minutes=0", "env.tasks=[button-press-topdown,push]", "n_rounds=2", "total_timesteps=256"]
+    words += ["env.max_steps=32", "eval.n_paired=0", "steer=1", "ppo.imitation_steps=2", "gate.n_guard=2"]
+    assert cli.main(["train", "mix", *words, "name=whole"]) == 0, capsys.readouterr().err
+    assert "tasks surely better" in capsys.readouterr().out
+    first, n_stops = ["train", "mix", *words, "name=pieces"], 0
+    with monkeypatch.context() as patch:
+        stop_after_a_save(patch)
+        while (code := cli.main(first)) == 130:
+            n_stops, first = n_stops + 1, ["train", str(folder_of("pieces"))]
+    assert code == 0 and n_stops >= 5, capsys.readouterr().err
+    whole = everything(folder_of("whole"))
+    same(whole, everything(folder_of("pieces")))
+    tags = whole["curves"][""]
+    assert {f"rollout/{place}_success/push" for place in ("sim", "dream")} <= set(tags)
+    report = (folder_of("whole") / "report.html").read_text()
+    assert "Which tasks gained?" in report
+    card = (folder_of("whole") / "checkpoints" / "last" / "README.md").read_text()
+    assert "| task | episodes | before | after | won / lost |" in card and "| push | 2 |" in card
+
+
 COUNT = """
 import json
 from stable_baselines3.common.callbacks import BaseCallback
@@ -191,6 +216,14 @@ def test_verdicts_of_older_states_have_no_estimate(tmp_path: Path) -> None:
     state = load_state(tmp_path)
     assert state is not None and state["verdict"] == Verdict(True, 0.5, 0.75, 3, 1, 8)
     assert str(state["verdict"]) == "accepted: 50 % -> 75 % on 8 fresh episodes (won 3, lost 1)"
+
+
+def test_a_state_keeps_the_tasks_that_a_gate_looked_at(tmp_path: Path) -> None:
+    pairs = [TaskPairs("push", 16, champion=12, challenger=3, won=0, lost=9)]
+    verdict = Verdict(False, 0.5, 0.75, 3, 1, 8, looked_at=pairs, worse=["push"])
+    save_state(tmp_path, {"runs": [], "verdict": verdict})
+    state = load_state(tmp_path)
+    assert state is not None and state["verdict"] == verdict
 
 
 def test_callbacks_go_on_counting_where_a_run_was_stopped(
