@@ -248,7 +248,8 @@ class GateConfig:
     places: tuple[str, ...] = ("imitation", "sim", "dream")  # parts with a gate; the others are accepted without one
     record: bool = True  # add the gate's episodes to the data of imitation and dream
     n_episodes: int = 8  # of one block, after which the gate may stop; rounded up to whole turns of the tasks
-    max_episodes: int = 192  # blocks are added until the decision is settled, up to this many episodes
+    # blocks are added until the decision is settled, up to this many episodes or the gate's share of the budget
+    max_episodes: int = 192
     n_dreams: int = 4  # in runs that dream: fresh dreams beside the dreamed twin of each episode; 0: no twins
     alpha: float = 0.2  # probability that chance alone makes any verdict of the run clear; shared equally by its gates
     z_loss: float = 0.0  # roll back a loss of at least this many standard errors; 0: any loss
@@ -325,6 +326,10 @@ class TrainConfig:
     threads: int = 0  # of torch in each process; 0: all cores, shared by the processes of torchrun
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted
+    # Simulator steps of the run at most, all in: training and gates, evaluation not counted; null: no limit
+    budget_steps: int | None = None
+    # Real episodes of each task at most, all in; a rollout of PPO counts as its steps / env.max_steps; null: no limit
+    budget_episodes: int | None = None
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, with a gate after each
     n_action_steps: int = 8  # number of actions of a chunk that are executed
     on_bad_numbers: Literal["stop", "go_back"] = "stop"  # go_back: to the last saved state, with new random numbers
@@ -392,6 +397,7 @@ class TrainConfig:
         """Refuse combinations of fields that do not fit together, and numbers out of range."""
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
+        at_least(self, 1, *(name for name in ("budget_steps", "budget_episodes") if getattr(self, name) is not None))
         func = self.actor.func
         if func == "gaussian" and self.env.kind != "sim" and self.dream.brought is None:
             raise UserError(

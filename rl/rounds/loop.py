@@ -24,18 +24,18 @@ from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
+from rl.rounds.budget import GateBudget, block_of, check_budget, gate_budget
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
-from rl.rounds.evaluate import EpisodeResult, whole_episodes
+from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
-from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, check_budget, explore
+from rl.rounds.phases import DreamPhase, Hooks, ImitationPhase, Learner, Phase, SimPhase, explore
 from rl.rounds.process_state import ProcessState
 from rl.rounds.shares import share_of, tasks_from
 from rl.rounds.trial import try_rewards, try_signals
-from rl.rounds.twins import Twins
+from rl.rounds.twins import make_twins
 from rl.rounds.work import Work
-from rl.seeds import TWIN
 from rl.statistics import success_rate
 from rl.world_models import load_world_model_state, save_world_model, world_model_of, world_model_state
 from world_model.api import WorldModel
@@ -87,8 +87,9 @@ class PostTraining:
         self._own = own = share_of(config, distributed)  # with the sizes and the seed of this process
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
-        check_budget(config, self._chunk_size)
         tasks = tasks_of(config, model)
+        n_tasks = len(tasks) or 1
+        check_budget(config, self._chunk_size, n_tasks, demonstrations is not None)
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
@@ -114,7 +115,10 @@ class PostTraining:
         if config.env.kind != "sim" and model is not None:
             self.dreams = Dreams(own, model, self.policy.images, distributed)
         self.sim.record(self.dreams is not None)
-        self.twins = self._make_twins()
+        dreams = None if self.dreams is None else self.dreams.model
+        self.twins = make_twins(config, dreams, self.eval_envs, self.sim, self.policy)
+        # Gates that run in a dream use no real episodes.
+        self.gate_budget = gate_budget(config, self._chunk_size, n_tasks) if self.sim.place == "sim" else GateBudget()
         # The caller may replace `say` and `safe`, so they are looked up at each call.
         self._hooks = Hooks(
             log=self._log,
@@ -135,7 +139,7 @@ class PostTraining:
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, and evaluate every champion on the same seeds; `before` replaces the first evaluation."""
         state = self.state
-        todo = [(name, i) for i in range(self.config.n_rounds) for name in self.phases_of(i)]
+        todo = self._schedule()
         self._work.plan([name for name, _ in todo], self.config.gate.places if self.config.gate.enabled else ())
         if not state.before:
             if before is None:
@@ -171,13 +175,13 @@ class PostTraining:
         config, state, verdict = self.config.gate, self.state, None
         challenger = policy_state(self.policy)
         if config.enabled and phase in config.places:
-            n_tasks = len(self.eval_envs.envs)
+            n_tasks, most = len(self.eval_envs.envs), self._most_pairs()
             verdict = judge(
                 champion=self._side(state.champion),
                 challenger=self._side(challenger),
                 first_seed=config.seed + state.gate_episodes,  # every gate uses fresh seeds
-                block=-(-config.n_episodes // n_tasks) * n_tasks,  # every task equally often
-                most=config.max_episodes // n_tasks * n_tasks or config.max_episodes,
+                block=block_of(self.config, n_tasks),
+                most=most // n_tasks * n_tasks or most,  # every task equally often
                 alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
                 z_loss=config.z_loss,
                 cycle=n_tasks,
@@ -358,24 +362,21 @@ class PostTraining:
             )
             self._process_state.go_on_from_champion(parts)
 
+    def _schedule(self) -> list[tuple[str, int]]:
+        """Return the name and the round of every phase of the run, in order."""
+        return [(name, i) for i in range(self.config.n_rounds) for name in self.phases_of(i)]
+
     def _side(self, weights: Weights) -> Side:
         """Return how the gate runs the policy with `weights`."""
         dream = None if self.twins is None else partial(self.dream_for_gate, weights)
         return Side(partial(self.run_for_gate, weights), dream)
 
-    def _make_twins(self) -> Twins | None:
-        """Return what dreams the twins of gates; None where there is no dream, or the gate itself runs in one."""
-        n_dreams = self.config.gate.n_dreams
-        if self.dreams is None or self.sim.place != "sim" or n_dreams == 0:
-            return None
-        return Twins(
-            starts=self.eval_envs.starts,
-            make_dream=partial(whole_episodes, self.dreams.model, self.sim, self.policy),
-            n_others=n_dreams,
-            n_tasks=len(self.eval_envs.envs),
-            first=TWIN.start,
-            first_real=self.config.gate.seed,
-        )
+    def _most_pairs(self) -> int:
+        """Return how many pairs the gate of the present phase may use: its share of the budget."""
+        state, gated = self.state, self.config.gate.places
+        n_gates = sum(name in gated for name, _ in self._schedule()[state.n_phases :])  # this one and those to come
+        share = self.gate_budget.pairs(state.gate_steps, state.gate_episodes, max(n_gates, 1))
+        return int(min(share, self.config.gate.max_episodes))
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of the policy for a saved state: of one that was brought, those that training changes."""
@@ -485,7 +486,6 @@ class PostTraining:
 
     def _progress(self, share: float) -> None:
         """Set the progress that schedules read; `share` of the current phase is done. Imitation does not count."""
-        phases = [name for i in range(self.config.n_rounds) for name in self.phases_of(i)]
-        done = sum(name != "imitation" for name in phases[: self.state.n_phases])
-        n_phases = sum(name != "imitation" for name in phases)
+        phases = [name != "imitation" for name, _ in self._schedule()]
+        done, n_phases = sum(phases[: self.state.n_phases]), sum(phases)
         self.ppo.progress_remaining = 1.0 - (done + min(max(share, 0.0), 1.0)) / n_phases
