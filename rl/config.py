@@ -272,6 +272,9 @@ class EvalConfig:
     n_episodes: int = 200  # before training and after it, the same ones; more give narrower intervals
     n_paired: int = 100  # how many of them are dreamed as well, for the report; 0: none
     seed: int = EVAL.start  # of the first episode
+    # White noise on observations in one more evaluation of the champion, as env.obs_noise: 0.001 is 1 mm of a position;
+    # 0: there is none
+    obs_noise: float = 0.001
 
     @property
     def seeds(self) -> range:
@@ -281,7 +284,7 @@ class EvalConfig:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 1, "n_episodes")
-        at_least(self, 0, "n_paired")
+        at_least(self, 0, "n_paired", "obs_noise")
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -367,6 +370,11 @@ class TrainConfig:
         """Return the number of gates in the whole run."""
         rounds = (self.places(i, can_imitate) for i in range(self.n_rounds))
         return self.gate.enabled * sum(place in self.gate.places for places in rounds for place in places)
+
+    @property
+    def evaluated_noise(self) -> float:
+        """Return the noise of one more evaluation of the champion; 0: the others have as much already, or it is off."""
+        return self.eval.obs_noise if self.eval.obs_noise > self.env.obs_noise else 0.0
 
     @property
     def actor(self) -> PolicyConfig:

@@ -24,7 +24,7 @@ from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
-from rl.rounds.budget import GateBudget, block_of, check_budget, gate_budget
+from rl.rounds.budget import GateBudget, block_of, check_budget, gate_budget, plan_of
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult
@@ -90,6 +90,7 @@ class PostTraining:
         tasks = tasks_of(config, model)
         n_tasks = len(tasks) or 1
         check_budget(config, self._chunk_size, n_tasks, demonstrations is not None)
+        self.budget_plan = plan_of(config, self._chunk_size, n_tasks, demonstrations is not None)  # in words
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
@@ -168,6 +169,8 @@ class PostTraining:
         # Champions are evaluated only now: these seeds must not influence the training.
         self.evaluate_champions(outcome)
         load_policy_state(self.policy, state.champion)
+        if self.config.evaluated_noise:
+            outcome.with_noise = self.evaluate(self.config.evaluated_noise)
         return outcome
 
     def gate(self, phase: str, round_index: int) -> PhaseResult:
@@ -230,9 +233,10 @@ class PostTraining:
             self.state.gate_steps += sum(r.n_steps for r in results)
         return results
 
-    def evaluate(self) -> list[EpisodeResult]:
-        """Evaluate the current policy on the seeds of `config.eval`."""
-        results = self.eval_envs.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
+    def evaluate(self, obs_noise: float = 0.0) -> list[EpisodeResult]:
+        """Evaluate the current policy on the seeds of `config.eval`, with at least this noise on observations."""
+        with self.eval_envs.with_noise(obs_noise):
+            results = self.eval_envs.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
         # Where the simulator is shared, this drops the recordings of the evaluation: the dream must not train on them.
         self.sim.record(self.dreams is not None)
         return results
@@ -240,7 +244,8 @@ class PostTraining:
     def evaluate_champions(self, outcome: Outcome) -> None:
         """Evaluate the champion after each phase; a phase that was rolled back has the results of the one before."""
         evaluation = outcome.before
-        self._work.begin_evaluations(sum(result.accepted for result in outcome.results))
+        n_more = int(self.config.evaluated_noise > 0)
+        self._work.begin_evaluations(sum(result.accepted for result in outcome.results) + n_more)
         for result in outcome.results:
             if result.accepted:
                 load_policy_state(self.policy, result.champion)
