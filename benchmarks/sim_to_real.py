@@ -161,7 +161,7 @@ def fitted_words(walk: Walk) -> tuple[dict[str, float], list[str]]:
 def recorded_words(walk: Walk) -> list[str]:
     """Return the overrides of a run that uses only the recorded episodes."""
     words = [f"checkpoint={walk.folder / 'nominal'}", f"episodes={walk.recorded}", "env.id=recorded", "n_rounds=2"]
-    return [*words, f"env.obs_noise={ROBOT['noise']}", "gate.n_episodes=128"]
+    return [*words, f"env.obs_noise={ROBOT['noise']}", "gate.n_episodes=128", "budget_steps=null"]
 
 
 def refit(walk: Walk) -> Row:
