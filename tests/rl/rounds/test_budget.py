@@ -148,12 +148,12 @@ def test_a_run_runs_no_more_episodes_than_its_budget(tiny: list[str], demonstrat
 
 @pytest.mark.parametrize("copies", [None, 0.0, 1.0])
 def test_gates_that_share_a_budget_keep_their_levels(copies: float | None) -> None:
-    """2,000 runs of five gates, no policy is better; a success takes 60 steps, a failure 150, so sizes depend on luck.
+    """1,000 runs of five gates, no policy is better; a success takes 60 steps, a failure 150, so sizes depend on luck.
 
     At most 20 % of the runs may call anything clear, and at least 95 % of the intervals hold the true gain, 0.
     `copies`: how often a dream copies an outcome; None: there are no twins.
     """
-    rng, alpha, n_gates, n_runs = np.random.default_rng(1), 0.2 / 5, 5, 2000
+    rng, alpha, n_gates, n_runs = np.random.default_rng(1), 0.2 / 5, 5, 1000
     budget, longest = GateBudget(steps=60_000, max_steps=150), 192
     used, pairs, clear = np.zeros(n_runs, int), np.zeros(n_runs, int), np.zeros(n_runs, bool)
     covered = []
