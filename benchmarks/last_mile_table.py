@@ -27,7 +27,17 @@ Groups = Mapping[str, Sequence[Row]]
 
 def table(groups: Groups, tasks: Sequence[str]) -> str:
     """Return a Markdown table: per method, the success at each budget of simulator steps and the gain per task."""
-    words = "runs", "before", "after", "gain", "with 1 mm of noise", "worse", "parts worse", "simulator steps", "minutes"
+    words = (
+        "runs",
+        "before",
+        "after",
+        "gain",
+        "with 1 mm of noise",
+        "worse",
+        "parts worse",
+        "simulator steps",
+        "minutes",
+    )
     lines = _header("method", words)
     for method, of in groups.items():
         before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
