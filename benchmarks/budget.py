@@ -1,6 +1,7 @@
 """Simulate whole runs whose truth is known: what do their gates cost, and what does a budget cost in success?
 
-    python benchmarks/budget.py                # twenty seconds on one core
+    python benchmarks/budget.py                                            # dream and mix; twenty seconds on one core
+    python benchmarks/budget.py dream budget_episodes=150 n_rounds=2       # any preset with overrides
 
 Each row has 1,000 runs of the gates of a preset, with its budget and without. The champion begins at 50 %. Each phase
 changes it by -20, -10, 0, +5, +15 or +30 points, drawn at random (within 5 and 98 %), and a gate accepts the change or
@@ -93,13 +94,16 @@ def run_gates(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="a preset and overrides; dream and mix unless given")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     print(f"{'gates':<24}{'steps, mean':>12}{'95 %':>9}{'most':>9}{'pairs':>7}{'lost':>8}{'missed':>8}{'success':>9}")
-    for preset, training in (("dream", 0), ("mix", 48_000)):
-        config = compose(preset, [], TrainConfig)
-        for name, of in ((preset, config), (f"{preset}, no budget", replace(config, budget_steps=None))):
+    for words in [given.words] if given.words else [["dream"], ["mix"]]:
+        config = compose(words[0], words[1:], TrainConfig)
+        free = replace(config, budget_steps=None, budget_episodes=None)
+        training = 0 if config.env.kind == "dream" else config.total_timesteps
+        for name, of in ((words[0], config), (f"{words[0]}, no budget", free)):
             runs = simulate(of, given.runs, np.random.default_rng(given.seed))
             steps = runs.steps + training
             print(
@@ -108,8 +112,8 @@ def main() -> None:
                 f"{100 * runs.rate.mean():>7.1f} %",
                 flush=True,
             )
-    runs = simulate(compose("dream", [], TrainConfig), given.runs, np.random.default_rng(given.seed), all_knowing=True)
-    print(f"{'the truth':<69}{_percent(runs.lost)}{_percent(runs.missed)}{100 * runs.rate.mean():>7.1f} %")
+        runs = simulate(config, given.runs, np.random.default_rng(given.seed), all_knowing=True)
+        print(f"{'the truth':<69}{_percent(runs.lost)}{_percent(runs.missed)}{100 * runs.rate.mean():>7.1f} %")
 
 
 def _percent(parts: list[Floats]) -> str:

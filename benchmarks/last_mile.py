@@ -76,7 +76,7 @@ The last four train on 150 episodes, 50 per round; episodes of their gates are n
 """
 
 ALL_IN = "budget_episodes=150 eval.n_episodes=200"
-ALL_IN_DREAM = f"dream n_rounds=2 {ALL_IN}"
+ALL_IN_DREAM = f"dream {ALL_IN}"
 # Three rollouts of 25 episodes; none of them trains the critic alone.
 ALL_IN_SIM = f"sim n_rounds=1 env.n_envs=25 ppo.n_steps=19 total_timesteps=11_400 ppo.critic_warmup_steps=0 {ALL_IN}"
 WITHIN = {
