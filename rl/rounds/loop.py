@@ -24,7 +24,7 @@ from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
-from rl.rounds.budget import GateBudget, block_of, check_budget, gate_budget, plan_of
+from rl.rounds.budget import block_of, check_budget, gate_budget, plan_of
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult
@@ -88,9 +88,7 @@ class PostTraining:
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
         tasks = tasks_of(config, model)
-        n_tasks = len(tasks) or 1
-        check_budget(config, self._chunk_size, n_tasks, demonstrations is not None)
-        self.budget_plan = plan_of(config, self._chunk_size, n_tasks, demonstrations is not None)  # in words
+        check_budget(config, self._chunk_size, len(tasks) or 1, demonstrations is not None)
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
@@ -118,8 +116,6 @@ class PostTraining:
         self.sim.record(self.dreams is not None)
         dreams = None if self.dreams is None else self.dreams.model
         self.twins = make_twins(config, dreams, self.eval_envs, self.sim, self.policy)
-        # Gates that run in a dream use no real episodes.
-        self.gate_budget = gate_budget(config, self._chunk_size, n_tasks) if self.sim.place == "sim" else GateBudget()
         # The caller may replace `say` and `safe`, so they are looked up at each call.
         self._hooks = Hooks(
             log=self._log,
@@ -136,6 +132,11 @@ class PostTraining:
     def phases_of(self, round_index: int) -> list[str]:
         """Return the names of the phases of a round, in order."""
         return self.config.places(round_index, self.imitation is not None)
+
+    @property
+    def budget_plan(self) -> str:
+        """How the run divides its budget, in words; "" if it has none."""
+        return plan_of(self.config, self._chunk_size, len(self.eval_envs.envs), self.imitation is not None)
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, and evaluate every champion on the same seeds; `before` replaces the first evaluation."""
@@ -378,10 +379,12 @@ class PostTraining:
 
     def _most_pairs(self) -> int:
         """Return how many pairs the gate of the present phase may use: its share of the budget."""
-        state, gated = self.state, self.config.gate.places
+        state, gated, most = self.state, self.config.gate.places, self.config.gate.max_episodes
+        if self.sim.place != "sim":  # gates that run in a dream use no real episodes
+            return most
         n_gates = sum(name in gated for name, _ in self._schedule()[state.n_phases :])  # this one and those to come
-        share = self.gate_budget.pairs(state.gate_steps, state.gate_episodes, max(n_gates, 1))
-        return int(min(share, self.config.gate.max_episodes))
+        budget = gate_budget(self.config, self._chunk_size, len(self.eval_envs.envs))
+        return int(min(budget.pairs(state.gate_steps, state.gate_episodes, max(n_gates, 1)), most))
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of the policy for a saved state: of one that was brought, those that training changes."""
