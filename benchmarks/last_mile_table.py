@@ -27,7 +27,17 @@ Groups = Mapping[str, Sequence[Row]]
 
 def table(groups: Groups, tasks: Sequence[str]) -> str:
     """Return a Markdown table: per method, the success at each budget of simulator steps and the gain per task."""
-    words = "runs", "before", "after", "gain", "worse", "parts worse", "simulator steps", "minutes"
+    words = (
+        "runs",
+        "before",
+        "after",
+        "gain",
+        "with 1 mm of noise",
+        "worse",
+        "parts worse",
+        "simulator steps",
+        "minutes",
+    )
     lines = _header("method", words)
     for method, of in groups.items():
         before, after = (np.mean([share(row[word]) for row in of]) for word in ("before", "after"))
@@ -35,6 +45,7 @@ def table(groups: Groups, tasks: Sequence[str]) -> str:
         minutes = np.mean([row["minutes"] for row in of])
         lines.append(
             f"| {method} | {len(of)} | {100 * before:.1f} % | {100 * after:.1f} % | {100 * (after - before):+.1f} "
+            f"| {_with_noise(of)} "
             f"| {worse((row['before'], row['after']) for row in of)} | {_parts_worse(of)} "
             f"| {steps:,.0f} | {minutes:.1f} |"
         )
@@ -102,6 +113,12 @@ def _header(first: str, rest: Sequence[str]) -> list[str]:
 def _gain(rows: Sequence[Row], task: str) -> str:
     gains = [share(row["after"]) - share(row["before"]) for row in rows if row["task"] == task]
     return f"{100 * np.mean(gains):+.1f}" if gains else ""
+
+
+def _with_noise(rows: Sequence[Row]) -> str:
+    """Return the mean success with noise on observations; old rows do not count."""
+    rates = [share(row["with_noise"]) for row in rows if row.get("with_noise")]
+    return f"{100 * np.mean(rates):.1f} %" if rates else ""
 
 
 def _parts_worse(rows: Sequence[Row]) -> str:

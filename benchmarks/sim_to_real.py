@@ -267,7 +267,8 @@ def fitted_words(walk: Walk, folder: Path) -> tuple[Row, list[str]]:
 def recorded_words(walk: Walk) -> list[str]:
     """Return the overrides of a run that uses only the recorded episodes."""
     words = [f"checkpoint={walk.folder / 'nominal'}", f"episodes={walk.recorded}", "env.simulator=recorded"]
-    return [*words, "n_rounds=2", f"env.obs_noise={ROBOTS[walk.reads]['noise']}", "gate.n_episodes=128"]
+    words += [f"env.obs_noise={ROBOTS[walk.reads]['noise']}", "gate.n_episodes=128", "budget_steps=null"]
+    return [*words, "n_rounds=2"]
 
 
 def refit(walk: Walk) -> Row:

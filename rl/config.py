@@ -253,7 +253,8 @@ class GateConfig:
     places: tuple[str, ...] = ("imitation", "sim", "dream")  # parts with a gate; the others are accepted without one
     record: bool = True  # add the gate's episodes to the data of imitation and dream
     n_episodes: int = 8  # of one block, after which the gate may stop; rounded up to whole turns of the tasks
-    max_episodes: int = 192  # blocks are added until the decision is settled, up to this many episodes
+    # blocks are added until the decision is settled, up to this many episodes or the gate's share of the budget
+    max_episodes: int = 192
     # with several tasks: most fresh pairs of each task that lost pairs in a gate, to see whether it got worse; a policy
     # that made one worse is rolled back; 0: only the mean over tasks counts
     n_guard: int = 16
@@ -279,6 +280,9 @@ class EvalConfig:
     n_episodes: int = 200  # before training and after it, the same ones; more give narrower intervals
     n_paired: int = 100  # how many of them are dreamed as well, for the report; 0: none
     seed: int = EVAL.start  # of the first episode
+    # White noise on observations in one more evaluation of the champion, as env.obs_noise: 0.001 is 1 mm of a position;
+    # 0: there is none
+    obs_noise: float = 0.001
 
     @property
     def seeds(self) -> range:
@@ -288,7 +292,7 @@ class EvalConfig:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 1, "n_episodes")
-        at_least(self, 0, "n_paired")
+        at_least(self, 0, "n_paired", "obs_noise")
 
 
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -333,6 +337,10 @@ class TrainConfig:
     threads: int = 0  # of torch in each process; 0: all cores, shared by the processes of torchrun
     device: str = "auto"  # of model and dream: cpu, cuda:0, ...; auto: where Isaac Lab is, for its tasks; else the CPU
     total_timesteps: int = 100_000  # executed simulator steps, to the nearest rollout; evaluation and gate not counted
+    # Simulator steps of the run at most, all in: training and gates, evaluation not counted; null: no limit
+    budget_steps: int | None = None
+    # Real episodes of each task at most, all in; a rollout of PPO counts as its steps / env.max_steps; null: no limit
+    budget_episodes: int | None = None
     n_rounds: int = 4  # each: PPO in the simulator and/or the dream, with a gate after each
     n_action_steps: int = 8  # number of actions of a chunk that are executed
     # torch's setting while policy and dream train, not in gates and evaluations: medium multiplies float32 in bfloat16
@@ -378,6 +386,11 @@ class TrainConfig:
         return self.gate.enabled * sum(place in self.gate.places for places in rounds for place in places)
 
     @property
+    def evaluated_noise(self) -> float:
+        """Return the noise of one more evaluation of the champion; 0: the others have as much already, or it is off."""
+        return self.eval.obs_noise if self.eval.obs_noise > self.env.obs_noise else 0.0
+
+    @property
     def actor(self) -> PolicyConfig:
         """Return the policy by func and params, also if it is given by a single word.
 
@@ -407,6 +420,7 @@ class TrainConfig:
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         within_0_1(self, "steer")
+        at_least(self, 1, *(name for name in ("budget_steps", "budget_episodes") if getattr(self, name) is not None))
         func = self.actor.func
         if func == "gaussian" and self.env.kind != "sim" and self.dream.brought is None:
             raise UserError(

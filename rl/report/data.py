@@ -184,7 +184,7 @@ EXAMPLE: dict[str, Any] = {
     "parts": ("positions by part and place", _is_parts),
     "film": ("a GIF as text", lambda v: v == "" or (isinstance(v, str) and FILM.fullmatch(v) is not None)),
 }
-OPTIONAL = ("film", "unit", "retold_agreement")
+OPTIONAL = ("film", "unit", "retold_agreement", "with_noise")
 """Fields that runs of older versions lack."""
 
 FILM_OF: dict[str, Any] = {"title": TITLE, "panels": [TITLE], "gif": EXAMPLE["film"]}
@@ -214,6 +214,7 @@ OUTCOME: dict[str, Any] = {
     "sim_steps": WHOLE,
     "gate_steps": WHOLE,
     "minutes": NUMBER,
+    "with_noise": ("a number from 0 to 1, or null", lambda v: v is None or SHARE[1](v)),
 }
 """Fields of an entry of `results.json`, see `rl.report.results`."""
 

@@ -31,6 +31,7 @@ def results_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "sim_steps": run.outcome.sim_steps,
             "gate_steps": run.outcome.gate_steps,
             "minutes": run.minutes,
+            "with_noise": success_rate(run.outcome.with_noise) if run.outcome.with_noise else None,
         }
         for run in runs
     ]
@@ -49,12 +50,24 @@ def decomposition(result: Result) -> dict[str, str]:
 
 
 def costs(result: Result) -> dict[str, str]:
-    """Return the rows of a table: simulator steps and time."""
+    """Return the rows of a table: simulator steps and time. Steps of evaluations are not counted."""
     return {
-        "simulator steps": f"{result['sim_steps']:,}",
+        "simulator steps, all in": f"{all_steps(result):,}",
+        "steps of training": f"{result['sim_steps']:,}",
         "steps of gates": f"{result['gate_steps']:,}",
         "minutes": f"{result['minutes']:.1f}",
     }
+
+
+def all_steps(result: Result) -> int:
+    """Return all simulator steps that a run needed: of training and gates."""
+    return int(result["sim_steps"] + result["gate_steps"])
+
+
+def with_noise(result: Result, obs_noise: float) -> dict[str, str]:
+    """Return the row of a table: success of the champion with noise on observations; {} if it was not measured."""
+    rate = result.get("with_noise")
+    return {} if rate is None else {f"after, noise of {obs_noise:g}": f"{100 * rate:.1f} %"}
 
 
 def reward(result: Result) -> dict[str, str]:

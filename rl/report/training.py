@@ -9,7 +9,7 @@ from rl.build import judged_in
 from rl.report import figures
 from rl.report.data import Row, RunData
 from rl.report.look import Section, beside, figure, note, plots, table
-from rl.report.results import SOURCES, costs, decomposition, gain_from, reward
+from rl.report.results import SOURCES, all_steps, costs, decomposition, gain_from, reward, with_noise
 from rl.rounds.outcome import STEPS
 from rl.statistics import describe, describe_gain, success_rate, wilson
 
@@ -44,6 +44,11 @@ def success(run: RunData) -> Section:
         "gate and no training used. Brackets and lines are 95 % intervals. Controls repeat the run without "
         "reinforcement learning."
     )
+    if run.results and (noisy := with_noise(run.results[0], run.config.evaluated_noise)):
+        words += (
+            f" With white noise of {run.config.evaluated_noise:g} (standard deviation) on every feature and step, the "
+            f"trained policy succeeds in {''.join(noisy.values())}."
+        )
     drawing = figure("", figures.intervals(drawn, "episodes that succeeded"))
     shown = table(("", "before", "after", "gain, points"), lines) + note(words)
     return Section(question, answer, beside(drawing, shown))
@@ -209,8 +214,10 @@ def price(run: RunData) -> Section | None:
     if not run.results:
         return None
     own = run.results[0]
-    steps = f"{own['sim_steps']:,} simulator steps to train and {own['gate_steps']:,} for gates"
-    answer = f"{steps}, in {own['minutes']:.1f} minutes"
+    budget = run.config.budget_steps
+    most = "" if budget is None else f" of at most {budget:,}"
+    parts = f"{own['sim_steps']:,} to train and {own['gate_steps']:,} for gates"
+    answer = f"{all_steps(own):,}{most} simulator steps, all in: {parts}, in {own['minutes']:.1f} minutes"
     lines = _columns([costs(result) | reward(result) for result in run.results])
     return Section("What did it cost?", answer, table(("", *(result["name"] for result in run.results)), lines))
 

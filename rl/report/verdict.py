@@ -185,7 +185,7 @@ def episodes_needed(before: Sequence[EpisodeResult], after: Sequence[EpisodeResu
 def _next(run: RunData, kind: Kind, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
     """Return the command that is worth a try after this verdict."""
     config = run.config
-    change: Callable[[str], str] = lambda word: _command("train", f"{run.folder}/config.yaml", word)  # noqa: E731
+    change: Callable[..., str] = lambda *words: _command("train", f"{run.folder}/config.yaml", *words)  # noqa: E731
     if kind == "gain" and not _rivals(run) and config.actor.func != "gaussian":  # which has no controls
         return change("controls=anchor,filtered_bc")
     if kind == "gain":  # one seed is one sample of what training does
@@ -198,9 +198,11 @@ def _next(run: RunData, kind: Kind, before: Sequence[EpisodeResult], after: Sequ
         return change(f"dream.n_episodes={max(2 * config.dream.n_episodes, 50)}")
     if kind == "unclear" and (n := episodes_needed(before, after)) is not None:
         return change(f"eval.n_episodes={n}")
+    # Twice the training needs twice the budget.
+    more = [f"{name}={2 * given}" for name in ("budget_steps", "budget_episodes") if (given := getattr(config, name))]
     if config.env.kind == "dream":
-        return change(f"n_rounds={2 * config.n_rounds}")
-    return change(f"total_timesteps={2 * config.total_timesteps}")
+        return change(f"n_rounds={2 * config.n_rounds}", *more)
+    return change(f"total_timesteps={2 * config.total_timesteps}", *more)
 
 
 def _command(verb: str, *words: str) -> str:

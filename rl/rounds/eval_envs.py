@@ -6,7 +6,8 @@ find what one process finds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -111,6 +112,18 @@ class EvalEnvs:
         rows = {seed: row for row, seed in enumerate(starts.seed.tolist())}
         index = torch.tensor([rows[seed] for _, own_seeds in assigned for seed in own_seeds], device=starts.seed.device)
         return StartStates(starts.rows(index), starts.task[index], starts.seed[index])
+
+    @contextmanager
+    def with_noise(self, obs_noise: float) -> Iterator[None]:
+        """Add white noise to all observations meanwhile, of at least this standard deviation, as `env.obs_noise`."""
+        own = [env.obs_noise for env in self.envs]
+        for env in self.envs:
+            env.obs_noise = max(env.obs_noise, obs_noise)
+        try:
+            yield
+        finally:
+            for env, noise in zip(self.envs, own, strict=True):
+                env.obs_noise = noise
 
     def close(self) -> None:
         """Close every simulator and its worker processes."""

@@ -25,20 +25,20 @@ from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
 from rl.ppo.precision import matmul_precision
 from rl.ppo.update import PPO
+from rl.rounds.budget import block_of, check_budget, gate_budget, plan_of, with_guard
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
-from rl.rounds.evaluate import EpisodeResult, whole_episodes
+from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.guard import Guard
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
-from rl.rounds.phases import Hooks, Learner, check_budget, explore, make_phases
+from rl.rounds.phases import Hooks, Learner, explore, make_phases
 from rl.rounds.process_state import ProcessState
 from rl.rounds.shares import share_of, tasks_from
 from rl.rounds.task_shares import TaskShares
 from rl.rounds.trial import try_rewards, try_signals
-from rl.rounds.twins import Twins
+from rl.rounds.twins import make_twins
 from rl.rounds.work import Work
-from rl.seeds import TWIN
 from rl.statistics import success_rate
 from rl.world_models import load_world_model_state, save_world_model, world_model_of, world_model_state
 from world_model.api import WorldModel
@@ -90,8 +90,9 @@ class PostTraining:
         self._own = own = share_of(config, distributed)  # with the sizes and the seed of this process
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
-        check_budget(config, self._chunk_size)
         tasks = tasks_of(config, model)
+        self._n_tasks = len(tasks) or 1
+        check_budget(config, self._chunk_size, self._n_tasks, demonstrations is not None)
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
@@ -116,7 +117,8 @@ class PostTraining:
         if config.env.kind != "sim" and model is not None:
             self.dreams = Dreams(own, model, self.policy.images, distributed)
         self.sim.record(self.dreams is not None)
-        self.twins = self._make_twins()
+        dreams = None if self.dreams is None else self.dreams.model
+        self.twins = make_twins(config, dreams, self.eval_envs, self.sim, self.policy)
         # The caller may replace `say` and `safe`, so they are looked up at each call.
         self._hooks = Hooks(
             log=self._log,
@@ -137,10 +139,15 @@ class PostTraining:
         """Return the names of the phases of a round, in order."""
         return self.config.places(round_index, self.imitation is not None)
 
+    @property
+    def budget_plan(self) -> str:
+        """How the run divides its budget, in words; "" if it has none."""
+        return plan_of(self.config, self._chunk_size, self._n_tasks, self.imitation is not None)
+
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, and evaluate every champion on the same seeds; `before` replaces the first evaluation."""
         state = self.state
-        todo = [(name, i) for i in range(self.config.n_rounds) for name in self.phases_of(i)]
+        todo = self._schedule()
         self._work.plan([name for name, _ in todo], self.config.gate.places if self.config.gate.enabled else ())
         if not state.before:
             if before is None:
@@ -169,6 +176,8 @@ class PostTraining:
         # Champions are evaluated only now: these seeds must not influence the training.
         self.evaluate_champions(outcome)
         load_policy_state(self.policy, state.champion)
+        if self.config.evaluated_noise:
+            outcome.with_noise = self.evaluate(self.config.evaluated_noise)
         return outcome
 
     def gate(self, phase: str, round_index: int) -> PhaseResult:
@@ -176,17 +185,18 @@ class PostTraining:
         config, state, verdict = self.config.gate, self.state, None
         challenger = policy_state(self.policy)
         if config.enabled and phase in config.places:
-            n_tasks = len(self.eval_envs.envs)
+            n_tasks = self._n_tasks
+            most, n_guard = self._most_pairs()
             verdict = judge(
                 champion=self._side(state.champion),
                 challenger=self._side(challenger),
                 first_seed=config.seed + state.gate_episodes,  # every gate uses fresh seeds
-                block=-(-config.n_episodes // n_tasks) * n_tasks,  # every task equally often
-                most=config.max_episodes // n_tasks * n_tasks or config.max_episodes,
+                block=block_of(self.config, n_tasks),
+                most=most // n_tasks * n_tasks or most,  # every task equally often
                 alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
                 z_loss=config.z_loss,
                 cycle=n_tasks,
-                guard=self._guard(challenger) if n_tasks > 1 and config.n_guard > 0 else None,
+                guard=self._guard(challenger, n_guard) if n_tasks > 1 and n_guard > 0 else None,
             )
             state.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {phase}: {verdict}")
@@ -236,9 +246,10 @@ class PostTraining:
             self.state.gate_steps += sum(r.n_steps for r in results)
         return results
 
-    def evaluate(self) -> list[EpisodeResult]:
-        """Evaluate the current policy on the seeds of `config.eval`."""
-        results = self.eval_envs.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
+    def evaluate(self, obs_noise: float = 0.0) -> list[EpisodeResult]:
+        """Evaluate the current policy on the seeds of `config.eval`, with at least this noise on observations."""
+        with self.eval_envs.with_noise(obs_noise):
+            results = self.eval_envs.run(self.policy, self.config.eval.seeds, partial(self._tick, "evaluation"))
         # Where the simulator is shared, this drops the recordings of the evaluation: the dream must not train on them.
         self.sim.record(self.dreams is not None)
         return results
@@ -246,7 +257,8 @@ class PostTraining:
     def evaluate_champions(self, outcome: Outcome) -> None:
         """Evaluate the champion after each phase; a phase that was rolled back has the results of the one before."""
         evaluation = outcome.before
-        self._work.begin_evaluations(sum(result.accepted for result in outcome.results))
+        n_more = int(self.config.evaluated_noise > 0)
+        self._work.begin_evaluations(sum(result.accepted for result in outcome.results) + n_more)
         for result in outcome.results:
             if result.accepted:
                 load_policy_state(self.policy, result.champion)
@@ -373,12 +385,16 @@ class PostTraining:
             )
             self._process_state.go_on_from_champion(parts)
 
+    def _schedule(self) -> list[tuple[str, int]]:
+        """Return the name and the round of every phase of the run, in order."""
+        return [(name, i) for i in range(self.config.n_rounds) for name in self.phases_of(i)]
+
     def _side(self, weights: Weights) -> Side:
         """Return how the gate runs the policy with `weights`."""
         dream = None if self.twins is None else partial(self.dream_for_gate, weights)
         return Side(partial(self.run_for_gate, weights), dream)
 
-    def _guard(self, challenger: Weights) -> Guard:
+    def _guard(self, challenger: Weights, n_pairs: int) -> Guard:
         """Return the guard of the next gate, with seeds beyond those of all gates."""
         config, gates = self.config.gate, self.config.n_gates(self.imitation is not None)
         n_before = sum(result.verdict is not None for result in self.state.results)
@@ -386,23 +402,25 @@ class PostTraining:
             champion=partial(self.run_for_gate, self.state.champion),
             challenger=partial(self.run_for_gate, challenger),
             first_seed=config.seed + gates * config.max_episodes + n_before * config.n_guard,
-            n_pairs=config.n_guard,
+            n_pairs=n_pairs,
             alpha=config.alpha / gates,
         )
 
-    def _make_twins(self) -> Twins | None:
-        """Return what dreams the twins of gates; None where there is no dream, or the gate itself runs in one."""
-        n_dreams = self.config.gate.n_dreams
-        if self.dreams is None or self.sim.place != "sim" or n_dreams == 0:
-            return None
-        return Twins(
-            starts=self.eval_envs.starts,
-            make_dream=partial(whole_episodes, self.dreams.model, self.sim, self.policy),
-            n_others=n_dreams,
-            n_tasks=len(self.eval_envs.envs),
-            first=TWIN.start,
-            first_real=self.config.gate.seed,
-        )
+    def _most_pairs(self) -> tuple[int, int]:
+        """Return the pairs that the gate of the present phase may use, and those of each task for its guard.
+
+        They are its share of the budget.
+        """
+        state, config = self.state, self.config.gate
+        if self.sim.place != "sim":  # gates that run in a dream use no real episodes
+            return config.max_episodes, config.n_guard
+        n_gates = sum(name in config.places for name, _ in self._schedule()[state.n_phases :])  # this one and those to come
+        budget, n_tasks = gate_budget(self.config, self._chunk_size, self._n_tasks), self._n_tasks
+        verdicts = [result.verdict for result in state.results if result.verdict is not None]
+        used = state.gate_episodes + sum(pairs.n for verdict in verdicts for pairs in verdict.looked_at)
+        share = budget.pairs(state.gate_steps, used, max(n_gates, 1))
+        pairs, guard = with_guard(share, block_of(self.config, n_tasks), n_tasks, config.n_guard)
+        return int(min(pairs, config.max_episodes)), guard
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of the policy for a saved state: of one that was brought, those that training changes."""
@@ -487,7 +505,6 @@ class PostTraining:
 
     def _progress(self, share: float) -> None:
         """Set the progress that schedules read; `share` of the current phase is done. Imitation does not count."""
-        phases = [name for i in range(self.config.n_rounds) for name in self.phases_of(i)]
-        done = sum(name != "imitation" for name in phases[: self.state.n_phases])
-        n_phases = sum(name != "imitation" for name in phases)
+        phases = [name != "imitation" for name, _ in self._schedule()]
+        done, n_phases = sum(phases[: self.state.n_phases]), sum(phases)
         self.ppo.progress_remaining = 1.0 - (done + min(max(share, 0.0), 1.0)) / n_phases

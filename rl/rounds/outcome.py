@@ -70,6 +70,7 @@ class Outcome:
     gate_steps: int
     n_updates: int = 0
     stopped_by: str = ""  # name of the callback that stopped the training early; empty: none did
+    with_noise: list[EpisodeResult] = field(default_factory=list)  # of the last champion, see `eval.obs_noise`
 
     @property
     def after(self) -> list[EpisodeResult]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rewards.errors import UserError
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Policy
@@ -17,6 +16,7 @@ from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
 from rl.ppo.update import PPO
+from rl.rounds.budget import rollout_size
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult, Exploring
@@ -40,21 +40,6 @@ class Hooks:
     tick: Callable[[str, float], None]  # called with the name of the activity and the share of the phase that is done
     progress: Callable[[float], None]  # called with the share of the phase that is done, for the schedules of PPO
     safe: Callable[[], None]  # called where the state of the run is complete, so that it can be saved
-
-
-def check_budget(config: TrainConfig, chunk_size: int) -> None:
-    """Refuse fewer simulator steps than one rollout executes.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    size = rollout_size(config, chunk_size)
-    if config.env.kind != "dream" and config.total_timesteps < size:
-        raise UserError(
-            f"total_timesteps={config.total_timesteps}: a rollout executes {size:,} steps (env.n_envs="
-            f"{config.env.n_envs}, ppo.n_steps={config.ppo.n_steps} chunks of {chunk_size}); "
-            "expected at least one; raise it, or lower env.n_envs or ppo.n_steps"
-        )
 
 
 class Phase(Protocol):
@@ -363,8 +348,3 @@ def explore(n_episodes: int, ppo: PPO, state: RunState, record: Record, tick: Ca
     )
     state.explored += n_episodes
     state.sim_steps += sum(result.n_steps for result in results)
-
-
-def rollout_size(config: TrainConfig, chunk_size: int) -> int:
-    """Return the largest number of steps that a rollout in the simulator executes, in all environments together."""
-    return config.env.n_envs * config.n_decisions(config.ppo.n_steps, chunk_size) * config.n_action_steps

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from rl.policies.api import Policy
-from rl.rounds.evaluate import evaluate_dream
+from rl.config import TrainConfig
+from rl.envs.simulator import Simulator
+from rl.policies.api import Policy, TrainablePolicy
+from rl.rounds.eval_envs import EvalEnvs
+from rl.rounds.evaluate import evaluate_dream, whole_episodes
 from rl.rounds.gate import Dreamed
+from rl.seeds import TWIN
+from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 
 
@@ -58,3 +64,19 @@ class Twins:
             asked = [[seed for group in groups for seed in group]] if whole else groups
             self._last = groups[0], StartStates.join([self.starts(part) for part in asked])
         return self._last[1]
+
+
+def make_twins(
+    config: TrainConfig, model: WorldModel | None, eval_envs: EvalEnvs, sim: Simulator, policy: TrainablePolicy
+) -> Twins | None:
+    """Return what dreams the twins of gates; None where no `model` dreams, or the gate itself runs in a dream."""
+    if model is None or sim.place != "sim" or config.gate.n_dreams == 0:
+        return None
+    return Twins(
+        starts=eval_envs.starts,
+        make_dream=partial(whole_episodes, model, sim, policy),
+        n_others=config.gate.n_dreams,
+        n_tasks=len(eval_envs.envs),
+        first=TWIN.start,
+        first_real=config.gate.seed,
+    )

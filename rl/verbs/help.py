@@ -39,6 +39,8 @@ ESSENTIAL: dict[type, tuple[str, ...]] = {
         "controls",
         "seed",
         "total_timesteps",
+        "budget_steps",
+        "budget_episodes",
         "n_rounds",
         "eval.n_episodes",
         "threads",

@@ -22,12 +22,12 @@ from rl.policies.api import load_policy_state, policy_state
 from rl.ppo.distributed import Distributed
 from rl.report import by_task
 from rl.report.by_task import task_rows
-from rl.report.card import success_metrics
+from rl.report.card import noise_metrics, success_metrics
 from rl.report.data import BAD_NUMBERS, PAIRS
 from rl.report.page import write_report
 from rl.report.pairs import Untrained, champion_pairs
 from rl.report.plots import draw_before_after
-from rl.report.results import RESULTS, costs, decomposition, results_of, reward
+from rl.report.results import RESULTS, costs, decomposition, results_of, reward, with_noise
 from rl.report.videos import gif_of
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.loop import PostTraining
@@ -95,6 +95,8 @@ def _run_and_controls(
     start = policy_state(first.policy)
     kept = {"runs": runs, "inputs": inputs or inputs_of(config)}
     print(f"run folder: {folder.path}\nrewards: {_terms(first)}", flush=True)
+    if plan := first.budget_plan:
+        print(plan, flush=True)
     if callbacks := [name for name, term in config.callbacks.items() if term is not None]:
         print(f"callbacks: {', '.join(callbacks)}", flush=True)
     if distributed.is_first:
@@ -122,11 +124,17 @@ def _keep_finished(config: TrainConfig, folder: RunFolder, kept: dict[str, Any],
     runs: list[Run] = kept["runs"]
     if first is not None:
         # A success in a dream is no measurement of the policy, so it stays in the card alone.
-        metrics = success_metrics(runs[0].outcome.after) if first.sim.place == "sim" else None
+        metrics = _metrics(config, runs[0].outcome) if first.sim.place == "sim" else None
         for step in ("last", str(runs[0].outcome.sim_steps)):
             first.save(folder.path / "checkpoints" / step, _readme(config, runs[0]), metrics)
     save_state(folder.path, {**kept, "mark": folder.mark()})
     folder.keep(RESULTS, json.dumps(results_of(runs)).encode())
+
+
+def _metrics(config: TrainConfig, outcome: Outcome) -> dict[str, Any]:
+    """Return the measurements of a champion, as in the config of a checkpoint of `wamtune tune`."""
+    noisy = {f"{config.evaluated_noise:g}": outcome.with_noise} if outcome.with_noise else {}
+    return success_metrics(outcome.after) | noise_metrics(noisy)
 
 
 def _report(config: TrainConfig, folder: RunFolder, first: PostTraining, runs: list[Run], start: Weights) -> None:
@@ -144,7 +152,7 @@ def _report(config: TrainConfig, folder: RunFolder, first: PostTraining, runs: l
                 folder.write_video(title, runs[0].outcome.n_updates, gif_of(video))
     draw_before_after({r.name: (r.outcome.before, r.outcome.after) for r in runs}, folder.path / "before_after.png")
     report = write_report(folder.path)
-    show(_table(runs, judged_in(config)))
+    show(_table(runs, config))
     if tasks := task_rows(runs[0].outcome.before, runs[0].outcome.after):
         show(by_task.terminal(tasks))
     print(f"\nchampion: {folder.path / 'checkpoints' / 'last'}\nreport: {report}")
@@ -312,12 +320,18 @@ def _readme(config: TrainConfig, run: Run) -> str:
     start = config.starts_from if config.actor.func == "gaussian" else f"`{config.starts_from}`"
     stopped_by = run.outcome.stopped_by
     ended = f" The callback `{stopped_by}` ended the training." if stopped_by else ""
+    noise = ""
+    if run.outcome.with_noise:
+        noise = (
+            f"\nWith white noise of a standard deviation of {config.evaluated_noise:g} (units of the state) on every "
+            f"feature and step: {describe(run.outcome.with_noise)}.\n"
+        )
     return (
         f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
-        f"{run.outcome.sim_steps:,} simulator steps.{ended}\n\n"
+        f"{run.outcome.sim_steps:,} simulator steps of training and {run.outcome.gate_steps:,} of gates.{ended}\n\n"
         f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
         f"| before | after |\n|---|---|\n| {before} | {after} |\n"
-        f"{by_task.markdown(task_rows(run.outcome.before, run.outcome.after))}{_gates(run.outcome)}"
+        f"{by_task.markdown(task_rows(run.outcome.before, run.outcome.after))}{noise}{_gates(run.outcome)}"
     )
 
 
@@ -327,23 +341,25 @@ def _gates(outcome: Outcome) -> str:
     return f"\nGates, champion -> challenger:\n\n{''.join(lines)}" if lines else ""
 
 
-def _table(runs: list[Run], where: str) -> Table:
+def _table(runs: list[Run], config: TrainConfig) -> Table:
     """Return a table with one column per run and one row per figure."""
-    table = Table(title=f"success in {where} on fresh episodes", title_justify="left")
+    obs_noise = config.evaluated_noise
+    table = Table(title=f"success in {judged_in(config)} on fresh episodes", title_justify="left")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")
-    figures = [_figures(run) for run in runs]
+    figures = [_figures(run, obs_noise) for run in runs]
     for row in figures[0]:
         table.add_row(row, *(f[row] for f in figures))
     return table
 
 
-def _figures(run: Run) -> dict[str, str]:
+def _figures(run: Run, obs_noise: float) -> dict[str, str]:
     outcome, (result,) = run.outcome, results_of([run])
     return {
         "before": _share(outcome.before),
         "after": _share(outcome.after),
+        **with_noise(result, obs_noise),
         "gain, points": describe_gain(outcome.before, outcome.after),
         **decomposition(result),
         "episodes": str(len(outcome.after)),

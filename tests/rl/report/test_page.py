@@ -199,7 +199,14 @@ def test_a_training_ends_with_its_report(
     n_gates = (folder / "metrics.jsonl").read_text().count('"anchor/gate/accepted"')
     assert n_gates > 0 and text.count("<td>anchor</td>") == 1 + n_gates
     assert f"wamtune train {folder / 'config.yaml'}" in text
-    for row in ("from imitation", "from the dream", "simulator steps", "steps of gates", "minutes"):
+    for row in (
+        "from imitation",
+        "from the dream",
+        "simulator steps, all in",
+        "steps of training",
+        "steps of gates",
+        "minutes",
+    ):
         printed = re.search(rf"│ {row} +│ +(\S+) │ +(\S+) │", out)
         assert printed is not None and f"<td>{row}</td>" + "".join(f"<td>{of}</td>" for of in printed.groups()) in text
     # what differs from the defaults, and that alone, as it is typed
@@ -343,7 +350,11 @@ def test_where_the_gain_came_from(tmp_path: Path) -> None:
     for row in ("from imitation</td><td>+10.0", "from the simulator</td><td>-5.0", "from the dream</td><td>+30.0"):
         assert f"<tr><td>{row}</td></tr>" in text
     assert "<h2>The largest part came from the dream: +30.0 points, of +35.0 in all</h2>" in text
-    assert "<h2>1,000 simulator steps to train and 20 for gates, in 1.2 minutes</h2>" in text
+    steps = "1,020 of at most 100,000 simulator steps, all in: 1,000 to train and 20 for gates"
+    assert f"<h2>{steps}, in 1.2 minutes</h2>" in text and "With white noise" not in text
+    (tmp_path / RESULTS).write_text(json.dumps([result | {"with_noise": 0.7}]))
+    noisy = "With white noise of 0.001 (standard deviation) on every feature and step, the trained policy succeeds in"
+    assert f"{noisy} 70.0 %." in checked(write_report(tmp_path))
     (tmp_path / RESULTS).write_text(json.dumps([result | {"before": 2}]))
     with pytest.raises(UserError, match=r"results.json: it\[0\].before=2, expected a number from 0 to 1; delete it"):
         write_report(tmp_path)
