@@ -414,7 +414,9 @@ class PostTraining:
         state, config = self.state, self.config.gate
         if self.sim.place != "sim":  # gates that run in a dream use no real episodes
             return config.max_episodes, config.n_guard
-        n_gates = sum(name in config.places for name, _ in self._schedule()[state.n_phases :])  # this one and those to come
+        n_gates = sum(
+            name in config.places for name, _ in self._schedule()[state.n_phases :]
+        )  # this one and those to come
         budget, n_tasks = gate_budget(self.config, self._chunk_size, self._n_tasks), self._n_tasks
         verdicts = [result.verdict for result in state.results if result.verdict is not None]
         used = state.gate_episodes + sum(pairs.n for verdict in verdicts for pairs in verdict.looked_at)
