@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from rewards.checks import at_least, between_0_1, positive, require, within_0_1
 from rewards.errors import UserError
-from rl.seeds import EVAL, GATE, TWIN
+from rl.seeds import EVAL, GATE, GUARD, TWIN
 
 T = TypeVar("T")
 
@@ -440,9 +440,11 @@ class TrainConfig:
         if func == "gaussian" and self.controls:
             raise UserError("policy=gaussian has nothing to imitate, so there are no controls; leave controls out")
         # Gates and evaluation must use separate seeds, and stay within their ranges of `rl.seeds`.
-        n_seeds = self.n_gates(True) * (self.gate.max_episodes + self.gate.n_guard)
-        gates = range(self.gate.seed, self.gate.seed + n_seeds)
+        gates = range(self.gate.seed, self.gate.seed + self.n_gates(True) * self.gate.max_episodes)
         judged = self.eval.seeds
+        if self.n_gates(True) * self.gate.n_guard > len(GUARD):
+            most = len(GUARD) // self.n_gates(True)
+            raise UserError(f"gate.n_guard={self.gate.n_guard}: expected at most {most:,} in a run of so many rounds")
         if len(gates) * self.gate.n_dreams > len(TWIN):
             raise UserError(
                 f"gate.n_dreams={self.gate.n_dreams}: gates of up to {len(gates):,} episodes would dream from more "

@@ -11,6 +11,7 @@ A seed names an episode of a simulator: its first state, and the noise of the po
 | `HELDOUT` | of expert and noisy expert, for measuring the two stages; never trained on |
 | `HELDOUT_POLICY` | of the tuned policy, for the same |
 | `STAGE_EVAL` | of the success table of a tuned checkpoint |
+| `GUARD` | of the pairs with which a gate looks again at single tasks |
 | `GATE` | of the gates of a run, in blocks |
 | `EVAL` | of the evaluation before and after a run, and of `wamtune eval` and `wamtune dream` |
 | `EXPLORE` | exploring episodes, collected for a refit |
@@ -36,6 +37,7 @@ POLICY = range(300_000, 400_000)
 HELDOUT = range(500_000, 501_000)
 HELDOUT_POLICY = range(501_000, 600_000)
 STAGE_EVAL = range(700_000, 800_000)
+GUARD = range(800_000, 1_000_000)
 GATE = range(1_000_000, 2_000_000)
 EVAL = range(2_000_000, 50_000_000)
 EXPLORE = range(50_000_000, 60_000_000)

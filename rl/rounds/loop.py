@@ -39,6 +39,7 @@ from rl.rounds.task_shares import TaskShares
 from rl.rounds.trial import try_rewards, try_signals
 from rl.rounds.twins import make_twins
 from rl.rounds.work import Work
+from rl.seeds import GUARD
 from rl.statistics import success_rate
 from rl.world_models import load_world_model_state, save_world_model, world_model_of, world_model_state
 from world_model.api import WorldModel
@@ -236,7 +237,8 @@ class PostTraining:
         With `tasks` all seeds run in each of these.
         """
         load_policy_state(self.policy, weights)
-        config, n_before = self.config.gate, seeds[0] - self.config.gate.seed - self.state.gate_episodes
+        config = self.config.gate
+        n_before = config.max_episodes if tasks else seeds[0] - config.seed - self.state.gate_episodes
 
         def tick(share: float) -> None:
             self._tick("gate", (n_before + share * len(seeds)) / config.max_episodes)
@@ -395,13 +397,13 @@ class PostTraining:
         return Side(partial(self.run_for_gate, weights), dream)
 
     def _guard(self, challenger: Weights, n_pairs: int) -> Guard:
-        """Return the guard of the next gate, with seeds beyond those of all gates."""
+        """Return the guard of the next gate, with fresh seeds."""
         config, gates = self.config.gate, self.config.n_gates(self.imitation is not None)
         n_before = sum(result.verdict is not None for result in self.state.results)
         return Guard(
             champion=partial(self.run_for_gate, self.state.champion),
             challenger=partial(self.run_for_gate, challenger),
-            first_seed=config.seed + gates * config.max_episodes + n_before * config.n_guard,
+            first_seed=GUARD.start + n_before * config.n_guard,
             n_pairs=n_pairs,
             alpha=config.alpha / gates,
         )

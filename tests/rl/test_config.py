@@ -238,6 +238,8 @@ def test_a_plug_in_is_found_beside_the_preset_that_names_it(tmp_path: Path, monk
         ("eval.seed=49999801", "eval.seed=49999801: expected 1000000 to 49999800"),
         ("eval.seed=1000000", "eval.seed=1000000: gates may use 1000000 to 1000"),
         ("gate.max_episodes=7", "gate.max_episodes=7: expected at least 8"),
+        ("gate.n_guard=50000", "gate.n_guard=50000: expected at most 40,000 in a run of so many rounds"),
+        ("steer=1.5", "steer=1.5: expected between 0 and 1"),
         (
             "gate.n_dreams=30000",
             "gate.n_dreams=30000: gates of up to 960 episodes would dream from more than",

@@ -14,7 +14,7 @@ RANGES = {name: value for name, value in vars(seeds).items() if isinstance(value
 
 def test_no_two_ranges_overlap() -> None:
     in_order = sorted(RANGES.items(), key=lambda pair: pair[1].start)
-    assert len(in_order) == 13
+    assert len(in_order) == 14
     for (name, before), (other, after) in itertools.pairwise(in_order):
         assert len(before) > 0 and before.stop <= after.start, f"{name} runs into {other}"
     assert in_order[-1][1].stop <= NOISE_SEED  # or the noise on an observation would be that of some policy
@@ -35,6 +35,7 @@ def test_each_use_begins_where_it_always_did() -> None:
         "HELDOUT": 500_000,
         "HELDOUT_POLICY": 501_000,
         "STAGE_EVAL": 700_000,
+        "GUARD": 800_000,
         "GATE": 1_000_000,
         "EVAL": 2_000_000,
         "EXPLORE": 50_000_000,
@@ -50,4 +51,5 @@ def test_each_use_begins_where_it_always_did() -> None:
 def test_the_default_gates_and_evaluation_stay_in_their_ranges() -> None:
     config = TrainConfig(name="x")
     assert config.n_gates(True) * config.gate.max_episodes <= len(seeds.GATE)
+    assert config.n_gates(True) * config.gate.n_guard <= len(seeds.GUARD)
     assert config.eval.seeds.stop <= seeds.EVAL.stop
