@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from rewards.errors import UserError
 from rl.config import TrainConfig
+from rl.rounds.outcome import RunState
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class GateBudget:
         """
         episodes = min((self.steps - used_steps) / self.max_steps, self.episodes - 2 * used_pairs) / n_gates
         return episodes if math.isinf(episodes) else math.floor(episodes / 2)
+
+
+def pairs_of_gate(config: TrainConfig, chunk_size: int, n_tasks: int, state: RunState, n_gates: int) -> tuple[int, int]:
+    """Return the pairs that the next gate may use at most, and those of each task for its guard.
+
+    `state` says what the run has used, and `n_gates` how many gates are left, this one included.
+    """
+    verdicts = [result.verdict for result in state.results if result.verdict is not None]
+    used = state.gate_episodes + sum(pairs.n for verdict in verdicts for pairs in verdict.looked_at)
+    share = gate_budget(config, chunk_size, n_tasks).pairs(state.gate_steps, used, max(n_gates, 1))
+    pairs, guard = with_guard(share, block_of(config, n_tasks), n_tasks, config.gate.n_guard)
+    return int(min(pairs, config.gate.max_episodes)), guard
 
 
 def with_guard(share: float, block: int, n_tasks: int, n_guard: int) -> tuple[float, int]:

@@ -25,7 +25,7 @@ from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
 from rl.ppo.precision import matmul_precision
 from rl.ppo.update import PPO
-from rl.rounds.budget import block_of, check_budget, gate_budget, plan_of, with_guard
+from rl.rounds.budget import block_of, check_budget, pairs_of_gate, plan_of
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult
@@ -92,8 +92,9 @@ class PostTraining:
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
         tasks = tasks_of(config, model)
-        self._n_tasks = len(tasks) or 1
-        check_budget(config, self._chunk_size, self._n_tasks, demonstrations is not None)
+        self._n_tasks = n = len(tasks) or 1
+        check_budget(config, self._chunk_size, n, demonstrations is not None)
+        self.budget_plan = plan_of(config, self._chunk_size, n, demonstrations is not None)  # in words, "" without one
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
@@ -139,11 +140,6 @@ class PostTraining:
     def phases_of(self, round_index: int) -> list[str]:
         """Return the names of the phases of a round, in order."""
         return self.config.places(round_index, self.imitation is not None)
-
-    @property
-    def budget_plan(self) -> str:
-        """How the run divides its budget, in words; "" if it has none."""
-        return plan_of(self.config, self._chunk_size, self._n_tasks, self.imitation is not None)
 
     def run(self, before: list[EpisodeResult] | None = None) -> Outcome:
         """Evaluate, train, and evaluate every champion on the same seeds; `before` replaces the first evaluation."""
@@ -409,22 +405,12 @@ class PostTraining:
         )
 
     def _most_pairs(self) -> tuple[int, int]:
-        """Return the pairs that the gate of the present phase may use, and those of each task for its guard.
-
-        They are its share of the budget.
-        """
-        state, config = self.state, self.config.gate
+        """Return the pairs that this gate may use, and those of each task for its guard: its share of the budget."""
+        config = self.config.gate
         if self.sim.place != "sim":  # gates that run in a dream use no real episodes
             return config.max_episodes, config.n_guard
-        n_gates = sum(
-            name in config.places for name, _ in self._schedule()[state.n_phases :]
-        )  # this one and those to come
-        budget, n_tasks = gate_budget(self.config, self._chunk_size, self._n_tasks), self._n_tasks
-        verdicts = [result.verdict for result in state.results if result.verdict is not None]
-        used = state.gate_episodes + sum(pairs.n for verdict in verdicts for pairs in verdict.looked_at)
-        share = budget.pairs(state.gate_steps, used, max(n_gates, 1))
-        pairs, guard = with_guard(share, block_of(self.config, n_tasks), n_tasks, config.n_guard)
-        return int(min(pairs, config.max_episodes)), guard
+        n_gates = sum(name in config.places for name, _ in self._schedule()[self.state.n_phases :])  # and those to come
+        return pairs_of_gate(self.config, self._chunk_size, self._n_tasks, self.state, n_gates)
 
     def _weights(self) -> dict[str, Tensor]:
         """Return the weights of the policy for a saved state: of one that was brought, those that training changes."""
