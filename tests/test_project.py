@@ -161,7 +161,9 @@ def core_dependencies() -> set[str]:
     """Import names of the dependencies that every installation has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in project["dependencies"]}
-    return {{"stable-baselines3": "stable_baselines3", "pyyaml": "yaml"}.get(name, name) for name in names}
+    return {
+        {"stable-baselines3": "stable_baselines3", "pyyaml": "yaml", "pillow": "PIL"}.get(name, name) for name in names
+    }
 
 
 def test_imports_run_downwards() -> None:
