@@ -144,7 +144,7 @@ class Walk:
     @property
     def corrected(self) -> Path:
         """Episodes in which a person may take over."""
-        return self.folder / "corrected"
+        return self.folder / "recorded-corrected"
 
     @property
     def dream(self) -> str:

@@ -44,8 +44,8 @@ MOST = 0.05
 APART = 0.02
 """Largest distance in metres between recorded and simulated start; beyond it, the seed names another scene."""
 
-N_GENERATIONS = 12
-"""Generations of the search, with 30 sets of parameters each."""
+N_GENERATIONS, N_SETS = 12, 30
+"""Generations of the search, and sets of parameters in each."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _search(
         [BOUNDS[name] if name == "delay" else tuple(np.log(BOUNDS[name])) for name in names],
         integrality=[name == "delay" for name in names],
         x0=[0.0] * len(names),  # start at the unchanged simulator: log factors of 0, delay 0
-        popsize=6,
+        popsize=N_SETS // len(names),  # of each parameter
         maxiter=N_GENERATIONS,
         seed=seed,
         polish=False,
