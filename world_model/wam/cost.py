@@ -120,9 +120,9 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 def _activations(config: ModelConfig, spec: Spec, stage: StageConfig, device: torch.device) -> int:
     """Return the bytes that a step keeps for the backward pass."""
     model, windows = _random(config, spec, device)
-    with counted_activations(model) as kept:
+    with counted_activations(model) as activations:
         train_stage("pretrain", model, windows, replace(stage, n_steps=1))
-    return max(kept)
+    return activations.most
 
 
 def _seconds(config: ModelConfig, spec: Spec, stage: StageConfig, device: torch.device) -> float:
@@ -147,30 +147,49 @@ def _random(config: ModelConfig, spec: Spec, device: torch.device) -> tuple[Worl
     return model, windows
 
 
-@contextmanager
-def counted_activations(model: nn.Module) -> Iterator[list[int]]:
-    """Count the bytes that are kept for each backward pass of this context, without the weights of `model`."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: list[int] = [0]
-    seen: set[int] = set()
-    runs_back = False
+class Activations:
+    """The bytes that are kept for a backward pass, now and at most; each piece of memory counts once.
 
-    def pack(value: Tensor) -> Tensor:
-        nonlocal runs_back
-        if runs_back:  # the next forward pass has begun
-            seen.clear()
-            kept.append(0)
-            runs_back = False
+    Args:
+        model: its weights do not count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.now = self.most = 0
+        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._n_holding: dict[int, int] = {}  # address -> tensors that are kept there
+
+    def hold(self, value: Tensor) -> Kept:
+        """Count a tensor, until what is returned is gone."""
         memory = value.untyped_storage()
-        if memory.data_ptr() not in seen and memory.data_ptr() not in weights:
-            seen.add(memory.data_ptr())
-            kept[-1] += memory.nbytes()
-        return value
+        if memory.data_ptr() not in self._weights:
+            n = self._n_holding.get(memory.data_ptr(), 0)
+            self._n_holding[memory.data_ptr()] = n + 1
+            self.now += 0 if n else memory.nbytes()
+            self.most = max(self.most, self.now)
+        return Kept(value, self)
 
-    def unpack(value: Tensor) -> Tensor:
-        nonlocal runs_back
-        runs_back = True
-        return value
+    def drop(self, value: Tensor) -> None:
+        """Count a tensor no longer."""
+        memory = value.untyped_storage()
+        if memory.data_ptr() not in self._weights:
+            self._n_holding[memory.data_ptr()] -= 1
+            self.now -= 0 if self._n_holding[memory.data_ptr()] else memory.nbytes()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield kept
+
+class Kept:
+    """A tensor that is kept for a backward pass. Parts of a graph that are not used go before it."""
+
+    def __init__(self, value: Tensor, counted: Activations) -> None:
+        self.value, self._counted = value, counted
+
+    def __del__(self) -> None:
+        self._counted.drop(self.value)
+
+
+@contextmanager
+def counted_activations(model: nn.Module) -> Iterator[Activations]:
+    """Count what is kept for the backward passes of this context, without the weights of `model`."""
+    activations = Activations(model)
+    with torch.autograd.graph.saved_tensors_hooks(activations.hold, lambda kept: kept.value):
+        yield activations

@@ -24,14 +24,14 @@ def taken(stage: StageConfig, n_layers: int) -> tuple[dict[str, int], WorldActio
     model = WorldActionModel(replace(CONFIG, n_layers=n_layers), SPEC)
     windows, saved = RandomWindows(model), dict[str, Any]()
     fit_statistics(model, windows, n=100)
-    with counted_activations(model) as kept:
+    with counted_activations(model) as activations:
         train_stage("pretrain", model, windows, replace(stage, n_steps=1), save=lambda step, state: saved.update(state))
     moments = [v for of in saved["optimizer"]["state"].values() for name, v in of.items() if name != "step"]
     found = {
         "weights": n_bytes(list(model.parameters())),
         "gradients": n_bytes([p.grad for p in model.parameters() if p.grad is not None]),
         "Adam": n_bytes(moments),
-        "activations": max(kept),
+        "activations": activations.most,
     }
     return found, model
 
@@ -41,12 +41,9 @@ def test_memory_is_that_of_a_model_that_was_built() -> None:
     found, model = taken(STAGE, n_layers=5)
     asked = cost.memory()
     assert asked["weights"] == found["weights"]
-    for name in (
-        "gradients",
-        "Adam",
-    ):  # a few weights are trained in the mode `policy` alone, which this stage leaves out
+    # A few weights are trained in the mode `policy` alone, which this stage leaves out.
+    for name in ("gradients", "Adam"):
         assert found[name] <= asked[name] <= 1.06 * found[name]
-    # The noise levels are drawn, and with them the rows of the action decoder.
     assert asked["activations"] == pytest.approx(found["activations"], rel=0.05)
     assert cost.n_weights == sum(p.numel() for p in model.parameters()) and cost.seconds > 0
 
