@@ -81,6 +81,7 @@ def watched(seeds: list[int], n_steps: int = 25) -> list[Episode]:
 
 def test_another_camera_is_found_again_from_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "N_GENERATIONS", 1)  # the physics are the simulator's, where the search begins
+    monkeypatch.setattr(fitting, "N_SETS", 12)
     monkeypatch.setattr(fit_camera, "N_SEARCHED", 5)
     monkeypatch.setattr(fit_camera, "N_JUDGED", 10)
     told: list[float] = []
@@ -103,6 +104,7 @@ def test_another_camera_is_found_again_from_images(monkeypatch: pytest.MonkeyPat
 def test_noise_where_nothing_recorded_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state with the hand alone: the noise is what the replay leaves over."""
     monkeypatch.setattr(fitting, "N_GENERATIONS", 1)
+    monkeypatch.setattr(fitting, "N_SETS", 12)
     generator, noisy = torch.Generator().manual_seed(0), watched([1, 2])
     for episode in noisy:
         episode.obs["state"] += 0.002 * torch.randn(episode.obs["state"].shape, generator=generator)
@@ -126,6 +128,7 @@ def test_the_command_fits_the_cameras_of_a_checkpoint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fitting, "N_GENERATIONS", 1)
+    monkeypatch.setattr(fitting, "N_SETS", 12)
     for name, n in (("N_SEARCHED", 1), ("N_JUDGED", 2), ("N_EVALUATIONS", 2), ("MOST_DELAY", 2)):
         monkeypatch.setattr(fit_camera, name, n)
     features = {"state": Feature((4,), slices=ROBOT), "images.front": Feature((32, 32, 3), dtype="uint8", every=EVERY)}
