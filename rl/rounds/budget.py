@@ -122,8 +122,13 @@ def check_budget(config: TrainConfig, chunk_size: int, n_tasks: int, can_imitate
             )
 
 
-def plan_of(config: TrainConfig, chunk_size: int, n_tasks: int, can_imitate: bool) -> str:
-    """Return in words how the run divides its budget; "" without one."""
+def checked_plan(config: TrainConfig, chunk_size: int, n_tasks: int, can_imitate: bool) -> str:
+    """Return in words how the run divides its budget; "" without one.
+
+    Raises:
+        UserError: the budget is too small, see `check_budget`.
+    """
+    check_budget(config, chunk_size, n_tasks, can_imitate)
     n_gates = config.n_gates(can_imitate)
     parts = [
         f"at most {of.given:,} simulator {of.unit}, of them up to {of.training:,} to train and the rest for {n_gates} "

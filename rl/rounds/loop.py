@@ -25,7 +25,7 @@ from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
 from rl.ppo.precision import matmul_precision
 from rl.ppo.update import PPO
-from rl.rounds.budget import block_of, check_budget, pairs_of_gate, plan_of
+from rl.rounds.budget import block_of, checked_plan, pairs_of_gate
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import EpisodeResult
@@ -92,14 +92,12 @@ class PostTraining:
         self.log, self.say, self.tick, self.safe = log, say, tick, safe
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
         tasks = tasks_of(config, model)
-        self._n_tasks = n = len(tasks) or 1
-        check_budget(config, self._chunk_size, n, demonstrations is not None)
-        self.budget_plan = plan_of(config, self._chunk_size, n, demonstrations is not None)  # in words, "" without one
+        self._n_tasks = len(tasks) or 1
+        self.budget_plan = checked_plan(config, self._chunk_size, self._n_tasks, demonstrations is not None)  # in words
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
-        # Each task as often in all processes together.
-        own_tasks = tasks_from(tasks, distributed.rank * own.env.n_envs)
+        own_tasks = tasks_from(tasks, distributed.rank * own.env.n_envs)  # each as often in all processes together
         self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser)
         self.eval_envs = EvalEnvs(own, model, tasks, self.sim, self.denoiser, distributed)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
@@ -119,8 +117,7 @@ class PostTraining:
         if config.env.kind != "sim" and model is not None:
             self.dreams = Dreams(own, model, self.policy.images, distributed)
         self.sim.record(self.dreams is not None)
-        dreams = None if self.dreams is None else self.dreams.model
-        self.twins = make_twins(config, dreams, self.eval_envs, self.sim, self.policy)
+        self.twins = make_twins(config, self.dreams, self.eval_envs, self.sim, self.policy)
         # The caller may replace `say` and `safe`, so they are looked up at each call.
         self._hooks = Hooks(
             log=self._log,

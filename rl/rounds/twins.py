@@ -10,11 +10,11 @@ import numpy as np
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Policy, TrainablePolicy
+from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
 from rl.rounds.evaluate import evaluate_dream, whole_episodes
 from rl.rounds.gate import Dreamed
 from rl.seeds import TWIN
-from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 
 
@@ -67,14 +67,14 @@ class Twins:
 
 
 def make_twins(
-    config: TrainConfig, model: WorldModel | None, eval_envs: EvalEnvs, sim: Simulator, policy: TrainablePolicy
+    config: TrainConfig, dreams: Dreams | None, eval_envs: EvalEnvs, sim: Simulator, policy: TrainablePolicy
 ) -> Twins | None:
-    """Return what dreams the twins of gates; None where no `model` dreams, or the gate itself runs in a dream."""
-    if model is None or sim.place != "sim" or config.gate.n_dreams == 0:
+    """Return what dreams the twins of gates; None in a run without dreams, or if the gate itself runs in a dream."""
+    if dreams is None or sim.place != "sim" or config.gate.n_dreams == 0:
         return None
     return Twins(
         starts=eval_envs.starts,
-        make_dream=partial(whole_episodes, model, sim, policy),
+        make_dream=partial(whole_episodes, dreams.model, sim, policy),
         n_others=config.gate.n_dreams,
         n_tasks=len(eval_envs.envs),
         first=TWIN.start,

@@ -15,7 +15,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.envs.simulator import IDLE
-from rl.rounds.budget import GateBudget, check_budget, gate_budget, plan_of, with_guard
+from rl.rounds.budget import GateBudget, check_budget, gate_budget, checked_plan, with_guard
 from rl.rounds.gate import HIGHEST, LOWEST, decide, evidence
 from rl.rounds.loop import PostTraining
 from rl.sequential import corrected, log_evidence, plain
@@ -99,11 +99,11 @@ def test_a_budget_of_episodes_is_that_of_each_task() -> None:
 
 
 def test_the_plan_is_said_in_words() -> None:
-    assert plan_of(compose("mix", [], TrainConfig), CHUNK, 1, can_imitate=True) == (
+    assert checked_plan(compose("mix", [], TrainConfig), CHUNK, 1, can_imitate=True) == (
         "budget: at most 100,000 simulator steps, of them up to 52,864 to train and the rest for 5 gates; "
         "evaluation is not counted"
     )
-    assert plan_of(compose("sim", [], TrainConfig), CHUNK, 1, can_imitate=True) == ""
+    assert checked_plan(compose("sim", [], TrainConfig), CHUNK, 1, can_imitate=True) == ""
 
 
 @pytest.mark.parametrize("preset", ["dream", "mix"])
