@@ -15,7 +15,7 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.envs.simulator import IDLE
-from rl.rounds.budget import GateBudget, check_budget, gate_budget, checked_plan, with_guard
+from rl.rounds.budget import GateBudget, check_budget, checked_plan, gate_budget, with_guard
 from rl.rounds.gate import HIGHEST, LOWEST, decide, evidence
 from rl.rounds.loop import PostTraining
 from rl.sequential import corrected, log_evidence, plain
