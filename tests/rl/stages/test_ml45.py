@@ -72,16 +72,18 @@ def test_no_episode_of_any_stage_is_of_a_test_task(tmp_path: Path, monkeypatch: 
     few = ["n_expert=1", "n_noisy=1", "n_random=1"]
     assert cli.main(["pretrain", "metaworld-ml45-pretrained", *few, *words(SMALL)]) == 0
     assert cli.main(["tune", "metaworld-ml45-tuned", *words(TUNED)]) == 0
-    store = EpisodeStore("runs/episodes/metaworld-ml45-pretrained")
+    (tuned,) = Path("runs/metaworld-ml45-tuned").iterdir()
+    recorded, own = EpisodeStore("runs/episodes/metaworld-ml45-pretrained"), EpisodeStore(tuned / "episodes")
     for part, sources in (
-        (store, {"expert", "noisy", "random", "policy"}),
-        (heldout_store(store), {"noisy", "policy"}),
+        (recorded, {"expert", "noisy", "random"}),
+        (heldout_store(recorded), {"noisy"}),
+        (own, {"policy"}),
+        (heldout_store(own), {"policy"}),
     ):
         episodes = part.load()
         assert {(e.task, e.source) for e in episodes} == {(task, source) for task in ML45 for source in sources}
     model = load_model("runs/metaworld-ml45-tuned")
     assert model.spec.tasks == ML45 and not set(model.spec.instructions) & set(ML45_TEST)
-    (tuned,) = Path("runs/metaworld-ml45-tuned").iterdir()
     demonstrations = EpisodeStore(tuned / "checkpoints" / "last").load()
     assert {e.task for e in demonstrations} == set(ML45)
     # and one policy is post-trained on all of them
