@@ -73,7 +73,7 @@ def completed(script: str, *words: str) -> list[str]:
 def test_bash_completes_verbs_presets_keys_and_files(capsys: pytest.CaptureFixture[str]) -> None:
     script = shown(capsys, "completion", "bash")
     assert completed(script, "wamtune", "t") == ["tune", "train"]
-    assert completed(script, "wamtune", "train", "demo") == ["demo-pixels", "demo", "demonstrations="]
+    assert completed(script, "wamtune", "train", "demo") == ["demo", "demo-pixels", "demonstrations="]
     assert completed(script, "wamtune", "train", "demo", "ppo.clip") == ["ppo.clip_range="]
     assert completed(script, "wamtune", "eval", "metaworld-t") == ["metaworld-tuned"]
     make_run("train", "20250101-120000")
