@@ -179,7 +179,7 @@ class PostTraining:
         config, state, verdict = self.config.gate, self.state, None
         challenger = policy_state(self.policy)
         if config.enabled and phase in config.places:
-            n_tasks = self._n_tasks
+            n_tasks = len(self.eval_envs.envs)  # 1 if one simulator has the episodes of all
             most, n_guard = self._most_pairs()
             verdict = judge(
                 champion=self._side(state.champion),

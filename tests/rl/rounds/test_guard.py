@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rl.compose import compose
+from rl.config import TrainConfig
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Side, Verdict, judge
 from rl.rounds.guard import Guard, RunTasks, TaskPairs, by_task, worse
+from rl.verbs.prepare import prepare
 
 TASKS = ("assembly", "hammer", "push")
 
@@ -109,3 +113,26 @@ def test_no_pair_is_spent_without_need(hammer: bool) -> None:
     verdict = gate({"assembly": hammer, "hammer": hammer, "push": False}, guarded=True)
     assert verdict.accepted == hammer and verdict.looked_at == [] and "looked at" not in str(verdict)
     assert "tasks_worse" not in verdict.numbers()
+
+
+def test_one_simulator_with_the_episodes_of_all_tasks_has_no_guard(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a simulator, as that of recorded episodes, cannot run the episodes of one task."""
+    config = compose("dream", [*tiny, "env.tasks=[button-press-topdown,push]", "gate.n_episodes=3"], TrainConfig)
+    post = prepare(config)
+    seen: list[tuple[bool, int, int]] = []
+
+    def judged(**given: Any) -> Verdict:
+        seen.append((given["guard"] is None, given["cycle"], given["block"]))
+        return Verdict(True, 0.5, 0.5, 0, 0, 6)
+
+    monkeypatch.setattr("rl.rounds.loop.judge", judged)
+    try:
+        post.gate("dream", 0)
+        others, post.eval_envs.envs = post.eval_envs.envs[1:], post.eval_envs.envs[:1]
+        post.gate("dream", 0)
+        post.eval_envs.envs += others
+    finally:
+        post.close()
+    assert seen == [(False, 2, 4), (True, 1, 3)]
