@@ -11,52 +11,34 @@ import torch
 from torch import Tensor
 
 from rl.config import PPOConfig
-from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
 from rl.policies.wam import flow_policy
 from rl.ppo.buffer import Rollout
 from rl.ppo.imitation import Imitation, affordable, leads_to_success, whole_chunks
 from rl.ppo.update import PPO
+from tests.rl.ppo.toy import FEATURES, Still
 from world_model.data.episodes import BLEND, PERSON, POLICY, Episode
-from world_model.env import Obs
-from world_model.spec import STATE, Feature, Spec
+from world_model.spec import STATE, Spec
 from world_model.wam.model import WorldActionModel
 
-SPEC = Spec({STATE: Feature((4,))}, (-1.0, -1.0), (1.0, 1.0), ("reach", "rest"), control_hz=10.0)
+SPEC = Spec(FEATURES, (-1.0, -1.0), (1.0, 1.0), ("reach", "rest"), control_hz=10.0)
 UNKNOWN = torch.nan
 CONFIG = PPOConfig(n_steps=3, batch_size=3)
 
 
-class Masks(Denoiser):
-    """A flow of chunks of 4 actions, 2 of them executed, whose loss leaves unknown actions out; it keeps a dict."""
+class Masks(Still):
+    """A flow whose loss leaves unknown actions out; it keeps the actions that it was given."""
 
     masks_unknown = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.reads, self.horizon, self.chain_dim, self.n_features, self.n_action_steps = SPEC.features, 4, 2, 4, 2
-        self.net = torch.nn.Linear(4, 8)
         self.seen: list[Tensor] = []
-
-    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        return {"state": obs[STATE][:, -1]}
-
-    def features(self, encoded: dict[str, Tensor]) -> Tensor:
-        return encoded["state"]
-
-    def step(self, prepared: dict[str, Tensor], x: Tensor, i: int, n_steps: int) -> tuple[Tensor, None]:
-        return self.net(prepared["state"]).view_as(x), None
-
-    def to_actions(self, encoded: dict[str, Tensor], x: Tensor) -> Tensor:
-        return x
 
     def imitation_loss(self, encoded: dict[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
         self.seen.append(actions)
         errors = self.net(encoded["state"]).view_as(actions) - actions
         return errors[actions.isfinite()].square().mean()
-
-    def action_parameters(self) -> list[torch.nn.Parameter]:
-        return list(self.net.parameters())
 
 
 def numbered(length: int, success: bool = True) -> Episode:

@@ -14,47 +14,19 @@ from rewards import RewardManager
 from rl import cli
 from rl.compose import compose
 from rl.config import PPOConfig, TrainConfig
-from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
 from rl.ppo.update import PPO
 from rl.rounds.corrections import corrected_values, policy_returns, step_rewards
 from rl.verbs.prepare import prepare
+from tests.rl.ppo.toy import FEATURES, Still
 from world_model.data.episodes import BLEND, PERSON, POLICY, Episode, EpisodeStore
-from world_model.env import Obs
-from world_model.spec import STATE, Feature, Spec
+from world_model.spec import STATE, Spec
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, save_model
 
-SPEC = Spec({STATE: Feature((4,))}, (-1.0, -1.0), (1.0, 1.0), ("reach",), control_hz=10.0)
+SPEC = Spec(FEATURES, (-1.0, -1.0), (1.0, 1.0), ("reach",), control_hz=10.0)
 GAMMA = 0.9
 SUCCESS = {"success": {"weight": 2.0}}
-
-
-class Still(Denoiser):
-    """A flow of chunks of 4 actions, 2 of them executed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads, self.horizon, self.chain_dim, self.n_features, self.n_action_steps = SPEC.features, 4, 2, 4, 2
-        self.net = torch.nn.Linear(4, 8)
-
-    def encode(self, obs: Obs, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        return {"state": obs[STATE][:, -1]}
-
-    def features(self, encoded: dict[str, Tensor]) -> Tensor:
-        return encoded["state"]
-
-    def step(self, prepared: dict[str, Tensor], x: Tensor, i: int, n_steps: int) -> tuple[Tensor, None]:
-        return self.net(prepared["state"]).view_as(x), None
-
-    def to_actions(self, encoded: dict[str, Tensor], x: Tensor) -> Tensor:
-        return x
-
-    def imitation_loss(self, encoded: dict[str, Tensor], actions: Tensor, generator: torch.Generator) -> Tensor:
-        return self.net(encoded["state"]).square().mean()
-
-    def action_parameters(self) -> list[torch.nn.Parameter]:
-        return list(self.net.parameters())
 
 
 def episode(control: list[int] | None, n: int = 12, success: bool = True, at: float = 0.0) -> Episode:
