@@ -10,7 +10,7 @@ from rl.ranking import Ranking
 from rl.report import figures, look
 from rl.rounds.evaluate import EpisodeResult
 from rl.sequential import Floats
-from rl.statistics import success_rate, wilson
+from rl.statistics import describe, success_rate, wilson
 from rl.verbs.measure import TwinSuccess, in_percent
 
 Results = dict[str, list[EpisodeResult]]
@@ -36,7 +36,7 @@ def eval_page(
     places = {"simulator": sim, "dream": dream}
     shown = {place: [r for of in results.values() for r in of] for place, results in places.items()}
     shown = {place: results for place, results in shown.items() if results}
-    label = ", ".join(f"{_percent(results)} in the {place}" for place, results in shown.items())
+    label = ", ".join(f"{describe(results).partition(' of ')[0]} in the {place}" for place, results in shown.items())
     tasks = ", ".join(sim)
     head = _head(
         f"eval {name}", label, f"Success of {name} on {tasks}. {_counted(shown)} Brackets and lines are 95 % intervals."
@@ -93,11 +93,6 @@ def _counted(shown: dict[str, list[EpisodeResult]]) -> str:
 
 def _rate(task: str, sim: Results, dream: Results) -> float:
     return success_rate(sim[task] or dream[task])
-
-
-def _percent(results: Sequence[EpisodeResult]) -> str:
-    low, high = wilson(sum(r.success for r in results), len(results))
-    return f"{100 * success_rate(results):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _row(label: str, hits: Sequence[float], place: str) -> figures.Estimate:
