@@ -2,12 +2,13 @@
 
     python benchmarks/weak_scaling.py [--processes 2] [--turns 3] [--windows 256]
 
-Each process has one thread and the same work, whatever their number: 256 dreams of two chunks and the PPO update on
-them; twenty chunks in 32 simulators; 20 steps of pre-training on 256 windows each, the batch of the preset. Both
-numbers of processes take turns in one run. Efficiency is the time of one process divided by the time of several; 1
-means that nothing is lost. It needs idle cores. `of processor` is the same for the processor time that a process takes,
-waiting left out, and hardly depends on what else the machine does. `exchange` is the share of the time that a process
-spends in exchanges, where it also waits for the slowest one; `calls` and `MB` are those of all_reduce in one job.
+Each process has one thread and the same work, whatever their number: 256 dreams of four chunks, and 5 epochs of PPO on
+them in batches of 512; twenty chunks in 32 simulators; 20 steps of pre-training on 256 windows each. These are the
+numbers of dreams, epochs and rows in the presets, except that their dreams have 20 chunks. Both numbers of processes
+take turns in one run. Efficiency is the time of one process divided by the time of several; 1 means that nothing is
+lost. It needs idle cores. `of processor` is the same for the processor time that a process takes, waiting left out, and
+hardly depends on what else the machine does. `exchange` is the share of the time that a process spends in exchanges,
+where it also waits for the slowest one; `calls` and `MB` are those of all_reduce in one job.
 """
 
 from __future__ import annotations
@@ -85,17 +86,17 @@ def work(n_windows: int) -> None:
         model = load_model(CHECKPOINT)
         sim = SimEnv("metaworld", 32, [TASK], task_names=model.spec.tasks, seed=distributed.rank)
         policy = flow_policy(model, sim)
-        ppo = PPO(policy, PPOConfig(n_steps=2, batch_size=256, n_epochs=2), distributed=distributed)
+        ppo = PPO(policy, PPOConfig(n_steps=4, n_epochs=5), distributed=distributed)
         sim.record(True)
         ppo.collect(sim, 19)
         starts = StartStates.from_episodes(sim.record(False), model.spec.tasks, model.config.n_context_frames)
-        dream = DreamEnv(model, 256, starts, horizon=2)
+        dream = DreamEnv(model, 256, starts, horizon=4)
         windows = model.windows(collect_scripted("expert", [TASK], 10))
         stage = StageConfig(n_steps=20, batch_size=n_windows * distributed.world_size)
         pretrained = load_model(CHECKPOINT)
 
         def update() -> None:
-            ppo.update(Samples.from_rollout(ppo.collect(dream, 2), 0.999, 0.95))
+            ppo.update(Samples.from_rollout(ppo.collect(dream, 4), 0.999, 0.95))
 
         def simulate() -> None:
             with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +18,7 @@ class Share:
     """The share of one process in every optimizer step of a training."""
 
     n_processes: int = 1
-    average_gradients: Callable[[Sequence[nn.Parameter]], None] = _nothing  # over all processes, in place
+    average_gradients: Callable[[Sequence[nn.Parameter]], Any] = _nothing  # over all processes, in place
 
     def of(self, batch_size: int) -> int:
         """Return how many rows of a batch this process computes, rounded up."""

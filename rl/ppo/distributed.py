@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import reduce
 from typing import Any, TypeVar, cast
 
 import torch
@@ -89,8 +90,11 @@ class Distributed:
             )
         return parts
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace the gradients of `parameters` by their mean over all processes."""
+    def average_gradients(
+        self, parameters: Sequence[nn.Parameter], values: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Replace the gradients of `parameters` by their mean over all processes; return the mean of other `values`."""
+        return dict(values or {})
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
@@ -193,31 +197,38 @@ class Group(Distributed):
         """Return the workers of a config divided by the processes of this machine."""
         return n_workers // self.n_local
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average all gradients in one exchange; a parameter without gradient counts as 0.
+    def average_gradients(
+        self, parameters: Sequence[nn.Parameter], values: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Average all gradients and `values` in one exchange; a parameter without gradient counts as 0.
 
-        The gradients become parts of one buffer, which the next call for as many numbers overwrites.
+        The gradients become parts of one buffer, which the next call for as many numbers overwrites. It is float32 at
+        least, so gradients in bfloat16 are copied back.
         """
-        flat = self._buffer(parameters)
-        parts = flat.split([parameter.numel() for parameter in parameters])
+        values = values or {}
+        flat = self._buffer(parameters, len(values))
+        *parts, others = flat.split([*(parameter.numel() for parameter in parameters), len(values)])
         means = [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)]
         for parameter, mean in zip(parameters, means, strict=True):
             if parameter.grad is None:
                 mean.zero_()
             else:
                 mean.copy_(parameter.grad)
+        others.copy_(torch.tensor(list(values.values())))
         with self._exchange():
             distributed.all_reduce(flat)
         flat /= self.world_size
         for parameter, mean in zip(parameters, means, strict=True):
-            parameter.grad = mean
+            parameter.grad = mean.to(parameter.dtype)
+        return dict(zip(values, others.tolist(), strict=True))
 
-    def _buffer(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def _buffer(self, parameters: Sequence[nn.Parameter], n_others: int) -> Tensor:
         """Return memory for all gradients, kept from step to step: to get new one takes longer than the exchange."""
-        n, first = sum(p.numel() for p in parameters), parameters[0]
-        key = n, first.dtype, first.device
+        n, device = sum(p.numel() for p in parameters) + n_others, parameters[0].device
+        dtype = reduce(torch.promote_types, (parameter.dtype for parameter in parameters), torch.float32)
+        key = n, dtype, device
         if key not in self._buffers:
-            self._buffers[key] = torch.empty(n, dtype=first.dtype, device=first.device)
+            self._buffers[key] = torch.empty(n, dtype=dtype, device=device)
         return self._buffers[key]
 
     def sum(self, values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ has no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ class PPO:
             order = torch.randperm(len(samples), generator=self.generator, device=self.generator.device)
             for index in order.split(self.config.batch_size):
                 losses, stats = self._losses(samples[index], real, ref_kl_coef)
-                stats = self.distributed.mean(stats)  # of the batches of all processes, which then decide alike
+                stats = self._backward(losses, self.optimizer, stats)  # of all processes, which then decide alike
                 for name, value in stats.items():
                     seen.setdefault(name, []).append(value)
                 # Early stop as in SB3: check the KL before the step, and skip the rest of the update.
@@ -181,6 +181,7 @@ class PPO:
         optimizer = self._fresh_optimizer()
         for _ in range(n_steps):
             if (loss := self._bc_loss()) is not None:
+                self._backward(loss, optimizer)
                 self._step(loss, optimizer)
 
     def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
@@ -277,18 +278,24 @@ class PPO:
             ]
         )
 
+    def _backward(
+        self, loss: Tensor, optimizer: torch.optim.Adam, stats: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Compute the gradients of a loss; average them and the statistics over all processes, in one exchange."""
+        optimizer.zero_grad()
+        if loss.requires_grad:  # it does not in a process without examples, while others imitate theirs
+            loss.backward()
+        # A bad number of one process is then in the gradients of all of them, before any weight changes.
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return self.distributed.average_gradients(parameters, stats)
+
     def _step(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
-        """Take one optimizer step, with gradients clipped for actor and critic separately.
+        """Take one optimizer step with the gradients of `loss`, clipped for actor and critic separately.
 
         Raises:
             BadNumbers: loss or gradients are not finite; the weights are unchanged.
         """
         check_loss(loss, REMEDY)
-        optimizer.zero_grad()
-        if loss.requires_grad:  # it does not in a process without examples, while others imitate theirs
-            loss.backward()
-        # One exchange for all gradients; a bad number of one process is then in all of them, before any weight changes.
-        self.distributed.average_gradients([p for group in optimizer.param_groups for p in group["params"]])
         norms = [
             nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm) for group in optimizer.param_groups
         ]

@@ -93,16 +93,35 @@ with Distributed.join() as distributed, distributed.together():
     for step in range(3):
         layer.weight.grad = torch.full((2, 3), float(distributed.rank + step))
         layer.bias.grad = None if distributed.rank else torch.ones(2)
-        distributed.average_gradients(list(layer.parameters()))
+        means = distributed.average_gradients(list(layer.parameters()), {"loss": float(distributed.rank), "kl": 3.0})
         assert layer.weight.grad.eq(0.5 + step).all() and layer.bias.grad.eq(0.5).all()
+        assert means == {"loss": 0.5, "kl": 3.0}
     exchanged = [x for x in calls if x.numel() > 1]
     assert len(calls) == 6 and len(exchanged) == 3  # each after an agreement that no process has failed
-    assert {x.data_ptr() for x in exchanged} == {layer.weight.grad.data_ptr()} and exchanged[0].numel() == 8
+    assert {x.data_ptr() for x in exchanged} == {layer.weight.grad.data_ptr()} and exchanged[0].numel() == 10
 """
 
 
 def test_gradients_are_averaged_in_one_exchange_and_in_memory_that_stays(torchrun: Any) -> None:
     run(torchrun, AVERAGE, n=2)
+
+
+MIXED = """
+import torch
+from rl.ppo.distributed import Distributed
+
+with Distributed.join() as distributed, distributed.together():
+    adapter, critic = torch.nn.Linear(3, 2, bias=False).bfloat16(), torch.nn.Linear(3, 1, bias=False)
+    adapter.weight.grad = torch.full((2, 3), 1.0 + distributed.rank).bfloat16()
+    critic.weight.grad = torch.full((1, 3), 1.0 + 2**-20 * distributed.rank)
+    distributed.average_gradients([adapter.weight, critic.weight])
+    assert adapter.weight.grad.eq(1.5).all() and adapter.weight.grad.dtype == torch.bfloat16
+    assert critic.weight.grad.eq(1.0 + 2**-21).all()  # bfloat16 would round it to 1
+"""
+
+
+def test_gradients_in_bfloat16_do_not_round_those_in_float32(torchrun: Any) -> None:
+    run(torchrun, MIXED, n=2)
 
 
 EXCHANGES = """
