@@ -1,7 +1,7 @@
-r"""Compare rounds of `wamtune train dream` as they are with rounds that compute less: time and gain, in one table.
+r"""Compare rounds of `wamtune train dream` with longer ones, which were the preset before: time and gain, in one table.
 
     python benchmarks/one_round.py                                   # 2 tasks, 2 seeds, all ways in turns
-    python benchmarks/one_round.py --tasks push --seeds 0 --ways today medium
+    python benchmarks/one_round.py --tasks push --seeds 0 --ways long today
     python benchmarks/one_round.py --runs 0                          # only the table of the finished runs
 
 A run is one way of computing on one task from one seed, in a process of its own with one thread. Its row is appended to
@@ -24,11 +24,9 @@ from typing import Any
 
 RUN = "train dream threads=1 n_rounds=2 gate.n_episodes=48 gate.max_episodes=48 gate.n_dreams=0 gate.z_loss=1".split()
 WAYS = {
+    "long": ["matmul_precision=highest", "dream.refit_steps=700", "dream.n_epochs=5"],
+    "long, medium": ["matmul_precision=medium", "dream.refit_steps=700", "dream.n_epochs=5"],
     "today": [],
-    "medium": ["matmul_precision=medium"],
-    "fewer refits": ["dream.refit_least_fall=0.2"],
-    "both": ["matmul_precision=medium", "dream.refit_least_fall=0.2"],
-    "shorter": ["matmul_precision=medium", "dream.refit_steps=350", "dream.n_epochs=4"],
 }
 """Name -> keys that differ from the preset."""
 

@@ -19,7 +19,7 @@ from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.replays import HORIZON, error_ratio
 
-_STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings", "last_error", "refit_share")
+_STATE = ("episodes", "n_refitted", "success", "gap", "n_widenings")
 """Attributes of `Dreams` that change from round to round; the weights belong to the model."""
 
 
@@ -52,17 +52,15 @@ class Dreams:
         self.success = math.nan  # success rate of the last dreamed rollout
         self.gap = math.inf  # success in the last dream minus success at its gate
         self.n_widenings = 0  # consecutive dreams without a gain at the gate and with a wider gap each time
-        self.last_error = math.inf  # prediction error on new episodes, before the last refit
-        self.refit_share = 1.0  # of `dream.refit_steps` that the next refit has, see `dream.refit_least_fall`
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next dream depends on, except the model."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, also in an older version, whose refits all had the same steps."""
+        """Restore what `state_dict` returned, also in an older version, which saved more."""
         for name in _STATE:
-            setattr(self, name, state.get(name, getattr(self, name)))
+            setattr(self, name, state[name])
 
     def env(self, starts: StartStates) -> DreamEnv:
         """Build the dream, whose branches begin in `starts`.
@@ -142,26 +140,24 @@ class Dreams:
             return None
         return error_ratio(self.model, new)
 
-    def refit(self, tick: Callable[[float], None] = lambda share: None, error: float | None = None) -> None:
+    def refit(self, tick: Callable[[float], None] = lambda share: None) -> None:
         """Train the prediction of frames on all recorded episodes; of our own model that is the world decoder alone.
 
         First, calibrate trust on the episodes that it was not trained on.
 
         Args:
             tick: called with the share of the training that is done.
-            error: what `error` has found; None if it could not be measured, and all steps are taken.
         """
         config = self.config.dream
         if config.refit_steps == 0 or not self.episodes:
             return
-        n_steps = self._n_steps(error)
         # Calibrate before the refit: afterwards these episodes are training data, and errors on them are too small.
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.chunk_size)):
             self.model.calibrate_trust(new)
         seed = self.config.seed + len(self.episodes)
         self.model.refit_together(
             self.episodes,
-            n_steps=n_steps,
+            n_steps=config.refit_steps,
             learning_rate=config.refit_learning_rate,
             seed=seed,
             tick=tick,
@@ -169,17 +165,6 @@ class Dreams:
         )
         self._copy_from_first()
         self.n_refitted = len(self.episodes)
-
-    def _n_steps(self, error: float | None) -> int:
-        """Return the steps of this refit: half of the last one's if the error on new episodes no longer falls."""
-        config = self.config.dream
-        if error is not None:
-            if error > (1 - config.refit_least_fall) * self.last_error and config.refit_least_fall > 0:
-                self.refit_share /= 2
-            self.last_error = error
-        # All processes must take as many steps; errors may differ in rounding.
-        self.refit_share = self.distributed.from_first(self.refit_share)
-        return max(1, round(config.refit_steps * self.refit_share))
 
     def _copy_from_first(self) -> None:
         """Give all processes the weights of process 0: a processor of another kind may round differently."""

@@ -280,7 +280,7 @@ class DreamPhase:
         if (error := self.dreams.error()) is not None:
             self.hooks.log({"dream/error": error})
         # A refit takes about as long as all updates together, so it is half of the phase.
-        self.dreams.refit(lambda share: self.hooks.tick(doing, share / 2), error)
+        self.dreams.refit(lambda share: self.hooks.tick(doing, share / 2))
 
     def _dream(self, round_index: int) -> DreamEnv:
         """Build the dream, which begins where episodes of fresh seeds begin in the simulator."""
