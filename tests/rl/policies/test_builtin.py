@@ -58,7 +58,7 @@ def test_the_card_says_how_good_it_is():
 @pytest.mark.parametrize("name", PAIRS[1])
 def test_the_card_of_one_that_sees_says_how_well_it_predicts(name):
     """In dB where something moves; repeating the last image is what there is to beat."""
-    found = json.loads((find_checkpoint(name) / "config.json").read_text())["metrics"]["pictures"]["mean"]
+    found = json.loads((find_checkpoint(name) / "config.json").read_text())["metrics"]["images"]["mean"]
     assert found["psnr"] > found["repeat"] + 5 and found["psnr_far"] > found["repeat_far"] + 5
     assert found["shuffle_ratio"] > 1.5
 
