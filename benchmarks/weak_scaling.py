@@ -2,7 +2,7 @@
 
     python benchmarks/weak_scaling.py [--processes 2] [--turns 3] [--windows 256]
 
-Each process has one thread and the same work, whatever their number: 256 dreams of four chunks, and 4 epochs of PPO on
+Each process has one thread and the same work, whatever their number: 256 dreams of four chunks, and 5 epochs of PPO on
 them in batches of 512; twenty chunks in 32 simulators; 20 steps of pre-training on 256 windows each. These are the
 numbers of dreams, epochs and rows in the presets, except that their dreams have 20 chunks. Both numbers of processes
 take turns in one run. Efficiency is the time of one process divided by the time of several; 1 means that nothing is
@@ -86,7 +86,7 @@ def work(n_windows: int) -> None:
         model = load_model(CHECKPOINT)
         sim = SimEnv("metaworld", 32, [TASK], task_names=model.spec.tasks, seed=distributed.rank)
         policy = flow_policy(model, sim)
-        ppo = PPO(policy, PPOConfig(n_steps=4, n_epochs=4), distributed=distributed)
+        ppo = PPO(policy, PPOConfig(n_steps=4, n_epochs=5), distributed=distributed)
         sim.record(True)
         ppo.collect(sim, 19)
         starts = StartStates.from_episodes(sim.record(False), model.spec.tasks, model.config.n_context_frames)

@@ -129,7 +129,7 @@ class DreamConfig:
     n_denoising_steps: int = 1  # of the future frames
     n_rounds: int | None = None  # with env.kind=mix: dream in this many rounds, then simulate; null: both in each round
     n_updates: int = 10  # PPO updates in the dream per round
-    n_epochs: int = 4  # of an update in the dream
+    n_epochs: int = 5  # of an update in the dream
     n_starts: int = 256  # fresh resets of the simulator per round, in which dreams begin; they execute no step
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while training in the dream
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is reliable only near executed actions
@@ -143,7 +143,7 @@ class DreamConfig:
     # signals of your own, name: {func, weight, params}, or null; a chunk's weight is the product of all signals
     trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
-    refit_steps: int = 350  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
+    refit_steps: int = 300  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
     refit_learning_rate: float = 1e-3  # of the world decoder in a refit
 
     @property

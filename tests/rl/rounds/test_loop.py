@@ -165,7 +165,7 @@ def test_a_control_that_learns_nothing_from_dreams_does_not_dream(tiny: list[str
     before = policy_state(post.policy)
     post.phases["dream"].train(0)
     post.close()
-    assert len(steps) == 4  # as many as PPO would take: 4 epochs of 8 * 2 chunks in batches of 16
+    assert len(steps) == 5  # as many as PPO would take: 5 epochs of 8 * 2 chunks in batches of 16
     assert post.state.n_updates == post.config.dream.n_updates  # and as far along the axis
     after = policy_state(post.policy)
     assert any(not torch.equal(after[name], before[name]) for name in before if ".action." in name)
