@@ -143,7 +143,7 @@ class DreamConfig:
     # signals of your own, name: {func, weight, params}, or null; a chunk's weight is the product of all signals
     trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
-    refit_steps: int = 300  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
+    refit_steps: int = 350  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
     refit_learning_rate: float = 1e-3  # of the world decoder in a refit
 
     @property

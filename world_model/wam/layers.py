@@ -14,6 +14,10 @@ KeysValues = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values, each (batch, n_heads, n_tokens, head_dim), in bfloat16 if computed in it."""
 
 
+FEW = 6
+"""Most keys for which a single query is multiplied without torch's kernel, see `attend`."""
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: attention to its own tokens and to keys and values of other stacks, then an MLP."""
 
@@ -40,9 +44,21 @@ class Block(nn.Module):
         # No autocast on the CPU: the backward pass of attention takes nine times as long there in bfloat16.
         with torch.autocast("cpu", enabled=False):
             q, keys, values = (part.to(self.qkv.weight.dtype) for part in (q, keys, values))
-            y = F.scaled_dot_product_attention(q, keys, values)
+            y = attend(q, keys, values)
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm_mlp(x)), (k, v)
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return the attention (batch, n_heads, n, head_dim) of `n` queries to keys and values of the same head.
+
+    One query with few keys is as in most models without images, where each stack has one token. torch's kernel takes up
+    to twice as long for it, with the backward pass, as multiplying and adding.
+    """
+    if q.shape[2] > 1 or keys.shape[2] > FEW or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, keys, values)
+    weights = ((q * keys).sum(-1, keepdim=True) / math.sqrt(q.shape[-1])).softmax(dim=2)
+    return (weights * values).sum(2, keepdim=True)
 
 
 class Stack(nn.Module):
