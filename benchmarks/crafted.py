@@ -39,6 +39,7 @@ from world_model.checkpoint import CONFIG, MANIFEST, MODEL, checkpoint_files
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import INFO, OURS, export_lerobot, import_lerobot
+from world_model.data.shards import digest_of
 from world_model.spec import Feature, Spec
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel
@@ -254,8 +255,6 @@ def make_shards(folder: Path) -> None:
 
 def hostile_shard(folder: Path, rng: random.Random) -> None:
     """Replace a value in the header of a shard or some of its tensors, and correct the checksums."""
-    from world_model.data.episodes import _digest
-
     path = rng.choice(sorted(folder.glob("*.safetensors")))
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -270,7 +269,7 @@ def hostile_shard(folder: Path, rng: random.Random) -> None:
         if rng.random() < 0.3:
             del tensors[name]
         content = json.loads(text)
-        content["sha256"] = _digest(tensors)
+        content["sha256"] = digest_of(tensors)
         text = json.dumps(content)
     metadata = {"wamtune": text, "sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()}
     path.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata))

@@ -23,8 +23,9 @@ from world_model.checkpoint import (
     with_file,
 )
 from world_model.data.columns_config import ColumnsConfig
-from world_model.data.episodes import EpisodeStore, in_shards
+from world_model.data.episodes import EpisodeStore
 from world_model.data.lerobot import INFO, export_lerobot, import_lerobot
+from world_model.data.shards import in_shards
 from world_model.files import JSON_BYTES, read_file, write_atomically, write_folder
 from world_model.hub import PATTERNS, PREFIX, is_hub_name, is_shared, parse_hub_name, upload
 from world_model.runs import newest_runs

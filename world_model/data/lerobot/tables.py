@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from world_model.data.columns import Columns
-from world_model.data.episodes import OBSERVATION, PERSON, Episode
+from world_model.data.episodes import PERSON, Episode
 from world_model.data.images import encode_png, level_stats
 from world_model.data.lerobot.layout import EVERY, FINAL
 from world_model.data.parquet import to_parquet
+from world_model.data.shards import OBSERVATION
 from world_model.spec import IMAGES, Feature, Spec
 
 CHUNK_FILES = 1000
