@@ -105,6 +105,7 @@ class Evaluation:
     policy: str  # its name
     place: Place
     episodes: tuple[EpisodeResult, ...] = field(repr=False)  # task after task, each in the order of its seeds
+    notes: tuple[str, ...] = field(default=(), repr=False)  # a line for each sentence or task new to the model
 
     @property
     def success(self) -> float:
@@ -162,6 +163,7 @@ class Dream:
     # Slice of the state -> (n + 1,) distance in m; with images "images" -> (n_chunks + 1,) mean difference, 0 to 1.
     errors: dict[str, Tensor] = field(repr=False)
     expected_error: tuple[float, ...]  # of each chunk, as the model expected it; () if it was never calibrated
+    notes: tuple[str, ...] = field(repr=False)  # a line for each sentence or task new to the model
     replayed: Replayed = field(repr=False)  # no part of the stable surface
 
     def save(self, path: str | Path) -> Path:
@@ -264,9 +266,11 @@ def evaluate(
     given = {"n_episodes": n_episodes, "place": place, "seed": seed, **_with_tasks(keys, tasks)}
     words = words_of(given)
     check_keys(loaded.actor, words)
-    found = evaluate_actor(loaded.actor, compose(None, words, EvalOptions))
+    notes: list[str] = []
+    found = evaluate_actor(loaded.actor, compose(None, words, EvalOptions), say=notes.append)
     results = found.sim if place == "sim" else found.dream
-    return Evaluation(loaded.name, place, tuple(result for of in results.values() for result in of))
+    episodes = tuple(result for of in results.values() for result in of)
+    return Evaluation(loaded.name, place, episodes, tuple(notes))
 
 
 def make_env(
@@ -346,9 +350,10 @@ def dream(
     given = {"seed": seed, "n_chunks": n_chunks, "source": source, **_with_tasks(keys, [task] if task else [])}
     if "out" in given:
         raise UserError("out: a picture is written by .save(path) of what dream() returns; leave it out")
-    found = dream_of(loaded, compose(None, words_of(given), DreamOptions))
+    notes: list[str] = []
+    found = dream_of(loaded, compose(None, words_of(given), DreamOptions), say=notes.append)
     assert isinstance(found, Replayed)
-    return _dream(found)
+    return _dream(found, notes)
 
 
 def post_train(preset: str | Path, **overrides: Any) -> PostTrained:
@@ -448,7 +453,7 @@ def _dream_of(sim: Simulator, loaded: LoadedPolicy, model: WorldModel | None, co
     )
 
 
-def _dream(found: Replayed) -> Dream:
+def _dream(found: Replayed, notes: Sequence[str]) -> Dream:
     """Return what the Python API shows of a replay."""
     if found.images is not None:
         real, dreamed = found.images
@@ -461,4 +466,13 @@ def _dream(found: Replayed) -> Dream:
             for name in found.parts
             for part in [found.model.spec.slices[name]]
         }
-    return Dream(found.episode.task, found.options.seed, real, dreamed, errors, tuple(found.expected), found)
+    return Dream(
+        task=found.episode.task,
+        seed=found.options.seed,
+        real=real,
+        dreamed=dreamed,
+        errors=errors,
+        expected_error=tuple(found.expected),
+        notes=tuple(notes),
+        replayed=found,
+    )
