@@ -388,7 +388,8 @@ class PostTraining:
         if self.sim.place != "sim":  # gates that run in a dream use no real episodes
             return config.max_episodes, config.n_guard
         n_gates = sum(name in config.places for name, _ in self._schedule()[self.state.n_phases :])  # and those to come
-        return pairs_of_gate(self.config, self._chunk_size, self._n_tasks, self.state, n_gates)
+        n_simulators = len(self.eval_envs.envs)
+        return pairs_of_gate(self.config, self._chunk_size, self._n_tasks, self.state, n_gates, n_simulators)
 
     def _make_callbacks(self, folder: Path) -> RunCallbacks:
         name = self.config.name
