@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rewards.errors import BadNumbers, UserError
 from rl.build import SAME, device_of, make_rewards, make_sim
-from rl.compose import compose
+from rl.compose import compose, yaml_on_one_line
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.chain import ChainPolicy
@@ -394,12 +394,11 @@ def words_of(keys: Mapping[str, Any]) -> list[str]:
     words = []
     for key, value in keys.items():
         try:
-            text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=1_000_000)
+            words.append(f"{key}={yaml_on_one_line(_plain(value))}")
         except yaml.YAMLError:
             raise UserError(
                 f"{key}={value!r:.80}: expected a number, text, a list or a dict; code is named as FILE.py:NAME"
             ) from None
-        words.append(f"{key}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}")
     return words
 
 
