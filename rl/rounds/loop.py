@@ -31,9 +31,9 @@ from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.guard import Guard
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import Hooks, Learner, explore, make_phases
+from rl.rounds.process_share import share_of, tasks_from
 from rl.rounds.process_state import ProcessState
 from rl.rounds.shared_state import SharedState
-from rl.rounds.shares import share_of, tasks_from
 from rl.rounds.task_shares import TaskShares
 from rl.rounds.trial import try_rewards, try_signals
 from rl.rounds.twins import make_twins
@@ -175,18 +175,18 @@ class PostTraining:
         config, state, verdict = self.config.gate, self.state, None
         challenger = policy_state(self.policy)
         if config.enabled and phase in config.places:
-            n_tasks = len(self.eval_envs.envs)  # 1 if one simulator has the episodes of all
-            most, n_guard = self._most_pairs()
+            n_simulators = len(self.eval_envs.envs)  # one for each task, or one that has the episodes of all
+            most, n_guard = self._most_pairs(n_simulators)
             verdict = judge(
                 champion=self._side(state.champion),
                 challenger=self._side(challenger),
                 first_seed=config.seed + state.gate_episodes,  # every gate uses fresh seeds
-                block=block_of(self.config, n_tasks),
-                most=most // n_tasks * n_tasks or most,  # every task equally often
+                block=block_of(self.config, n_simulators),
+                most=most // n_simulators * n_simulators or most,  # every task equally often
                 alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
                 z_loss=config.z_loss,
-                cycle=n_tasks,
-                guard=self._guard(challenger, n_guard) if n_tasks > 1 and n_guard > 0 else None,
+                cycle=n_simulators,
+                guard=self._guard(challenger, n_guard) if n_simulators > 1 and n_guard > 0 else None,
             )
             state.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {phase}: {verdict}")
@@ -382,13 +382,12 @@ class PostTraining:
             alpha=config.alpha / gates,
         )
 
-    def _most_pairs(self) -> tuple[int, int]:
+    def _most_pairs(self, n_simulators: int) -> tuple[int, int]:
         """Return the pairs that this gate may use, and those of each task for its guard: its share of the budget."""
         config = self.config.gate
         if self.sim.place != "sim":  # gates that run in a dream use no real episodes
             return config.max_episodes, config.n_guard
         n_gates = sum(name in config.places for name, _ in self._schedule()[self.state.n_phases :])  # and those to come
-        n_simulators = len(self.eval_envs.envs)
         return pairs_of_gate(self.config, self._chunk_size, self._n_tasks, self.state, n_gates, n_simulators)
 
     def _make_callbacks(self, folder: Path) -> RunCallbacks:
