@@ -305,7 +305,7 @@ class PostTraining:
 
     @property
     def world_model_apart(self) -> WorldModel | None:
-        """The world model if it is another network than the policy; else None, also if there is none."""
+        """The world model, if there is one and it is another network than the policy; else None."""
         is_policy = self.denoiser is None and self.config.actor.func == "flow"
         return None if is_policy else self.model
 
