@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py [N] [SEED] [READER ...]
 
-N is the total number of inputs (2,200), see `crafted.py`. Worker processes read them. A process is ended if it computes
+N is the total number of inputs (2,200), see `crafted/`. Worker processes read them. A process is ended if it computes
 for more than 10 s, waits for ten minutes or needs more than 4 GB. Prints a table. The exit code is 1 if a reader did
 anything else than read an input or refuse it in one line (`UserError`), or took more than 1 GB. Seconds are CPU time,
 so a busy machine gives the same table.
@@ -32,7 +32,7 @@ def main() -> int:
     """Run the readers named on the command line, all by default; return the exit code."""
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
     total, seed = (*numbers, *(2200, 0)[len(numbers) :])
-    from benchmarks.crafted import READERS
+    from benchmarks.crafted.readers import READERS
 
     names = [word for word in sys.argv[1:] if not word.isdigit()] or list(READERS)
     print("| reader | inputs | read | refused | anything else | longest, s | memory, MB |\n| --- |" + " ---: |" * 6)
@@ -81,7 +81,8 @@ def fuzz(name: str, n: int, seed: int) -> list[dict[str, Any]]:
 
 def work(name: str, n: int, seed: int, first: int) -> None:
     """Read the inputs from `first` on; print a line before and after each."""
-    from benchmarks.crafted import READERS, VICTIM
+    from benchmarks.crafted.readers import READERS
+    from benchmarks.crafted.spoil import VICTIM
     from rewards.errors import UserError
 
     out, reader = os.fdopen(os.dup(1), "w"), READERS[name]
@@ -121,7 +122,7 @@ def work(name: str, n: int, seed: int, first: int) -> None:
 
 def lets_markup_through(folder: Path) -> bool:
     """Return whether a written page contains the markup of an input without escaping."""
-    from benchmarks.crafted import MARK
+    from benchmarks.crafted.spoil import MARK
 
     page = folder / "report.html"
     return page.is_file() and not page.is_symlink() and MARK.encode() in page.read_bytes()

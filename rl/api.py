@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rewards.errors import BadNumbers, UserError
 from rl.build import SAME, device_of, make_rewards, make_sim
-from rl.compose import compose
+from rl.compose import compose, yaml_on_one_line
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.chain import ChainPolicy
@@ -105,6 +105,7 @@ class Evaluation:
     policy: str  # its name
     place: Place
     episodes: tuple[EpisodeResult, ...] = field(repr=False)  # task after task, each in the order of its seeds
+    notes: tuple[str, ...] = field(default=(), repr=False)  # a line for each sentence or task new to the model
 
     @property
     def success(self) -> float:
@@ -162,6 +163,7 @@ class Dream:
     # Slice of the state -> (n + 1,) distance in m; with images "images" -> (n_chunks + 1,) mean difference, 0 to 1.
     errors: dict[str, Tensor] = field(repr=False)
     expected_error: tuple[float, ...]  # of each chunk, as the model expected it; () if it was never calibrated
+    notes: tuple[str, ...] = field(repr=False)  # a line for each sentence or task new to the model
     replayed: Replayed = field(repr=False)  # no part of the stable surface
 
     def save(self, path: str | Path) -> Path:
@@ -264,9 +266,11 @@ def evaluate(
     given = {"n_episodes": n_episodes, "place": place, "seed": seed, **_with_tasks(keys, tasks)}
     words = words_of(given)
     check_keys(loaded.actor, words)
-    found = evaluate_actor(loaded.actor, compose(None, words, EvalOptions))
+    notes: list[str] = []
+    found = evaluate_actor(loaded.actor, compose(None, words, EvalOptions), say=notes.append)
     results = found.sim if place == "sim" else found.dream
-    return Evaluation(loaded.name, place, tuple(result for of in results.values() for result in of))
+    episodes = tuple(result for of in results.values() for result in of)
+    return Evaluation(loaded.name, place, episodes, tuple(notes))
 
 
 def make_env(
@@ -346,9 +350,10 @@ def dream(
     given = {"seed": seed, "n_chunks": n_chunks, "source": source, **_with_tasks(keys, [task] if task else [])}
     if "out" in given:
         raise UserError("out: a picture is written by .save(path) of what dream() returns; leave it out")
-    found = dream_of(loaded, compose(None, words_of(given), DreamOptions))
+    notes: list[str] = []
+    found = dream_of(loaded, compose(None, words_of(given), DreamOptions), say=notes.append)
     assert isinstance(found, Replayed)
-    return _dream(found)
+    return _dream(found, notes)
 
 
 def post_train(preset: str | Path, **overrides: Any) -> PostTrained:
@@ -389,12 +394,11 @@ def words_of(keys: Mapping[str, Any]) -> list[str]:
     words = []
     for key, value in keys.items():
         try:
-            text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=1_000_000)
+            words.append(f"{key}={yaml_on_one_line(_plain(value))}")
         except yaml.YAMLError:
             raise UserError(
                 f"{key}={value!r:.80}: expected a number, text, a list or a dict; code is named as FILE.py:NAME"
             ) from None
-        words.append(f"{key}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}")
     return words
 
 
@@ -448,7 +452,7 @@ def _dream_of(sim: Simulator, loaded: LoadedPolicy, model: WorldModel | None, co
     )
 
 
-def _dream(found: Replayed) -> Dream:
+def _dream(found: Replayed, notes: Sequence[str]) -> Dream:
     """Return what the Python API shows of a replay."""
     if found.images is not None:
         real, dreamed = found.images
@@ -461,4 +465,13 @@ def _dream(found: Replayed) -> Dream:
             for name in found.parts
             for part in [found.model.spec.slices[name]]
         }
-    return Dream(found.episode.task, found.options.seed, real, dreamed, errors, tuple(found.expected), found)
+    return Dream(
+        task=found.episode.task,
+        seed=found.options.seed,
+        real=real,
+        dreamed=dreamed,
+        errors=errors,
+        expected_error=tuple(found.expected),
+        notes=tuple(notes),
+        replayed=found,
+    )

@@ -227,6 +227,16 @@ def overrides_of(config: Any) -> list[str]:
     return [shlex.quote(f"{key}={_written(value)}") for key, value in diff_from_defaults(config).items()]
 
 
+def yaml_on_one_line(value: Any) -> str:
+    """Return numbers, text, lists and dicts as YAML on one line, as a value on the command line is.
+
+    Raises:
+        yaml.YAMLError: there is something else in it.
+    """
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _written(value: Any) -> str:
     """Return a value as an override has it: YAML on one line, a list of plain words without brackets."""
     plain = _plain(value)
@@ -234,8 +244,7 @@ def _written(value: Any) -> str:
         items = [_written(item) for item in plain]
         if items and not set("".join(items)) & set(",[]{}'\""):
             return ",".join(items)
-    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return yaml_on_one_line(plain)
 
 
 def _plain(value: Any) -> Any:

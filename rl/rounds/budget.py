@@ -53,15 +53,24 @@ class GateBudget:
         return episodes if math.isinf(episodes) else math.floor(episodes / 2)
 
 
-def pairs_of_gate(config: TrainConfig, chunk_size: int, n_tasks: int, state: RunState, n_gates: int) -> tuple[int, int]:
+def pairs_of_gate(
+    config: TrainConfig, chunk_size: int, n_tasks: int, state: RunState, n_gates: int, n_simulators: int
+) -> tuple[int, int]:
     """Return the pairs that the next gate may use at most, and those of each task for its guard.
 
-    `state` says what the run has used, and `n_gates` how many gates are left, this one included.
+    Args:
+        config: of the run.
+        chunk_size: of the policy.
+        n_tasks: of the run.
+        state: what the run has used.
+        n_gates: how many gates are left, this one included.
+        n_simulators: in which gates run their episodes: one for each task, or a single one for all tasks. A single one
+            cannot run the episodes of one task, so there is no guard, and all pairs are for the mean.
     """
     verdicts = [result.verdict for result in state.results if result.verdict is not None]
     used = state.gate_episodes + sum(pairs.n for verdict in verdicts for pairs in verdict.looked_at)
     share = gate_budget(config, chunk_size, n_tasks).pairs(state.gate_steps, used, max(n_gates, 1))
-    pairs, guard = with_guard(share, block_of(config, n_tasks), n_tasks, config.gate.n_guard)
+    pairs, guard = with_guard(share, block_of(config, n_simulators), n_simulators, config.gate.n_guard)
     return int(min(pairs, config.gate.max_episodes)), guard
 
 

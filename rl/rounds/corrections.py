@@ -1,4 +1,4 @@
-"""What the critic learns from episodes in which a person took over: the states before that are worth little.
+"""What the critic learns from episodes in which a person took over: the states before it are worth little.
 
 A takeover counts as the end of the policy's episode, without success: the policy was about to fail. So the return of a
 state in which the policy acted is the sum of the rewards until the takeover, or until the episode ended. What the

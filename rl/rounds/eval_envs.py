@@ -71,7 +71,7 @@ class EvalEnvs:
     ) -> list[EpisodeResult]:
         """Run the episodes of `seeds`, task after task; `tick` is called with the share of them that is done here.
 
-        With `tasks`, which must not be shared by one simulator, run all seeds in each of these.
+        With `tasks`, run all seeds in each of these; this needs a simulator for each task.
         """
         assigned = self._assigned(seeds) if tasks is None else [(self._env_of(task), seeds) for task in tasks]
         n_all = sum(len(own_seeds) for _, own_seeds in assigned)

@@ -87,13 +87,6 @@ class Verdict:
             text += f"; {self.reason}: {gain:+.1f} points [{low:+.1f}, {high:+.1f}]"
         return text + self._about_twins() + self._about_tasks()
 
-    def _about_tasks(self) -> str:
-        if not self.looked_at:
-            return ""
-        worse = ", ".join(str(pairs) for pairs in self.looked_at if pairs.task in self.worse)
-        looked = f"; tasks looked at again: {len(self.looked_at)}, "
-        return looked + (f"rolled back for {worse}" if worse else "none of them clearly worse")
-
     def numbers(self) -> dict[str, float]:
         """Return the fields that are numbers, to log, and how many tasks got worse."""
         found = {name: float(value) for name, value in vars(self).items() if isinstance(value, int | float)}
@@ -109,6 +102,13 @@ class Verdict:
         if self.phi < PREDICTS:
             return f"; the dream did not predict single episodes (φ {self.phi:+.2f}, {weight})"
         return f"; dreamed twins: φ {self.phi:+.2f}, {weight}, worth {max(self.n_saved or 0, 0)} more episodes"
+
+    def _about_tasks(self) -> str:
+        if not self.looked_at:
+            return ""
+        worse = ", ".join(str(pairs) for pairs in self.looked_at if pairs.task in self.worse)
+        looked = f"; tasks looked at again: {len(self.looked_at)}, "
+        return looked + (f"rolled back for {worse}" if worse else "none of them clearly worse")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rewards.errors import UserError
 from rl.build import device_of, make_denoiser, make_policy, make_sim, save_policy, tasks_of
@@ -19,7 +18,6 @@ from rl.config import TrainConfig
 from rl.envs.names import shown_name
 from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, Policy, load_policy_state, policy_state
-from rl.policies.chain import load_weights
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.distributed import Distributed
 from rl.ppo.imitation import Imitation
@@ -33,20 +31,18 @@ from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.guard import Guard
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import Hooks, Learner, explore, make_phases
+from rl.rounds.process_share import share_of, tasks_from
 from rl.rounds.process_state import ProcessState
-from rl.rounds.shares import share_of, tasks_from
+from rl.rounds.shared_state import SharedState
 from rl.rounds.task_shares import TaskShares
 from rl.rounds.trial import try_rewards, try_signals
 from rl.rounds.twins import make_twins
 from rl.rounds.work import Work
 from rl.seeds import GUARD
 from rl.statistics import success_rate
-from rl.world_models import load_world_model_state, save_world_model, world_model_of, world_model_state
+from rl.world_models import save_world_model, world_model_of
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
-
-_OLD_KEYS = {"n_places": "n_phases", "parts": "results", "_critic_is_new": "critic_is_new"}
-"""Keys in the saved states of older versions, and what they are called now."""
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -179,18 +175,18 @@ class PostTraining:
         config, state, verdict = self.config.gate, self.state, None
         challenger = policy_state(self.policy)
         if config.enabled and phase in config.places:
-            n_tasks = len(self.eval_envs.envs)  # 1 if one simulator has the episodes of all
-            most, n_guard = self._most_pairs()
+            n_simulators = len(self.eval_envs.envs)  # one for each task, or one that has the episodes of all
+            most, n_guard = self._most_pairs(n_simulators)
             verdict = judge(
                 champion=self._side(state.champion),
                 challenger=self._side(challenger),
                 first_seed=config.seed + state.gate_episodes,  # every gate uses fresh seeds
-                block=block_of(self.config, n_tasks),
-                most=most // n_tasks * n_tasks or most,  # every task equally often
+                block=block_of(self.config, n_simulators),
+                most=most // n_simulators * n_simulators or most,  # every task equally often
                 alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
                 z_loss=config.z_loss,
-                cycle=n_tasks,
-                guard=self._guard(challenger, n_guard) if n_tasks > 1 and n_guard > 0 else None,
+                cycle=n_simulators,
+                guard=self._guard(challenger, n_guard) if n_simulators > 1 and n_guard > 0 else None,
             )
             state.gate_episodes += verdict.n_episodes
             self.say(f"round {round_index + 1}, {phase}: {verdict}")
@@ -309,7 +305,7 @@ class PostTraining:
 
     @property
     def world_model_apart(self) -> WorldModel | None:
-        """The world model if it is another network than the policy; else None, also if there is none."""
+        """The world model, if there is one and it is another network than the policy; else None."""
         is_policy = self.denoiser is None and self.config.actor.func == "flow"
         return None if is_policy else self.model
 
@@ -326,16 +322,10 @@ class PostTraining:
         """
         own = self._process_state.state_dict()
         return {
-            "run": dict(vars(self.state)),
+            **self._shared_state().state_dict(),
             "seconds": time.monotonic() - self._begun,
-            "weights": self._weights(),
-            # A world model that is no part of the policy; a refit changes it.
-            "world_model": None if (apart := self.world_model_apart) is None else world_model_state(apart),
-            "optimizer": self.ppo.optimizer.state_dict(),
             **own,
             "others": self.distributed.gather_to_first(own)[1:],
-            "dreams": None if self.dreams is None else self.dreams.state_dict(),
-            "callbacks": self.callbacks.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -347,29 +337,8 @@ class PostTraining:
         Raises:
             UserError: an older version began the run, and counted its chunks in another way.
         """
-        # States of older versions have no `n_updates`; their log used simulator steps as its axis.
-        older = "n_updates" not in state["run"]
-        if older and self.config.n_action_steps < self._chunk_size:
-            raise UserError(
-                f"n_action_steps={self.config.n_action_steps}: an older version began this run, whose ppo.n_steps "
-                "and dream.horizon counted the executed parts of chunks; finish it there, or begin a new one"
-            )
-        # In place, because the phases hold the same object.
-        for name, value in state["run"].items():
-            setattr(self.state, _OLD_KEYS.get(name, name), value)
-        if older:
-            self.state.n_updates = self.state.sim_steps  # continue the axis where it ended
+        self._shared_state().load_state_dict(state)
         self._begun = time.monotonic() - state["seconds"]
-        if self.denoiser is None:
-            load_weights(self.policy, state["weights"])
-        else:
-            self.policy.load_state_dict(state["weights"], strict=False)
-        if state.get("world_model") is not None and self.model is not None:
-            load_world_model_state(self.model, state["world_model"])
-        self.ppo.optimizer.load_state_dict(state["optimizer"])
-        if self.dreams is not None:
-            self.dreams.load_state_dict(state["dreams"])
-        self.callbacks.load_state_dict(state.get("callbacks"))  # an older state has none
         parts = [state, *state.get("others", [])]
         if len(parts) == self.distributed.world_size:
             self._process_state.load_state_dict(parts[self.distributed.rank])
@@ -379,6 +348,18 @@ class PostTraining:
                 "the run goes on from its champion, with new episodes"
             )
             self._process_state.go_on_from_champion(parts)
+
+    def _shared_state(self) -> SharedState:
+        return SharedState(
+            chunk_size=self._chunk_size,
+            n_action_steps=self.config.n_action_steps,
+            ppo=self.ppo,
+            denoiser=self.denoiser,
+            world_model=self.world_model_apart,
+            dreams=self.dreams,
+            callbacks=self.callbacks,
+            state=self.state,
+        )
 
     def _schedule(self) -> list[tuple[str, int]]:
         """Return the name and the round of every phase of the run, in order."""
@@ -401,21 +382,13 @@ class PostTraining:
             alpha=config.alpha / gates,
         )
 
-    def _most_pairs(self) -> tuple[int, int]:
+    def _most_pairs(self, n_simulators: int) -> tuple[int, int]:
         """Return the pairs that this gate may use, and those of each task for its guard: its share of the budget."""
         config = self.config.gate
         if self.sim.place != "sim":  # gates that run in a dream use no real episodes
             return config.max_episodes, config.n_guard
         n_gates = sum(name in config.places for name, _ in self._schedule()[self.state.n_phases :])  # and those to come
-        return pairs_of_gate(self.config, self._chunk_size, self._n_tasks, self.state, n_gates)
-
-    def _weights(self) -> dict[str, Tensor]:
-        """Return the weights of the policy for a saved state: of one that was brought, those that training changes."""
-        weights = dict(self.policy.state_dict())
-        if self.denoiser is None:
-            return weights
-        trained = {name for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
-        return {name: of for name, of in weights.items() if name in trained or not name.startswith("denoiser.")}
+        return pairs_of_gate(self.config, self._chunk_size, self._n_tasks, self.state, n_gates, n_simulators)
 
     def _make_callbacks(self, folder: Path) -> RunCallbacks:
         name = self.config.name

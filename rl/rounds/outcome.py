@@ -40,7 +40,7 @@ class PhaseResult:
 class RunState:
     """What a run has reached so far. The schedule and the phases update it, and a saved state holds all of it.
 
-    The names of the fields are keys of saved states: after a rename, `PostTraining.load_state_dict` must translate.
+    The names of the fields are keys of saved states: after a rename, `SharedState.load_state_dict` must translate.
     """
 
     champion: Weights  # the best policy so far

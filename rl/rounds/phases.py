@@ -169,7 +169,7 @@ class SimPhase:
         config: of the run.
         sim: the simulator to train in.
         learner: collects the rollouts and learns from them.
-        imitation: keeps the successes of the rollouts; None: nobody imitates them.
+        imitation: keeps the successes of the rollouts; None: they are not imitated.
         keep_episodes: called with the episodes that ended in a rollout; None: the run has no dream that needs them.
         state: updated here are `sim_steps` and `real`.
         hooks: for progress and safe points.
@@ -227,7 +227,7 @@ class DreamPhase:
         dreams: the dream to train in, and its episodes.
         eval_envs: give the first states of real episodes, in which dreams begin.
         learner: collects the rollouts and learns from them.
-        imitation: keeps the dreamed successes for the duration of this phase; None: nobody imitates them.
+        imitation: keeps the dreamed successes for the duration of this phase; None: they are not imitated.
         state: read here are `real` and `ref_kl_coef`; a control updates `n_updates`.
         hooks: for log and progress.
     """

@@ -22,7 +22,8 @@ from rl.envs.names import shown_name
 from rl.runs.progress import Progress
 from rl.seeds import CAMERA
 from rl.stages.videos import Video
-from world_model.data.episodes import Episode, EpisodeStore, read_shard
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.shards import read_shard
 from world_model.files import write_atomically
 from world_model.spec import IMAGES, STATE, Feature, Spec
 from world_model.wam.config import ModelConfig

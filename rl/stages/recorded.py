@@ -10,8 +10,9 @@ import torch
 
 from rewards.errors import UserError
 from rl.stages.config import PretrainConfig
-from world_model.data.episodes import Episode, EpisodeStore, in_shards
+from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import INFO, import_lerobot
+from world_model.data.shards import in_shards
 from world_model.spec import IMAGES, Spec
 
 HELDOUT_EVERY = 5

@@ -50,7 +50,8 @@ from rl.stages.recorded import describe, heldout_store, load_split, recorded_tas
 from rl.stages.trust import calibrate_trust
 from rl.stages.videos import Video, read_videos, watched
 from world_model.checkpoint import load_training_state, pack_training_state
-from world_model.data.episodes import Episode, EpisodeStore, pack_episodes
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.shards import pack_episodes
 from world_model.data.windows import Windows
 from world_model.files import existing_folder
 from world_model.wam.images import ImageData

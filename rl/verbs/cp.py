@@ -23,8 +23,9 @@ from world_model.checkpoint import (
     with_file,
 )
 from world_model.data.columns_config import ColumnsConfig
-from world_model.data.episodes import EpisodeStore, in_shards
+from world_model.data.episodes import EpisodeStore
 from world_model.data.lerobot import INFO, export_lerobot, import_lerobot
+from world_model.data.shards import in_shards
 from world_model.files import JSON_BYTES, read_file, write_atomically, write_folder
 from world_model.hub import PATTERNS, PREFIX, is_hub_name, is_shared, parse_hub_name, upload
 from world_model.runs import newest_runs
@@ -44,8 +45,7 @@ def run(words: list[str]) -> None:
         return
     is_dataset = (Path(name) / INFO).is_file()
     if is_dataset or _holds_episodes(Path(name)):
-        if final.exists():
-            raise UserError(f"{final} is there already and was not touched; choose another destination")
+        _check_is_new(final)
         convert = _from_lerobot if is_dataset else _to_lerobot
         print(convert(Path(name), final, keys))
         return
@@ -61,14 +61,19 @@ def run(words: list[str]) -> None:
     as_preset = is_preset and (not is_checkpoint or final.suffix in (".yaml", ".yml"))
     if final.is_dir():
         final = final / (f"{Path(name).name}.yaml" if as_preset else _folder_name(name))
-    if final.exists() or final.is_symlink():
-        raise UserError(f"{final} is there already and was not touched; choose another destination")
+    _check_is_new(final)
     if as_preset:
         write_atomically(final, read_file(find_preset(name), JSON_BYTES))
     else:
         _checked(name)  # refuse to copy a damaged checkpoint
         write_folder(final, checkpoint_files(name))
     print(f"{'preset' if as_preset else 'checkpoint'} {name} copied to {final}")
+
+
+def _check_is_new(final: Path) -> None:
+    """Refuse a destination that exists, also a link to nothing."""
+    if final.exists() or final.is_symlink():
+        raise UserError(f"{final} is there already and was not touched; choose another destination")
 
 
 def _checked(name: str) -> dict[str, Any]:
@@ -113,8 +118,7 @@ def _to_lerobot_policy(name: str, final: Path, keys: list[str]) -> str:
     """Write a checkpoint as a policy of LeRobot."""
     if keys != ["format=lerobot"]:
         raise UserError(f"cp {name}: expected format=lerobot and no other key, got {' '.join(keys)}")
-    if final.exists() or final.is_symlink():
-        raise UserError(f"{final} is there already and was not touched; choose another destination")
+    _check_is_new(final)
     model = load_actor(name)
     n_denoising_steps, n_action_steps = as_trained(name, load_checkpoint(name)[0])
     card = checkpoint_files(name).get(README, b"").decode(errors="replace")

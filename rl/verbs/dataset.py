@@ -17,7 +17,8 @@ from rl.envs.names import env_of_tasks
 from rl.runs.progress import Progress
 from rl.stages.images import ends_as_recorded, recorded_columns
 from rl.verbs.options import DatasetOptions
-from world_model.data.episodes import Episode, EpisodeStore, read_shard
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.shards import read_shard
 from world_model.spec import ENVIRONMENT_STATE, IMAGES, STATE, VECTORS, Feature, Spec
 
 

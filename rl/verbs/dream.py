@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -48,7 +49,7 @@ THOUGHT = "what happened, and what the model thought would happen"
 def run(words: list[str]) -> None:
     """Record an episode, replay it in the dream, print the errors and write a plot or a video."""
     options = compose(None, words[1:], DreamOptions)
-    found = dream_of(words[0], options)
+    found = dream_of(words[0], options, say=partial(print, flush=True))
     if isinstance(found, LastImage):
         write_atomically(Path(options.out), iio.imwrite("<bytes>", found.image.numpy(), extension=".png"))
         print(f"image: {options.out}, the last one of the {options.source}; a goal for the reward term goal_image")
@@ -117,12 +118,15 @@ class LastImage:
     image: Tensor  # (H, W, 3) uint8
 
 
-def dream_of(name: str | WorldActionModel, options: DreamOptions) -> Replayed | LastImage:
+def dream_of(
+    name: str | WorldActionModel, options: DreamOptions, say: Callable[[str], None] = lambda line: None
+) -> Replayed | LastImage:
     """Record an episode in the simulator, and dream its actions again; with source=joint, imagine them together.
 
     Args:
         name: of a checkpoint, or the model itself.
         options: which episode, and how long; an `out` of .png asks a model with images for its last image alone.
+        say: called with a line for each sentence or task that is new to the model, before the episode is recorded.
 
     Raises:
         UserError: the model cannot be loaded or cannot act, or its state has no positions to compare.
@@ -136,7 +140,7 @@ def dream_of(name: str | WorldActionModel, options: DreamOptions) -> Replayed | 
     env = with_instruction(replace(env_of_tasks(options.env, tasks), tasks=tasks), options.instruction)
     options = replace(options, env=env)
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
-        print(line, flush=True)
+        say(line)
     if model.cameras:
         return _images_again(model, options)
     if not _parts(model):

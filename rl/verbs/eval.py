@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,12 @@ def run(words: list[str]) -> None:
     actor = load_policy(name, options.policy, device_of(run_config(options)), options.n_action_steps)
     check_keys(actor, words[1:])
     with Progress(f"eval {name}") as progress:
-        found = evaluate(actor, options, lambda done, total, task: progress.update(done, total, task=task))
+        found = evaluate(
+            actor,
+            options,
+            tick=lambda done, total, task: progress.update(done, total, task=task),
+            say=partial(print, flush=True),
+        )
     twins = estimates(found.sim, found.dream, found.others)
     tables = [table(found.sim, found.dream), *([twin_table(twins)] if twins else [])]
     for shown in tables:
@@ -92,7 +98,10 @@ def check_keys(actor: Actor, words: Sequence[str]) -> None:
 
 
 def evaluate(
-    actor: Actor, options: EvalOptions, tick: Callable[[float, float, str], None] = lambda done, total, task: None
+    actor: Actor,
+    options: EvalOptions,
+    tick: Callable[[float, float, str], None] = lambda done, total, task: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> EvaluatedTasks:
     """Evaluate a policy on each task of `options`, in the places that they name.
 
@@ -100,6 +109,7 @@ def evaluate(
         actor: of `load_policy`.
         options: sizes and settings; `policy` and `out` are not read.
         tick: called with (tasks done, tasks in all, task), where a task under way counts by its share.
+        say: called with a line for each sentence or task that is new to the model, before the first episode.
 
     Raises:
         UserError: the policy does not fit the environment, or it has no dream.
@@ -117,7 +127,7 @@ def evaluate(
     options = replace(options, env=env)
     tasks = tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
-        print(line, flush=True)
+        say(line)
     simulator = find_simulator(options.env)
     early = simulator.early_spec(id=options.env.id, tasks=tasks)
     if early is not None:  # check every task before the first one is run

@@ -122,7 +122,10 @@ def _keys(schema: Any, prefix: str, defaults: Any = None) -> Iterator[Key]:
 
 
 def _as_typed(value: Any) -> str:
-    """Return a value as written on the command line; lists without brackets, which zsh would interpret."""
+    """Return a default as it is typed on the command line; lists without brackets, which zsh would interpret.
+
+    `rl.compose` writes any value so. It needs OmegaConf, which takes longer to import than help takes to print.
+    """
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, dict):

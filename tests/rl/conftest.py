@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from rl import cli
 from rl.envs.sim import make_spec
 from rl.stages.collect import collect_scripted
 from rl.stages.images import model_spec
@@ -25,6 +27,9 @@ settings.register_profile("unhurried", deadline=None)  # a loaded machine is no 
 settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+Call = Callable[..., tuple[int, str, str]]
+"""Words of a command -> exit code, standard output, standard error."""
+
 TASKS = ("button-press-topdown", "push")
 CONFIG = ModelConfig(width=32, world_width=48, action_width=32, n_layers=2, n_heads=2)
 
@@ -44,6 +49,24 @@ def make_seeing() -> WorldActionModel:
         statistics.fit(torch.randn(64, *statistics.mean.shape))
     model.action_codec.action.fit(torch.randn(64, 4))
     return model.eval()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command in this process."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = cli.main(words)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a new folder, where `runs/` is made."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from rl import api, cli
 from rl.envs.adapters import GymEnv, StepVecEnv
 from world_model.wam.model import WorldActionModel
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "python_api.md"
 BUTTON = ["button-press-topdown"]
@@ -31,11 +33,6 @@ OVERRIDES: dict[str, Any] = {
     "n_rounds": 1,
     "threads": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def line_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:

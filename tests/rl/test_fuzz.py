@@ -11,7 +11,8 @@ from types import FrameType
 
 import pytest
 
-from benchmarks.crafted import MARK, READERS, VICTIM, at_most
+from benchmarks.crafted.readers import READERS, at_most
+from benchmarks.crafted.spoil import MARK, VICTIM
 from rewards.errors import UserError
 
 N = {"ONNX": 10, "contract": 25, "MP4": 25, "metrics": 5, "pairs": 10}

@@ -15,8 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import crafted
-from benchmarks.crafted import MARK, SIZES, SPEC, at_most
+from benchmarks.crafted.checkpoints import SIZES, SPEC, make_checkpoint, signed
+from benchmarks.crafted.exports import graph, make_export, write_export
+from benchmarks.crafted.lerobot import make_lerobot
+from benchmarks.crafted.readers import at_most
+from benchmarks.crafted.runs import make_run
+from benchmarks.crafted.shards import episodes, make_shards
+from benchmarks.crafted.spoil import MARK
 from rewards.errors import UserError
 from rl import cli
 from rl.compose import compose
@@ -118,14 +123,14 @@ def test_a_run_folder_appends_to_no_link(tmp_path: Path) -> None:
 
 
 def test_a_readme_that_is_an_endless_device_is_refused(tmp_path: Path) -> None:
-    crafted.make_checkpoint(tmp_path / "c")
+    make_checkpoint(tmp_path / "c")
     (tmp_path / "c" / "README.md").unlink()
     (tmp_path / "c" / "README.md").symlink_to("/dev/zero")
     assert "README.md: it is a device, expected a file" in line(lambda: load_model(tmp_path / "c"))
 
 
 def test_a_large_file_is_not_taken_into_memory_before_its_checksum_is_right(tmp_path: Path) -> None:
-    crafted.make_checkpoint(tmp_path / "c")
+    make_checkpoint(tmp_path / "c")
     size = 1_900_000_000  # of nothing but zeros, which take no place on the disk
     with (tmp_path / "c" / MODEL).open("r+b") as file:
         file.truncate(size)
@@ -158,20 +163,20 @@ def test_weights_are_finite_in_the_precision_in_which_they_live(value: float, tm
     ],
 )
 def test_a_model_that_is_far_too_large_is_refused(sizes: dict[str, object], expected: str, tmp_path: Path) -> None:
-    crafted.make_checkpoint(tmp_path / "c")
+    make_checkpoint(tmp_path / "c")
     config = json.loads((tmp_path / "c" / CONFIG).read_text())
     config["model"] |= sizes
     (tmp_path / "c" / CONFIG).write_text(json.dumps(config))
-    crafted.signed(tmp_path / "c")
+    signed(tmp_path / "c")
     assert expected in line(lambda: load_model(tmp_path / "c"))
     assert expected in line(ModelConfig(**{**config["model"], "views": {}}).check)
 
 
 def test_cp_carries_no_target_of_a_link_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    crafted.make_checkpoint(tmp_path / "c")
+    make_checkpoint(tmp_path / "c")
     (tmp_path / "secret").write_text("hunter2")
     (tmp_path / "c" / "notes.txt").symlink_to(tmp_path / "secret")
-    crafted.signed(tmp_path / "c")
+    signed(tmp_path / "c")
     assert "notes.txt: it is a link to a file outside" in refused(capsys, "cp", "c", "copy")
     assert not Path("copy").exists()
 
@@ -180,7 +185,7 @@ def test_cp_carries_no_target_of_a_link_away(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_an_entry_of_a_shard_without_an_end_is_refused(tmp_path: Path) -> None:
-    crafted.make_shards(tmp_path / "s")
+    make_shards(tmp_path / "s")
     path = tmp_path / "s" / "episodes-000000.safetensors"
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
@@ -193,7 +198,7 @@ def test_an_entry_of_a_shard_without_an_end_is_refused(tmp_path: Path) -> None:
 
 def test_an_endless_name_of_a_task_is_cut(tmp_path: Path) -> None:
     task = "long " * 2000
-    (first, *_) = crafted.episodes(1)
+    (first, *_) = episodes(1)
     EpisodeStore(tmp_path).append([replace(first, task=task)], replace(SPEC, tasks=(task,)))
     (found,) = EpisodeStore(tmp_path).load()
     assert "is unknown; the known tasks are a, b" in line(lambda: found.check_fits(SPEC, "here"))
@@ -207,7 +212,7 @@ def test_an_endless_name_of_a_task_is_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fps", [0, -1, "1e999", 1e9, None, '"30"'])
 def test_a_rate_that_no_robot_has(fps: object, tmp_path: Path) -> None:
-    crafted.make_lerobot(tmp_path / "d")
+    make_lerobot(tmp_path / "d")
     info = (tmp_path / "d" / INFO).read_text()
     (tmp_path / "d" / INFO).write_text(info.replace('"fps": 20', f'"fps": {fps if fps is not None else "null"}'))
     assert INFO in line(lambda: import_lerobot(tmp_path / "d"))
@@ -229,7 +234,7 @@ def test_paths_of_a_dataset_stay_in_it(template: object, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["numbers", "texts"])
 def test_a_parquet_that_unfolds_is_refused(kind: str, tmp_path: Path) -> None:
-    export_lerobot(crafted.episodes(), SPEC, tmp_path / "d")
+    export_lerobot(episodes(), SPEC, tmp_path / "d")
     path = tmp_path / "d" / "data" / "chunk-000" / "file-000.parquet"
     ones = pa.array(np.zeros(20_000_000, np.int8))
     column = (
@@ -241,7 +246,7 @@ def test_a_parquet_that_unfolds_is_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_ragged_columns_are_one_line(tmp_path: Path) -> None:
-    export_lerobot(crafted.episodes(), SPEC, tmp_path / "d")
+    export_lerobot(episodes(), SPEC, tmp_path / "d")
     path = tmp_path / "d" / "data" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(path)
     ragged = pa.array([[1.0] * (i % 3) for i in range(len(table))])
@@ -277,13 +282,13 @@ def test_an_mp4_is_an_mp4_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", ["ConstantOfShape", "Loop", "Nonsense", "Shape"])
 def test_a_graph_that_fills_memory_or_never_ends_is_refused(op: str, tmp_path: Path) -> None:
-    crafted.write_export(tmp_path / "e", crafted.graph(op))
+    write_export(tmp_path / "e", graph(op))
     assert "policy.onnx: the graph cannot be run" in line(lambda: OnnxPilot(tmp_path / "e"))
 
 
 @pytest.mark.parametrize(("name", "shape"), [("noise", [100_000, 100_000]), ("state", [2, 7]), ("held", [9, 2])])
 def test_sizes_of_a_contract_are_bounded_and_fit(name: str, shape: list[int], tmp_path: Path) -> None:
-    crafted.make_export(tmp_path / "e")
+    make_export(tmp_path / "e")
     path = tmp_path / "e" / "contract.json"
     contract = json.loads(path.read_text())
     next(port for port in contract["inputs"] if port["name"] == name)["shape"] = ["batch", *shape]
@@ -297,7 +302,7 @@ def test_sizes_of_a_contract_are_bounded_and_fit(name: str, shape: list[int], tm
 @pytest.mark.parametrize("way", [("summary", "n"), ("examples", 0, "seed"), ("trust", "rho"), ("examples", 0, "film")])
 @pytest.mark.parametrize("value", [MARK, None, [1]])
 def test_markup_is_no_number(value: object, way: tuple[str | int, ...], tmp_path: Path) -> None:
-    crafted.make_run(tmp_path / "run")
+    make_run(tmp_path / "run")
     pairs = node = json.loads((tmp_path / "run" / PAIRS).read_text())
     for key in way[:-1]:
         node = node[key]
@@ -308,14 +313,14 @@ def test_markup_is_no_number(value: object, way: tuple[str | int, ...], tmp_path
 
 
 def test_half_a_pairs_json_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    crafted.make_run(tmp_path / "run")
+    make_run(tmp_path / "run")
     text = (tmp_path / "run" / PAIRS).read_text()
     (tmp_path / "run" / PAIRS).write_text(text[: len(text) // 2])
     assert "it is not valid JSON; delete it to write the report without it" in refused(capsys, "report", "run")
 
 
 def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
-    crafted.make_run(tmp_path / "run")
+    make_run(tmp_path / "run")
     (tmp_path / "victim").write_text("whole")
     (tmp_path / "run" / "report.html").symlink_to("../victim")
     write_report(tmp_path / "run")
@@ -324,7 +329,7 @@ def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 def test_a_name_that_looks_like_a_formula_is_drawn(tmp_path: Path) -> None:
-    crafted.make_run(tmp_path / "run")
+    make_run(tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("name: mix", "name: $x^$"))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"eval/success": 0.5, "train/value_loss": 1}\n' * 2)
@@ -360,8 +365,8 @@ def test_a_model_of_too_many_layers_is_not_trained() -> None:
 def test_a_place_that_cannot_be_written_is_one_line(
     words: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crafted.make_checkpoint(tmp_path / "c")
-    crafted.make_lerobot(tmp_path / "d")
+    make_checkpoint(tmp_path / "c")
+    make_lerobot(tmp_path / "d")
     Path("taken").write_text("a file")
     refused(capsys, *words, place)
 

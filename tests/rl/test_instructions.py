@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from rl import cli
+from rl import api, cli
 from rl.build import build_simulator
 from rl.compose import compose
 from rl.config import SimulatorConfig
@@ -241,6 +241,18 @@ def test_eval_takes_sentences_and_unseen_tasks(command: Run) -> None:
     assert code == 2 and "reads no sentence" in out and len(out.strip().splitlines()) == 1
     code, out = command("eval", "metaworld-tuned", "env.tasks=faucet-open", *few)
     assert code == 2 and "unknown to the checkpoint" in out and len(out.strip().splitlines()) == 1
+
+
+def test_the_python_api_returns_what_is_new_to_the_model_and_prints_nothing(
+    inside: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = api.evaluate("tuned", tasks=["window-open"], n_episodes=1, n_envs=1, max_steps=8)
+    (line,) = found.notes
+    assert line.startswith("task window-open is unseen") and found.per_task["window-open"].notes == (line,)
+    assert api.evaluate("tuned", tasks=[OPEN], n_episodes=1, n_envs=1, max_steps=8).notes == ()
+    (line,) = api.dream("tuned", task="faucet-open", n_chunks=1).notes
+    assert line.startswith("task faucet-open is unseen")
+    assert capsys.readouterr().out == ""
 
 
 def test_dream_and_train_take_a_sentence(command: Run, place: Path) -> None:

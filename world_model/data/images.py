@@ -35,6 +35,9 @@ FREE_BYTES, EXPANSION = 300_000_000, 20
 BLOCK = 256
 """Number of images in one block of memory."""
 
+QUANTILES = (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99))
+"""Names and shares of the quantiles in the statistics that LeRobot stores."""
+
 
 class ImageBlocks:
     """Images (height, width, 3) uint8 of equal size, by number, stored in blocks of `BLOCK` images.
@@ -197,7 +200,7 @@ def level_stats(counts: np.ndarray, n_images: int) -> dict[str, list[object]]:
     seen = counts > 0
     stats = {"min": levels[seen.argmax(1)], "max": levels[255 - seen[:, ::-1].argmax(1)]}
     stats |= {"mean": mean, "std": np.sqrt(variance)}
-    for name, share in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99)):
+    for name, share in QUANTILES:
         # The smallest value that at least this share of the pixels does not exceed.
         stats[name] = levels[(counts.cumsum(1) >= share * totals[:, None]).argmax(1)]
     return {name: value.reshape(3, 1, 1).tolist() for name, value in stats.items()} | {"count": [n_images]}

@@ -23,7 +23,6 @@ VIDEO_BYTES = 4_000_000_000
 FASTEST, LONGEST = 1000.0, 1_000_000
 """Highest accepted rate of frames, in 1/s, and length of a video, in seconds."""
 
-
 CODEC = "h264"
 """Codec of the videos that are written, by its name in info.json of LeRobot."""
 

@@ -23,6 +23,7 @@ from rl.deploy.export import export_policy
 from rl.policies.api import policy_state
 from rl.policies.gaussian import GaussianPolicy
 from rl.policies.wam import flow_policy, load_exportable
+from tests.rl.conftest import Call
 from world_model.checkpoint import load_checkpoint, save_checkpoint
 from world_model.extras import pip_line
 from world_model.flow import seeded_noise
@@ -350,12 +351,6 @@ def test_a_gaussian_policy_that_does_not_fit_is_refused(tmp_path: Path, make_poi
         load_exportable(tmp_path / "mlp", n_denoising_steps=2)
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main(words)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
 @pytest.fixture
 def run(trained: WorldActionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder as `wamtune train` leaves it, seen from the folder where it was started."""
@@ -368,7 +363,7 @@ def run(trained: WorldActionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_command_writes_below_the_run_folder_or_where_out_says(
-    run: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     onnx = (exported / ONNX).read_bytes()
     monkeypatch.setattr(export, "to_onnx", lambda policy: onnx)  # of the same weights: written once is enough
@@ -377,7 +372,7 @@ def test_the_command_writes_below_the_run_folder_or_where_out_says(
         ([str(run), "export", "out=robot/policy"], Path("robot/policy")),
         ([str(run / "checkpoints/last"), "export"], Path("exported")),
     ):
-        code, out, err = call(capsys, "deploy", *words)
+        code, out, err = call("deploy", *words)
         assert (code, err) == (0, "")
         lines = out.splitlines()
         assert lines[0].startswith(f"policy: {folder}/policy.onnx, 0.") and lines[0].endswith(" MB")
@@ -427,14 +422,12 @@ def test_a_config_of_somebody_else(trained: WorldActionModel, tmp_path: Path, te
         (["x", "export", "n_action_steps=-1"], "n_action_steps=-1: expected at least 0"),
     ],
 )
-def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
-    assert call(capsys, "deploy", *words) == (2, "", f"wamtune: {line}\n")
+def test_mistakes_are_one_line(call: Call, words: list[str], line: str) -> None:
+    assert call("deploy", *words) == (2, "", f"wamtune: {line}\n")
 
 
-def test_a_missing_checkpoint_leaves_nothing(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_checkpoint_leaves_nothing(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = call(capsys, "deploy", "nowhere", "export")
+    code, _, err = call("deploy", "nowhere", "export")
     assert code == 2 and err.count("\n") == 1 and "no checkpoint at nowhere" in err
     assert not any(tmp_path.iterdir())

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from rewards.errors import UserError
 from rl.ppo.distributed import Distributed
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 UPDATE = """
 import sys
 from dataclasses import replace
@@ -50,11 +52,6 @@ def run(torchrun: Any, text: str, *words: str, n: int) -> None:
     Path("program.py").write_text(text)
     done = torchrun("program.py", *words, n=n)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_averaged_gradients_are_those_of_one_process(torchrun: Any) -> None:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import crafted
+from benchmarks.crafted.runs import make_run
 from rewards.errors import UserError
 from rl import cli
 from rl.compose import compose, to_yaml
@@ -82,7 +82,7 @@ def test_short_episodes_count_while_they_last(model: WorldActionModel) -> None:
 
 
 def test_positions_in_the_plane_have_two_curves(tmp_path: Path) -> None:
-    crafted.make_run(tmp_path)
+    make_run(tmp_path)
     pairs = json.loads((tmp_path / PAIRS).read_text())
     plane, space = {"simulator": [[0.1, 0.2], [0.2, 0.3]]}, {"simulator": [[0.0] * 3]}
     pairs["examples"][0]["parts"] = {"hand_pos": plane, "object_pos": space}
@@ -265,7 +265,7 @@ def test_the_report_says_how_well_the_dream_predicted(
     phi: tuple[float | None, ...], counts: tuple[int, ...], lines: list[str], tmp_path: Path
 ) -> None:
     """Gates of 16 and 8 pairs: (16 * .5 + 8 * .2) / 24 = .4 and (16 * 0 - 8 * .3) / 24 = -.1."""
-    crafted.make_run(tmp_path)
+    make_run(tmp_path)
     gate = {"gate/accepted": 1, "gate/champion": 0.5, "gate/challenger": 0.6, "gate/gain": 0.1}
     gate |= {"gate/gain_low": -0.05, "gate/gain_high": 0.25, "gate/twin_weight": 0.5, "gate/n_saved": 3}
     rows = [{"step": i, **gate, "gate/n_episodes": n, "gate/phi": phi[i]} for i, n in enumerate((16, 8))]
@@ -344,7 +344,7 @@ def test_where_the_gain_came_from(tmp_path: Path) -> None:
     phases = [("imitation", 0.5), ("sim", 0.45), ("dream", 0.7), ("dream", 0.75)]
     result = {"name": "mix", "before": 0.4, "reward": [0, 1], "sim_steps": 1000, "gate_steps": 20, "minutes": 1.25}
     result["phases"] = [{"phase": p, "accepted": True, "success": rate, "rounds": 1.0} for p, rate in phases]
-    crafted.make_run(tmp_path)
+    make_run(tmp_path)
     (tmp_path / RESULTS).write_text(json.dumps([result]))
     text = checked(write_report(tmp_path))
     for row in ("from imitation</td><td>+10.0", "from the simulator</td><td>-5.0", "from the dream</td><td>+30.0"):
@@ -373,7 +373,7 @@ OTHERS = [
     + [(None, "object_pos", UNITS), (None, "hand_pos", OTHERS)],  # older runs do not say it
 )
 def test_errors_are_labelled_in_their_unit(tmp_path: Path, unit: str | None, part: str, shown: list[str]) -> None:
-    crafted.make_run(tmp_path)
+    make_run(tmp_path)
     pairs = json.loads((tmp_path / PAIRS).read_text())
     pairs["examples"][0]["parts"] = {part: pairs["examples"][0]["parts"]["hand_pos"]}
     (tmp_path / PAIRS).write_text(json.dumps(pairs | ({"unit": unit} if unit else {})))
@@ -383,7 +383,7 @@ def test_errors_are_labelled_in_their_unit(tmp_path: Path, unit: str | None, par
 
 
 def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
-    crafted.make_run(tmp_path)
+    make_run(tmp_path)
     pairs = json.loads((tmp_path / PAIRS).read_text())
     (tmp_path / PAIRS).write_text(json.dumps(pairs | {"unit": "<b>"}))
     with pytest.raises(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import crafted
+from benchmarks.crafted.runs import make_run as make_whole_run
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.report.data import BAD_NUMBERS, PAIRS, read_run
@@ -41,7 +41,7 @@ def make_run(
     `runs`: run or control -> success of each episode before and after. `paired`: episodes that succeed in both, in the
     simulator alone, in the dream alone, and in neither.
     """
-    crafted.make_run(folder)
+    make_whole_run(folder)
     (folder / RESULTS).unlink()
     preset, *overrides = config
     (folder / "config.yaml").write_text(to_yaml(compose(preset, overrides, TrainConfig)))

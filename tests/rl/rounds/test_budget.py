@@ -15,9 +15,10 @@ from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
 from rl.envs.simulator import IDLE
-from rl.rounds.budget import GateBudget, check_budget, checked_plan, gate_budget, with_guard
+from rl.rounds.budget import GateBudget, check_budget, checked_plan, gate_budget, pairs_of_gate, with_guard
 from rl.rounds.gate import HIGHEST, LOWEST, decide, evidence
 from rl.rounds.loop import PostTraining
+from rl.rounds.outcome import RunState
 from rl.sequential import corrected, log_evidence, plain
 from rl.verbs.prepare import control_config
 from world_model.wam.store import load_model
@@ -45,6 +46,16 @@ def test_a_guard_gets_at_most_half_of_what_a_block_leaves() -> None:
     assert with_guard(200, block=8, n_tasks=2, n_guard=16) == (168, 16)
     assert with_guard(9, block=8, n_tasks=2, n_guard=16) == (9, 0)
     assert with_guard(math.inf, block=8, n_tasks=50, n_guard=16) == (math.inf, 16)
+
+
+def test_one_simulator_for_all_tasks_has_no_guard_to_keep_pairs_for() -> None:
+    words = ["budget_steps=null", "budget_episodes=60", "gate.n_episodes=8", "gate.n_guard=16"]
+    config = compose("dream", words, TrainConfig)
+    begun = RunState(champion={}, ref_kl_coef=0.0, critic_is_new=False)
+    # 2 tasks have 120 episodes, 60 pairs: one block of 8, and half of the other 52 for the guard, 13 of each task
+    assert pairs_of_gate(config, CHUNK, 2, begun, n_gates=1, n_simulators=2) == (34, 13)
+    assert pairs_of_gate(config, CHUNK, 2, begun, n_gates=1, n_simulators=1) == (60, 0)
+    assert pairs_of_gate(config, CHUNK, 1, begun, n_gates=1, n_simulators=1) == (30, 0)
 
 
 @pytest.mark.parametrize(

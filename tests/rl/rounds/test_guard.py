@@ -118,13 +118,17 @@ def test_no_pair_is_spent_without_need(hammer: bool) -> None:
 def test_one_simulator_with_the_episodes_of_all_tasks_has_no_guard(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a simulator, as that of recorded episodes, cannot run the episodes of one task."""
-    config = compose("dream", [*tiny, "env.tasks=[button-press-topdown,push]", "gate.n_episodes=3"], TrainConfig)
-    post = prepare(config)
-    seen: list[tuple[bool, int, int]] = []
+    """Such a simulator, as that of recorded episodes, cannot run the episodes of one task.
+
+    All pairs are then for the mean.
+    """
+    words = ["env.tasks=[button-press-topdown,push]", "gate.n_episodes=3", "gate.max_episodes=192", "n_rounds=1"]
+    words += ["budget_steps=null", "budget_episodes=120", "gate.n_guard=16"]
+    post = prepare(compose("dream", [*tiny, *words], TrainConfig))
+    seen: list[tuple[bool, int, int, int]] = []
 
     def judged(**given: Any) -> Verdict:
-        seen.append((given["guard"] is None, given["cycle"], given["block"]))
+        seen.append((given["guard"] is None, given["cycle"], given["block"], given["most"]))
         return Verdict(True, 0.5, 0.5, 0, 0, 6)
 
     monkeypatch.setattr("rl.rounds.loop.judge", judged)
@@ -135,4 +139,5 @@ def test_one_simulator_with_the_episodes_of_all_tasks_has_no_guard(
         post.eval_envs.envs += others
     finally:
         post.close()
-    assert seen == [(False, 2, 4), (True, 1, 3)]
+    # 240 episodes for two gates are 60 pairs each, 14 of each task for the guard; then 228 are left, 57 pairs each
+    assert seen == [(False, 2, 4, 60 - 2 * 14), (True, 1, 3, 57)]

@@ -28,10 +28,7 @@ from world_model.data import episodes
 from world_model.data.episodes import EpisodeStore
 from world_model.wam.store import load_model, load_model_and_config, save_model
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def stop_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from rl.config import TrainConfig
 from rl.stages.config import PretrainConfig
 from rl.verbs import cp, doctor, ls
 from rl.verbs.help import ESSENTIAL, key_names, keys_of
+from tests.rl.conftest import Call
 from world_model import checkpoint
 from world_model.spec import Feature, Spec
 from world_model.wam.config import ModelConfig
@@ -47,15 +48,9 @@ def built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "metaworld-tuned"
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main(words)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overview_names_every_verb(call: Call) -> None:
     for words in (("--help",), ("help",)):
-        code, out, _ = call(capsys, *words)
+        code, out, _ = call(*words)
         assert code == 0
         assert all(f"\n  {verb} " in out for verb in cli.VERBS)
 
@@ -66,8 +61,8 @@ def test_overview_needs_the_standard_library_alone() -> None:
 
 
 @pytest.mark.parametrize("verb", [v for v, (module, _) in cli.VERBS.items() if importlib.util.find_spec(module)])
-def test_help_ends_with_two_examples(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    code, out, _ = call(capsys, verb, "--help")
+def test_help_ends_with_two_examples(call: Call, verb: str) -> None:
+    code, out, _ = call(verb, "--help")
     assert code == 0 and out.startswith(f"wamtune {verb}")
     examples = out.partition("Examples:\n")[2].splitlines()
     assert len(examples) == 2 and all(line.startswith(f"  wamtune {verb}") for line in examples)
@@ -109,19 +104,19 @@ def test_help_lists_keys_with_default_and_comment() -> None:
         (["ls", "prests"], "wamtune: ls 'prests': expected one of checkpoints, presets, rewards, tasks\n"),
     ],
 )
-def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
-    assert call(capsys, *words) == (2, "", line)
+def test_mistakes_are_one_line(call: Call, words: list[str], line: str) -> None:
+    assert call(*words) == (2, "", line)
 
 
-def test_preset_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_preset_comes_first(call: Call) -> None:
     for words in ((), ("seed=3",)):
-        code, _, err = call(capsys, "pretrain", *words)
+        code, _, err = call("pretrain", *words)
         assert code == 2 and "needs a preset or a run folder" in err
-    assert "unknown key 'sed'" in call(capsys, "pretrain", "metaworld-pretrained", "sed=1")[2]
+    assert "unknown key 'sed'" in call("pretrain", "metaworld-pretrained", "sed=1")[2]
 
 
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = call(capsys, "--debug", "ls", "prests")
+def test_debug_shows_the_traceback(call: Call) -> None:
+    code, _, err = call("--debug", "ls", "prests")
     assert code == 2 and err.startswith("Traceback") and "UserError: ls 'prests'" in err
 
 
@@ -129,37 +124,33 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     ("error", "code", "says"),
     [(KeyboardInterrupt(), 130, "interrupted"), (KeyError("x"), 1, "--debug"), (UserError("a\nb"), 2, "a b")],
 )
-def test_exit_codes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, says: str
-) -> None:
+def test_exit_codes(call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, says: str) -> None:
     def fail(words: list[str]) -> None:
         raise error
 
     monkeypatch.setattr(ls, "run", fail)
-    got, _, err = call(capsys, "ls")
+    got, _, err = call("ls")
     assert got == code and says in err and err.count("\n") == 1
 
 
-def test_foreign_package_is_named_before_anything_else(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_foreign_package_is_named_before_anything_else(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "foreign_package", lambda: "the package 'rewards' hides ours")
-    assert call(capsys, "ls") == (2, "", "wamtune: the package 'rewards' hides ours\n")
+    assert call("ls") == (2, "", "wamtune: the package 'rewards' hides ours\n")
 
 
-def test_ls(capsys: pytest.CaptureFixture[str], built_in: Path) -> None:
-    code, out, _ = call(capsys, "ls")
+def test_ls(call: Call, built_in: Path) -> None:
+    code, out, _ = call("ls")
     assert code == 0
     assert "  metaworld-tuned  tune, 2 tasks, 0." in out and "MB, success 48 %" in out
     assert re.search("\n  metaworld-pretrained +The built-in world model", out)
     assert "1 at every step whose state solves the task, else 0.\n" in out
     assert "50 tasks: assembly" in out
-    assert call(capsys, "ls", "rewards")[1].splitlines()[0] == "rewards"
+    assert call("ls", "rewards")[1].splitlines()[0] == "rewards"
 
 
-def test_ls_goes_on_beside_a_damaged_checkpoint(capsys: pytest.CaptureFixture[str], built_in: Path) -> None:
+def test_ls_goes_on_beside_a_damaged_checkpoint(call: Call, built_in: Path) -> None:
     (built_in / "model.safetensors").write_bytes(b"")
-    code, out, _ = call(capsys, "ls", "checkpoints")
+    code, out, _ = call("ls", "checkpoints")
     assert code == 0 and "truncated" in out
 
 
@@ -194,17 +185,17 @@ def test_cp_refuses_a_damaged_checkpoint(tmp_path: Path, built_in: Path) -> None
     assert not (tmp_path / "mine").exists()
 
 
-def test_doctor_says_ok(capsys: pytest.CaptureFixture[str], built_in: Path) -> None:
-    code, out, err = call(capsys, "doctor")
+def test_doctor_says_ok(call: Call, built_in: Path) -> None:
+    code, out, err = call("doctor")
     assert code == 0, out + err
     assert {line.split()[0] for line in out.splitlines()} <= {"ok", "optional"}
     assert "ok       meta-world: one step of push" in out and "metaworld-tuned loaded and verified" in out
 
 
-def test_doctor_says_what_a_training_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_says_what_a_training_takes(call: Call) -> None:
     tiny = [f"model.{name}=8" for name in ("width", "world_width", "action_width")]
     words = [*tiny, "model.n_heads=1", "model.n_layers=3", "stage.batch_size=4", "env.tasks=[push]"]
-    code, out, err = call(capsys, "doctor", *words)
+    code, out, err = call("doctor", *words)
     assert code == 0, err
     for expected in (
         r"weights, 3 layers\n",
@@ -213,17 +204,17 @@ def test_doctor_says_what_a_training_takes(capsys: pytest.CaptureFixture[str]) -
         r"s of 4 windows; 6,000 steps: ",
     ):
         assert re.search(expected, out), out
-    code, out, err = call(capsys, "doctor", "size=q")
+    code, out, err = call("doctor", "size=q")
     assert code == 2 and "size='q': expected one of xs, s, m, l, xl" in err
 
 
 def test_doctor_says_what_is_missing_and_looks_at_the_rest(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, built_in: Path
+    call: Call, monkeypatch: pytest.MonkeyPatch, built_in: Path
 ) -> None:
     (built_in / "model.safetensors").write_bytes(b"")
     for check in ("_opengl", "_metaworld"):
         monkeypatch.setattr(doctor, check, lambda: 1 / 0)
-    code, out, err = call(capsys, "doctor")
+    code, out, err = call("doctor")
     assert code == 2 and "missing: meta-world, checkpoints" in err
     assert "missing  meta-world: division by zero; pip install" in out
     assert "optional OpenGL: division by zero; needed for images of the simulator only" in out

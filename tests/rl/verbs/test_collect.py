@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from rl import cli
@@ -11,10 +9,7 @@ from rl.seeds import EXPERT, RANDOM
 from rl.stages.collect import collect_scripted
 from world_model.data.episodes import EpisodeStore
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -14,10 +14,7 @@ from rl import cli
 from rl.runs.verdict import RunVerdict, save_verdict
 from rl.verbs.completion import words_of
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:

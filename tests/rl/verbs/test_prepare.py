@@ -15,6 +15,8 @@ from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.lerobot import export_lerobot
 from world_model.spec import Feature, Spec
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 IMAGE = "images.front"
 SPEC = Spec(
     {"state": Feature((4,)), IMAGE: Feature((8, 8, 3), dtype="uint8", every=2)},
@@ -31,11 +33,6 @@ class Own(OwnPolicy):
     def __init__(self):
         super().__init__({sizes})
 """
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl import cli
+from tests.rl.conftest import Call
 from world_model.data.episodes import EpisodeStore
 from world_model.wam.store import load_model, save_model
 
@@ -28,20 +28,12 @@ def spoilt(checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "spoilt"
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main(["rank", *words])
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def test_the_dream_orders_checkpoints(
-    checkpoint: Path, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_dream_orders_checkpoints(checkpoint: Path, spoilt: Path, tmp_path: Path, call: Call) -> None:
     words = [str(spoilt), str(checkpoint), *WORDS]
-    code, out, err = call(capsys, *words)
+    code, out, err = call("rank", *words)
     assert code == 0, err
     assert "the whole order is right with probability " in out and "run next" not in out
-    again = call(capsys, *words, f"out={tmp_path / 'page.html'}")[1]
+    again = call("rank", *words, f"out={tmp_path / 'page.html'}")[1]
     assert again == f"{out}page: {tmp_path / 'page.html'}\n"
     assert "with probability" in (tmp_path / "page.html").read_text()
     rows = [line for line in out.splitlines() if line.startswith("│")]
@@ -49,11 +41,11 @@ def test_the_dream_orders_checkpoints(
 
 
 def test_real_episodes_correct_the_order_and_say_what_to_run_next(
-    checkpoint: Path, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, spoilt: Path, tmp_path: Path, call: Call
 ) -> None:
     out_file = tmp_path / "rank.json"
     words = [str(spoilt), str(checkpoint), *WORDS, "n_real=2", f"world_model={checkpoint}", f"out={out_file}"]
-    code, out, err = call(capsys, *words)
+    code, out, err = call("rank", *words)
     assert code == 0, err
     assert "run next: a real episode of " in out and f"figures: {out_file}" in out
     found = json.loads(out_file.read_text())
@@ -63,22 +55,20 @@ def test_real_episodes_correct_the_order_and_say_what_to_run_next(
     assert found["next"] in (str(spoilt), str(checkpoint)) and sorted(found["ranking"]["order"]) == [0, 1]
 
 
-def test_what_cannot_be_ranked_is_refused_in_one_line(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_ranked_is_refused_in_one_line(checkpoint: Path, tmp_path: Path, call: Call) -> None:
     one = str(checkpoint)
-    assert call(capsys, one)[2] == (
+    assert call("rank", one)[2] == (
         "wamtune: rank needs two checkpoints or run folders at least: wamtune rank metaworld-tuned runs/demo; see "
         "`wamtune ls`\n"
     )
-    assert "a checkpoint is named twice; expected different ones" in call(capsys, one, one)[2]
-    code, _, err = call(capsys, one, "metaworld-tuned", *WORDS)
+    assert "a checkpoint is named twice; expected different ones" in call("rank", one, one)[2]
+    code, _, err = call("rank", one, "metaworld-tuned", *WORDS)
     assert code == 2 and err == (
         "wamtune: metaworld-tuned: its features, tasks or action bounds are not those of the world model; rank "
         "checkpoints that were grown from one, or name another world model with world_model=...\n"
     )
     shutil.copytree(checkpoint, tmp_path / "copy")
-    line = call(capsys, one, str(tmp_path / "copy"), *WORDS, "n_real=5")[2]
+    line = call("rank", one, str(tmp_path / "copy"), *WORDS, "n_real=5")[2]
     assert (
         "n_real=5: each real episode needs its own start and at least one fresh one; expected at most half of" in line
     )

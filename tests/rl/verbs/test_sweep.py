@@ -16,25 +16,16 @@ from typing import Any
 import pytest
 
 from rewards.errors import UserError
-from rl import cli
 from rl.verbs import sweep
 from rl.verbs.words import sweep_words
+from tests.rl.conftest import Call
 
 pytest.importorskip("optuna", reason="needs the extra sweep")
 
 ROOT = Path(__file__).resolve().parents[3]
 RATE = "space.ppo.learning_rate=log:1e-5..1e-3"
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main(words)
-    out, err = capsys.readouterr()
-    return code, out, err
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -49,10 +40,8 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["metaworld-tuned", RATE], "metaworld-tuned is a checkpoint"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = call(capsys, "sweep", *words)
+def test_a_mistake_is_one_line_and_leaves_nothing(words: list[str], line: str, call: Call) -> None:
+    code, _, err = call("sweep", *words)
     assert code == 2 and err.count("\n") == 1 and line in err, err
     assert not Path("sweeps").exists()
 
@@ -87,13 +76,11 @@ class Trainings:
         return SimpleNamespace(folder=folder)
 
 
-def test_trials_are_compared_by_their_last_gate(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_are_compared_by_their_last_gate(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = UserError("ppo.batch_size=512 exceeds a rollout")
     trainings = Trainings([0.1, 0.5], [0.2, 0.4], [0.3, 0.7], [0.4, 0.6], [0.0], [bad])
     monkeypatch.setattr(sweep, "train", trainings)
-    code, out, err = call(capsys, "sweep", "sim", "env.tasks=push", "n_trials=6", RATE)
+    code, out, err = call("sweep", "sim", "env.tasks=push", "n_trials=6", RATE)
     assert code == 0, err
     (folder,) = Path("sweeps/sim").iterdir()
     rows = [line.split(",")[:3] for line in (folder / "trials.csv").read_text().splitlines()]
@@ -111,9 +98,9 @@ def test_trials_are_compared_by_their_last_gate(
     assert words[:3] == ["sim", "controls=[]", "env.tasks=push"] and words[-1] == "name=trial-000"
     # It goes on with more trials, and nothing else may change.
     trainings.scripts += [[0.5, 0.9]]
-    assert call(capsys, "sweep", str(folder), "n_trials=7")[0] == 0
+    assert call("sweep", str(folder), "n_trials=7")[0] == 0
     assert (folder / "trials.csv").read_text().splitlines()[1].startswith("6,complete,0.9")
-    assert "a sweep goes on with its own keys" in call(capsys, "sweep", str(folder), "seed=3")[2]
+    assert "a sweep goes on with its own keys" in call("sweep", str(folder), "seed=3")[2]
 
 
 def test_a_trial_whose_worker_died_goes_on_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,11 +114,9 @@ def test_a_trial_whose_worker_died_goes_on_in_its_run(monkeypatch: pytest.Monkey
     assert [(row.state, row.value) for row in of.study.rows()] == [("complete", 0.3)]
 
 
-def test_a_sweep_without_a_good_trial_says_why(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_without_a_good_trial_says_why(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "train", Trainings(*[[UserError("no such simulator")]] * 2))
-    code, out, err = call(capsys, "sweep", "sim", "env.tasks=push", "n_trials=2", RATE)
+    code, out, err = call("sweep", "sim", "env.tasks=push", "n_trials=2", RATE)
     assert code == 2 and "no trial has ended well; the first one: no such simulator" in err and "failed" in out
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rl import cli
 from rl.compose import compose, find_preset
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.metaworld.tasks import MetaWorldTask
@@ -22,36 +21,26 @@ from rl.verbs import eval as evaluation
 from rl.verbs import train
 from rl.verbs.prepare import control_config, prepare
 from rl.verbs.train import _Shown
+from tests.rl.conftest import Call
 from world_model.data.episodes import EpisodeStore
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config, save_model
 
+pytestmark = pytest.mark.usefixtures("elsewhere")  # runs/ is made where one stands
+
 PNG = b"\x89PNG"
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # runs/ is made where one stands
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = cli.main(words)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def refused(call: Call, *words: str) -> str:
     """The one line of a command that must fail and leave nothing."""
-    code, _, err = call(capsys, *words)
+    code, _, err = call(*words)
     assert code == 2 and err.count("\n") == 1, err
     assert not Path("runs").exists()
     return err
 
 
-def test_train_with_controls_leaves_everything(
-    tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = call(capsys, "train", "mix", *tiny, "controls=[anchor,filtered_bc]")
+def test_train_with_controls_leaves_everything(tiny: list[str], checkpoint: Path, call: Call) -> None:
+    code, out, err = call("train", "mix", *tiny, "controls=[anchor,filtered_bc]")
     assert code == 0, err
     (folder,) = Path("runs/mix").iterdir()
     for word in ("before", "after", "gain, points", "from imitation", "from the dream", "episodes", "minutes"):
@@ -93,7 +82,7 @@ def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
 
 
 def test_an_interrupted_run_leaves_its_champion(
-    tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: list[str], checkpoint: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Interrupted:
         def __init__(self, model: WorldActionModel) -> None:
@@ -111,7 +100,7 @@ def test_an_interrupted_run_leaves_its_champion(
         return post
 
     monkeypatch.setattr(train, "prepare", prepared)
-    code, out, _ = call(capsys, "train", "dream", *tiny, "ppo.imitation_steps=0")
+    code, out, _ = call("train", "dream", *tiny, "ppo.imitation_steps=0")
     assert code == 130
     (last,) = Path("runs/dream").glob("*/checkpoints/last")
     assert f"to go on: wamtune train {last.parents[1]}" in out and "not evaluated" in (last / "README.md").read_text()
@@ -119,17 +108,17 @@ def test_an_interrupted_run_leaves_its_champion(
     assert all(torch.equal(saved[name], start[name]) for name in start)
 
 
-def test_a_new_run_from_the_config_of_an_old_one(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_run_from_the_config_of_an_old_one(tiny: list[str], call: Call) -> None:
     few = ["name=again", "gate.enabled=false", "env.max_steps=8", "total_timesteps=128"]
-    assert call(capsys, "train", "sim", *tiny, *few)[0] == 0
+    assert call("train", "sim", *tiny, *few)[0] == 0
     (folder,) = Path("runs/again").iterdir()
-    assert call(capsys, "train", str(folder / "config.yaml"), "seed=1")[0] == 0
+    assert call("train", str(folder / "config.yaml"), "seed=1")[0] == 0
     assert len(list(Path("runs/again").iterdir())) == 2
 
 
-def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gaussian_trains_on_a_gymnasium_id(call: Call) -> None:
     few = ["total_timesteps=512", "env.n_envs=4", "eval.n_episodes=4", "threads=1", "env.max_steps=20"]
-    code, out, err = call(capsys, "train", "gaussian", *few)
+    code, out, err = call("train", "gaussian", *few)
     assert code == 0, err
     assert "simulator's reward" in out
     (last,) = Path("runs/gaussian").glob("*/checkpoints/last")
@@ -138,17 +127,17 @@ def test_gaussian_trains_on_a_gymnasium_id(capsys: pytest.CaptureFixture[str]) -
     assert "a Gaussian MLP on Pendulum-v1, env.kind=sim" in (last.parents[1] / "report.html").read_text()
 
     run = str(last.parents[1])
-    code, out, err = call(capsys, "eval", run, "n_episodes=4", "n_envs=2")
+    code, out, err = call("eval", run, "n_episodes=4", "n_envs=2")
     assert code == 0, err
     after = [row for row in read_rows(last.parents[1] / "eval.jsonl") if row["phase"] == "after"]
     mean = sum(row["reward"] for row in after) / len(after)
     assert f"Pendulum-v1: the simulator's reward is {mean:.4g} an episode" in out  # the same seeds
-    assert "place=both: a policy has no dream of its own; name" in call(capsys, "eval", run, "place=both")[2]
-    assert "max_steps: a Gaussian policy is evaluated where it was" in call(capsys, "eval", run, "max_steps=9")[2]
+    assert "place=both: a policy has no dream of its own; name" in call("eval", run, "place=both")[2]
+    assert "max_steps: a Gaussian policy is evaluated where it was" in call("eval", run, "max_steps=9")[2]
     shutil.copytree(last, "alone")
-    assert "alone: a Gaussian policy is evaluated by its run folder" in call(capsys, "eval", "alone")[2]
+    assert "alone: a Gaussian policy is evaluated by its run folder" in call("eval", "alone")[2]
     for words in (["deploy", run, "run", "robot-sim"], ["dream", run]):
-        code, _, err = call(capsys, *words)
+        code, _, err = call(*words)
         assert code == 2 and f"{run}: it holds a Gaussian policy and no world model; `wamtune eval` measures it" in err
 
 
@@ -168,25 +157,23 @@ def test_presets_of_controls_are_the_controls(name: str) -> None:
     assert compose(name, [f"name={base}"], TrainConfig) == control_config(compose(base, [], TrainConfig), name)
 
 
-def test_eval_prints_both_places(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_prints_both_places(checkpoint: Path, call: Call) -> None:
     words = ["eval", str(checkpoint), "n_episodes=2", "n_envs=2", "max_steps=16", "place=both", "n_dreams=0"]
-    code, out, err = call(capsys, *words)
+    code, out, err = call(*words)
     assert code == 0, err
     table = [line for line in out.splitlines() if line.startswith(("│", "┃"))]
     assert [line.split()[1] for line in table] == ["task", "button-press-topdown", "push", "all"]
     assert all(word in table[0] for word in ("sim, %", "dream, %", "gap, %"))
     assert "of 4" in table[-1] and "of 2" in table[1]
-    again = call(capsys, *words)[1]
+    again = call(*words)[1]
     assert [line for line in again.splitlines() if line.startswith("│")] == table[1:]
 
 
-def test_eval_estimates_true_success_from_both_places(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_estimates_true_success_from_both_places(checkpoint: Path, tmp_path: Path, call: Call) -> None:
     words = ["eval", str(checkpoint), "n_episodes=3", "n_envs=2", "max_steps=16", "place=both", "n_dreams=2"]
-    code, out, err = call(capsys, *words, f"out={tmp_path / 'figures.json'}")
+    code, out, err = call(*words, f"out={tmp_path / 'figures.json'}")
     assert code == 0, err
-    page = call(capsys, *words, f"out={tmp_path / 'page.html'}")
+    page = call(*words, f"out={tmp_path / 'page.html'}")
     assert page[0] == 0 and "real episodes</h2>" in (tmp_path / "page.html").read_text()
     assert "true success, with the dream as a control variate" in out and "worth real" in out
     rows = json.loads((tmp_path / "figures.json").read_text())["success"]
@@ -194,13 +181,13 @@ def test_eval_estimates_true_success_from_both_places(
         found = rows[name]["with_twins"]
         assert (found["n"], found["n_dreams"]) == (n, 3 * n)
         assert 0 <= found["low"] <= found["high"] <= 1 and found["plain_mean"] == rows[name]["sim"]["rate"]
-    code, out, err = call(capsys, *words[:-1], "n_dreams=0", f"out={tmp_path / 'page.html'}")
+    code, out, err = call(*words[:-1], "n_dreams=0", f"out={tmp_path / 'page.html'}")
     assert code == 0 and "true success" not in out and f"page: {tmp_path / 'page.html'}" in out
     assert "of 6 episodes ended alike in both" in (tmp_path / "page.html").read_text()
 
 
 def test_eval_looks_at_every_task_before_it_runs_one(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(
@@ -208,21 +195,21 @@ def test_eval_looks_at_every_task_before_it_runs_one(
         "evaluate_task",
         lambda *given: seen.append(given[2]) or evaluation.Evaluated([], [], np.zeros((0, 0))),
     )
-    line = refused(capsys, "eval", str(checkpoint), "tasks=[push,door-open]")
+    line = refused(call, "eval", str(checkpoint), "tasks=[push,door-open]")
     assert "task 'door-open' is unknown to the checkpoint" in line
-    line = refused(capsys, "eval", str(checkpoint), "id=Pendulum-v1", "tasks=[push]")
+    line = refused(call, "eval", str(checkpoint), "id=Pendulum-v1", "tasks=[push]")
     assert "'Pendulum-v1' is its own task, tasks=['push'] does not fit; leave it out" in line
     assert seen == []
-    assert call(capsys, "eval", str(checkpoint), "tasks=[push,push]")[0] == 0
+    assert call("eval", str(checkpoint), "tasks=[push,push]")[0] == 0
     assert seen == ["push"]  # once, however often it is named
 
 
-def test_eval_refuses_more_actions_than_a_chunk_has(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "eval", str(checkpoint), "n_action_steps=20", "n_episodes=2", "tasks=[push]")
+def test_eval_refuses_more_actions_than_a_chunk_has(checkpoint: Path, call: Call) -> None:
+    line = refused(call, "eval", str(checkpoint), "n_action_steps=20", "n_episodes=2", "tasks=[push]")
     assert "n_action_steps=20 exceeds the chunk of 8 actions" in line
 
 
-def test_dream_draws_and_prints(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dream_draws_and_prints(checkpoint: Path, call: Call) -> None:
     said = {
         "expert": "16 steps of the expert, dreamed again",
         "policy": "16 steps of the policy, dreamed again",
@@ -230,16 +217,16 @@ def test_dream_draws_and_prints(checkpoint: Path, capsys: pytest.CaptureFixture[
     }
     for source, heading in said.items():
         words = ["task=button-press-topdown", "n_chunks=2", f"source={source}", f"out={source}.png"]
-        code, out, err = call(capsys, "dream", str(checkpoint), *words)
+        code, out, err = call("dream", str(checkpoint), *words)
         assert code == 0, err
         assert heading in out
         assert [line.split()[1] for line in out.splitlines() if line.startswith("│")] == ["8", "16"]
         assert Path(f"{source}.png").read_bytes().startswith(PNG)
 
 
-def test_check_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_a_table(tiny: list[str], call: Call) -> None:
     terms = ["rewards.time_cost.weight=-0.5", "rewards.action_l2.weight=0", "rewards.progress.weight=1"]
-    code, out, err = call(capsys, "check", "mix", *tiny, *terms)
+    code, out, err = call("check", "mix", *tiny, *terms)
     assert code == 0, err
     rows = {
         line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]]
@@ -252,11 +239,11 @@ def test_check_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str
     assert rows["progress"][2] == "progress"
 
 
-def test_check_of_a_term_that_the_dream_lacks(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_term_that_the_dream_lacks(tiny: list[str], call: Call) -> None:
     term = "rewards.task_reward.weight=1"
-    assert call(capsys, "check", "sim", *tiny, term)[0] == 0
+    assert call("check", "sim", *tiny, term)[0] == 0
     for verb in ("check", "train"):
-        line = refused(capsys, verb, "mix", *tiny, term)
+        line = refused(call, verb, "mix", *tiny, term)
         assert "reward term 'task_reward' requires 'task_reward', which the dream cannot provide" in line
 
 
@@ -268,79 +255,75 @@ def test_check_of_a_term_that_the_dream_lacks(tiny: list[str], capsys: pytest.Ca
         ("1.0", "returned a float, expected a tensor"),
     ],
 )
-def test_broken_terms_are_one_line(
-    body: str, complaint: str, tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_terms_are_one_line(body: str, complaint: str, tiny: list[str], call: Call) -> None:
     Path("mine.py").write_text(f"def term(t):\n    return {body}\n")
     override = "rewards.mine={func: mine.py:term, weight: 1.0}"
-    line = refused(capsys, "check", "sim", *tiny, override)
+    line = refused(call, "check", "sim", *tiny, override)
     assert "reward term 'mine'" in line
     assert complaint.split("(")[0] in line
-    code, _, err = call(capsys, "train", "sim", *tiny, override)
+    code, _, err = call("train", "sim", *tiny, override)
     assert code == 2 and err.count("\n") == 1 and "reward term 'mine'" in err
 
 
-def test_check_shows_what_a_plug_in_raises(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_shows_what_a_plug_in_raises(tiny: list[str], call: Call) -> None:
     Path("mine.py").write_text("def term(t):\n    return t.nothing\n")
-    line = refused(capsys, "check", "sim", *tiny, "rewards.mine={func: mine.py:term, weight: 1.0}")
+    line = refused(call, "check", "sim", *tiny, "rewards.mine={func: mine.py:term, weight: 1.0}")
     assert "reward term 'mine' raised AttributeError: 'Transition' object has no attribute 'nothing'" in line
 
 
-def test_a_plug_in_outside_the_project_trains(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plug_in_outside_the_project_trains(tiny: list[str], call: Call) -> None:
     Path("mine.py").write_text("def gentle(t):\n    return t.action.square().sum(-1)\n")
     few = ["gate.enabled=false", "env.max_steps=16", "total_timesteps=128"]
     override = "rewards.gentle={func: mine.py:gentle, weight: -0.1}"
-    code, _, err = call(capsys, "train", "sim", *tiny, *few, override)
+    code, _, err = call("train", "sim", *tiny, *few, override)
     assert code == 0, err
     (metrics,) = Path("runs/sim").glob("*/metrics.jsonl")
     paid = [row for row in read_rows(metrics) if "reward/gentle" in row]
     assert paid and paid[0]["reward/gentle"] == pytest.approx(-0.1 * paid[0]["reward/gentle_raw"], rel=1e-5)
 
 
-def test_missing_checkpoint(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_checkpoint(tiny: list[str], call: Call) -> None:
     for words in (["train", "sim", *tiny, "checkpoint=nowhere"], ["eval", "nowhere"], ["dream", "nowhere"]):
-        assert "no checkpoint at nowhere" in refused(capsys, *words)
-    assert "needs a checkpoint" in refused(capsys, "eval", "place=sim")
+        assert "no checkpoint at nowhere" in refused(call, *words)
+    assert "needs a checkpoint" in refused(call, "eval", "place=sim")
 
 
-def test_altered_weights(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_altered_weights(tiny: list[str], checkpoint: Path, call: Call) -> None:
     shutil.copytree(checkpoint, "altered")
     weights = load_file("altered/model.safetensors")
     save_file({name: value + 1 if value.is_floating_point() else value for name, value in weights.items()},
               "altered/model.safetensors")  # fmt: skip
     for words in (["train", "sim", *tiny, "checkpoint=altered"], ["eval", "altered"]):
-        line = refused(capsys, *words)
+        line = refused(call, *words)
         assert "model.safetensors" in line and "sha256" in line
 
 
-def test_sizes_that_do_not_fit(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "train", "sim", *tiny, "env.id=Pendulum-v1", "env.tasks=[]")
+def test_sizes_that_do_not_fit(tiny: list[str], call: Call) -> None:
+    line = refused(call, "train", "sim", *tiny, "env.id=Pendulum-v1", "env.tasks=[]")
     assert "observation size 21" in line and "observation size 3" in line
 
 
-def test_another_environment_leaves_the_tasks_of_a_preset_behind(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = refused(capsys, "train", "demo", f"checkpoint={checkpoint}", "env.id=Pendulum-v1")
+def test_another_environment_leaves_the_tasks_of_a_preset_behind(checkpoint: Path, call: Call) -> None:
+    line = refused(call, "train", "demo", f"checkpoint={checkpoint}", "env.id=Pendulum-v1")
     assert "observation size 21" in line and "observation size 3" in line and "hammer" not in line
 
 
-def test_unknown_task(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "train", "sim", *tiny, "env.tasks=[pusch]")
+def test_unknown_task(tiny: list[str], checkpoint: Path, call: Call) -> None:
+    line = refused(call, "train", "sim", *tiny, "env.tasks=[pusch]")
     assert "'pusch'" in line and "push" in line
-    line = refused(capsys, "eval", str(checkpoint), "tasks=[door-open]")
+    line = refused(call, "eval", str(checkpoint), "tasks=[door-open]")
     assert "'door-open'" in line and "button-press-topdown, push" in line
 
 
-def test_no_demonstrations(tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_demonstrations(tiny: list[str], checkpoint: Path, call: Call) -> None:
     save_model("bare", load_model(checkpoint), "tune")
-    line = refused(capsys, "train", "sim", *tiny, "checkpoint=bare")
+    line = refused(call, "train", "sim", *tiny, "checkpoint=bare")
     assert "ppo.bc_coef=0.1: bare holds no demonstrations of button-press-topdown" in line
 
 
-def test_unknown_control(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_control(tiny: list[str], call: Call) -> None:
     assert "unknown 'luck', expected any of anchor, filtered_bc" in refused(
-        capsys, "train", "mix", *tiny, "controls=[luck]"
+        call, "train", "mix", *tiny, "controls=[luck]"
     )
 
 
@@ -356,10 +339,10 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
 
 
 def test_bad_numbers_stop_a_run_before_the_update_and_are_kept(
-    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_steps(monkeypatch, 0)
-    code, _, err = call(capsys, "train", "sim", *tiny)
+    code, _, err = call("train", "sim", *tiny)
     assert code == 2 and err.count("\n") == 1
     (kept,) = Path("runs/sim").glob("*/bad_numbers.safetensors")
     line = (
@@ -371,21 +354,21 @@ def test_bad_numbers_stop_a_run_before_the_update_and_are_kept(
 
 
 def test_a_run_goes_back_from_bad_numbers_if_it_is_told_to(
-    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_evaluated = 4 * 64  # steps of the first evaluation at most; there is a state to go back to after it
     break_steps(monkeypatch, n_evaluated + 10)
-    code, out, err = call(capsys, "train", "sim", *tiny, "on_bad_numbers=go_back", "ppo.imitation_steps=0")
+    code, out, err = call("train", "sim", *tiny, "on_bad_numbers=go_back", "ppo.imitation_steps=0")
     assert code == 0, err
     assert "returned a state that is not finite" in out and "going back to the last saved state, for the 1. time" in out
     assert list(Path("runs/sim").glob("*/report.html"))
     break_steps(monkeypatch, *range(n_evaluated + 10, 10_000))
-    code, out, err = call(capsys, "train", "sim", *tiny, "on_bad_numbers=go_back", "name=hopeless")
+    code, out, err = call("train", "sim", *tiny, "on_bad_numbers=go_back", "name=hopeless")
     assert code == 2 and out.count("going back") == 3
 
 
 def test_recorded_episodes_are_learned_from_as_if_they_were_collected_now(
-    tiny: list[str], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    tiny: list[str], checkpoint: Path, call: Call
 ) -> None:
     folder = checkpoint.parent / "episodes"
     few = ["gate.enabled=false", "ppo.imitation_steps=0", "ppo.success_bc_coef=1", f"episodes={folder}"]
@@ -395,21 +378,21 @@ def test_recorded_episodes_are_learned_from_as_if_they_were_collected_now(
     assert [e.seed for e in post.dreams.episodes] == [e.seed for e in recorded] and len(recorded) > 0
     assert "sim" in post.imitation.examples  # the successes among them
     post.close()
-    code, _, err = call(capsys, "train", "dream", *tiny, *few)
+    code, _, err = call("train", "dream", *tiny, *few)
     assert code == 0, err
     rows = read_rows(next(Path("runs/dream").glob("*/metrics.jsonl")))
     assert any("dream/error" in row for row in rows)  # measured on them, before the refit
     shutil.rmtree("runs")
-    assert "env.kind=sim has none; use dream or mix" in refused(capsys, "train", "sim", *tiny, f"episodes={folder}")
+    assert "env.kind=sim has none; use dream or mix" in refused(call, "train", "sim", *tiny, f"episodes={folder}")
     Path("empty").mkdir()
-    assert "there are none of button-press-topdown" in refused(capsys, "train", "dream", *tiny, "episodes=empty")
+    assert "there are none of button-press-topdown" in refused(call, "train", "dream", *tiny, "episodes=empty")
 
 
-def test_the_example_of_a_trust_signal_weighs_dreams(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_a_trust_signal_weighs_dreams(tiny: list[str], call: Call) -> None:
     """A file outside of ours is all that it takes; what it said is in the log, its source in the run folder."""
     example = Path(__file__).parents[3] / "examples" / "own_trust_signal.py"
     trust = f"dream.trust={{reach: {{func: {example}:within_reach, params: {{radius: 0.5}}}}}}"
-    code, _, err = call(capsys, "train", "dream", *tiny, trust)
+    code, _, err = call("train", "dream", *tiny, trust)
     assert code == 0, err
     (folder,) = Path("runs/dream").iterdir()
     values = [row["dream/trust/reach"] for row in read_rows(folder / "metrics.jsonl") if "dream/trust/reach" in row]

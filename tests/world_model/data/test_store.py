@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from world_model.data import episodes as module
-from world_model.data.episodes import Episode, EpisodeStore, in_shards
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.data.shards import in_shards
 from world_model.spec import Feature, Spec
 
 IMAGE = Feature((4, 4, 3), dtype="uint8")
@@ -64,7 +64,7 @@ def test_instructions_of_all_shards(tmp_path: Path) -> None:
 
 def test_images_count_for_the_size_of_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     one = 4 * 6 * 2 + 4 * 4 * 4 * 3 + 4 * (5 + 2 * 5)  # bytes of states, of four images, of actions and of two values
-    monkeypatch.setattr(module, "SHARD_BYTES", 2 * one)
+    monkeypatch.setattr("world_model.data.shards.SHARD_BYTES", 2 * one)
     assert [len(group) for group in in_shards([episode() for _ in range(5)])] == [2, 2, 1]
 
 

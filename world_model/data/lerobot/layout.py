@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from world_model.data.columns import Columns
-from world_model.data.episodes import OBSERVATION
+from world_model.data.shards import OBSERVATION
 from world_model.data.videos import LONGEST
 from world_model.files import JSON_BYTES, parse_json, read_file
 from world_model.spec import FASTEST, IMAGES, STATE

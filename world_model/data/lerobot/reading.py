@@ -12,7 +12,7 @@ import torch
 from rewards.errors import UserError
 from world_model.data.columns import Columns, matrix, rename
 from world_model.data.columns_config import ColumnsConfig
-from world_model.data.episodes import OBSERVATION, Episode
+from world_model.data.episodes import Episode
 from world_model.data.images import ImageBlocks, read_images
 from world_model.data.lerobot.layout import (
     EVERY,
@@ -25,6 +25,7 @@ from world_model.data.lerobot.layout import (
     shape_of_images,
 )
 from world_model.data.parquet import read_parquet
+from world_model.data.shards import OBSERVATION
 from world_model.data.videos import Part, read_video
 from world_model.files import JSON_BYTES, parse_json, read_file
 from world_model.spec import IMAGES, LATENTS, STATE, Feature, Spec

@@ -18,7 +18,7 @@ import torch
 
 from rewards.errors import UserError
 from world_model.data.columns import Columns
-from world_model.data.episodes import OBSERVATION, Episode
+from world_model.data.episodes import Episode
 from world_model.data.images import count_levels, encode_png
 from world_model.data.lerobot.layout import FINAL, INFO, OURS, STATS, TASKS, VERSION, read_info
 from world_model.data.lerobot.tables import (
@@ -34,6 +34,7 @@ from world_model.data.lerobot.tables import (
     tasks_parquet,
 )
 from world_model.data.parquet import import_pyarrow, read_parquet, to_parquet
+from world_model.data.shards import OBSERVATION
 from world_model.data.videos import CODEC, encode_video, import_av, pixel_format
 from world_model.files import JSON_BYTES, lock, parse_json, read_file, write_atomically
 from world_model.spec import IMAGES, Spec

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 
 from world_model.data.columns import Columns
-from world_model.data.episodes import OBSERVATION, PERSON, Episode
-from world_model.data.images import encode_png, level_stats
+from world_model.data.episodes import PERSON, Episode
+from world_model.data.images import QUANTILES, encode_png, level_stats
 from world_model.data.lerobot.layout import EVERY, FINAL
 from world_model.data.parquet import to_parquet
+from world_model.data.shards import OBSERVATION
 from world_model.spec import IMAGES, Feature, Spec
 
 CHUNK_FILES = 1000
 """A new folder of files begins after so many."""
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-
-QUANTILES = (("q01", 0.01), ("q10", 0.1), ("q50", 0.5), ("q90", 0.9), ("q99", 0.99))
 
 
 def path_of(template: str, file: int, **fields: str) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from rewards.errors import UserError
 from world_model.data.columns import Columns
-from world_model.data.episodes import OBSERVATION, Episode
+from world_model.data.episodes import Episode
 from world_model.data.images import count_levels
 from world_model.data.lerobot.layout import FILE, INFO, OURS, STATS, TASKS, VERSION
 from world_model.data.lerobot.tables import (
@@ -32,6 +32,7 @@ from world_model.data.lerobot.tables import (
     tasks_parquet,
 )
 from world_model.data.parquet import import_pyarrow, to_parquet
+from world_model.data.shards import OBSERVATION
 from world_model.files import write_folder
 from world_model.spec import Spec
 

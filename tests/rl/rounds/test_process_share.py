@@ -6,7 +6,7 @@ from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.ppo.distributed import Distributed
-from rl.rounds.shares import share_of, tasks_from
+from rl.rounds.process_share import share_of, tasks_from
 
 
 def group(rank: int, world_size: int) -> Distributed:
