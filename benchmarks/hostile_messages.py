@@ -151,6 +151,15 @@ def _for_openpi(good: Message, draw: random.Random, max_bytes: int) -> bytes:
     return msgpack.packb(observation)
 
 
+def _with_a_new_prompt(good: Message, draw: random.Random, max_bytes: int) -> bytes:
+    """Return an observation as clients of openpi send it, with a sentence that nobody has sent before."""
+    words = (
+        "".join(draw.choices("abcdefgh_ .🤖é", k=draw.choice([1, 10, 300]))) for _ in range(draw.choice([1, 8, 50]))
+    )
+    obs = {name: rows[0] for name, rows in good.get("obs", {}).items()}
+    return msgpack.packb(_described({**obs, "prompt": " ".join(words)}))
+
+
 KINDS: tuple[Callable[[Message, random.Random, int], bytes | str], ...] = (
     _cut,
     _changed,
@@ -163,6 +172,7 @@ KINDS: tuple[Callable[[Message, random.Random, int], bytes | str], ...] = (
     _large,
     _text,
     _for_openpi,
+    _with_a_new_prompt,
 )
 """All ways to make a hostile message."""
 

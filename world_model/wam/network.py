@@ -101,9 +101,24 @@ class Network(nn.Module):
         self.text.tell(spec, encode)
         self.spec = replace(self.spec, tasks=spec.tasks, instructions=spec.instructions, wordings=spec.wordings)
 
+    def read(self, sentence: str, encode: Encode | None = None) -> Tensor:
+        """Return the vector (1, dim) of any sentence, which `told` takes in place of the index of a task.
+
+        Nothing is stored, so sentences that come one after another need no memory. The model must read sentences.
+
+        Args:
+            sentence: also one that the spec does not have.
+            encode: the frozen encoder, which a new sentence needs if the model has one.
+        """
+        assert self.text is not None
+        return self.text.read(sentence, encode)
+
     def told(self, task: Tensor) -> Tensor:
-        """Return what encoder and read-out get of tasks (n,): the index itself, or the vector of the sentence."""
-        return task if self.text is None else self.text(task)
+        """Return what encoder and read-out get of tasks (n,) int64: the index itself, or the vector of the sentence.
+
+        Vectors of sentences (n, dim), see `read`, stay as they are.
+        """
+        return task if self.text is None or task.is_floating_point() else self.text(task)
 
     def reworded(self, task: Tensor, generator: torch.Generator) -> Tensor:
         """Choose for each task (n,) one of its wordings, for training; without sentences the tasks stay as they are."""
