@@ -153,9 +153,8 @@ def _for_openpi(good: Message, draw: random.Random, max_bytes: int) -> bytes:
 
 def _with_a_new_prompt(good: Message, draw: random.Random, max_bytes: int) -> bytes:
     """Return an observation as clients of openpi send it, with a sentence that nobody has sent before."""
-    words = (
-        "".join(draw.choices("abcdefgh_ .🤖é", k=draw.choice([1, 10, 300]))) for _ in range(draw.choice([1, 8, 50]))
-    )
+    n_words, n_letters = draw.choice([1, 8, 50]), draw.choice([1, 10, 300])
+    words = ("".join(draw.choices("abcdefgh_.🤖é", k=n_letters)) for _ in range(n_words))
     obs = {name: rows[0] for name, rows in good.get("obs", {}).items()}
     return msgpack.packb(_described({**obs, "prompt": " ".join(words)}))
 

@@ -145,6 +145,9 @@ class DreamConfig:
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
     refit_steps: int = 700  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
     refit_learning_rate: float = 1e-3  # of the world decoder in a refit
+    # tasks whose recorded successes and failures a refit also teaches to the read-out of success: those on which the
+    # checkpoint was never trained, all, or none
+    refit_read_out: Literal["unseen", "all", "none"] = "unseen"
     # share by which the error on new episodes must fall from refit to refit; else the next one has half the steps of
     # the last; 0: all have refit_steps
     refit_least_fall: float = 0.0

@@ -185,9 +185,10 @@ class WamtunePolicy(PreTrainedPolicy):
             index = 0 if not words and len(tasks) == 1 else self._index_of(words)
             return self.model.told(torch.tensor([index], device=self.model.device))
         if isinstance(self.model.text, FrozenSentences) and words not in self.model.text.rows:
+            known = closest_or_known(words, map(self.spec.instruction, tasks))
             raise UserError(
-                f"task {words!r:.80} is a new sentence, which needs the text encoder {self.model.text.encoder}, and that is "
-                f"no part of the policy; {closest_or_known(words, map(self.spec.instruction, tasks))}"
+                f"task {words!r:.80} is a new sentence, which needs the text encoder {self.model.text.encoder}, and "
+                f"that is no part of the policy; {known}"
             )
         return self.model.read(words)
 

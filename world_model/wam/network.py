@@ -49,6 +49,7 @@ class Network(nn.Module):
         super().__init__()
         config.check()
         self.config, self.spec = config, read_spec(spec, config)
+        self.n_trained_tasks = len(spec.tasks)  # those that `tell` adds are unseen
         self.pictures = self._make_image_codec()  # the name in the `state_dict` of checkpoints; see `image_codec`
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
@@ -84,6 +85,11 @@ class Network(nn.Module):
     def null_task(self) -> int:
         """Index of no task: that of the additional embedding, or of the empty sentence."""
         return len(self.spec.tasks)
+
+    @property
+    def unseen_tasks(self) -> tuple[str, ...]:
+        """Tasks that `tell` has added, on which the weights were not trained."""
+        return self.spec.tasks[self.n_trained_tasks :]
 
     @property
     def reads_sentences(self) -> bool:
