@@ -174,7 +174,7 @@ class WorldModel(ABC):
 
         Args:
             episodes: recorded ones of the run, with true labels and the features of `predicted_spec`.
-            own: those of the checkpoint; its tasks must stay as they are.
+            own: those of the checkpoint, whose tasks must stay as they are; none for a world model of somebody else.
             tasks: to learn, see `dream.refit_read_out`.
             seed: of the batches.
         """

@@ -62,10 +62,12 @@ def refit_read_out(config: TrainConfig, model: WorldModel, episodes: list[Episod
     """
     chosen = {"unseen": model.unseen_tasks, "all": {episode.task for episode in episodes}, "none": ()}
     tasks = chosen[config.dream.refit_read_out]
-    if not tasks or config.dream.brought is not None:
+    if not tasks:
         return
-    store = EpisodeStore(find_checkpoint(config.checkpoint))
-    own = store.load(tasks=model.spec.tasks, features=_read_from(store, model).features)
+    own: list[Episode] = []
+    if config.dream.brought is None:  # else the checkpoint is that of the policy alone
+        store = EpisodeStore(find_checkpoint(config.checkpoint))
+        own = store.load(tasks=model.spec.tasks, features=_read_from(store, model).features)
     model.refit_read_out(episodes, model.encode_episodes(own), tasks, seed)
 
 
