@@ -1,7 +1,7 @@
 """Measure what a refit teaches the read-out of success on a task that the checkpoint never saw; print a table.
 
-    python benchmarks/read_out.py --out /tmp/read_out
-    python benchmarks/read_out.py runs/metaworld-ml45-tuned --tasks box-close --out /tmp/read_out
+    python benchmarks/read_out.py --out runs/read_out
+    python benchmarks/read_out.py runs/metaworld-ml45-tuned --tasks box-close --out runs/read_out
 
 For each task 20 episodes are recorded, 16 of a scripted expert with much noise and 4 of random motion, and as many
 others to measure on. The first ones end at their first success, as those of PPO do. Rows:
@@ -13,6 +13,7 @@ others to measure on. The first ones end at their first success, as those of PPO
 
 `auc` is that of all frames. An episode counts as a dreamed one does: solved if two frames in a row reach 0.5. `false`:
 of the failed episodes; `missed`: of the solved ones; `early`: of the solved ones, more than 5 steps before the truth.
+`moved` is the mean change of the probability of a frame.
 The rows of known tasks below `after` and `plain` are judged by the same read-out. The last tasks are known ones, where
 `after` is the refit of `dream.refit_read_out=all`.
 """
@@ -58,10 +59,12 @@ def main() -> None:
     own = EpisodeStore(find_checkpoint(options.checkpoint)).load()
     tasks = (*options.tasks, *options.known)
     train, heldout = (collected(options.out, part, tasks) for part in ("train", "heldout"))
-    print("task | read-out | auc | false | missed | early | frames, of them successes")
+    print("task | read-out | auc | false | missed | early | moved | frames, of them successes")
     for task in tasks:
         seen = [until_success(episode) for episode in train if episode.task == task]
         failed = [episode for episode in seen if not episode.is_success]
+        solved = [episode for episode in seen if episode.is_success]
+        seen = failed + solved[: options.most_solved]
         print(f"{task}: {len(seen) - len(failed)} of {len(seen)} recorded episodes succeed", flush=True)
         for name in ("before", "after", "failures", "plain") if task in options.tasks else ("before", "after"):
             model = with_task(copy.deepcopy(checkpoint), task)
@@ -70,7 +73,8 @@ def main() -> None:
             elif name != "before":
                 model.refit_read_out(seen if name == "after" else failed, own, (task,), seed=0)
             for other in (task, *options.known) if task in options.tasks and name in ("after", "plain") else (task,):
-                print(row(model, name, [episode for episode in heldout if episode.task == other]), flush=True)
+                judged = [episode for episode in heldout if episode.task == other]
+                print(row(model, name, judged, with_task(copy.deepcopy(checkpoint), task)), flush=True)
 
 
 def with_task(model: WorldActionModel, task: str) -> WorldActionModel:
@@ -121,12 +125,13 @@ def until_success(episode: Episode) -> Episode:
 
 
 @torch.no_grad()
-def row(model: WorldActionModel, name: str, episodes: list[Episode]) -> str:
-    """Return a line of the table: how the read-out of a model judges episodes of one task."""
-    task, said = model.spec.tasks.index(episodes[0].task), []
+def row(model: WorldActionModel, name: str, episodes: list[Episode], start: WorldActionModel) -> str:
+    """Return a line of the table: how the read-out of a model, which was that of `start`, judges one task."""
+    task, said, moved = torch.tensor([model.spec.tasks.index(episodes[0].task)]), [], []
     for episode in episodes:
-        p, _ = model.success_and_progress({"state": episode.state[None, 1:]}, torch.tensor([task]))
-        said.append(p[0])
+        frames = {"state": episode.state[None, 1:]}
+        said.append(model.success_and_progress(frames, task)[0][0])
+        moved.append((said[-1] - start.success_and_progress(frames, task)[0][0]).abs())
     first = [first_success(p) for p in said]
     truth = [int(e.success.nonzero()[0]) if e.is_success else None for e in episodes]
     failed, solved = truth.count(None), len(truth) - truth.count(None)
@@ -135,7 +140,8 @@ def row(model: WorldActionModel, name: str, episodes: list[Episode]) -> str:
     early = sum(f is not None and t is not None and f < t - EARLY for f, t in zip(first, truth, strict=True))
     labels = torch.cat([episode.success for episode in episodes])
     judged = f"{auc(torch.cat(said), labels):.3f} | {false} of {failed} | {missed} of {solved} | {early} of {solved}"
-    return f"{episodes[0].task} | {name} | {judged} | {len(labels)}, {int(labels.sum())}"
+    counts = f"{float(torch.cat(moved).mean()):.4f} | {len(labels)}, {int(labels.sum())}"
+    return f"{episodes[0].task} | {name} | {judged} | {counts}"
 
 
 def first_success(p: Tensor) -> int | None:
@@ -156,6 +162,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", nargs="?", default="metaworld-tuned")
     parser.add_argument("--tasks", nargs="+", default=["faucet-open", "plate-slide"], help="that it never saw")
     parser.add_argument("--known", nargs="+", default=["push", "hammer", "drawer-open"], help="that it was trained on")
+    parser.add_argument("--most-solved", type=int, default=100, help="recorded successes of a task to learn from")
     parser.add_argument("--out", type=Path, required=True, help="folder for the recorded episodes")
     return parser.parse_args()
 

@@ -6,8 +6,8 @@ recorded episodes have true labels. They are few, and most of their frames are n
 1. A task is learned only if one of its episodes has a success: failures alone would teach that nothing ever succeeds.
 2. Half of the windows of a task show a success, however rare these are. The frames just before it are in them, and say
    where success begins.
-3. Half of all windows are from the checkpoint's own episodes, with what the read-outs said before as their target, so
-   that the known tasks stay as they are.
+3. Half of all windows are from the checkpoint's own episodes, drawn in the same way. Their target is what the read-outs
+   said before, so that the known tasks stay as they are.
 """
 
 from __future__ import annotations
@@ -49,20 +49,19 @@ class FrameData:
 
     Args:
         model: its read-outs, as they are now, give the targets of the known tasks.
-        new: windows of the new tasks; tasks without a success are never drawn.
+        new: windows of the new tasks.
         known: windows of the checkpoint's own episodes.
     """
 
     def __init__(self, model: Network, new: Windows, known: Windows) -> None:
         self.model, self.before, self.new, self.known = model, copy.deepcopy(model.read_out), new, known
-        self.weights = _weights(new)
+        self.weights, self.known_weights = _weights(new), _weights(known)
 
     def sample(self, n: int, generator: torch.Generator) -> FrameBatch:
         """Draw the frames of `n` windows with replacement."""
         model, n_new = self.model, n // 2
-        drawn = torch.multinomial(self.weights, n_new, replacement=True, generator=generator)
-        new = FrameBatch.of(self.new.at(drawn))
-        kept = FrameBatch.of(self.known.sample(n - n_new, generator))
+        new = _drawn(self.new, self.weights, n_new, generator)
+        kept = _drawn(self.known, self.known_weights, n - n_new, generator)
         new.task, kept.task = (model.reworded(of.task, generator) for of in (new, kept))
         with torch.no_grad():
             logit, progress = self.before(model.codec.state(kept.frames), model.told(kept.task))
@@ -94,6 +93,11 @@ def frame_losses(model: Network, batch: FrameBatch) -> dict[str, Tensor]:
         "success": F.binary_cross_entropy_with_logits(logit, batch.success),
         "progress": (progress - batch.progress).square().mean(),
     }
+
+
+def _drawn(windows: Windows, weights: Tensor, n: int, generator: torch.Generator) -> FrameBatch:
+    """Draw the frames of `n` windows with replacement, by their weights."""
+    return FrameBatch.of(windows.at(torch.multinomial(weights, n, replacement=True, generator=generator)))
 
 
 def _weights(windows: Windows) -> Tensor:
