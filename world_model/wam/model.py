@@ -28,8 +28,8 @@ from world_model.wam.training_config import StageConfig
 REFIT_BATCH_SIZE, REFIT_CHUNKS = 48, 6
 """Windows in a step of a refit, and chunks that are dreamed from each. More steps help more than larger batches."""
 
-READ_OUT_STEPS, READ_OUT_BATCH_SIZE, READ_OUT_LEARNING_RATE = 200, 64, 5e-4
-"""Optimizer steps of a refit of the read-outs, windows in each, and a quarter of the learning rate of the stages."""
+READ_OUT_STEPS, READ_OUT_BATCH_SIZE, READ_OUT_LEARNING_RATE = 300, 64, 2e-3
+"""Optimizer steps of a refit of the read-outs, windows in each, and their learning rate, which is that of the stages."""
 
 
 class WorldActionModel(Network, WorldModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,9 +18,7 @@ from world_model.wam.model import WorldActionModel
 from world_model.wam.read_out import FrameBatch, FrameData, frame_data
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
-CONFIG = replace(
-    INDEX_CONFIG, task_conditioning="text", text=TextConfig(n_buckets=128, width=16, n_layers=1, n_heads=2)
-)
+CONFIG = replace(INDEX_CONFIG, task_conditioning="text", text=TextConfig(encoder="mine.py:encode", dim=10))
 SPEC = Spec(
     {"state": Feature((2,), "m", {"point": (0, 2)})},
     (-1.0, -1.0),
@@ -49,6 +48,11 @@ def wandering(task: str, n: int, seed: int, ends: bool = False) -> list[Episode]
     return found
 
 
+def encode(sentences: Sequence[str]) -> torch.Tensor:
+    """A frozen text encoder: how often each of ten letters occurs."""
+    return torch.tensor([[float(text.count(letter)) for letter in "letrighmvf"] for text in sentences])
+
+
 class AllFrames:
     """All windows of some episodes, equally often, with their labels."""
 
@@ -70,11 +74,12 @@ def checkpoint(own: list[Episode]) -> WorldActionModel:
     """A model whose read-outs know left and right, and which is told of a third task."""
     torch.manual_seed(0)
     model = WorldActionModel(CONFIG, SPEC)
+    model.tell(SPEC, encode)
     windows = model.windows(own)
     fit_statistics(model, windows, n=200)
     stage = StageConfig(n_steps=300, batch_size=24, read_out_learning_rate=3e-3, warmup_steps=5)
     train_stage("read_out", model, AllFrames(windows), stage)  # type: ignore[arg-type]
-    model.tell(UP)
+    model.tell(UP, encode)
     return model
 
 
@@ -95,10 +100,10 @@ def test_a_new_task_is_learned_and_the_known_ones_stay(checkpoint: WorldActionMo
     model.refit_read_out(recorded, own, ("up",), seed=0)
     seen, false, _ = judged(model, "up")
     before, false_before, _ = judged(checkpoint, "up")
-    assert seen > 0.9 and false < 0.05 and min(before, 1 - false_before) < 0.8
+    assert seen > 0.8 and false < 0.03 and before < 0.5 and false_before > 0.05
     for task in SPEC.tasks:
         was, now = judged(checkpoint, task), judged(model, task)
-        assert was[0] > 0.8 and now[0] > was[0] - 0.03 and now[1] < was[1] + 0.01, task
+        assert was[0] > 0.8 and now[0] > was[0] - 0.03 and now[1] < was[1] + 0.02, task
         assert (now[2] - was[2]).abs().mean() < 0.02
     # Nothing else has changed, not even where no gradient should be.
     pairs = zip(checkpoint.state_dict().items(), model.state_dict().values(), strict=True)
