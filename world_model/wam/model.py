@@ -29,7 +29,7 @@ REFIT_BATCH_SIZE, REFIT_CHUNKS = 48, 6
 """Windows in a step of a refit, and chunks that are dreamed from each. More steps help more than larger batches."""
 
 READ_OUT_STEPS, READ_OUT_BATCH_SIZE, READ_OUT_LEARNING_RATE = 300, 64, 2e-3
-"""Optimizer steps of a refit of the read-outs, windows in each, and their learning rate, which is that of the stages."""
+"""Optimizer steps of a refit of the read-outs, windows in each, and the learning rate, that of the stages."""
 
 
 class WorldActionModel(Network, WorldModel):
