@@ -151,6 +151,14 @@ def _for_openpi(good: Message, draw: random.Random, max_bytes: int) -> bytes:
     return msgpack.packb(observation)
 
 
+def _with_a_new_prompt(good: Message, draw: random.Random, max_bytes: int) -> bytes:
+    """Return an observation as clients of openpi send it, with a sentence that nobody has sent before."""
+    n_words, n_letters = draw.choice([1, 8, 50]), draw.choice([1, 10, 300])
+    words = ("".join(draw.choices("abcdefgh_.🤖é", k=n_letters)) for _ in range(n_words))
+    obs = {name: rows[0] for name, rows in good.get("obs", {}).items()}
+    return msgpack.packb(_described({**obs, "prompt": " ".join(words)}))
+
+
 KINDS: tuple[Callable[[Message, random.Random, int], bytes | str], ...] = (
     _cut,
     _changed,
@@ -163,6 +171,7 @@ KINDS: tuple[Callable[[Message, random.Random, int], bytes | str], ...] = (
     _large,
     _text,
     _for_openpi,
+    _with_a_new_prompt,
 )
 """All ways to make a hostile message."""
 

@@ -1,7 +1,8 @@
 """Success of the five test tasks of ML45 as a reward, computed from the state alone: the same in simulator and dream.
 
 These are Meta-World's own conditions: the object is near its goal, for the two locks along one axis. A dream of an
-unseen task needs this, because what the model has learned to call a success it has learned on other tasks.
+unseen task needs this, because what the model has learned to call a success it has learned on other tasks, until a
+refit has an episode with a success.
 """
 
 from __future__ import annotations

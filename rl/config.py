@@ -145,6 +145,9 @@ class DreamConfig:
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
     refit_steps: int = 350  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
     refit_learning_rate: float = 1e-3  # of the world decoder in a refit
+    # tasks whose recorded successes and failures a refit also teaches to the read-out of success: those on which the
+    # checkpoint was never trained, all, or none
+    refit_read_out: Literal["unseen", "all", "none"] = "unseen"
 
     @property
     def brought(self) -> WorldModelConfig | None:

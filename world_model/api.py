@@ -162,6 +162,23 @@ class WorldModel(ABC):
         """
         self.refit(episodes, n_steps, learning_rate, seed, tick)
 
+    @property
+    def unseen_tasks(self) -> tuple[str, ...]:
+        """Tasks of `spec` that its weights were not trained on, so that their success is a guess. By default none."""
+        return ()
+
+    def refit_read_out(  # noqa: B027 - success need not be learned
+        self, episodes: list[Episode], own: list[Episode], tasks: Collection[str], seed: int
+    ) -> None:
+        """Train what tells success from frames on `tasks`, after a refit. By default nothing is trained.
+
+        Args:
+            episodes: recorded ones of the run, with true labels and the features of `predicted_spec`.
+            own: those of the checkpoint, whose tasks must stay as they are; none for a world model of somebody else.
+            tasks: to learn, see `dream.refit_read_out`.
+            seed: of the batches.
+        """
+
     def refined(self) -> Self:
         """Return this model with one denoising step more, which dreams successes again for `redream`; same weights."""
         refined = copy.copy(self)

@@ -147,6 +147,16 @@ class CheckedWorldModel(WorldModel):
         with self._blamed():
             self.model.refit(episodes, n_steps, learning_rate, seed, tick)
 
+    @property
+    def unseen_tasks(self) -> tuple[str, ...]:
+        """Return the tasks that it was not trained on."""
+        return self.model.unseen_tasks
+
+    def refit_read_out(self, episodes: list[Episode], own: list[Episode], tasks: Collection[str], seed: int) -> None:
+        """Train the model."""
+        with self._blamed():
+            self.model.refit_read_out(episodes, own, tasks, seed)
+
     def refined(self) -> Self:
         """Return the refined model, checked as well."""
         with self._blamed():

@@ -23,6 +23,7 @@ from world_model.flow import seeded_noise
 from world_model.spec import IMAGES
 from world_model.wam import modes
 from world_model.wam.model import WorldActionModel
+from world_model.wam.text import FrozenSentences
 
 PREFIX = "observation."
 """Beginning of LeRobot's names of observations; the rest is wamtune's name of the feature."""
@@ -44,9 +45,11 @@ class WamtunePolicy(PreTrainedPolicy):
         self.model = WorldActionModel.from_config({"model": config.model, "spec": config.spec})
         self.spec, self.n_context_frames = self.model.spec, self.model.n_context_frames
         self.n_action_steps = config.n_action_steps or self.model.chunk_size
-        # A task is given by its name, by its sentence in the checkpoint, or by that of the environment.
+        # A task is given by its name, by its sentence in the checkpoint, or by that of the environment; a policy that
+        # reads sentences takes names and any sentence.
         ways = (sentence_of, self.spec.instruction, str)
         self._task_of = {way(task): i for way in ways for i, task in enumerate(self.spec.tasks)}
+        self._told: dict[str, Tensor] = {}  # the sentences of the newest batch, and their vectors
         # `context_of` goes back by whole periods of a camera, so that many frames are kept.
         periods = [feature.every for feature in self.spec.features.values()]
         n_kept = 1 + max(-(-(self.n_context_frames - 1) // every) * every for every in periods)
@@ -65,7 +68,7 @@ class WamtunePolicy(PreTrainedPolicy):
 
         Args:
             batch: `observation.state` (n, state_dim), images (n, 3, height, width) from 0 to 1, and `task`, a sentence
-                or name for each row.
+                or name for each row. A policy that reads sentences takes any, also one that it does not know.
             kwargs: see `predict_action_chunk`.
 
         Returns:
@@ -164,12 +167,33 @@ class WamtunePolicy(PreTrainedPolicy):
         return np.stack([shrunk(image, height, width) for image in images])  # as on a robot
 
     def _task(self, given: str | list[str] | None, n: int) -> Tensor:
-        """Return the index of the task of each row, (n,), from its name or its sentence."""
-        tasks = self.spec.tasks
-        if len(tasks) == 1:
-            return torch.zeros(n, dtype=torch.long)
+        """Return what the model gets as task of each row: an index (n,), or the vector of a sentence (n, dim)."""
         given = [given or ""] * n if given is None or isinstance(given, str) else given
-        for words in given:
-            if words not in self._task_of:
-                raise UserError(f"task {words!r} is unknown to the policy; {closest_or_known(words, tasks)}")
-        return torch.tensor([self._task_of[words] for words in given])
+        if self.model.reads_sentences:
+            # Only the sentences of this batch are kept.
+            self._told = {words: self._told[words] if words in self._told else self._read(words) for words in given}
+            return torch.cat([self._told[words] for words in given])
+        if len(self.spec.tasks) == 1:
+            return torch.zeros(n, dtype=torch.long)
+        return torch.tensor([self._index_of(words) for words in given])
+
+    @torch.no_grad()
+    def _read(self, words: str) -> Tensor:
+        """Return the vector (1, dim) of a sentence, of that of a task by its name, or of the only one."""
+        tasks = self.spec.tasks
+        if words in tasks or not words:
+            index = 0 if not words and len(tasks) == 1 else self._index_of(words)
+            return self.model.told(torch.tensor([index], device=self.model.device))
+        if isinstance(self.model.text, FrozenSentences) and words not in self.model.text.rows:
+            known = closest_or_known(words, map(self.spec.instruction, tasks))
+            raise UserError(
+                f"task {words!r:.80} is a new sentence, which needs the text encoder {self.model.text.encoder}, and "
+                f"that is no part of the policy; {known}"
+            )
+        return self.model.read(words)
+
+    def _index_of(self, words: str) -> int:
+        """Return the index of the task with this name or sentence."""
+        if words not in self._task_of:
+            raise UserError(f"task {words!r} is unknown to the policy; {closest_or_known(words, self.spec.tasks)}")
+        return self._task_of[words]

@@ -12,16 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy.frames import Frame
-from rl.deploy.pilots import Decider, Pilot
+from rl.deploy.pilots import Decider, Pilot, reads_sentences
 from world_model.spec import Feature, Spec
 
 Array = np.ndarray
 
 PROMPT = "prompt"
 """Key of the sentence in an observation."""
+
+MOST_LETTERS = 1000
+"""Most letters of a prompt that is encoded: far more than the words that a text encoder reads."""
 
 MOST_LEVELS = 4
 """Most maps within maps of an observation, such as `images` and in it the cameras."""
@@ -39,16 +43,17 @@ class OpenpiHandler:
     def __init__(self, pilot: Pilot, seed: int, rename: Mapping[str, str]) -> None:
         self.pilot, self.rename = pilot, rename
         self.decide = Decider(pilot, pilot.spec.tasks[0], seed)
+        self._told: tuple[str, Tensor] | None = None  # the newest sentence, and its vector
 
     def infer(self, observation: Mapping[Any, Any]) -> dict[str, Any]:
         """Return `actions` (chunk_size, action_dim), and `server_timing` with `infer_ms`.
 
         Raises:
-            UserError: a feature is missing, has another shape, or the prompt names no task.
+            UserError: a feature is missing or has another shape, or the prompt cannot be used.
         """
         begun, spec = time.monotonic(), self.pilot.spec
         found = dict(_flat(observation, "", MOST_LEVELS))
-        task = _task_of(found.pop(PROMPT, None), spec)
+        task = self._task_of(found.pop(PROMPT, None))
         given = {self.rename.get(key) or feature_name(key): value for key, value in found.items()}
         frame: Frame = {}
         for name, feature in spec.features.items():
@@ -58,9 +63,24 @@ class OpenpiHandler:
                     f"or start wamtune serve with 'rename={{KEY: {name}}}'"
                 )
             frame[name] = _frames(name, given[name], feature, self.pilot.n_context_frames)
-        self.decide.task = torch.tensor([task])
+        self.decide.task = task
         actions = self.decide(frame, np.zeros((0, spec.action_dim)))
         return {"actions": actions, "server_timing": {"infer_ms": 1000 * (time.monotonic() - begun)}}
+
+    def _task_of(self, prompt: Any) -> Tensor:
+        """Return what the policy gets as `task`: an index (1,), or for another sentence its vector (1, dim).
+
+        A policy that reads sentences takes any. Only the newest one is kept, so a client that sends another one with
+        each observation takes no memory.
+        """
+        pilot = self.pilot
+        if not isinstance(prompt, str) or prompt in pilot.spec.tasks or not reads_sentences(pilot):
+            return torch.tensor([_index_of(prompt, pilot.spec)])
+        if len(prompt) > MOST_LETTERS:
+            raise UserError(f"prompt: it has {len(prompt):,} letters, expected {MOST_LETTERS:,} at most")
+        if self._told is None or self._told[0] != prompt:
+            self._told = prompt, pilot.read(prompt)
+        return self._told[1]
 
 
 def feature_name(key: str) -> str:
@@ -81,7 +101,7 @@ def _flat(values: Mapping[Any, Any], prefix: str, levels: int) -> Iterator[tuple
             raise UserError(f"an observation has maps within maps, expected {MOST_LEVELS} levels at most")
 
 
-def _task_of(prompt: Any, spec: Spec) -> int:
+def _index_of(prompt: Any, spec: Spec) -> int:
     """Return the index of the task that a prompt names, by its name or by its sentence."""
     if prompt is None and len(spec.tasks) == 1:
         return 0

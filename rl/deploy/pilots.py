@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -125,6 +125,11 @@ def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:
     if (Path(name_or_folder) / CONTRACT).is_file():
         return OnnxPilot(name_or_folder)
     return ModelPilot.load(name_or_folder, n_denoising_steps)
+
+
+def reads_sentences(pilot: Pilot) -> TypeGuard[ModelPilot]:
+    """Whether a policy can be told any sentence, see `ModelPilot.read`."""
+    return isinstance(pilot, ModelPilot) and pilot.reads_sentences
 
 
 class Decider:

@@ -21,11 +21,12 @@ from rl.envs.names import NoOptions, typed_options
 from rl.envs.simulator import Request, Simulator
 from rl.seeds import JUDGE_REFIT
 from world_model.api import WorldModel
+from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
 from world_model.replays import chunk_errors
-from world_model.spec import LATENTS
+from world_model.spec import LATENTS, Spec
 
 DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
 """Arguments of `BatchedEnv` that the judge's dream takes from its caller; the others come from the model."""
@@ -38,9 +39,7 @@ def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, 
         UserError: there are no episodes of `tasks`, or an episode or its recording setup does not fit the checkpoint.
     """
     store = EpisodeStore(config.episodes)
-    # They may hold images, or the latents of this model; what it does not read is left out.
-    has_latents = bool(store.shards) and LATENTS in store.spec.features
-    spec = model.predicted_spec if has_latents else model.spec
+    spec = _read_from(store, model)
     episodes = store.load(tasks=tasks, features=spec.features)
     if not episodes:
         raise UserError(
@@ -50,6 +49,32 @@ def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, 
     for i, episode in enumerate(episodes):
         episode.check_fits(spec, f"{config.episodes}: episode {i}")
     return model.encode_episodes(episodes)
+
+
+def refit_read_out(config: TrainConfig, model: WorldModel, episodes: list[Episode], seed: int) -> None:
+    """Teach a model what a success looks like in recorded episodes of the tasks that `dream.refit_read_out` names.
+
+    Args:
+        config: of the run; its `checkpoint` has the episodes of the tasks that must stay as they are.
+        model: is trained, if it learns success.
+        episodes: with the features that it predicts.
+        seed: of the batches.
+    """
+    chosen = {"unseen": model.unseen_tasks, "all": {episode.task for episode in episodes}, "none": ()}
+    tasks = chosen[config.dream.refit_read_out]
+    if not tasks:
+        return
+    own: list[Episode] = []
+    if config.dream.brought is None:  # else the checkpoint is that of the policy alone
+        store = EpisodeStore(find_checkpoint(config.checkpoint))
+        own = store.load(tasks=model.spec.tasks, features=_read_from(store, model).features)
+    model.refit_read_out(episodes, model.encode_episodes(own), tasks, seed)
+
+
+def _read_from(store: EpisodeStore, model: WorldModel) -> Spec:
+    """Return the spec of what a model reads of stored episodes: images or the latents of this model; no more."""
+    has_latents = bool(store.shards) and LATENTS in store.spec.features
+    return model.predicted_spec if has_latents else model.spec
 
 
 class Recorded(DreamEnv, Simulator):
@@ -96,6 +121,7 @@ class Recorded(DreamEnv, Simulator):
         dream = config.dream
         if dream.refit_steps > 0:
             judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + JUDGE_REFIT)
+            refit_read_out(config, judge, episodes, config.seed + JUDGE_REFIT)
         # Successes above the largest expected error on recorded data do not count.
         expected = chunk_errors(judge, episodes).expected if judge.estimates_error else None
         most = None if expected is None else float(expected.max())

@@ -27,6 +27,7 @@ from world_model.wam.codec import PatchCodec, VectorCodec
 from world_model.wam.model import WorldActionModel
 from world_model.wam.normalizer import Normalizer
 from world_model.wam.store import load_model
+from world_model.wam.text import Encode
 
 
 class WamDenoiser(Denoiser):
@@ -119,10 +120,11 @@ class ModelPilot:
     Args:
         model: the loaded model.
         n_denoising_steps: denoising steps per chunk.
+        encode: the frozen text encoder, which sentences that the checkpoint does not have need if it reads with one.
     """
 
-    def __init__(self, model: WorldActionModel, n_denoising_steps: int) -> None:
-        self.model, self.n_denoising_steps, self.spec = model, n_denoising_steps, model.spec
+    def __init__(self, model: WorldActionModel, n_denoising_steps: int, encode: Encode | None = None) -> None:
+        self.model, self.n_denoising_steps, self.spec, self.encode = model, n_denoising_steps, model.spec, encode
         self.n_context_frames, self.chunk_size = model.config.n_context_frames, model.config.chunk_size
         self.noise_shape: tuple[int, ...] = (model.action_codec.n_tokens, model.action_codec.code_dim)
 
@@ -131,9 +133,23 @@ class ModelPilot:
         """Load a checkpoint by built-in name, folder or run folder; see `load_model`."""
         return ModelPilot(load_model(name_or_folder), n_denoising_steps)
 
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether the model reads sentences in place of the index of a task."""
+        return self.model.reads_sentences
+
+    @torch.inference_mode()
+    def read(self, sentence: str) -> Tensor:
+        """Return the vector (1, dim) of any sentence, which `act` takes as `task`; see `Network.read`.
+
+        Raises:
+            UserError: the sentence is new, and there is no frozen encoder that the checkpoint needs for it.
+        """
+        return self.model.read(sentence, self.encode)
+
     @torch.inference_mode()
     def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
-        """See `Pilot.act`."""
+        """See `Pilot.act`; `task` may also be vectors of sentences (n, dim), see `read`."""
         return modes.policy(self.model, self.model.observe(obs), noise, self.n_denoising_steps, (held, n_held))
 
 

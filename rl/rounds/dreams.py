@@ -9,6 +9,7 @@ from typing import Any
 from rewards.errors import BadNumbers, UserError
 from rl.build import SAME, make_rewards
 from rl.config import TrainConfig
+from rl.envs.recorded import refit_read_out
 from rl.ppo.buffer import Rollout
 from rl.ppo.distributed import Distributed
 from rl.rounds.gate import Verdict
@@ -143,7 +144,8 @@ class Dreams:
     def refit(self, tick: Callable[[float], None] = lambda share: None) -> None:
         """Train the prediction of frames on all recorded episodes; of our own model that is the world decoder alone.
 
-        First, calibrate trust on the episodes that it was not trained on.
+        On tasks that it was never trained on, our own model also learns success, see `dream.refit_read_out`. First,
+        trust is calibrated on the episodes that it was not trained on.
 
         Args:
             tick: called with the share of the training that is done.
@@ -163,6 +165,8 @@ class Dreams:
             tick=tick,
             share=self.distributed.share,
         )
+        # The world decoder does not depend on the read-out, so the frames are the same with it and without it.
+        refit_read_out(self.config, self.model, self.episodes, seed)
         self._copy_from_first()
         self.n_refitted = len(self.episodes)
 

@@ -15,7 +15,7 @@ from rl.deploy.brought import fit_to_robot
 from rl.deploy.compare import compare
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, export_policy
-from rl.deploy.pilots import Pilot, load_pilot
+from rl.deploy.pilots import Pilot, load_pilot, reads_sentences
 from rl.deploy.remote_pilot import RemotePilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
@@ -23,7 +23,7 @@ from rl.deploy.stops import has_terminal
 from rl.envs.simulator import usable_device
 from rl.instructions import tell
 from rl.policies.api import Denoiser
-from rl.policies.wam import ModelPilot, WamDenoiser
+from rl.policies.wam import WamDenoiser
 from rl.robots.api import Robot, make_robot
 from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
@@ -107,14 +107,10 @@ def _fitted(names: list[str], config: RobotConfig) -> tuple[list[Pilot], RobotCo
             continue
         refuse_own_class(name)
         pilot = load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps)
-        if config.instruction and (not brought or _reads_sentences(pilot)):
+        if config.instruction and (not brought or reads_sentences(pilot)):
             _tell(pilot, name, config)
         pilots.append(pilot)
     return pilots, fitted, robot
-
-
-def _reads_sentences(pilot: Pilot) -> bool:
-    return isinstance(pilot, ModelPilot) and pilot.model.reads_sentences
 
 
 def _tell(pilot: Pilot, name: str, config: RobotConfig) -> None:
@@ -124,7 +120,7 @@ def _tell(pilot: Pilot, name: str, config: RobotConfig) -> None:
         UserError: it reads none; an export and a policy on a server have the sentences that they were made with.
     """
     task, known = config.task, pilot.spec.tasks
-    if not isinstance(pilot, ModelPilot) or not pilot.model.reads_sentences:
+    if not reads_sentences(pilot):
         raise UserError(f"instruction: {name} knows its tasks by name and reads no sentence; leave it out")
     if not task and len(known) > 1:
         raise UserError(f"instruction={config.instruction!r:.80}: it is for one task; name that with task=...")

@@ -188,6 +188,7 @@ class ServeOptions:
     max_rows: int = 16  # most observations in a request, and most dreams of a client
     rename: dict[str, str] = field(default_factory=dict)  # for openpi: key of an observation -> feature of the policy
     seed: int = 0  # of the noise for clients of openpi; others send theirs
+    text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new prompts of openpi need
     threads: int = 1  # of torch on the CPU
     policy: Chosen = ""  # FILE.py:Class if the policy is a class of your own; empty: the checkpoint that is named first
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes

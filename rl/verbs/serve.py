@@ -32,6 +32,7 @@ from world_model.checkpoint import MODEL, find_checkpoint
 from world_model.dream_env import StartStates
 from world_model.files import sha256
 from world_model.spec import IMAGES, STATE, Spec
+from world_model.wam.text import load_encoder
 
 
 def run(words: list[str]) -> None:
@@ -84,7 +85,8 @@ def _pilot(name: str, options: ServeOptions) -> Pilot:
             raise UserError(f"{key}: {name} knows this itself; leave it out")
     if (Path(name) / CONTRACT).is_file():
         return OnnxPilot(name)
-    pilot = ModelPilot(load_actor(name), options.n_denoising_steps or WamDenoiser.n_denoising_steps)
+    encode = load_encoder(options.text_encoder, key="text_encoder") if options.text_encoder else None
+    pilot = ModelPilot(load_actor(name), options.n_denoising_steps or WamDenoiser.n_denoising_steps, encode)
     try_out(pilot, name, "")
     return pilot
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,10 @@ from rl.envs.sim import SimEnv
 from rl.envs.workers import Group
 from rl.policies.wam import flow_policy
 from rl.verbs import cp
+from tests.conftest import CONFIG
 from world_model.files import write_folder
 from world_model.view import View
+from world_model.wam.config import TextConfig
 from world_model.wam.lerobot import lerobot_files
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
@@ -307,6 +310,41 @@ def test_a_task_is_known_by_its_name_or_its_sentence(plugin: SimpleNamespace, po
     assert policy._task("rest", 2).tolist() == [1, 1]
     with pytest.raises(UserError, match=r"^task 'reech' is unknown to the policy; did you mean 'reach'\?$"):
         policy.select_action(batch_of(1, task=["reech"]))
+
+
+def test_a_policy_that_reads_sentences_takes_any(
+    plugin: SimpleNamespace, model: WorldActionModel, tmp_path: Path
+) -> None:
+    """Each row has its own, by the text encoder alone: names and places of tasks change nothing."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, task_conditioning="text", text=TextConfig(n_buckets=256, width=32, n_layers=1, n_heads=2))
+    reads, sentences = WorldActionModel(config, model.spec), {"reach": "Push it.", "rest": "Stay there."}
+    reads.codec.load_state_dict(model.codec.state_dict())
+    reads.action_codec.load_state_dict(model.action_codec.state_dict())
+    for name, tasks, of in (
+        ("one", ("reach", "rest"), sentences),
+        ("permuted", ("rest", "x", "reach"), {"reach": "Stay there.", "rest": "Push it."}),
+        ("told", ("reach", "rest"), sentences | {"reach": "Shove it!"}),
+    ):
+        other = WorldActionModel(config, replace(model.spec, tasks=tasks, instructions=of))
+        other.load_state_dict(reads.state_dict())
+        write_folder(tmp_path / name, lerobot_files(other, n_denoising_steps=2, n_action_steps=4))
+    one, permuted, told = (plugin.Policy.from_pretrained(tmp_path / name) for name in ("one", "permuted", "told"))
+    new = one.predict_action_chunk(batch_of(1, task="Shove it!"))
+    assert torch.equal(new, told.predict_action_chunk(batch_of(1, task="reach")))  # as `instruction=` gives it
+    assert torch.equal(new, permuted.predict_action_chunk(batch_of(1, task=["Shove it!"])))
+    for policy in (one, permuted, told):
+        policy.reset()
+    mixed = ["Shove it!", "Stay there.", "Push it."]
+    chunks = one.predict_action_chunk(batch_of(3, task=mixed))
+    assert torch.equal(chunks, permuted.predict_action_chunk(batch_of(3, task=mixed))) and len(one._told) == 3
+    one.reset()
+    assert torch.equal(chunks, one.predict_action_chunk(batch_of(3, task=["Shove it!", "rest", "reach"])))  # by name
+    for i in range(20):
+        one.predict_action_chunk(batch_of(3, task=f"Sentence {i}."))
+    assert [*one._told] == ["Sentence 19."]  # no memory of the others
+    with pytest.raises(UserError, match=r"^task '' is unknown to the policy; known: reach, rest$"):
+        one.predict_action_chunk(batch_of(3, task=None))
 
 
 def test_the_sentence_of_the_environment_is_known_beside_that_of_the_checkpoint(

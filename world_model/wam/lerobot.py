@@ -105,7 +105,7 @@ lerobot-rollout --policy.path=. --task={spec.tasks[0]} --fps={spec.control_hz:g}
 
 {chr(10).join(lines)}
 - `action` [{spec.action_dim}], {spec.control_hz:g} a second
-- tasks: {", ".join(spec.tasks)}
+- tasks: {", ".join(spec.tasks)}{"; or any sentence, as in --task='Open it.'" if model.reads_sentences else ""}
 
 """
 

@@ -21,11 +21,15 @@ from world_model.wam import features, modes, trust
 from world_model.wam.config import ModelConfig
 from world_model.wam.losses import policy_loss
 from world_model.wam.network import Network
+from world_model.wam.read_out import frame_data
 from world_model.wam.training import train_stage
 from world_model.wam.training_config import StageConfig
 
 REFIT_BATCH_SIZE, REFIT_CHUNKS = 48, 6
 """Windows in a step of a refit, and chunks that are dreamed from each. More steps help more than larger batches."""
+
+READ_OUT_STEPS, READ_OUT_BATCH_SIZE, READ_OUT_LEARNING_RATE = 300, 64, 2e-3
+"""Optimizer steps of a refit of the read-outs, windows in each, and the learning rate, that of the stages."""
 
 
 class WorldActionModel(Network, WorldModel):
@@ -188,6 +192,23 @@ class WorldActionModel(Network, WorldModel):
     ) -> None:
         """Refit in several processes, each of which computes its share of every batch."""
         self.refit(episodes, n_steps, learning_rate, seed, tick, share)
+
+    def refit_read_out(self, episodes: list[Episode], own: list[Episode], tasks: Collection[str], seed: int) -> None:
+        """Train the read-outs of success and progress on `tasks`; see `WorldModel.refit_read_out`.
+
+        A task without a success in its episodes is left out, see `world_model.wam.read_out`.
+        """
+        data = frame_data(self, episodes, own, tasks)
+        if data is None:
+            return
+        stage = StageConfig(
+            n_steps=READ_OUT_STEPS,
+            batch_size=READ_OUT_BATCH_SIZE,
+            read_out_learning_rate=READ_OUT_LEARNING_RATE,
+            warmup_steps=READ_OUT_STEPS // 10,
+            seed=seed,
+        )
+        train_stage("read_out", self, data, stage)
 
     @property
     def estimates_error(self) -> bool:

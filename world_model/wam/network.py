@@ -49,6 +49,7 @@ class Network(nn.Module):
         super().__init__()
         config.check()
         self.config, self.spec = config, read_spec(spec, config)
+        self.n_trained_tasks = len(spec.tasks)  # those that `tell` adds are unseen
         self.pictures = self._make_image_codec()  # the name in the `state_dict` of checkpoints; see `image_codec`
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
@@ -86,6 +87,11 @@ class Network(nn.Module):
         return len(self.spec.tasks)
 
     @property
+    def unseen_tasks(self) -> tuple[str, ...]:
+        """Tasks that `tell` has added, on which the weights were not trained."""
+        return self.spec.tasks[self.n_trained_tasks :]
+
+    @property
     def reads_sentences(self) -> bool:
         """Whether the model reads the sentences of its spec in place of the index of a task."""
         return self.text is not None
@@ -101,9 +107,24 @@ class Network(nn.Module):
         self.text.tell(spec, encode)
         self.spec = replace(self.spec, tasks=spec.tasks, instructions=spec.instructions, wordings=spec.wordings)
 
+    def read(self, sentence: str, encode: Encode | None = None) -> Tensor:
+        """Return the vector (1, dim) of any sentence, which `told` takes in place of the index of a task.
+
+        Nothing is stored, so sentences that come one after another need no memory. The model must read sentences.
+
+        Args:
+            sentence: also one that the spec does not have.
+            encode: the frozen encoder, which a new sentence needs if the model has one.
+        """
+        assert self.text is not None
+        return self.text.read(sentence, encode)
+
     def told(self, task: Tensor) -> Tensor:
-        """Return what encoder and read-out get of tasks (n,): the index itself, or the vector of the sentence."""
-        return task if self.text is None else self.text(task)
+        """Return what encoder and read-out get of tasks (n,) int64: the index itself, or the vector of the sentence.
+
+        Vectors of sentences (n, dim), see `read`, stay as they are.
+        """
+        return task if self.text is None or task.is_floating_point() else self.text(task)
 
     def reworded(self, task: Tensor, generator: torch.Generator) -> Tensor:
         """Choose for each task (n,) one of its wordings, for training; without sentences the tasks stay as they are."""

@@ -88,6 +88,10 @@ class Sentences(nn.Module):
         """Replace the sentences by those of `spec`; `encode` is the frozen encoder, if the model has one."""
         raise NotImplementedError
 
+    def read(self, sentence: str, encode: Encode | None = None) -> Tensor:
+        """Return the vector (1, dim) of any sentence: the one that it would have after `tell`. Nothing is kept."""
+        raise NotImplementedError
+
     def fixed(self) -> nn.Embedding:
         """Return the vectors of all rows as a table, for a graph that is exported."""
         with torch.no_grad():
@@ -145,6 +149,13 @@ class OwnSentences(Sentences):
         self.set_rows(spec)
         self._tokenise()
 
+    def read(self, sentence: str, encode: Encode | None = None) -> Tensor:
+        """Return the vector (1, dim) of any sentence; see `Sentences.read`."""
+        device = self.wordings.device
+        pieces = [torch.tensor(pieces_of(word, self.n_buckets), device=device) for word in words_of(sentence)]
+        with torch.no_grad():
+            return self._alone(pieces)
+
     def forward(self, rows: Tensor) -> Tensor:
         """Return the vectors (n, dim) of rows (n,)."""
         if self.training and torch.is_grad_enabled() and self.summary.requires_grad:
@@ -191,17 +202,20 @@ class OwnSentences(Sentences):
         if self._kept is None or self._kept[0] != weights:
             # Not in inference mode: training may need these vectors later.
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = weights, torch.cat([self._alone(row) for row in range(len(self.rows))])
+                self._kept = weights, torch.cat([self._alone(self._pieces_in(row)) for row in range(len(self.rows))])
         return self._kept[1]
 
-    def _alone(self, row: int) -> Tensor:
-        """Encode one row as if it were the only sentence. Shape: (1, dim)."""
-        words = self.words[row]
+    def _pieces_in(self, row: int) -> list[Tensor]:
+        """Return the pieces of each word of a row, without padding."""
+        pieces = self.pieces[self.words[row]]
+        return [of[of != 0] for of in pieces if of.any()]
+
+    def _alone(self, pieces: list[Tensor]) -> Tensor:
+        """Encode one sentence, given by the pieces of its words, as if it were the only one. Shape: (1, dim)."""
         x = (self.summary + self.position[0])[None]
-        if (n := int((words != 0).sum())) > 0:
-            pieces = [self.pieces[word] for word in words[:n]]
-            of_word = torch.stack([self.table(of[of != 0]).sum(0) / (of != 0).sum() for of in pieces])
-            x = torch.cat([x, of_word + self.position[1 : 1 + n]])
+        if pieces:
+            of_word = torch.stack([self.table(of).sum(0) / len(of) for of in pieces])
+            x = torch.cat([x, of_word + self.position[1 : 1 + len(pieces)]])
         for layer in self.layers:
             x = layer(x[None])[0]
         vector: Tensor = self.norm(x[:1])
@@ -237,6 +251,18 @@ class FrozenSentences(Sentences):
         nothing = self.vectors.new_zeros(self.dim)
         self.vectors = torch.stack([known[text] if text else nothing for text in texts])
         self.set_rows(spec)
+
+    def read(self, sentence: str, encode: Encode | None = None) -> Tensor:
+        """Return the vector (1, dim) of any sentence; see `Sentences.read`.
+
+        Raises:
+            UserError: as for `tell`.
+        """
+        if not sentence:
+            return self.vectors.new_zeros(1, self.dim)
+        if sentence in self.rows:
+            return self.vectors[self.rows.index(sentence)][None]
+        return self._made([sentence], encode).to(self.vectors.device)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the vectors (n, dim) of rows (n,)."""

@@ -1,11 +1,12 @@
-"""The training stages before RL and the refit of the world decoder: one loop for five stages.
+"""The training stages before RL, and the refits during it: one loop for six stages.
 
 `codec`: train the image codec of a model with images; it is frozen afterwards.
 `pretrain`: train prediction and inverse dynamics on all episodes, without imitation.
 `tune`: train the action decoder on a few demonstrations; encoder and world decoder stay bit-equal.
 `refit`: train world decoder and read-outs on newer episodes; encoder and action decoder stay bit-equal.
 `dynamics`: train the world decoder alone, on dreams of several chunks (`rollout_losses`). Episodes of PPO end at their
-first success, so they have too few frames of solved tasks to train a success read-out.
+first success, so they have too few frames of solved tasks to train a success read-out as `refit` does.
+`read_out`: train the read-outs alone, on tasks that the checkpoint was never trained on; see `wam.read_out`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from world_model.wam.images import ImageBatch, ImageData, image_loss
 from world_model.wam.layers import Stack
 from world_model.wam.losses import rollout_losses, stage_losses
 from world_model.wam.network import Network
+from world_model.wam.read_out import FrameBatch, FrameData, frame_losses
 from world_model.wam.sharding import clip_gradients, is_sharded, scattered, whole_ones
 from world_model.wam.training_config import StageConfig
 
@@ -49,7 +51,7 @@ def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int 
 def train_stage(
     stage: str,
     model: Network,
-    windows: Windows | ImageData,
+    windows: Windows | ImageData | FrameData,
     config: StageConfig,
     log: Log | None = None,
     save: Save | None = None,
@@ -59,10 +61,10 @@ def train_stage(
     """Train `model` in place for `config.n_steps` optimizer steps.
 
     Args:
-        stage: codec, pretrain, tune, refit or dynamics; see the top of this file.
+        stage: codec, pretrain, tune, refit, dynamics or read_out; see the top of this file.
         model: the model.
         windows: of all episodes; for tune of the demonstrations; for the stage codec, images instead. For dynamics
-            they may be several chunks long, and padded.
+            they may be several chunks long, and padded. For read_out frames instead.
         config: settings of the stage.
         log: called every `config.log_every` steps.
         save: called every `config.save_every` steps and at the end.
@@ -85,7 +87,7 @@ def train_stage(
 def _train(
     stage: str,
     model: Network,
-    windows: Windows | ImageData,
+    windows: Windows | ImageData | FrameData,
     config: StageConfig,
     log: Log | None,
     save: Save | None,
@@ -143,8 +145,10 @@ def _train(
 
 
 def _losses(
-    stage: str, model: Network, batch: Batch | ImageBatch, config: StageConfig, generator: torch.Generator
+    stage: str, model: Network, batch: Batch | ImageBatch | FrameBatch, config: StageConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
+    if isinstance(batch, FrameBatch):
+        return frame_losses(model, batch)
     if not isinstance(batch, ImageBatch):
         if stage == "dynamics":
             return rollout_losses(model, batch, generator)
@@ -167,6 +171,7 @@ def trained_parameters(stage: str, model: Network) -> list[nn.Parameter]:
         "tune": model.action_parameters(),
         "refit": chain(model.dynamics_parameters(), model.read_out.parameters()),
         "dynamics": model.dynamics_parameters(),
+        "read_out": model.read_out.parameters(),
     }
     parameters = list(trained[stage])
     model.requires_grad_(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -15,7 +17,9 @@ from rl.deploy.pilots import Decider
 from rl.deploy.served import Handler, Served
 from rl.deploy.server import Endpoint, serving
 from rl.policies.wam import ModelPilot
+from tests.conftest import CONFIG
 from world_model.spec import Feature, Spec
+from world_model.wam.config import TextConfig
 from world_model.wam.model import WorldActionModel
 
 STATE = np.array([0.1, -0.2, 0.3, 0.4])
@@ -107,6 +111,102 @@ def test_an_error_is_one_line_of_text_and_the_next_one_is_answered(
     answer = handler.answer(packed(observation))
     assert isinstance(answer, str) and answer.startswith(line) and "\n" not in answer
     assert unpacked(handler.answer(packed({"state": STATE, "prompt": "rest"})))["actions"].shape == (4, 2)
+
+
+TEXT = replace(
+    CONFIG, task_conditioning="text", text=TextConfig(n_buckets=256, width=32, n_layers=1, n_heads=2, encoder="")
+)
+PUSH, STAY = "Push the point to its goal.", "Stay where you are."
+
+
+def told(model: WorldActionModel, reach: str, rest: str, tasks: tuple[str, ...] = ("reach", "rest")) -> ModelPilot:
+    """A policy that reads sentences, with the statistics of `model`; its tasks have these sentences."""
+    torch.manual_seed(0)
+    spec = replace(model.spec, tasks=tasks, instructions={"reach": reach, "rest": rest}, wordings={})
+    reads = WorldActionModel(TEXT, spec)
+    reads.codec.load_state_dict(model.codec.state_dict())
+    reads.action_codec.load_state_dict(model.action_codec.state_dict())
+    return ModelPilot(reads.eval(), 2)
+
+
+def first_chunk(pilot: ModelPilot, prompt: str) -> np.ndarray:
+    """The actions for a prompt at the beginning of a connection."""
+    answer = Served(pilot, "tiny", "").handler().answer(packed({"state": STATE, "prompt": prompt}))
+    found: np.ndarray = unpacked(answer)["actions"]
+    return found
+
+
+def test_a_policy_that_reads_takes_any_sentence_as_eval_does(model: WorldActionModel) -> None:
+    """To the bit what `instruction=` gives, whatever the tasks are called and where they stand."""
+    pilot = told(model, PUSH, STAY)
+    for sentence in ("Shove it over there!", STAY, ""):
+        other = told(model, sentence, PUSH)  # as `instruction=` replaces the sentence of a task
+        expected = Decider(other, "reach", 0)({"state": np.stack([STATE] * 2)}, np.zeros((0, 2)))
+        permuted = told(model, STAY, PUSH, tasks=("rest", "third", "reach"))
+        for asked in (pilot, permuted):
+            assert (first_chunk(asked, sentence) == expected).all()
+    chunks = [first_chunk(pilot, text).tobytes() for text in (PUSH, STAY, "", "Shove it over there!")]
+    assert len(set(chunks)) == 4
+    # A name is short for the sentence of its task.
+    assert chunks[1] == first_chunk(pilot, "rest").tobytes() == first_chunk(told(model, STAY, PUSH), "reach").tobytes()
+
+
+def test_clients_with_sentences_of_their_own_do_not_disturb_each_other(model: WorldActionModel) -> None:
+    served = Served(told(model, PUSH, STAY), "tiny", "")
+    one, other = served.handler(), served.handler()
+    for prompts in (("Up.", "Down."), ("Down.", "Up."), ("Up.", "Up.")):
+        for handler, text in zip((one, other), prompts, strict=True):
+            handler._openpi.decide.n_chunks = 0
+            answer = unpacked(handler.answer(packed({"state": STATE, "prompt": text})))["actions"]
+            assert (answer == first_chunk(served.pilot, text)).all()  # type: ignore[arg-type]
+
+
+def test_new_sentences_take_no_memory(model: WorldActionModel) -> None:
+    pilot = told(model, PUSH, STAY)
+    handler = Served(pilot, "tiny", "").handler()
+
+    def numbers_after(first: int) -> int:
+        """How many numbers all tensors hold after 30 more sentences."""
+        for i in range(first, first + 30):
+            unpacked(handler.answer(packed({"state": STATE, "prompt": f"sentence {i} word{i}"})))
+        gc.collect()
+        return sum(x.numel() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+
+    assert numbers_after(0) == numbers_after(30)
+    assert pilot.model.text is not None and pilot.model.text.rows == [PUSH, STAY, ""]
+    assert pilot.spec.tasks == ("reach", "rest")
+    long = handler.answer(packed({"state": STATE, "prompt": "long " * 300}))
+    assert long == "prompt: it has 1,500 letters, expected 1,000 at most"
+
+
+def test_a_frozen_text_encoder_belongs_to_the_server(model: WorldActionModel) -> None:
+    def encode(texts: Any) -> Any:
+        return [[float(len(text)), 1.0, -1.0] for text in texts]
+
+    torch.manual_seed(0)
+    config = replace(TEXT, text=TextConfig(encoder="mine.py:encode", dim=3))
+    reads = WorldActionModel(config, model.spec)
+    reads.load_state_dict(reads.state_dict() | {k: v for k, v in model.state_dict().items() if k.startswith("codec.")})
+    reads.action_codec.load_state_dict(model.action_codec.state_dict())
+    reads.tell(replace(model.spec, instructions={"reach": PUSH, "rest": STAY}), encode)
+    message = packed({"state": STATE, "prompt": "Something else."})
+    answer = Served(ModelPilot(reads, 2), "tiny", "").handler().answer(message)
+    assert isinstance(answer, str) and "is new" in answer and "text_encoder=mine.py:encode" in answer
+    assert unpacked(Served(ModelPilot(reads, 2, encode), "tiny", "").handler().answer(message))["actions"].size
+
+
+@pytest.mark.parametrize(
+    ("observation", "line"),
+    [
+        ({"state": STATE}, "prompt: it is none, expected one of 'Push the point to its goal.', 'Stay"),
+        ({"state": STATE, "prompt": 3}, "prompt: it is no text, expected one of 'Push the point"),
+    ],
+)
+def test_without_a_sentence_a_policy_that_reads_has_the_same_line(
+    model: WorldActionModel, observation: dict[str, Any], line: str
+) -> None:
+    answer = Served(told(model, PUSH, STAY), "tiny", "").handler().answer(packed(observation))
+    assert isinstance(answer, str) and answer.startswith(line)
 
 
 class Sees:

@@ -1,14 +1,23 @@
-"""What the world decoder is refitted on."""
+"""What the world decoder is refitted on, and of which tasks a refit also teaches success."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
-from world_model.data.episodes import Episode
+from rewards.errors import UserError
+from rl.compose import compose
+from rl.config import DreamConfig, TrainConfig
+from rl.rounds.dreams import Dreams
+from tests.conftest import CONFIG, SPEC, point_episodes
+from world_model.data.episodes import Episode, EpisodeStore
+from world_model.wam.config import TextConfig
 from world_model.wam.model import WorldActionModel
+from world_model.wam.store import save_model
 from world_model.wam.training import fit_statistics
 
 
@@ -36,3 +45,54 @@ def test_a_refit_learns_from_the_last_steps_of_an_episode_with_images(image_mode
     moved = state.clone()
     moved[-3:, 0] += 1.0  # three steps after the last whole chunk
     assert not torch.equal(weights, refitted(image_model, replace(episode, obs=obs | {"state": moved})))
+
+
+TEXT = replace(CONFIG, task_conditioning="text", text=TextConfig(n_buckets=64, width=16, n_layers=1, n_heads=2))
+
+
+@pytest.fixture
+def reads(model: WorldActionModel) -> WorldActionModel:
+    """A model that reads sentences."""
+    reads = WorldActionModel(TEXT, SPEC)
+    reads.codec.load_state_dict(model.codec.state_dict())
+    reads.action_codec.load_state_dict(model.action_codec.state_dict())
+    return reads.eval()
+
+
+def refit(model: WorldActionModel, folder: Path, chosen: str, task: str) -> tuple[bool, torch.Tensor]:
+    """Refit a copy of `model`, which is stored in `folder` with its episodes, on others of `task`.
+
+    Returns whether the read-outs have changed, and the weights of the world decoder.
+    """
+    if not folder.exists():
+        save_model(folder, model, stage="tune")
+        EpisodeStore(folder).append(point_episodes(4, "expert", seed=5), SPEC)
+    model, before = copy.deepcopy(model), model.read_out.state_dict()
+    if task not in model.spec.tasks:
+        tasks, sentences = (*SPEC.tasks, task), {task: "Touch the goal."}
+        model.tell(replace(model.spec, tasks=tasks, instructions=model.spec.instructions | sentences))
+    dream = DreamConfig(refit_steps=2, refit_read_out=chosen)  # type: ignore[arg-type]
+    dreams = Dreams(TrainConfig(name="x", checkpoint=str(folder), dream=dream), model)
+    dreams.episodes = [replace(episode, task=task) for episode in point_episodes(4, "expert", seed=6)]
+    dreams.refit()
+    after = model.read_out.state_dict()
+    weights = torch.cat([p.detach().flatten() for p in model.dynamics_parameters()])
+    return any(not torch.equal(before[name], after[name]) for name in before), weights
+
+
+def test_only_unseen_tasks_are_taught_to_the_read_out_of_success(
+    model: WorldActionModel, reads: WorldActionModel, tmp_path: Path
+) -> None:
+    known, decoder = refit(model, tmp_path / "index", "unseen", "reach")
+    taught, same = refit(model, tmp_path / "index", "all", "reach")
+    assert not known and taught and torch.equal(decoder, same)  # the world decoder is as without it, to the bit
+    assert not refit(reads, tmp_path / "text", "unseen", "reach")[0]
+    taught, decoder = refit(reads, tmp_path / "text", "unseen", "touch")
+    kept, same = refit(reads, tmp_path / "text", "none", "touch")
+    assert taught and not kept and torch.equal(decoder, same)
+
+
+def test_the_key_has_three_values() -> None:
+    assert compose(None, ["name=x"], TrainConfig).dream.refit_read_out == "unseen"
+    with pytest.raises(UserError, match=r"dream\.refit_read_out"):
+        compose(None, ["name=x", "dream.refit_read_out=some"], TrainConfig)

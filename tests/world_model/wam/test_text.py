@@ -144,6 +144,23 @@ def test_a_sentence_has_the_same_bits_at_every_index_and_beside_any_others() -> 
     assert torch.equal(nothing, empty)
 
 
+@torch.no_grad()
+def test_a_sentence_that_is_read_alone_has_the_bits_of_one_that_the_model_was_told(trained: WorldActionModel) -> None:
+    frames, noise = torch.randn(2, 2, 2), torch.randn(2, 2, 4)
+    for text in ("Move the point up.", "Go left.", "x" * 500, " ".join(["very"] * 40) + " left", "?!", ""):
+        told = copy.deepcopy(trained)
+        told.tell(replace(SPEC, tasks=(*SPEC.tasks, "new"), instructions=SPEC.instructions | {"new": text}))
+        task = torch.full((2,), 2)
+        vector = trained.read(text)
+        assert torch.equal(vector.expand(2, -1), told.told(task)), text
+        assert torch.equal(trained.told(vector), vector)  # as it is
+        # and so have the actions and what the read-outs say
+        expected = modes.policy(told, told.observe({"state": frames, "task": task}), noise, 2)
+        found = modes.policy(trained, trained.observe({"state": frames, "task": vector.expand(2, -1)}), noise, 2)
+        assert torch.equal(found, expected), text
+    assert trained.text is not None and trained.text.rows == make().text.rows  # type: ignore[union-attr]
+
+
 def test_gradients_and_the_kept_vectors_agree() -> None:
     text = make().text
     assert isinstance(text, OwnSentences)
@@ -280,6 +297,13 @@ def test_a_frozen_encoder_is_asked_once_and_is_not_needed_again(tmp_path: Path) 
     assert solved(model, {"left": left, "right": right}) > 0.9  # it is as it was before the refusal
     model.tell(new, fake_encoder)
     assert model.text is not None and model.text.rows[0] == "Leftwards!"
+    # A single sentence: a known one without the encoder, a new one with it.
+    assert torch.equal(model.read("Leftwards!"), model.told(torch.tensor([0]))) and not model.read("").any()
+    with pytest.raises(UserError, match=r"'Up!' is new.*text_encoder=mine\.py:fake_encoder"):
+        model.read("Up!")
+    up = model.read("Up!", fake_encoder)
+    model.tell(replace(new, instructions={"left": "Up!", "right": right}), fake_encoder)
+    assert torch.equal(up, model.told(torch.tensor([0])))
     with pytest.raises(UserError, match="returned shape"):
         encoded_by(lambda texts: [1.0, 2.0], ["a", "b"], "x")
     with pytest.raises(UserError, match="length 3, the model reads 10"):
