@@ -22,10 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-RUN = "train dream threads=1 n_rounds=2 gate.n_episodes=48 gate.max_episodes=48 gate.n_dreams=0 gate.z_loss=1".split()
+RUN = "train dream threads=1 gate.n_episodes=48 gate.max_episodes=48 gate.n_dreams=0 gate.z_loss=1".split()
 WAYS = {
-    "long": ["matmul_precision=highest", "dream.refit_steps=700"],
-    "long, medium": ["matmul_precision=medium", "dream.refit_steps=700"],
+    "long": ["matmul_precision=highest", "dream.later_refits=1"],
     "today": [],
 }
 """Name -> keys that differ from the preset."""

@@ -143,7 +143,8 @@ class DreamConfig:
     # signals of your own, name: {func, weight, params}, or null; a chunk's weight is the product of all signals
     trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
-    refit_steps: int = 350  # of the world decoder before each dream, on all episodes recorded so far; 0: no refit
+    refit_steps: int = 700  # of the world decoder before a dream, on all episodes recorded so far; 0: no refit
+    later_refits: float = 0.33  # share of refit_steps before all dreams but the first: these refits go on from it
     refit_learning_rate: float = 1e-3  # of the world decoder in a refit
     # tasks whose recorded successes and failures a refit also teaches to the read-out of success: those on which the
     # checkpoint was never trained, all, or none
@@ -182,6 +183,7 @@ class DreamConfig:
         at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
         at_least(self, 1, "rollback_factor")
         positive(self, "refit_learning_rate")
+        within_0_1(self, "later_refits")
         for name in ("max_widenings", "n_rounds"):
             if getattr(self, name) is not None:
                 at_least(self, 1, name)

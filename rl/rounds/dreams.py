@@ -151,7 +151,8 @@ class Dreams:
             tick: called with the share of the training that is done.
         """
         config = self.config.dream
-        if config.refit_steps == 0 or not self.episodes:
+        n_steps = round(config.refit_steps * (config.later_refits if self.n_refitted else 1.0))
+        if n_steps == 0 or not self.episodes:
             return
         # Calibrate before the refit: afterwards these episodes are training data, and errors on them are too small.
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.chunk_size)):
@@ -159,7 +160,7 @@ class Dreams:
         seed = self.config.seed + len(self.episodes)
         self.model.refit_together(
             self.episodes,
-            n_steps=config.refit_steps,
+            n_steps=n_steps,
             learning_rate=config.refit_learning_rate,
             seed=seed,
             tick=tick,

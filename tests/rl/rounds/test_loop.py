@@ -288,6 +288,18 @@ def test_a_refit_makes_the_dream_better_and_forgets_the_dreamed_successes(post: 
     assert post.dreams.n_refitted == len(post.dreams.episodes)
 
 
+def test_refits_after_the_first_have_fewer_steps(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    dreams, taken = post.dreams, list[int]()
+    assert dreams is not None
+    dreams.episodes = [object()]  # type: ignore[list-item] # nothing of it is read
+    dreams.config = compose("mix", ["dream.refit_steps=100", "dream.later_refits=0.25"], TrainConfig)
+    monkeypatch.setattr(dreams.model, "refit_together", lambda *_, n_steps, **__: taken.append(n_steps))
+    monkeypatch.setattr(rl.rounds.dreams, "refit_read_out", lambda *_: None)
+    for _ in range(3):
+        dreams.refit()
+    assert taken == [100, 25, 25]
+
+
 def test_products_are_less_precise_in_training_alone(post: PostTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     assert post.config.matmul_precision == "medium" and torch.get_float32_matmul_precision() == "highest"
     seen: dict[str, str] = {}
