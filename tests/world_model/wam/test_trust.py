@@ -51,7 +51,7 @@ def test_it_learns_which_chunks_go_wrong_and_changes_nothing_else(model):
     given = torch.randn(1000, 2, model.trust.given.mean.shape[0], generator=generator)
     errors = (0.05 * given[..., 0]).exp() * 0.01 * (1 + 9 * (given[..., 1] > 0))
     state = torch.random.get_rng_state()
-    calibrate(model, given, errors, n_steps=300)
+    calibrate(model, given, errors, n_steps=200)
     assert torch.equal(torch.random.get_rng_state(), state)
     fresh = torch.randn(500, given.shape[2], generator=generator)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_a_head_remembers_the_chunks_before(model):
     given = torch.randn(1500, 2, model.trust.given.mean.shape[0], generator=generator)
     errors = torch.full((1500, 2), 0.01)
     errors[:, 1] *= 1 + 9 * (given[:, 0, 0] > 0)
-    calibrate(model, given[:1000], errors[:1000], n_steps=300)
+    calibrate(model, given[:1000], errors[:1000], n_steps=200)
     with torch.no_grad():
         expected = expected_errors(model, given[1000:])
     first = given[1000:, 0, 0]
@@ -106,9 +106,9 @@ def test_an_uncalibrated_trust_says_so(model, context):
 
 def test_a_session_carries_what_the_heads_remember(model, episodes):
     long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
-    model.calibrate_trust(long)
-    found = chunk_errors(model, long)
     own = dream_of_real_actions(model, long)
+    calibrate(model, own.given, own.errors, n_steps=20)
+    found = chunk_errors(model, long)
     torch.testing.assert_close(found.expected, expected_errors(model, own.given))
     with torch.no_grad():  # each chunk alone is something else
         alone, _ = expected_error(model, own.given[:, -1], model.trust.begin(len(own.given)))
@@ -126,7 +126,8 @@ def test_heads_of_older_checkpoints_have_no_memory_and_work_as_before(model, con
     assert older.trust.heads[0][-1].out_features == 1
     seeds = torch.arange(6)
     assert "trust" not in older.begin(batch.obs, seeds) and "trust" in model.begin(batch.obs, seeds)
-    older.calibrate_trust([e for e in episodes if e.length >= HORIZON * model.config.chunk_size])
+    own = dream_of_real_actions(older, [e for e in episodes if e.length >= HORIZON * model.config.chunk_size])
+    calibrate(older, own.given, own.errors, n_steps=2)
     with torch.no_grad():
         _, predicted = older.predict(older.begin(batch.obs, seeds), batch.actions)
     assert predicted.expected_error.shape == (6,) and (predicted.expected_error > 0).all()
