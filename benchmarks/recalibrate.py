@@ -71,7 +71,7 @@ def heldout(model: WorldActionModel, config: dict[str, Any], folder: Path) -> li
     if config["stage"] == "tune":
         tuned = preset_of(config, "tune")
         assert isinstance(tuned, TuneConfig)
-        roll_out(replace(tuned, n_policy=0), model, model.spec.tasks, own)
+        roll_out(replace(tuned, n_policy=0), model, tuned.env.tasks or model.spec.tasks, own)
         episodes += heldout_store(own).load(features=model.spec.features)
     return episodes
 

@@ -165,8 +165,9 @@ def _renew(trust: Trust, mean: float) -> None:
             layer.reset_parameters()
     with torch.no_grad():
         for head in trust.heads.children():
-            assert isinstance(head, nn.Sequential)
-            head[-1].bias[0] = mean
+            *_, last = head.children()
+            assert isinstance(last, nn.Linear)
+            last.bias[0] = mean
 
 
 def _log_mean(logs: Tensor) -> Tensor:
