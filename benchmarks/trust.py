@@ -26,7 +26,7 @@ from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model
-from world_model.wam.trust import dream_of_real_actions, dreamed_movement, expected_error
+from world_model.wam.trust import dream_of_real_actions, dreamed_movement, expected_errors
 
 UNSEEN = ("push-wall", "coffee-push")
 N_EPISODES = 20  # of each source: expert, noisy expert, policy
@@ -44,7 +44,7 @@ def main() -> None:
         episodes += by_policy(model, task) if task in model.spec.tasks else []
         replayed = dream_of_real_actions(model, [e for e in episodes if e.length >= 32])
         with torch.no_grad():
-            expected = expected_error(model, replayed.given).mean(1)
+            expected = expected_errors(model, replayed.given).mean(1)
         for name, score in (("expected error", expected), ("movement", dreamed_movement(replayed.given).mean(1))):
             c = correlation(score, replayed.errors.mean(1), replayed.episode)
             found.setdefault(f"median of {known} tasks, {name}", []).append(c["rho"])

@@ -75,6 +75,11 @@ def collect(config: PretrainConfig, store: EpisodeStore) -> None:
         return
     for source in SOURCES:
         complete(config, store, source, getattr(config, f"n_{source}"), OF_SOURCE[source].start)
+    collect_heldout(config, store)
+
+
+def collect_heldout(config: PretrainConfig, store: EpisodeStore) -> None:
+    """Collect the episodes that the held-out part of `store` lacks, in a simulator."""
     third, first = config.n_heldout // 3, HELDOUT.start
     heldout = {"expert": third, "noisy": config.n_heldout - third}
     if config.n_expert + config.n_noisy == 0:  # without an expert, hold out random motion

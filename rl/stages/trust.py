@@ -17,7 +17,7 @@ from world_model.wam.trust import (
     calibrate,
     dream_of_real_actions,
     dreamed_movement,
-    expected_error,
+    expected_errors,
 )
 
 FOLDS = 3
@@ -35,12 +35,13 @@ def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode], n_step
     long = sorted((e for e in episodes if e.length >= HORIZON * model.config.chunk_size), key=lambda e: e.task)
     if n_steps == 0 or len(long) < 2 * FOLDS:
         return {}
+    model.renew_trust()  # a checkpoint from which the stage began may have older heads
     parts = [dream_of_real_actions(model, long[i::FOLDS]) for i in range(FOLDS)]
     found = []
     for i, part in enumerate(parts):
         _calibrate(model, parts[:i] + parts[i + 1 :], n_steps)
         with torch.no_grad():
-            expected = expected_error(model, part.given).mean(1)
+            expected = expected_errors(model, part.given).mean(1)
         found.append((expected, dreamed_movement(part.given).mean(1), part.errors.mean(1), part.task))
     # The final calibration uses all folds.
     _calibrate(model, parts, n_steps)
@@ -59,5 +60,5 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _calibrate(model: WorldActionModel, parts: Sequence[ActionReplays], n_steps: int) -> None:
-    given, errors = (torch.cat([getattr(part, name).flatten(0, 1) for part in parts]) for name in ("given", "errors"))
+    given, errors = (torch.cat([getattr(part, name) for part in parts]) for name in ("given", "errors"))
     calibrate(model, given, errors, n_steps)

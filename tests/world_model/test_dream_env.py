@@ -243,7 +243,7 @@ def test_in_order_begins_branch_i_from_start_i(make_dream, never_solved, starts)
 
 def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
     expected = torch.tensor([0.01, 0.05, 0.02])
-    monkeypatch.setattr(trust, "expected_error", lambda model, given: expected)
+    monkeypatch.setattr(trust, "expected_error", lambda model, given, memory: (expected, memory))
     env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03, pessimism=0.2)
     env.reset()
     assert not env.step_chunk(actions(3)).truncated.any()  # trust was never calibrated: there is nothing to go by
@@ -259,7 +259,8 @@ def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
 
 
 def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):
-    monkeypatch.setattr(trust, "expected_error", lambda model, given: torch.tensor([0.01, 0.05, 0.02]))
+    expected = torch.tensor([0.01, 0.05, 0.02])
+    monkeypatch.setattr(trust, "expected_error", lambda model, given, memory: (expected, memory))
     env = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.03)
     monkeypatch.setattr(env.model, "success_and_progress", lambda frames, task: (1 + zeros(frames), None))
     env.model.trust.given.fit(torch.randn(9, *env.model.trust.given.mean.shape))

@@ -16,7 +16,7 @@ from world_model.env import Obs
 from world_model.replays import agreement, chunk_errors, error_ratio, replay_episodes
 from world_model.spec import Feature, Spec
 from world_model.wam.metrics import prediction_metrics
-from world_model.wam.trust import calibrate, dream_of_real_actions, expected_error
+from world_model.wam.trust import calibrate, dream_of_real_actions, expected_errors
 
 SPEC = Spec({"state": Feature((1,), "m", {"object_pos": (0, 1)})}, (-1.0,), (1.0,), ("push",), control_hz=10.0)
 
@@ -119,11 +119,11 @@ def test_a_replay_of_our_model_is_its_dream(trained, episodes) -> None:
 
 def test_errors_of_our_model_are_those_that_trust_learns_from(trained, episodes) -> None:
     own = dream_of_real_actions(trained, episodes[:9])
-    calibrate(trained, own.given.flatten(0, 1), own.errors.flatten(), n_steps=2)
+    calibrate(trained, own.given, own.errors, n_steps=2)
     found = chunk_errors(trained, episodes[:9])
     torch.testing.assert_close(found.errors, own.errors)
     assert torch.equal(found.episode, own.episode) and found.expected is not None
-    torch.testing.assert_close(found.expected, expected_error(trained, own.given))
+    torch.testing.assert_close(found.expected, expected_errors(trained, own.given))
 
 
 def test_the_error_ratio_of_our_model_is_that_of_its_metrics(trained, heldout) -> None:

@@ -30,6 +30,9 @@ LARGEST = {
 MOST_VIEWS = 16
 """Largest accepted number of cameras."""
 
+MOST_MEMORY = 1024
+"""Largest accepted `trust_memory`."""
+
 MOST_WEIGHTS = 2_000_000_000
 """Largest accepted number of weights in all three stacks together: 8 GB, twice those of the size `xl`."""
 
@@ -119,6 +122,9 @@ class ModelConfig:
     task_conditioning: Literal["index", "text"] = "index"
     task_dropout: float = 0.1  # share of training samples without index or sentence, so that the model knows this case
     text: TextConfig = field(default_factory=TextConfig)
+    # numbers that each trust head carries from chunk to chunk of a dream; 0: heads of older checkpoints, which see a
+    # chunk alone, and less of it
+    trust_memory: int = 16
     bfloat16: bool = False  # encode and predict in bfloat16 if the processor has it: half the time for image models
 
     def of_size(self, size: str) -> ModelConfig:
@@ -141,6 +147,10 @@ class ModelConfig:
             size = getattr(self, name)
             if type(size) is not int or not 1 <= size <= largest:
                 raise UserError(f"model.{name}={size!r}: expected a whole number from 1 to {largest}")
+        if type(self.trust_memory) is not int or not 0 <= self.trust_memory <= MOST_MEMORY:
+            raise UserError(
+                f"model.trust_memory={self.trust_memory!r:.80}: expected a whole number from 0 to {MOST_MEMORY}"
+            )
         if type(self.bfloat16) is not bool or len(self.views) > MOST_VIEWS:
             raise UserError(f"model: expected bfloat16 true or false, and at most {MOST_VIEWS} views")
         if (n := self._n_layer_weights()) > MOST_WEIGHTS:
@@ -187,10 +197,12 @@ class ModelConfig:
     def from_dict(data: dict[str, Any]) -> ModelConfig:
         """Rebuild a config from the result of `asdict`.
 
-        Older checkpoints have no values for views and noise, because they were trained without them, and older names.
+        Older checkpoints have no values for views, noise and memory, because they were trained without them, and older
+        names.
         """
         data = {dict(ModelConfig.MOVED).get(name, name): value for name, value in data.items()}
         views = {name: View(**{**v, "lookat": tuple(v["lookat"])}) for name, v in data.get("views", {}).items()}
         noise = ImageNoise(**data["image_noise"]) if "image_noise" in data else NO_IMAGE_NOISE
         text = TextConfig(**data.get("text", {}))
-        return ModelConfig(**{"context_noise": 0.0, **data, "views": views, "image_noise": noise, "text": text})
+        without = {"context_noise": 0.0, "trust_memory": 0}
+        return ModelConfig(**{**without, **data, "views": views, "image_noise": noise, "text": text})

@@ -127,9 +127,13 @@ class WorldActionModel(Network, WorldModel):
         return p.view(n, k), progress.view(n, k)
 
     def begin(self, history: Obs, seed: Tensor) -> Session:
-        """Begin dreams: the session holds the newest frames, and numbers the chunks for the noise."""
+        """Begin dreams: the session holds the newest frames, numbers the chunks, and has the memory of the trust heads.
+
+        The number of a chunk is for the noise. Heads of older checkpoints have no memory.
+        """
         frames = features.joined(self.encode_obs(history))
-        return {"context": frames, "task": history["task"], "seed": seed, "counter": torch.zeros_like(seed)}
+        session = {"context": frames, "task": history["task"], "seed": seed, "counter": torch.zeros_like(seed)}
+        return session | ({"trust": self.trust.begin(len(seed))} if self.trust.n_memory else {})
 
     def predict(self, session: Session, actions: Tensor) -> tuple[Session, Prediction]:
         """Predict a chunk; a shorter one is completed with its last action, and only its own frames are used.
@@ -146,13 +150,15 @@ class WorldActionModel(Network, WorldModel):
         encoded = self.encode(context, task)
         vectors = modes.dream(self, encoded, whole, noise, self.n_denoising_steps)
         # Without calibrated trust heads there is no estimate of the error.
-        expected = None
+        expected, own = None, {}
         if self.estimates_error:
-            expected = trust.expected_error(self, trust.read(self, encoded, whole, vectors))
+            memory = session["trust"] if self.trust.n_memory else self.trust.begin(len(task))
+            expected, memory = trust.expected_error(self, trust.read(self, encoded, whole, vectors), memory)
+            own = {"trust": memory} if self.trust.n_memory else {}
         frames = features.split(vectors[:, :k], self.spec.state_dim)
         success, _ = self.success_and_progress(frames, task)
         newest = torch.cat([context, vectors[:, :k]], dim=1)[:, -self.n_context_frames :].contiguous()
-        return {**session, "context": newest, "counter": counter + 1}, Prediction(frames, success, expected)
+        return {**session, "context": newest, "counter": counter + 1, **own}, Prediction(frames, success, expected)
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""
@@ -222,7 +228,7 @@ class WorldActionModel(Network, WorldModel):
             UserError: no episode has `trust.HORIZON` chunks.
         """
         dreams = trust.dream_of_real_actions(self, episodes)
-        trust.calibrate(self, dreams.given.flatten(0, 1), dreams.errors.flatten())
+        trust.calibrate(self, dreams.given, dreams.errors)
 
     @property
     def error_unit(self) -> str:

@@ -31,6 +31,7 @@ from world_model.wam.noise import noisy_vectors
 from world_model.wam.precision import products
 from world_model.wam.text import Encode, make_sentences
 from world_model.wam.trust_heads import Trust
+from world_model.wam.trust_inputs import n_surroundings
 
 
 class Network(nn.Module):
@@ -59,7 +60,7 @@ class Network(nn.Module):
         self.read_out = ReadOut(self.frame_dim, self._task_embedding)
         self.action = ActionDecoder(config, self.action_codec)
         self.value = Value(2 * config.width)
-        self.trust = Trust(2 * config.width + config.chunk_size * spec.action_dim + 1)
+        self.trust = self._make_trust()
         # Not in the state_dict: the bounds are part of the spec.
         self.register_buffer("action_low", torch.tensor(spec.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
@@ -133,6 +134,21 @@ class Network(nn.Module):
     def _task_embedding(self, width: int) -> nn.Embedding | nn.Linear:
         """Return a layer from what `told` returns to vectors (n, width)."""
         return nn.Embedding(len(self.spec.tasks) + 1, width) if self.text is None else nn.Linear(self.text.dim, width)
+
+    def renew_trust(self) -> None:
+        """Replace the trust heads by new ones as a new model has them; an older checkpoint has smaller ones.
+
+        They are not calibrated.
+        """
+        self.config = replace(self.config, trust_memory=ModelConfig.trust_memory)
+        self.trust = self._make_trust().to(self.device)
+
+    def _make_trust(self) -> Trust:
+        config = self.config
+        dim = 2 * config.width + config.chunk_size * self.spec.action_dim + 1  # see `trust.read`
+        if config.trust_memory:
+            dim += n_surroundings(self.codec, config.n_context_frames, config.chunk_size, self.frame_dim)
+        return Trust(dim, config.trust_memory)
 
     def _make_image_codec(self) -> ImageCodec | None:
         config = self.config

@@ -1,10 +1,12 @@
 """Expected error of a dreamed chunk, estimated by heads that are fitted to dreams of recorded episodes.
 
 For a recorded episode the true frames are known: dreaming its actions gives the true error of each dreamed chunk.
+A head reads each chunk of a dream in turn and remembers what it needs of those before, because errors accumulate.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,18 +18,37 @@ from world_model.replays import HORIZON
 from world_model.wam import modes
 from world_model.wam.features import joined
 from world_model.wam.network import Network
-from world_model.wam.trust_heads import FARTHEST
+from world_model.wam.trust_heads import Trust
+from world_model.wam.trust_inputs import surroundings
 
 SMALLEST = 1e-4
 """Errors and movements are at least this, in metres or normalised units, so that their logarithm is finite."""
 
+BATCH, PEAK = 64, 2e-3
+"""Dreams in a batch of a head, and the largest learning rate, of a calibration."""
 
-def expected_error(model: Network, given: Tensor) -> Tensor:
-    """Return the expected error (...) of chunks, from their features `given` (..., dim), which `read` computed.
+
+def expected_error(model: Network, given: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the expected error (n,) of a chunk, and the memory of the heads after it.
 
     It is in the unit of `position_error`. The mean of the heads' log errors is a geometric mean of errors.
+
+    Args:
+        model: its trust heads are calibrated.
+        given: features of the chunk (n, dim), see `read`.
+        memory: of the heads, after the chunk before; `model.trust.begin` at the first chunk.
     """
-    return model.trust(given.flatten(0, -2)).mean(0).exp().clamp(min=SMALLEST).view(given.shape[:-1])
+    errors, memory = model.trust(given, memory)
+    return errors.mean(0).exp().clamp(min=SMALLEST), memory
+
+
+def expected_errors(model: Network, given: Tensor) -> Tensor:
+    """Return the expected errors (n, n_chunks) of whole dreams, from the features `given` (n, n_chunks, dim)."""
+    memory, found = model.trust.begin(len(given)), []
+    for chunk in given.unbind(1):
+        expected, memory = expected_error(model, chunk, memory)
+        found.append(expected)
+    return torch.stack(found, dim=1)
 
 
 def dreamed_movement(given: Tensor) -> Tensor:
@@ -55,9 +76,16 @@ def error_unit(model: Network) -> str:
 
 
 def read(model: Network, context: Context, actions: Tensor, frames: Tensor) -> Tensor:
-    """Return the input of the trust heads (n, dim): context features, action codes, log of the dreamed movement."""
+    """Return the input of the trust heads (n, dim) for a chunk.
+
+    It has context features, action codes, what surrounds and moves (not for the heads of older checkpoints, which have
+    no memory), and last the log of the dreamed movement.
+    """
     moved = position_error(model, context.frames[:, -1:], frames).mean(1, keepdim=True).clamp(min=SMALLEST).log()
-    return torch.cat([context.features, model.action_codec.encode(actions).flatten(1), moved], dim=-1)
+    parts = [context.features, model.action_codec.encode(actions).flatten(1)]
+    if model.trust.n_memory:
+        parts.append(surroundings(model.codec, context.frames, frames))
+    return torch.cat([*parts, moved], dim=-1)
 
 
 class ActionReplays(NamedTuple):
@@ -96,35 +124,52 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> ActionRepl
 
 
 def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
-    """Fit the trust heads, from new random weights, to the log of the true errors.
+    """Fit the trust heads, from new random weights, to the logs of the true errors.
+
+    The loss has two parts of equal weight: the squared difference of each chunk, and that of the mean of each dream.
 
     Args:
         model: its `trust` is fitted in place.
-        given: features of chunks (n, dim), see `read`, of episodes that no training stage has used.
-        errors: true errors (n,).
+        given: features of the chunks of dreams (n, n_chunks, dim), see `read`, of episodes that no training stage has
+            used. A dream begins at a real frame.
+        errors: true errors (n, n_chunks).
         n_steps: optimizer steps.
         seed: of initial weights, batches and dropout.
     """
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
     # Learn the log of the error: errors range over orders of magnitude.
-    trust.given.fit(given)
-    normalised, target = trust.given(given).clamp(-FARTHEST, FARTHEST), errors.clamp(min=SMALLEST).log()
-    optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=1e-3, weight_decay=0.1)
+    trust.given.fit(given.flatten(0, 1))
+    normalised, target = trust.normalised(given), errors.clamp(min=SMALLEST).log()
+    optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=PEAK, weight_decay=0.1)
     trust.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # initial weights and dropout use the global generator
-        # New weights, so that a repeated calibration does not depend on the previous one.
-        for layer in trust.heads.modules():
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
+        _renew(trust, float(target.mean()))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=n_steps + 1)
         for _ in range(n_steps):
             # Each head gets its own batch, so that the ensemble stays diverse.
-            index = torch.randint(len(given), (len(trust.heads), 256), generator=generator, device=model.device)
-            predicted = torch.stack(
-                [head(normalised[i]).squeeze(-1) for head, i in zip(trust.heads, index, strict=True)]
-            )
-            loss = (predicted - target[index]).square().mean()
+            index = torch.randint(len(given), (len(trust.heads), BATCH), generator=generator, device=model.device)
+            predicted, true = trust.along(normalised[index]), target[index]
+            loss = (predicted - true).square().mean() + (_log_mean(predicted) - _log_mean(true)).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
     trust.eval().requires_grad_(False)
+
+
+def _renew(trust: Trust, mean: float) -> None:
+    """Draw new weights, so that a calibration does not depend on the one before, and start at the `mean` log error."""
+    for layer in trust.heads.modules():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    with torch.no_grad():
+        for head in trust.heads.children():
+            *_, last = head.children()
+            assert isinstance(last, nn.Linear)
+            last.bias[0] = mean
+
+
+def _log_mean(logs: Tensor) -> Tensor:
+    """Return the log of the mean over chunks (..., n_chunks) of errors that are given as logs."""
+    return logs.logsumexp(-1) - math.log(logs.shape[-1])

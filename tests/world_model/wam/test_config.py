@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,3 +33,9 @@ def test_the_smallest_size_is_the_default_and_an_unknown_one_is_refused() -> Non
     assert ModelConfig().of_size("xs") == ModelConfig() == ModelConfig().of_size("")
     with pytest.raises(UserError, match=re.escape("size='xxl': expected one of xs, s, m, l, xl")):
         ModelConfig().of_size("xxl")
+
+
+@pytest.mark.parametrize("wrong", [-1, 1025, 2.0, True])
+def test_a_memory_of_trust_that_makes_no_sense_is_refused(wrong: object) -> None:
+    with pytest.raises(UserError, match=r"^model\.trust_memory=.*: expected a whole number from 0 to 1024$"):
+        replace(ModelConfig(), trust_memory=wrong).check()  # type: ignore[arg-type]

@@ -1,12 +1,23 @@
 """Trust: what it reads, that it finds out which chunks go wrong, and that nothing else changes."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from rewards.errors import UserError
-from world_model.wam.trust import HORIZON, calibrate, dream_of_real_actions, expected_error, position_error, read
+from world_model.replays import chunk_errors
+from world_model.wam.model import WorldActionModel
+from world_model.wam.trust import (
+    HORIZON,
+    calibrate,
+    dream_of_real_actions,
+    expected_error,
+    expected_errors,
+    position_error,
+    read,
+)
 
 
 @pytest.fixture
@@ -25,36 +36,60 @@ def test_error_is_that_of_the_normalised_state_where_there_is_no_object(model):
 def test_what_is_read_of_a_chunk(model, context):
     encoded, batch = context
     given = read(model, encoded, batch.actions, batch.context["state"][:, -1:].expand(-1, 4, -1))
-    assert given.shape == (6, encoded.features.shape[1] + batch.actions[0].numel() + 1)
+    n, n_actions = encoded.features.shape[1], batch.actions[0].numel()
+    assert given.shape == (6, model.trust.given.mean.shape[0]) and given.shape[1] > n + n_actions + 1
     assert torch.allclose(given[:, -1], torch.tensor(1e-4).log())  # nothing moved
     torch.testing.assert_close(
-        given[:, :-1], torch.cat([encoded.features, model.action_codec.encode(batch.actions).flatten(1)], 1)
+        given[:, : n + n_actions],
+        torch.cat([encoded.features, model.action_codec.encode(batch.actions).flatten(1)], 1),
     )
 
 
 def test_it_learns_which_chunks_go_wrong_and_changes_nothing_else(model):
     generator = torch.Generator().manual_seed(0)
     before = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("trust.")}
-    given = torch.randn(2000, model.trust.given.mean.shape[0], generator=generator)
-    errors = (0.05 * given[:, 0]).exp() * 0.01 * (1 + 9 * (given[:, 1] > 0))
+    given = torch.randn(1000, 2, model.trust.given.mean.shape[0], generator=generator)
+    errors = (0.05 * given[..., 0]).exp() * 0.01 * (1 + 9 * (given[..., 1] > 0))
     state = torch.random.get_rng_state()
-    calibrate(model, given, errors, n_steps=300)
+    calibrate(model, given, errors, n_steps=200)
     assert torch.equal(torch.random.get_rng_state(), state)
-    fresh = torch.randn(500, given.shape[1], generator=generator)
+    fresh = torch.randn(500, given.shape[2], generator=generator)
     with torch.no_grad():
-        said = model.trust(fresh)
-    assert said.shape == (3, 500)
-    expected = said.mean(0).exp()
+        said, memory = model.trust(fresh, model.trust.begin(500))
+        expected, _ = expected_error(model, fresh, model.trust.begin(500))
+    assert said.shape == (3, 500) and memory.shape == (500, 3, model.config.trust_memory)
+    torch.testing.assert_close(expected, said.mean(0).exp())
     assert expected[fresh[:, 1] > 0.3].median() > 4 * expected[fresh[:, 1] < -0.3].median()
     assert not any(p.requires_grad for p in model.trust.parameters())
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
+def test_a_head_remembers_the_chunks_before(model):
+    """The error of the second chunk depends on the first one alone; without memory nothing could tell."""
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(1500, 2, model.trust.given.mean.shape[0], generator=generator)
+    errors = torch.full((1500, 2), 0.01)
+    errors[:, 1] *= 1 + 9 * (given[:, 0, 0] > 0)
+    calibrate(model, given[:1000], errors[:1000], n_steps=200)
+    with torch.no_grad():
+        expected = expected_errors(model, given[1000:])
+    first = given[1000:, 0, 0]
+    assert expected[first > 0.3, 1].median() > 4 * expected[first < -0.3, 1].median()
+    assert expected[:, 0].log().std() < 0.3
+
+
+def test_the_first_steps_are_near_the_mean_log_error(model):
+    given = torch.randn(100, 2, model.trust.given.mean.shape[0], generator=torch.Generator().manual_seed(0))
+    calibrate(model, given, torch.full((100, 2), 0.003), n_steps=1)
+    with torch.no_grad():
+        assert expected_errors(model, given).log().mean().item() == pytest.approx(math.log(0.003), abs=0.3)
+
+
 def test_a_calibration_knows_nothing_of_the_one_before(model):
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(200, model.trust.given.mean.shape[0], generator=generator) for _ in range(2))
-    errors = torch.rand(200, generator=generator)
+    first, second = (torch.randn(200, 2, model.trust.given.mean.shape[0], generator=generator) for _ in range(2))
+    errors = torch.rand(200, 2, generator=generator)
     calibrate(model, second, errors, n_steps=20)
     alone = {k: v.clone() for k, v in model.trust.state_dict().items()}
     calibrate(model, first, errors, n_steps=20)
@@ -64,8 +99,43 @@ def test_a_calibration_knows_nothing_of_the_one_before(model):
 
 def test_an_uncalibrated_trust_says_so(model, context):
     encoded, batch = context
+    given = read(model, encoded, batch.actions, batch.future["state"])
     with pytest.raises(UserError, match=r"input of the trust heads.*has no statistics"):
-        expected_error(model, read(model, encoded, batch.actions, batch.future["state"]))
+        expected_error(model, given, model.trust.begin(6))
+
+
+def test_a_session_carries_what_the_heads_remember(model, episodes):
+    long = [e for e in episodes if e.length >= HORIZON * model.config.chunk_size]
+    own = dream_of_real_actions(model, long)
+    calibrate(model, own.given, own.errors, n_steps=20)
+    found = chunk_errors(model, long)
+    torch.testing.assert_close(found.expected, expected_errors(model, own.given))
+    with torch.no_grad():  # each chunk alone is something else
+        alone, _ = expected_error(model, own.given[:, -1], model.trust.begin(len(own.given)))
+    assert not torch.allclose(alone, found.expected[:, -1])
+
+
+def test_heads_of_older_checkpoints_have_no_memory_and_work_as_before(model, context, episodes):
+    encoded, batch = context
+    data = model.to_config()
+    assert data["model"].pop("trust_memory") == 16
+    older = WorldActionModel.from_config(data)
+    older.load_state_dict({k: v for k, v in model.state_dict().items() if "trust" not in k}, strict=False)
+    n = encoded.features.shape[1] + batch.actions[0].numel() + 1
+    assert older.trust.given.mean.shape == (n,) and older.trust.heads[0][0].in_features == n
+    assert older.trust.heads[0][-1].out_features == 1
+    seeds = torch.arange(6)
+    assert "trust" not in older.begin(batch.obs, seeds) and "trust" in model.begin(batch.obs, seeds)
+    own = dream_of_real_actions(older, [e for e in episodes if e.length >= HORIZON * model.config.chunk_size])
+    calibrate(older, own.given, own.errors, n_steps=2)
+    with torch.no_grad():
+        _, predicted = older.predict(older.begin(batch.obs, seeds), batch.actions)
+    assert predicted.expected_error.shape == (6,) and (predicted.expected_error > 0).all()
+    older.renew_trust()
+    assert older.config == model.config and not older.estimates_error
+    assert {k: v.shape for k, v in older.trust.state_dict().items()} == {
+        k: v.shape for k, v in model.trust.state_dict().items()
+    }
 
 
 def test_errors_grow_along_a_dream_and_rows_are_tasks(model, episodes):
