@@ -20,7 +20,7 @@ import torch
 
 from rl.envs.sim import SimEnv
 from rl.policies.wam import flow_policy
-from rl.stages.collect import collect_policy, collect_scripted
+from rl.stages.collect import collect_from, collect_policy
 from rl.statistics import correlation
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
@@ -38,9 +38,9 @@ def main() -> None:
     words = sys.argv[1:]
     model = load_model(words[0] if words else "metaworld-tuned")
     found: dict[str, list[float]] = {}
-    for task in words[1:] or (*model.spec.tasks, *UNSEEN):
+    for task in words[1:] or (*model.spec.tasks, *(() if model.cameras else UNSEEN)):
         known = "known" if task in model.spec.tasks else "never seen"
-        episodes = [e for s in ("expert", "noisy") for e in collect_scripted(s, [task], N_EPISODES, seed=SEED)]
+        episodes = by_scripts(model, task)
         episodes += by_policy(model, task) if task in model.spec.tasks else []
         replayed = dream_of_real_actions(model, [e for e in episodes if e.length >= 32])
         with torch.no_grad():
@@ -55,20 +55,43 @@ def main() -> None:
     print(f"dream with trust / without: {cost(model, episodes):.2f} of the time")
 
 
+def by_scripts(model: WorldActionModel, task: str) -> list[Episode]:
+    """Return episodes of the expert and of the noisy expert."""
+    env = simulator(model, task, 1)
+    episodes = [e for source in ("expert", "noisy") for e in collect_from(env, 1, source, N_EPISODES, SEED)]
+    env.close()
+    return episodes
+
+
 def by_policy(model: WorldActionModel, task: str) -> list[Episode]:
     """Return episodes of the checkpoint's policy; it explores in the first half of them."""
     n = N_EPISODES // 2
-    env = SimEnv("metaworld", n, [task], task_names=model.spec.tasks, terminate_on_success=False)
+    env = simulator(model, task, n)
     halves, policy = ((True, SEED), (False, SEED + n)), flow_policy(model, env)
     episodes = [e for explore, seed in halves for e in collect_policy(policy, env, n, explore, seed)]
     env.close()
     return episodes
 
 
+def simulator(model: WorldActionModel, task: str, n: int) -> SimEnv:
+    """Return `n` environments of a task, with what the model reads."""
+    tasks = dict.fromkeys((*model.spec.tasks, task))
+    return SimEnv(
+        "metaworld",
+        n,
+        [task],
+        n_context_frames=model.config.n_context_frames,
+        task_names=tuple(tasks),
+        features=model.spec.features,
+        cameras=model.cameras,
+        terminate_on_success=False,
+    )
+
+
 def cost(model: WorldActionModel, episodes: list[Episode], n: int = 256, seconds: float = 5.0) -> float:
     """Return the time of a dreamed chunk with expected errors, relative to a model that was never calibrated."""
-    known = [e for e in episodes if e.task in model.spec.tasks] or collect_scripted("expert", [model.spec.tasks[0]], 1)
-    starts = StartStates.from_episodes(known, model.spec.tasks, model.config.n_context_frames)
+    known = [e for e in episodes if e.task in model.spec.tasks] or by_scripts(model, model.spec.tasks[0])
+    starts = StartStates.from_episodes(model.encode_episodes(known), model.spec.tasks, model.config.n_context_frames)
     without = copy.deepcopy(model)
     without.trust.given.fitted.fill_(False)
     dreams = [DreamEnv(each, n, starts, horizon=20) for each in (without, model)]
