@@ -1,4 +1,4 @@
-"""`wamtune deploy`: export a policy to files, run a policy on a robot, or compare two policies on it."""
+"""`wamtune deploy`: export a policy, run one on a robot, compare two on it, or calibrate how one judges success."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rl.verbs.options import ExportOptions
 from world_model.data.episodes import PERSON
 from world_model.runs import find_run
 
-ACTIONS = ("export", "run", "compare")
+ACTIONS = ("export", "run", "compare", "calibrate")
 
 
 def run(words: list[str]) -> None:
@@ -40,7 +40,7 @@ def run(words: list[str]) -> None:
     name, action = words[0], words[1] if len(words) > 1 else ""
     if action not in ACTIONS:
         raise UserError(f"deploy {name} {action!r}: expected {', '.join(ACTIONS)}, as in wamtune deploy {name} export")
-    {"export": _export, "run": _run, "compare": _compare}[action](name, words)
+    {"export": _export, "run": _run, "compare": _compare, "calibrate": _calibrate}[action](name, words)
 
 
 def _run(name: str, words: list[str]) -> None:
@@ -78,6 +78,12 @@ def _compare(name: str, words: list[str]) -> None:
     print(score.verdict(config.alpha))
     if score.stopped:
         raise UserError(f"the robot was stopped: {score.stopped}; the same command goes on from here")
+
+
+def _calibrate(name: str, words: list[str]) -> None:
+    from rl.verbs.calibrate import calibrate_read_out  # imported here: a robot needs no scipy
+
+    calibrate_read_out(name, words[2:])
 
 
 def _robot_config(words: list[str]) -> RobotConfig:
