@@ -138,7 +138,7 @@ def test_a_robot_tells_the_policy_on_a_server(pilot: ModelPilot) -> None:
         assert remote.act(obs, *rest).numpy().tobytes() == here(pilot, NEW).tobytes()
         remote.close()  # a line that was lost and is open again tells the same sentence
         assert remote.act(obs, *rest).numpy().tobytes() == here(pilot, NEW).tobytes()
-        with pytest.raises(UserError, match="^text_encoder: the server reads the sentence; name it there"):
+        with pytest.raises(UserError, match=r"^text_encoder: the server reads the sentence; name it there"):
             _tell(remote, url, config(text_encoder="mine.py:encode"))
         with pytest.raises(UserError, match=r"it is for one task; name that with task="):
             _tell(remote, url, config(task=""))
@@ -162,7 +162,7 @@ def test_an_older_server_is_told_nothing(trained: WorldActionModel, said: Any) -
         line.server["reads_sentences"] = said
     remote = RemotePilot("ws://old:1", lambda url: line)
     with pytest.raises(
-        UserError, match="^instruction: ws://old:1 knows its tasks by name and reads no sentence; leave"
+        UserError, match=r"^instruction: ws://old:1 knows its tasks by name and reads no sentence; leave"
     ):
         _tell(remote, "ws://old:1", config())
 
