@@ -17,15 +17,13 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.deploy.frames import Frame
 from rl.deploy.pilots import Decider, Pilot, reads_sentences
+from rl.deploy.sentences import Sentences
 from world_model.spec import Feature, Spec
 
 Array = np.ndarray
 
 PROMPT = "prompt"
 """Key of the sentence in an observation."""
-
-MOST_LETTERS = 1000
-"""Most letters of a prompt that is encoded: far more than the words that a text encoder reads."""
 
 MOST_LEVELS = 4
 """Most maps within maps of an observation, such as `images` and in it the cameras."""
@@ -43,7 +41,7 @@ class OpenpiHandler:
     def __init__(self, pilot: Pilot, seed: int, rename: Mapping[str, str]) -> None:
         self.pilot, self.rename = pilot, rename
         self.decide = Decider(pilot, pilot.spec.tasks[0], seed)
-        self._told: tuple[str, Tensor] | None = None  # the newest sentence, and its vector
+        self.sentences = Sentences(pilot) if reads_sentences(pilot) else None
 
     def infer(self, observation: Mapping[Any, Any]) -> dict[str, Any]:
         """Return `actions` (chunk_size, action_dim), and `server_timing` with `infer_ms`.
@@ -70,17 +68,12 @@ class OpenpiHandler:
     def _task_of(self, prompt: Any) -> Tensor:
         """Return what the policy gets as `task`: an index (1,), or for another sentence its vector (1, dim).
 
-        A policy that reads sentences takes any. Only the newest one is kept, so a client that sends another one with
-        each observation takes no memory.
+        A policy that reads sentences takes any.
         """
-        pilot = self.pilot
-        if not isinstance(prompt, str) or prompt in pilot.spec.tasks or not reads_sentences(pilot):
-            return torch.tensor([_index_of(prompt, pilot.spec)])
-        if len(prompt) > MOST_LETTERS:
-            raise UserError(f"prompt: it has {len(prompt):,} letters, expected {MOST_LETTERS:,} at most")
-        if self._told is None or self._told[0] != prompt:
-            self._told = prompt, pilot.read(prompt)
-        return self._told[1]
+        spec = self.pilot.spec
+        if not isinstance(prompt, str) or prompt in spec.tasks or self.sentences is None:
+            return torch.tensor([_index_of(prompt, spec)])
+        return self.sentences.read(prompt, PROMPT)
 
 
 def feature_name(key: str) -> str:

@@ -135,6 +135,7 @@ class Client:
         noise: Array | None = None,
         held: Array | None = None,
         n_held: Array | None = None,
+        instruction: str = "",
     ) -> Array:
         """Return chunks of actions (n, chunk_size, action_dim) float32, in the units of the environment.
 
@@ -148,6 +149,7 @@ class Client:
             held: chunks (n, chunk_size, action_dim) whose first `n_held` actions are fixed, since they will be executed
                 before the answer arrives; None: nothing is held.
             n_held: (n,), how many actions of each row are held; None: as many as `held` has.
+            instruction: sentence for all rows, of a server that has `reads_sentences`; empty: those of the tasks.
 
         Raises:
             Refused: the server says that the request is wrong.
@@ -168,6 +170,7 @@ class Client:
             noise=np.zeros((n, *self.server["noise_shape"]), "<f4") if noise is None else _plain(noise),
             held=filled,
             n_held=np.asarray(n_held, "<i8"),
+            **({"instruction": instruction} if instruction else {}),
         )
         return self._read(answer, "actions", "<f4", chunk)
 

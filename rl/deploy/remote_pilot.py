@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -69,10 +70,21 @@ class RemotePilot:
         self.n_context_frames: int = self._server["n_context_frames"]
         self.chunk_size: int = self._server["chunk_size"]
         self.noise_shape: tuple[int, ...] = tuple(self._server["noise_shape"])
+        self._instruction = ""  # sentence in place of that of the task, see `tell`
 
     def __str__(self) -> str:
         about = self._server
         return f"{self.url}: {about['checkpoint']:.200}, sha256 {about['sha256'][:12] or 'unknown'}"
+
+    @property
+    def reads_sentences(self) -> bool:
+        """Whether the policy there takes any sentence; that of an older server takes none."""
+        return self._server.get("reads_sentences") is True
+
+    def tell(self, task: str, instruction: str) -> None:
+        """Send this sentence with each request; a session records it as the instruction of `task`."""
+        self._instruction = instruction
+        self.spec = replace(self.spec, instructions=self.spec.instructions | {task: instruction})
 
     def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:
         """See `Pilot.act`. If the line is lost, connect again and repeat the request, until `PATIENCE_S` have passed.
@@ -87,7 +99,8 @@ class RemotePilot:
         while True:
             try:
                 line = self._open_line()
-                actions = line.act(features, obs["task"].numpy(), noise.numpy(), held.numpy(), n_held.numpy())
+                arrays = (obs["task"].numpy(), noise.numpy(), held.numpy(), n_held.numpy())
+                actions = line.act(features, *arrays, instruction=self._instruction)
             except Refused as error:
                 raise UserError(str(error)) from error
             except BadAnswer:

@@ -33,6 +33,8 @@ class RobotConfig:
     seed: int = 0  # of the policy's sampling noise
     max_late: int = 5  # commands in a row without a plan; one more stops the robot
     success: Literal["robot", "key", "read_out"] = "robot"  # judged by the robot, by a typed s, or by the model
+    # file of `deploy CHECKPOINT calibrate`, for success=read_out; empty: a success from a probability of 0.5 on
+    calibration: str = ""
     dry_run: bool = False  # print the commands, send none
     stop_file: str = "STOP"  # the robot stops when this file exists
     episodes: str = ""  # folder to record to; empty: runs/robot/NAME OF THE ROBOT
@@ -53,5 +55,10 @@ class RobotConfig:
         if self.n_denoising_steps is not None:
             at_least(self, 1, "n_denoising_steps")
         between_0_1(self, "alpha")
+        if self.calibration and self.success != "read_out":
+            raise UserError(
+                f"calibration={self.calibration}: success={self.success} does not use it; add success=read_out, or "
+                "leave it out"
+            )
         check_where(self.rerun)
         at_least(self, 0, "hz", "seed", "max_late")

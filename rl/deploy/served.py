@@ -17,8 +17,9 @@ from torch import Tensor
 
 from rewards.errors import UserError, did_you_mean
 from rl.deploy.openpi import OpenpiHandler
-from rl.deploy.pilots import Pilot
+from rl.deploy.pilots import Pilot, reads_sentences
 from rl.deploy.remote_client import PROTOCOL, Malformed, checked, pack, unpack
+from rl.deploy.sentences import Sentences
 from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import ChunkStep
@@ -92,6 +93,7 @@ class Served:
                 "latency_budget_s": pilot.chunk_size / pilot.spec.control_hz / 2,
                 "max_rows": self.max_rows,
                 "max_bytes": self.max_bytes,
+                "reads_sentences": reads_sentences(pilot),
                 "dream": None if self.dream is None else self.dream.about(),
             }
         )
@@ -119,6 +121,7 @@ class Handler:
         self.served = served
         self._last = 0  # id of the newest request
         self._env: DreamEnv | None = None
+        self._sentences = Sentences(served.pilot) if reads_sentences(served.pilot) else None
         self._openpi = OpenpiHandler(served.pilot, served.seed, served.rename)
         self._ops = {"act": self._act, "reset": self._reset, "step_chunk": self._step_chunk}
 
@@ -157,7 +160,7 @@ class Handler:
 
     def _act(self, given: Message) -> dict[str, Any]:
         pilot = self.served.pilot
-        _check_names(given, ("obs", "task", "noise", "held", "n_held"))
+        _check_names(given, ("obs", "task", "noise", "held", "n_held"), optional=("instruction",))
         n, spec = self._n_rows(given["task"]), pilot.spec
         task = checked(given["task"], "task", "<i8", (n,))
         if (task < 0).any() or (task >= len(spec.tasks)).any():
@@ -176,12 +179,22 @@ class Handler:
         noise = checked(given["noise"], "noise", "<f4", (n, *pilot.noise_shape))
         held = checked(given["held"], "held", "<f4", (n, pilot.chunk_size, spec.action_dim))
         tensors = {name: torch.from_numpy(values) for name, values in (rows | {"task": task}).items()}
+        if "instruction" in given:
+            tensors["task"] = self._told(given["instruction"]).expand(n, -1)
         actions = pilot.act(tensors, *(torch.from_numpy(values) for values in (noise, held, n_held)))
         if not torch.isfinite(actions).all():
             raise UserError(
                 "act: the actions of the policy are not finite; are the numbers of the observation in its units?"
             )
         return {"actions": _plain(actions)}
+
+    def _told(self, instruction: Any) -> Tensor:
+        """Return the vector (1, dim) of the sentence of a request, which then counts in place of its tasks."""
+        if self._sentences is None:
+            raise Malformed("instruction: the policy here knows its tasks by name and reads no sentence; leave it out")
+        if not isinstance(instruction, str):
+            raise Malformed(f"instruction is a {type(instruction).__name__}, expected text")
+        return self._sentences.read(instruction, "instruction")
 
     def _reset(self, given: Message) -> dict[str, Any]:
         dream = self._dream()
@@ -218,8 +231,8 @@ class Handler:
         return n
 
 
-def _check_names(given: Message, expected: Collection[str]) -> None:
-    """Check that a message has the expected fields and no others.
+def _check_names(given: Message, expected: Collection[str], optional: Collection[str] = ()) -> None:
+    """Check that a message has the expected fields and no others but optional ones.
 
     Raises:
         Malformed: it has not; the message names one.
@@ -228,9 +241,9 @@ def _check_names(given: Message, expected: Collection[str]) -> None:
         if name not in given:
             raise Malformed(f"{name} is missing; expected {', '.join(expected)}")
     for name in given:
-        if name not in expected:
+        if name not in (*expected, *optional):
             word = name[:40] if isinstance(name, str) else type(name).__name__
-            raise Malformed(f"unknown {word!r}; expected {', '.join(expected)}")
+            raise Malformed(f"unknown {word!r}; expected {', '.join((*expected, *optional))}")
 
 
 def _plain_step(step: ChunkStep) -> dict[str, Any]:

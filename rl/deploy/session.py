@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rewards.errors import UserError
+from rl.deploy.calibration import Calibration, load_calibration
 from rl.deploy.calls import Calls
 from rl.deploy.frames import Frame, tensors_of
 from rl.deploy.freshness import Freshness
@@ -74,8 +75,9 @@ class Session:
         robot: not connected yet; None: the one that `config` names.
 
     Raises:
-        UserError: the robot or task does not exist, limits are missing, episodes cannot be recorded to the folder, or
-            the robot differs from what the policy expects.
+        UserError: the robot or task does not exist, limits are missing, episodes cannot be recorded to the folder,
+            there is no calibration of the task in the file of the config, or the robot differs from what the policy
+            expects.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Session:
     ) -> None:
         self.spec, self.config, self.say = spec, config, say
         self.task, self.hz = _task(spec, config), config.hz or spec.control_hz
+        self.calibration = load_calibration(config.calibration, self.task) if config.calibration else None
         self.stops = Stops(Path(config.stop_file), keys, takes_over=bool(config.person))
         if (reason := self.stops()) is not None:
             remedy = "delete it first" if self.stops.file.exists() else "it was typed too early, start again"
@@ -110,6 +113,10 @@ class Session:
                 if config.dataset:
                     stack.enter_context(self._open_dataset())
             self.n_recorded = len(self.store)
+            if self.calibration is not None:
+                of = self.calibration
+                n = of.n_solved + of.n_failed
+                self.say(f"success from a probability of {of.threshold:.3g} on, calibrated on {n} labelled episodes")
             robot.connect()
             stack.callback(self._disconnect)
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
@@ -208,7 +215,7 @@ class Session:
             watch=self.stops,
             max_late=config.max_late,
             send=(lambda c: self.say(f"would send {np.round(c, 4).tolist()}")) if config.dry_run else None,
-            judge=make_judge(config.success, pilot, self.task, self.stops),
+            judge=make_judge(config.success, pilot, self.task, self.stops, self.calibration),
             gives_up=lambda: self.stops.failed,
             real_time=real_time,
             reset=reset if hasattr(robot, "reset") and not config.dry_run else lambda: None,
@@ -270,7 +277,7 @@ class _NotInDataset(UserError):
     """An episode was recorded, but not its videos."""
 
 
-def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
+def make_judge(who: str, pilot: Pilot, task: str, stops: Stops, calibration: Calibration | None = None) -> Judge:
     """Return the judge of one episode, which decides whether the task is solved.
 
     Args:
@@ -278,9 +285,11 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
         pilot: the policy; for `read_out` its model judges.
         task: name of the task.
         stops: where a typed s is noted.
+        calibration: of the read-out; None: a success from the probability `SURE` on.
 
     Raises:
-        UserError: `read_out` with another policy than a world-action model, which has no read-out.
+        UserError: `read_out` with another policy than a world-action model, which has no read-out, or with the
+            calibration of another read-out.
     """
     if who == "key":
         stops.solved = False
@@ -292,14 +301,19 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops) -> Judge:
             "success=read_out: only the checkpoint of a world-action model has a read-out, no export and no policy "
             "that you bring; choose robot or key"
         )
-    model = pilot.model
+    if calibration is not None and calibration.read_out != pilot.read_out_id(task):
+        raise UserError(
+            f"calibration: it is of another read-out of {task}, or of another sentence; calibrate again, with wamtune "
+            "deploy CHECKPOINT calibrate EPISODES"
+        )
+    model, threshold = pilot.model, SURE if calibration is None else calibration.threshold
     index, before = torch.tensor([model.spec.tasks.index(task)]), [False]
 
     @torch.inference_mode()
     def read_out(frame: Frame, observation: Mapping[str, Any]) -> bool:
         # One row of one frame.
         p, _ = model.success_and_progress(tensors_of({name: value[None] for name, value in frame.items()}), index)
-        sure, was_sure = bool(p >= SURE), before[0]
+        sure, was_sure = bool(p >= threshold), before[0]
         before[0] = sure
         return sure and was_sure  # two frames in a row, as in a dream
 

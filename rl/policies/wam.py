@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rewards.errors import UserError
@@ -146,6 +148,15 @@ class ModelPilot:
             UserError: the sentence is new, and there is no frozen encoder that the checkpoint needs for it.
         """
         return self.model.read(sentence, self.encode)
+
+    def read_out_id(self, task: str) -> str:
+        """Return the sha256 of the weights of the read-out of success and of the sentence that it reads for a task.
+
+        PPO changes neither, a refit may change the weights.
+        """
+        weights = {name: value.contiguous() for name, value in self.model.read_out.state_dict().items()}
+        sentence = self.model.spec.instruction(task) if self.reads_sentences else task
+        return hashlib.sha256(save(weights) + sentence.encode()).hexdigest()
 
     @torch.inference_mode()
     def act(self, obs: Obs, noise: Tensor, held: Tensor, n_held: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`wamtune deploy`: export a policy to files, run a policy on a robot, or compare two policies on it."""
+"""`wamtune deploy`: export a policy, run one on a robot, compare two on it, or calibrate how one judges success."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rl.deploy.brought import fit_to_robot
 from rl.deploy.compare import compare
 from rl.deploy.contract import CONTRACT, ONNX
 from rl.deploy.export import MAX_DIFFERENCE, export_policy
-from rl.deploy.pilots import Pilot, load_pilot, reads_sentences
+from rl.deploy.pilots import OnnxPilot, Pilot, load_pilot, reads_sentences
 from rl.deploy.remote_pilot import RemotePilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.session import run_session
@@ -23,14 +23,14 @@ from rl.deploy.stops import has_terminal
 from rl.envs.simulator import usable_device
 from rl.instructions import tell
 from rl.policies.api import Denoiser
-from rl.policies.wam import WamDenoiser
+from rl.policies.wam import ModelPilot, WamDenoiser
 from rl.robots.api import Robot, make_robot
 from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
 from world_model.data.episodes import PERSON
 from world_model.runs import find_run
 
-ACTIONS = ("export", "run", "compare")
+ACTIONS = ("export", "run", "compare", "calibrate")
 
 
 def run(words: list[str]) -> None:
@@ -40,7 +40,7 @@ def run(words: list[str]) -> None:
     name, action = words[0], words[1] if len(words) > 1 else ""
     if action not in ACTIONS:
         raise UserError(f"deploy {name} {action!r}: expected {', '.join(ACTIONS)}, as in wamtune deploy {name} export")
-    {"export": _export, "run": _run, "compare": _compare}[action](name, words)
+    {"export": _export, "run": _run, "compare": _compare, "calibrate": _calibrate}[action](name, words)
 
 
 def _run(name: str, words: list[str]) -> None:
@@ -80,6 +80,12 @@ def _compare(name: str, words: list[str]) -> None:
         raise UserError(f"the robot was stopped: {score.stopped}; the same command goes on from here")
 
 
+def _calibrate(name: str, words: list[str]) -> None:
+    from rl.verbs.calibrate import calibrate_read_out  # imported here: a robot needs no scipy
+
+    calibrate_read_out(name, words[2:])
+
+
 def _robot_config(words: list[str]) -> RobotConfig:
     torch.set_num_threads(1)  # for a small network, more threads cost more in waiting than they gain
     preset, words = (None, words) if "=" in words[0] else (words[0], words[1:])
@@ -107,7 +113,7 @@ def _fitted(names: list[str], config: RobotConfig) -> tuple[list[Pilot], RobotCo
             continue
         refuse_own_class(name)
         pilot = load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps)
-        if config.instruction and (not brought or reads_sentences(pilot)):
+        if config.instruction and (not brought or _can_be_told(pilot)):
             _tell(pilot, name, config)
         pilots.append(pilot)
     return pilots, fitted, robot
@@ -117,17 +123,32 @@ def _tell(pilot: Pilot, name: str, config: RobotConfig) -> None:
     """Give a checkpoint that reads sentences the instruction of the config, for its task.
 
     Raises:
-        UserError: it reads none; an export and a policy on a server have the sentences that they were made with.
+        UserError: it reads none; an export has the sentences that it was made with.
     """
     task, known = config.task, pilot.spec.tasks
-    if not reads_sentences(pilot):
-        raise UserError(f"instruction: {name} knows its tasks by name and reads no sentence; leave it out")
+    if not _can_be_told(pilot):
+        remedy = "leave it out"
+        if isinstance(pilot, OnnxPilot):
+            remedy += ", or name the checkpoint that was exported, if that reads sentences"
+        raise UserError(f"instruction: {name} knows its tasks by name and reads no sentence; {remedy}")
     if not task and len(known) > 1:
         raise UserError(f"instruction={config.instruction!r:.80}: it is for one task; name that with task=...")
     given = {task or known[0]: config.instruction}
+    if isinstance(pilot, RemotePilot):
+        if config.text_encoder:
+            raise UserError("text_encoder: the server reads the sentence; name it there, with wamtune serve")
+        pilot.tell(task or known[0], config.instruction)
+        print(f"{name}: task {task or known[0]}, {config.instruction!r}", flush=True)
+        return
+    assert isinstance(pilot, ModelPilot)
     for line in tell(pilot.model, tuple(given), given, given, config.instruction, config.text_encoder):
         print(line, flush=True)
     pilot.spec = pilot.model.spec
+
+
+def _can_be_told(pilot: Pilot) -> bool:
+    """Whether a policy, here or on a server, takes any sentence."""
+    return reads_sentences(pilot) or (isinstance(pilot, RemotePilot) and pilot.reads_sentences)
 
 
 def _load_brought(name: str, config: RobotConfig) -> Denoiser:

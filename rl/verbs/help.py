@@ -13,6 +13,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.deploy.stops import KEYS
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.verbs.options import (
+    CalibrateOptions,
     CollectOptions,
     DatasetOptions,
     DreamOptions,
@@ -145,7 +146,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "rank": (RankOptions,),
     "dream": (DreamOptions,),
     "play": (PlayOptions,),
-    "deploy": (ExportOptions, RobotConfig),
+    "deploy": (ExportOptions, RobotConfig, CalibrateOptions),
     "serve": (ServeOptions,),
     "fit": (FitOptions,),
 }
@@ -343,6 +344,7 @@ Examples:
     "deploy": f"""wamtune deploy CHECKPOINT | RUN_FOLDER export [key=value ...]
 wamtune deploy CHECKPOINT | RUN_FOLDER run [PRESET] [key=value ...]
 wamtune deploy CHECKPOINT | RUN_FOLDER compare CHALLENGER [PRESET] [key=value ...]
+wamtune deploy CHECKPOINT | RUN_FOLDER calibrate EPISODES [key=value ...]
 
 `export` writes the policy of a checkpoint as policy.onnx, which contains every step from an observation to bounded
 actions, and contract.json: inputs, outputs, units, bounds, tasks, rate, the time that a call may take, and the sha256
@@ -367,11 +369,18 @@ token is in the environment variable WAMTUNE_TOKEN. The limits stay on this side
 `compare` runs two policies in pairs, in random order, until it is clear which one is better or n_episodes pairs are
 done; it prints how many more would be needed, and the same command continues from there.
 
+`calibrate` fits the probability from which on the model itself calls a task solved (success=read_out) to at least 10
+recorded episodes whose labels are a person's, prints the false and the missed successes before and after, and writes
+the file for calibration=.
+
 Keys of export:
 {keys_of(ExportOptions)}
 
 Keys of run and compare:
 {keys_of(RobotConfig)}
+
+Keys of calibrate:
+{keys_of(CalibrateOptions)}
 
 Examples:
   wamtune deploy metaworld-tuned run robot-sim dry_run=true

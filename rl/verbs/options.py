@@ -177,6 +177,14 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class CalibrateOptions:
+    """The keys of `wamtune deploy CHECKPOINT calibrate EPISODES`."""
+
+    task: str = ""  # empty: the only one that was recorded
+    out: str = ""  # file to write; empty: read_out.json in the folder of episodes
+
+
+@dataclass(frozen=True)
 class ServeOptions:
     """The keys of `wamtune serve`."""
 

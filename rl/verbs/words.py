@@ -16,6 +16,7 @@ from rl.deploy.robot_config import RobotConfig
 from rl.envs.names import check_builtin_options
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.verbs.options import (
+    CalibrateOptions,
     CollectOptions,
     DreamOptions,
     EvalOptions,
@@ -41,7 +42,7 @@ PRESETS: dict[str, type] = {
 OPTIONS: dict[str, type] = {"eval": EvalOptions, "dream": DreamOptions, "fit": FitOptions}
 """Schema of each verb whose first word is a checkpoint or a folder."""
 
-ROBOT = {"export": 2, "run": 2, "compare": 3}
+ROBOT = {"export": 2, "run": 2, "compare": 3, "calibrate": 3}
 """Actions of `deploy` -> number of words before the preset or the keys."""
 
 NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: see `wamtune ls presets`") | {
@@ -102,6 +103,8 @@ def check_words(verb: str, words: Sequence[str]) -> None:
         rest = words[ROBOT[words[1]] :]
         if words[1] == "export":
             compose(None, rest, ExportOptions)
+        elif words[1] == "calibrate":
+            compose(None, rest, CalibrateOptions)
         elif rest and "=" not in rest[0]:
             compose(rest[0], rest[1:], RobotConfig)
 
