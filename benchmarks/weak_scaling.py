@@ -117,11 +117,11 @@ def timed(job: Callable[[], None], distributed: Distributed) -> Found:
     exchanges = {name: getattr(distributed, name) for name in EXCHANGES}
     all_reduce = torch.distributed.all_reduce
 
-    def clocked(exchange: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def exchange_and_time(values: Any) -> Any:
+    def clocked(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        def exchange_and_time(*values: Any) -> Any:
             nonlocal inside
             begun = time.perf_counter()
-            result = exchange(values)
+            result = exchange(*values)
             inside += time.perf_counter() - begun
             return result
 
