@@ -212,12 +212,11 @@ class Group(Distributed):
         for parameter, mean in zip(parameters, means, strict=True):
             if parameter.grad is None:
                 mean.zero_()
-            else:
-                mean.copy_(parameter.grad)
-        others.copy_(torch.tensor(list(values.values())))
+            else:  # the share of this process, written in one pass
+                torch.div(parameter.grad, self.world_size, out=mean)
+        others.copy_(torch.tensor(list(values.values())) / self.world_size)
         with self._exchange():
             distributed.all_reduce(flat)
-        flat /= self.world_size
         for parameter, mean in zip(parameters, means, strict=True):
             parameter.grad = mean.to(parameter.dtype)
         return dict(zip(values, others.tolist(), strict=True))
