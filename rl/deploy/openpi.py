@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rewards.errors import UserError
 from rl.deploy.frames import Frame
+from rl.deploy.newest_sentence import NewestSentence
 from rl.deploy.pilots import Decider, Pilot, reads_sentences
-from rl.deploy.sentences import Sentences
 from world_model.spec import Feature, Spec
 
 Array = np.ndarray
@@ -41,7 +41,7 @@ class OpenpiHandler:
     def __init__(self, pilot: Pilot, seed: int, rename: Mapping[str, str]) -> None:
         self.pilot, self.rename = pilot, rename
         self.decide = Decider(pilot, pilot.spec.tasks[0], seed)
-        self.sentences = Sentences(pilot) if reads_sentences(pilot) else None
+        self.sentence = NewestSentence(pilot) if reads_sentences(pilot) else None
 
     def infer(self, observation: Mapping[Any, Any]) -> dict[str, Any]:
         """Return `actions` (chunk_size, action_dim), and `server_timing` with `infer_ms`.
@@ -71,9 +71,9 @@ class OpenpiHandler:
         A policy that reads sentences takes any.
         """
         spec = self.pilot.spec
-        if not isinstance(prompt, str) or prompt in spec.tasks or self.sentences is None:
+        if not isinstance(prompt, str) or prompt in spec.tasks or self.sentence is None:
             return torch.tensor([_index_of(prompt, spec)])
-        return self.sentences.read(prompt, PROMPT)
+        return self.sentence.read(prompt, PROMPT)
 
 
 def feature_name(key: str) -> str:

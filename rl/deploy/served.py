@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError, did_you_mean
+from rl.deploy.newest_sentence import NewestSentence
 from rl.deploy.openpi import OpenpiHandler
 from rl.deploy.pilots import Pilot, reads_sentences
 from rl.deploy.remote_client import PROTOCOL, Malformed, checked, pack, unpack
-from rl.deploy.sentences import Sentences
 from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import ChunkStep
@@ -121,7 +121,7 @@ class Handler:
         self.served = served
         self._last = 0  # id of the newest request
         self._env: DreamEnv | None = None
-        self._sentences = Sentences(served.pilot) if reads_sentences(served.pilot) else None
+        self._sentence = NewestSentence(served.pilot) if reads_sentences(served.pilot) else None
         self._openpi = OpenpiHandler(served.pilot, served.seed, served.rename)
         self._ops = {"act": self._act, "reset": self._reset, "step_chunk": self._step_chunk}
 
@@ -190,11 +190,11 @@ class Handler:
 
     def _told(self, instruction: Any) -> Tensor:
         """Return the vector (1, dim) of the sentence of a request, which then counts in place of its tasks."""
-        if self._sentences is None:
+        if self._sentence is None:
             raise Malformed("instruction: the policy here knows its tasks by name and reads no sentence; leave it out")
         if not isinstance(instruction, str):
             raise Malformed(f"instruction is a {type(instruction).__name__}, expected text")
-        return self._sentences.read(instruction, "instruction")
+        return self._sentence.read(instruction, "instruction")
 
     def _reset(self, given: Message) -> dict[str, Any]:
         dream = self._dream()

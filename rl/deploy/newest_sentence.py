@@ -1,4 +1,4 @@
-"""The sentences of one client of a server, for a policy that reads any."""
+"""The newest sentence of one client of a server, for a policy that reads any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_LETTERS = 1000
 """Most letters of a sentence that is encoded: far more than the words that a text encoder reads."""
 
 
-class Sentences:
+class NewestSentence:
     """Encodes sentences; only the newest one is kept, so a client that sends others all the time takes no memory.
 
     Args:
