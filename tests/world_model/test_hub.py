@@ -261,7 +261,7 @@ def test_an_upload_that_is_refused(server: HubServer, tmp_path: Path, folder: Pa
     assert upload(server, tmp_path)[-1] == line
     del server.refuses["ann/pole"]
     server.refuses_files["ann/pole"] = (403, "")
-    assert upload(server, tmp_path)[-1] == line.replace("401", "403")
+    assert upload(server, tmp_path)[-1] == line.replace("HTTP 401", "HTTP 403")
     server.refuses_files["ann/pole"] = (412, "")
     line = "hf://ann/pole: somebody else has just committed to it; nothing was uploaded, try again"
     assert upload(server, tmp_path)[-1] == line

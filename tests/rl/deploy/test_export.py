@@ -417,8 +417,8 @@ def test_a_config_of_somebody_else(trained: WorldActionModel, tmp_path: Path, te
     [
         ([], "deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export"),
         (["export"], "deploy needs a checkpoint or a run folder: wamtune deploy metaworld-tuned export"),
-        (["x"], "deploy x '': expected export, run, compare, as in wamtune deploy x export"),
-        (["x", "import"], "deploy x 'import': expected export, run, compare, as in wamtune deploy x export"),
+        (["x"], "deploy x '': expected export, run, compare, calibrate, as in wamtune deploy x export"),
+        (["x", "import"], "deploy x 'import': expected export, run, compare, calibrate, as in wamtune deploy x export"),
         (["x", "export", "n_action_steps=-1"], "n_action_steps=-1: expected at least 0"),
     ],
 )
