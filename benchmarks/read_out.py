@@ -36,11 +36,11 @@ from rl.stages.collect import collect_scripted
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.windows import Windows
-from world_model.dream_env import SURE
-from world_model.wam.model import READ_OUT_BATCH_SIZE, READ_OUT_LEARNING_RATE, READ_OUT_STEPS, WorldActionModel
+from world_model.dream_env import SURE, solved
+from world_model.wam.model import READ_OUT_STAGE, WorldActionModel
 from world_model.wam.read_out import FrameBatch
 from world_model.wam.store import load_model
-from world_model.wam.training import StageConfig, train_stage
+from world_model.wam.training import train_stage
 
 EPISODES = {"noisy": 16, "random": 4}
 """Episodes of a task from which the read-out learns, by source, and as many to measure on."""
@@ -63,8 +63,8 @@ def main() -> None:
     for task in tasks:
         seen = [until_success(episode) for episode in train if episode.task == task]
         failed = [episode for episode in seen if not episode.is_success]
-        solved = [episode for episode in seen if episode.is_success]
-        seen = failed + solved[: options.most_solved]
+        successes = [episode for episode in seen if episode.is_success]
+        seen = failed + successes[: options.most_solved]
         print(f"{task}: {len(seen) - len(failed)} of {len(seen)} recorded episodes succeed", flush=True)
         for name in ("before", "after", "failures", "plain") if task in options.tasks else ("before", "after"):
             model = with_task(copy.deepcopy(checkpoint), task)
@@ -99,13 +99,7 @@ def plain(model: WorldActionModel, episodes: list[Episode]) -> None:
             return FrameBatch.of(self.windows.sample(n, generator))
 
     windows = model.windows_of(episodes, model.spec.tasks, model.chunk_size, ends=True, pads=True)
-    stage = StageConfig(
-        n_steps=READ_OUT_STEPS,
-        batch_size=READ_OUT_BATCH_SIZE,
-        read_out_learning_rate=READ_OUT_LEARNING_RATE,
-        warmup_steps=READ_OUT_STEPS // 10,
-    )
-    train_stage("read_out", model, AllFrames(windows), stage)  # type: ignore[arg-type]
+    train_stage("read_out", model, AllFrames(windows), READ_OUT_STAGE)  # type: ignore[arg-type]
 
 
 def collected(folder: Path, part: str, tasks: Sequence[str]) -> list[Episode]:
@@ -134,21 +128,21 @@ def row(model: WorldActionModel, name: str, episodes: list[Episode], start: Worl
         moved.append((said[-1] - start.success_and_progress(frames, task)[0][0]).abs())
     first = [first_success(p) for p in said]
     truth = [int(e.success.nonzero()[0]) if e.is_success else None for e in episodes]
-    failed, solved = truth.count(None), len(truth) - truth.count(None)
+    n_failed, n_solved = truth.count(None), len(truth) - truth.count(None)
     false = sum(f is not None and t is None for f, t in zip(first, truth, strict=True))
     missed = sum(f is None and t is not None for f, t in zip(first, truth, strict=True))
     early = sum(f is not None and t is not None and f < t - EARLY for f, t in zip(first, truth, strict=True))
     labels = torch.cat([episode.success for episode in episodes])
-    judged = f"{auc(torch.cat(said), labels):.3f} | {false} of {failed} | {missed} of {solved} | {early} of {solved}"
+    errors = f"{false} of {n_failed} | {missed} of {n_solved} | {early} of {n_solved}"
+    judged = f"{auc(torch.cat(said), labels):.3f} | {errors}"
     counts = f"{float(torch.cat(moved).mean()):.4f} | {len(labels)}, {int(labels.sum())}"
     return f"{episodes[0].task} | {name} | {judged} | {counts}"
 
 
 def first_success(p: Tensor) -> int | None:
     """Return the first step at which a dream would end as a success, given the probabilities (n_steps,)."""
-    sure = p >= SURE
-    hits = (sure[1:] & sure[:-1]).nonzero()
-    return int(hits[0]) + 1 if len(hits) else None
+    hits = solved((p >= SURE)[None], torch.zeros(1, dtype=torch.bool))[0].nonzero()
+    return int(hits[0]) if len(hits) else None
 
 
 def auc(p: Tensor, labels: Tensor) -> float:

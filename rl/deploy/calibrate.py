@@ -60,7 +60,7 @@ class Calibrated:
 
     @property
     def is_better(self) -> bool:
-        """Whether the fitted threshold is worth to be used: it errs less often, and tells episodes apart."""
+        """Whether the fitted threshold is worth using: it errs less often, and does not judge all episodes alike."""
         return self.tells and self.after.total < self.before.total
 
     @property

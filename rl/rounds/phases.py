@@ -279,7 +279,7 @@ class DreamPhase:
         self.hooks.tick(doing, 0.0)
         if (error := self.dreams.error()) is not None:
             self.hooks.log({"dream/error": error})
-        # A refit takes about as long as all updates together, so it is half of the phase.
+        # The first refit takes about as long as all updates together, so a refit is half of the phase.
         self.dreams.refit(lambda share: self.hooks.tick(doing, share / 2))
 
     def _dream(self, round_index: int) -> DreamEnv:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ from world_model.wam.training_config import StageConfig
 REFIT_BATCH_SIZE, REFIT_CHUNKS = 48, 6
 """Windows in a step of a refit, and chunks that are dreamed from each. More steps help more than larger batches."""
 
-READ_OUT_STEPS, READ_OUT_BATCH_SIZE, READ_OUT_LEARNING_RATE = 300, 64, 2e-3
-"""Optimizer steps of a refit of the read-outs, windows in each, and the learning rate, that of the stages."""
+READ_OUT_STAGE = StageConfig(n_steps=300, batch_size=64, warmup_steps=30)
+"""Refit of the read-outs, with the learning rate that they have in the other stages."""
 
 
 class WorldActionModel(Network, WorldModel):
@@ -207,14 +207,7 @@ class WorldActionModel(Network, WorldModel):
         data = frame_data(self, episodes, own, tasks)
         if data is None:
             return
-        stage = StageConfig(
-            n_steps=READ_OUT_STEPS,
-            batch_size=READ_OUT_BATCH_SIZE,
-            read_out_learning_rate=READ_OUT_LEARNING_RATE,
-            warmup_steps=READ_OUT_STEPS // 10,
-            seed=seed,
-        )
-        train_stage("read_out", self, data, stage)
+        train_stage("read_out", self, data, replace(READ_OUT_STAGE, seed=seed))
 
     @property
     def estimates_error(self) -> bool:
