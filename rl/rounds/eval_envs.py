@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from rl.build import make_sim
+from rl.build import find_simulator, make_sim
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, Policy
@@ -27,6 +27,11 @@ MOST_WITH_WORKERS = 8
 
 SAME_ROUNDING = 4
 """With fewer rows a matrix product is rounded in another way, so that an episode would no longer repeat to the bit."""
+
+
+def count_simulators(config: TrainConfig, n_tasks: int) -> int:
+    """Return in how many simulators the episodes of `n_tasks` tasks run: one for each, or a single one for all."""
+    return 1 if find_simulator(config.env).alone else n_tasks
 
 
 class EvalEnvs:

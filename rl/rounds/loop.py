@@ -25,7 +25,7 @@ from rl.ppo.precision import matmul_precision
 from rl.ppo.update import PPO
 from rl.rounds.budget import block_of, checked_plan, pairs_of_gate
 from rl.rounds.dreams import Dreams
-from rl.rounds.eval_envs import EvalEnvs
+from rl.rounds.eval_envs import EvalEnvs, count_simulators
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.gate import Dreamed, Side, judge
 from rl.rounds.guard import Guard
@@ -89,7 +89,13 @@ class PostTraining:
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
         tasks = tasks_of(config, model)
         self._n_tasks = len(tasks) or 1
-        self.budget_plan = checked_plan(config, self._chunk_size, self._n_tasks, demonstrations is not None)  # in words
+        self.budget_plan = checked_plan(  # in words
+            config,
+            self._chunk_size,
+            n_tasks=self._n_tasks,
+            n_simulators=count_simulators(config, self._n_tasks),
+            can_imitate=demonstrations is not None,
+        )
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
