@@ -78,7 +78,7 @@ def heldout(model: WorldActionModel, config: dict[str, Any], folder: Path) -> li
 
 def write(model: WorldActionModel, config: dict[str, Any], name: str, out: Path, half: bool) -> None:
     """Write the checkpoint with its new heads, and with the demonstrations that it had."""
-    ours = {"model", "spec", "stage", "parent", "schema_version"}
+    ours = {*model.to_config(), "stage", "parent", "schema_version"}
     about = {key: value for key, value in config.items() if key not in ours}
     card = model_card(out.name, config["stage"], config["parent"], model.spec.tasks, about)
     demonstrations = find_checkpoint(name) / DEMONSTRATIONS

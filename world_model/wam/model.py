@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards.api import ImageModel
+from rewards.errors import UserError
 from world_model.api import Context, Prediction, Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Frames, Obs, ReadOut
@@ -35,8 +36,8 @@ READ_OUT_STAGE = StageConfig(n_steps=300, batch_size=64, warmup_steps=30)
 class WorldActionModel(Network, WorldModel):
     """Policy, dream, inverse dynamics and video predictor in one set of weights. See `Network` for the arguments."""
 
-    def __init__(self, config: ModelConfig, spec: Spec) -> None:
-        super().__init__(config, spec)
+    def __init__(self, config: ModelConfig, spec: Spec, unseen_tasks: Collection[str] = ()) -> None:
+        super().__init__(config, spec, unseen_tasks)
         self.n_context_frames, self.chunk_size = config.n_context_frames, config.chunk_size
 
     @property
@@ -234,12 +235,20 @@ class WorldActionModel(Network, WorldModel):
 
     def to_config(self) -> dict[str, Any]:
         """Return the part of `config.json` that `from_config` needs."""
-        return {"model": asdict(self.config), "spec": self.spec.to_dict()}
+        return {"model": asdict(self.config), "spec": self.spec.to_dict(), "unseen_tasks": list(self.unseen_tasks)}
 
     @staticmethod
     def from_config(data: dict[str, Any]) -> WorldActionModel:
-        """Build a model from the result of `to_config`, with random weights."""
-        return WorldActionModel(ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"]))
+        """Build a model from the result of `to_config`, with random weights.
+
+        Raises:
+            UserError: the architecture, the spec or the unseen tasks are not valid.
+        """
+        config, spec = ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"])
+        unseen = data.get("unseen_tasks", [])  # older checkpoints do not have them
+        if not isinstance(unseen, list) or any(task not in spec.tasks for task in unseen):
+            raise UserError(f"unseen_tasks is {unseen!r:.80}, expected a list of tasks of the spec; copy it again")
+        return WorldActionModel(config, spec, unseen)
 
 
 def _completed(actions: Tensor, chunk_size: int) -> Tensor:
