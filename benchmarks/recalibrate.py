@@ -4,8 +4,9 @@
 
 Collects the held-out episodes of its stage (those of the scripts, and for stage `tune` those of its own policy) into
 EPISODES, by default FOLDER-episodes, fits new trust heads to their dreams as the stage does, and writes the checkpoint
-to FOLDER. Only the heads change, and in `config.json` and the card the row `trust`. The seeds are those of the stage,
-so the same checkpoint gets the same heads. For checkpoints that were made in a simulator by a preset.
+to FOLDER. Only the heads change, and in `config.json` and the card the column `trust` and the command that made the
+heads. The seeds are those of the stage, so the same checkpoint gets the same heads. For checkpoints that were made in a
+simulator by a preset.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     model, config = load_model_and_config(name)
     stage = preset_of(config, "tune" if config["stage"] == "tune" else "pretrain")
     episodes = heldout(model, config, folder)
+    config["trust_command"] = f"python benchmarks/recalibrate.py {name} FOLDER"
     config["metrics"]["trust"] = finite(calibrate_trust(model, episodes, stage.trust_steps))
     if stage.half:
         half_precision(model)
