@@ -12,6 +12,7 @@ from rewards.errors import UserError
 from rl.build import is_policy, make_denoiser
 from rl.compose import compose
 from rl.config import DreamConfig, PolicyConfig, TrainConfig
+from rl.envs.recorded import stored_spec
 from rl.policies.api import Denoiser
 from rl.policies.gaussian import GaussianPolicy, load_gaussian
 from rl.policies.saving import ABOUT
@@ -19,7 +20,6 @@ from rl.world_models import load_world_model_weights, make_world_model, world_mo
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
-from world_model.spec import LATENTS
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config
 
@@ -151,9 +151,7 @@ def load_recorded(model: WorldModel, name: Any, folder: str) -> list[Episode]:
     """
     where = folder or str(find_checkpoint(name))
     store = EpisodeStore(where)
-    # They may hold images, or the latents of this model.
-    has_latents = bool(store.shards) and LATENTS in store.spec.features
-    spec = model.predicted_spec if has_latents else model.spec
+    spec = stored_spec(store, model)
     episodes = store.load(tasks=spec.tasks, features=spec.features)
     if not episodes:
         raise UserError(f"{where}: no recorded episodes in whose states a dream could begin; name some with episodes=")
