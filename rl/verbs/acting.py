@@ -55,14 +55,6 @@ def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Act
     return Actor(name, model=load_actor(name))
 
 
-def _gaussian(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> Actor:
-    """Load a Gaussian policy, and the config of its run; `about` and `tensors` are those of `load_checkpoint`."""
-    run = find_checkpoint(name).resolve().parents[1]
-    if not (run / "config.yaml").is_file():  # the config inside a checkpoint is not used: it may name code to run
-        raise UserError(f"{name}: a Gaussian policy is evaluated by its run folder, which says where; name that one")
-    return Actor(name, gaussian=load_gaussian(name, about, tensors), trained=compose(run, [], TrainConfig))
-
-
 def load_actor(name_or_path: str) -> WorldActionModel:
     """Load a checkpoint as `load_model` does; refuse one that can only predict.
 
@@ -158,3 +150,11 @@ def load_recorded(model: WorldModel, name: Any, folder: str) -> list[Episode]:
     for i, episode in enumerate(episodes):
         episode.check_fits(spec, f"{where}: episode {i}")
     return model.encode_episodes(episodes)
+
+
+def _gaussian(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> Actor:
+    """Load a Gaussian policy, and the config of its run; `about` and `tensors` are those of `load_checkpoint`."""
+    run = find_checkpoint(name).resolve().parents[1]
+    if not (run / "config.yaml").is_file():  # the config inside a checkpoint is not used: it may name code to run
+        raise UserError(f"{name}: a Gaussian policy is evaluated by its run folder, which says where; name that one")
+    return Actor(name, gaussian=load_gaussian(name, about, tensors), trained=compose(run, [], TrainConfig))
