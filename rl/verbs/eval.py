@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from rewards.errors import UserError
-from rl.build import device_of, find_simulator, is_policy, make_sim, tasks_of
+from rl.build import device_of, find_simulator, is_policy, make_sim
 from rl.compose import compose
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name, with_task_sets
@@ -29,7 +29,7 @@ from rl.seeds import TWIN_EVAL
 from rl.sequential import Floats
 from rl.statistics import describe, describe_gain, paired_gain, success_rate, wilson
 from rl.verbs.acting import Actor, load_dream, load_policy
-from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
+from rl.verbs.measure import TwinSuccess, evaluated_tasks, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import EvalOptions
 from rl.verbs.pages import Results, eval_page
 from world_model.api import WorldModel
@@ -125,7 +125,7 @@ def evaluate(
     assert model is not None
     env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction)
     options = replace(options, env=env)
-    tasks = tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
+    tasks = evaluated_tasks(options, model)
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
         say(line)
     simulator = find_simulator(options.env)
@@ -293,8 +293,8 @@ def _evaluate_brought(actor: Actor, options: EvalOptions, tick: Callable[[float,
     config, model = run_config(options), None
     if options.place != "sim":
         model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
-    tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
-    if not tasks:
+    tasks = evaluated_tasks(options, model)
+    if not any(tasks):
         raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")
     return _evaluate_tasks(model, options, tasks, tick, actor.denoiser)
 
