@@ -74,16 +74,16 @@ def pairs_of_gate(
     return int(min(pairs, config.gate.max_episodes)), guard
 
 
-def with_guard(share: float, block: int, n_tasks: int, n_guard: int) -> tuple[float, int]:
+def with_guard(share: float, block: int, n_simulators: int, n_guard: int) -> tuple[float, int]:
     """Divide the pairs of one gate: return the most pairs for the mean, and those of each task for its guard.
 
-    The guard gets at most half of what is left after one block, and `n_guard` pairs of a task. With one task there is
-    no guard (`rl.rounds.guard`).
+    The guard gets at most half of what is left after one block, and `n_guard` pairs of a task. With one simulator
+    there is no guard (see `pairs_of_gate`).
     """
-    if n_tasks == 1:
+    if n_simulators == 1:
         return share, 0
-    guard = int(min(n_guard, max(share - block, 0) // (2 * n_tasks)))
-    return share - guard * n_tasks, guard
+    guard = int(min(n_guard, max(share - block, 0) // (2 * n_simulators)))
+    return share - guard * n_simulators, guard
 
 
 def rollout_size(config: TrainConfig, chunk_size: int) -> int:
