@@ -42,10 +42,8 @@ def test_gates_share_what_is_left_equally() -> None:
 
 def test_a_guard_gets_at_most_half_of_what_a_block_leaves() -> None:
     assert with_guard(100, block=8, n_simulators=1, n_guard=16) == (100, 0)
-    assert with_guard(40, block=8, n_simulators=2, n_guard=16) == (
-        24,
-        8,
-    )  # 32 are left, 16 for the guard, 8 of each task
+    # 32 are left, 16 for the guard, 8 of each task
+    assert with_guard(40, block=8, n_simulators=2, n_guard=16) == (24, 8)
     assert with_guard(200, block=8, n_simulators=2, n_guard=16) == (168, 16)
     assert with_guard(9, block=8, n_simulators=2, n_guard=16) == (9, 0)
     assert with_guard(math.inf, block=8, n_simulators=50, n_guard=16) == (math.inf, 16)
