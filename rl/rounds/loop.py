@@ -178,7 +178,7 @@ class PostTraining:
             verdict = self._judged(challenger)
             self._report(verdict, phase, round_index)
             if phase == "dream" and self.dreams is not None:
-                self.dreams.judge(verdict)
+                self.dreams.update_gap(verdict)
         if verdict is None or verdict.accepted:
             state.champion = challenger
         elif phase == "dream":
@@ -448,9 +448,9 @@ class PostTraining:
             names = self.phases_of(round_index)
             dreams = self.dreams if "dream" in names else None
             # Once per round, before its first phase: collect episodes for the refit of the dream.
-            if dreams is not None and not dreams.end and name == names[0]:
+            if dreams is not None and not dreams.are_over and name == names[0]:
                 explore(self.config.dream.n_episodes, self.ppo, self.state, self.record_episodes, self._tick)
-            if dreams is not None and dreams.end and name == "dream":
+            if dreams is not None and dreams.are_over and name == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return
             if name == "sim":
