@@ -250,7 +250,7 @@ class WorldActionModel(Network, WorldModel):
         config, spec = ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"])
         unseen = data.get("unseen_tasks", [])  # older checkpoints do not have them
         if not isinstance(unseen, list) or any(task not in spec.tasks for task in unseen):
-            raise UserError(f"unseen_tasks is {unseen!r:.80}, expected a list of tasks of the spec; copy it again")
+            raise UserError(f"config.json: unseen_tasks is {unseen!r:.80}, expected a list of tasks of the spec")
         return WorldActionModel(config, spec, unseen)
 
 
