@@ -26,7 +26,6 @@ LEROBOT_STAMP := $(LEROBOT)/.installed
 # A name that starts may still be a stub without an interpreter behind it, so ask each for its version.
 PYTHON312 ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
-CODE := rl world_model rewards tests lerobot_policy_wamtune $(wildcard benchmarks examples docs/_site)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-pixels docs test test-slow test-notebooks isaac test-isaac lerobot test-lerobot lint format types clean
@@ -75,12 +74,12 @@ else
 endif
 
 lint: $(STAMP)
-	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix $(CODE)
-	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 types: $(STAMP)
 	$(BIN)/mypy

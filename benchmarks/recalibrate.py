@@ -4,8 +4,9 @@
 
 Collects the held-out episodes of its stage (those of the scripts, and for stage `tune` those of its own policy) into
 EPISODES, by default FOLDER-episodes, fits new trust heads to their dreams as the stage does, and writes the checkpoint
-to FOLDER. Only the heads change, and in `config.json` and the card the row `trust`. The seeds are those of the stage,
-so the same checkpoint gets the same heads. For checkpoints that were made in a simulator by a preset.
+to FOLDER. Only the heads change, and in `config.json` and the card the column `trust` and the command that made the
+heads. The seeds are those of the stage, so the same checkpoint gets the same heads. For checkpoints that were made in a
+simulator by a preset.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     model, config = load_model_and_config(name)
     stage = preset_of(config, "tune" if config["stage"] == "tune" else "pretrain")
     episodes = heldout(model, config, folder)
+    config["trust_command"] = f"python benchmarks/recalibrate.py {name} FOLDER"
     config["metrics"]["trust"] = finite(calibrate_trust(model, episodes, stage.trust_steps))
     if stage.half:
         half_precision(model)
@@ -78,7 +80,7 @@ def heldout(model: WorldActionModel, config: dict[str, Any], folder: Path) -> li
 
 def write(model: WorldActionModel, config: dict[str, Any], name: str, out: Path, half: bool) -> None:
     """Write the checkpoint with its new heads, and with the demonstrations that it had."""
-    ours = {"model", "spec", "stage", "parent", "schema_version"}
+    ours = {*model.to_config(), "stage", "parent", "schema_version"}
     about = {key: value for key, value in config.items() if key not in ours}
     card = model_card(out.name, config["stage"], config["parent"], model.spec.tasks, about)
     demonstrations = find_checkpoint(name) / DEMONSTRATIONS

@@ -1,4 +1,4 @@
-"""Range checks for the values of a config, with one-line errors. They need no torch.
+"""Checks for the values of a config, with one-line errors. They need no torch.
 
 A config is any object with attributes. Names are checked in the given order; the error is about the first wrong one.
 NaN fails every check.
@@ -7,7 +7,7 @@ NaN fails every check.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rewards.errors import UserError
@@ -51,3 +51,14 @@ def require(config: object, names: tuple[str, ...], holds: Callable[[Any], bool]
     for name in names:
         if not holds(value := getattr(config, name)):
             raise UserError(f"{name}={value}: expected {expected}")
+
+
+def named_or_only(key: str, name: str, known: Sequence[str]) -> str:
+    """Return `name` if it is one of the `known` names, and the only known one if it is empty.
+
+    Raises:
+        UserError: it is neither; the message begins with `key`.
+    """
+    if name in known or (not name and len(known) == 1):
+        return name or known[0]
+    raise UserError(f"{key}={name or '(none)'}: expected one of {', '.join(known)}")

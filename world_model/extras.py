@@ -1,10 +1,31 @@
-"""The pip command for an optional dependency, with which every message about a missing package ends."""
+"""Optional dependencies: import one, or say in one line which pip command installs it."""
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from rewards.errors import UserError
+
+
+def import_extra(module: str, extra: str, needs: str) -> Any:
+    """Return a module of an optional dependency.
+
+    Args:
+        module: such as "websockets.sync.client".
+        extra: of wamtune, which installs it.
+        needs: what needs it, such as "rosbridge needs websockets"; begins the message.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{needs}; install it with {pip_line(extra)}") from error
 
 
 def pip_line(extra: str) -> str:

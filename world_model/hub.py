@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 from world_model.files import TENSOR_BYTES, cannot_write, open_file
 
 PREFIX = "hf://"
@@ -169,11 +169,7 @@ _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][\w./
 
 
 def _huggingface_hub(hub: HubName) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError(f"{hub}: the Hub needs huggingface_hub; install it with {pip_line('hub')}") from error
-    return huggingface_hub
+    return import_extra("huggingface_hub", "hub", f"{hub}: the Hub needs huggingface_hub")
 
 
 def _destination(name: str) -> HubName:

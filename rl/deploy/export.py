@@ -6,7 +6,6 @@ of the sampler, the held actions at the start of a chunk, and clipping. It needs
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import warnings
@@ -26,7 +25,7 @@ from rl.policies.exportable import Exportable
 from rl.policies.wam import load_exportable
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import EpisodeStore
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 from world_model.files import write_folder
 from world_model.spec import LATENTS
 
@@ -145,10 +144,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _check_packages() -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(f"export needs {package}; install it with {pip_line('export')}") from error
+        import_extra(package, "export", f"export needs {package}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
@@ -17,7 +16,7 @@ from rl.deploy.onnx_trial import complaint
 from rl.deploy.remote_pilot import RemotePilot, is_remote
 from rl.policies.wam import ModelPilot
 from world_model.env import Obs
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 from world_model.files import TENSOR_BYTES, existing_folder, read_file
 from world_model.flow import seeded_noise
 from world_model.spec import Spec
@@ -109,10 +108,7 @@ def onnx_session(onnx: bytes, n_threads: int) -> Any:
 
 
 def _onnxruntime() -> Any:
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise UserError(f"an export needs onnxruntime to run; {pip_line('export')}") from error
+    return import_extra("onnxruntime", "export", "an export needs onnxruntime to run")
 
 
 def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:

@@ -395,13 +395,10 @@ def _connected(line: ExitStack, url: str, token: str, timeout_s: float, cafile: 
             logger=logging.Logger("silent", logging.CRITICAL + 1),  # what goes wrong is raised; a server fills no log
         )
         return line.enter_context(connecting)
-    except broken.InvalidStatus as error:
-        opened.close()
-        if error.response.status_code == 401:
-            raise Refused(f"{url}: the token is missing or wrong; take the one that wamtune serve printed") from error
-        raise ConnectionError(f"{url}: there is no wamtune serve ({_words(error)})") from error
     except (OSError, ValueError, EOFError, broken.WebSocketException) as error:
         opened.close()
+        if isinstance(error, broken.InvalidStatus) and error.response.status_code == 401:
+            raise Refused(f"{url}: the token is missing or wrong; take the one that wamtune serve printed") from error
         raise ConnectionError(f"{url}: there is no wamtune serve ({_words(error)})") from error
 
 

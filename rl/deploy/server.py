@@ -24,7 +24,7 @@ from typing import Any
 from rewards.errors import UserError
 from rl.deploy.remote_client import Malformed
 from rl.deploy.served import Handler, Served
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 
 OPEN_S, SEND_S, CLOSE_S = 5.0, 10.0, 1.0
 """Seconds that a client has to open a connection, to read an answer, and to close the connection."""
@@ -220,7 +220,4 @@ def _no_password() -> str:
 
 def _check_installed() -> None:
     for name in ("websockets", "msgpack"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"wamtune serve needs {name}; install it with {pip_line('serve')}") from error
+        import_extra(name, "serve", f"wamtune serve needs {name}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rewards.checks import named_or_only
 from rewards.errors import UserError
 from rl.deploy.calibration import Calibration, load_calibration
 from rl.deploy.calls import Calls
@@ -89,7 +90,7 @@ class Session:
         robot: Robot | None = None,
     ) -> None:
         self.spec, self.config, self.say = spec, config, say
-        self.task, self.hz = _task(spec, config), config.hz or spec.control_hz
+        self.task, self.hz = named_or_only("task", config.task, spec.tasks), config.hz or spec.control_hz
         self.calibration = load_calibration(config.calibration, self.task) if config.calibration else None
         self.stops = Stops(Path(config.stop_file), keys, takes_over=bool(config.person))
         if (reason := self.stops()) is not None:
@@ -318,10 +319,3 @@ def make_judge(who: str, pilot: Pilot, task: str, stops: Stops, calibration: Cal
         return sure and was_sure  # two frames in a row, as in a dream
 
     return read_out
-
-
-def _task(spec: Spec, config: RobotConfig) -> str:
-    known = spec.tasks
-    if config.task in known or (not config.task and len(known) == 1):
-        return config.task or known[0]
-    raise UserError(f"task={config.task or '(none)'}: expected one of {', '.join(known)}")

@@ -5,7 +5,6 @@ The control loop only puts steps into a queue; a thread of its own logs them, an
 
 from __future__ import annotations
 
-import importlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rewards.errors import UserError
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 
 Array = np.ndarray
 
@@ -41,7 +40,7 @@ class Viewer:
 
     def __init__(self, where: str, state: Sequence[str], action: Sequence[str]) -> None:
         self._names = [*(f"state/{name}" for name in state), *(f"action/{name}" for name in action)]
-        self._rerun = _import_rerun()
+        self._rerun = import_extra("rerun", "rerun", "rerun needs rerun-sdk")
         self._stream = self._rerun.RecordingStream("wamtune")
         _opener(self._stream, where)()
         self._steps: queue.Queue[tuple[int, dict[str, Array], list[float]] | None] = queue.Queue(WAITING)
@@ -97,10 +96,3 @@ def _opener(stream: Any, where: str) -> Callable[[], Any]:
         Path(where).resolve().parent.mkdir(parents=True, exist_ok=True)
         return lambda: stream.save(where)
     return lambda: stream.connect_grpc(where)
-
-
-def _import_rerun() -> Any:
-    try:
-        return importlib.import_module("rerun")
-    except ImportError as error:
-        raise UserError(f"rerun needs rerun-sdk; install it with {pip_line('rerun')}") from error

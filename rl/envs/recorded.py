@@ -39,7 +39,7 @@ def recorded_episodes(config: TrainConfig, model: WorldModel, tasks: tuple[str, 
         UserError: there are no episodes of `tasks`, or an episode or its recording setup does not fit the checkpoint.
     """
     store = EpisodeStore(config.episodes)
-    spec = _read_from(store, model)
+    spec = stored_spec(store, model)
     episodes = store.load(tasks=tasks, features=spec.features)
     if not episodes:
         raise UserError(
@@ -67,12 +67,12 @@ def refit_read_out(config: TrainConfig, model: WorldModel, episodes: list[Episod
     own: list[Episode] = []
     if config.dream.brought is None:  # else the checkpoint is that of the policy alone
         store = EpisodeStore(find_checkpoint(config.checkpoint))
-        own = store.load(tasks=model.spec.tasks, features=_read_from(store, model).features)
+        own = store.load(tasks=model.spec.tasks, features=stored_spec(store, model).features)
     model.refit_read_out(episodes, model.encode_episodes(own), tasks, seed)
 
 
-def _read_from(store: EpisodeStore, model: WorldModel) -> Spec:
-    """Return the spec of what a model reads of stored episodes: images or the latents of this model; no more."""
+def stored_spec(store: EpisodeStore, model: WorldModel) -> Spec:
+    """Return the spec of what a model reads of stored episodes, which hold images or the latents of this model."""
     has_latents = bool(store.shards) and LATENTS in store.spec.features
     return model.predicted_spec if has_latents else model.spec
 

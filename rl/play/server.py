@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 from rewards.errors import UserError
 from rl.play.controls import MAX_BYTES, NOTHING, Message, Refused, parse
 from rl.play.page import Page
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 
 HOST = "127.0.0.1"
 
@@ -208,10 +208,7 @@ def check_installed() -> None:
     Raises:
         UserError: it is missing; the message names the extra.
     """
-    try:
-        importlib.import_module("websockets.asyncio.server")
-    except ImportError as error:
-        raise UserError(f"wamtune play needs websockets; install it with {pip_line('serve')}") from error
+    import_extra("websockets.asyncio.server", "serve", "wamtune play needs websockets")
 
 
 def _closed() -> type[Exception]:

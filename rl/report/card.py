@@ -82,10 +82,15 @@ def _named(task: str) -> str:
 
 
 def model_card(name: str, stage: str, parent: str, tasks: Sequence[str], about: dict[str, Any]) -> str:
-    """Return README.md of a checkpoint; `about` has `command`, `episodes`, `demonstrations` and `metrics`."""
+    """Return README.md of a checkpoint.
+
+    `about` has `command`, `episodes`, `demonstrations` and `metrics`, and `trust_command` if its trust heads were
+    calibrated again later.
+    """
     origin = f", grown from `{parent}`" if parent else ""
     counts = ", ".join(f"{n} {source}" for source, n in about["episodes"].items())
     demos = "".join(f"- demonstrations: {_counts(about['demonstrations'])}\n" for _ in [0] if about["demonstrations"])
+    trust = f"- trust heads calibrated again by `{about['trust_command']}`\n" if "trust_command" in about else ""
     place = "" if about.get("simulator", True) else "- there was no simulator: its success has not been measured\n"
     return f"""# {name}
 
@@ -95,7 +100,7 @@ World-action model of wamtune, stage `{stage}`{origin}.
 - episodes: {counts}
 {demos}{place}- optimizer steps: {about["step"]:,}
 - made by `{about["command"]}`
-
+{trust}
 ## Measured
 
 On episodes that were never trained on. {_PREDICTED["images" in about["metrics"]]}; `shuffle` is the error with

@@ -6,7 +6,6 @@ It needs the extra `ros`.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -24,7 +23,7 @@ from rewards.errors import UserError
 from rl.robots.api import NumberRobot
 from rl.robots.errors import Stop
 from rl.robots.ros_images import decode, read_cameras
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 
 Array = np.ndarray
 Path = tuple[str | int, ...]
@@ -109,10 +108,10 @@ class RosbridgeRobot(NumberRobot):
         Raises:
             UserError: websockets is missing, there is no server, or a topic sends nothing in time.
         """
-        try:
-            client, broken = (importlib.import_module(f"websockets.{name}") for name in ("sync.client", "exceptions"))
-        except ImportError as error:
-            raise UserError(f"rosbridge needs websockets; install it with {pip_line('ros')}") from error
+        client, broken = (
+            import_extra(f"websockets.{name}", "ros", "rosbridge needs websockets")
+            for name in ("sync.client", "exceptions")
+        )
         try:
             # Open the socket here, so that the connection goes to the host in the url, never to a proxy or redirect.
             address = urlsplit(self.url)

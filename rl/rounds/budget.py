@@ -74,16 +74,16 @@ def pairs_of_gate(
     return int(min(pairs, config.gate.max_episodes)), guard
 
 
-def with_guard(share: float, block: int, n_tasks: int, n_guard: int) -> tuple[float, int]:
+def with_guard(share: float, block: int, n_simulators: int, n_guard: int) -> tuple[float, int]:
     """Divide the pairs of one gate: return the most pairs for the mean, and those of each task for its guard.
 
-    The guard gets at most half of what is left after one block, and `n_guard` pairs of a task. With one task there is
-    no guard (`rl.rounds.guard`).
+    The guard gets at most half of what is left after one block, and `n_guard` pairs of a task. With one simulator
+    there is no guard (see `pairs_of_gate`).
     """
-    if n_tasks == 1:
+    if n_simulators == 1:
         return share, 0
-    guard = int(min(n_guard, max(share - block, 0) // (2 * n_tasks)))
-    return share - guard * n_tasks, guard
+    guard = int(min(n_guard, max(share - block, 0) // (2 * n_simulators)))
+    return share - guard * n_simulators, guard
 
 
 def rollout_size(config: TrainConfig, chunk_size: int) -> int:
@@ -91,9 +91,9 @@ def rollout_size(config: TrainConfig, chunk_size: int) -> int:
     return config.env.n_envs * config.n_decisions(config.ppo.n_steps, chunk_size) * config.n_action_steps
 
 
-def block_of(config: TrainConfig, n_tasks: int) -> int:
-    """Return the pairs of one block of a gate, in which every task has equally many."""
-    return -(-config.gate.n_episodes // n_tasks) * n_tasks
+def block_of(config: TrainConfig, n_simulators: int) -> int:
+    """Return the pairs of one block of a gate, in which every simulator has equally many; see `pairs_of_gate`."""
+    return -(-config.gate.n_episodes // n_simulators) * n_simulators
 
 
 def gate_budget(config: TrainConfig, chunk_size: int, n_tasks: int) -> GateBudget:
@@ -102,10 +102,11 @@ def gate_budget(config: TrainConfig, chunk_size: int, n_tasks: int) -> GateBudge
     return GateBudget(**left, max_steps=config.env.max_steps)
 
 
-def check_budget(config: TrainConfig, chunk_size: int, n_tasks: int, can_imitate: bool) -> None:
+def check_budget(config: TrainConfig, chunk_size: int, n_tasks: int, n_simulators: int, can_imitate: bool) -> None:
     """Refuse fewer simulator steps than one rollout executes, and a budget that is too small for the run.
 
-    A budget must be enough for all training, and for one block of pairs in each gate.
+    A budget must be enough for all training, and for one block of pairs in each gate. `n_simulators` is as in
+    `pairs_of_gate`.
 
     Raises:
         UserError: it is too small.
@@ -117,7 +118,7 @@ def check_budget(config: TrainConfig, chunk_size: int, n_tasks: int, can_imitate
             f"{config.env.n_envs}, ppo.n_steps={config.ppo.n_steps} chunks of {chunk_size}); "
             "expected at least one; raise it, or lower env.n_envs or ppo.n_steps"
         )
-    n_gates, block = config.n_gates(can_imitate), block_of(config, n_tasks)
+    n_gates, block = config.n_gates(can_imitate), block_of(config, n_simulators)
     for of in _limits(config, chunk_size, n_tasks):
         needed = of.training + n_gates * block * of.pair
         if of.given < needed:
@@ -131,13 +132,13 @@ def check_budget(config: TrainConfig, chunk_size: int, n_tasks: int, can_imitate
             )
 
 
-def checked_plan(config: TrainConfig, chunk_size: int, n_tasks: int, can_imitate: bool) -> str:
+def checked_plan(config: TrainConfig, chunk_size: int, n_tasks: int, n_simulators: int, can_imitate: bool) -> str:
     """Return in words how the run divides its budget; "" without one.
 
     Raises:
         UserError: the budget is too small, see `check_budget`.
     """
-    check_budget(config, chunk_size, n_tasks, can_imitate)
+    check_budget(config, chunk_size, n_tasks, n_simulators, can_imitate)
     n_gates = config.n_gates(can_imitate)
     parts = [
         f"at most {of.given:,} simulator {of.unit}, of them up to {of.training:,} to train and the rest for {n_gates} "

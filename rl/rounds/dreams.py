@@ -122,12 +122,12 @@ class Dreams:
         return self.distributed.mean(seen)
 
     @property
-    def end(self) -> bool:
+    def are_over(self) -> bool:
         """Whether the gap has widened too often (`dream.max_widenings`), so that no more dreams are run."""
         most = self.config.dream.max_widenings
         return most is not None and self.n_widenings >= most
 
-    def judge(self, verdict: Verdict) -> None:
+    def update_gap(self, verdict: Verdict) -> None:
         """Update the gap and the count of widenings from the gate after the last dream."""
         gap = self.success - verdict.challenger
         # Harmless: a gain at the gate, or a gap that is negative or no wider than the last. `not >` holds for NaN too.

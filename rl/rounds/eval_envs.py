@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from rl.build import make_sim
+from rl.build import find_simulator, make_sim
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
 from rl.policies.api import Denoiser, Policy
@@ -27,6 +27,11 @@ MOST_WITH_WORKERS = 8
 
 SAME_ROUNDING = 4
 """With fewer rows a matrix product is rounded in another way, so that an episode would no longer repeat to the bit."""
+
+
+def count_simulators(config: TrainConfig, n_tasks: int) -> int:
+    """Return in how many simulators the episodes of `n_tasks` tasks run: one for each, or a single one for all."""
+    return 1 if find_simulator(config.env).alone else n_tasks
 
 
 class EvalEnvs:
@@ -55,8 +60,8 @@ class EvalEnvs:
         one_task_each = [[task] for task in tasks] or [[]]
         n_each = -(-config.env.n_envs * self.distributed.world_size // len(one_task_each))  # rounded up
         n_each = max(self.distributed.share.of(n_each), min(n_each, SAME_ROUNDING))
-        # Share the simulator where a second one is impossible, or where PPO never steps it.
         self.tasks = tuple(tasks)
+        # Share the simulator where a second one is impossible, or where PPO never steps it.
         shared = sim.alone or (config.env.kind == "dream" and len(one_task_each) == 1 and sim.num_envs >= n_each)
         n_workers = 0 if len(one_task_each) > MOST_WITH_WORKERS else None
         make = partial(make_sim, config, model, n_envs=n_each, rewards=False, denoiser=denoiser, n_workers=n_workers)
@@ -73,7 +78,10 @@ class EvalEnvs:
 
         With `tasks`, run all seeds in each of these; this needs a simulator for each task.
         """
-        assigned = self._assigned(seeds) if tasks is None else [(self._env_of(task), seeds) for task in tasks]
+        if tasks is None:
+            assigned = self._assigned(seeds)
+        else:
+            assigned = [(self.envs[self.tasks.index(task)], seeds) for task in tasks]
         n_all = sum(len(own_seeds) for _, own_seeds in assigned)
         results: list[list[EpisodeResult]] = []  # of this process, for each task
         for env, own_seeds in assigned:
@@ -129,9 +137,6 @@ class EvalEnvs:
         """Close every simulator and its worker processes."""
         for env in self.envs:
             env.close()
-
-    def _env_of(self, task: str) -> Simulator:
-        return self.envs[self.tasks.index(task)]
 
     def _assigned(self, seeds: Sequence[int]) -> list[tuple[Simulator, Sequence[int]]]:
         """Assign seed i to simulator i mod n; a simulator without a seed is left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,7 +126,7 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
 
 def _episodes(
     policy: Policy, env: BatchedEnv, stepped: Callable[[], None] = lambda: None
-) -> Iterable[tuple[EpisodeResult, int]]:
+) -> Iterator[tuple[EpisodeResult, int]]:
     """Step without end; yield each episode as it ends, with the index of its environment.
 
     `stepped` is called after every chunk, when its episodes have been yielded.

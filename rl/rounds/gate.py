@@ -208,11 +208,6 @@ def decide(found: Evidence, n: Any, most: int, alpha: float, z_loss: float) -> D
     return Decision(reason, np.where(gain, True, np.where(loss, False, ahead)))
 
 
-def _at_least(total: Floats, bound: Floats, z_loss: float) -> NDArray[np.bool_]:
-    """Whether a final sum of gains is accepted: no loss, or a smaller one than the bound. 1e-9 is rounding."""
-    return (total >= -1e-9) | ((total > bound + 1e-9) if z_loss > 0 else np.zeros_like(total, dtype=bool))
-
-
 class Pairs:
     """The pairs of one gate so far, in the order of their seeds."""
 
@@ -271,3 +266,8 @@ class Pairs:
             phi=None if twins is None else phi([(old, twins[0]), (new, twins[1])]),
             n_saved=None if twins is None else found.n_saved,
         )
+
+
+def _at_least(total: Floats, bound: Floats, z_loss: float) -> NDArray[np.bool_]:
+    """Whether a final sum of gains is accepted: no loss, or a smaller one than the bound. 1e-9 is rounding."""
+    return (total >= -1e-9) | ((total > bound + 1e-9) if z_loss > 0 else np.zeros_like(total, dtype=bool))

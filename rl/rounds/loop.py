@@ -25,9 +25,9 @@ from rl.ppo.precision import matmul_precision
 from rl.ppo.update import PPO
 from rl.rounds.budget import block_of, checked_plan, pairs_of_gate
 from rl.rounds.dreams import Dreams
-from rl.rounds.eval_envs import EvalEnvs
+from rl.rounds.eval_envs import EvalEnvs, count_simulators
 from rl.rounds.evaluate import EpisodeResult
-from rl.rounds.gate import Dreamed, Side, judge
+from rl.rounds.gate import Dreamed, Side, Verdict, judge
 from rl.rounds.guard import Guard
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import Hooks, Learner, explore, make_phases
@@ -89,7 +89,7 @@ class PostTraining:
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
         tasks = tasks_of(config, model)
         self._n_tasks = len(tasks) or 1
-        self.budget_plan = checked_plan(config, self._chunk_size, self._n_tasks, demonstrations is not None)  # in words
+        self.budget_plan = self._plan_budget(can_imitate=demonstrations is not None)  # in words
         torch.manual_seed(config.seed)  # for a policy that begins with random weights
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
@@ -175,26 +175,10 @@ class PostTraining:
         config, state, verdict = self.config.gate, self.state, None
         challenger = policy_state(self.policy)
         if config.enabled and phase in config.places:
-            n_simulators = len(self.eval_envs.envs)  # one for each task, or one that has the episodes of all
-            most, n_guard = self._most_pairs(n_simulators)
-            verdict = judge(
-                champion=self._side(state.champion),
-                challenger=self._side(challenger),
-                first_seed=config.seed + state.gate_episodes,  # every gate uses fresh seeds
-                block=block_of(self.config, n_simulators),
-                most=most // n_simulators * n_simulators or most,  # every task equally often
-                alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
-                z_loss=config.z_loss,
-                cycle=n_simulators,
-                guard=self._guard(challenger, n_guard) if n_simulators > 1 and n_guard > 0 else None,
-            )
-            state.gate_episodes += verdict.n_episodes
-            self.say(f"round {round_index + 1}, {phase}: {verdict}")
-            where = {f"in_{name}": float(phase == name) for name in ("imitation", "dream")}
-            seen = verdict.numbers() | where | {"episodes": float(state.gate_episodes)}
-            self._log({f"gate/{name}": value for name, value in seen.items()})
+            verdict = self._judged(challenger)
+            self._report(verdict, phase, round_index)
             if phase == "dream" and self.dreams is not None:
-                self.dreams.judge(verdict)
+                self.dreams.update_gap(verdict)
         if verdict is None or verdict.accepted:
             state.champion = challenger
         elif phase == "dream":
@@ -365,6 +349,36 @@ class PostTraining:
         """Return the name and the round of every phase of the run, in order."""
         return [(name, i) for i in range(self.config.n_rounds) for name in self.phases_of(i)]
 
+    def _plan_budget(self, can_imitate: bool) -> str:
+        n_simulators = count_simulators(self.config, self._n_tasks)
+        return checked_plan(self.config, self._chunk_size, self._n_tasks, n_simulators, can_imitate)
+
+    def _judged(self, challenger: Weights) -> Verdict:
+        """Judge a challenger against the champion, on episodes that no gate has used."""
+        config, state = self.config.gate, self.state
+        n_simulators = len(self.eval_envs.envs)  # one for each task, or one that has the episodes of all
+        most, n_guard = self._most_pairs(n_simulators)
+        verdict = judge(
+            champion=self._side(state.champion),
+            challenger=self._side(challenger),
+            first_seed=config.seed + state.gate_episodes,  # every gate uses fresh seeds
+            block=block_of(self.config, n_simulators),
+            most=most // n_simulators * n_simulators or most,  # every task equally often
+            alpha=config.alpha / self.config.n_gates(self.imitation is not None),  # Bonferroni over all gates
+            z_loss=config.z_loss,
+            cycle=n_simulators,
+            guard=self._guard(challenger, n_guard) if n_simulators > 1 and n_guard > 0 else None,
+        )
+        state.gate_episodes += verdict.n_episodes
+        return verdict
+
+    def _report(self, verdict: Verdict, phase: str, round_index: int) -> None:
+        """Print and log a verdict."""
+        self.say(f"round {round_index + 1}, {phase}: {verdict}")
+        where = {f"in_{name}": float(phase == name) for name in ("imitation", "dream")}
+        seen = verdict.numbers() | where | {"episodes": float(self.state.gate_episodes)}
+        self._log({f"gate/{name}": value for name, value in seen.items()})
+
     def _side(self, weights: Weights) -> Side:
         """Return how the gate runs the policy with `weights`."""
         dream = None if self.twins is None else partial(self.dream_for_gate, weights)
@@ -434,9 +448,9 @@ class PostTraining:
             names = self.phases_of(round_index)
             dreams = self.dreams if "dream" in names else None
             # Once per round, before its first phase: collect episodes for the refit of the dream.
-            if dreams is not None and not dreams.end and name == names[0]:
+            if dreams is not None and not dreams.are_over and name == names[0]:
                 explore(self.config.dream.n_episodes, self.ppo, self.state, self.record_episodes, self._tick)
-            if dreams is not None and dreams.end and name == "dream":
+            if dreams is not None and dreams.are_over and name == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return
             if name == "sim":

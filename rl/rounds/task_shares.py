@@ -54,7 +54,7 @@ class TaskShares:
         of = {task: new[self.known.index(task)].tolist() for task in self.trained}
         return {f"rollout/{place}_success/{task}": hits / n for task, (n, hits) in of.items() if n}
 
-    def of(self, place: str) -> Tensor | None:
+    def share_in(self, place: str) -> Tensor | None:
         """Return the share of each task of the run in a place (n_trained,); None: there is nothing to steer by."""
         seen = self.state.tasks_seen.get(place)
         if seen is None or self.steer == 0:
@@ -63,13 +63,13 @@ class TaskShares:
 
     def steer_dream(self, dream: DreamEnv) -> None:
         """Let the branches of a dream begin in starts of each task by its share."""
-        if (found := self.of(DreamEnv.place)) is not None:
+        if (found := self.share_in(DreamEnv.place)) is not None:
             dream.task_shares = torch.zeros(len(self.known), dtype=found.dtype)
             dream.task_shares[[self.known.index(task) for task in self.trained]] = found
 
     def steer_sim(self, sim: Simulator) -> None:
         """Give each task its share of the environments; a simulator that cannot change their tasks stays as it is."""
-        found = self.of(sim.place)
+        found = self.share_in(sim.place)
         if found is None or not sim.assigns_tasks:
             return
         n_all, rank = sim.num_envs * self.distributed.world_size, self.distributed.rank

@@ -115,29 +115,6 @@ def redream(rollout: Rollout, world_model: WorldModel, seed: int, action_delay: 
     return (~flipped(world_model, rollout, seed, action_delay)).to(rollout.weight)
 
 
-def _builtins(config: TrainConfig) -> Builtins:
-    """Return the built-in signals; `redream` gets the action delay of the run."""
-    return {"expected_error": expected_error, "redream": partial(redream, action_delay=config.env.action_delay)}
-
-
-def _build(name: str, written: dict[str, Any], builtins: Builtins) -> Signal:
-    who = f"trust signal {name!r}"
-    entry = read_entry(who, name, written, default_weight=1.0)
-    if entry.weight < 0:
-        raise UserError(f"{who}: weight is {entry.weight:g}, expected at least 0: it is a power; 0 switches it off")
-    found = load("trust_signal", entry.func, builtins, who)
-    ours, is_class = entry.func in builtins, inspect.isclass(found)
-    check_params(who, entry.func, found, entry.params, n_given=0 if is_class else 3)
-    target = instance_of(who, entry.func, found, entry.params, call="__call__(rollout, world_model, seed)", ours=ours)
-    call: Callable[..., Any] = target if is_class else partial(target, **entry.params)
-    return Signal(name, entry.func, entry.weight, call, "" if ours else defined_at(target))
-
-
-def _copied(rollout: Rollout) -> Rollout:
-    tensors: dict[str, Any] = {n: value.clone() for n, value in vars(rollout).items() if isinstance(value, Tensor)}
-    return replace(rollout, frames={n: value.clone() for n, value in rollout.frames.items()}, **tensors)
-
-
 def trust_weights(expected_error: Tensor) -> Tensor:
     """Return weights (same shape) proportional to 1 / (1 + error / median error), scaled to a mean of 1."""
     weights = 1 / (1 + expected_error / expected_error.median().clamp(min=1e-12))
@@ -178,6 +155,29 @@ def flipped(model: WorldModel, rollout: Rollout, seed: int, action_delay: int) -
     for i in (~again).nonzero().squeeze(1):
         marks[first[i] : last[i] + 1, env[i]] = True
     return marks
+
+
+def _builtins(config: TrainConfig) -> Builtins:
+    """Return the built-in signals; `redream` gets the action delay of the run."""
+    return {"expected_error": expected_error, "redream": partial(redream, action_delay=config.env.action_delay)}
+
+
+def _build(name: str, written: dict[str, Any], builtins: Builtins) -> Signal:
+    who = f"trust signal {name!r}"
+    entry = read_entry(who, name, written, default_weight=1.0)
+    if entry.weight < 0:
+        raise UserError(f"{who}: weight is {entry.weight:g}, expected at least 0: it is a power; 0 switches it off")
+    found = load("trust_signal", entry.func, builtins, who)
+    ours, is_class = entry.func in builtins, inspect.isclass(found)
+    check_params(who, entry.func, found, entry.params, n_given=0 if is_class else 3)
+    target = instance_of(who, entry.func, found, entry.params, call="__call__(rollout, world_model, seed)", ours=ours)
+    call: Callable[..., Any] = target if is_class else partial(target, **entry.params)
+    return Signal(name, entry.func, entry.weight, call, "" if ours else defined_at(target))
+
+
+def _copied(rollout: Rollout) -> Rollout:
+    tensors: dict[str, Any] = {n: value.clone() for n, value in vars(rollout).items() if isinstance(value, Tensor)}
+    return replace(rollout, frames={n: value.clone() for n, value in rollout.frames.items()}, **tensors)
 
 
 def _first_chunks(done: Tensor) -> Tensor:

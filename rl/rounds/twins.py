@@ -48,15 +48,16 @@ class Twins:
 
     def dream(self, policy: Policy, seeds: list[int]) -> Dreamed:
         """Dream the twins of the episodes of `seeds`, and the others; both in the order of `seeds`."""
-        groups = [seeds, *([self._other(seed, k) for seed in seeds] for k in range(self.n_others))]
-        success = {result.seed: result.success for result in evaluate_dream(policy, self.make_dream(self._of(groups)))}
+        groups = [seeds, *([self._other_seed(seed, k) for seed in seeds] for k in range(self.n_others))]
+        results = evaluate_dream(policy, self.make_dream(self._starts_of(groups)))
+        success = {result.seed: result.success for result in results}
         twins, *others = ([float(success[seed]) for seed in group] for group in groups)
         return Dreamed(np.array(twins), np.array(others).T)
 
-    def _other(self, seed: int, k: int) -> int:
+    def _other_seed(self, seed: int, k: int) -> int:
         return self.first + (seed - self.first_real) * self.n_others + k
 
-    def _of(self, groups: list[list[int]]) -> StartStates:
+    def _starts_of(self, groups: list[list[int]]) -> StartStates:
         """Return the starts of all groups of seeds; seed i of each group has the same task."""
         if self._last is None or self._last[0] != groups[0]:
             # Tasks are assigned in turn, so whole cycles may be asked for at once.

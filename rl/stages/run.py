@@ -317,6 +317,7 @@ def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -
     if config.refit.n_steps:
         seen = episodes + _disturbed(config, model, image_data, n_cameras=1)
         work.train("refit", model.windows(seen), _seeded(config.refit, config.seed), resume=state)
+        model.mark_seen({episode.task for episode in seen})
     if config.half:
         half_precision(model)  # for the weights that the refit changed; the others are rounded already
 

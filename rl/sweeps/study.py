@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from rewards.errors import UserError
 from rl.sweeps.space import Choice, Scalar, Space
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 from world_model.files import lock
 
 STORAGE, STUDY = "study.journal", "sweep"
@@ -188,9 +188,6 @@ def load_optuna() -> Any:
     Raises:
         UserError: it is missing.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(f"sweep: it needs the package optuna; {pip_line('sweep')}") from error
+    optuna = import_extra("optuna", "sweep", "sweep: it needs the package optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -12,6 +12,7 @@ from rewards.errors import UserError
 from rl.build import is_policy, make_denoiser
 from rl.compose import compose
 from rl.config import DreamConfig, PolicyConfig, TrainConfig
+from rl.envs.recorded import stored_spec
 from rl.policies.api import Denoiser
 from rl.policies.gaussian import GaussianPolicy, load_gaussian
 from rl.policies.saving import ABOUT
@@ -19,7 +20,6 @@ from rl.world_models import load_world_model_weights, make_world_model, world_mo
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
-from world_model.spec import LATENTS
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config
 
@@ -53,14 +53,6 @@ def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Act
     if about.get("policy") == "gaussian":
         return _gaussian(name, about, tensors)
     return Actor(name, model=load_actor(name))
-
-
-def _gaussian(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> Actor:
-    """Load a Gaussian policy, and the config of its run; `about` and `tensors` are those of `load_checkpoint`."""
-    run = find_checkpoint(name).resolve().parents[1]
-    if not (run / "config.yaml").is_file():  # the config inside a checkpoint is not used: it may name code to run
-        raise UserError(f"{name}: a Gaussian policy is evaluated by its run folder, which says where; name that one")
-    return Actor(name, gaussian=load_gaussian(name, about, tensors), trained=compose(run, [], TrainConfig))
 
 
 def load_actor(name_or_path: str) -> WorldActionModel:
@@ -151,12 +143,18 @@ def load_recorded(model: WorldModel, name: Any, folder: str) -> list[Episode]:
     """
     where = folder or str(find_checkpoint(name))
     store = EpisodeStore(where)
-    # They may hold images, or the latents of this model.
-    has_latents = bool(store.shards) and LATENTS in store.spec.features
-    spec = model.predicted_spec if has_latents else model.spec
+    spec = stored_spec(store, model)
     episodes = store.load(tasks=spec.tasks, features=spec.features)
     if not episodes:
         raise UserError(f"{where}: no recorded episodes in whose states a dream could begin; name some with episodes=")
     for i, episode in enumerate(episodes):
         episode.check_fits(spec, f"{where}: episode {i}")
     return model.encode_episodes(episodes)
+
+
+def _gaussian(name: str, about: dict[str, Any], tensors: dict[str, Tensor]) -> Actor:
+    """Load a Gaussian policy, and the config of its run; `about` and `tensors` are those of `load_checkpoint`."""
+    run = find_checkpoint(name).resolve().parents[1]
+    if not (run / "config.yaml").is_file():  # the config inside a checkpoint is not used: it may name code to run
+        raise UserError(f"{name}: a Gaussian policy is evaluated by its run folder, which says where; name that one")
+    return Actor(name, gaussian=load_gaussian(name, about, tensors), trained=compose(run, [], TrainConfig))

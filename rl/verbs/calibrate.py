@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from rewards.checks import named_or_only
 from rewards.errors import UserError
 from rl.compose import compose
 from rl.deploy.calibrate import Calibrated, calibrate, score_of
@@ -68,9 +69,7 @@ def _task(wanted: str, store: EpisodeStore, pilot: ModelPilot) -> str:
     known = [task for task in dict.fromkeys(task for task, _, _ in store.count()) if task in pilot.spec.tasks]
     if not known:
         raise UserError(f"{store.folder}: it has no episode of a task that the checkpoint knows")
-    if wanted in known or (not wanted and len(known) == 1):
-        return wanted or known[0]
-    raise UserError(f"task={wanted or '(none)'}: expected one of {', '.join(known)}")
+    return named_or_only("task", wanted, known)
 
 
 def _labels(episodes: list[Episode], n_own: int) -> str:

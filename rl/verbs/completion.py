@@ -6,6 +6,7 @@ import shlex
 
 from rewards.errors import UserError
 from rl.verbs.help import HELP, SCHEMAS, key_names
+from rl.verbs.ls import KINDS
 from rl.verbs.words import presets_of
 from world_model.checkpoint import builtin_checkpoints
 
@@ -33,7 +34,7 @@ ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashc
 CHECKPOINTS = ("eval", "rank", "dream", "play", "deploy", "serve", "cp")
 """Verbs whose first words are checkpoints."""
 
-OTHERS = {"ls": ["checkpoints", "presets", "rewards", "tasks"], "completion": ["bash", "zsh"]}
+OTHERS = {"ls": [*KINDS], "completion": ["bash", "zsh"]}
 """Verb -> its words, for verbs without keys."""
 
 

@@ -27,10 +27,9 @@ from rl.policies.wam import ModelPilot, WamDenoiser
 from rl.robots.api import Robot, make_robot
 from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
+from rl.verbs.words import ACTIONS
 from world_model.data.episodes import PERSON
 from world_model.runs import find_run
-
-ACTIONS = ("export", "run", "compare", "calibrate")
 
 
 def run(words: list[str]) -> None:

@@ -152,31 +152,6 @@ def dream_of(
     return Replayed(model, options, episode, frames, expected)
 
 
-def _images_again(model: WorldActionModel, options: DreamOptions) -> Replayed | LastImage:
-    """Return simulator and dream of a model with images; the last real image alone if `out` is a .png."""
-    codec, size = model.image_codec, model.config.chunk_size
-    assert codec is not None
-    imagined: Tensor | None = None
-    if options.source == "expert":  # the expert needs object positions, which the state of an image model lacks
-        (episode,) = collect_scripted("expert", options.env.tasks, 1, options.seed, options.env)
-    else:
-        episode, imagined = record_episode(model, options)
-    episode = episode.cut(0, min(episode.length, options.n_chunks * size))
-    real = run_again(options.env, episode, model.config)
-    if options.out.endswith(".png"):
-        return LastImage(real[-1, 0])
-    (seen,) = encoded_episodes(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
-    frames, expected = replay(model, seen) if imagined is None else (imagined, [])
-    # One image per chunk, of the first camera: simulated and dreamed.
-    dreamed = codec.decode(frames[::size, -codec.code_dim :])[:, 0]
-    return Replayed(model, options, episode, frames, expected, (real[::size][: len(dreamed), 0], dreamed))
-
-
-def _check_plot(out: str) -> None:
-    if not out.endswith(".png"):
-        raise UserError(f"out={out!r}: the checkpoint has no images, so there is no video; take a .png")
-
-
 def record_episode(model: WorldActionModel, options: DreamOptions) -> tuple[Episode, Tensor | None]:
     """Record one episode of up to `n_chunks` chunks in the simulator.
 
@@ -241,6 +216,31 @@ def error_table(model: WorldActionModel, episode: Episode, frames: Tensor) -> Ta
                 cells.append(f"{100 * float((guess[part] - true[step, part]).norm()):.1f}")
         table.add_row(str(step), *cells)
     return table
+
+
+def _images_again(model: WorldActionModel, options: DreamOptions) -> Replayed | LastImage:
+    """Return simulator and dream of a model with images; the last real image alone if `out` is a .png."""
+    codec, size = model.image_codec, model.config.chunk_size
+    assert codec is not None
+    imagined: Tensor | None = None
+    if options.source == "expert":  # the expert needs object positions, which the state of an image model lacks
+        (episode,) = collect_scripted("expert", options.env.tasks, 1, options.seed, options.env)
+    else:
+        episode, imagined = record_episode(model, options)
+    episode = episode.cut(0, min(episode.length, options.n_chunks * size))
+    real = run_again(options.env, episode, model.config)
+    if options.out.endswith(".png"):
+        return LastImage(real[-1, 0])
+    (seen,) = encoded_episodes(model, options.env, [episode], [real]) if options.source == "expert" else (episode,)
+    frames, expected = replay(model, seen) if imagined is None else (imagined, [])
+    # One image per chunk, of the first camera: simulated and dreamed.
+    dreamed = codec.decode(frames[::size, -codec.code_dim :])[:, 0]
+    return Replayed(model, options, episode, frames, expected, (real[::size][: len(dreamed), 0], dreamed))
+
+
+def _check_plot(out: str) -> None:
+    if not out.endswith(".png"):
+        raise UserError(f"out={out!r}: the checkpoint has no images, so there is no video; take a .png")
 
 
 def _actor(model: WorldActionModel, env: Simulator, source: str) -> Callable[[dict[str, Tensor]], Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from rewards.errors import UserError
-from rl.build import device_of, find_simulator, is_policy, make_sim, tasks_of
+from rl.build import device_of, find_simulator, is_policy, make_sim
 from rl.compose import compose
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name, with_task_sets
@@ -29,7 +29,7 @@ from rl.seeds import TWIN_EVAL
 from rl.sequential import Floats
 from rl.statistics import describe, describe_gain, paired_gain, success_rate, wilson
 from rl.verbs.acting import Actor, load_dream, load_policy
-from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
+from rl.verbs.measure import TwinSuccess, evaluated_tasks, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import EvalOptions
 from rl.verbs.pages import Results, eval_page
 from world_model.api import WorldModel
@@ -125,7 +125,7 @@ def evaluate(
     assert model is not None
     env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction)
     options = replace(options, env=env)
-    tasks = tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
+    tasks = evaluated_tasks(options, model)
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
         say(line)
     simulator = find_simulator(options.env)
@@ -140,39 +140,6 @@ def evaluate(
     if isinstance(dreams, WorldActionModel):
         tell_of(dreams, env, tasks, text_encoder=options.text_encoder)
     return _evaluate_tasks(dreams, options, tasks, tick, WamDenoiser(model, dreams=False))
-
-
-def _evaluate_brought(actor: Actor, options: EvalOptions, tick: Callable[[float, float, str], None]) -> EvaluatedTasks:
-    """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
-    options = replace(options, env=with_instruction(options.env, options.instruction))
-    config, model = run_config(options), None
-    if options.place != "sim":
-        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
-    tasks = tuple(dict.fromkeys(tasks_of(config, model) or ((options.env.id,) if options.env.id else ())))
-    if not tasks:
-        raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")
-    return _evaluate_tasks(model, options, tasks, tick, actor.denoiser)
-
-
-def _evaluate_tasks(
-    model: WorldModel | None,
-    options: EvalOptions,
-    tasks: tuple[str, ...],
-    tick: Callable[[float, float, str], None],
-    denoiser: Denoiser | None = None,
-) -> EvaluatedTasks:
-    """Evaluate the policy of `model`, or `denoiser`, task after task."""
-    all_tasks = EvaluatedTasks({}, {}, {})
-    for i, task in enumerate(tasks):
-
-        def count(share: float, begun: int = i, task: str = task) -> None:
-            tick(begun + share, len(tasks), task)
-
-        count(0.0)
-        found = evaluate_task(model, options, task, count, denoiser)
-        all_tasks.sim[task], all_tasks.dream[task], all_tasks.others[task] = found.sim, found.dream, found.others
-    tick(len(tasks), len(tasks), tasks[-1])
-    return all_tasks
 
 
 @dataclass(frozen=True)
@@ -216,42 +183,6 @@ def estimates(sim: Results, dream: Results, others: dict[str, Floats]) -> dict[s
         )
         for name, of in groups.items()
     }
-
-
-def _check_has_dream(options: EvalOptions) -> None:
-    """Require `world_model` for the dream of a policy that has none of its own."""
-    if options.place != "sim" and not options.world_model:
-        raise UserError(
-            f"place={options.place}: a policy has no dream of its own; name a checkpoint with world_model=..., such as "
-            "metaworld-pixels-tuned, or a world model of your own (FILE.py:Class)"
-        )
-
-
-def _evaluate_gaussian(actor: Actor, options: EvalOptions) -> EvaluatedTasks:
-    """Evaluate a policy of `wamtune train policy=gaussian` where it was trained, or in the dream of `world_model`."""
-    trained, policy = actor.trained, actor.gaussian
-    assert trained is not None and policy is not None
-    config = replace(trained, env=replace(trained.env, n_workers=options.env.n_workers), rewards={})
-    n_envs = min(options.n_envs, options.n_episodes)
-    model = None
-    if options.place != "sim":
-        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
-    found: Results = {}
-    dreamed: Results = {}
-    seeds = range(options.seed, options.seed + options.n_episodes)
-    for task in config.env.tasks or ("",):
-        env = make_sim(config, model, (task,) if task else (), n_envs, rewards=False)
-        task = env.spec.tasks[0] if not task else task
-        policy = policy.to(env.device)
-        try:
-            found[task] = [] if options.place == "dream" else evaluate_sim(policy, env, seeds)
-            dreamed[task] = []
-            if model is not None:
-                dream = whole_episodes(model, env, policy, first_states(env, seeds))
-                dreamed[task] = evaluate_dream(policy, dream)
-        finally:
-            env.close()
-    return EvaluatedTasks(found, dreamed, {})
 
 
 def table(sim: Results, dream: Results) -> Table:
@@ -318,6 +249,75 @@ def figures(sim: Results, dream: Results, twins: dict[str, TwinSuccess] | None =
         for result in of
     ]
     return {"success": rows, "episodes": episodes}
+
+
+def _check_has_dream(options: EvalOptions) -> None:
+    """Require `world_model` for the dream of a policy that has none of its own."""
+    if options.place != "sim" and not options.world_model:
+        raise UserError(
+            f"place={options.place}: a policy has no dream of its own; name a checkpoint with world_model=..., such as "
+            "metaworld-pixels-tuned, or a world model of your own (FILE.py:Class)"
+        )
+
+
+def _evaluate_gaussian(actor: Actor, options: EvalOptions) -> EvaluatedTasks:
+    """Evaluate a policy of `wamtune train policy=gaussian` where it was trained, or in the dream of `world_model`."""
+    trained, policy = actor.trained, actor.gaussian
+    assert trained is not None and policy is not None
+    config = replace(trained, env=replace(trained.env, n_workers=options.env.n_workers), rewards={})
+    n_envs = min(options.n_envs, options.n_episodes)
+    model = None
+    if options.place != "sim":
+        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
+    found: Results = {}
+    dreamed: Results = {}
+    seeds = range(options.seed, options.seed + options.n_episodes)
+    for task in config.env.tasks or ("",):
+        env = make_sim(config, model, (task,) if task else (), n_envs, rewards=False)
+        task = env.spec.tasks[0] if not task else task
+        policy = policy.to(env.device)
+        try:
+            found[task] = [] if options.place == "dream" else evaluate_sim(policy, env, seeds)
+            dreamed[task] = []
+            if model is not None:
+                dream = whole_episodes(model, env, policy, first_states(env, seeds))
+                dreamed[task] = evaluate_dream(policy, dream)
+        finally:
+            env.close()
+    return EvaluatedTasks(found, dreamed, {})
+
+
+def _evaluate_brought(actor: Actor, options: EvalOptions, tick: Callable[[float, float, str], None]) -> EvaluatedTasks:
+    """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
+    options = replace(options, env=with_instruction(options.env, options.instruction))
+    config, model = run_config(options), None
+    if options.place != "sim":
+        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
+    tasks = evaluated_tasks(options, model)
+    if not any(tasks):
+        raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")
+    return _evaluate_tasks(model, options, tasks, tick, actor.denoiser)
+
+
+def _evaluate_tasks(
+    model: WorldModel | None,
+    options: EvalOptions,
+    tasks: tuple[str, ...],
+    tick: Callable[[float, float, str], None],
+    denoiser: Denoiser | None = None,
+) -> EvaluatedTasks:
+    """Evaluate the policy of `model`, or `denoiser`, task after task."""
+    all_tasks = EvaluatedTasks({}, {}, {})
+    for i, task in enumerate(tasks):
+
+        def count(share: float, begun: int = i, task: str = task) -> None:
+            tick(begun + share, len(tasks), task)
+
+        count(0.0)
+        found = evaluate_task(model, options, task, count, denoiser)
+        all_tasks.sim[task], all_tasks.dream[task], all_tasks.others[task] = found.sim, found.dream, found.others
+    tick(len(tasks), len(tasks), tasks[-1])
+    return all_tasks
 
 
 def _share(results: list[EpisodeResult]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from rewards.checks import named_or_only
 from rewards.errors import UserError
 from rl.build import find_simulator
 from rl.compose import compose
@@ -98,10 +99,7 @@ def _task(simulator: type[Simulator], env: SimulatorConfig, recorded: list[str],
     if not known:
         name = simulator_name(env)
         raise UserError(f"{folder}: episodes of {', '.join(recorded)}; none is a task of env.simulator={name}")
-    wanted = env.tasks[0] if env.tasks else ""
-    if wanted in known or (not wanted and len(known) == 1):
-        return wanted or known[0]
-    raise UserError(f"env.tasks={wanted or '(none)'}: expected one of {', '.join(known)}")
+    return named_or_only("env.tasks", env.tasks[0] if env.tasks else "", known)
 
 
 def _has(simulator: type[Simulator], env: SimulatorConfig, task: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rl.build import make_sim
+from rl.build import make_sim, tasks_of
 from rl.config import EnvConfig, TrainConfig
 from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
@@ -90,6 +90,11 @@ def run_config(options: EpisodeOptions) -> TrainConfig:
         **vars(options.env), n_envs=options.n_envs, max_steps=options.max_steps, obs_noise=options.obs_noise
     )
     return TrainConfig(name="eval", env=env, policy=options.policy or "flow")
+
+
+def evaluated_tasks(options: EpisodeOptions, model: WorldModel | None) -> tuple[str, ...]:
+    """Return the tasks to run, each once; ("",) if the simulator has a single one without a name."""
+    return tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
 
 
 def in_percent(mean: float, low: float, high: float) -> str:

@@ -6,6 +6,7 @@ import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -41,7 +42,7 @@ def run(words: list[str]) -> None:
     options = compose(None, words[named:], PlayOptions)
     torch.set_num_threads(options.threads)
     check_installed()
-    session = load_session(name, options)
+    session = load_session(name, options, say=partial(print, flush=True))
     try:
         with serving(Page(name), session.tasks, session.about(), options.port) as hub:
             print(f"{name}: open this address in a browser of this computer; Ctrl-C ends it\n{hub.address}", flush=True)
@@ -53,8 +54,8 @@ def run(words: list[str]) -> None:
         session.twin.close()
 
 
-def load_session(name: str, options: PlayOptions) -> Session:
-    """Load the checkpoint and begin its first task.
+def load_session(name: str, options: PlayOptions, say: Callable[[str], None] = lambda line: None) -> Session:
+    """Load the checkpoint and begin its first task; `say` gets a line for each sentence or task that is new to it.
 
     Raises:
         UserError: it cannot be loaded or shown, it does not know a task, or there are no recorded episodes of it.
@@ -64,7 +65,7 @@ def load_session(name: str, options: PlayOptions) -> Session:
     check_shown(model, name, has_sim=options.place == "both")
     tasks = options.env.tasks or model.spec.tasks
     for line in tell_of(model, options.env, tasks, text_encoder=options.text_encoder):
-        print(line, flush=True)
+        say(line)
     for task in tasks:
         if task not in model.spec.tasks:
             known = closest_or_known(task, model.spec.tasks)

@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 
 from rewards.errors import UserError
-from rl.build import device_of, is_policy, tasks_of
+from rl.build import device_of, is_policy
 from rl.compose import compose
 from rl.envs.names import env_of_tasks
 from rl.policies.api import Denoiser
@@ -26,7 +26,7 @@ from rl.runs.progress import Progress, show
 from rl.sequential import Floats, corrected
 from rl.statistics import wilson
 from rl.verbs.acting import load_actor, load_brought
-from rl.verbs.measure import TwinSuccess, in_percent, measure, run_config, successes, with_twins
+from rl.verbs.measure import TwinSuccess, evaluated_tasks, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import RankOptions
 from rl.verbs.pages import rank_page
 from rl.verbs.words import leading_names
@@ -54,7 +54,7 @@ def run(words: list[str]) -> None:
     model = _world_model(names, actors, options)
     if not options.env.tasks:
         options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
-    tasks = tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
+    tasks = evaluated_tasks(options, model)
     for name, actor in zip(names, actors, strict=True):
         _check_dreamable(name, actor, model)
     found: list[Episodes] = []

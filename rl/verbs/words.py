@@ -42,7 +42,7 @@ PRESETS: dict[str, type] = {
 OPTIONS: dict[str, type] = {"eval": EvalOptions, "dream": DreamOptions, "fit": FitOptions}
 """Schema of each verb whose first word is a checkpoint or a folder."""
 
-ROBOT = {"export": 2, "run": 2, "compare": 3, "calibrate": 3}
+ACTIONS = {"export": 2, "run": 2, "compare": 3, "calibrate": 3}
 """Actions of `deploy` -> number of words before the preset or the keys."""
 
 NEEDS = dict.fromkeys(("pretrain", "tune", "train"), "a preset or a run folder: see `wamtune ls presets`") | {
@@ -98,9 +98,9 @@ def check_words(verb: str, words: Sequence[str]) -> None:
     elif verb in OPTIONS:
         _check_checkpoint(verb, str(name))
         check_builtin_options(compose(None, words[1:], OPTIONS[verb]).env)
-    elif verb == "deploy" and len(words) > 1 and words[1] in ROBOT:
+    elif verb == "deploy" and len(words) > 1 and words[1] in ACTIONS:
         _check_checkpoint(verb, words[0])
-        rest = words[ROBOT[words[1]] :]
+        rest = words[ACTIONS[words[1]] :]
         if words[1] == "export":
             compose(None, rest, ExportOptions)
         elif words[1] == "calibrate":

@@ -11,6 +11,7 @@ import pytest
 from rewards.checks import (
     at_least,
     between_0_1,
+    named_or_only,
     not_negative_finite,
     positive,
     positive_finite,
@@ -47,3 +48,14 @@ def test_require_says_what_the_caller_expects() -> None:
     require(SimpleNamespace(every=1), ("every",), lambda value: value >= 1, "at least 1 step")
     with pytest.raises(UserError, match=r"^every=0: expected at least 1 step$"):
         require(SimpleNamespace(every=0), ("every",), lambda value: value >= 1, "at least 1 step")
+
+
+def test_a_name_may_be_left_out_where_there_is_one() -> None:
+    assert named_or_only("task", "", ["push"]) == named_or_only("task", "push", ("reach", "push")) == "push"
+    for name, known, line in (
+        ("", ["push", "reach"], "task=(none): expected one of push, reach"),
+        ("lift", ["push"], "task=lift: expected one of push"),
+    ):
+        with pytest.raises(UserError) as error:
+            named_or_only("task", name, known)
+        assert str(error.value) == line

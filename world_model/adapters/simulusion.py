@@ -22,13 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from rewards.errors import UserError
 from world_model.api import Prediction, Session, WorldModel
 from world_model.checkpoint import builtin_checkpoints, find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.windows import Windows
 from world_model.env import Obs
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 from world_model.flow import seeded_noise
 from world_model.spec import STATE
 
@@ -190,8 +189,5 @@ def _create_modular_rssm() -> Any:
     Raises:
         UserError: it is not installed.
     """
-    try:
-        from simulusion.models.modular_rssm import create_modular_rssm
-    except ImportError as error:
-        raise UserError(f"RecurrentWorldModel needs the package simulusion; {pip_line('simulusion')}") from error
-    return create_modular_rssm
+    module = "simulusion.models.modular_rssm"
+    return import_extra(module, "simulusion", "RecurrentWorldModel needs the package simulusion").create_modular_rssm

@@ -10,7 +10,7 @@ import numpy as np
 
 from rewards.errors import UserError
 from world_model.data.columns import Columns
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 from world_model.files import TENSOR_BYTES, open_file
 
 FREE_BYTES, EXPANSION = 64_000_000, 30
@@ -29,12 +29,8 @@ def import_pyarrow() -> tuple[Any, Any]:
     Raises:
         UserError: pyarrow is missing.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"LeRobot datasets need pyarrow; install it with {pip_line('data')}") from error
-    return pyarrow, pyarrow.parquet
+    needs = "LeRobot datasets need pyarrow"
+    return import_extra("pyarrow", "data", needs), import_extra("pyarrow.parquet", "data", needs)
 
 
 def parquet_files(root: Path, part: str) -> list[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rewards.errors import UserError
 from world_model.data.images import FRAME_PIXELS, FREE_PIXELS, PIXELS_PER_BYTE, ImageBlocks
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 from world_model.files import open_file
 
 VIDEO_BYTES = 4_000_000_000
@@ -107,11 +107,7 @@ def import_av(where: str) -> Any:
     Raises:
         UserError: it is missing; `where` begins the message.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"{where}: videos need the package av; {pip_line('video')}") from error
-    return av
+    return import_extra("av", "video", f"{where}: videos need the package av")
 
 
 def _opened(av: Any, file: BinaryIO) -> Any:

@@ -40,12 +40,14 @@ def lerobot_files(
     """
     if card.startswith("---\n"):  # a file has one front matter
         card = card.partition("\n---\n")[2]
+    own = model.to_config()
     config = {
         "type": "wamtune",
         "n_obs_steps": 1,  # the policy keeps earlier frames itself
         **_policy_features(model.spec),
         "device": DEVICE,
-        **model.to_config(),
+        "model": own["model"],
+        "spec": own["spec"],
         "n_denoising_steps": n_denoising_steps,
         "n_action_steps": n_action_steps,
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards.api import ImageModel
+from rewards.errors import UserError
 from world_model.api import Context, Prediction, Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Frames, Obs, ReadOut
@@ -35,8 +36,8 @@ READ_OUT_STAGE = StageConfig(n_steps=300, batch_size=64, warmup_steps=30)
 class WorldActionModel(Network, WorldModel):
     """Policy, dream, inverse dynamics and video predictor in one set of weights. See `Network` for the arguments."""
 
-    def __init__(self, config: ModelConfig, spec: Spec) -> None:
-        super().__init__(config, spec)
+    def __init__(self, config: ModelConfig, spec: Spec, unseen_tasks: Collection[str] = ()) -> None:
+        super().__init__(config, spec, unseen_tasks)
         self.n_context_frames, self.chunk_size = config.n_context_frames, config.chunk_size
 
     @property
@@ -129,11 +130,15 @@ class WorldActionModel(Network, WorldModel):
     def begin(self, history: Obs, seed: Tensor) -> Session:
         """Begin dreams: the session holds the newest frames, numbers the chunks, and has the memory of the trust heads.
 
-        The number of a chunk is for the noise. Heads of older checkpoints have no memory.
+        The number of a chunk is for the noise. The memory of the heads of older checkpoints has no numbers.
         """
-        frames = features.joined(self.encode_obs(history))
-        session = {"context": frames, "task": history["task"], "seed": seed, "counter": torch.zeros_like(seed)}
-        return session | ({"trust": self.trust.begin(len(seed))} if self.trust.n_memory else {})
+        return {
+            "context": features.joined(self.encode_obs(history)),
+            "task": history["task"],
+            "seed": seed,
+            "counter": torch.zeros_like(seed),
+            "trust": self.trust.begin(len(seed)),
+        }
 
     def predict(self, session: Session, actions: Tensor) -> tuple[Session, Prediction]:
         """Predict a chunk; a shorter one is completed with its last action, and only its own frames are used.
@@ -149,16 +154,15 @@ class WorldActionModel(Network, WorldModel):
             noise = torch.zeros(len(task), *shape, device=self.device)
         encoded = self.encode(context, task)
         vectors = modes.dream(self, encoded, whole, noise, self.n_denoising_steps)
-        # Without calibrated trust heads there is no estimate of the error.
-        expected, own = None, {}
+        # Without calibrated trust heads there is no estimate of the error. Older states of runs have no memory.
+        expected, memory = None, session["trust"] if "trust" in session else self.trust.begin(len(task))
         if self.estimates_error:
-            memory = session["trust"] if self.trust.n_memory else self.trust.begin(len(task))
             expected, memory = trust.expected_error(self, trust.read(self, encoded, whole, vectors), memory)
-            own = {"trust": memory} if self.trust.n_memory else {}
         frames = features.split(vectors[:, :k], self.spec.state_dim)
         success, _ = self.success_and_progress(frames, task)
         newest = torch.cat([context, vectors[:, :k]], dim=1)[:, -self.n_context_frames :].contiguous()
-        return {**session, "context": newest, "counter": counter + 1, **own}, Prediction(frames, success, expected)
+        following = {**session, "context": newest, "counter": counter + 1, "trust": memory}
+        return following, Prediction(frames, success, expected)
 
     def imitation_loss(self, context: Context, actions: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean loss of imitating `actions` (n, chunk_size, action_dim) in an encoded `context` (n rows)."""
@@ -234,12 +238,20 @@ class WorldActionModel(Network, WorldModel):
 
     def to_config(self) -> dict[str, Any]:
         """Return the part of `config.json` that `from_config` needs."""
-        return {"model": asdict(self.config), "spec": self.spec.to_dict()}
+        return {"model": asdict(self.config), "spec": self.spec.to_dict(), "unseen_tasks": list(self.unseen_tasks)}
 
     @staticmethod
     def from_config(data: dict[str, Any]) -> WorldActionModel:
-        """Build a model from the result of `to_config`, with random weights."""
-        return WorldActionModel(ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"]))
+        """Build a model from the result of `to_config`, with random weights.
+
+        Raises:
+            UserError: the architecture, the spec or the unseen tasks are not valid.
+        """
+        config, spec = ModelConfig.from_dict(data["model"]), Spec.from_dict(data["spec"])
+        unseen = data.get("unseen_tasks", [])  # older checkpoints do not have them
+        if not isinstance(unseen, list) or any(task not in spec.tasks for task in unseen):
+            raise UserError(f"config.json: unseen_tasks is {unseen!r:.80}, expected a list of tasks of the spec")
+        return WorldActionModel(config, spec, unseen)
 
 
 def _completed(actions: Tensor, chunk_size: int) -> Tensor:

@@ -11,7 +11,7 @@ bit-equal; a refit trains only the world decoder, so the policy stays bit-equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import torch
@@ -41,16 +41,17 @@ class Network(nn.Module):
         config: architecture.
         spec: state, action bounds and tasks; the images follow from `config.views`. Each task has an embedding, or with
             task_conditioning=text a sentence; an unknown task gets the null embedding, or the empty sentence.
+        unseen_tasks: those of `spec` that the read-outs were not trained on in a stage.
 
     Raises:
         UserError: the config is not valid.
     """
 
-    def __init__(self, config: ModelConfig, spec: Spec) -> None:
+    def __init__(self, config: ModelConfig, spec: Spec, unseen_tasks: Collection[str] = ()) -> None:
         super().__init__()
         config.check()
         self.config, self.spec = config, read_spec(spec, config)
-        self.n_trained_tasks = len(spec.tasks)  # those that `tell` adds are unseen
+        self._unseen_tasks = tuple(unseen_tasks)
         self.pictures = self._make_image_codec()  # the name in the `state_dict` of checkpoints; see `image_codec`
         self.codec = self._make_codec()
         self.action_codec = ActionCodec(spec.action_dim, config.chunk_size, config.actions_per_token)
@@ -89,8 +90,15 @@ class Network(nn.Module):
 
     @property
     def unseen_tasks(self) -> tuple[str, ...]:
-        """Tasks that `tell` has added, on which the weights were not trained."""
-        return self.spec.tasks[self.n_trained_tasks :]
+        """Tasks that `tell` has added, on which no stage has trained the read-outs since then.
+
+        A refit in a run of PPO does not change this: a run that goes on from its checkpoint teaches them further.
+        """
+        return self._unseen_tasks
+
+    def mark_seen(self, tasks: Collection[str]) -> None:
+        """Note that a stage has trained the read-outs on `tasks`."""
+        self._unseen_tasks = tuple(task for task in self._unseen_tasks if task not in tasks)
 
     @property
     def reads_sentences(self) -> bool:
@@ -106,6 +114,7 @@ class Network(nn.Module):
         """
         assert self.text is not None and spec.tasks[: self.null_task] == self.spec.tasks
         self.text.tell(spec, encode)
+        self._unseen_tasks += spec.tasks[self.null_task :]
         self.spec = replace(self.spec, tasks=spec.tasks, instructions=spec.instructions, wordings=spec.wordings)
 
     def read(self, sentence: str, encode: Encode | None = None) -> Tensor:

@@ -12,6 +12,7 @@ The index of a task only says which sentence is meant; the networks get nothing 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from zlib import crc32
 
@@ -63,7 +64,7 @@ def sentences_of(spec: Spec) -> tuple[list[str], list[tuple[int, int]]]:
     return rows, [*places, (0, 0)]
 
 
-class Sentences(nn.Module):
+class Sentences(nn.Module, ABC):
     """The sentences of a model's tasks as vectors (., dim). Subclasses say how; `tell` sets other sentences.
 
     A row is the number of a sentence, see `sentences_of`: the index of a task is the row of its instruction, the number
@@ -84,13 +85,13 @@ class Sentences(nn.Module):
         self.register_buffer("wordings", torch.tensor(places, device=device), persistent=False)
         self.wordings: Tensor  # (n_tasks + 1, 2)
 
+    @abstractmethod
     def tell(self, spec: Spec, encode: Encode | None = None) -> None:
         """Replace the sentences by those of `spec`; `encode` is the frozen encoder, if the model has one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, sentence: str, encode: Encode | None = None) -> Tensor:
         """Return the vector (1, dim) of any sentence: the one that it would have after `tell`. Nothing is kept."""
-        raise NotImplementedError
 
     def fixed(self) -> nn.Embedding:
         """Return the vectors of all rows as a table, for a graph that is exported."""

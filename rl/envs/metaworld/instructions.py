@@ -7,13 +7,12 @@ sentences train on all of `training`; the sentences in `held_out` are for evalua
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """One task in words. `verb` and `object` say what is done to what, so that pairs of them can be held out."""
+    """One task in words. `verb` and `object` say what is done to what; they choose pairs to hold out of training."""
 
     verb: str
     object: str
@@ -442,11 +441,3 @@ INSTRUCTIONS = {task: sentences.training[0] for task, sentences in SENTENCES.ite
 
 WORDINGS = {task: sentences.training[1:] for task, sentences in SENTENCES.items()}
 """Task -> further sentences for training."""
-
-
-def without_pairs(pairs: Collection[tuple[str, str]]) -> tuple[str, ...]:
-    """Return the tasks without those of the given pairs of verb and object, to train on all other pairs.
-
-    A held-out pair only tests whether words are combined if its verb and its object are both in a task that is left.
-    """
-    return tuple(task for task, of in SENTENCES.items() if (of.verb, of.object) not in set(pairs))

@@ -5,14 +5,13 @@ At first the change is 0, so the reference policy of PPO, a copy of the trained 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rewards.errors import UserError
-from world_model.extras import pip_line
+from world_model.extras import import_extra
 
 ADAPTER = "default"
 """Name under which peft keeps the change."""
@@ -24,10 +23,7 @@ def add_lora(policy: nn.Module, trained: Sequence[nn.Parameter], rank: int) -> l
     Raises:
         UserError: peft is missing, or no linear layer has such a weight.
     """
-    try:
-        peft = importlib.import_module("peft")
-    except ImportError as error:
-        raise UserError(f"policy.params.lora_rank={rank} needs peft; install it with {pip_line('lerobot')}") from error
+    peft = import_extra("peft", "lerobot", f"policy.params.lora_rank={rank} needs peft")
     wanted = {id(parameter) for parameter in trained}
     names = [
         name for name, module in policy.named_modules() if isinstance(module, nn.Linear) and id(module.weight) in wanted

@@ -8,9 +8,10 @@ import torch
 
 from rl.envs.sim import SimEnv
 from rl.policies.wam import flow_policy
+from rl.report.card import model_card
 from rl.rounds.evaluate import evaluate_sim
 from rl.stages.collect import collect_scripted
-from world_model.checkpoint import builtin_checkpoints, find_checkpoint
+from world_model.checkpoint import builtin_checkpoints, find_checkpoint, load_config
 from world_model.data.episodes import EpisodeStore
 from world_model.wam.metrics import inverse_metrics, prediction_metrics
 from world_model.wam.store import load_model
@@ -53,6 +54,17 @@ def test_the_card_says_how_good_it_is():
     success = config["metrics"]["success"]
     assert all(0.3 <= success[task]["rate"] <= 0.7 for task in LAST_MILE)  # room for the last mile
     assert config["metrics"]["prediction"]["mean"]["error_ratio"] < 0.35
+
+
+@pytest.mark.parametrize("name", N_TASKS)
+def test_the_card_is_made_of_the_config_and_says_how_the_trust_heads_were_made(name):
+    config, folder = load_config(name), find_checkpoint(name)
+    card = model_card(name, config["stage"], config["parent"], config["spec"]["tasks"], config)
+    assert card == (folder / "README.md").read_text("utf-8")
+    assert f"- trust heads calibrated again by `python benchmarks/recalibrate.py {name} FOLDER`\n\n## Measured" in card
+    del config["trust_command"]
+    before = model_card(name, config["stage"], config["parent"], config["spec"]["tasks"], config)
+    assert "again" not in before and f"- made by `{config['command']}`\n\n## Measured" in before
 
 
 @pytest.mark.parametrize("name", PAIRS[1])

@@ -41,11 +41,12 @@ def test_gates_share_what_is_left_equally() -> None:
 
 
 def test_a_guard_gets_at_most_half_of_what_a_block_leaves() -> None:
-    assert with_guard(100, block=8, n_tasks=1, n_guard=16) == (100, 0)
-    assert with_guard(40, block=8, n_tasks=2, n_guard=16) == (24, 8)  # 32 are left, 16 for the guard, 8 of each task
-    assert with_guard(200, block=8, n_tasks=2, n_guard=16) == (168, 16)
-    assert with_guard(9, block=8, n_tasks=2, n_guard=16) == (9, 0)
-    assert with_guard(math.inf, block=8, n_tasks=50, n_guard=16) == (math.inf, 16)
+    assert with_guard(100, block=8, n_simulators=1, n_guard=16) == (100, 0)
+    # 32 are left, 16 for the guard, 8 of each task
+    assert with_guard(40, block=8, n_simulators=2, n_guard=16) == (24, 8)
+    assert with_guard(200, block=8, n_simulators=2, n_guard=16) == (168, 16)
+    assert with_guard(9, block=8, n_simulators=2, n_guard=16) == (9, 0)
+    assert with_guard(math.inf, block=8, n_simulators=50, n_guard=16) == (math.inf, 16)
 
 
 def test_one_simulator_for_all_tasks_has_no_guard_to_keep_pairs_for() -> None:
@@ -63,7 +64,7 @@ def test_one_simulator_for_all_tasks_has_no_guard_to_keep_pairs_for() -> None:
 )
 def test_a_shipped_preset_stays_within_its_budget_whatever_happens(preset: str, most: int) -> None:
     config, rng = compose(preset, [], TrainConfig), np.random.default_rng(0)
-    check_budget(config, CHUNK, 1, can_imitate=True)
+    check_budget(config, CHUNK, n_tasks=1, n_simulators=1, can_imitate=True)
     budget, n_gates = gate_budget(config, CHUNK, 1), config.n_gates(True)
     training = most - budget.steps
     assert training == (0 if config.env.kind == "dream" else config.total_timesteps + 64 * 19 * 8 / 2)
@@ -94,9 +95,9 @@ def test_a_budget_that_is_too_small_is_refused(preset: str, words: str, least: i
     def config(budget: int) -> TrainConfig:
         return compose(preset, words.format(budget).split(), TrainConfig)
 
-    check_budget(config(least), CHUNK, 1, can_imitate=True)
+    check_budget(config(least), CHUNK, n_tasks=1, n_simulators=1, can_imitate=True)
     with pytest.raises(UserError) as error:
-        check_budget(config(least - 1), CHUNK, 1, can_imitate=True)
+        check_budget(config(least - 1), CHUNK, n_tasks=1, n_simulators=1, can_imitate=True)
     assert complaint in str(error.value) and f"expected at least {least}; raise it" in str(error.value)
 
 
@@ -106,15 +107,19 @@ def test_a_budget_of_episodes_is_that_of_each_task() -> None:
     with pytest.raises(
         UserError, match=r"budget_episodes=30: .* 0 episodes on 3 tasks.* 108 \(9 pairs each\).* least 36;"
     ):
-        check_budget(replace(config, n_rounds=5), CHUNK, 3, can_imitate=True)
+        check_budget(replace(config, n_rounds=5), CHUNK, n_tasks=3, n_simulators=3, can_imitate=True)
+    # One simulator for all tasks has blocks of 8, so six gates need 96 episodes.
+    with pytest.raises(UserError, match=r"budget_episodes=30: .* 96 \(8 pairs each\).* least 32;"):
+        check_budget(replace(config, n_rounds=5), CHUNK, n_tasks=3, n_simulators=1, can_imitate=True)
+    check_budget(replace(config, n_rounds=5, budget_episodes=32), CHUNK, n_tasks=3, n_simulators=1, can_imitate=True)
 
 
 def test_the_plan_is_said_in_words() -> None:
-    assert checked_plan(compose("mix", [], TrainConfig), CHUNK, 1, can_imitate=True) == (
+    assert checked_plan(compose("mix", [], TrainConfig), CHUNK, n_tasks=1, n_simulators=1, can_imitate=True) == (
         "budget: at most 100,000 simulator steps, of them up to 52,864 to train and the rest for 5 gates; "
         "evaluation is not counted"
     )
-    assert checked_plan(compose("sim", [], TrainConfig), CHUNK, 1, can_imitate=True) == ""
+    assert checked_plan(compose("sim", [], TrainConfig), CHUNK, n_tasks=1, n_simulators=1, can_imitate=True) == ""
 
 
 @pytest.mark.parametrize("preset", ["dream", "mix"])

@@ -17,7 +17,7 @@ from tests.conftest import CONFIG, SPEC, point_episodes
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.wam.config import TextConfig
 from world_model.wam.model import WorldActionModel
-from world_model.wam.store import save_model
+from world_model.wam.store import load_model, save_model
 from world_model.wam.training import fit_statistics
 
 
@@ -90,6 +90,17 @@ def test_only_unseen_tasks_are_taught_to_the_read_out_of_success(
     taught, decoder = refit(reads, tmp_path / "text", "unseen", "touch")
     kept, same = refit(reads, tmp_path / "text", "none", "touch")
     assert taught and not kept and torch.equal(decoder, same)
+
+
+def test_a_run_from_the_checkpoint_of_a_run_teaches_its_unseen_task_further(
+    reads: WorldActionModel, tmp_path: Path
+) -> None:
+    told = replace(SPEC, tasks=(*SPEC.tasks, "touch"), instructions=SPEC.instructions | {"touch": "Touch the goal."})
+    reads.tell(told)
+    save_model(tmp_path / "run", reads, stage="rl")
+    later = load_model(tmp_path / "run")
+    assert refit(later, tmp_path / "text", "unseen", "touch")[0]
+    assert not refit(later, tmp_path / "text", "unseen", "reach")[0]
 
 
 def test_the_key_has_three_values() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.rounds.eval_envs import count_simulators
 from rl.rounds.loop import PostTraining
 from world_model.wam.store import load_model
 
@@ -32,3 +33,10 @@ def test_a_run_is_evaluated_with_noise_unless_it_trains_with_as_much() -> None:
 
     assert noise() == 0.001 and noise("env.obs_noise=0.0005") == 0.001
     assert noise("env.obs_noise=0.001") == noise("eval.obs_noise=0") == 0
+
+
+def test_a_simulator_of_which_there_can_be_one_serves_all_tasks() -> None:
+    def count(*words: str) -> int:
+        return count_simulators(compose("sim", list(words), TrainConfig), n_tasks=3)
+
+    assert count() == 3 and count("env.id=recorded", "env.kind=dream") == 1

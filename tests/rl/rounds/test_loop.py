@@ -676,8 +676,8 @@ def test_twins_have_the_task_of_their_episode(tiny: list[str], demonstrations: l
     post = build("dream", tiny, demonstrations, *tasks)
     assert post.twins is not None and post.twins.n_tasks == 2
     for seeds in ([1_000_000, 1_000_001], [1_000_002]):  # a whole turn of the tasks, and a part of one
-        groups = [seeds, *([post.twins._other(seed, k) for seed in seeds] for k in range(2))]
-        starts = post.twins._of(groups)
+        groups = [seeds, *([post.twins._other_seed(seed, k) for seed in seeds] for k in range(2))]
+        starts = post.twins._starts_of(groups)
         task_of = dict(zip(starts.seed.tolist(), starts.task.tolist(), strict=True))
         for group in groups:
             assert [task_of[seed] for seed in group] == [task_of[seed] for seed in seeds]

@@ -56,19 +56,19 @@ def test_environments_are_divided_by_largest_remainders() -> None:
 
 def test_earlier_episodes_lose_weight_and_places_are_apart() -> None:
     tasks = make()
-    assert tasks.of("sim") is None  # nothing to steer by yet
+    assert tasks.share_in("sim") is None  # nothing to steer by yet
     logged = tasks.count("sim", Counted((4, 1), (0, 0), (2, 2)), fresh=False)  # type: ignore[arg-type]
     assert logged == {"rollout/sim_success/button-press-topdown": 0.25, "rollout/sim_success/push": 1.0}
     tasks.count("sim", Counted((1, 1), (1, 0), (0, 0)), fresh=False)  # type: ignore[arg-type]
     expected = [[4 * KEPT + 1, KEPT + 1], [1.0, 0.0], [2 * KEPT, 2 * KEPT]]
     assert tasks.state.tasks_seen["sim"].tolist() == [pytest.approx(row) for row in expected]
-    assert tasks.of("dream") is None
+    assert tasks.share_in("dream") is None
 
 
 def test_a_run_with_one_task_counts_and_steers_nothing() -> None:
     tasks = make(trained=["push"])
     assert tasks.count("sim", Counted((4, 1), (0, 0), (2, 2)), fresh=False) == {}  # type: ignore[arg-type]
-    assert tasks.state.tasks_seen == {} and tasks.of("sim") is None
+    assert tasks.state.tasks_seen == {} and tasks.share_in("sim") is None
 
 
 def test_tasks_outside_the_run_get_nothing() -> None:

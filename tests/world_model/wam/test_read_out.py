@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from rewards.errors import UserError
 from tests.conftest import CONFIG as INDEX_CONFIG
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
@@ -16,6 +18,7 @@ from world_model.spec import Feature, Spec
 from world_model.wam.config import TextConfig
 from world_model.wam.model import WorldActionModel
 from world_model.wam.read_out import FrameBatch, FrameData, frame_data
+from world_model.wam.store import load_model, save_model
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 CONFIG = replace(INDEX_CONFIG, task_conditioning="text", text=TextConfig(encoder="mine.py:encode", dim=10))
@@ -123,6 +126,19 @@ def test_a_refit_repeats_to_the_bit_and_leaves_the_random_numbers_of_torch(
         weights.append(torch.cat([p.flatten() for p in model.read_out.parameters()]))
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_checkpoint_says_which_tasks_are_unseen(checkpoint: WorldActionModel, tmp_path: Path) -> None:
+    model = copy.deepcopy(checkpoint)
+    save_model(tmp_path / "m", model, "rl")
+    assert load_model(tmp_path / "m").unseen_tasks == ("up",)
+    older = model.to_config()
+    assert older.pop("unseen_tasks") == ["up"] and WorldActionModel.from_config(older).unseen_tasks == ()
+    for wrong in (["down"], "up", [1]):
+        with pytest.raises(UserError, match=r"unseen_tasks is .*, expected a list of tasks of the spec"):
+            WorldActionModel.from_config(older | {"unseen_tasks": wrong})
+    model.mark_seen({"left", "up"})
+    assert model.unseen_tasks == () and checkpoint.unseen_tasks == ("up",)
 
 
 def test_failures_alone_teach_nothing(checkpoint: WorldActionModel, own: list[Episode]) -> None:

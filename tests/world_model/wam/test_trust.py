@@ -125,11 +125,16 @@ def test_heads_of_older_checkpoints_have_no_memory_and_work_as_before(model, con
     assert older.trust.given.mean.shape == (n,) and older.trust.heads[0][0].in_features == n
     assert older.trust.heads[0][-1].out_features == 1
     seeds = torch.arange(6)
-    assert "trust" not in older.begin(batch.obs, seeds) and "trust" in model.begin(batch.obs, seeds)
+    assert older.begin(batch.obs, seeds)["trust"].shape == (6, 3, 0)
+    assert model.begin(batch.obs, seeds)["trust"].shape == (6, 3, 16)
     own = dream_of_real_actions(older, [e for e in episodes if e.length >= HORIZON * model.config.chunk_size])
     calibrate(older, own.given, own.errors, n_steps=2)
     with torch.no_grad():
-        _, predicted = older.predict(older.begin(batch.obs, seeds), batch.actions)
+        session = older.begin(batch.obs, seeds)
+        _, predicted = older.predict(session, batch.actions)
+        del session["trust"]  # as in the state of an older run
+        _, again = older.predict(session, batch.actions)
+    assert torch.equal(predicted.expected_error, again.expected_error)
     assert predicted.expected_error.shape == (6,) and (predicted.expected_error > 0).all()
     older.renew_trust()
     assert older.config == model.config and not older.estimates_error
