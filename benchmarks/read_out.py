@@ -7,11 +7,12 @@ For each task 20 episodes are recorded, 16 of a scripted expert with much noise 
 others to measure on. The first ones end at their first success, as those of PPO do. Rows:
 
     before      as the checkpoint is; one that knows tasks by index has its embedding for "no task"
-    after       after the refit of `dream.refit_read_out=unseen`
-    failures    the same with the failed episodes alone: nothing may change
-    plain       without balance and without the checkpoint's episodes: all windows equally often, for comparison
+    after       after a refit of the world decoder and that of `dream.refit_read_out=unseen`
+    failures    the same with the failed episodes alone: the read-out may not change
+    plain       read-out trained on true frames without balance and without the checkpoint's episodes, for comparison
 
-`auc` is that of all frames. An episode counts as a dreamed one does: solved if two frames in a row reach 0.5. `false`:
+All rows judge the dreams of the other episodes' actions against what these actions really led to. `auc` is that of all
+frames. An episode counts as a dreamed one does: solved if two frames in a row reach 0.5. `false`:
 of the failed episodes; `missed`: of the solved ones; `early`: of the solved ones, more than 5 steps before the truth.
 `moved` is the mean change of the probability of a frame.
 The rows of known tasks below `after` and `plain` are judged by the same read-out. The last tasks are known ones, where
@@ -29,14 +30,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rl.config import SimulatorConfig
+from rl.config import DreamConfig, SimulatorConfig
 from rl.envs.sim import make_spec
 from rl.instructions import tell_of
 from rl.stages.collect import collect_scripted
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
-from world_model.data.windows import Windows
 from world_model.dream_env import SURE, solved
+from world_model.replays import dreamed_episodes
 from world_model.wam.model import READ_OUT_STAGE, WorldActionModel
 from world_model.wam.read_out import FrameBatch
 from world_model.wam.store import load_model
@@ -53,7 +54,7 @@ SEEDS = {"train": 100, "heldout": 5000}
 
 
 def main() -> None:
-    options = arguments()
+    options, dream = arguments(), DreamConfig()
     torch.set_num_threads(1)
     checkpoint = load_model(options.checkpoint)
     own = EpisodeStore(find_checkpoint(options.checkpoint)).load()
@@ -71,9 +72,11 @@ def main() -> None:
             if name == "plain":
                 plain(model, seen)
             elif name != "before":
-                model.refit_read_out(seen if name == "after" else failed, own, (task,), seed=0)
+                model.refit(seen, dream.refit_steps, dream.refit_learning_rate, seed=0)
+                learned = dreamed_episodes(model, seen if name == "after" else failed)
+                model.refit_read_out(learned, own, (task,), seed=0)
             for other in (task, *options.known) if task in options.tasks and name in ("after", "plain") else (task,):
-                judged = [episode for episode in heldout if episode.task == other]
+                judged = dreamed_episodes(model, [episode for episode in heldout if episode.task == other])
                 print(row(model, name, judged, with_task(copy.deepcopy(checkpoint), task)), flush=True)
 
 
@@ -89,17 +92,14 @@ def with_task(model: WorldActionModel, task: str) -> WorldActionModel:
 
 
 def plain(model: WorldActionModel, episodes: list[Episode]) -> None:
-    """Train the read-outs on all windows of some episodes equally often."""
+    """Train the read-outs on all true frames of some episodes equally often."""
+    frames = FrameBatch.of(episodes, model.spec.tasks)
 
     class AllFrames:
-        def __init__(self, windows: Windows) -> None:
-            self.windows = windows
-
         def sample(self, n: int, generator: torch.Generator) -> FrameBatch:
-            return FrameBatch.of(self.windows.sample(n, generator))
+            return frames.at(torch.randint(len(frames.success), (n,), generator=generator))
 
-    windows = model.windows_of(episodes, model.spec.tasks, model.chunk_size, ends=True, pads=True)
-    train_stage("read_out", model, AllFrames(windows), READ_OUT_STAGE)  # type: ignore[arg-type]
+    train_stage("read_out", model, AllFrames(), READ_OUT_STAGE)  # type: ignore[arg-type]
 
 
 def collected(folder: Path, part: str, tasks: Sequence[str]) -> list[Episode]:

@@ -3,6 +3,7 @@
 | function | says |
 |---|---|
 | `replay`, `replay_episodes` | what is dreamed of whole episodes, and whether they succeed there as well |
+| `dreamed_episodes` | recorded episodes with dreamed frames and true labels, to learn from |
 | `agreement` | how well dreamed and real success agree (Matthews correlation) |
 | `chunk_errors` | true and expected error of chunks all along the episodes |
 | `error_ratio` | error of one chunk in units of "nothing moves" |
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +87,22 @@ def replay_episodes(model: WorldModel, episodes: list[Episode], n_chunks: int | 
         errors.append(model.frame_error(true, {name: values[1:] for name, values in dreamed.frames.items()}))
     real = torch.tensor([bool(episode.success[:most].any()) for episode in encoded])
     return EpisodeReplays(replays, errors, real)
+
+
+def dreamed_episodes(model: WorldModel, episodes: list[Episode]) -> list[Episode]:
+    """Return episodes with the frames that a model dreams of their actions, from their first states.
+
+    Actions and labels are the recorded ones, so they say what really came of what is dreamed.
+
+    Args:
+        model: dreams.
+        episodes: as for `replay_episodes`.
+    """
+    encoded = model.encode_episodes(episodes)
+    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames).to(model.device)
+    replays = replay(model, starts, [episode.action for episode in encoded])
+    frames = ({name: values.cpu() for name, values in of.frames.items()} for of in replays)
+    return [replace(episode, obs=obs, every={}) for episode, obs in zip(encoded, frames, strict=True)]
 
 
 @torch.no_grad()

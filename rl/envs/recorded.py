@@ -25,7 +25,7 @@ from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
-from world_model.replays import chunk_errors
+from world_model.replays import chunk_errors, dreamed_episodes
 from world_model.spec import LATENTS, Spec
 
 DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
@@ -62,13 +62,15 @@ def refit_read_out(config: TrainConfig, model: WorldModel, episodes: list[Episod
     """
     chosen = {"unseen": model.unseen_tasks, "all": {episode.task for episode in episodes}, "none": ()}
     tasks = chosen[config.dream.refit_read_out]
-    if not tasks:
+    learned = [episode for episode in episodes if episode.task in tasks]
+    if not learned:
         return
     own: list[Episode] = []
     if config.dream.brought is None:  # else the checkpoint is that of the policy alone
         store = EpisodeStore(find_checkpoint(config.checkpoint))
         own = store.load(tasks=model.spec.tasks, features=stored_spec(store, model).features)
-    model.refit_read_out(episodes, model.encode_episodes(own), tasks, seed)
+    # Success is asked of dreamed frames. So it is learned from them, with the outcomes that their actions really had.
+    model.refit_read_out(dreamed_episodes(model, learned), model.encode_episodes(own), tasks, seed)
 
 
 def stored_spec(store: EpisodeStore, model: WorldModel) -> Spec:

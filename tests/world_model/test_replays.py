@@ -13,7 +13,7 @@ from world_model.api import METRES, OF_STATE, Prediction, Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Obs
-from world_model.replays import agreement, chunk_errors, error_ratio, replay_episodes
+from world_model.replays import agreement, chunk_errors, dreamed_episodes, error_ratio, replay_episodes
 from world_model.spec import Feature, Spec
 from world_model.wam.metrics import prediction_metrics
 from world_model.wam.trust import calibrate, dream_of_real_actions, expected_errors
@@ -52,6 +52,15 @@ def test_what_is_dreamed_of_whole_episodes() -> None:
     assert all(not errors.any() for errors in found.errors) and [len(e) for e in found.errors] == [5, 2, 4, 3]
     assert found.replays[1].frames["state"].tolist() == [[0.0], [1.0], [2.0]]
     assert agreement(found.success, found.real_success) == pytest.approx(1.0)
+
+
+def test_dreamed_episodes_have_dreamed_frames_and_true_labels() -> None:
+    half = dreamed_episodes(Straight(0.5), EPISODES)
+    assert [e.state.flatten().tolist() for e in half[:2]] == [[0, 0.5, 1, 1.5, 2, 2.5], [0, 0.5, 1]]
+    assert half[3].state.flatten().tolist() == [1, 1.5, 2, 2.5]  # from the true first state
+    assert [e.success.tolist() for e in half] == [e.success.tolist() for e in EPISODES]
+    assert all(torch.equal(a.action, b.action) for a, b in zip(half, EPISODES, strict=True))
+    assert EPISODES[0].state.flatten().tolist() == [0, 1, 2, 3, 4, 5]  # the recorded ones are as they were
 
 
 def test_a_wrong_model_is_found_out() -> None:

@@ -126,12 +126,6 @@ class Windows:
         """Draw `n` windows with replacement, uniformly."""
         return self.at(torch.randint(len(self), (n,), generator=generator, device=generator.device))
 
-    @property
-    def shows_success(self) -> Tensor:
-        """Whether a frame after the context of each window is a success, (n,) bool."""
-        rows = self.start[:, None] + torch.arange(1, self.chunk_size + 1, device=self.start.device)
-        return self.success[rows.minimum(self.last[self.episode][:, None])].bool().any(1)
-
     def at(self, index: Tensor) -> Batch:
         """Return the windows of `index` (n,)."""
         start = self.start[index][:, None]  # row of the newest context frame, and of the first action

