@@ -28,7 +28,7 @@ from world_model.files import (
     write_folder,
 )
 from world_model.hub import PREFIX, download, is_hub_name, is_repository_name, storage_of
-from world_model.runs import newest_runs
+from world_model.runs import find_run, newest_runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,6 +219,8 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         # One of the three files is enough: loading a damaged checkpoint reports what is wrong with it.
         if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):
             return folder
+    if (run := find_run(path)) is not None:
+        raise UserError(f"{run} has no checkpoint yet; let the run go on: wamtune train {run}")
     on_hub = f", or {PREFIX}{path} on the Hub" if is_repository_name(str(path)) else ""
     known = closest_or_known(str(path), builtin_checkpoints())
     raise UserError(f"no checkpoint at {path}; {known}; try `wamtune ls checkpoints`{on_hub}")

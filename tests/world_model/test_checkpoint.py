@@ -221,6 +221,11 @@ def test_find_by_path_run_folder_and_builtin_name(tmp_path, monkeypatch) -> None
     missing = tmp_path / "nowhere" / "metaworld-tuned"
     expected = f"no checkpoint at {missing}; known: metaworld-tuned; try `wamtune ls checkpoints`"
     assert line(load_checkpoint, missing) == line(find_checkpoint, missing) == expected
+    unfinished = tmp_path / "runs" / "begun" / "20260105-000000-s0"
+    unfinished.mkdir(parents=True)
+    (unfinished / "config.yaml").touch()
+    go_on = f"{unfinished} has no checkpoint yet; let the run go on: wamtune train {unfinished}"
+    assert line(find_checkpoint, unfinished) == line(find_checkpoint, unfinished.parent) == go_on
 
 
 def test_a_local_folder_of_the_name_of_a_builtin_does_not_hide_it(tmp_path, monkeypatch) -> None:
