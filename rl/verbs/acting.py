@@ -49,6 +49,7 @@ def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Act
     """
     if policy or is_policy(name):
         return Actor(name, denoiser=load_brought(name, policy, device, n_action_steps))
+    refuse_own_class(name)
     about, tensors = load_checkpoint(name)
     if about.get("policy") == "gaussian":
         return _gaussian(name, about, tensors)
