@@ -15,7 +15,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rewards.errors import UserError, closest_or_known
+from rewards.errors import UserError, did_you_mean
 from world_model.files import (
     JSON_BYTES,
     TENSOR_BYTES,
@@ -28,7 +28,7 @@ from world_model.files import (
     write_folder,
 )
 from world_model.hub import PREFIX, download, is_hub_name, is_repository_name, storage_of
-from world_model.runs import find_run, newest_runs
+from world_model.runs import find_run, named_runs, newest_runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,7 +222,8 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     if (run := find_run(path)) is not None:
         raise UserError(f"{run} has no checkpoint yet; let the run go on: wamtune train {run}")
     on_hub = f", or {PREFIX}{path} on the Hub" if is_repository_name(str(path)) else ""
-    known = closest_or_known(str(path), builtin_checkpoints())
+    known = did_you_mean(str(path), [*builtin_checkpoints(), *named_runs()]).removeprefix("; ")
+    known = known or f"known: {', '.join(builtin_checkpoints())}"
     raise UserError(f"no checkpoint at {path}; {known}; try `wamtune ls checkpoints`{on_hub}")
 
 

@@ -22,3 +22,8 @@ def find_run(name_or_path: str | Path) -> Path | None:
         if (folder / "config.yaml").is_file():
             return folder
     return None
+
+
+def named_runs() -> list[str]:
+    """Return `runs/NAME` for each name that a run here has, sorted."""
+    return sorted({str(folder.parent) for folder in Path("runs").glob("*/[0-9]*")})

@@ -226,6 +226,8 @@ def test_find_by_path_run_folder_and_builtin_name(tmp_path, monkeypatch) -> None
     (unfinished / "config.yaml").touch()
     go_on = f"{unfinished} has no checkpoint yet; let the run go on: wamtune train {unfinished}"
     assert line(find_checkpoint, unfinished) == line(find_checkpoint, unfinished.parent) == go_on
+    monkeypatch.chdir(tmp_path)
+    assert "no checkpoint at runs/pusch; did you mean 'runs/push'?" in line(find_checkpoint, "runs/pusch")
 
 
 def test_a_local_folder_of_the_name_of_a_builtin_does_not_hide_it(tmp_path, monkeypatch) -> None:
