@@ -314,7 +314,9 @@ def _read_verified(folder: Path, wanted: Collection[str], within: Path | None = 
     manifest = _manifest(folder)
     for name in wanted:
         if name not in manifest:
-            raise UserError(f"{folder / MANIFEST}: it does not list {name}; copy the checkpoint again, or name one of our model")
+            raise UserError(
+                f"{folder / MANIFEST}: it does not list {name}; copy the checkpoint again, or name one of our model"
+            )
     contents = {}
     for name, entry in manifest.items():
         path = folder / name

@@ -85,7 +85,7 @@ def test_it_learns_by_imitation_and_is_saved_and_evaluated(capsys: pytest.Captur
 def test_it_is_named_in_place_of_a_checkpoint_and_its_mistakes_are_one_line() -> None:
     actor = load_policy(ACTOR.func, "", "cpu", 0)
     assert actor.denoiser is not None and actor.denoiser.reads["state"].shape == (21,)
-    with pytest.raises(UserError, match=r"unexpected keyword argument 'widht'; it takes state_dim, action_dim, horizon"):
+    with pytest.raises(UserError, match=r"unexpected keyword argument 'widht'; it takes state_dim, action_dim"):
         make_denoiser(PolicyConfig(ACTOR.func, {"widht": 8}), "cpu")
     Path("plain.py").write_text("import torch\n\n\ndef plain():\n    return torch.nn.Linear(2, 2)\n")
     with pytest.raises(UserError, match=r"expected a rl.policies.api.Denoiser, got Linear.*; write one around your"):

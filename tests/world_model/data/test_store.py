@@ -51,7 +51,8 @@ def test_a_feature_that_is_missing_or_of_another_size_is_named(tmp_path: Path) -
         with pytest.raises(UserError, match=line) as error:
             store.check_fits(replace(SEEING, features=SEEING.features | {name: feature}), "here")
         assert str(error.value).startswith("here: ") and "\n" not in str(error.value)
-    for other, line in (({"control_hz": 20.0}, "control_hz 10.0, not 20"), ({"action_high": (2.0,)}, r"\(1.0,\), not \(2")):
+    others = ({"control_hz": 20.0}, "control_hz 10.0, not 20"), ({"action_high": (2.0,)}, r"high \(1.0,\), not \(2.0")
+    for other, line in others:
         with pytest.raises(UserError, match=line):
             store.check_fits(replace(SEEING, **other), "here")
     with pytest.raises(UserError, match="other features, bounds or rate"):  # to append, all features must be the same
