@@ -170,7 +170,7 @@ def _make_of_file(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, An
     """Make the environment of `path.py:name`, a class or a function that returns an environment."""
     found = load("simulator", env_id, {}, key="env.id")
     with blamed(f"environment {env_id!r}", defined_at(found).rpartition(":")[0]):
-        spec = gymnasium.envs.registration.EnvSpec(env_id.rpartition(":")[2], entry_point=found)  # type: ignore[arg-type]
+        spec = gymnasium.envs.registration.EnvSpec(env_id.rpartition(":")[2], entry_point=found)
         return gymnasium.make(spec, disable_env_checker=True, **options)
 
 
