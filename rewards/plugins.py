@@ -226,7 +226,9 @@ def _find(
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         # hasattr, not vars: modules of Isaac Lab import their attributes on first access.
         if not hasattr(module, attribute):
-            raise UserError(f"{who}: {source} has no {attribute!r}{did_you_mean(attribute, public)}")
+            own = [name for name in public if getattr(vars(module)[name], "__module__", "") == module.__name__]
+            hint = did_you_mean(attribute, public) or f"; it has {', '.join(own)[:200] or 'nothing that can be called'}"
+            raise UserError(f"{who}: {source} has no {attribute!r}{hint}")
         found = getattr(module, attribute)
     else:
         found, module = _load_entry_point(kind, func, builtins, who, key)

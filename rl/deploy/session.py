@@ -324,4 +324,4 @@ def _task(spec: Spec, config: RobotConfig) -> str:
     known = spec.tasks
     if config.task in known or (not config.task and len(known) == 1):
         return config.task or known[0]
-    raise UserError(f"task={config.task or '(none)'}: expected one of {', '.join(known)}")
+    raise UserError(f"task={config.task or 'NAME is missing'}: expected one of {', '.join(known)}")

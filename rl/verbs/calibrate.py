@@ -70,7 +70,7 @@ def _task(wanted: str, store: EpisodeStore, pilot: ModelPilot) -> str:
         raise UserError(f"{store.folder}: it has no episode of a task that the checkpoint knows")
     if wanted in known or (not wanted and len(known) == 1):
         return wanted or known[0]
-    raise UserError(f"task={wanted or '(none)'}: expected one of {', '.join(known)}")
+    raise UserError(f"task={wanted or 'NAME is missing'}: expected one of {', '.join(known)}")
 
 
 def _labels(episodes: list[Episode], n_own: int) -> str:

@@ -101,7 +101,7 @@ def _task(simulator: type[Simulator], env: SimulatorConfig, recorded: list[str],
     wanted = env.tasks[0] if env.tasks else ""
     if wanted in known or (not wanted and len(known) == 1):
         return wanted or known[0]
-    raise UserError(f"env.tasks={wanted or '(none)'}: expected one of {', '.join(known)}")
+    raise UserError(f"env.tasks={wanted or 'NAME is missing'}: expected one of {', '.join(known)}")
 
 
 def _has(simulator: type[Simulator], env: SimulatorConfig, task: str) -> bool:
