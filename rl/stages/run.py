@@ -59,6 +59,7 @@ from world_model.wam.metrics import image_metrics, imitation_metrics
 from world_model.wam.model import WorldActionModel
 from world_model.wam.sharding import gathered, shard, unshard
 from world_model.wam.store import half_precision, load_model, load_model_and_config, save_model
+from world_model.wam.text import load_encoder
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 ALONE = Distributed()
@@ -213,6 +214,8 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
     if saved is not None and not saved.state:
         return saved.config
     check_simulator(config)
+    if config.model.text.encoder:
+        load_encoder(config.model.text.encoder)  # a mistake in its name ends the command before episodes are collected
     torch.set_num_threads(config.threads or distributed.n_threads)
     store = EpisodeStore(config.episode_folder)
     # Collect what is missing. A dataset is needed only once: after the first checkpoint it has been imported.

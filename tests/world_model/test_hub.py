@@ -171,8 +171,9 @@ def test_no_network(server: HubServer, tmp_path: Path) -> None:
     (line,) = download(server, tmp_path, "ann/pole", HF_ENDPOINT=url)
     missing = f"it is not complete in the cache {tmp_path / 'hf' / 'hub'}"
     refused = f"cannot reach {url} (Connection refused) and {missing}"
-    assert line == f"hf://ann/pole: {refused}; connect, or name a local folder"
-    (line,) = download(server, tmp_path, "ann/pole", HF_HUB_OFFLINE="1")
+    no_folder = "there is no folder ann/pole here; taken as a name on the Hub, "
+    assert line == f"{no_folder}hf://ann/pole: {refused}; connect, or name a local folder"
+    (line,) = download(server, tmp_path, "hf://ann/pole", HF_HUB_OFFLINE="1")
     assert line == f"hf://ann/pole: HF_HUB_OFFLINE is set and {missing}; unset it, or name a local folder"
 
 

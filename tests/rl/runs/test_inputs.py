@@ -28,5 +28,7 @@ def test_the_file_of_an_environment_is_kept_and_must_not_change(
     (copy,) = (run / "plugins").iterdir()
     assert before.keys() == {"env.id"} and copy.read_text() == file.read_text()
     file.write_text("def make():\n    return 1\n")
-    with pytest.raises(UserError, match=r"^env.id: .*mine/env.py has changed since the run began; restore it from runs"):
+    with pytest.raises(
+        UserError, match=r"^env.id: .*mine/env.py has changed since the run began; restore it from runs"
+    ):
         check_inputs(config, run, before)
