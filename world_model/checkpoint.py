@@ -12,10 +12,11 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rewards.errors import UserError, did_you_mean
+from rewards.errors import UserError, closest_or_known
 from world_model.files import (
     JSON_BYTES,
     TENSOR_BYTES,
@@ -28,7 +29,7 @@ from world_model.files import (
     write_folder,
 )
 from world_model.hub import PREFIX, download, is_hub_name, is_repository_name, storage_of
-from world_model.runs import find_run, named_runs, newest_runs
+from world_model.runs import find_run, named_runs, newest_runs, verb_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -220,10 +221,11 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):
             return folder
     if (run := find_run(path)) is not None:
-        raise UserError(f"{run} has no checkpoint yet; let the run go on: wamtune train {run}")
+        raise UserError(f"{run} has no checkpoint yet; let the run go on: wamtune {verb_of(run)} {run}")
     on_hub = f", or {PREFIX}{path} on the Hub" if is_repository_name(str(path)) else ""
-    known = did_you_mean(str(path), [*builtin_checkpoints(), *named_runs()]).removeprefix("; ")
-    known = known or f"known: {', '.join(builtin_checkpoints())}"
+    # Typing errors alone: runs/own-tuned and runs/own-pretrained are different things.
+    near = get_close_matches(str(path), named_runs(), n=1, cutoff=0.85)
+    known = f"did you mean {near[0]!r}?" if near else closest_or_known(str(path), builtin_checkpoints())
     raise UserError(f"no checkpoint at {path}; {known}; try `wamtune ls checkpoints`{on_hub}")
 
 

@@ -27,7 +27,7 @@ from rl.runs.progress import Progress
 from rl.stages.collect import SOURCES
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.stages.episodes import (
-    check_simulator,
+    check_early,
     collect,
     demonstrations,
     device_of,
@@ -59,7 +59,6 @@ from world_model.wam.metrics import image_metrics, imitation_metrics
 from world_model.wam.model import WorldActionModel
 from world_model.wam.sharding import gathered, shard, unshard
 from world_model.wam.store import half_precision, load_model, load_model_and_config, save_model
-from world_model.wam.text import load_encoder
 from world_model.wam.training import StageConfig, fit_statistics, train_stage
 
 ALONE = Distributed()
@@ -213,9 +212,7 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
-    check_simulator(config)
-    if config.model.text.encoder:
-        load_encoder(config.model.text.encoder)  # a mistake in its name ends the command before episodes are collected
+    check_early(config)
     torch.set_num_threads(config.threads or distributed.n_threads)
     store = EpisodeStore(config.episode_folder)
     # Collect what is missing. A dataset is needed only once: after the first checkpoint it has been imported.

@@ -302,6 +302,12 @@ def test_held_out_that_were_recorded_apart_stay_apart(tmp_path: Path) -> None:
         load_split(store, ["a"], 11)
 
 
+def test_images_are_not_taken_for_a_state(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 2, with_images=True)
+    with pytest.raises(UserError, match=rf"{FRONT} holds images, .* columns\.images\.front={FRONT}$"):
+        import_lerobot(tmp_path, ColumnsConfig(state=(FRONT,)))
+
+
 def test_arrays_of_numpy_become_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of the page, on arrays as numpy makes them; an action beyond the bounds is named."""
     monkeypatch.chdir(tmp_path)
