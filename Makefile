@@ -1,4 +1,5 @@
 # Everything runs in .venv, which makes itself: with uv if it is there, else with `python3 -m venv`.
+#   make install         the command `wamtune` in .venv/bin, without running anything
 #   make demo            post-train the built-in model, before -> after in the simulator
 #   make demo-pixels     the same from images, in half an hour
 #   make test            lint, types and the fast tests
@@ -28,10 +29,12 @@ PYTHON312 ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pixels docs test test-slow test-notebooks isaac test-isaac lerobot test-lerobot lint format types clean
+.PHONY: help install demo demo-pixels docs test test-slow test-notebooks isaac test-isaac lerobot test-lerobot lint format types clean
 
 help:
-	@sed -n '2,9s/^# *//p' Makefile
+	@sed -n '2,10s/^# *//p' Makefile
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/wamtune train demo

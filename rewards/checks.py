@@ -61,4 +61,4 @@ def named_or_only(key: str, name: str, known: Sequence[str]) -> str:
     """
     if name in known or (not name and len(known) == 1):
         return name or known[0]
-    raise UserError(f"{key}={name or '(none)'}: expected one of {', '.join(known)}")
+    raise UserError(f"{key}={name or 'NAME is missing'}: expected one of {', '.join(known)}")

@@ -54,6 +54,9 @@ GROUPS: dict[Kind, str] = {
 MAX_MAGNITUDE = 1e6
 """Largest accepted absolute value of a weight or a reward. A larger, finite one would ruin a critic as well as NaN."""
 
+_loaded_files: set[str] = set()
+"""Files of the plug-ins that were loaded in this process."""
+
 Builtins = Mapping[str, Callable[..., Any] | str]
 """Name -> the built-in itself, or `module:name`, which is imported on first use."""
 
@@ -78,6 +81,17 @@ def source_file(kind: Kind, func: str, builtins: Builtins, who: str = "", key: s
     """Return the file of the module in which `func` is found, see `load`; None for a built-in."""
     module = _find(kind, func, builtins, who, key)[1]
     return Path(module.__file__) if module is not None and module.__file__ else None
+
+
+def plugin_line(error: Exception) -> str:
+    """Return `FILE:LINE` of the innermost line of a plug-in in the traceback of `error`; empty if there is none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in _loaded_files]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def names_file(func: str) -> bool:
+    """Return whether `func` is written as `path.py:name`."""
+    return func.rpartition(":")[0].endswith(".py")
 
 
 def known(kind: Kind, builtins: Builtins) -> list[str]:
@@ -208,14 +222,18 @@ def _find(
     if func in builtins:
         found: object = _builtin(builtins[func])
     elif colon:
-        module = _load_file(who, source) if source.endswith(".py") else _import(who, key, source, attribute)
+        module = _load_file(who, source) if names_file(func) else _import(who, key, source, attribute)
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         # hasattr, not vars: modules of Isaac Lab import their attributes on first access.
         if not hasattr(module, attribute):
-            raise UserError(f"{who}: {source} has no {attribute!r}{did_you_mean(attribute, public)}")
+            own = [name for name in public if getattr(vars(module)[name], "__module__", "") == module.__name__]
+            hint = did_you_mean(attribute, public) or f"; it has {', '.join(own)[:200] or 'nothing that can be called'}"
+            raise UserError(f"{who}: {source} has no {attribute!r}{hint}")
         found = getattr(module, attribute)
     else:
         found, module = _load_entry_point(kind, func, builtins, who, key)
+    if module is not None and module.__file__:
+        _loaded_files.add(module.__file__)
     if not callable(found):
         raise UserError(f"{who}: {func} is of type {type(found).__name__}, expected a function or a class")
     return found, module

@@ -230,8 +230,6 @@ def load(
         UserError: it is missing or damaged, or cannot act.
     """
     name = str(name)
-    if not policy and ":" in name.removeprefix("hf://") and not Path(name).exists():
-        policy = name
     if not policy:
         check_words("eval", [name])
     return LoadedPolicy(name, load_policy(name, policy, device, n_action_steps))

@@ -14,7 +14,7 @@ import torch
 from rewards import RewardManager
 from rewards.errors import UserError, blamed, closest_or_known, defined_at
 from rewards.manager import isaac_terms
-from rewards.plugins import load
+from rewards.plugins import check_params, load
 from rl.config import PolicyConfig, SimulatorConfig, TrainConfig
 from rl.envs.features import given_spec
 from rl.envs.names import BUILTIN, shown_name, simulator_name
@@ -52,7 +52,10 @@ def find_simulator(env: SimulatorConfig) -> type[Simulator]:
     name = simulator_name(env)
     found = load("simulator", name, BUILTIN, key="env.simulator")
     if not (inspect.isclass(found) and issubclass(found, Simulator)):
-        raise UserError(f"env.simulator={name}: expected a subclass of rl.envs.simulator.Simulator, got {found!r:.80}")
+        raise UserError(
+            f"env.simulator={name}: expected a subclass of rl.envs.simulator.Simulator, got {found!r:.80}; "
+            f"an environment of gymnasium is named by env.id={name}"
+        )
     return found
 
 
@@ -227,10 +230,14 @@ def make_denoiser(actor: PolicyConfig, device: str, n_action_steps: int = 0) -> 
         denoiser: Any = _lerobot(actor, device)
     else:
         found = load("policy", actor.func, {}, key="policy")
+        check_params(f"policy={actor.func}", actor.func, found, actor.params, n_given=0)
         with blamed(f"policy={actor.func}", defined_at(found).rpartition(":")[0]):
             denoiser = found(**actor.params)
         if not isinstance(denoiser, Denoiser):
-            raise UserError(f"policy={actor.func}: expected a rl.policies.api.Denoiser, got {denoiser!r:.80}")
+            raise UserError(
+                f"policy={actor.func}: expected a rl.policies.api.Denoiser, got {denoiser!r:.80}; "
+                "write one around your network, see docs/bring_your_own.md#your-own-policy"
+            )
         denoiser = denoiser.to(device)
     denoiser.n_action_steps = every = n_action_steps or denoiser.n_action_steps or denoiser.chunk_size
     # A policy that reads one frame needs an image only when it decides.
@@ -428,8 +435,9 @@ def _check_reads(sim: Simulator, denoiser: Denoiser, where: str) -> None:
         if given is None or given.shape != feature.shape:
             has = f"has {list(given.shape)}" if given else f"has {', '.join(sim.spec.features)}"
             raise UserError(
-                f"{where}: the policy reads {name!r} of shape {list(feature.shape)}, the environment {has}; rename the "
-                "features of the policy (policy.params.rename), or choose one that was trained here"
+                f"{where}: the policy reads {name!r} of shape {list(feature.shape)}, the environment {has}; correct "
+                "`reads` of a policy of your own, rename the features of one of LeRobot (policy.params.rename), or "
+                "choose one that was trained here"
             )
 
 

@@ -72,13 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """Return a message and the exit code for an unexpected error: out of memory, file errors, or a bug."""
+    """Return a message and the exit code for an unexpected error: out of memory, files, a plug-in, or a bug of ours."""
     # torch has no exception type of its own for CPU memory, so look at the text.
     if isinstance(error, MemoryError) or ("allocate" in str(error) and "memory" in str(error)):
         return "out of memory; lower n_envs, n_steps, batch_size or the sizes of the model, or end other programs", 2
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}; check the name, its permissions and the free space", 2
+    from rewards.plugins import plugin_line
+
+    if at := plugin_line(error):
+        return f"{at} raised {type(error).__name__}: {error}; correct it there; --debug shows the whole traceback", 2
     return f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with --debug to see where", 1
 
 

@@ -285,7 +285,7 @@ def _with_files(value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     found = {key: _with_files(item, folder) for key, item in value.items()}
-    for key in ("func", "policy", "robot", "simulator", "world_model", "encoder", "text_encoder"):
+    for key in ("func", "policy", "robot", "simulator", "id", "world_model", "encoder", "text_encoder"):
         source, _, name = str(found.get(key, "")).rpartition(":")
         if source.endswith(".py") and (folder / source).is_file():
             found[key] = f"{folder / source}:{name}"

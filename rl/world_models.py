@@ -53,7 +53,10 @@ def make_world_model(dream: DreamConfig, seed: int, device: str) -> WorldModel |
         torch.manual_seed(seed)
         model = found(**copy.deepcopy(dict(chosen.params)))
     if not isinstance(model, WorldModel):
-        raise UserError(f"{who}: expected a world_model.api.WorldModel, got {model!r:.80}")
+        raise UserError(
+            f"{who}: expected a world_model.api.WorldModel, got {model!r:.80}; write one around your network, see "
+            "docs/bring_your_own.md#a-world-model-of-your-own"
+        )
     if isinstance(model, nn.Module):
         model.to(device).eval()
     model.n_denoising_steps = dream.n_denoising_steps

@@ -15,6 +15,7 @@ from rewards.builtin import BUILTIN
 from rewards.plugins import load
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.envs.sim import SimEnv
 from rl.policies.wam import flow_policy
 from rl.ppo.update import PPO
 from rl.robots.api import make_robot
@@ -93,6 +94,11 @@ def test_the_code_of_bring_your_own_does_what_it_says(
     effort = load("reward", "my_rewards.py:effort", {})
     action = torch.tensor([[0.5, -1.0], [0.0, 2.0]])
     assert effort(SimpleNamespace(action=action), power=2.0).tolist() == [1.25, 4.0]
+
+    env = SimEnv("my_env.py:Reach", 2, n_context_frames=1, max_steps=40)
+    point, goal = env.reset(seed=3)["state"][:, -1].split(2, dim=1)
+    step = env.step_chunk((10 * (goal - point)).clamp(-1, 1)[:, None])
+    torch.testing.assert_close(step.frames["state"][:, 0, :2], point + (goal - point).clamp(-0.1, 0.1))
 
     robot = make_robot("my_robot.py:MyRobot", {"port": "/dev/ttyUSB0"}, task="reach")
     robot.connect()

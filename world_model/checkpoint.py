@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -28,7 +29,7 @@ from world_model.files import (
     write_folder,
 )
 from world_model.hub import PREFIX, download, is_hub_name, is_repository_name, storage_of
-from world_model.runs import newest_runs
+from world_model.runs import find_run, named_runs, newest_runs, verb_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,8 +220,12 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
         # One of the three files is enough: loading a damaged checkpoint reports what is wrong with it.
         if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):
             return folder
+    if (run := find_run(path)) is not None:
+        raise UserError(f"{run} has no checkpoint yet; let the run go on: wamtune {verb_of(run)} {run}")
     on_hub = f", or {PREFIX}{path} on the Hub" if is_repository_name(str(path)) else ""
-    known = closest_or_known(str(path), builtin_checkpoints())
+    # Typing errors alone: runs/own-tuned and runs/own-pretrained are different things.
+    near = get_close_matches(str(path), named_runs(), n=1, cutoff=0.85)
+    known = f"did you mean {near[0]!r}?" if near else closest_or_known(str(path), builtin_checkpoints())
     raise UserError(f"no checkpoint at {path}; {known}; try `wamtune ls checkpoints`{on_hub}")
 
 
@@ -311,7 +316,9 @@ def _read_verified(folder: Path, wanted: Collection[str], within: Path | None = 
     manifest = _manifest(folder)
     for name in wanted:
         if name not in manifest:
-            raise UserError(f"{folder / MANIFEST}: it does not list {name}; copy the checkpoint again")
+            raise UserError(
+                f"{folder / MANIFEST}: it does not list {name}; copy the checkpoint again, or name one of our model"
+            )
     contents = {}
     for name, entry in manifest.items():
         path = folder / name

@@ -88,18 +88,12 @@ def download(name: str, say: Say = print) -> Path:
     hub = parse_hub_name(name)
     if (known := _FOLDERS.get(hub)) is not None and known.is_dir():
         return known
-    package = _huggingface_hub(hub)
-    # Catch everything: huggingface_hub and its HTTP libraries raise many unrelated types, which differ by version.
     try:
-        found = package.snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(PATTERNS))
-    except Exception as error:
-        raise _download_error(hub, error) from error
-    folder = Path(found)
-    if not folder.is_dir():  # no file of the repository matches the patterns
-        raise UserError(f"{hub}: it holds no {', '.join(PATTERNS)} files; is it the right repository?")
-    say(f"{hub}: commit {folder.name}")
-    _FOLDERS[hub] = folder
-    return folder
+        return _download(hub, say)
+    except UserError as error:
+        if name.startswith(PREFIX):
+            raise
+        raise UserError(f"there is no folder {name} here; taken as a name on the Hub, {error}") from error
 
 
 def is_shared(file: str) -> bool:
@@ -166,6 +160,22 @@ weights and its demonstrations must be of the same commit."""
 
 _PART = r"[A-Za-z0-9][\w.-]*"
 _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII)
+
+
+def _download(hub: HubName, say: Say) -> Path:
+    """Download a repository, see `download`."""
+    package = _huggingface_hub(hub)
+    # Catch everything: huggingface_hub and its HTTP libraries raise many unrelated types, which differ by version.
+    try:
+        found = package.snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(PATTERNS))
+    except Exception as error:
+        raise _download_error(hub, error) from error
+    folder = Path(found)
+    if not folder.is_dir():  # no file of the repository matches the patterns
+        raise UserError(f"{hub}: it holds no {', '.join(PATTERNS)} files; is it the right repository?")
+    say(f"{hub}: commit {folder.name}")
+    _FOLDERS[hub] = folder
+    return folder
 
 
 def _huggingface_hub(hub: HubName) -> Any:

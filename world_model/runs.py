@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rewards.errors import UserError
+from world_model.files import JSON_BYTES, read_file
+
 LATEST = "latest"
 """Name for the newest of all runs below `runs/`, unless a file or folder is called so."""
 
@@ -22,3 +25,18 @@ def find_run(name_or_path: str | Path) -> Path | None:
         if (folder / "config.yaml").is_file():
             return folder
     return None
+
+
+def named_runs() -> list[str]:
+    """Return `runs/NAME` for each name that a run here has, sorted."""
+    return sorted({str(folder.parent) for folder in Path("runs").glob("*/[0-9]*")})
+
+
+def verb_of(run: Path) -> str:
+    """Return the verb of a run (pretrain, tune or train), which the first line of its config names."""
+    try:
+        first = read_file(run / "config.yaml", JSON_BYTES).decode(errors="replace").partition("\n")[0]
+    except (OSError, UserError):
+        return "train"
+    found = [verb for verb in ("pretrain", "tune") if first.startswith(f"# wamtune {verb} ")]
+    return found[0] if found else "train"

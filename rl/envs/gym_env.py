@@ -1,4 +1,4 @@
-"""One registered gymnasium environment, for worker processes: this module imports no torch."""
+"""One gymnasium environment, registered or of a file, for worker processes: this module imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rewards.errors import UserError
+from rewards.errors import BadNumbers, UserError, blamed, defined_at
+from rewards.plugins import load, names_file
 from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.opengl import prepare_opengl
 from world_model.data.pixels import shrunk
@@ -29,12 +30,17 @@ class GymTask:
     state, float32. Cameras that the observation does not contain are rendered, from the viewpoint that the environment
     defines. Success is `info["is_success"]` or `info["success"]`, and False if neither is reported.
 
+    Args:
+        env_id: a registered id, or `path.py:name` of a class or function that makes the environment.
+        cameras: what is rendered.
+
     Raises:
-        UserError: the environment does not exist, or a space has another type.
+        UserError: the environment does not exist, its code raised an exception, or a space has another type.
     """
 
     def __init__(self, env_id: str, cameras: Cameras | None = None) -> None:
         self._env = _make(env_id)
+        self._blamed = f"environment {env_id!r}", defined_at(type(self._env.unwrapped)).rpartition(":")[0]
         observation, action = self._env.observation_space, self._env.action_space
         boxes = dict(observation.spaces) if isinstance(observation, gymnasium.spaces.Dict) else {"": observation}
         for what, space in (*((f"observation {name}".strip(), box) for name, box in boxes.items()), ("action", action)):
@@ -68,13 +74,15 @@ class GymTask:
 
     def reset(self, seed: int) -> Array:
         """Begin the episode of `seed`; return its first frame (state_dim,)."""
-        obs, _ = self._env.reset(seed=seed)
+        with blamed(*self._blamed):
+            obs, _ = self._env.reset(seed=seed)
         self._n_steps = 0
         return self._state(obs)
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action` (action_dim,); return frame (state_dim,), reward, success, terminated, truncated."""
-        obs, reward, terminated, truncated, info = self._env.step(action)
+        with blamed(*self._blamed):
+            obs, reward, terminated, truncated, info = self._env.step(action)
         self._n_steps += 1
         frame, rewards = self._state(obs), self._numbers(reward, "reward", 1)
         success = info.get("is_success", info.get("success", False))
@@ -123,10 +131,10 @@ class GymTask:
             raise self._bad(value, what, "true or false")
         return bool(array.item())
 
-    def _bad(self, value: Any, what: str, expected: str) -> ValueError:
+    def _bad(self, value: Any, what: str, expected: str) -> BadNumbers:
         got = " ".join(repr(value).split())[:60]
         where = f"{self._env.spec.id if self._env.spec else self._env} returned {got} as {what} at step {self._n_steps}"
-        return UserError(f"{where}; expected {expected}; nothing was learned from it")
+        return BadNumbers(f"{where}; expected {expected}; nothing was learned from it")
 
     def close(self) -> None:
         """Release the resources of the environment."""
@@ -140,10 +148,12 @@ def _is_image(box: Any) -> bool:
 def _make(env_id: str, renders: bool = False) -> gymnasium.Env[Any, Any]:
     if renders:
         prepare_opengl()
+    options: dict[str, Any] = {"render_mode": "rgb_array"} if renders else {}
+    if names_file(env_id):
+        return _make_of_file(env_id, options)
     try:
         if env_id.startswith("gym_pusht/"):
             import gym_pusht  # noqa: F401 - registers the id
-        options: dict[str, Any] = {"render_mode": "rgb_array"} if renders else {}
         return gymnasium.make(env_id, disable_env_checker=True, **options)
     except ImportError as error:  # gymnasium's DependencyNotInstalled as well
         if env_id.startswith("gym_pusht/"):
@@ -151,8 +161,17 @@ def _make(env_id: str, renders: bool = False) -> gymnasium.Env[Any, Any]:
         raise UserError(f"environment {env_id!r} needs a package that is not installed: {_line(error)}") from error
     except gymnasium.error.Error as error:
         raise UserError(
-            f"environment {env_id!r} cannot be made: {_line(error)}; expected 'metaworld' or a registered gymnasium id"
+            f"environment {env_id!r} cannot be made: {_line(error)}; expected a registered gymnasium id, or for your "
+            "own FILE.py:Class"
         ) from error
+
+
+def _make_of_file(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Make the environment of `path.py:name`, a class or a function that returns an environment."""
+    found = load("simulator", env_id, {}, key="env.id")
+    with blamed(f"environment {env_id!r}", defined_at(found).rpartition(":")[0]):
+        spec = gymnasium.envs.registration.EnvSpec(env_id.rpartition(":")[2], entry_point=found)
+        return gymnasium.make(spec, disable_env_checker=True, **options)
 
 
 def _line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from rewards.errors import UserError
+from rewards.plugins import names_file
 from rl.compose import typed
 from rl.config import SimulatorConfig
 from rl.envs.metaworld.events import Event
@@ -27,7 +28,7 @@ BUILTIN = {
 
 
 DESCRIBED = {
-    "gymnasium": "any registered gymnasium id",
+    "gymnasium": "any registered gymnasium id, or FILE.py:Class of your own",
     "isaac": "any registered task of Isaac Lab, such as Isaac-Cartpole, and Isaac-Push-Puck of our own",
     "recorded": "no simulator: the tasks that were recorded",
 }
@@ -101,10 +102,10 @@ def simulator_name(env: SimulatorConfig) -> str:
 def env_of_tasks(env: SimulatorConfig, tasks: Sequence[str]) -> SimulatorConfig:
     """Return `env`; if it names neither simulator nor id, take the id from `tasks`.
 
-    A task of gymnasium or Isaac Lab has the name of its id, such as Pendulum-v1 or Isaac-Cartpole. All other tasks
-    belong to Meta-World, which needs no id.
+    A task of gymnasium or Isaac Lab has the name of its id, such as Pendulum-v1, FILE.py:Class or Isaac-Cartpole. All
+    other tasks belong to Meta-World, which needs no id.
     """
-    is_id = len(tasks) == 1 and (tasks[0].startswith("Isaac-") or "-v" in tasks[0])
+    is_id = len(tasks) == 1 and (tasks[0].startswith("Isaac-") or "-v" in tasks[0] or names_file(tasks[0]))
     return replace(env, id=tasks[0]) if is_id and not (env.simulator or env.id) else env
 
 

@@ -104,7 +104,10 @@ class Recorded(DreamEnv, Simulator):
         if model is None:
             raise UserError("env.simulator=recorded: policy=gaussian has no dream to judge it in; use policy=flow")
         if run is None or not run.episodes:
-            raise UserError("env.simulator=recorded: there is no folder of episodes; train with episodes=FOLDER")
+            raise UserError(
+                "env.simulator=recorded: there is no folder of episodes; wamtune train has one, episodes=FOLDER, "
+                "and other verbs need a simulator"
+            )
         kept = {name: common[name] for name in DREAMED if name in common}
         return cls(run, model, request.tasks, request.n_envs, **kept)
 

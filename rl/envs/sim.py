@@ -1,4 +1,4 @@
-"""Simulators of single environments as one batch: Meta-World tasks, or any registered gymnasium id.
+"""Simulators of single environments as one batch: Meta-World tasks, or any gymnasium environment.
 
 A gymnasium environment has Box actions, and observations that are a Box or a Dict of them; see `rl.envs.gym_env`.
 """
@@ -32,7 +32,7 @@ class SimEnv(Simulator):
     """`num_envs` simulated environments; environment `j` runs `tasks[j % len(tasks)]`.
 
     Args:
-        env_id: "metaworld", or a registered gymnasium id such as "Pendulum-v1".
+        env_id: "metaworld", a registered gymnasium id such as "Pendulum-v1", or `path.py:Class`.
         num_envs: number of environments in the batch.
         tasks: Meta-World task names without version, such as "push"; a gymnasium id is its own task.
         n_workers: worker processes to spread the environments over, 0 to step them in this process; the number does
@@ -248,7 +248,7 @@ class MetaWorldSim(SimEnv):
 
 
 class GymnasiumSim(SimEnv):
-    """Any registered gymnasium id with Box actions and Box or Dict observations; each id is one task."""
+    """Any gymnasium environment with Box actions and Box or Dict observations; each id is one task."""
 
     id_is_task = True
 

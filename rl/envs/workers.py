@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from rewards.errors import BadNumbers
+from rewards.errors import BadNumbers, UserError
 from rl.envs.cameras import Cameras, Images
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class Group:
                     try:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
                     except ValueError as error:
+                        if isinstance(error, UserError) and not isinstance(error, BadNumbers):
+                            raise  # code of the environment raised an exception
                         raise BadNumbers(f"sim: environment {self.first + i}: {error}") from error
                     flags[:, i, j] = success, terminated, truncated
                     over = terminated or truncated or (success and stop_on_success)

@@ -309,7 +309,9 @@ def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
 def _built(name: str, maker: Callable[..., Robot], params: Mapping[str, Any]) -> Robot:
     try:
         return maker(**params)
-    except TypeError as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
         raise UserError(f"robot={name}: its parameters {dict(params)} do not fit: {error}") from error
 
 

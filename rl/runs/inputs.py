@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rewards.errors import UserError
-from rewards.plugins import source_file, source_of
+from rewards.plugins import names_file, source_file, source_of
 from rl.build import find_policy
 from rl.config import TrainConfig
 from rl.policies.lerobot.loading import WEIGHTS
@@ -90,7 +90,9 @@ def _sources(config: TrainConfig) -> dict[str, Path]:
     for key in ("learning_rate", "clip_range"):
         found[f"ppo.{key}"] = schedule_file(f"ppo.{key}", getattr(config.ppo, key))
     module, colon, _ = config.env.id.partition(":")
-    if colon:  # "module:Env-v0": gymnasium imports the module before it makes the environment
+    if names_file(config.env.id):
+        found["env.id"] = source_file("simulator", config.env.id, {}, key="env.id")
+    elif colon:  # "module:Env-v0": gymnasium imports the module before it makes the environment
         with suppress(ImportError, ValueError):  # building the environment will report it
             spec = importlib.util.find_spec(module)
             found["env.id"] = Path(spec.origin) if spec is not None and spec.origin else None

@@ -23,6 +23,7 @@ from rl.stages.config import PretrainConfig, TuneConfig
 from rl.stages.recorded import heldout_store, import_dataset
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.wam.model import WorldActionModel
+from world_model.wam.text import load_encoder
 
 BATCH = 10
 """Episodes per task that are collected between two writes, in a simulator that is not vectorised."""
@@ -52,12 +53,15 @@ def simulates(config: Where) -> bool:
     return find_simulator(config.env).place == "sim"
 
 
-def check_simulator(config: PretrainConfig) -> None:
-    """Refuse a config that its simulator cannot serve.
+def check_early(config: PretrainConfig) -> None:
+    """Refuse before any episode is collected a config that its simulator cannot serve, or without its text encoder.
 
     Raises:
-        UserError: a simulator without a task, a simulator together with a dataset, or videos without a task.
+        UserError: a simulator without a task, a simulator together with a dataset, videos without a task, or there is
+            no such encoder.
     """
+    if config.model.text.encoder:
+        load_encoder(config.model.text.encoder)
     where = shown_name(config.env)
     if simulates(config):
         if not config.env.tasks:

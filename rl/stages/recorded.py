@@ -18,6 +18,9 @@ from world_model.spec import IMAGES, Spec
 HELDOUT_EVERY = 5
 """Without a separate held-out part, every fifth episode of each task is held out: the first, the sixth, ..."""
 
+BOUNDS_SLACK = 1e-3
+"""Share of its range by which a recorded action may be beyond the bounds, since files and drivers round."""
+
 
 def heldout_store(store: EpisodeStore) -> EpisodeStore:
     """Return the store of the held-out episodes, used for measuring only: a folder inside that of `store`."""
@@ -95,18 +98,35 @@ def load_split(
         features: to keep of each episode; None: all.
 
     Raises:
-        UserError: nothing can be held out, because no task has two episodes.
+        UserError: nothing can be held out, because no task has two episodes; or an action is beyond the bounds.
     """
-    apart = heldout_store(store)
+    apart, episodes = heldout_store(store), store.load(tasks, features=features)
+    check_bounds(store, episodes)
     if apart.shards:
-        return store.load(tasks, features=features), apart.load(tasks, features=features)
-    learned, heldout = split([e for e in store.load(tasks, features=features) if e.length >= n_steps])
+        return episodes, apart.load(tasks, features=features)
+    learned, heldout = split([e for e in episodes if e.length >= n_steps])
     if not heldout:
         raise UserError(
             f"{store.folder}: {len(learned)} episodes of {n_steps} steps or more; expected two of one task at least, "
             "one to learn from and one to measure on"
         )
     return learned, heldout
+
+
+def check_bounds(store: EpisodeStore, episodes: Sequence[Episode]) -> None:
+    """Raise `UserError` if a recorded action is beyond the bounds within which a policy can act."""
+    if not episodes:
+        return
+    low, high = (torch.tensor(bounds) for bounds in (store.spec.action_low, store.spec.action_high))
+    slack = BOUNDS_SLACK * (high - low)
+    for i, episode in enumerate(episodes):
+        beyond = (episode.action < low - slack) | (episode.action > high + slack)
+        if beyond.any():
+            step, j = beyond.nonzero()[0].tolist()
+            raise UserError(
+                f"{store.folder}: episode {i} has {episode.action[step, j]:g} as action {j} at step {step}, the bounds "
+                f"of its spec are {low[j]:g} and {high[j]:g}; record with wider bounds, or clip the actions"
+            )
 
 
 def split(episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:

@@ -20,6 +20,7 @@ from rl.world_models import load_world_model_weights, make_world_model, world_mo
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
+from world_model.hub import PREFIX
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config
 
@@ -47,8 +48,11 @@ def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Act
     Raises:
         UserError: it cannot be loaded, or it cannot act.
     """
+    if not policy and ":" in name.removeprefix(PREFIX) and not Path(name).exists():
+        policy = name  # FILE.py:Class, with new weights
     if policy or is_policy(name):
         return Actor(name, denoiser=load_brought(name, policy, device, n_action_steps))
+    refuse_own_class(name)
     about, tensors = load_checkpoint(name)
     if about.get("policy") == "gaussian":
         return _gaussian(name, about, tensors)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rewards.errors import UserError
 from rl.runs.verdict import read_verdict
 from world_model.files import JSON_BYTES, parse_json, read_file
-from world_model.runs import LATEST, newest_runs
+from world_model.runs import LATEST, newest_runs, verb_of
 
 FRESH = """There are no runs in this folder yet. The demo post-trains the built-in policy on one task of a simulated arm
 and says whether it helped; it takes 10 to 20 minutes on two cores:
@@ -29,7 +29,7 @@ def screen() -> str:
 
 def _last(run: Path) -> str:
     """Return what the newest run has shown and what to do after it."""
-    verb = _verb(run)
+    verb = verb_of(run)
     lines = [f"The last run: {run} (wamtune {verb})", ""]
     if verb != "train":
         if _is_measured(run):
@@ -44,16 +44,6 @@ def _last(run: Path) -> str:
     if (run / "report.html").is_file():
         lines[1:] = [f"Its report:   {run / 'report.html'}", ""]
     return "\n".join([*lines, str(verdict), "", "Next:", "", f"  {verdict.next_command}"])
-
-
-def _verb(run: Path) -> str:
-    """Return the verb of a run, which the first line of its config names."""
-    try:
-        first = read_file(run / "config.yaml", JSON_BYTES).decode(errors="replace").partition("\n")[0]
-    except (OSError, UserError):
-        return "train"
-    found = [verb for verb in ("pretrain", "tune") if first.startswith(f"# wamtune {verb} ")]
-    return found[0] if found else "train"
 
 
 def _is_measured(run: Path) -> bool:

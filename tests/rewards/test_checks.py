@@ -53,7 +53,7 @@ def test_require_says_what_the_caller_expects() -> None:
 def test_a_name_may_be_left_out_where_there_is_one() -> None:
     assert named_or_only("task", "", ["push"]) == named_or_only("task", "push", ("reach", "push")) == "push"
     for name, known, line in (
-        ("", ["push", "reach"], "task=(none): expected one of push, reach"),
+        ("", ["push", "reach"], "task=NAME is missing: expected one of push, reach"),
         ("lift", ["push"], "task=lift: expected one of push"),
     ):
         with pytest.raises(UserError) as error:

@@ -132,6 +132,8 @@ def test_what_cannot_be_loaded_is_one_line(plugin: Path) -> None:
     assert message(f"{plugin.name}:frist_action") == (
         f"reward term 'mine': {plugin.name} has no 'frist_action'; did you mean 'first_action'?"
     )
+    it_has = message(f"{plugin.name}:zzz").partition(" has no 'zzz'; it has ")[2]
+    assert "first_action" in it_has and "Tensor" not in it_has and "number" not in it_has
     assert message(f"{plugin.name}:number") == (
         f"reward term 'mine': {plugin.name}:number is of type int, expected a function or a class"
     )

@@ -108,12 +108,13 @@ def test_what_is_no_policy_is_one_line(own: str) -> None:
     def line(name: str, **params: object) -> str:
         return failure(lambda: make_denoiser(PolicyConfig(name, params), "cpu"))
 
-    assert line(f"{own}:function") == f"policy={own}:function: expected a rl.policies.api.Denoiser, got 3"
+    page = "write one around your network, see docs/bring_your_own.md#your-own-policy"
+    assert line(f"{own}:function") == f"policy={own}:function: expected a rl.policies.api.Denoiser, got 3; {page}"
     assert line(f"{own}:Owm") == f"policy={own}:Owm: {own} has no 'Owm'; did you mean 'Own'?"
     assert line("absent.py:Own").startswith("policy=absent.py:Own: there is no file absent.py (looked for ")
     assert line(f"{own}:Late", width=8) == f"policy={own}:Late raised ValueError: no   file; see {own}:14"
     wrong = line(f"{own}:Late", height=8)
-    assert wrong.startswith(f"policy={own}:Late raised TypeError: ") and "unexpected keyword argument 'height'" in wrong
+    assert wrong == f"policy={own}:Late: params of {own}:Late: missing a required argument: 'width'; it takes width"
     assert line("lerobot") == (
         "policy.params: checkpoint is missing; policy.func=lerobot has checkpoint, rename and lora_rank"
     )
@@ -140,7 +141,10 @@ def built(actor: PolicyConfig, model: WorldActionModel | None = None) -> None:
 
 def test_a_simulator_has_what_the_policy_reads(own: str) -> None:
     built(PolicyConfig(f"{own}:Own"))
-    remedy = "rename the features of the policy (policy.params.rename), or choose one that was trained here"
+    remedy = (
+        "correct `reads` of a policy of your own, rename the features of one of LeRobot (policy.params.rename), or "
+        "choose one that was trained here"
+    )
     assert failure(lambda: built(PolicyConfig(f"{own}:Own", {"state_dim": 5}))) == (
         f"env.simulator=metaworld: the policy reads 'state' of shape [5], the environment has [21]; {remedy}"
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rewards.errors import UserError
 from rl import cli
 from rl.build import build_simulator, make_denoiser
 from rl.config import PolicyConfig, SimulatorConfig
@@ -18,6 +19,7 @@ from rl.report.data import read_results
 from rl.stages.collect import collect_from
 from rl.statistics import success_rate
 from rl.verbs import train
+from rl.verbs.acting import load_policy
 from world_model.data.episodes import EpisodeStore
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -74,6 +76,20 @@ def test_it_learns_by_imitation_and_is_saved_and_evaluated(capsys: pytest.Captur
     assert cli.main(["eval", str(run), wrong, *words[1:]]) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"wamtune: {last}/model.safetensors: its weights do not fit this network: ")
+    for nameless in (["eval", str(run), *words[1:]], ["dream", str(run), "env.tasks=reach"]):
+        assert cli.main(nameless) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and ("name that with policy=FILE.py:Class" in line or "name one of our" in line)
+
+
+def test_it_is_named_in_place_of_a_checkpoint_and_its_mistakes_are_one_line() -> None:
+    actor = load_policy(ACTOR.func, "", "cpu", 0)
+    assert actor.denoiser is not None and actor.denoiser.reads["state"].shape == (21,)
+    with pytest.raises(UserError, match=r"unexpected keyword argument 'widht'; it takes state_dim, action_dim"):
+        make_denoiser(PolicyConfig(ACTOR.func, {"widht": 8}), "cpu")
+    Path("plain.py").write_text("import torch\n\n\ndef plain():\n    return torch.nn.Linear(2, 2)\n")
+    with pytest.raises(UserError, match=r"expected a rl.policies.api.Denoiser, got Linear.*; write one around your"):
+        make_denoiser(PolicyConfig("plain.py:plain"), "cpu")
 
 
 def stop_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:

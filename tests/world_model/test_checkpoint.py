@@ -221,6 +221,14 @@ def test_find_by_path_run_folder_and_builtin_name(tmp_path, monkeypatch) -> None
     missing = tmp_path / "nowhere" / "metaworld-tuned"
     expected = f"no checkpoint at {missing}; known: metaworld-tuned; try `wamtune ls checkpoints`"
     assert line(load_checkpoint, missing) == line(find_checkpoint, missing) == expected
+    unfinished = tmp_path / "runs" / "begun" / "20260105-000000-s0"
+    unfinished.mkdir(parents=True)
+    (unfinished / "config.yaml").write_text("# wamtune pretrain own-pretrained\n")
+    go_on = f"{unfinished} has no checkpoint yet; let the run go on: wamtune pretrain {unfinished}"
+    assert line(find_checkpoint, unfinished) == line(find_checkpoint, unfinished.parent) == go_on
+    monkeypatch.chdir(tmp_path)
+    assert "no checkpoint at runs/pusch; did you mean 'runs/push'?" in line(find_checkpoint, "runs/pusch")
+    assert "no checkpoint at runs/push-tuned; known: metaworld-tuned;" in line(find_checkpoint, "runs/push-tuned")
 
 
 def test_a_local_folder_of_the_name_of_a_builtin_does_not_hide_it(tmp_path, monkeypatch) -> None:

@@ -148,20 +148,20 @@ def test_a_refused_download(server: HubServer, tmp_path: Path) -> None:
     server.refuses = {f"ann/pole{i}": refusal for i, refusal in enumerate(REFUSALS)}
     lines = zip(server.refuses, REFUSALS.values(), strict=True)
     expected = [f"hf://{name}: {line.replace('URL', server.url).replace('NAME', name)}" for name, line in lines]
-    assert download(server, tmp_path, *server.refuses) == expected
+    assert download(server, tmp_path, *(f"hf://{name}" for name in server.refuses)) == expected
 
 
 def test_a_gated_repository_that_shows_its_list_of_files(server: HubServer, tmp_path: Path) -> None:
     server.commit("ann/pole", FILES)
     server.refuses_files["ann/pole"] = (403, "GatedRepo")
     line = f"hf://ann/pole: access is restricted; ask for it at {server.url}/ann/pole, then {LOGIN}"
-    assert download(server, tmp_path, "ann/pole") == [line]
+    assert download(server, tmp_path, "hf://ann/pole") == [line]
 
 
 def test_a_missing_revision(server: HubServer, tmp_path: Path) -> None:
     server.commit("ann/pole", FILES)
     line = "hf://ann/pole@v9: the repository has no such revision; expected a branch, a tag or a commit"
-    assert download(server, tmp_path, "ann/pole@v9") == [line]
+    assert download(server, tmp_path, "hf://ann/pole@v9") == [line]
 
 
 def test_no_network(server: HubServer, tmp_path: Path) -> None:
@@ -171,21 +171,22 @@ def test_no_network(server: HubServer, tmp_path: Path) -> None:
     (line,) = download(server, tmp_path, "ann/pole", HF_ENDPOINT=url)
     missing = f"it is not complete in the cache {tmp_path / 'hf' / 'hub'}"
     refused = f"cannot reach {url} (Connection refused) and {missing}"
-    assert line == f"hf://ann/pole: {refused}; connect, or name a local folder"
-    (line,) = download(server, tmp_path, "ann/pole", HF_HUB_OFFLINE="1")
+    no_folder = "there is no folder ann/pole here; taken as a name on the Hub, "
+    assert line == f"{no_folder}hf://ann/pole: {refused}; connect, or name a local folder"
+    (line,) = download(server, tmp_path, "hf://ann/pole", HF_HUB_OFFLINE="1")
     assert line == f"hf://ann/pole: HF_HUB_OFFLINE is set and {missing}; unset it, or name a local folder"
 
 
 def test_a_repository_without_files_of_ours(server: HubServer, tmp_path: Path) -> None:
     server.commit("ann/pole", {"model.bin": b"pickle"})
     line = "hf://ann/pole: it holds no *.json, *.safetensors, *.md files; is it the right repository?"
-    assert download(server, tmp_path, "ann/pole") == [line]
+    assert download(server, tmp_path, "hf://ann/pole") == [line]
 
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(UserError) as error:
-        hub.download("ann/pole")
+        hub.download("hf://ann/pole")
     assert str(error.value) == f"hf://ann/pole: the Hub needs huggingface_hub; install it with {pip_line('hub')}"
 
 

@@ -80,8 +80,8 @@ class Episode:
         """Check features, shapes, task and numbers against `spec`; `where` names the episode in the message.
 
         Raises:
-            UserError: a feature is missing, a shape or the task does not fit, there are no steps, or a number is not
-                finite.
+            UserError: a feature is missing, a shape or the task does not fit, there are no steps, an image is no uint8,
+                or a number is not finite.
         """
         steps = self.length
         expected = {"action": (self.action, (steps, spec.action_dim)), "success": (self.success, (steps,))}
@@ -102,6 +102,8 @@ class Episode:
         for name, (tensor, shape) in expected.items():
             if tensor.shape != shape:
                 raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+            if name in spec.images and tensor.dtype != torch.uint8:
+                raise UserError(f"{where}: {name} is {tensor.dtype}, expected torch.uint8, from 0 to 255")
             finite = torch.isfinite(tensor) if tensor.dim() == 1 else torch.isfinite(tensor).flatten(1).all(1)
             if tensor.is_floating_point() and not finite.all():
                 step = int((~finite).nonzero()[0])

@@ -62,8 +62,11 @@ class EpisodeStore:
                     f"{where}: the checkpoint reads {name} of size {_size(feature)}, its episodes {has}; name other "
                     "episodes, or record or import them with these images"
                 )
-        if not _same(replace(mine, features={name: mine.features[name] for name in spec.features}), spec):
-            raise UserError(f"{where}: recorded with other features, bounds or rate than the checkpoint's")
+        if other := _difference(replace(mine, features={name: mine.features[name] for name in spec.features}), spec):
+            raise UserError(
+                f"{where}: recorded with other features, bounds or rate than the checkpoint's: {other}; "
+                "name other episodes, or another checkpoint"
+            )
 
     def __len__(self) -> int:
         return sum(len(header["episodes"]) for header in self._headers())
@@ -115,8 +118,10 @@ class EpisodeStore:
     def _check_same(self, spec: Spec) -> None:
         """Raise `UserError` if stored episodes differ from `spec` in more than their tasks; the first shard decides."""
         shards = self.shards
-        if shards and not _same(Spec.from_dict(read_header(shards[0])["spec"]), spec):
-            raise UserError(f"{self.folder}: its episodes have other features, bounds or rate; choose another folder")
+        if shards and (other := _difference(Spec.from_dict(read_header(shards[0])["spec"]), spec)):
+            raise UserError(
+                f"{self.folder}: its episodes have other features, bounds or rate: {other}; choose another folder"
+            )
 
     def load(
         self,
@@ -141,11 +146,22 @@ class EpisodeStore:
         return [read_header(shard) for shard in self.shards]
 
 
-def _same(a: Spec, b: Spec) -> bool:
-    """Whether features, action bounds and rate are equal; tasks and the periods of cameras may differ."""
-    shapes = [{name: (f.shape, f.dtype, f.unit, f.slices) for name, f in spec.features.items()} for spec in (a, b)]
-    others = [(spec.action_low, spec.action_high, spec.control_hz) for spec in (a, b)]
-    return shapes[0] == shapes[1] and others[0] == others[1]
+def _difference(a: Spec, b: Spec) -> str:
+    """Return the first difference of features, action bounds and rate as `a, not b`; empty if there is none.
+
+    Tasks and the periods of cameras may differ.
+    """
+    rows: list[tuple[str, Any, Any]] = [("features", sorted(a.features), sorted(b.features))]
+    for name in a.features.keys() & b.features.keys():
+        mine, theirs = a.features[name], b.features[name]
+        rows += [
+            (f"{name} of size", _size(mine), _size(theirs)),
+            (f"{name} of type", mine.dtype, theirs.dtype),
+            (f"{name} in units", mine.unit, theirs.unit),
+            (f"{name} with slices", mine.slices, theirs.slices),
+        ]
+    rows += [(key, getattr(a, key), getattr(b, key)) for key in ("action_low", "action_high", "control_hz")]
+    return next((f"{what} {mine!s:.100}, not {theirs!s:.100}" for what, mine, theirs in rows if mine != theirs), "")
 
 
 def _size(feature: Feature) -> str:

@@ -58,7 +58,7 @@ def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
     # An episode without rewards of the simulator gets zeros; `task_reward` in its row tells the two cases apart.
     rewards = [torch.zeros(e.length) if e.task_reward is None else e.task_reward for e in episodes]
     tensors = {
-        **{OBSERVATION + name: torch.cat([e.obs[name] for e in episodes]) for name in episodes[0].obs},
+        **{OBSERVATION + name: _single(torch.cat([e.obs[name] for e in episodes])) for name in episodes[0].obs},
         "action": torch.cat([e.action for e in episodes]).float(),
         "next.success": torch.cat([e.success for e in episodes]).bool(),
         "next.reward": torch.cat(rewards).float(),
@@ -83,6 +83,11 @@ def pack_episodes(episodes: list[Episode], spec: Spec) -> bytes:
         {"schema_version": SCHEMA_VERSION, "sha256": digest_of(tensors), "spec": spec.to_dict(), "episodes": rows}
     )
     return save(tensors, metadata={"wamtune": header, "sha256": hashlib.sha256(header.encode()).hexdigest()})
+
+
+def _single(values: Tensor) -> Tensor:
+    """Return the values of a feature in a type of `DTYPES`: numpy's own float64 would not be read again."""
+    return values if values.dtype == torch.uint8 else values.float()
 
 
 def read_shard(

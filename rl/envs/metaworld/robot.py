@@ -76,6 +76,7 @@ class SimRobot(NumberRobot):
             raise TypeError(
                 f"unknown {unknown[0]!r}; known: task, seed, hz, paced, cameras, image_size, {', '.join(PERTURBATION)}"
             )
+        _check_values({"hz": hz or 1.0, "image_size": image_size, "paced": paced, "seed": seed, **perturbation})
         self.spec = make_spec("metaworld", [task])
         self.control_hz = hz or self.spec.control_hz
         self.instructions = self.spec.instructions
@@ -244,6 +245,19 @@ class Arm:
         """From now on write where everything is to a mailbox, after each step."""
         self.shown = Mailbox(scene)
         self.shown.write(self.simulated.scene(), self.newest[1])
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Raise `TypeError` if a parameter is not of the type of its default, or a negative number."""
+    for name, value in values.items():
+        if name == "paced":
+            fits, expected = isinstance(value, bool), "true or false"
+        elif name in ("image_size", "seed"):
+            fits, expected = type(value) is int and value >= 0, "a whole number of at least 0"
+        else:
+            fits, expected = type(value) in (int, float) and 0 <= value < float("inf"), "a number of at least 0"
+        if not fits:
+            raise TypeError(f"{name}={value!r:.80}: expected {expected}")
 
 
 def _filmed(given: Mapping[str, Any], size: int) -> Filmed:

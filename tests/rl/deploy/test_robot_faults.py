@@ -196,7 +196,7 @@ def test_a_folder_of_another_robot_is_seen_before_this_one_moves(robot: Robot) -
     obs, action, success = {"state": torch.zeros(2, 3)}, torch.zeros(1, 1), torch.zeros(1, dtype=torch.bool)
     episode = Episode(obs, action, success, "reach", "random", 0)
     EpisodeStore(FOLDER).append([episode], other)
-    with pytest.raises(UserError, match="its episodes have other features, bounds or rate; choose another folder"):
+    with pytest.raises(UserError, match=r"have other features, bounds or rate: .*; choose another folder"):
         run()
     assert not robot.has_been_connected
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
 
-from rewards.errors import UserError
+from rewards.errors import BadNumbers, UserError
 from rl.envs.sim import SimEnv, make_spec
 from world_model.spec import Feature
 
@@ -176,6 +176,55 @@ def test_workers_give_the_same_images(tmp_path: Path, monkeypatch: pytest.Monkey
     for one, other in zip(*steps, strict=True):
         assert one.keys() == other.keys() and {"state", "images.front"} <= one.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+OWN = """
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+class Reach(gymnasium.Env):
+    observation_space, action_space = Box(-9, 9, (1,)), Box(-1, 1, (1,))
+
+    def __init__(self, step=1.0):
+        self.size = step
+
+    def reset(self, *, seed=None, options=None):
+        self.x = float(seed)
+        return np.array([self.x]), {}
+
+    def step(self, action):
+        self.x += self.size * action.item()
+        return np.array([self.x]), 0.0, False, False, {"is_success": self.x > [9.0][int(self.x < 0)]}
+
+def half():
+    return Reach(step=0.5)
+
+def other():
+    return Reach(steps=1)
+"""
+FAILING_LINE = 1 + OWN[: OWN.index("return np.array([self.x]), 0.0")].count("\n")
+
+
+def test_an_environment_of_a_file_needs_no_registration(tmp_path: Path) -> None:
+    """A class and a function of a file, here and in workers; what they raise is one line that names theirs."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    for name, n_workers, moved in (("Reach", 0, 3.0), ("Reach", 2, 3.0), ("half", 0, 2.5)):
+        env = SimEnv(f"{file}:{name}", 2, n_context_frames=1, n_workers=n_workers)
+        env.set_episode_seeds([2, 2])
+        assert env.spec.tasks == (f"{file}:{name}",) and env.reset()["state"].tolist() == [[[2.0]], [[2.0]]]
+        assert env.step_chunk(torch.ones(2, 1, 1)).frames["state"].tolist() == [[[moved]], [[moved]]]
+        with pytest.raises(UserError) as error:
+            env.step_chunk(-torch.ones(2, 8, 1))
+        env.close()
+        assert not isinstance(error.value, BadNumbers)
+        expected = f"environment '{file}:{name}' raised IndexError: list index out of range; see {file}:{FAILING_LINE}"
+        assert str(error.value) == expected
+    for name, says in (("Raech", "did you mean 'Reach'?"), ("other", "unexpected keyword argument 'steps'")):
+        with pytest.raises(UserError) as error:
+            make_spec(f"{file}:{name}", None)
+        assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_resumed_environment_has_the_same_images() -> None:

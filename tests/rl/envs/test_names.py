@@ -118,6 +118,7 @@ def test_a_simulator_is_found_beside_the_preset_that_names_it(tmp_path: Path) ->
 def test_a_task_that_is_named_like_an_id_is_one() -> None:
     assert env_of_tasks(SimulatorConfig(), ["Isaac-Push-Puck"]).id == "Isaac-Push-Puck"
     assert env_of_tasks(SimulatorConfig(), ["gym_pusht/PushT-v0"]).id == "gym_pusht/PushT-v0"
+    assert env_of_tasks(SimulatorConfig(), ["mine/env.py:Reach"]).id == "mine/env.py:Reach"
     for tasks in (["push"], ["a-v1", "b-v1"]):
         assert env_of_tasks(SimulatorConfig(), tasks) == SimulatorConfig()
     assert env_of_tasks(SimulatorConfig("mine.py:Sim"), ["a-v1"]) == SimulatorConfig("mine.py:Sim")

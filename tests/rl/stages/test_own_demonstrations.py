@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,32 @@ def test_held_out_that_were_recorded_apart_stay_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"0 episodes of 11 steps or more; expected two of one task"):
         (tmp_path / "heldout" / "episodes-000000.safetensors").unlink()
         load_split(store, ["a"], 11)
+
+
+def test_images_are_not_taken_for_a_state(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 2, with_images=True)
+    with pytest.raises(UserError, match=rf"{FRONT} holds images, .* columns\.images\.front={FRONT}$"):
+        import_lerobot(tmp_path, ColumnsConfig(state=(FRONT,)))
+
+
+def test_arrays_of_numpy_become_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the page, on arrays as numpy makes them; an action beyond the bounds is named."""
+    monkeypatch.chdir(tmp_path)
+    Path("recordings").mkdir()
+    rng = np.random.default_rng(0)
+    for i, length in enumerate((9, 12)):
+        state, action = rng.normal(size=(length + 1, 3)), rng.uniform(-1, 1, (length, 2))
+        np.savez(f"recordings/{i}.npz", state=state, action=action, success=np.arange(length) == length - 1)
+    (code,) = re.findall(r"^```python\n# to_episodes.py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    exec(code, {})
+    store = EpisodeStore("runs/episodes/mine")
+    (learned,), (heldout,) = load_split(store, ["reach"], 8)
+    assert (heldout.length, learned.length) == (9, 12) and learned.is_success
+    np.testing.assert_allclose(learned.state, state, rtol=1e-6)
+    np.testing.assert_allclose(learned.action, action, rtol=1e-6)
+    store.append([replace(learned, action=learned.action * 0 + torch.tensor([0.5, 1.5]))], store.spec)
+    with pytest.raises(UserError, match=r"episode 2 has 1.5 as action 1 at step 0, the bounds of its spec are -1 and"):
+        load_split(store, ["reach"], 8)
 
 
 def chosen(episodes: list[Episode], *overrides: str, tasks: tuple[str, ...] = ("a",)) -> list[int]:

@@ -175,6 +175,15 @@ def test_collecting_completes_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp
     assert len(store.shards) == n_shards
 
 
+def test_a_wrong_name_of_a_text_encoder_is_refused_before_episodes_are_collected(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = ["model.task_conditioning=text", "model.text.encoder=absent.py:encode"]
+    assert cli.main(["pretrain", "pretrain.yaml", "name=other", "episodes=fresh", *text]) == 2
+    assert "model.text.encoder=absent.py:encode: there is no file absent.py" in capsys.readouterr().err
+    assert not Path("fresh").exists()
+
+
 def test_a_stage_closes_its_simulator_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     class Env:
         closed = 0

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rewards.plugins import load
 from rl import cli
 from rl.config import TrainConfig
 from rl.stages.config import PretrainConfig
@@ -131,6 +132,13 @@ def test_exit_codes(call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseExce
     monkeypatch.setattr(ls, "run", fail)
     got, _, err = call("ls")
     assert got == code and says in err and err.count("\n") == 1
+
+
+def test_an_exception_in_a_plug_in_names_its_line(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def broken(words):\n    raise KeyError('state')\n")
+    monkeypatch.setattr(ls, "run", load("policy", f"{tmp_path}/mine.py:broken", {}))
+    says = "raised KeyError: 'state'; correct it there; --debug shows the whole traceback"
+    assert call("ls") == (2, "", f"wamtune: {tmp_path}/mine.py:2 {says}\n")
 
 
 def test_foreign_package_is_named_before_anything_else(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,11 +46,15 @@ def test_a_feature_that_is_missing_or_of_another_size_is_named(tmp_path: Path) -
     for name, feature, line in (
         ("images.side", IMAGE, "the checkpoint reads images.side of size 4 x 4 x 3, its episodes have only state, im"),
         ("images.front", Feature((8, 8, 3), dtype="uint8"), "of size 8 x 8 x 3, its episodes have 4 x 4 x 3; name"),
-        ("state", Feature((3,)), "recorded with other features, bounds or rate than the checkpoint's"),
+        ("state", Feature((3,)), "other features, bounds or rate than the checkpoint's: state of size 2, not 3; name"),
     ):
         with pytest.raises(UserError, match=line) as error:
             store.check_fits(replace(SEEING, features=SEEING.features | {name: feature}), "here")
         assert str(error.value).startswith("here: ") and "\n" not in str(error.value)
+    others = ({"control_hz": 20.0}, "control_hz 10.0, not 20"), ({"action_high": (2.0,)}, r"high \(1.0,\), not \(2.0")
+    for other, line in others:
+        with pytest.raises(UserError, match=line):
+            store.check_fits(replace(SEEING, **other), "here")
     with pytest.raises(UserError, match="other features, bounds or rate"):  # to append, all features must be the same
         store.append([replace(episode(), obs={"state": torch.zeros(6, 2)}, every={})], SPEC)
 
@@ -78,3 +82,14 @@ def test_who_acted_is_stored_beside_episodes_that_do_not_say_it(tmp_path: Path) 
     assert second.control is None and third.control is None
     with pytest.raises(UserError, match=r"control has shape \(4,\), expected \(5,\)"):
         store.append([replace(episode(), control=who[:4])], SEEING)
+
+
+def test_numbers_in_double_precision_are_stored_in_single(tmp_path: Path) -> None:
+    store, recorded = EpisodeStore(tmp_path), episode()
+    wide = replace(recorded, obs=recorded.obs | {"state": recorded.state.double()}, action=recorded.action.double())
+    store.append([wide], SEEING)
+    (found,) = store.load()
+    assert torch.equal(found.state, recorded.state) and found.obs["images.front"].dtype == torch.uint8
+    bright = replace(recorded, obs=recorded.obs | {"images.front": recorded.obs["images.front"] / 255})
+    with pytest.raises(UserError, match=r"images.front is torch.float32, expected torch.uint8, from 0 to 255"):
+        store.append([bright], SEEING)

@@ -121,6 +121,7 @@ def _open(root: Path, columns: ColumnsConfig) -> _Dataset:
     # Files need not be in order: sort by episode, then by frame.
     order = np.lexsort((frames["frame_index"], frames["episode_index"]))
     frames = {name: column[order] for name, column in frames.items()}
+    _check_no_images(root, info, *columns.state, *columns.action)
     frames = rename(str(root), frames, rows, columns)
     bounds = []
     for number, length in zip(rows["episode_index"].tolist(), rows["length"].tolist(), strict=True):
@@ -132,6 +133,18 @@ def _open(root: Path, columns: ColumnsConfig) -> _Dataset:
             )
         bounds.append((start, stop))
     return _Dataset(root, info, frames, rows, order, bounds)
+
+
+def _check_no_images(root: Path, info: dict[str, Any], *names: str) -> None:
+    """Raise `UserError` if one of the columns whose numbers are read holds images."""
+    features = info.get("features")
+    for name in names:
+        feature = features.get(name) if isinstance(features, dict) else None
+        if isinstance(feature, dict) and feature.get("dtype") in ("image", "video"):
+            raise UserError(
+                f"{root}: {name} holds images, and state and action are numbers; name it as a camera, in "
+                f"wamtune pretrain columns.images.{name.rpartition('.')[2]}={name}"
+            )
 
 
 def _read_spec(data: _Dataset) -> tuple[Spec, bool]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rewards.errors import UserError
 from rl.envs.metaworld.robot import PERTURBATION, Arm, SimRobot
+from rl.robots.api import make_robot
 
 
 def test_signals_of_the_terminal_are_not_for_its_process(capfd: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +41,21 @@ def test_a_command_takes_effect_after_the_delay_in_every_step_of_every_episode()
         for k in range(150):
             arm.act(np.array([0, 0, 0, k / 150], np.float32))
         assert executed == pytest.approx([0, *(k / 150 for k in range(149))])
+
+
+@pytest.mark.parametrize(
+    ("params", "line"),
+    [
+        ({"gain": "x"}, "gain='x': expected a number of at least 0"),
+        ({"delay_s": -0.1}, "delay_s=-0.1: expected a number of at least 0"),
+        ({"noise": float("nan")}, "noise=nan: expected a number of at least 0"),
+        ({"paced": "flase"}, "paced='flase': expected true or false"),
+        ({"image_size": 64.5}, "image_size=64.5: expected a whole number of at least 0"),
+        ({"gian": 0.8}, "unknown 'gian'; known: task, seed"),
+        ({"cameras": {"front": {"hz": "fast"}}}, "could not convert string to float: 'fast'"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_refused_before_the_process_starts(params: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_robot("sim", params, "push")
+    assert "robot=sim: its parameters" in str(error.value) and line in str(error.value)
