@@ -1,6 +1,7 @@
 """Measure how well single dreamed episodes agree with simulated ones, before and after a refit.
 
     python benchmarks/agreement.py [CHECKPOINT] [--tasks TASK ...] [--n-refit 256] [--n-test 200] [--steps 700]
+                                   [--read-out]
 
 Agreement is φ, the correlation of both outcomes over episodes of one task. Columns:
 
@@ -22,11 +23,14 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rl.config import DreamConfig
+from rl.compose import compose
+from rl.config import DreamConfig, TrainConfig
+from rl.envs.recorded import refit_read_out
 from rl.envs.sim import SimEnv
 from rl.policies.api import Policy
 from rl.policies.chain import ChainPolicy
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--n-test", type=int, default=200, help="test episodes")
     parser.add_argument("--steps", type=int, default=dream.refit_steps, help="of the refit")
     parser.add_argument("--learning-rate", type=float, default=dream.refit_learning_rate, help="of the refit")
+    parser.add_argument("--read-out", action="store_true", help="with the refit of dream.refit_read_out=all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     columns = "sim", "sim/sim", "replay", "dreamed", "false", "policy", "dreamed"
@@ -70,6 +75,9 @@ def main() -> None:
         for when in found:
             if when == "after":
                 model.refit(training, options.steps, options.learning_rate, seed=0)
+                if options.read_out:
+                    config = compose(None, [f"checkpoint={options.checkpoint}", "name=agreement"], TrainConfig)
+                    refit_read_out(replace(config, dream=replace(dream, refit_read_out="all")), model, training, seed=0)
             row = [share(real), agreement(again, real), *judge(model, env, policy, seeds, tests, real)]
             found[when].append(row)
             print(f"{task:>20} {when:>6}", *(f"{value:>8.2f}" for value in row), flush=True)
