@@ -14,7 +14,7 @@ from rl.cli import VERBS
 from rl.compose import compose, list_presets
 from rl.deploy.robot_config import RobotConfig
 from rl.verbs.options import DatasetOptions, HubOptions
-from rl.verbs.words import PRESETS, ROBOT, check_words
+from rl.verbs.words import ACTIONS, PRESETS, check_words
 from tests.docs.pages import ROOT, all_pages, blocks, without_code
 from world_model.data.columns_config import ColumnsConfig
 
@@ -44,8 +44,8 @@ def check(words: list[str]) -> None:
         return
     if verb in PRESETS and is_file_of_reader(rest[0]):
         compose(None, [*_defaults(verb), *rest[1:]], PRESETS[verb])
-    elif verb == "deploy" and len(rest) > 1 and rest[1] in ROBOT:
-        keys = rest[ROBOT[rest[1]] :]
+    elif verb == "deploy" and len(rest) > 1 and rest[1] in ACTIONS:
+        keys = rest[ACTIONS[rest[1]] :]
         check_words(verb, rest)
         if rest[1] != "export" and keys and "=" in keys[0]:
             compose(None, keys, RobotConfig)
