@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -76,8 +75,8 @@ def main() -> None:
             if when == "after":
                 model.refit(training, options.steps, options.learning_rate, seed=0)
                 if options.read_out:
-                    config = compose(None, [f"checkpoint={options.checkpoint}", "name=agreement"], TrainConfig)
-                    refit_read_out(replace(config, dream=replace(dream, refit_read_out="all")), model, training, seed=0)
+                    keys = ["name=agreement", f"checkpoint={options.checkpoint}", "dream.refit_read_out=all"]
+                    refit_read_out(compose(None, keys, TrainConfig), model, training, seed=0)
             row = [share(real), agreement(again, real), *judge(model, env, policy, seeds, tests, real)]
             found[when].append(row)
             print(f"{task:>20} {when:>6}", *(f"{value:>8.2f}" for value in row), flush=True)

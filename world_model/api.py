@@ -173,7 +173,7 @@ class WorldModel(ABC):
         """Train what tells success from frames on `tasks`, after a refit. By default nothing is trained.
 
         Args:
-            episodes: recorded ones of the run, with true labels and the features of `predicted_spec`.
+            episodes: recorded ones of the run as this model dreams them, with true labels; see `dreamed_episodes`.
             own: those of the checkpoint, whose tasks must stay as they are; none for a world model of somebody else.
             tasks: to learn, see `dream.refit_read_out`.
             seed: of the batches.

@@ -76,9 +76,8 @@ def replay_episodes(model: WorldModel, episodes: list[Episode], n_chunks: int | 
         UserError: there are no episodes.
     """
     encoded = model.encode_episodes(episodes)
-    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames).to(model.device)
     most = None if n_chunks is None else n_chunks * model.chunk_size
-    replays = replay(model, starts, [episode.action[:most] for episode in encoded])
+    replays = _replays(model, encoded, most)
     errors = []
     for episode, dreamed in zip(encoded, replays, strict=True):
         n_steps = len(next(iter(dreamed.frames.values()))) - 1
@@ -98,11 +97,10 @@ def dreamed_episodes(model: WorldModel, episodes: list[Episode]) -> list[Episode
         model: dreams.
         episodes: as for `replay_episodes`.
     """
-    encoded = model.encode_episodes(episodes)
-    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames).to(model.device)
-    replays = replay(model, starts, [episode.action for episode in encoded])
+    replays = _replays(model, model.encode_episodes(episodes))
     frames = ({name: values.cpu() for name, values in of.frames.items()} for of in replays)
-    return [replace(episode, obs=obs, every={}) for episode, obs in zip(encoded, frames, strict=True)]
+    # Every feature has a dreamed value in each frame.
+    return [replace(episode, obs=obs, every={}) for episode, obs in zip(episodes, frames, strict=True)]
 
 
 @torch.no_grad()
@@ -194,6 +192,12 @@ def agreement(dreamed: Tensor, real: Tensor) -> float:
     hits, both = dreamed.double(), real.double()
     spread = math.sqrt(float(hits.var(correction=0) * both.var(correction=0)))
     return float((hits * both).mean() - hits.mean() * both.mean()) / spread if spread > 0 else math.nan
+
+
+def _replays(model: WorldModel, encoded: list[Episode], n_steps: int | None = None) -> list[Replay]:
+    """Dream the first `n_steps` actions of encoded episodes from their first states; None: all actions."""
+    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames).to(model.device)
+    return replay(model, starts, [episode.action[:n_steps] for episode in encoded])
 
 
 def _predictions(model: WorldModel, history: Obs, seed: Tensor, actions: Tensor) -> list[Prediction]:

@@ -130,7 +130,7 @@ class WorldActionModel(Network, WorldModel):
     def begin(self, history: Obs, seed: Tensor) -> Session:
         """Begin dreams: the session holds the newest frames, numbers the chunks, and has the memory of the trust heads.
 
-        The number of a chunk is for the noise. The memory of the heads of older checkpoints has no numbers.
+        The number of a chunk is for the noise. The heads of older checkpoints have an empty memory.
         """
         return {
             "context": features.joined(self.encode_obs(history)),

@@ -65,7 +65,7 @@ class FrameBatch:
 
 
 class FrameData:
-    """What the read-outs are trained on: half frames of new episodes, half of known ones.
+    """What the read-outs are trained on: half of the frames are of new episodes, half of known ones.
 
     Args:
         model: its read-outs, as they are now, give the targets of the known frames.
