@@ -317,7 +317,7 @@ def _read_verified(folder: Path, wanted: Collection[str], within: Path | None = 
     for name in wanted:
         if name not in manifest:
             raise UserError(
-                f"{folder / MANIFEST}: it does not list {name}; copy it again, or name one of wamtune's own model"
+                f"{folder / MANIFEST}: it does not list {name}; copy it again, or name one of our model's checkpoints"
             )
     contents = {}
     for name, entry in manifest.items():
