@@ -15,26 +15,55 @@ from rl.config import SimulatorConfig
 from world_model.spec import Spec
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel
-from world_model.wam.text import encoded_by, load_encoder
+from world_model.wam.text import encoded_by, load_encoder, words_of
 
 Env = TypeVar("Env", bound=SimulatorConfig)
 
 
-def with_instruction(env: Env, instruction: str | None) -> Env:
+def with_instruction(env: Env, instruction: str | None, spec: Spec | None = None) -> Env:
     """Return `env` with `instruction` as the sentence of its one task; None: `env` itself.
 
+    Args:
+        env: names the task.
+        instruction: any sentence.
+        spec: of a checkpoint; if `env` names no task, its task whose sentences are nearest to `instruction` is taken.
+            That chooses a scene and what counts as success there, and nothing that the networks read.
+
     Raises:
-        UserError: it does not name exactly one task.
+        UserError: it does not name exactly one task, and there is no nearest one.
     """
     if instruction is None:
         return env
     tasks = env.tasks or ((env.id,) if env.id else ())
+    if spec is not None and not tasks:
+        tasks = nearest_tasks(instruction, spec)
+        env = replace(env, tasks=tasks)
     if len(tasks) != 1:
         raise UserError(
             f"instruction={instruction!r:.80}: it is for one task, whose scene it is given in, and env.tasks names "
             f"{', '.join(tasks) or 'none'}; add env.tasks=drawer-open or another to the command"
         )
     return replace(env, instructions=env.instructions | {tasks[0]: instruction})
+
+
+def nearest_tasks(instruction: str, spec: Spec) -> tuple[str, ...]:
+    """Return the tasks of `spec` with the sentence that has most words in common with `instruction`; () if none has.
+
+    Words in common are counted in units of all words of both sentences (the Jaccard index).
+    """
+    asked = set(words_of(instruction))
+    if not asked:
+        return ()
+    found = {}
+    for task in spec.tasks:
+        known = [set(words_of(text)) for text in (spec.instruction(task), *spec.wordings.get(task, ()))]
+        found[task] = max(len(asked & words) / len(asked | words) for words in known)
+    return tuple(task for task, share in found.items() if share == max(found.values()) > 0)
+
+
+def nearest_line(task: str) -> str:
+    """Return the line that says which task `with_instruction` took."""
+    return f"scene: {task}, whose sentences are nearest to the instruction; env.tasks names another one"
 
 
 def tell_of(

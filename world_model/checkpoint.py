@@ -198,6 +198,8 @@ def checked_weights(where: str | Path, tensors: Mapping[str, Tensor]) -> dict[st
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """Return the folder of a checkpoint, from its path, a run folder (its `checkpoints/last`) or a built-in name.
 
+    A built-in name may leave out "-tuned": `metaworld` means `metaworld-tuned`.
+
     A folder of runs, such as `runs/demo`, means the newest run in it that has a checkpoint; `latest` means the newest
     of all runs that has one. A name on the Hugging Face Hub is downloaded first, see `world_model.hub`.
 
@@ -215,7 +217,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     candidates = [folder / "checkpoints" / "last" for folder in (path, *newest_runs(path))]
     candidates.insert(0, path)
     if len(path.parts) == 1:
-        candidates.append(BUILTIN / path)
+        candidates += BUILTIN / path, BUILTIN / f"{path}-tuned"
     for folder in map(existing_folder, candidates):
         # One of the three files is enough: loading a damaged checkpoint reports what is wrong with it.
         if any((folder / name).exists() for name in (MANIFEST, CONFIG, MODEL)):

@@ -20,7 +20,7 @@ from rl.build import device_of, find_simulator, is_policy, make_sim
 from rl.compose import compose
 from rl.envs.features import given_spec
 from rl.envs.names import env_of_tasks, shown_name, with_task_sets
-from rl.instructions import tell_of, with_instruction
+from rl.instructions import nearest_line, tell_of, with_instruction
 from rl.policies.api import Denoiser
 from rl.policies.wam import WamDenoiser
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states, whole_episodes
@@ -123,7 +123,9 @@ def evaluate(
         return _evaluate_brought(actor, options, tick)
     model = actor.model
     assert model is not None
-    env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction)
+    env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction, model.spec)
+    if env.tasks != options.env.tasks:
+        say(nearest_line(env.tasks[0]))
     options = replace(options, env=env)
     tasks = evaluated_tasks(options, model)
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):

@@ -115,6 +115,22 @@ def test_an_instruction_is_for_one_task() -> None:
             with_instruction(SimulatorConfig(tasks=tasks), "Do it.")
 
 
+def test_without_a_task_an_instruction_takes_the_scene_with_the_nearest_sentence() -> None:
+    spec = drawers(OPEN, CLOSE, "window-open")
+    env = SimulatorConfig()
+    for sentence, task in (
+        ("open the drawer", OPEN),
+        ("Please shut the drawer!", CLOSE),
+        (WORDINGS["window-open"][0].upper(), "window-open"),
+    ):
+        told = with_instruction(env, sentence, spec)
+        assert told.tasks == (task,) and told.instructions == {task: sentence}
+    assert with_instruction(SimulatorConfig(tasks=(CLOSE,)), "open the drawer", spec).tasks == (CLOSE,)  # named
+    for sentence in ("", "xyzzy"):  # no word in common
+        with pytest.raises(UserError, match=r"it is for one task.*env\.tasks names none; add env\.tasks="):
+            with_instruction(env, sentence, spec)
+
+
 def test_a_model_with_an_index_refuses_a_sentence() -> None:
     model = make(drawers(), "index")
     assert tell_of(model, SimulatorConfig(), (OPEN,)) == []
@@ -236,6 +252,9 @@ def test_eval_takes_sentences_and_unseen_tasks(command: Run) -> None:
     code, out = command("eval", "tuned", f"env.tasks={OPEN}", "instruction=", *few)  # what a shell makes of ''
     assert code == 0 and f"task {OPEN}: without a sentence" in out
     code, out = command("eval", "tuned", "instruction=Open it.", *few)
+    assert code == 0 and f"scene: {OPEN}, whose sentences are nearest" in out and f"│ {OPEN}" in out
+    assert CLOSE not in out
+    code, out = command("eval", "tuned", "instruction=Xyzzy.", *few)
     assert code == 2 and "it is for one task" in out and len(out.strip().splitlines()) == 1
     code, out = command("eval", "metaworld-tuned", f"env.tasks={OPEN}", "instruction=Open it.", *few)
     assert code == 2 and "reads no sentence" in out and len(out.strip().splitlines()) == 1

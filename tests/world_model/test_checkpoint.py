@@ -204,7 +204,7 @@ def test_find_by_path_run_folder_and_builtin_name(tmp_path, monkeypatch) -> None
     save(tmp_path / "builtin" / "metaworld-tuned", 3.0)
     save(tmp_path / "runs" / "r" / "checkpoints" / "last", 4.0)
     assert builtin_checkpoints() == ["metaworld-tuned"]
-    assert load_checkpoint("metaworld-tuned")[0]["value"] == 3.0
+    assert load_checkpoint("metaworld-tuned")[0]["value"] == load_checkpoint("metaworld")[0]["value"] == 3.0
     assert load_checkpoint(tmp_path / "runs" / "r")[0]["value"] == 4.0
     assert find_checkpoint(str(tmp_path / "builtin" / "metaworld-tuned")) == tmp_path / "builtin" / "metaworld-tuned"
     for time, value in (("20260101-000000-s0", 5.0), ("20260102-000000-s0", 6.0)):
