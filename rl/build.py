@@ -186,13 +186,17 @@ def check_simulator(config: TrainConfig) -> None:
         raise UserError(f"{shown_name(config.env)}: set env.kind=dream, episodes=FOLDER and dream.n_episodes=0")
 
 
+def has_simulator(config: TrainConfig) -> bool:
+    """Whether gates and evaluations run in a simulator; else they run in a dream of recorded episodes."""
+    try:
+        return find_simulator(config.env).place == "sim"
+    except UserError:  # the plug-in is missing; a report can still be written
+        return True
+
+
 def judged_in(config: TrainConfig) -> str:
     """Return in words where gates and evaluations run."""
-    try:
-        place = find_simulator(config.env).place
-    except UserError:  # the plug-in is missing; a report can still be written
-        place = "sim"
-    return "the simulator" if place == "sim" else "a dream of what was recorded"
+    return "the simulator" if has_simulator(config) else "a dream of what was recorded"
 
 
 def device_of(config: TrainConfig) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from rewards.errors import UserError
 from rl.build import device_of, find_simulator, is_policy, make_sim
@@ -199,7 +200,7 @@ def table(sim: Results, dream: Results) -> Table:
         if task == "all":
             shown.add_section()
         gap = [describe_gain(real, dreamed)] if both else []
-        shown.add_row(task, *(describe(results) for results in (real, dreamed) if results), *gap)
+        shown.add_row(Text(task), *(describe(results) for results in (real, dreamed) if results), *gap)
     return shown
 
 
@@ -213,7 +214,7 @@ def twin_table(twins: dict[str, TwinSuccess]) -> Table:
             shown.add_section()
         found = row.found
         shown.add_row(
-            task,
+            Text(task),
             in_percent(found.mean, found.low, found.high),
             in_percent(found.plain_mean, found.plain_low, found.plain_high),
             "" if row.phi is None else f"{row.phi:+.2f}",
