@@ -135,6 +135,11 @@ class CheckedWorldModel(WorldModel):
         with self._blamed():
             return self.model.encode_episodes(episodes)
 
+    def pretrain(self, seed: int) -> None:
+        """Train new weights of the model."""
+        with self._blamed():
+            self.model.pretrain(seed)
+
     def refit(
         self,
         episodes: list[Episode],

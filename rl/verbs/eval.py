@@ -20,7 +20,7 @@ from rewards.errors import UserError
 from rl.build import device_of, find_simulator, is_policy, make_sim
 from rl.compose import compose
 from rl.envs.features import given_spec
-from rl.envs.names import env_of_tasks, shown_name, with_task_sets
+from rl.envs.names import check_has_simulator, env_of_tasks, shown_name, with_task_sets
 from rl.instructions import tell_of, with_instruction
 from rl.policies.api import Denoiser
 from rl.policies.wam import WamDenoiser
@@ -125,6 +125,7 @@ def evaluate(
     model = actor.model
     assert model is not None
     env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction)
+    check_has_simulator(env, model.spec.tasks, actor.name)
     options = replace(options, env=env)
     tasks = evaluated_tasks(options, model)
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
@@ -294,6 +295,8 @@ def _evaluate_brought(actor: Actor, options: EvalOptions, tick: Callable[[float,
     config, model = run_config(options), None
     if options.place != "sim":
         model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
+        options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
+        check_has_simulator(options.env, model.spec.tasks, "world_model")
     tasks = evaluated_tasks(options, model)
     if not any(tasks):
         raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")
