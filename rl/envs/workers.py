@@ -101,7 +101,7 @@ class Group:
                     self.before[i] = self.last[i]
                     try:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
-                    except BadNumbers as error:  # a `Task` raises it for what it was given; all else is an error of code
+                    except BadNumbers as error:  # of what the environment returned; all else is an error of code
                         raise BadNumbers(f"sim: environment {self.first + i}: {error}") from error
                     flags[:, i, j] = success, terminated, truncated
                     over = terminated or truncated or (success and stop_on_success)

@@ -243,7 +243,7 @@ def test_what_an_environment_returned_is_told_apart_from_errors_of_code(
     env = SimEnv(f"{tmp_path}/own.py:Lost", 2, n_context_frames=1, n_workers=n_workers)
     env.set_episode_seeds([2, 3])
     env.reset()
-    with pytest.raises(BadNumbers, match=r"^sim: environment 1: Lost returned None as reward at step 1; expected 1 num"):
+    with pytest.raises(BadNumbers, match=r"^sim: environment 1: Lost returned None as reward at step 1; expected"):
         env.step_chunk(torch.ones(2, 1, 1))
     if isinstance(env._envs, Group):
 
@@ -251,7 +251,7 @@ def test_what_an_environment_returned_is_told_apart_from_errors_of_code(
             raise ValueError("an error of ours")
 
         monkeypatch.setattr(env._envs.envs[0], "step", step)
-        with pytest.raises(ValueError, match="^an error of ours$"):
+        with pytest.raises(ValueError, match=r"^an error of ours$"):
             env.step_chunk(torch.ones(2, 1, 1))
     env.close()
 
