@@ -234,6 +234,46 @@ def test_an_environment_of_a_file_needs_no_registration(tmp_path: Path) -> None:
         assert says in str(error.value) and "\n" not in str(error.value)
 
 
+STRANGE = """
+class OldReset(Reach):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+class OldStep(Reach):
+    def step(self, action):
+        return super().step(action)[:4]
+
+class NoInfo(Reach):
+    def step(self, action):
+        return *super().step(action)[:4], None
+
+class NoSpaces(gymnasium.Env):
+    def step(self, action):
+        return super().step(action)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("OldReset", ": reset returned a ndarray, expected 2 values (observation, info), info a dict; see "),
+        ("OldStep", ": step returned 4 values, expected 5 values (observation, reward, terminated, truncated, info), "),
+        ("NoInfo", ": step returned a NoneType as info, expected 5 values (observation, reward, terminated, "),
+        ("NoSpaces", ": its observation space is not set, expected Box; wrap it or choose another environment"),
+    ],
+)
+def test_an_environment_that_is_not_as_gymnasium_wants_it_is_one_line(name: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN + STRANGE)
+    with pytest.raises(UserError) as error:
+        env = SimEnv(f"{file}:{name}", 1, n_context_frames=1)
+        env.reset(seed=0)
+        env.step_chunk(torch.ones(1, 1, 1))
+    assert str(error.value).startswith(f"environment '{file}:{name}'{says}") and "\n" not in str(error.value)
+    line = 1 + (OWN + STRANGE).partition(f"class {name}")[0].count("\n")
+    assert name == "NoSpaces" or str(error.value).endswith(f"; see {file}:{line + 1}")
+
+
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_what_an_environment_returned_is_told_apart_from_errors_of_code(
     n_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
