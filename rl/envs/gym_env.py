@@ -45,7 +45,8 @@ class GymTask:
     def __init__(self, env_id: str, cameras: Cameras | None = None) -> None:
         self._env = _make(env_id)
         self._blamed = f"environment {env_id!r}", defined_at(type(self._env.unwrapped)).rpartition(":")[0]
-        observation, action = (getattr(self._env, name, None) for name in ("observation_space", "action_space"))
+        spaces: list[Any] = [getattr(self._env, name, None) for name in ("observation_space", "action_space")]
+        observation, action = spaces
         boxes = dict(observation.spaces) if isinstance(observation, gymnasium.spaces.Dict) else {"": observation}
         for what, space in (*((f"observation {name}".strip(), box) for name, box in boxes.items()), ("action", action)):
             if not isinstance(space, gymnasium.spaces.Box):

@@ -125,6 +125,11 @@ def test_malformed_terms() -> None:
         {"success": 1.0},
         "reward term 'success': expected func, weight and params, got 1.0; write {weight: 1.0}",
     )
+    refused(
+        {"mine": "my.py:term"},
+        "reward term 'mine': expected func, weight and params, got 'my.py:term'; write {func: my.py:term, weight: 1.0}",
+    )
+    refused({"mine": {"func": "my.py:term"}}, "reward term 'mine': weight is missing; add one, such as weight: 1.0")
     refused(["success"], "rewards: expected terms by name, got ['success']; write {success: {weight: 1.0}}")
     refused(
         {"progress": {"weight": 1.0, "params": {"gama": 0.9}}},
