@@ -117,12 +117,18 @@ def load_world_model_weights(model: WorldModel, folder: Path) -> bool:
         model.load_state_dict(load_model(folder).state_dict())
         return True
     assert isinstance(model, CheckedWorldModel)
-    if not (folder / MODEL).is_file() or not model.who.endswith(_class_of(about_brought(folder))):
+    if not (folder / MODEL).is_file() or not model.who.endswith(_class_of(about := about_brought(folder))):
         return False
     try:
-        model.load_state_dict(load_file(folder / MODEL, device=str(model.device)))
+        state = load_file(folder / MODEL, device=str(model.device))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / MODEL}: its weights cannot be read: {error!r:.200}") from error
+    try:
+        model.load_state_dict(state)
+    except UserError as error:  # a message of torch names every tensor
+        saved = ", ".join(f"{name}: {value}" for name, value in about["world_model"].get("params", {}).items())
+        remedy = f"give it the params of the run, {{{saved:.300}}}" if saved else "the run gave it no params"
+        raise UserError(f"{model.who}: the weights in {folder} do not fit it; {remedy}") from error
     return True
 
 

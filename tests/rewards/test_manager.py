@@ -73,15 +73,18 @@ def test_describe_is_a_table_of_active_terms() -> None:
 
 
 def test_requirement_that_the_place_lacks() -> None:
+    there = (
+        "remove it or set its weight to 0; it provides action, action_history, elapsed, gripper, hand_pos, next_state, "
+        "object_pos, state, success, task, terminated"
+    )
     refused(
         {"task_reward": {"weight": 1.0}},
-        "reward term 'task_reward' requires 'task_reward', which the dream cannot provide; "
-        "remove it or set its weight to 0",
+        f"reward term 'task_reward' requires 'task_reward', which the dream cannot provide; {there}",
         place="dream",
     )
     refused(
         {"progress": {"weight": 1.0}},
-        "reward term 'progress' requires 'progress', which the sim cannot provide; remove it or set its weight to 0",
+        f"reward term 'progress' requires 'progress', which the sim cannot provide; {there}",
     )
 
 

@@ -106,6 +106,12 @@ def test_a_gaussian_policy_is_trained_in_it_saved_resumed_and_evaluated(
     assert "Can the dream be believed?" in page and "Does the model know its own error?" not in page
     assert next((whole / "plugins").glob("*own_world_model.py"))
 
+    # Its saved weights fit a model with the same params alone.
+    other = CHOSEN.replace("width: 32", "width: 16")
+    assert cli.main(["eval", str(whole), "place=both", "n_episodes=4", f"world_model={other}"]) == 2
+    said = capsys.readouterr().err
+    assert "do not fit it; give it the params of the run, {episodes: recorded, n_steps: 30, width: 32}" in said
+
     # Its saved weights are loaded, and nothing is trained. A new policy has no such weights.
     capsys.readouterr()
     file = Path("examples/own_world_model.py")
