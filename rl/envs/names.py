@@ -164,9 +164,14 @@ def check_builtin_options(env: SimulatorConfig) -> None:
     """Check `env.options` of a built-in simulator; other simulators check theirs in their class.
 
     Raises:
-        UserError: an option is unknown, or its value does not fit.
+        UserError: an option is unknown, or its value does not fit; or recorded episodes are given an id.
     """
     name = simulator_name(env)
+    if name == "recorded" and env.id:  # a preset says recorded, and the command an environment, which would never run
+        other = "isaac" if env.id.startswith("Isaac-") else "gymnasium"
+        raise UserError(
+            f"env.id={env.id}: env.simulator=recorded runs none; leave it out, or add env.simulator={other}"
+        )
     if name in OPTIONS:
         typed_options(name, env.options, OPTIONS[name])
 

@@ -102,6 +102,10 @@ def test_options_and_id_of_a_preset_belong_to_its_simulator() -> None:
         (SimulatorConfig(options={"events": {"m": 3}}), "env.options.events.m=3 of simulator metaworld: expected"),
         (SimulatorConfig("isaac", options={"action_bound": 0}), "env.options.action_bound=0.0: expected more than 0"),
         (SimulatorConfig("isaac", options={"device": 1}), "env.options.device=1 of simulator isaac: expected text"),
+        (
+            SimulatorConfig("recorded", "my.py:Reach"),
+            "env.id=my.py:Reach: env.simulator=recorded runs none; leave it out, or add env.simulator=gymnasium",
+        ),
         (SimulatorConfig(id="Walk-v0", options={"x": 1}), "unknown key 'env.options.x' of simulator gymnasium; known"),
     ],
 )  # fmt: skip
