@@ -1,8 +1,6 @@
-"""A world model of your own: a small MLP that learns from recorded episodes what one action changes.
+"""A world model of your own: a small MLP that learns from recorded episodes; docs/bring_your_own.md explains each part.
 
-    wamtune train dream env.tasks=button-press-topdown dream.world_model=examples/own_world_model.py:OwnWorldModel
-
-docs/bring_your_own.md explains each part.
+`wamtune train dream env.tasks=button-press-topdown dream.world_model=examples/own_world_model.py:OwnWorldModel`
 """
 
 import torch
@@ -22,12 +20,15 @@ class OwnWorldModel(nn.Module, WorldModel):
     def __init__(self, episodes: str = "metaworld-tuned", n_steps: int = 2000, width: int = 512) -> None:
         super().__init__()
         store = EpisodeStore(find_checkpoint(episodes) if episodes in builtin_checkpoints() else episodes)
-        self.spec, self.recorded = store.spec, store.load()
+        self.spec, self.recorded, self.n_steps = store.spec, store.load(), n_steps
         states = torch.cat([episode.state for episode in self.recorded])
         self.middle, self.scale = nn.Buffer(states.mean(0)), nn.Buffer(states.std(0) + 1e-3)
         n_in = 2 * self.spec.state_dim + len(self.spec.tasks) + self.spec.action_dim
         self.net = nn.Sequential(nn.Linear(n_in, width), nn.SiLU(), nn.Linear(width, self.spec.state_dim + 1))
-        self.refit([], n_steps, learning_rate=1e-3, seed=0)
+
+    def pretrain(self, seed: int) -> None:
+        """Train new weights; not called where those of a run are loaded."""
+        self.refit([], self.n_steps, learning_rate=1e-3, seed=seed)
 
     def begin(self, history: dict[str, Tensor], seed: Tensor) -> dict[str, Tensor]:
         """Begin dreams with two states each; this model draws no random numbers."""
@@ -45,8 +46,7 @@ class OwnWorldModel(nn.Module, WorldModel):
         """Train on the episodes that it began with and on those of the run."""
         windows = Windows(self.recorded + episodes, self.spec.tasks, self.n_context_frames, chunk_size=1)
         generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(self.parameters(), learning_rate)
-        for _ in range(n_steps):
-            batch = windows.sample(256, generator)
+        for batch in (windows.sample(256, generator) for _ in range(n_steps)):
             following, logit = self._step(batch.context["state"], batch.task, batch.actions[:, 0])
             error = ((following - batch.future["state"][:, 0]) / self.scale).abs().mean()
             loss = error + nn.functional.binary_cross_entropy_with_logits(logit, batch.success[:, 0])

@@ -225,9 +225,10 @@ def _check_provided(term: _Term, provided: Collection[str], place: str) -> None:
     """Raise `UserError` if the term requires something that the place does not provide."""
     for need in term.requires:
         if need not in provided:
+            hint = did_you_mean(need, provided) or f"; it provides {', '.join(sorted(provided))}"
             raise UserError(
                 f"reward term {term.name!r} requires {need!r}, which the {place} cannot provide; "
-                f"remove it or set its weight to 0{did_you_mean(need, provided)}"
+                f"remove it or set its weight to 0{hint}"
             )
 
 

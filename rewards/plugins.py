@@ -136,11 +136,14 @@ def read_weight(who: str, written: Mapping[str, Any], default: float | None = No
         UserError: a key is unknown, or the weight is not a finite number within `MAX_MAGNITUDE`.
     """
     if not isinstance(written, Mapping):
-        raise UserError(f"{who}: expected func, weight and params, got {written!r}; write {{weight: 1.0}}")
+        func = f"func: {written}, " if isinstance(written, str) else ""
+        raise UserError(f"{who}: expected func, weight and params, got {written!r}; write {{{func}weight: 1.0}}")
     for key in written:
         if key not in ("func", "weight", "params"):
             hint = did_you_mean(str(key), ("func", "weight", "params"))
             raise UserError(f"{who}: unknown key {key!r}, expected func, weight or params{hint}")
+    if "weight" not in written and default is None:
+        raise UserError(f"{who}: weight is missing; add one, such as weight: 1.0")
     weight = written.get("weight", default)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise UserError(f"{who}: weight is {weight!r}, expected a number; 0 switches it off")

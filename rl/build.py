@@ -17,7 +17,7 @@ from rewards.manager import isaac_terms
 from rewards.plugins import check_params, load
 from rl.config import PolicyConfig, SimulatorConfig, TrainConfig
 from rl.envs.features import given_spec
-from rl.envs.names import BUILTIN, shown_name, simulator_name
+from rl.envs.names import BUILTIN, shown_name, simulator_name, task_of_id
 from rl.envs.simulator import Request, Simulator
 from rl.policies.api import Denoiser, TrainablePolicy, policy_state
 from rl.policies.chain import ChainPolicy
@@ -186,13 +186,17 @@ def check_simulator(config: TrainConfig) -> None:
         raise UserError(f"{shown_name(config.env)}: set env.kind=dream, episodes=FOLDER and dream.n_episodes=0")
 
 
+def has_simulator(config: TrainConfig) -> bool:
+    """Whether gates and evaluations run in a simulator; else they run in a dream of recorded episodes."""
+    try:
+        return find_simulator(config.env).place == "sim"
+    except UserError:  # the plug-in is missing; a report can still be written
+        return True
+
+
 def judged_in(config: TrainConfig) -> str:
     """Return in words where gates and evaluations run."""
-    try:
-        place = find_simulator(config.env).place
-    except UserError:  # the plug-in is missing; a report can still be written
-        place = "sim"
-    return "the simulator" if place == "sim" else "a dream of what was recorded"
+    return "the simulator" if has_simulator(config) else "a dream of what was recorded"
 
 
 def device_of(config: TrainConfig) -> str:
@@ -444,5 +448,5 @@ def _check_reads(sim: Simulator, denoiser: Denoiser, where: str) -> None:
 def _only_task(env: SimulatorConfig, known_tasks: Sequence[str]) -> tuple[str, ...]:
     """Return the tasks of a simulator if none is named: its id, else the known tasks, else the name of its class."""
     if env.id:
-        return (env.id,)
+        return (task_of_id(env.id, known_tasks),)
     return tuple(known_tasks) or (simulator_name(env).rpartition(":")[2],)

@@ -12,6 +12,7 @@ from typing import TypeVar
 from rewards.errors import UserError, closest_or_known
 from rl.build import find_simulator
 from rl.config import SimulatorConfig
+from rl.envs.names import task_of_id
 from world_model.spec import Spec
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel
@@ -34,7 +35,7 @@ def with_instruction(env: Env, instruction: str | None, spec: Spec | None = None
     """
     if instruction is None:
         return env
-    tasks = env.tasks or ((env.id,) if env.id else ())
+    tasks = env.tasks or ((task_of_id(env.id),) if env.id else ())
     if spec is not None and not tasks:
         tasks = nearest_tasks(instruction, spec)
         env = replace(env, tasks=tasks)

@@ -32,13 +32,14 @@ def world_model_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-world-model")
 
 
-def make_world_model(dream: DreamConfig, seed: int, device: str) -> WorldModel | None:
+def make_world_model(dream: DreamConfig, seed: int, device: str, weights: Path | None = None) -> WorldModel | None:
     """Build the world model of `dream.world_model`; None if it names none, and that of the checkpoint dreams.
 
     Args:
         dream: of the run.
-        seed: of torch while it is built, for new weights.
+        seed: of torch while it is built and pretrained, for new weights.
         device: of its weights.
+        weights: folder of a run with weights of this class, which replace new ones; without such, it is pretrained.
 
     Raises:
         UserError: it cannot be loaded or built, is not a `WorldModel`, or what it declares cannot be used.
@@ -60,7 +61,12 @@ def make_world_model(dream: DreamConfig, seed: int, device: str) -> WorldModel |
     if isinstance(model, nn.Module):
         model.to(device).eval()
     model.n_denoising_steps = dream.n_denoising_steps
-    return CheckedWorldModel(model, who)
+    checked = CheckedWorldModel(model, who)
+    if weights is None or not load_world_model_weights(checked, weights):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            checked.pretrain(seed)
+    return checked
 
 
 def world_model_source(chosen: WorldModelConfig) -> Path | None:
@@ -101,22 +107,29 @@ def save_world_model(
         save_brought(folder, lambda into: save_file(weights, into / MODEL), named | about, readme)
 
 
-def load_world_model_weights(model: WorldModel, folder: Path) -> None:
-    """Load the weights that `save_world_model` wrote for a world model of this class, if it wrote any.
+def load_world_model_weights(model: WorldModel, folder: Path) -> bool:
+    """Load the weights that `save_world_model` wrote for a world model of this class; False: it wrote none.
 
     Raises:
         UserError: they cannot be read, or do not fit the model.
     """
     if isinstance(model, WorldActionModel):
         model.load_state_dict(load_model(folder).state_dict())
-        return
+        return True
     assert isinstance(model, CheckedWorldModel)
-    if not (folder / MODEL).is_file() or not model.who.endswith(_class_of(about_brought(folder))):
-        return
+    if not (folder / MODEL).is_file() or not model.who.endswith(_class_of(about := about_brought(folder))):
+        return False
     try:
-        model.load_state_dict(load_file(folder / MODEL, device=str(model.device)))
+        state = load_file(folder / MODEL, device=str(model.device))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / MODEL}: its weights cannot be read: {error!r:.200}") from error
+    try:
+        model.load_state_dict(state)
+    except UserError as error:  # a message of torch names every tensor
+        saved = ", ".join(f"{name}: {value}" for name, value in about["world_model"].get("params", {}).items())
+        remedy = f"give it the params of the run, {{{saved:.300}}}" if saved else "the run gave it no params"
+        raise UserError(f"{model.who}: the weights in {folder} do not fit it; {remedy}") from error
+    return True
 
 
 def _class_of(about: dict[str, Any]) -> str:

@@ -128,6 +128,12 @@ class WorldModel(ABC):
         """Return episodes with the features of `predicted_spec`, as `encode_obs` does."""
         return episodes
 
+    def pretrain(self, seed: int) -> None:  # noqa: B027 - its constructor may have loaded its weights
+        """Train new weights before the first dream; not called where saved weights are loaded. By default nothing.
+
+        `seed` is that of the run, for batches and noise.
+        """
+
     def refit(  # noqa: B027 - a world model need not be trained
         self,
         episodes: list[Episode],

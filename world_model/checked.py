@@ -66,7 +66,7 @@ class CheckedWorldModel(WorldModel):
             BadNumbers: a value is not finite, beyond its bounds, or absurdly large.
         """
         with self._blamed():
-            result = self.model.predict(session, actions.clone())
+            result = self.model.predict(map_tree(Tensor.clone, session), actions.clone())
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Prediction)):
             raise self._wrong("predict", f"{_kind(result)}, expected a session and a world_model.api.Prediction")
         following, predicted = result
@@ -134,6 +134,11 @@ class CheckedWorldModel(WorldModel):
         """Encode with the model."""
         with self._blamed():
             return self.model.encode_episodes(episodes)
+
+    def pretrain(self, seed: int) -> None:
+        """Train new weights of the model."""
+        with self._blamed():
+            self.model.pretrain(seed)
 
     def refit(
         self,

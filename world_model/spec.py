@@ -156,7 +156,7 @@ class Spec:
             if mine != theirs:
                 raise UserError(
                     f"{where}: the {what} has {name} size {mine}, the environment has {name} size {theirs}; "
-                    f"choose a {what} trained on this environment"
+                    f"choose a {what} trained on this environment, or name that of the {what} (env.simulator, env.id)"
                 )
         self._check_others(env, where, what)
         for i, (low, high, least, most) in enumerate(
@@ -188,7 +188,7 @@ class Spec:
                 has = f"has {list(theirs.shape)}" if theirs else "has none"
                 raise UserError(
                     f"{where}: the {what} reads {name!r} of shape {list(feature.shape)}, the environment {has}; "
-                    f"choose a {what} trained on this environment"
+                    f"choose a {what} trained on this environment, or name that of the {what} (env.simulator, env.id)"
                 )
             if theirs.every != feature.every:
                 raise UserError(

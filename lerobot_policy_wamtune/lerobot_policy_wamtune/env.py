@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lerobot_policy_wamtune.configuration_wamtune import one_line
 from rewards.errors import UserError
+from rewards.plugins import names_file
 from rl.config import EnvConfig as Defaults
 from rl.config import SimulatorConfig
 from rl.envs.cameras import CameraUse
@@ -221,7 +222,9 @@ def _pair(seed: int) -> Array:
 
 
 def _id_of(task: str) -> str:
-    """Return the simulator of a task: a gymnasium id, or Meta-World."""
+    """Return the simulator of a task: a gymnasium id, FILE.py:Class, or Meta-World."""
+    if names_file(task):
+        return task
     return env_of_tasks(SimulatorConfig(), [task]).id or "metaworld"
 
 

@@ -22,6 +22,10 @@ SLICES = {"gym_pusht/PushT-v0": {"hand_pos": (0, 2)}}
 """Proprioception in the state of an environment: id -> named slices. gymnasium does not declare it."""
 
 
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+"""What `step` of a gymnasium environment returns."""
+
+
 class GymTask:
     """One gymnasium environment with the protocol `rl.envs.workers.Task`.
 
@@ -41,12 +45,14 @@ class GymTask:
     def __init__(self, env_id: str, cameras: Cameras | None = None) -> None:
         self._env = _make(env_id)
         self._blamed = f"environment {env_id!r}", defined_at(type(self._env.unwrapped)).rpartition(":")[0]
-        observation, action = self._env.observation_space, self._env.action_space
+        spaces: list[Any] = [getattr(self._env, name, None) for name in ("observation_space", "action_space")]
+        observation, action = spaces
         boxes = dict(observation.spaces) if isinstance(observation, gymnasium.spaces.Dict) else {"": observation}
         for what, space in (*((f"observation {name}".strip(), box) for name, box in boxes.items()), ("action", action)):
             if not isinstance(space, gymnasium.spaces.Box):
+                kind = "not set" if space is None else type(space).__name__
                 raise UserError(
-                    f"environment {env_id!r}: its {what} space is {type(space).__name__}, expected Box; "
+                    f"environment {env_id!r}: its {what} space is {kind}, expected Box; "
                     f"wrap it or choose another environment"
                 )
         assert isinstance(action, gymnasium.spaces.Box)
@@ -75,14 +81,16 @@ class GymTask:
     def reset(self, seed: int) -> Array:
         """Begin the episode of `seed`; return its first frame (state_dim,)."""
         with blamed(*self._blamed):
-            obs, _ = self._env.reset(seed=seed)
+            result = self._env.reset(seed=seed)
+        obs, _ = self._parts("reset", result, ("observation", "info"))
         self._n_steps = 0
         return self._state(obs)
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
         """Execute `action` (action_dim,); return frame (state_dim,), reward, success, terminated, truncated."""
         with blamed(*self._blamed):
-            obs, reward, terminated, truncated, info = self._env.step(action)
+            result = self._env.step(action)
+        obs, reward, terminated, truncated, info = self._parts("step", result, STEP)
         self._n_steps += 1
         frame, rewards = self._state(obs), self._numbers(reward, "reward", 1)
         success = info.get("is_success", info.get("success", False))
@@ -93,6 +101,23 @@ class GymTask:
     def images(self, cameras: Cameras) -> Images:
         """Return images of the newest observation, or rendered ones; larger ones are cropped and scaled down."""
         return {name: self._image(name, use) for name, use in cameras.items()}
+
+    def _parts(self, method: str, result: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+        """Return what `reset` or `step` of the environment returned, which must be `names`, with a dict of infos last.
+
+        Raises:
+            UserError: it returned something else, such as what older versions of gym did.
+        """
+        got = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        if isinstance(result, tuple) and len(result) == len(names):
+            if isinstance(result[-1], Mapping):
+                return result
+            got = f"a {type(result[-1]).__name__} as info"
+        at = defined_at(getattr(self._env.unwrapped, method))
+        expected = f"{len(names)} values ({', '.join(names)}), info a dict"
+        raise UserError(
+            f"{self._blamed[0]}: {method} returned {got}, expected {expected}" + (f"; see {at}" if at else "")
+        )
 
     def _state(self, obs: Any) -> Array:
         """Keep an observation, and return its vectors joined to one (state_dim,)."""

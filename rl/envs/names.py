@@ -14,7 +14,7 @@ from rewards.plugins import names_file
 from rl.compose import typed
 from rl.config import SimulatorConfig
 from rl.envs.metaworld.events import Event
-from rl.envs.metaworld.task_sets import TASK_SETS
+from rl.envs.metaworld.task_sets import MT50, TASK_SETS
 
 Env = TypeVar("Env", bound=SimulatorConfig)
 
@@ -100,13 +100,41 @@ def simulator_name(env: SimulatorConfig) -> str:
 
 
 def env_of_tasks(env: SimulatorConfig, tasks: Sequence[str]) -> SimulatorConfig:
-    """Return `env`; if it names neither simulator nor id, take the id from `tasks`.
+    """Return `env`; if it names neither simulator nor id, take the id from the `tasks` of a checkpoint or of episodes.
 
-    A task of gymnasium or Isaac Lab has the name of its id, such as Pendulum-v1, FILE.py:Class or Isaac-Cartpole. All
-    other tasks belong to Meta-World, which needs no id.
+    A task of gymnasium or Isaac Lab has the name of its id, such as Pendulum-v1 or Isaac-Cartpole. All other tasks
+    belong to Meta-World, which needs no id. A file of code that a task names is never run: only `env.id` names one.
     """
-    is_id = len(tasks) == 1 and (tasks[0].startswith("Isaac-") or "-v" in tasks[0] or names_file(tasks[0]))
+    is_id = len(tasks) == 1 and (tasks[0].startswith("Isaac-") or "-v" in tasks[0]) and not names_file(tasks[0])
     return replace(env, id=tasks[0]) if is_id and not (env.simulator or env.id) else env
+
+
+def check_has_simulator(env: SimulatorConfig, tasks: Sequence[str], who: str) -> None:
+    """Refuse to look for the tasks of `who`, a checkpoint or a world model, in Meta-World where none is of Meta-World.
+
+    Args:
+        env: as `env_of_tasks` returned it.
+        tasks: all that it knows.
+        who: its name, which begins the message.
+
+    Raises:
+        UserError: `env` names no simulator, and none of the tasks is of Meta-World.
+    """
+    if env.simulator or env.id or set(tasks) & set(MT50):
+        return
+    raise UserError(
+        f"{who}: its task {tasks[0]!r:.80} is none of Meta-World's; name the simulator that has it, "
+        "env.simulator=FILE.py:Class or env.id=FILE.py:Class; without any, policies are compared on the robot "
+        "(wamtune deploy ... compare)"
+    )
+
+
+def task_of_id(id: str, known: Sequence[str] = ()) -> str:
+    """Return the task of a gymnasium environment: its id, or of FILE.py:Class the name of the class alone.
+
+    In checkpoints and episodes of older versions the task has the whole id. If it is so `known` there, it stays so.
+    """
+    return id.rpartition(":")[2] if names_file(id) and id not in known else id
 
 
 def with_task_sets(env: Env) -> Env:
@@ -136,9 +164,14 @@ def check_builtin_options(env: SimulatorConfig) -> None:
     """Check `env.options` of a built-in simulator; other simulators check theirs in their class.
 
     Raises:
-        UserError: an option is unknown, or its value does not fit.
+        UserError: an option is unknown, or its value does not fit; or recorded episodes are given an id.
     """
     name = simulator_name(env)
+    if name == "recorded" and env.id:  # a preset says recorded, and the command an environment, which would never run
+        other = "isaac" if env.id.startswith("Isaac-") else "gymnasium"
+        raise UserError(
+            f"env.id={env.id}: env.simulator=recorded runs none; leave it out, or add env.simulator={other}"
+        )
     if name in OPTIONS:
         typed_options(name, env.options, OPTIONS[name])
 

@@ -19,7 +19,7 @@ from rl.envs.cameras import Cameras, CameraUse
 from rl.envs.features import given_spec, vector_columns
 from rl.envs.metaworld.events import Event
 from rl.envs.metaworld.instructions import INSTRUCTIONS, WORDINGS
-from rl.envs.names import MetaWorldOptions, NoOptions, typed_options
+from rl.envs.names import MetaWorldOptions, NoOptions, task_of_id, typed_options
 from rl.envs.simulator import IDLE, Array, Request, Simulator
 from rl.envs.workers import Group, Steps, Workers
 from world_model.data.episodes import Episode
@@ -34,7 +34,7 @@ class SimEnv(Simulator):
     Args:
         env_id: "metaworld", a registered gymnasium id such as "Pendulum-v1", or `path.py:Class`.
         num_envs: number of environments in the batch.
-        tasks: Meta-World task names without version, such as "push"; a gymnasium id is its own task.
+        tasks: Meta-World task names without version, such as "push"; None for a gymnasium id, which is one task.
         n_workers: worker processes to spread the environments over, 0 to step them in this process; the number does
             not change the results.
         task_names: the tasks that `obs["task"]` indexes, when a model knows more than `tasks`.
@@ -85,7 +85,7 @@ class SimEnv(Simulator):
             seed=seed,
             device=device,
         )
-        names = tuple(tasks or (env_id,))
+        names = tuple(tasks or ()) if env_id == "metaworld" else (task_of_id(env_id, spec.tasks),)
         self.env_id, self._columns = env_id, vector_columns(simulated, spec)
         # For exact resume: the actions of each environment since its episode began. gymnasium has no call to save a
         # state, so `load_state_dict` repeats these actions from the seed.
@@ -329,14 +329,15 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
     else:
         from rl.envs.gym_env import SLICES, GymTask
 
-        if tasks and set(tasks) != {env_id}:
-            raise UserError(f"sim: {env_id!r} is its own task, tasks={list(tasks)} does not fit; leave it out")
+        if set(tasks or ()) - {env_id, task_of_id(env_id)}:
+            raise UserError(f"sim: {env_id!r} is its own task, tasks={list(tasks or ())} does not fit; leave it out")
+        tasks = (task_of_id(env_id, task_names or tasks or ()),)
         env = GymTask(env_id)  # made only to read its spaces
         env.close()
         state = Feature((env.state_dim,), slices=dict(SLICES.get(env_id, env.slices)))
         images = {name: Feature(shape, dtype="uint8") for name, shape in env.image_shapes.items()}
         low, high, rate = tuple(env.action_low), tuple(env.action_high), env.control_hz
-    present = tuple(dict.fromkeys(tasks or (env_id,)))
+    present = tuple(dict.fromkeys(tasks))
     known = tuple(task_names or present)
     unknown = [task for task in present if task not in known]
     if unknown:

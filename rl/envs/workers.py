@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from rewards.errors import BadNumbers, UserError
+from rewards.errors import BadNumbers
 from rl.envs.cameras import Cameras, Images
 
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ class Task(Protocol):
         """Begin the episode of `seed`; return its first frame (state_dim,)."""
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, bool]:
-        """Execute `action`; return frame, reward, success, terminated, truncated."""
+        """Execute `action`; return frame, reward, success, terminated, truncated.
+
+        Raises:
+            BadNumbers: the environment returned something else than numbers and flags; any other exception is an error
+                of code, and is not caught.
+        """
 
     def images(self, cameras: Cameras) -> Images:
         """Return images of the current state."""
@@ -96,9 +101,7 @@ class Group:
                     self.before[i] = self.last[i]
                     try:
                         self.last[i], reward[i, j], success, terminated, truncated = env.step(actions[i, j])
-                    except ValueError as error:
-                        if isinstance(error, UserError) and not isinstance(error, BadNumbers):
-                            raise  # code of the environment raised an exception
+                    except BadNumbers as error:  # of what the environment returned; all else is an error of code
                         raise BadNumbers(f"sim: environment {self.first + i}: {error}") from error
                     flags[:, i, j] = success, terminated, truncated
                     over = terminated or truncated or (success and stop_on_success)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from rl.report.data import RunData
 from rl.report.look import Section, note, table
@@ -63,7 +64,8 @@ def terminal(rows: Sequence[TaskRow]) -> Table:
     for i, name in enumerate(HEAD):
         found.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
-        found.add_row(*row.cells)
+        task, *cells = row.cells
+        found.add_row(Text(task), *cells)  # a sentence may hold brackets, which rich takes for markup in plain text
     return found
 
 
@@ -71,7 +73,8 @@ def markdown(rows: Sequence[TaskRow]) -> str:
     """Return the table for a model card; "" without rows."""
     if not rows:
         return ""
-    lines = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *(row.cells for row in rows)]
+    cells_of = ([cell.replace("|", "\\|") for cell in row.cells] for row in rows)  # a task may be any sentence
+    lines = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *cells_of]
     return f"\n{in_words(rows)}:\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

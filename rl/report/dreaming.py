@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rl.build import judged_in
 from rl.report import figures
 from rl.report.data import Row, RunData
 from rl.report.look import Section, beside, figure, note, plots, table, text
@@ -95,11 +96,12 @@ def _replayed(summary: Row) -> list[str]:
 
 
 def places(run: RunData) -> Section | None:
-    """Success while exploring in dream and simulator by update, and the error of the dream."""
+    """Success while exploring in dream and simulator by update, that in gates, and the error of the dream."""
+    judge = judged_in(run.config).removeprefix("the ")
     tags = {
         "rollout/dream_success": ("dream, exploring", figures.DREAM),
         "rollout/sim_success": ("simulator, exploring", figures.SIM),
-        "gate/challenger": ("simulator, in the gate", figures.ACCEPTED),
+        "gate/challenger": (f"{judge}, in the gate", figures.ACCEPTED),
         "dream/error": ("error of the dream", figures.DREAM),
     }
     rows = run.rows_of(run.config.name)

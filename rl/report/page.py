@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rl.compose import overrides_of
 from rl.config import TrainConfig
+from rl.envs.names import task_of_id
 from rl.report import by_task, dreaming, look, training
 from rl.report.data import PAIRS, RunData, read_run
 from rl.report.verdict import verdict_of
@@ -70,7 +71,7 @@ def write_report(folder: str | Path) -> Path:
 
 def _head(config: TrainConfig, verdict: RunVerdict) -> str:
     """Return name, verdict and what was trained."""
-    tasks = ", ".join(config.env.tasks) or config.env.id or "all tasks of the checkpoint"
+    tasks = ", ".join(config.env.tasks) or task_of_id(config.env.id) or "all tasks of the checkpoint"
     about = f"{config.starts_from} on {tasks}, env.kind={config.env.kind}, seed {config.seed}"
     box = look.verdict(verdict.label, verdict.sentence, TONES[verdict.kind])
     following = f"<p class=quiet>Next: <code>{look.text(verdict.next_command)}</code></p>"

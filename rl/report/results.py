@@ -44,19 +44,24 @@ def gain_from(result: Result, phase: str) -> float:
     return sum(new - old for of, old, new in changes if of["phase"] == phase)
 
 
-def decomposition(result: Result) -> dict[str, str]:
-    """Return the rows of a table: the points of the gain by phase."""
-    return {row: f"{100 * gain_from(result, phase):+.1f}" for phase, row in SOURCES.items()}
+def sources(simulated: bool) -> dict[str, str]:
+    """Return the phases of `SOURCES` that a run can have; `simulated`: it has a simulator."""
+    return {phase: row for phase, row in SOURCES.items() if simulated or phase != "sim"}
 
 
-def costs(result: Result) -> dict[str, str]:
-    """Return the rows of a table: simulator steps and time. Steps of evaluations are not counted."""
-    return {
+def decomposition(result: Result, simulated: bool) -> dict[str, str]:
+    """Return the rows of a table: the points of the gain by phase; `simulated`: the run has a simulator."""
+    return {row: f"{100 * gain_from(result, phase):+.1f}" for phase, row in sources(simulated).items()}
+
+
+def costs(result: Result, simulated: bool) -> dict[str, str]:
+    """Return the rows of a table: time, and if the run has a simulator its steps, without those of evaluations."""
+    steps = {
         "simulator steps, all in": f"{all_steps(result):,}",
         "steps of training": f"{result['sim_steps']:,}",
         "steps of gates": f"{result['gate_steps']:,}",
-        "minutes": f"{result['minutes']:.1f}",
     }
+    return {**(steps if simulated else {}), "minutes": f"{result['minutes']:.1f}"}
 
 
 def all_steps(result: Result) -> int:
@@ -70,10 +75,10 @@ def with_noise(result: Result, obs_noise: float) -> dict[str, str]:
     return {} if rate is None else {f"after, noise of {obs_noise:g}": f"{100 * rate:.1f} %"}
 
 
-def reward(result: Result) -> dict[str, str]:
-    """Return the row of a table: the simulator's own reward of an episode, before and after."""
+def reward(result: Result, simulated: bool) -> dict[str, str]:
+    """Return the row of a table: the reward of an episode, before and after: the simulator's own if there is one."""
     before, after = result["reward"]
-    return {"simulator's reward": f"{before:.4g} → {after:.4g}"}
+    return {"simulator's reward" if simulated else "reward": f"{before:.4g} → {after:.4g}"}
 
 
 def _phase(result: PhaseResult) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
-from rl.build import judged_in
+from rl.build import has_simulator, judged_in
 from rl.report import figures
 from rl.report.data import Row, RunData
 from rl.report.look import Section, beside, figure, note, plots, table
-from rl.report.results import SOURCES, all_steps, costs, decomposition, gain_from, reward, with_noise
+from rl.report.results import all_steps, costs, decomposition, gain_from, reward, sources, with_noise
 from rl.rounds.outcome import STEPS
 from rl.statistics import describe, describe_gain, success_rate, wilson
 
@@ -58,18 +58,20 @@ def origin(run: RunData) -> Section | None:
     """The gain by the phases of a round, as the terminal prints it."""
     if not run.results:
         return None
-    own = run.results[0]
-    parts = {row: gain_from(own, phase) for phase, row in SOURCES.items()}
+    own, simulated = run.results[0], has_simulator(run.config)
+    phases = sources(simulated)
+    parts = {row: gain_from(own, phase) for phase, row in phases.items()}
     most, gain = max(parts, key=lambda row: parts[row]), sum(parts.values())
     answer = "There was no gain to divide"
     if parts[most] > 0:
         answer = f"The largest part came {most}: {100 * parts[most]:+.1f} points, of {100 * gain:+.1f} in all"
-    colors = {row: PHASES[phase] for phase, row in SOURCES.items()}
-    of = {_short(of["name"]): {row: gain_from(of, phase) for phase, row in SOURCES.items()} for of in run.results}
-    lines = _columns([decomposition(result) for result in run.results])
+    colors = {row: PHASES[phase] for phase, row in phases.items()}
+    of = {_short(of["name"]): {row: gain_from(of, phase) for phase, row in phases.items()} for of in run.results}
+    lines = _columns([decomposition(result, simulated) for result in run.results])
     words = (
-        "A phase of a round is imitation, PPO in the simulator or PPO in the dream. Each change in success belongs to "
-        "the phase after which it was measured. In a control without RL, a phase of this name only imitates."
+        f"A phase of a round is imitation{', PPO in the simulator' if simulated else ''} or PPO in the dream. Each "
+        "change in success belongs to the phase after which it was measured. In a control without RL, a phase of this "
+        "name only imitates."
     )
     drawn = figures.bars(of, colors, "points of success")
     head = ("points", *(result["name"] for result in run.results))
@@ -210,15 +212,17 @@ def rewards(run: RunData) -> Section | None:
 
 
 def price(run: RunData) -> Section | None:
-    """Simulator steps, time and the simulator's own reward, as the terminal prints them."""
+    """Simulator steps, time and reward, as the terminal prints them."""
     if not run.results:
         return None
-    own = run.results[0]
+    own, simulated = run.results[0], has_simulator(run.config)
     budget = run.config.budget_steps
     most = "" if budget is None else f" of at most {budget:,}"
     parts = f"{own['sim_steps']:,} to train and {own['gate_steps']:,} for gates"
     answer = f"{all_steps(own):,}{most} simulator steps, all in: {parts}, in {own['minutes']:.1f} minutes"
-    lines = _columns([costs(result) | reward(result) for result in run.results])
+    if not simulated:
+        answer = f"{own['minutes']:.1f} minutes, without a simulator"
+    lines = _columns([costs(result, simulated) | reward(result, simulated) for result in run.results])
     return Section("What did it cost?", answer, table(("", *(result["name"] for result in run.results)), lines))
 
 

@@ -6,8 +6,10 @@ The rules, in this order; an interval is a 95 % interval of paired episodes:
 * success rose if the interval of the gain is above 0, and fell if it is below 0;
 * a gain counts as one of reinforcement learning only if it is also above that of the best control without it;
 * otherwise a dream that promised more than the simulator gave explains why nothing was gained;
-* without a single success nothing can be compared but the simulator's own reward;
+* without a single success nothing can be compared but the reward of an episode;
 * otherwise nothing has changed, because gates rolled back everything, or there were too few episodes to say.
+
+A run of recorded episodes has no simulator: it is judged in a dream of what was recorded, and the sentence says so.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rl.build import judged_in
+from rl.build import has_simulator, judged_in
 from rl.config import CONTROLS
 from rl.report.by_task import in_words, task_rows
 from rl.report.data import RunData
@@ -31,7 +33,7 @@ MOST_EPISODES = 10_000
 
 @dataclass(frozen=True)
 class Promise:
-    """Success that a dream showed, beside that of the simulator."""
+    """Success that a dream showed, beside that of the simulator, or of what stands in its place."""
 
     dream: float
     sim: float
@@ -54,11 +56,11 @@ def verdict_of(run: RunData) -> RunVerdict:
     elif promise is not None:
         kind = "dream"
         start = (
-            f"The dream showed {_percent(promise.dream)} success {promise.where}, where {judged_in(run.config)} gave "
-            f"{_percent(promise.sim)}, and success {_moved(before, after)} {_change(before, after)}"
+            f"{_dream(run)} showed {_percent(promise.dream)} success {promise.where}, where {judged_in(run.config)} "
+            f"gave {_percent(promise.sim)}, and success {_moved(before, after)} {_change(before, after)}"
         )
     elif not any(result.success for result in (*before, *after)):
-        kind, start = "unsolved", _rewards(before, after)
+        kind, start = "unsolved", _rewards(run, before, after)
     elif (n := _all_rolled_back(run)) and _same(before, after):
         kind = "unchanged"
         start = f"{_success(run)} stayed at {describe(after)} episodes: the gates rolled back every new policy ({n})"
@@ -71,11 +73,12 @@ def verdict_of(run: RunData) -> RunVerdict:
     return RunVerdict(kind, sentence, _next(run, kind, before, after))
 
 
-def _rewards(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
+def _rewards(run: RunData, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
     old, new = (sum(result.reward for result in results) / len(results) for results in (before, after))
+    reward = "the simulator's own reward" if has_simulator(run.config) else "the reward"
     return (
-        f"None of {len(after)} fresh episodes succeeded, before training or after it, and the simulator's own reward "
-        f"of an episode went from {old:.4g} to {new:.4g}"
+        f"None of {len(after)} fresh episodes succeeded, before training or after it, and {reward} of an episode went "
+        f"from {old:.4g} to {new:.4g}"
     )
 
 
@@ -160,7 +163,7 @@ def _about_dream(run: RunData, promise: Promise | None) -> str:
         return "; the run used no dream"
     if promise is not None:
         return (
-            f"; the dream was too optimistic: it showed {_percent(promise.dream)} success {promise.where}, "
+            f"; {_dream(run).lower()} was too optimistic: it showed {_percent(promise.dream)} success {promise.where}, "
             f"{judged_in(run.config)} {_percent(promise.sim)}"
         )
     return ""
@@ -194,6 +197,8 @@ def _next(run: RunData, kind: Kind, before: Sequence[EpisodeResult], after: Sequ
         return change("gate.enabled=true")
     if kind == "loss" and isinstance(config.ppo.learning_rate, float):
         return change(f"ppo.learning_rate={config.ppo.learning_rate / 2:g}")
+    if kind == "dream" and not has_simulator(config):  # nothing can be collected: stay nearer to recorded actions
+        return change(f"dream.ref_kl_coef={2 * config.dream.ref_kl_coef or 0.005:g}")
     if kind == "dream":  # more real episodes for the refit of the dream
         return change(f"dream.n_episodes={max(2 * config.dream.n_episodes, 50)}")
     if kind == "unclear" and (n := episodes_needed(before, after)) is not None:
@@ -207,6 +212,11 @@ def _next(run: RunData, kind: Kind, before: Sequence[EpisodeResult], after: Sequ
 
 def _command(verb: str, *words: str) -> str:
     return shlex.join(["wamtune", verb, *words])
+
+
+def _dream(run: RunData) -> str:
+    """Return the name of the dream of training at the beginning of a sentence."""
+    return "The dream" if has_simulator(run.config) else "The dream of training"
 
 
 def _success(run: RunData) -> str:

@@ -413,7 +413,7 @@ class PostTraining:
             make_eval_env=self._make_eval_env,
             folder=folder,
             log=self._log,
-            save=lambda path: self.save(path, f"# {name}\n\nAfter {self.state.sim_steps:,} simulator steps.\n"),
+            save=lambda path: self.save(path, f"# {name}\n\nAfter {self.state.n_updates:,} updates.\n"),
         )
 
     def _make_imitation(self, demonstrations: list[Episode]) -> Imitation:

@@ -16,7 +16,7 @@ from rl.envs.recorded import stored_spec
 from rl.policies.api import Denoiser
 from rl.policies.gaussian import GaussianPolicy, load_gaussian
 from rl.policies.saving import ABOUT
-from rl.world_models import load_world_model_weights, make_world_model, world_model_of
+from rl.world_models import make_world_model, world_model_of
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
@@ -118,7 +118,8 @@ def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldMode
 
     Args:
         world_model: name or folder of a checkpoint, or a world model of the user's own, see `DreamConfig.world_model`.
-        name: of the policy; if it is a run, one of the user's own gets the weights that the run saved.
+        name: of the policy; if it is a run, one of the user's own gets the weights that the run saved; else it is
+            pretrained.
         seed: for new weights.
         device: of the weights.
 
@@ -127,10 +128,9 @@ def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldMode
     """
     if isinstance(world_model, str) and ":" not in world_model.removeprefix("hf://"):
         return load_model(world_model)
-    model = make_world_model(DreamConfig(world_model=world_model), seed, device)
+    weights = world_model_of(find_checkpoint(name)) if Path(name).is_dir() else None
+    model = make_world_model(DreamConfig(world_model=world_model), seed, device, weights)
     assert model is not None
-    if Path(name).is_dir():
-        load_world_model_weights(model, world_model_of(find_checkpoint(name)))
     return model
 
 

@@ -16,7 +16,7 @@ from rewards.errors import UserError
 from rl.build import make_sim
 from rl.compose import compose
 from rl.config import EnvConfig, TrainConfig
-from rl.envs.names import env_of_tasks
+from rl.envs.names import check_has_simulator, env_of_tasks
 from rl.envs.simulator import Simulator
 from rl.instructions import nearest_line, tell_of, with_instruction
 from rl.policies.wam import flow_policy
@@ -131,6 +131,7 @@ def dream_of(
     Raises:
         UserError: the model cannot be loaded or cannot act, or its state has no positions to compare.
     """
+    named = name if isinstance(name, str) else "this model"
     if not isinstance(name, str):
         model = name
     else:
@@ -141,13 +142,13 @@ def dream_of(
         say(nearest_line(env.tasks[0]))
     tasks = env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
     env = replace(env_of_tasks(env, tasks), tasks=tasks)
+    check_has_simulator(env, model.spec.tasks, named)
     options = replace(options, env=env)
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
         say(line)
     if model.cameras:
         return _images_again(model, options)
     if not _parts(model):
-        named = name if isinstance(name, str) else "this model"
         raise UserError(f"dream: the state of {named} has no slice whose name ends with _pos; take another checkpoint")
     _check_plot(options.out or "dream.png")
     episode, imagined = record_episode(model, options)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from rewards.errors import UserError
 from rl.build import device_of, find_simulator, is_policy, make_sim
 from rl.compose import compose
 from rl.envs.features import given_spec
-from rl.envs.names import env_of_tasks, shown_name, with_task_sets
+from rl.envs.names import check_has_simulator, env_of_tasks, shown_name, with_task_sets
 from rl.instructions import nearest_line, tell_of, with_instruction
 from rl.policies.api import Denoiser
 from rl.policies.wam import WamDenoiser
@@ -126,6 +127,7 @@ def evaluate(
     env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction, model.spec)
     if env.tasks != options.env.tasks:
         say(nearest_line(env.tasks[0]))
+    check_has_simulator(env, model.spec.tasks, actor.name)
     options = replace(options, env=env)
     tasks = evaluated_tasks(options, model)
     for line in tell_of(model, env, tasks, options.instruction, options.text_encoder):
@@ -201,7 +203,7 @@ def table(sim: Results, dream: Results) -> Table:
         if task == "all":
             shown.add_section()
         gap = [describe_gain(real, dreamed)] if both else []
-        shown.add_row(task, *(describe(results) for results in (real, dreamed) if results), *gap)
+        shown.add_row(Text(task), *(describe(results) for results in (real, dreamed) if results), *gap)
     return shown
 
 
@@ -215,7 +217,7 @@ def twin_table(twins: dict[str, TwinSuccess]) -> Table:
             shown.add_section()
         found = row.found
         shown.add_row(
-            task,
+            Text(task),
             in_percent(found.mean, found.low, found.high),
             in_percent(found.plain_mean, found.plain_low, found.plain_high),
             "" if row.phi is None else f"{row.phi:+.2f}",
@@ -295,6 +297,8 @@ def _evaluate_brought(actor: Actor, options: EvalOptions, tick: Callable[[float,
     config, model = run_config(options), None
     if options.place != "sim":
         model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
+        options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
+        check_has_simulator(options.env, model.spec.tasks, "world_model")
     tasks = evaluated_tasks(options, model)
     if not any(tasks):
         raise UserError("env.tasks: the policy does not say which tasks it knows; name some, such as env.tasks=push")

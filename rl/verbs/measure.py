@@ -9,6 +9,7 @@ import numpy as np
 
 from rl.build import make_sim, tasks_of
 from rl.config import EnvConfig, TrainConfig
+from rl.envs.names import task_of_id
 from rl.policies.api import Denoiser
 from rl.policies.chain import ChainPolicy
 from rl.policies.wam import WamDenoiser
@@ -94,7 +95,8 @@ def run_config(options: EpisodeOptions) -> TrainConfig:
 
 def evaluated_tasks(options: EpisodeOptions, model: WorldModel | None) -> tuple[str, ...]:
     """Return the tasks to run, each once; ("",) if the simulator has a single one without a name."""
-    return tuple(dict.fromkeys(tasks_of(run_config(options), model) or (options.env.id,)))
+    only = task_of_id(options.env.id, () if model is None else model.spec.tasks)
+    return tuple(dict.fromkeys(tasks_of(run_config(options), model) or (only,)))
 
 
 def in_percent(mean: float, low: float, high: float) -> str:

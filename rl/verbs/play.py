@@ -14,7 +14,7 @@ from rewards.errors import UserError, closest_or_known
 from rl.build import find_simulator, make_sim
 from rl.compose import compose
 from rl.config import DreamConfig, EnvConfig, TrainConfig
-from rl.envs.names import env_of_tasks, shown_name
+from rl.envs.names import check_has_simulator, env_of_tasks, shown_name
 from rl.envs.simulator import Simulator
 from rl.instructions import tell, tell_of
 from rl.play.loop import play
@@ -70,6 +70,8 @@ def load_session(name: str, options: PlayOptions, say: Callable[[str], None] = l
         if task not in model.spec.tasks:
             known = closest_or_known(task, model.spec.tasks)
             raise UserError(f"env.tasks={task}: {name} does not know this task; {known}")
+    if options.place == "both":
+        check_has_simulator(env_of_tasks(options.env, tasks), model.spec.tasks, name)
     episodes = load_recorded(model, name, options.episodes)
     if options.place == "dream":
         recorded = {episode.task for episode in episodes}

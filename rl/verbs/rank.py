@@ -18,7 +18,7 @@ from rich.table import Table
 from rewards.errors import UserError
 from rl.build import device_of, is_policy
 from rl.compose import compose
-from rl.envs.names import env_of_tasks
+from rl.envs.names import check_has_simulator, env_of_tasks
 from rl.policies.api import Denoiser
 from rl.policies.wam import WamDenoiser
 from rl.ranking import Ranking, next_to_run, rank
@@ -54,6 +54,7 @@ def run(words: list[str]) -> None:
     model = _world_model(names, actors, options)
     if not options.env.tasks:
         options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
+    check_has_simulator(options.env, model.spec.tasks, options.world_model or names[0])
     tasks = evaluated_tasks(options, model)
     for name, actor in zip(names, actors, strict=True):
         _check_dreamable(name, actor, model)

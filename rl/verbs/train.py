@@ -15,7 +15,7 @@ from rich.table import Table
 from safetensors.torch import save
 
 from rewards.errors import BadNumbers
-from rl.build import judged_in
+from rl.build import has_simulator, judged_in
 from rl.config import TrainConfig
 from rl.instructions import with_instruction
 from rl.policies.api import load_policy_state, policy_state
@@ -191,7 +191,7 @@ def _train(
     `kept` is part of every saved state: `runs`, the finished runs before this one, and `inputs`, see `inputs_of`.
     """
     runs: list[Run] = kept["runs"]
-    shown, prefix = _Shown(), f"{name}/" if runs else ""
+    shown, prefix = _Shown(has_simulator(post.config)), f"{name}/" if runs else ""
     post.safe = saver = _Saver(post, folder, kept, state["minutes"] if state else 0.0)
     if state is not None:
         post.load_state_dict(state)
@@ -205,7 +205,7 @@ def _train(
     with Progress(title) as progress:
         post.log, post.say = log, progress.note
         post.tick = lambda done, total, doing: progress.update(
-            100 * done / total, 100, **shown.values, doing=doing, simulator_steps=post.state.sim_steps
+            100 * done / total, 100, **shown.values, doing=doing, **shown.steps(post.state.sim_steps)
         )
         try:
             outcome = _run(post, folder, runs[0].outcome.before if runs else None)
@@ -272,29 +272,37 @@ class _Saver:
     def _write(self, state: dict[str, Any], ended: bool) -> None:
         post, path = self.post, self.folder.path
         if ended and not self.kept["runs"]:
-            n_steps = post.state.sim_steps
-            readme = f"# {post.config.name}\n\nThe best after {n_steps:,} simulator steps; not evaluated yet.\n"
+            n_updates = post.state.n_updates
+            readme = f"# {post.config.name}\n\nThe best after {n_updates:,} updates; not evaluated yet.\n"
             post.save(path / "checkpoints" / "last", readme)
         save_state(path, {**self.kept, "mark": self.folder.mark(), "post": state})
 
 
 class _Shown:
-    """The figures of the live panel: success in simulator (champion) and dream (exploring), their gap, and the KL."""
+    """The figures of the live panel: success of the champion and in the dream (exploring), their gap, and the KL.
 
-    def __init__(self) -> None:
+    The champion's success is called `sim`, and in a run without a simulator `recorded`: a dream of what was recorded.
+    """
+
+    def __init__(self, simulated: bool) -> None:
         self.values: dict[str, float] = {}
+        self.simulated, self.judge = simulated, "sim" if simulated else "recorded"
+
+    def steps(self, n: int) -> dict[str, int]:
+        """Return the executed simulator steps `n` under their name; {} without a simulator."""
+        return {"simulator_steps": n} if self.simulated else {}
 
     def add(self, logged: dict[str, float]) -> None:
         """Update the figures from logged values."""
         if "eval/success" in logged:
             self.values.setdefault("before", logged["eval/success"])
-            self.values["sim"] = logged["eval/success"]
+            self.values[self.judge] = logged["eval/success"]
         elif "gate/accepted" in logged:
-            self.values["sim"] = logged["gate/challenger" if logged["gate/accepted"] else "gate/champion"]
+            self.values[self.judge] = logged["gate/challenger" if logged["gate/accepted"] else "gate/champion"]
         if "rollout/dream_success" in logged:
             self.values["dream"] = logged["rollout/dream_success"]
-        if {"sim", "dream"} <= self.values.keys():
-            self.values["gap"] = self.values["dream"] - self.values["sim"]
+        if {self.judge, "dream"} <= self.values.keys():
+            self.values["gap"] = self.values["dream"] - self.values[self.judge]
         if "train/approx_kl" in logged:
             self.values["KL"] = logged["train/approx_kl"]
 
@@ -320,6 +328,9 @@ def _readme(config: TrainConfig, run: Run) -> str:
     start = config.starts_from if config.actor.func == "gaussian" else f"`{config.starts_from}`"
     stopped_by = run.outcome.stopped_by
     ended = f" The callback `{stopped_by}` ended the training." if stopped_by else ""
+    steps = f"{run.outcome.sim_steps:,} simulator steps of training and {run.outcome.gate_steps:,} of gates"
+    if not has_simulator(config):
+        steps = f"{run.outcome.n_updates:,} updates, without a simulator"
     noise = ""
     if run.outcome.with_noise:
         noise = (
@@ -328,7 +339,7 @@ def _readme(config: TrainConfig, run: Run) -> str:
         )
     return (
         f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
-        f"{run.outcome.sim_steps:,} simulator steps of training and {run.outcome.gate_steps:,} of gates.{ended}\n\n"
+        f"{steps}.{ended}\n\n"
         f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
         f"| before | after |\n|---|---|\n| {before} | {after} |\n"
         f"{by_task.markdown(task_rows(run.outcome.before, run.outcome.after))}{noise}{_gates(run.outcome)}"
@@ -348,23 +359,23 @@ def _table(runs: list[Run], config: TrainConfig) -> Table:
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")
-    figures = [_figures(run, obs_noise) for run in runs]
+    figures = [_figures(run, obs_noise, has_simulator(config)) for run in runs]
     for row in figures[0]:
         table.add_row(row, *(f[row] for f in figures))
     return table
 
 
-def _figures(run: Run, obs_noise: float) -> dict[str, str]:
+def _figures(run: Run, obs_noise: float, simulated: bool) -> dict[str, str]:
     outcome, (result,) = run.outcome, results_of([run])
     return {
         "before": _share(outcome.before),
         "after": _share(outcome.after),
         **with_noise(result, obs_noise),
         "gain, points": describe_gain(outcome.before, outcome.after),
-        **decomposition(result),
+        **decomposition(result, simulated),
         "episodes": str(len(outcome.after)),
-        **reward(result),
-        **costs(result),
+        **reward(result, simulated),
+        **costs(result, simulated),
     }
 
 

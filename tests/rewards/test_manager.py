@@ -73,15 +73,18 @@ def test_describe_is_a_table_of_active_terms() -> None:
 
 
 def test_requirement_that_the_place_lacks() -> None:
+    there = (
+        "remove it or set its weight to 0; it provides action, action_history, elapsed, gripper, hand_pos, next_state, "
+        "object_pos, state, success, task, terminated"
+    )
     refused(
         {"task_reward": {"weight": 1.0}},
-        "reward term 'task_reward' requires 'task_reward', which the dream cannot provide; "
-        "remove it or set its weight to 0",
+        f"reward term 'task_reward' requires 'task_reward', which the dream cannot provide; {there}",
         place="dream",
     )
     refused(
         {"progress": {"weight": 1.0}},
-        "reward term 'progress' requires 'progress', which the sim cannot provide; remove it or set its weight to 0",
+        f"reward term 'progress' requires 'progress', which the sim cannot provide; {there}",
     )
 
 
@@ -125,6 +128,11 @@ def test_malformed_terms() -> None:
         {"success": 1.0},
         "reward term 'success': expected func, weight and params, got 1.0; write {weight: 1.0}",
     )
+    refused(
+        {"mine": "my.py:term"},
+        "reward term 'mine': expected func, weight and params, got 'my.py:term'; write {func: my.py:term, weight: 1.0}",
+    )
+    refused({"mine": {"func": "my.py:term"}}, "reward term 'mine': weight is missing; add one, such as weight: 1.0")
     refused(["success"], "rewards: expected terms by name, got ['success']; write {success: {weight: 1.0}}")
     refused(
         {"progress": {"weight": 1.0, "params": {"gama": 0.9}}},

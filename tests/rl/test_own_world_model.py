@@ -106,13 +106,24 @@ def test_a_gaussian_policy_is_trained_in_it_saved_resumed_and_evaluated(
     assert "Can the dream be believed?" in page and "Does the model know its own error?" not in page
     assert next((whole / "plugins").glob("*own_world_model.py"))
 
+    # Its saved weights fit a model with the same params alone.
+    other = CHOSEN.replace("width: 32", "width: 16")
+    assert cli.main(["eval", str(whole), "place=both", "n_episodes=4", f"world_model={other}"]) == 2
+    said = capsys.readouterr().err
+    assert "do not fit it; give it the params of the run, {episodes: recorded, n_steps: 30, width: 32}" in said
+
+    # Its saved weights are loaded, and nothing is trained. A new policy has no such weights.
     capsys.readouterr()
+    file = Path("examples/own_world_model.py")
+    source, begin = file.read_text(), "        windows ="
+    file.write_text(source.replace(begin, f"        raise RuntimeError('it trains')\n{begin}"))
     assert cli.main(["eval", str(whole), "place=both", "n_episodes=4", f"world_model={CHOSEN}"]) == 0
     assert "gap" in capsys.readouterr().out
     assert cli.main(["eval", str(whole), "place=dream", "n_episodes=4"]) == 2
     assert "place=dream: a policy has no dream of its own" in capsys.readouterr().err
-    file = Path("examples/own_world_model.py")
-    file.write_text(file.read_text() + "# another\n")
+    policy = "policy={func: examples/own_policy.py:OwnPolicy, params: {state_dim: 4, action_dim: 2}}"
+    assert cli.main(["eval", "new", policy, "place=dream", f"world_model={CHOSEN}", *POINT[:2]]) == 2
+    assert "raised RuntimeError: it trains" in capsys.readouterr().err
     assert cli.main(["train", str(whole)]) == 2
     assert f"dream.world_model: {file.resolve()} has changed since the run began" in capsys.readouterr().err
 

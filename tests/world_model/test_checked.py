@@ -118,6 +118,9 @@ def test_it_cannot_change_what_it_gets(tmp_path: Path) -> None:
     env.reset()
     step = env.step_chunk(torch.zeros(2, 3, 1))
     assert not step.actions.any() and not env.context["state"].any()
+    session = {"seed": torch.tensor([1, 2])}
+    make(tmp_path, "session['seed'].zero_()").predict(session, torch.zeros(2, 3, 1))
+    assert session["seed"].tolist() == [1, 2]
 
 
 def test_a_model_without_weights_has_none_to_save(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from world_model.spec import Feature, Spec
 IMAGE = Feature((64, 64, 3), dtype="uint8", every=8)
 SPEC = Spec({"state": Feature((4,), "m")}, (-1.0, 0.0), (1.0, 2.0), ("push", "reach"), 20.0)
 SEEING = replace(SPEC, features={**SPEC.features, "images.front": IMAGE})
-OWN = "choose a checkpoint trained on this environment"
+OWN = "choose a checkpoint trained on this environment, or name that of the checkpoint (env.simulator, env.id)"
 
 
 def test_a_checkpoint_fits_what_it_was_trained_on_and_what_allows_more() -> None:

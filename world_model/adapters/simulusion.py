@@ -90,7 +90,11 @@ class RecurrentWorldModel(nn.Module, WorldModel):
             embed_size=deter_size,
             hidden_size=deter_size,
         )
-        self.refit([], n_steps, learning_rate, seed=0)
+        self.n_steps, self.learning_rate = n_steps, learning_rate
+
+    def pretrain(self, seed: int) -> None:
+        """Train on the episodes that it begins with."""
+        self.refit([], self.n_steps, self.learning_rate, seed)
 
     def begin(self, history: Obs, seed: Tensor) -> Session:
         """Filter the frames of each dream to a hidden state. The actions between them are unknown, and count as 0."""

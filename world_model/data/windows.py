@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 
 if TYPE_CHECKING:
     from world_model.data.episodes import Episode
@@ -105,6 +105,9 @@ class Windows:
         # 3. Index of the episode of each window, and the first and last row of each episode.
         lengths = torch.tensor([len(s) for s in starts])
         self.episode = torch.repeat_interleave(torch.arange(len(usable)), lengths)
+        if unknown := sorted({e.task for e in usable} - set(tasks)):
+            hint = closest_or_known(unknown[0], tasks)
+            raise UserError(f"there are episodes of task {unknown[0]!r}, which is none of those to learn; {hint}")
         self.task = torch.tensor([tasks.index(e.task) for e in usable])
         rows = torch.tensor([e.length + 1 + pad for e in usable])
         self.first = rows.cumsum(0) - rows + pad  # row of the first frame of each episode

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rewards.errors import BadNumbers, UserError
 from rl.envs.sim import SimEnv, make_spec
+from rl.envs.workers import Group
 from world_model.spec import Feature
 
 HEIGHT, WIDTH = 6, 8
@@ -197,6 +199,11 @@ class Reach(gymnasium.Env):
         self.x += self.size * action.item()
         return np.array([self.x]), 0.0, False, False, {"is_success": self.x > [9.0][int(self.x < 0)]}
 
+class Lost(Reach):
+    def step(self, action):
+        obs, reward, *others = super().step(action)
+        return obs, None if self.x >= 4 else reward, *others
+
 def half():
     return Reach(step=0.5)
 
@@ -213,7 +220,7 @@ def test_an_environment_of_a_file_needs_no_registration(tmp_path: Path) -> None:
     for name, n_workers, moved in (("Reach", 0, 3.0), ("Reach", 2, 3.0), ("half", 0, 2.5)):
         env = SimEnv(f"{file}:{name}", 2, n_context_frames=1, n_workers=n_workers)
         env.set_episode_seeds([2, 2])
-        assert env.spec.tasks == (f"{file}:{name}",) and env.reset()["state"].tolist() == [[[2.0]], [[2.0]]]
+        assert env.spec.tasks == (name,) and env.reset()["state"].tolist() == [[[2.0]], [[2.0]]]
         assert env.step_chunk(torch.ones(2, 1, 1)).frames["state"].tolist() == [[[moved]], [[moved]]]
         with pytest.raises(UserError) as error:
             env.step_chunk(-torch.ones(2, 8, 1))
@@ -225,6 +232,81 @@ def test_an_environment_of_a_file_needs_no_registration(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             make_spec(f"{file}:{name}", None)
         assert says in str(error.value) and "\n" not in str(error.value)
+
+
+STRANGE = """
+class OldReset(Reach):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+class OldStep(Reach):
+    def step(self, action):
+        return super().step(action)[:4]
+
+class NoInfo(Reach):
+    def step(self, action):
+        return *super().step(action)[:4], None
+
+class NoSpaces(gymnasium.Env):
+    def step(self, action):
+        return super().step(action)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("OldReset", ": reset returned a ndarray, expected 2 values (observation, info), info a dict; see "),
+        ("OldStep", ": step returned 4 values, expected 5 values (observation, reward, terminated, truncated, info), "),
+        ("NoInfo", ": step returned a NoneType as info, expected 5 values (observation, reward, terminated, "),
+        ("NoSpaces", ": its observation space is not set, expected Box; wrap it or choose another environment"),
+    ],
+)
+def test_an_environment_that_is_not_as_gymnasium_wants_it_is_one_line(name: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN + STRANGE)
+    with pytest.raises(UserError) as error:
+        env = SimEnv(f"{file}:{name}", 1, n_context_frames=1)
+        env.reset(seed=0)
+        env.step_chunk(torch.ones(1, 1, 1))
+    assert str(error.value).startswith(f"environment '{file}:{name}'{says}") and "\n" not in str(error.value)
+    line = 1 + (OWN + STRANGE).partition(f"class {name}")[0].count("\n")
+    assert name == "NoSpaces" or str(error.value).endswith(f"; see {file}:{line + 1}")
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_what_an_environment_returned_is_told_apart_from_errors_of_code(
+    n_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad numbers name the environment, counted over all workers; a run may go back on them, on nothing else."""
+    (tmp_path / "own.py").write_text(OWN)
+    env = SimEnv(f"{tmp_path}/own.py:Lost", 2, n_context_frames=1, n_workers=n_workers)
+    env.set_episode_seeds([2, 3])
+    env.reset()
+    with pytest.raises(BadNumbers, match=r"^sim: environment 1: Lost returned None as reward at step 1; expected"):
+        env.step_chunk(torch.ones(2, 1, 1))
+    if isinstance(env._envs, Group):
+
+        def step(action: Any) -> Any:
+            raise ValueError("an error of ours")
+
+        monkeypatch.setattr(env._envs.envs[0], "step", step)
+        with pytest.raises(ValueError, match=r"^an error of ours$"):
+            env.step_chunk(torch.ones(2, 1, 1))
+    env.close()
+
+
+def test_a_model_of_an_older_version_knows_the_task_of_a_file_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    old = f"{tmp_path}/own.py:Reach"
+    for tasks in (None, ["Reach"], [old]):
+        env = SimEnv(old, 2, tasks=tasks, task_names=[old, "another"])
+        assert env.spec.tasks == (old, "another") and env.reset()["task"].tolist() == [0, 0]
+        env.close()
+    with pytest.raises(UserError, match=r"'Reach' is unknown to the model; did you mean 'Reach2'"):
+        SimEnv(old, 2, task_names=["Reach2"])
+    with pytest.raises(UserError, match=r"is its own task, tasks=\['push'\] does not fit; leave it out"):
+        SimEnv(old, 2, tasks=["push"])
 
 
 def test_a_resumed_environment_has_the_same_images() -> None:

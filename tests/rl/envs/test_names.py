@@ -15,8 +15,10 @@ from rl.envs.metaworld.tasks import TASKS
 from rl.envs.names import (
     IsaacOptions,
     check_builtin_options,
+    check_has_simulator,
     env_of_tasks,
     simulator_name,
+    task_of_id,
     typed_options,
     with_task_sets,
 )
@@ -100,6 +102,10 @@ def test_options_and_id_of_a_preset_belong_to_its_simulator() -> None:
         (SimulatorConfig(options={"events": {"m": 3}}), "env.options.events.m=3 of simulator metaworld: expected"),
         (SimulatorConfig("isaac", options={"action_bound": 0}), "env.options.action_bound=0.0: expected more than 0"),
         (SimulatorConfig("isaac", options={"device": 1}), "env.options.device=1 of simulator isaac: expected text"),
+        (
+            SimulatorConfig("recorded", "my.py:Reach"),
+            "env.id=my.py:Reach: env.simulator=recorded runs none; leave it out, or add env.simulator=gymnasium",
+        ),
         (SimulatorConfig(id="Walk-v0", options={"x": 1}), "unknown key 'env.options.x' of simulator gymnasium; known"),
     ],
 )  # fmt: skip
@@ -118,10 +124,28 @@ def test_a_simulator_is_found_beside_the_preset_that_names_it(tmp_path: Path) ->
 def test_a_task_that_is_named_like_an_id_is_one() -> None:
     assert env_of_tasks(SimulatorConfig(), ["Isaac-Push-Puck"]).id == "Isaac-Push-Puck"
     assert env_of_tasks(SimulatorConfig(), ["gym_pusht/PushT-v0"]).id == "gym_pusht/PushT-v0"
-    assert env_of_tasks(SimulatorConfig(), ["mine/env.py:Reach"]).id == "mine/env.py:Reach"
-    for tasks in (["push"], ["a-v1", "b-v1"]):
+    # a checkpoint must not choose what code runs
+    for tasks in (["push"], ["a-v1", "b-v1"], ["mine/env.py:Reach"], ["mine/env-v1.py:Reach"]):
         assert env_of_tasks(SimulatorConfig(), tasks) == SimulatorConfig()
     assert env_of_tasks(SimulatorConfig("mine.py:Sim"), ["a-v1"]) == SimulatorConfig("mine.py:Sim")
+
+
+def test_a_task_of_a_file_has_the_name_of_its_class() -> None:
+    assert task_of_id("/far/away/env.py:Reach") == "Reach" and task_of_id("Pendulum-v1") == "Pendulum-v1"
+    assert task_of_id("") == "" and task_of_id("package:Walk-v0") == "package:Walk-v0"
+    assert task_of_id("env.py:Reach", ["env.py:Reach"]) == "env.py:Reach"  # as a checkpoint of an older version has it
+
+
+@pytest.mark.parametrize("env", [SimulatorConfig("mine.py:Sim"), SimulatorConfig(id="mine.py:Reach")])
+def test_tasks_of_no_simulator_of_ours_need_one_that_is_named(env: SimulatorConfig) -> None:
+    check_has_simulator(env, ["Reach"], "runs/own")
+    check_has_simulator(SimulatorConfig(), ["push", "a new one"], "runs/own")
+    with pytest.raises(UserError) as error:
+        check_has_simulator(SimulatorConfig(), ["Reach the block.", "b"], "runs/own")
+    line = (
+        "runs/own: its task 'Reach the block.' is none of Meta-World's; name the simulator that has it, env.simulator="
+    )
+    assert str(error.value).startswith(line)
 
 
 def test_sets_of_tasks_are_those_of_metaworld() -> None:

@@ -108,8 +108,11 @@ def test_a_run_asks_no_simulator(
     assert cli.main(["train", "dream", *recorded]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "success in a dream of what was recorded on fresh episodes" in out
-    assert re.search(r"steps of gates\W+0 ", out)
+    for words in ("steps of gates", "simulator's", "from the simulator", "simulator_steps"):
+        assert words not in out
+    assert re.search(r"│ reward │ [\d.]+ → [\d.]+ │", out)
     (folder,) = Path("runs/dream").iterdir()
+    assert "updates, without a simulator." in (folder / "checkpoints" / "last" / "README.md").read_text()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any("gate/accepted" in row for row in rows) and not (folder / "pairs.json").exists()
     assert "a dream of what was recorded" in (folder / "report.html").read_text()

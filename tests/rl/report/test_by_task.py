@@ -1,6 +1,8 @@
 """The table of tasks of a run: verdicts by hand, and what stands in terminal and card."""
 
-from rl.report.by_task import in_words, markdown, task_rows
+from rich.console import Console
+
+from rl.report.by_task import in_words, markdown, task_rows, terminal
 from rl.rounds.evaluate import EpisodeResult
 
 
@@ -26,6 +28,16 @@ def test_a_change_that_one_test_would_call_clear_is_not_among_many() -> None:
     # 5 of 5 is 1 / 32 < .05, but not below .05 / 2
     found = task_rows(results(a=[0] * 5, b=[0] * 5), results(a=[1] * 5, b=[0] * 5))
     assert [row.verdict for row in found] == ["", ""]
+
+
+def test_the_name_of_a_task_may_be_any_sentence() -> None:
+    sentence = "Push the [red] cube | gently"
+    rows = task_rows(results(**{sentence: [0] * 5, "push": [0] * 5}), results(**{sentence: [1] * 5, "push": [0] * 5}))
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(terminal(rows))
+    assert sentence in captured.get()
+    assert {line.count("|") - line.count("\\|") for line in markdown(rows).splitlines() if line.startswith("|")} == {7}
 
 
 def test_a_single_task_has_no_table() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.crafted.runs import make_run as make_whole_run
+from rl.build import check_simulator
 from rl.compose import compose, to_yaml
 from rl.config import TrainConfig
 from rl.report.data import BAD_NUMBERS, PAIRS, read_run
@@ -160,6 +161,60 @@ def test_the_dream_was_too_optimistic(tmp_path: Path) -> None:
         "and success went from 40.0 % to 42.0 % (+2.0 points ["
     )
     assert found.next_command.endswith("dream.n_episodes=50")
+
+
+OWN = "own", "env.max_steps=40"
+"""A run of recorded episodes, which has no simulator."""
+
+
+def rolled_back(challenger: float) -> list[dict[str, Any]]:
+    """Return the rows of a dream that showed 0.9, and of the gate that rolled its policy back."""
+    gate = {"gate/in_dream": 1.0, "gate/accepted": 0.0, "gate/challenger": challenger, "gate/champion": 0.4}
+    return [{"eval/success": 0.4}, {"rollout/dream_success": 0.9}, gate | {"gate/n_episodes": 50.0}]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rows", "sentence", "command"),
+    [
+        (0, 0, (), "before training or after it, and the reward of an episode went from 0 to 0.", "n_rounds=8"),
+        (40, 80, (), "Success in a dream of what was recorded rose from 40.0 % to 80.0 % (", "controls="),
+        (
+            40,
+            41,
+            rolled_back(0.4),
+            "The dream of training showed 90.0 % success of a new policy, where a dream of what was recorded gave 40.0",
+            "dream.ref_kl_coef=0.01",
+        ),
+        (
+            40,
+            80,
+            rolled_back(0.4),
+            "; the dream of training was too optimistic: it showed 90.0 % success of a new policy, a dream of what was "
+            "recorded 40.0 %.",
+            "controls=",
+        ),
+    ],
+)
+def test_recorded_episodes_have_no_simulator(
+    before: int, after: int, rows: list[dict[str, Any]], sentence: str, command: str, tmp_path: Path
+) -> None:
+    rows = [*rows] or [{"eval/success": 0.4}]
+    folder = make_run(tmp_path, {"own": (outcomes(before), outcomes(after))}, OWN, rows)
+    found = verdict_of(read_run(folder))
+    assert sentence in found.sentence and command in found.next_command
+    assert "simulator" not in found.sentence and "dream.n_episodes" not in found.next_command
+    preset, *overrides = [word for word in found.next_command.split()[2:] if "=" in word or word.endswith(".yaml")]
+    check_simulator(compose(Path(preset), overrides, TrainConfig))  # such a run is accepted
+
+
+def test_the_report_of_recorded_episodes_names_no_simulator(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, {"own": (outcomes(40), outcomes(80))}, OWN, rolled_back(0.4))
+    phase = {"phase": "dream", "accepted": True, "success": 0.8, "rounds": 1}
+    outcome = {"name": "own", "before": 0.4, "phases": [phase], "reward": [0.4, 0.8], "sim_steps": 0, "gate_steps": 0}
+    (folder / RESULTS).write_text(json.dumps([outcome | {"minutes": 2.0, "with_noise": None}]))
+    page = write_report(folder).read_text()
+    shown = re.sub(r"<[^>]*>", " ", page.partition("<p class=question>How is it repeated?")[0].partition("<body")[2])
+    assert shown.count("simulator") == 1 and "2.0 minutes, without a simulator" in shown
 
 
 def test_an_optimistic_dream_is_mentioned_beside_a_gain(tmp_path: Path) -> None:

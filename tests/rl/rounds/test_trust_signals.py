@@ -239,7 +239,7 @@ def test_what_is_no_trust_is_one_line_with_its_place(model, rollout, own, func: 
         ),
         ({"func": "own.py:half", "params": {"most": 1}}, "params of own.py:half: got an unexpected keyword argument"),
         ({"func": "own.py:Kept", "params": {"least": 0}}, "raised ZeroDivisionError: division by zero; see "),
-        ("own.py:half", "expected func, weight and params, got 'own.py:half'; write {weight: 1.0}"),
+        ("own.py:half", "expected func, weight and params, got 'own.py:half'; write {func: own.py:half, weight: 1.0}"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(own, entry: Any, line: str) -> None:

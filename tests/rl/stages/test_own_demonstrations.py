@@ -221,6 +221,17 @@ def test_the_post_trained_policy_loads_and_keeps_its_bounds(walked: Path) -> Non
     assert "a dream of what was recorded" in report
 
 
+@pytest.mark.parametrize("words", [["eval", "runs/own"], ["rank", "runs/own", "runs/own-tuned"], ["dream", "runs/own"]])
+def test_a_verb_that_needs_a_simulator_asks_for_one(
+    words: list[str], walked: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(walked)
+    assert cli.main(words) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"wamtune: runs/own: its task {TASKS[0]!r} is none of Meta-World's; name the simulator")
+    assert line.count("\n") == 1
+
+
 def test_sentences_are_names_of_curves(walked: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -70,7 +70,7 @@ def test_train_with_controls_leaves_everything(tiny: list[str], checkpoint: Path
 
 
 def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
-    shown = _Shown()
+    shown = _Shown(simulated=True)
     shown.add({"eval/success": 0.5})
     assert shown.values == {"before": 0.5, "sim": 0.5}
     shown.add({"rollout/dream_success": 0.75, "train/approx_kl": 0.1})
@@ -79,6 +79,14 @@ def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
     assert (shown.values["sim"], shown.values["gap"]) == (0.625, 0.125)
     shown.add({"gate/accepted": 0.0, "gate/champion": 0.5, "gate/challenger": 0.25})
     assert (shown.values["before"], shown.values["sim"]) == (0.5, 0.5)
+    assert shown.steps(7) == {"simulator_steps": 7}
+
+
+def test_the_live_panel_of_recorded_episodes_names_no_simulator() -> None:
+    shown = _Shown(simulated=False)
+    shown.add({"eval/success": 0.5})
+    shown.add({"rollout/dream_success": 0.75})
+    assert shown.values == {"before": 0.5, "recorded": 0.5, "dream": 0.75, "gap": 0.25} and shown.steps(7) == {}
 
 
 def test_an_interrupted_run_leaves_its_champion(

@@ -50,6 +50,8 @@ def test_it_learns_and_dreams_from_its_hidden_state(folder: str) -> None:
     pytest.importorskip("simulusion", reason="simulusion is not installed")
     torch.manual_seed(0)
     untrained, model = (CheckedWorldModel(RecurrentWorldModel(folder, n_steps=n, **SIZES), "own") for n in (0, 300))
+    for of in (untrained, model):
+        of.pretrain(seed=0)
     held, global_state = recorded(16, seed=1), torch.get_rng_state()
     errors = [float(chunk_errors(m, held, n_chunks=2).errors.mean()) for m in (untrained, model)]
     assert errors[1] < 0.5 * errors[0]

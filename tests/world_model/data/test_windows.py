@@ -25,6 +25,13 @@ def with_images(e: Episode, every: int) -> Episode:
     return replace(e, obs={**e.obs, "latents": e.state[frames]}, every={"latents": every} if every > 1 else {})
 
 
+def test_an_episode_of_another_task_is_one_line():
+    with pytest.raises(
+        UserError, match=r"^there are episodes of task 'c', which is none of those to learn; known: a, b$"
+    ):
+        Windows([episode(5, 0.0), episode(5, 0.0, task="c")], ("a", "b"), 2, 3)
+
+
 def test_windows_of_two_episodes():
     # 5 steps have 3 windows of a chunk of 3; 3 steps have one; 2 steps have none.
     windows = Windows([episode(5, 0.0), episode(2, 50.0), episode(3, 100.0, task="b")], ("a", "b"), 3, 3)
