@@ -36,9 +36,8 @@ def with_instruction(env: Env, instruction: str | None, spec: Spec | None = None
     if instruction is None:
         return env
     tasks = env.tasks or ((task_of_id(env.id),) if env.id else ())
-    if spec is not None and not tasks:
-        tasks = nearest_tasks(instruction, spec)
-        env = replace(env, tasks=tasks)
+    if spec is not None and not tasks and len(nearest := nearest_tasks(instruction, spec)) == 1:
+        tasks, env = nearest, replace(env, tasks=nearest)
     if len(tasks) != 1:
         raise UserError(
             f"instruction={instruction!r:.80}: it is for one task, whose scene it is given in, and env.tasks names "
@@ -168,5 +167,8 @@ def _described(spec: Spec, task: str, text: str) -> str:
     if not text:
         return f"task {task}: without a sentence"
     others = (*spec.wordings.get(task, ()), spec.instruction(task))
-    seen = "which training had" if text in others else "a wording that training did not have for it"
-    return f"task {task}: {text!r}, {seen}"
+    if text in others:
+        return f"task {task}: {text!r}, which training had"
+    nearest = nearest_tasks(text, spec)
+    hint = f"; it is nearer to those of {nearest[0]}" if nearest and task not in nearest else ""
+    return f"task {task}: {text!r}, a wording that training did not have for it{hint}"

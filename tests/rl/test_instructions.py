@@ -126,7 +126,7 @@ def test_without_a_task_an_instruction_takes_the_scene_with_the_nearest_sentence
         told = with_instruction(env, sentence, spec)
         assert told.tasks == (task,) and told.instructions == {task: sentence}
     assert with_instruction(SimulatorConfig(tasks=(CLOSE,)), "open the drawer", spec).tasks == (CLOSE,)  # named
-    for sentence in ("", "xyzzy"):  # no word in common
+    for sentence in ("", "xyzzy", "drawer"):  # no word in common, or as many with two tasks
         with pytest.raises(UserError, match=r"it is for one task.*env\.tasks names none; add env\.tasks="):
             with_instruction(env, sentence, spec)
 
@@ -147,10 +147,12 @@ def test_a_known_task_takes_another_sentence_and_says_whether_training_had_it() 
     ):
         model = make(drawers())
         (line,) = tell_of(model, with_instruction(env, sentence), (OPEN,), sentence)
-        assert line.startswith(f"task {OPEN}") and words in line
+        assert line.startswith(f"task {OPEN}") and line.endswith(words)
         assert model.spec.instruction(OPEN) == sentence and OPEN not in model.spec.wordings
         assert model.spec.instruction(CLOSE) == INSTRUCTIONS[CLOSE] and CLOSE in model.spec.wordings
         assert model.text is not None and model.text.rows[:2] == [sentence, INSTRUCTIONS[CLOSE]]
+    (line,) = tell_of(make(drawers()), with_instruction(env, "Shut the drawer."), (OPEN,), "Shut the drawer.")
+    assert line.endswith(f"a wording that training did not have for it; it is nearer to those of {CLOSE}")
     # The same sentence again is no news.
     assert tell_of(make(drawers()), with_instruction(env, INSTRUCTIONS[OPEN]), (OPEN,)) == []
 

@@ -66,7 +66,9 @@ def test_the_card_is_made_of_the_config_and_says_how_the_trust_heads_were_made(n
     card = model_card(name, config["stage"], config["parent"], config["spec"]["tasks"], config)
     assert card == (folder / "README.md").read_text("utf-8")
     if "mt50" not in name:
-        assert f"- trust heads calibrated again by `python benchmarks/recalibrate.py {name} FOLDER`\n\n## Measured" in card
+        assert (
+            f"- trust heads calibrated again by `python benchmarks/recalibrate.py {name} FOLDER`\n\n## Measured" in card
+        )
         del config["trust_command"]
     before = model_card(name, config["stage"], config["parent"], config["spec"]["tasks"], config)
     assert "again" not in before and f"- made by `{config['command']}`\n\n## Measured" in before
