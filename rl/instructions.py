@@ -31,7 +31,7 @@ def with_instruction(env: Env, instruction: str | None, spec: Spec | None = None
             That chooses a scene and what counts as success there, and nothing that the networks read.
 
     Raises:
-        UserError: it does not name exactly one task, and there is no nearest one.
+        UserError: it does not name exactly one task, and no single one is nearest.
     """
     if instruction is None:
         return env
