@@ -10,6 +10,7 @@ import pytest
 
 import world_model
 from rewards.errors import UserError
+from world_model.checkpoint import builtin_checkpoints
 from world_model.spec import Feature, Spec
 
 IMAGE = Feature((64, 64, 3), dtype="uint8", every=8)
@@ -89,7 +90,7 @@ def test_built_in_checkpoints_fit_meta_world() -> None:
     from rl.envs.sim import make_spec
 
     configs = sorted(Path(world_model.__file__).parent.glob("builtin/*/config.json"))
-    assert len(configs) == 4
+    assert [path.parent.name for path in configs] == builtin_checkpoints()
     for path in configs:
         spec = Spec.from_dict(json.loads(path.read_text())["spec"])
         env = make_spec("metaworld", spec.tasks)

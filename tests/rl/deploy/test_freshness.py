@@ -115,7 +115,8 @@ class Stuck(FakeRobot):
 
     def __init__(self, model: WorldActionModel, seconds: float) -> None:
         super().__init__(model.spec)
-        self.seconds, self.since, self.image = seconds, math.inf, np.zeros(0)
+        self.seconds, self.stuck_at, self.image = seconds, math.inf, np.zeros(0)
+        self.is_new, self.since = True, math.inf
         self.was_old: list[bool] = []
         self.was_still: list[bool] = []
 
@@ -123,11 +124,19 @@ class Stuck(FakeRobot):
         """See `FakeRobot`."""
         found, now = super().get_observation(), time.monotonic()
         if self.n_observations <= 3:
-            self.since, self.image = now, found["front"]
-        elif now - self.since <= self.seconds:
+            self.stuck_at = now
+        self.is_new = self.n_observations <= 3 or now - self.stuck_at > self.seconds
+        if self.is_new:
+            self.image = found["front"]
+        else:
             found["front"] = self.image
-        self.was_old.append(AGE < now - self.since <= self.seconds)
         return found
+
+    def note(self, now: float) -> None:
+        """Note how old the image is at the time at which the loop judges it: its clock is read later than ours."""
+        if self.is_new:
+            self.since = now
+        self.was_old.append(now - self.since > AGE)
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """See `FakeRobot`."""
@@ -147,7 +156,13 @@ def run(seeing: WorldActionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(ModelPilot, "act", lambda *given: act(*given).abs() + 0.1)
 
     def run(seconds: float, max_late: int, max_steps: int) -> tuple[Stuck, loop.Lived, list[str]]:
-        robot, said = Stuck(seeing, seconds), list[str]()
+        robot, said, complaint = Stuck(seeing, seconds), list[str](), Freshness.complaint
+
+        def noted(freshness: Freshness, observation: dict[str, Any], now: float) -> str:
+            robot.note(now)
+            return complaint(freshness, observation, now)
+
+        monkeypatch.setattr(Freshness, "complaint", noted)
         monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
         limits = replace(LIMITS, max_image_age_s=AGE)
         fields = {"task": "push", "hz": 50.0, "max_steps": max_steps, "max_late": max_late, "limits": limits}
