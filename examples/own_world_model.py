@@ -43,8 +43,8 @@ class OwnWorldModel(nn.Module, WorldModel):
         return session | {"states": states[:, -2:]}, Prediction({"state": states[:, 2:]}, torch.stack(success, dim=1))
 
     def refit(self, episodes: list[Episode], n_steps: int, learning_rate: float, seed: int, tick=None) -> None:
-        """Train on the episodes that it began with and on those of the run."""
-        windows = Windows(self.recorded + episodes, self.spec.tasks, self.n_context_frames, chunk_size=1)
+        """Train on its own episodes and on those of the run."""
+        windows = Windows(self.recorded + episodes, self.spec.tasks, self.n_context_frames, 1).to(self.scale.device)
         generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(self.parameters(), learning_rate)
         for batch in (windows.sample(256, generator) for _ in range(n_steps)):
             following, logit = self._step(batch.context["state"], batch.task, batch.actions[:, 0])

@@ -5,7 +5,7 @@ The sentence reaches the networks through the text encoder alone: nothing looks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,7 +21,9 @@ from world_model.wam.text import encoded_by, load_encoder, words_of
 Env = TypeVar("Env", bound=SimulatorConfig)
 
 
-def with_instruction(env: Env, instruction: str | None, spec: Spec | None = None) -> Env:
+def with_instruction(
+    env: Env, instruction: str | None, spec: Spec | None = None, say: Callable[[str], None] = lambda line: None
+) -> Env:
     """Return `env` with `instruction` as the sentence of its one task; None: `env` itself.
 
     Args:
@@ -29,6 +31,7 @@ def with_instruction(env: Env, instruction: str | None, spec: Spec | None = None
         instruction: any sentence.
         spec: of a checkpoint; if `env` names no task, its task whose sentences are nearest to `instruction` is taken.
             That chooses a scene and what counts as success there, and nothing that the networks read.
+        say: called with a line that names the task, if it was taken from `spec`.
 
     Raises:
         UserError: it does not name exactly one task, and no single one is nearest.
@@ -38,6 +41,7 @@ def with_instruction(env: Env, instruction: str | None, spec: Spec | None = None
     tasks = env.tasks or ((task_of_id(env.id),) if env.id else ())
     if spec is not None and not tasks and len(nearest := nearest_tasks(instruction, spec)) == 1:
         tasks, env = nearest, replace(env, tasks=nearest)
+        say(f"scene: {nearest[0]}, whose sentences are nearest to the instruction; env.tasks names another one")
     if len(tasks) != 1:
         raise UserError(
             f"instruction={instruction!r:.80}: it is for one task, whose scene it is given in, and env.tasks names "
@@ -59,11 +63,6 @@ def nearest_tasks(instruction: str, spec: Spec) -> tuple[str, ...]:
         known = [set(words_of(text)) for text in (spec.instruction(task), *spec.wordings.get(task, ()))]
         found[task] = max(len(asked & words) / len(asked | words) for words in known)
     return tuple(task for task, share in found.items() if share == max(found.values()) > 0)
-
-
-def nearest_line(task: str) -> str:
-    """Return the line that says which task `with_instruction` took."""
-    return f"scene: {task}, whose sentences are nearest to the instruction; env.tasks names another one"
 
 
 def tell_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,13 @@ def world_model_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-world-model")
 
 
-def make_world_model(dream: DreamConfig, seed: int, device: str, weights: Path | None = None) -> WorldModel | None:
+def make_world_model(
+    dream: DreamConfig,
+    seed: int,
+    device: str,
+    weights: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> WorldModel | None:
     """Build the world model of `dream.world_model`; None if it names none, and that of the checkpoint dreams.
 
     Args:
@@ -40,6 +46,7 @@ def make_world_model(dream: DreamConfig, seed: int, device: str, weights: Path |
         seed: of torch while it is built and pretrained, for new weights.
         device: of its weights.
         weights: folder of a run with weights of this class, which replace new ones; without such, it is pretrained.
+        say: called with a line before a pretraining, which may take long.
 
     Raises:
         UserError: it cannot be loaded or built, is not a `WorldModel`, or what it declares cannot be used.
@@ -63,6 +70,8 @@ def make_world_model(dream: DreamConfig, seed: int, device: str, weights: Path |
     model.n_denoising_steps = dream.n_denoising_steps
     checked = CheckedWorldModel(model, who)
     if weights is None or not load_world_model_weights(checked, weights):
+        if checked.can_pretrain:
+            say(f"{who}: pretrains" + (f", because {weights} holds no weights of it" if weights else ""))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             checked.pretrain(seed)

@@ -135,6 +135,11 @@ class CheckedWorldModel(WorldModel):
         with self._blamed():
             return self.model.encode_episodes(episodes)
 
+    @property
+    def can_pretrain(self) -> bool:
+        """Whether the model has a `pretrain` of its own."""
+        return type(self.model).pretrain is not WorldModel.pretrain
+
     def pretrain(self, seed: int) -> None:
         """Train new weights of the model."""
         with self._blamed():

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from rewards.errors import UserError
+from rl.build import judged_in
 from rl.config import TrainConfig
 from rl.rounds.outcome import RunState
 
@@ -141,8 +142,8 @@ def checked_plan(config: TrainConfig, chunk_size: int, n_tasks: int, n_simulator
     check_budget(config, chunk_size, n_tasks, n_simulators, can_imitate)
     n_gates = config.n_gates(can_imitate)
     parts = [
-        f"at most {of.given:,} simulator {of.unit}, of them up to {of.training:,} to train and the rest for {n_gates} "
-        "gates"
+        f"at most {of.given:,} {of.unit} in {judged_in(config)}, of them up to {of.training:,} to train and the rest "
+        f"for {n_gates} gates"
         for of in _limits(config, chunk_size, n_tasks)
     ]
     return f"budget: {'; '.join(parts)}; evaluation is not counted" if parts else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def refuse_own_class(name: str) -> None:
         raise UserError(f"{name}: it was trained from a class of your own; name that with policy=FILE.py:Class")
 
 
-def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldModel:
+def load_dream(
+    world_model: Any, name: str, seed: int, device: str, say: Callable[[str], None] = lambda line: None
+) -> WorldModel:
     """Load the world model in whose dream a policy is evaluated.
 
     Args:
@@ -122,6 +125,7 @@ def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldMode
             pretrained.
         seed: for new weights.
         device: of the weights.
+        say: called with a line before it is pretrained.
 
     Raises:
         UserError: it cannot be loaded.
@@ -129,7 +133,7 @@ def load_dream(world_model: Any, name: str, seed: int, device: str) -> WorldMode
     if isinstance(world_model, str) and ":" not in world_model.removeprefix("hf://"):
         return load_model(world_model)
     weights = world_model_of(find_checkpoint(name)) if Path(name).is_dir() else None
-    model = make_world_model(DreamConfig(world_model=world_model), seed, device, weights)
+    model = make_world_model(DreamConfig(world_model=world_model), seed, device, weights, say)
     assert model is not None
     return model
 

@@ -18,7 +18,7 @@ from rl.compose import compose
 from rl.config import EnvConfig, TrainConfig
 from rl.envs.names import check_has_simulator, env_of_tasks
 from rl.envs.simulator import Simulator
-from rl.instructions import nearest_line, tell_of, with_instruction
+from rl.instructions import tell_of, with_instruction
 from rl.policies.wam import flow_policy
 from rl.report.plots import draw_dream
 from rl.report.videos import draw_video, image_errors, write_video
@@ -137,9 +137,7 @@ def dream_of(
     else:
         model = load_actor(name) if options.source == "policy" else load_model(name)
     model.n_denoising_steps = options.n_denoising_steps
-    env = with_instruction(options.env, options.instruction, model.spec)
-    if env.tasks != options.env.tasks:
-        say(nearest_line(env.tasks[0]))
+    env = with_instruction(options.env, options.instruction, model.spec, say)
     tasks = env.tasks or (DEFAULT_TASK if DEFAULT_TASK in model.spec.tasks else model.spec.tasks[0],)
     env = replace(env_of_tasks(env, tasks), tasks=tasks)
     check_has_simulator(env, model.spec.tasks, named)

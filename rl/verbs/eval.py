@@ -21,7 +21,7 @@ from rl.build import device_of, find_simulator, is_policy, make_sim
 from rl.compose import compose
 from rl.envs.features import given_spec
 from rl.envs.names import check_has_simulator, env_of_tasks, shown_name, with_task_sets
-from rl.instructions import nearest_line, tell_of, with_instruction
+from rl.instructions import tell_of, with_instruction
 from rl.policies.api import Denoiser
 from rl.policies.wam import WamDenoiser
 from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states, whole_episodes
@@ -110,7 +110,7 @@ def evaluate(
         actor: of `load_policy`.
         options: sizes and settings; `policy` and `out` are not read.
         tick: called with (tasks done, tasks in all, task), where a task under way counts by its share.
-        say: called with a line for each sentence or task that is new to the model, before the first episode.
+        say: called with a line for each sentence or task that is new to the model, and before a pretraining.
 
     Raises:
         UserError: the policy does not fit the environment, or it has no dream.
@@ -119,14 +119,12 @@ def evaluate(
     if actor.model is None:
         _check_has_dream(options)
     if actor.gaussian is not None:
-        return _evaluate_gaussian(actor, options)
+        return _evaluate_gaussian(actor, options, say)
     if actor.denoiser is not None:
-        return _evaluate_brought(actor, options, tick)
+        return _evaluate_brought(actor, options, tick, say)
     model = actor.model
     assert model is not None
-    env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction, model.spec)
-    if env.tasks != options.env.tasks:
-        say(nearest_line(env.tasks[0]))
+    env = with_instruction(env_of_tasks(options.env, model.spec.tasks), options.instruction, model.spec, say)
     check_has_simulator(env, model.spec.tasks, actor.name)
     options = replace(options, env=env)
     tasks = evaluated_tasks(options, model)
@@ -140,7 +138,7 @@ def evaluate(
     if options.place == "sim" or not options.world_model:
         return _evaluate_tasks(model, options, tasks, tick)
     # in the dream of another world model
-    dreams = load_dream(options.world_model, actor.name, options.seed, device_of(run_config(options)))
+    dreams = load_dream(options.world_model, actor.name, options.seed, device_of(run_config(options)), say)
     if isinstance(dreams, WorldActionModel):
         tell_of(dreams, env, tasks, text_encoder=options.text_encoder)
     return _evaluate_tasks(dreams, options, tasks, tick, WamDenoiser(model, dreams=False))
@@ -264,7 +262,7 @@ def _check_has_dream(options: EvalOptions) -> None:
         )
 
 
-def _evaluate_gaussian(actor: Actor, options: EvalOptions) -> EvaluatedTasks:
+def _evaluate_gaussian(actor: Actor, options: EvalOptions, say: Callable[[str], None]) -> EvaluatedTasks:
     """Evaluate a policy of `wamtune train policy=gaussian` where it was trained, or in the dream of `world_model`."""
     trained, policy = actor.trained, actor.gaussian
     assert trained is not None and policy is not None
@@ -272,7 +270,7 @@ def _evaluate_gaussian(actor: Actor, options: EvalOptions) -> EvaluatedTasks:
     n_envs = min(options.n_envs, options.n_episodes)
     model = None
     if options.place != "sim":
-        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
+        model = load_dream(options.world_model, actor.name, options.seed, device_of(config), say)
     found: Results = {}
     dreamed: Results = {}
     seeds = range(options.seed, options.seed + options.n_episodes)
@@ -291,12 +289,17 @@ def _evaluate_gaussian(actor: Actor, options: EvalOptions) -> EvaluatedTasks:
     return EvaluatedTasks(found, dreamed, {})
 
 
-def _evaluate_brought(actor: Actor, options: EvalOptions, tick: Callable[[float, float, str], None]) -> EvaluatedTasks:
+def _evaluate_brought(
+    actor: Actor,
+    options: EvalOptions,
+    tick: Callable[[float, float, str], None],
+    say: Callable[[str], None],
+) -> EvaluatedTasks:
     """Evaluate a policy of LeRobot or of the user's own; its dream is that of `world_model`."""
     options = replace(options, env=with_instruction(options.env, options.instruction))
     config, model = run_config(options), None
     if options.place != "sim":
-        model = load_dream(options.world_model, actor.name, options.seed, device_of(config))
+        model = load_dream(options.world_model, actor.name, options.seed, device_of(config), say)
         options = replace(options, env=env_of_tasks(options.env, model.spec.tasks))
         check_has_simulator(options.env, model.spec.tasks, "world_model")
     tasks = evaluated_tasks(options, model)

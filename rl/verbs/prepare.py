@@ -71,7 +71,7 @@ def load_models(
         instruction = config.instruction if config.actor.func == "flow" else None
         for line in tell_of(ours, config.env, config.env.tasks, instruction, config.text_encoder):
             say(line)
-    brought = make_world_model(config.dream, config.seed, device) if config.env.kind != "sim" else None
+    brought = make_world_model(config.dream, config.seed, device, say=say) if config.env.kind != "sim" else None
     if brought is None:
         if ours is not None:
             ours.n_denoising_steps = config.dream.n_denoising_steps

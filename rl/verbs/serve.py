@@ -113,7 +113,10 @@ def _spec(denoiser: Denoiser, name: str, options: ServeOptions) -> Spec:
 
 
 def _dream(name: str, options: ServeOptions) -> Dream:
-    model = load_dream(options.world_model, name, options.seed, "cpu") if options.world_model else load_actor(name)
+    if options.world_model:
+        model = load_dream(options.world_model, name, options.seed, "cpu", say=print)
+    else:
+        model = load_actor(name)
     images = tuple(image if image.startswith(IMAGES) else IMAGES + image for image in options.images)
     for image in images:
         if image not in model.spec.images:

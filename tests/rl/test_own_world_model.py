@@ -64,8 +64,9 @@ def test_the_example_is_short_and_learns() -> None:
     found = []
     for n_steps in (1, 800):
         chosen = {"func": OWN, "params": {"episodes": "recorded", "n_steps": n_steps}}
-        model = make_world_model(DreamConfig(world_model=chosen), seed=0, device="cpu")
-        assert model is not None
+        lines: list[str] = []
+        model = make_world_model(DreamConfig(world_model=chosen), seed=0, device="cpu", say=lines.append)
+        assert model is not None and lines == [f"dream.world_model={OWN}: pretrains"]
         replays = replay_episodes(model, held)
         found.append((error_ratio(model, held, part="point_pos"), agreement(replays.success, replays.real_success)))
     (before, _), (after, phi) = found

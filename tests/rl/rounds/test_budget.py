@@ -116,9 +116,12 @@ def test_a_budget_of_episodes_is_that_of_each_task() -> None:
 
 def test_the_plan_is_said_in_words() -> None:
     assert checked_plan(compose("mix", [], TrainConfig), CHUNK, n_tasks=1, n_simulators=1, can_imitate=True) == (
-        "budget: at most 100,000 simulator steps, of them up to 52,864 to train and the rest for 5 gates; "
+        "budget: at most 100,000 steps in the simulator, of them up to 52,864 to train and the rest for 5 gates; "
         "evaluation is not counted"
     )
+    recorded = compose("dream", ["env.simulator=recorded"], TrainConfig)
+    plan = checked_plan(recorded, CHUNK, n_tasks=1, n_simulators=1, can_imitate=True)
+    assert plan.startswith("budget: at most 60,000 steps in a dream of what was recorded, of them up to 0 to train")
     assert checked_plan(compose("sim", [], TrainConfig), CHUNK, n_tasks=1, n_simulators=1, can_imitate=True) == ""
 
 
