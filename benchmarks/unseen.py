@@ -11,6 +11,7 @@ comes closer to its goal. The methods:
     dream   k exploring episodes in up to three rounds; each time the world model is refitted on them and PPO trains in
             the dream; successes are imitated
     sim     PPO in the simulator on k episodes, in the same rounds; successes are imitated
+    sac     from scratch: SAC of Stable-Baselines3, its defaults, a gradient step for each step of the simulator
 
 k counts all real episodes: there is no gate. An episode is 152 steps long, 19 whole chunks, whether it succeeds or not,
 so both methods execute k * 152 steps. For the first states of dreams the simulator is reset, but not stepped. Each row
@@ -28,24 +29,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stable_baselines3 import SAC
+from torch import Tensor
 
-from rl.build import make_sim
+from rl.build import make_rewards, make_sim
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.envs.adapters import StepVecEnv, flatten_obs
 from rl.envs.metaworld.task_sets import ML45_TEST
+from rl.envs.sim import SimEnv
 from rl.policies.api import policy_state
 from rl.report.pairs import run_pairs, summarise
+from rl.rounds.evaluate import evaluate_sim
 from rl.rounds.loop import PostTraining
 from rl.statistics import wilson
 from rl.verbs.prepare import prepare
+from world_model.env import Obs
+from world_model.spec import Spec
 
 Row = dict[str, Any]
 
 EVAL_SEED = 8_000_000
 """Seed of the first evaluated episode; each seed of a run has 1,000 of its own."""
 
+METHODS = ("dream", "sim", "sac")
+
 N_CHUNKS = 19
 """Chunks in an episode."""
+
+N_SAC_ENVS, N_EVAL_ENVS = 10, 50
+"""Environments in which SAC learns, and in which it is evaluated."""
 
 KEY = ("checkpoint", "method", "task", "k", "seed", "shaping", "changes")
 """Fields that name a run."""
@@ -73,7 +86,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint")
     parser.add_argument("--tasks", nargs="+", default=ML45_TEST, choices=ML45_TEST)
     parser.add_argument("--episodes", nargs="+", type=int, default=[0, 10, 50, 150])
-    parser.add_argument("--methods", nargs="+", default=["dream", "sim"], choices=["dream", "sim"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--shaping", type=float, default=0.0, help="weight of coming closer, per metre; 0: success alone"
@@ -104,7 +117,10 @@ def planned(options: argparse.Namespace) -> list[Row]:
 def run(row: Row, n_eval: int) -> Row:
     """Do one run; return its success, its steps, and what its dream shows."""
     begun = time.monotonic()
-    post = prepare(config_of(row, n_eval))
+    config = config_of(row, n_eval)
+    if row["method"] == "sac":
+        return learn_sac(config) | {"dream": {}, "minutes": (time.monotonic() - begun) / 60}
+    post = prepare(config)
     try:
         outcome = post.run() if row["k"] else None
         results = post.evaluate() if outcome is None else outcome.after
@@ -141,7 +157,7 @@ def config_of(row: Row, n_eval: int) -> TrainConfig:
     ]
     if row["shaping"]:
         words.append(f"rewards.closer={{func: '{plugin}:closer', weight: {row['shaping']}, params: {{task: {task}}}}}")
-    if row["method"] == "sim":
+    if row["method"] in ("sim", "sac"):
         words += [
             f"env.n_envs={per_round} total_timesteps={8 * N_CHUNKS * k} ppo.n_steps={N_CHUNKS} ppo.fresh_rollouts=true",
             # With so few rollouts, none of them is spent on the critic alone.
@@ -151,7 +167,46 @@ def config_of(row: Row, n_eval: int) -> TrainConfig:
         # A success in the dream is what the read-out says, which never saw this task: it is not imitated.
         words.append(f"env.n_envs=16 dream.n_episodes={per_round} dream.success_bc_coef=0")
     split = [part for word in words for part in ([word] if "{" in word else word.split(" "))]
-    return compose("sim" if row["method"] == "sim" else "dream", [*split, *row["changes"].split()], TrainConfig)
+    return compose(
+        "dream" if row["method"] in ("dream", "start") else "sim", [*split, *row["changes"].split()], TrainConfig
+    )
+
+
+def learn_sac(config: TrainConfig) -> Row:
+    """Train SAC on the steps and the reward of `config`; return its success and its steps."""
+    sim, arena = (
+        SimEnv("metaworld", n, config.env.tasks, 2, max_steps=config.env.max_steps, n_workers=1, seed=config.seed)
+        for n in (N_SAC_ENVS, N_EVAL_ENVS)
+    )
+    sim.terminate_on_success, sim.rewards = False, make_rewards(config, sim.spec, sim.place, model=None)
+    env = StepVecEnv(sim)
+    try:
+        sac = SAC("MlpPolicy", env, seed=config.seed, gradient_steps=-1, learning_starts=1000, device="cpu")
+        sac.learn(config.total_timesteps)
+        results = evaluate_sim(SacActor(sac, sim.spec), arena, config.eval.seeds)
+    finally:
+        arena.close()
+        env.close()
+    return {
+        "success": "".join("01"[result.success] for result in results),
+        "sim_steps": sac.num_timesteps,
+        "trained_parameters": sum(weight.numel() for weight in sac.actor.parameters()),
+    }
+
+
+class SacActor:
+    """A policy of SAC with the interface of `evaluate_sim`; it acts without exploring, one action at a time."""
+
+    def __init__(self, sac: SAC, spec: Spec) -> None:
+        self.sac, self.spec = sac, spec
+
+    def encode(self, obs: Obs) -> Tensor:
+        """Return flat observations, as in training. Shape: (n, D)."""
+        return flatten_obs(obs, self.spec)
+
+    def decide(self, encoded: Tensor, seed: Tensor, counter: Tensor) -> Tensor:
+        """Return the most probable action. Shape: (n, 1, action_dim)."""
+        return torch.from_numpy(self.sac.predict(encoded.numpy(), deterministic=True)[0]).unsqueeze(1)
 
 
 def dreamed(post: PostTraining, task: str) -> Row:
