@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from rewards.errors import UserError
 from rl.build import build_simulator, find_simulator
 from rl.config import SimulatorConfig
-from rl.envs.names import shown_name
+from rl.envs.names import shown_name, task_of_id
 from rl.envs.simulator import Simulator
 from rl.policies.chain import ChainPolicy
 from rl.policies.wam import flow_policy
@@ -51,6 +52,13 @@ def device_of(config: Where) -> str:
 def simulates(config: Where) -> bool:
     """Whether episodes can be run in the simulator of a config; else there are only recorded ones."""
     return find_simulator(config.env).place == "sim"
+
+
+def with_task_of_id(env: SimulatorConfig) -> SimulatorConfig:
+    """Return `env` with the task of its id, if it names none and each id of its simulator is one task, as in gymnasium."""
+    if env.tasks or not (env.id and find_simulator(env).id_is_task):
+        return env
+    return replace(env, tasks=(task_of_id(env.id),))
 
 
 def check_early(config: PretrainConfig) -> None:

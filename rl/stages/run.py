@@ -35,6 +35,7 @@ from rl.stages.episodes import (
     evaluate_noisy,
     roll_out,
     simulates,
+    with_task_of_id,
 )
 from rl.stages.images import (
     WithImages,
@@ -212,6 +213,7 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
+    config = replace(config, env=with_task_of_id(config.env))
     check_early(config)
     torch.set_num_threads(config.threads or distributed.n_threads)
     store = EpisodeStore(config.episode_folder)
