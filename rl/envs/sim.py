@@ -329,8 +329,8 @@ def _check_seeded(env_id: str) -> None:
         env.close()
     if not all(np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in zip(first, again, strict=True)):
         raise UserError(
-            f"environment {env_id!r}: reset(seed=...) began two different episodes with the same seed, and policies are "
-            "compared on the same ones; call super().reset(seed=seed) in it, and draw from self.np_random"
+            f"environment {env_id!r}: reset(seed=...) began two different episodes with the same seed, and policies "
+            "are compared on the same ones; call super().reset(seed=seed) in it, and draw from self.np_random"
         )
 
 

@@ -55,7 +55,7 @@ def simulates(config: Where) -> bool:
 
 
 def with_task_of_id(env: SimulatorConfig) -> SimulatorConfig:
-    """Return `env` with the task of its id, if it names none and each id of its simulator is one task, as in gymnasium."""
+    """Return `env`; if it names no task, with that of its id where each id is one task, as in gymnasium."""
     if env.tasks or not (env.id and find_simulator(env).id_is_task):
         return env
     return replace(env, tasks=(task_of_id(env.id),))

@@ -23,7 +23,9 @@ def run(words: list[str]) -> None:
         raise UserError(f"{shown_name(options.env)}: it simulates nothing, so there is nothing to record")
     options = replace(options, env=with_task_of_id(options.env))
     if not options.env.tasks:
-        raise UserError(f"env.tasks=[]: {shown_name(options.env)} needs at least one task; add env.tasks=... to the command")
+        raise UserError(
+            f"env.tasks=[]: {shown_name(options.env)} needs at least one task; add env.tasks=... to the command"
+        )
     store = EpisodeStore(folder)
     first = OF_SOURCE[options.source].start if options.seed is None else options.seed
     complete(options, store, options.source, options.n_episodes, first)

@@ -61,8 +61,8 @@ def test_random_motion_needs_no_expert(capsys: pytest.CaptureFixture[str]) -> No
         ("", "collect needs a new folder: wamtune collect runs/episodes/push env.tasks=push"),
         ("env.tasks=push", "collect needs a new folder: wamtune collect runs/episodes/push env.tasks=push"),
         ("e", "env.tasks=[]: expected at least one task; add env.tasks=push or others to the command"),
-        ("e env.simulator=metaworld env.id=Pendulum-v1", "env.tasks=[]: env.id=Pendulum-v1 needs at least one task; add "
-         "env.tasks=... to the command"),
+        ("e env.simulator=metaworld env.id=Pendulum-v1", "env.tasks=[]: env.id=Pendulum-v1 needs at least one task; "
+         "add env.tasks=... to the command"),
         ("e env.tasks=pusch", "task 'pusch' is unknown to Meta-World; did you mean 'push'?"),
         ("e env.tasks=push n_episodes=0", "n_episodes=0: expected at least 1"),
         ("e env.tasks=push source=policy", "source='policy' on the command line: expected one of expert, noisy, "
