@@ -92,6 +92,20 @@ def test_it_is_named_in_place_of_a_checkpoint_and_its_mistakes_are_one_line() ->
         make_denoiser(PolicyConfig("plain.py:plain"), "cpu")
 
 
+@pytest.mark.parametrize("name", ["runs/none", "latest", "mine"])
+def test_a_name_without_weights_is_not_evaluated_with_new_ones(name: str) -> None:
+    """Else a typing error shows the figures of an untrained policy as those of a run."""
+    policy = {"func": ACTOR.func, "params": ACTOR.params}
+    with pytest.raises(UserError, match=rf"^no checkpoint at {name}; .*; new in its place means {ACTOR.func} as it is"):
+        load_policy(name, policy, "cpu", 0)
+    with pytest.raises(UserError, match=r"its weights do not fit this network"):
+        load_policy("metaworld-tuned", policy, "cpu", 0)
+    assert load_policy("new", policy, "cpu", 0).denoiser is not None
+    Path("new").mkdir()
+    with pytest.raises(UserError, match=r"^no checkpoint at new; "):
+        load_policy("new", policy, "cpu", 0)
+
+
 def stop_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the next saved state of a phase be the last thing that a process does."""
     save_state = train.save_state
