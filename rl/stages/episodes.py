@@ -61,8 +61,8 @@ def with_task_of_id(env: SimulatorConfig) -> SimulatorConfig:
     return replace(env, tasks=(task_of_id(env.id),))
 
 
-def check_early(config: PretrainConfig) -> None:
-    """Refuse before any episode is collected a config that its simulator cannot serve, or without its text encoder.
+def checked_early(config: PretrainConfig) -> PretrainConfig:
+    """Return the config with its task, see `with_task_of_id`, and refuse one that cannot be served, before collecting.
 
     Raises:
         UserError: a simulator without a task, a simulator together with a dataset, videos without a task, or there is
@@ -70,7 +70,7 @@ def check_early(config: PretrainConfig) -> None:
     """
     if config.model.text.encoder:
         load_encoder(config.model.text.encoder)
-    where = shown_name(config.env)
+    config, where = replace(config, env=with_task_of_id(config.env)), shown_name(config.env)
     if simulates(config):
         if not config.env.tasks:
             raise UserError(f"env.tasks=[]: {where} needs at least one task; add env.tasks=... to the command")
@@ -78,6 +78,7 @@ def check_early(config: PretrainConfig) -> None:
             raise UserError(f"dataset={config.dataset}: {where} collects its own episodes; set env.simulator=recorded")
     elif config.videos and not config.env.tasks:
         raise UserError(f"videos={config.videos}: which tasks do they show? add env.tasks=... to the command")
+    return config
 
 
 def collect(config: PretrainConfig, store: EpisodeStore) -> None:

@@ -76,7 +76,11 @@ def test_it_learns_by_imitation_and_is_saved_and_evaluated(capsys: pytest.Captur
     assert cli.main(["eval", str(run), wrong, *words[1:]]) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"wamtune: {last}/model.safetensors: its weights do not fit this network: ")
-    for nameless in (["eval", str(run), *words[1:]], ["dream", str(run), "env.tasks=reach"]):
+    for nameless in (
+        ["eval", str(run), *words[1:]],
+        ["dream", str(run), "env.tasks=reach"],
+        ["rank", str(run), str(run)],
+    ):
         assert cli.main(nameless) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and ("name that with policy=FILE.py:Class" in line or "name one of our" in line)

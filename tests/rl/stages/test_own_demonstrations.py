@@ -20,7 +20,7 @@ from rl import cli
 from rl.compose import compose
 from rl.runs.folder import RunFolder, read_rows
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.stages.episodes import demonstrations
+from rl.stages.episodes import checked_early, demonstrations
 from rl.stages.recorded import HELDOUT_EVERY, import_dataset, load_split, split
 from rl.stages.run import pretrain, tune
 from world_model.data.columns_config import ColumnsConfig
@@ -273,6 +273,12 @@ def test_a_dataset_must_say_what_succeeded(tmp_path: Path) -> None:
     )
     assert not EpisodeStore(tmp_path / "e").shards
     assert imported("columns.success=none") == [False] * 4
+
+
+def test_the_task_of_an_environment_is_its_id() -> None:
+    words = ["env.simulator=gymnasium", "env.id=Pendulum-v1"]
+    config = checked_early(compose("own-pretrained", words, PretrainConfig))
+    assert config.env.tasks == ("Pendulum-v1",)
 
 
 def test_an_interrupted_run_needs_no_dataset(walked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
