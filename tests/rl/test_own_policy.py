@@ -79,7 +79,7 @@ def test_it_learns_by_imitation_and_is_saved_and_evaluated(capsys: pytest.Captur
     for nameless in (
         ["eval", str(run), *words[1:]],
         ["dream", str(run), "env.tasks=reach"],
-        ["rank", str(run), str(run)],
+        ["rank", "metaworld-tuned", str(run)],
     ):
         assert cli.main(nameless) == 2
         line = capsys.readouterr().err
