@@ -124,7 +124,10 @@ class SimEnv(Simulator):
     def expert_actions(self) -> Tensor:
         """Return the action of Meta-World's scripted expert in the current state. Shape: (num_envs, action_dim)."""
         if self.env_id != "metaworld":
-            raise UserError(f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one")
+            raise UserError(
+                f"sim: {self.env_id!r} has no scripted expert; only Meta-World tasks have one; record random motion: "
+                "source=random in collect, n_expert=0 n_noisy=0 n_random=200 in pretrain"
+            )
         from rl.envs.metaworld.tasks import scripted_expert
 
         # It reads the simulator's whole state, whatever part of it the policy gets.
@@ -307,6 +310,30 @@ def _checked_id(id: str) -> str:
     return id
 
 
+@cache
+def _check_seeded(env_id: str) -> None:
+    """Check that a gymnasium environment begins the same episode for the same seed, once in a process.
+
+    Policies are compared on the same seeds; without this check a comparison of different episodes looks like one of
+    the same. Two seeds are compared in turns, since an environment may draw numbers only in some episodes.
+
+    Raises:
+        UserError: the first observations of the same seed differ.
+    """
+    from rl.envs.gym_env import GymTask
+
+    env = GymTask(env_id)
+    try:
+        first, again = ([env.reset(seed) for seed in (0, 1)] for _ in range(2))
+    finally:
+        env.close()
+    if not all(np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in zip(first, again, strict=True)):
+        raise UserError(
+            f"environment {env_id!r}: reset(seed=...) began two different episodes with the same seed, and policies "
+            "are compared on the same ones; call super().reset(seed=seed) in it, and draw from self.np_random"
+        )
+
+
 def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str] | None = None) -> Spec:
     """Return the spec of an environment.
 
@@ -334,6 +361,7 @@ def make_spec(env_id: str, tasks: Sequence[str] | None, task_names: Sequence[str
         tasks = (task_of_id(env_id, task_names or tasks or ()),)
         env = GymTask(env_id)  # made only to read its spaces
         env.close()
+        _check_seeded(env_id)
         state = Feature((env.state_dim,), slices=dict(SLICES.get(env_id, env.slices)))
         images = {name: Feature(shape, dtype="uint8") for name, shape in env.image_shapes.items()}
         low, high, rate = tuple(env.action_low), tuple(env.action_high), env.control_hz

@@ -70,7 +70,9 @@ class ChainPolicy(TrainablePolicy):
         self.chunk_size = size = denoiser.chunk_size
         self.n_action_steps = n = n_action_steps or denoiser.n_action_steps or size
         if n > size:
-            raise UserError(f"n_action_steps={n} exceeds the chunk of {size} actions")
+            raise UserError(
+                f"n_action_steps={n} exceeds the chunk of {size} actions; set n_action_steps={size} or less"
+            )
         for name, feature in denoiser.reads.items():
             if n % feature.every:
                 raise UserError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from rewards.errors import UserError
 from rl.build import build_simulator, find_simulator
 from rl.config import SimulatorConfig
-from rl.envs.names import shown_name
+from rl.envs.names import shown_name, task_of_id
 from rl.envs.simulator import Simulator
 from rl.policies.chain import ChainPolicy
 from rl.policies.wam import flow_policy
@@ -53,8 +54,15 @@ def simulates(config: Where) -> bool:
     return find_simulator(config.env).place == "sim"
 
 
-def check_early(config: PretrainConfig) -> None:
-    """Refuse before any episode is collected a config that its simulator cannot serve, or without its text encoder.
+def with_task_of_id(env: SimulatorConfig) -> SimulatorConfig:
+    """Return `env`; if it names no task, with that of its id where each id is one task, as in gymnasium."""
+    if env.tasks or not (env.id and find_simulator(env).id_is_task):
+        return env
+    return replace(env, tasks=(task_of_id(env.id),))
+
+
+def checked_early(config: PretrainConfig) -> PretrainConfig:
+    """Return the config with its task, see `with_task_of_id`, and refuse one that cannot be served, before collecting.
 
     Raises:
         UserError: a simulator without a task, a simulator together with a dataset, videos without a task, or there is
@@ -62,7 +70,7 @@ def check_early(config: PretrainConfig) -> None:
     """
     if config.model.text.encoder:
         load_encoder(config.model.text.encoder)
-    where = shown_name(config.env)
+    config, where = replace(config, env=with_task_of_id(config.env)), shown_name(config.env)
     if simulates(config):
         if not config.env.tasks:
             raise UserError(f"env.tasks=[]: {where} needs at least one task; add env.tasks=... to the command")
@@ -70,6 +78,7 @@ def check_early(config: PretrainConfig) -> None:
             raise UserError(f"dataset={config.dataset}: {where} collects its own episodes; set env.simulator=recorded")
     elif config.videos and not config.env.tasks:
         raise UserError(f"videos={config.videos}: which tasks do they show? add env.tasks=... to the command")
+    return config
 
 
 def collect(config: PretrainConfig, store: EpisodeStore) -> None:

@@ -31,8 +31,9 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
     """Import the dataset of `config` into `store`, unless it has been imported already.
 
     Raises:
-        UserError: `store` holds other episodes than the dataset; `store` is empty and no dataset is named; the model
-            reads images that are not imported; or there is no episode of a task in `config.env.tasks`.
+        UserError: `store` holds other episodes than the dataset; `store` is empty and no dataset is named; nothing says
+            which episodes succeeded; the model reads images that are not imported; or there is no episode of a task in
+            `config.env.tasks`.
     """
     if config.dataset:
         episodes, spec = import_lerobot(config.dataset, config.columns)
@@ -40,6 +41,7 @@ def import_dataset(config: PretrainConfig, store: EpisodeStore) -> None:
             raise UserError(f"dataset={config.dataset}: no episode has two frames; name another dataset")
         if not store.shards:
             _check_images(config, spec)
+            _check_success(config, episodes)
             for group in in_shards(episodes):
                 store.append(group, spec)
         # The store may hold more episodes, recorded later; the first ones must be those of the dataset.
@@ -76,6 +78,18 @@ def _check_images(config: PretrainConfig, spec: Spec) -> None:
                 f"model.image_size={size}: the images of camera {camera} are imported with {height} x {width} pixels "
                 "(height x width); set columns.image_size and model.image_size to the same number"
             )
+
+
+def _check_success(config: PretrainConfig, episodes: Sequence[Episode]) -> None:
+    """Raise `UserError` if neither the dataset nor the config says which episodes succeeded.
+
+    The model would learn that nothing is ever a success; `tune` and `train`, hours later, would find none to use.
+    """
+    if not config.columns.success and not any(episode.is_success for episode in episodes):
+        raise UserError(
+            f"dataset={config.dataset}: it marks no step as a success in next.success; add columns.success=all if "
+            "every episode was one, none if no episode was, or the name of a column"
+        )
 
 
 def recorded_tasks(store: EpisodeStore) -> tuple[str, ...]:

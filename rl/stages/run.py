@@ -27,7 +27,7 @@ from rl.runs.progress import Progress
 from rl.stages.collect import SOURCES
 from rl.stages.config import PretrainConfig, TuneConfig
 from rl.stages.episodes import (
-    check_early,
+    checked_early,
     collect,
     demonstrations,
     device_of,
@@ -212,7 +212,7 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
     saved = load_saved(run.path)
     if saved is not None and not saved.state:
         return saved.config
-    check_early(config)
+    config = checked_early(config)
     torch.set_num_threads(config.threads or distributed.n_threads)
     store = EpisodeStore(config.episode_folder)
     # Collect what is missing. A dataset is needed only once: after the first checkpoint it has been imported.

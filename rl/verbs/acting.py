@@ -22,8 +22,12 @@ from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.hub import PREFIX
+from world_model.runs import newest_runs
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import load_model, load_model_and_config
+
+NEW = "new"
+"""In place of a checkpoint: the weights that a class of the user's own has when it is built."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Act
     Raises:
         UserError: it cannot be loaded, or it cannot act.
     """
-    if not policy and ":" in name.removeprefix(PREFIX) and not Path(name).exists():
+    if not policy and _names_class(name):
         policy = name  # FILE.py:Class, with new weights
     if policy or is_policy(name):
         return Actor(name, denoiser=load_brought(name, policy, device, n_action_steps))
@@ -79,21 +83,33 @@ def load_brought(name: str, policy: Any, device: str, n_action_steps: int) -> De
     """Load a policy of LeRobot, or of the user's own with the weights that `wamtune train` saved.
 
     Args:
-        name: folder of the checkpoint, or a run folder; for a class of your own also any other name, for new weights.
+        name: folder of the checkpoint, or a run folder; for a class of your own also `NEW` or FILE.py:Class, for new
+            weights.
         policy: see `TrainConfig.policy`; empty: `name` is a policy of LeRobot.
         device: of the weights.
         n_action_steps: executed of each chunk; 0: as many as its own configuration says.
 
     Raises:
-        UserError: it cannot be loaded, see `make_denoiser`, or it is not a policy that somebody brings.
+        UserError: it cannot be loaded, see `make_denoiser`, it is not a policy that somebody brings, or there is no
+            such checkpoint: a typing error must not show new weights as trained ones.
     """
     actor = TrainConfig(policy=policy).actor if policy else PolicyConfig("lerobot", {"checkpoint": name})
     denoiser = make_denoiser(actor, device, n_action_steps)
     if denoiser is None:
         raise UserError(f"policy={actor.func}: expected FILE.py:Class or a policy of LeRobot; leave it out for {name}")
-    if actor.func != "lerobot" and Path(name).is_dir():
-        denoiser.load_weights(find_checkpoint(name))
+    if actor.func != "lerobot" and not (_names_class(name) or (name == NEW and not Path(NEW).exists())):
+        try:
+            folder = find_checkpoint(name)
+        except UserError as error:
+            remedy = f"{NEW} in its place means {actor.func} as it is built, without trained weights"
+            raise UserError(f"{error}; {remedy}") from None
+        denoiser.load_weights(folder)
     return denoiser
+
+
+def _names_class(name: str) -> bool:
+    """Whether a name is FILE.py:Class or module:Class, and not that of a folder or of the Hub."""
+    return ":" in name.removeprefix(PREFIX) and not Path(name).exists()
 
 
 def is_of_own_class(name: str) -> bool:
@@ -132,7 +148,8 @@ def load_dream(
     """
     if isinstance(world_model, str) and ":" not in world_model.removeprefix("hf://"):
         return load_model(world_model)
-    weights = world_model_of(find_checkpoint(name)) if Path(name).is_dir() else None
+    is_run = Path(name).is_dir() or bool(newest_runs(name))  # `latest` is no folder
+    weights = world_model_of(find_checkpoint(name)) if is_run else None
     model = make_world_model(DreamConfig(world_model=world_model), seed, device, weights, say)
     assert model is not None
     return model

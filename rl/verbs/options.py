@@ -265,7 +265,7 @@ class HubOptions:
 class CollectOptions:
     """The keys of `wamtune collect`."""
 
-    # env.tasks: at least one
+    # env.tasks: at least one, unless env.id is the task
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     n_episodes: int = 25  # of each task
     source: Literal["expert", "noisy", "random"] = "expert"  # noisy: the expert with noise on its actions
@@ -273,11 +273,11 @@ class CollectOptions:
     device: str = "auto"  # of the simulator: cpu, cuda:0, ...
 
     def check(self) -> None:
-        """Refuse counts out of range, and no tasks."""
+        """Refuse counts out of range, and neither tasks nor an id."""
         at_least(self, 1, "n_episodes")
         if self.seed is not None:
             at_least(self, 0, "seed")
-        if not self.env.tasks:
+        if not (self.env.tasks or self.env.id):
             raise UserError("env.tasks=[]: expected at least one task; add env.tasks=push or others to the command")
 
 

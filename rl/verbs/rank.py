@@ -25,7 +25,7 @@ from rl.ranking import Ranking, next_to_run, rank
 from rl.runs.progress import Progress, show
 from rl.sequential import Floats, corrected
 from rl.statistics import wilson
-from rl.verbs.acting import load_actor, load_brought
+from rl.verbs.acting import load_actor, load_brought, refuse_own_class
 from rl.verbs.measure import TwinSuccess, evaluated_tasks, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import RankOptions
 from rl.verbs.pages import rank_page
@@ -91,6 +91,7 @@ def _load(name: str, options: RankOptions, device: str) -> Denoiser:
     """Load what acts: a checkpoint of ours, or a policy as `wamtune eval` takes it."""
     if options.policy or is_policy(name):
         return load_brought(name, options.policy, device, options.n_action_steps)
+    refuse_own_class(name)
     return WamDenoiser(load_actor(name))
 
 

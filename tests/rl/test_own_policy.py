@@ -76,7 +76,11 @@ def test_it_learns_by_imitation_and_is_saved_and_evaluated(capsys: pytest.Captur
     assert cli.main(["eval", str(run), wrong, *words[1:]]) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"wamtune: {last}/model.safetensors: its weights do not fit this network: ")
-    for nameless in (["eval", str(run), *words[1:]], ["dream", str(run), "env.tasks=reach"]):
+    for nameless in (
+        ["eval", str(run), *words[1:]],
+        ["dream", str(run), "env.tasks=reach"],
+        ["rank", "metaworld-tuned", str(run)],
+    ):
         assert cli.main(nameless) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and ("name that with policy=FILE.py:Class" in line or "name one of our" in line)
@@ -90,6 +94,20 @@ def test_it_is_named_in_place_of_a_checkpoint_and_its_mistakes_are_one_line() ->
     Path("plain.py").write_text("import torch\n\n\ndef plain():\n    return torch.nn.Linear(2, 2)\n")
     with pytest.raises(UserError, match=r"expected a rl.policies.api.Denoiser, got Linear.*; write one around your"):
         make_denoiser(PolicyConfig("plain.py:plain"), "cpu")
+
+
+@pytest.mark.parametrize("name", ["runs/none", "latest", "mine"])
+def test_a_name_without_weights_is_not_evaluated_with_new_ones(name: str) -> None:
+    """Else a typing error shows the figures of an untrained policy as those of a run."""
+    policy = {"func": ACTOR.func, "params": ACTOR.params}
+    with pytest.raises(UserError, match=rf"^no checkpoint at {name}; .*; new in its place means {ACTOR.func} as it is"):
+        load_policy(name, policy, "cpu", 0)
+    with pytest.raises(UserError, match=r"its weights do not fit this network"):
+        load_policy("metaworld-tuned", policy, "cpu", 0)
+    assert load_policy("new", policy, "cpu", 0).denoiser is not None
+    Path("new").mkdir()
+    with pytest.raises(UserError, match=r"^no checkpoint at new; "):
+        load_policy("new", policy, "cpu", 0)
 
 
 def stop_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:

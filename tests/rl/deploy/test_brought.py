@@ -276,7 +276,7 @@ def test_a_class_of_your_own_runs_from_the_command_line(
     line = "deploy mine export: only wamtune's own policies are exported; this one runs from its checkpoint, with "
     line += "wamtune deploy mine run, or on another computer with wamtune serve mine"
     assert capsys.readouterr().err == f"wamtune: {line}\n"
-    assert cli.main(["deploy", "mine", "compare", "other", *ROBOT, own, "n_episodes=1", "episodes=pairs"]) == 0
+    assert cli.main(["deploy", "mine", "compare", "new", *ROBOT, own, "n_episodes=1", "episodes=pairs"]) == 0
     assert "champion 0 %, challenger 0 % of 1 pairs" in capsys.readouterr().out
     assert cli.main(["deploy", "mine", "run", *ROBOT, "policy=gaussian"]) == 2
     line = "policy=gaussian: expected FILE.py:Class or a policy of LeRobot; leave it out for mine"

@@ -234,6 +234,32 @@ def test_an_environment_of_a_file_needs_no_registration(tmp_path: Path) -> None:
         assert says in str(error.value) and "\n" not in str(error.value)
 
 
+UNSEEDED = """
+class Unseeded(Reach):
+    def reset(self, *, seed=None, options=None):
+        self.x = np.random.uniform(-1, 1)
+        return np.array([self.x]), {}
+
+class Noisy(Reach):
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs + 1e-6 * np.random.uniform(-1, 1), info
+"""
+
+
+def test_an_environment_that_ignores_seeds_is_refused(tmp_path: Path) -> None:
+    """The same policy in two "same" episodes would seem better or worse by chance; rounding is no other episode."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN + UNSEEDED)
+    with pytest.raises(UserError) as error:
+        make_spec(f"{file}:Unseeded", None)
+    assert str(error.value) == (
+        f"environment '{file}:Unseeded': reset(seed=...) began two different episodes with the same seed, and policies "
+        "are compared on the same ones; call super().reset(seed=seed) in it, and draw from self.np_random"
+    )
+    assert make_spec(f"{file}:Noisy", None).tasks == ("Noisy",)
+
+
 STRANGE = """
 class OldReset(Reach):
     def reset(self, *, seed=None, options=None):

@@ -342,7 +342,7 @@ def test_numbers_that_nobody_gives_are_those_of_the_denoiser() -> None:
 def test_action_steps_that_do_not_fit_are_one_line() -> None:
     with pytest.raises(UserError) as error:
         make(n_action_steps=4, first=1)
-    assert str(error.value) == "n_action_steps=4 exceeds the chunk of 3 actions"
+    assert str(error.value) == "n_action_steps=4 exceeds the chunk of 3 actions; set n_action_steps=3 or less"
     rare = Linear()
     rare.reads = {**SPEC.features, "images.front": replace(Feature((8, 8, 3), dtype="uint8"), every=2)}
     assert ChainPolicy(rare, SPEC, n_action_steps=2).images == ("images.front",)

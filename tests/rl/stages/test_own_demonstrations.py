@@ -20,8 +20,8 @@ from rl import cli
 from rl.compose import compose
 from rl.runs.folder import RunFolder, read_rows
 from rl.stages.config import PretrainConfig, TuneConfig
-from rl.stages.episodes import demonstrations
-from rl.stages.recorded import HELDOUT_EVERY, load_split, split
+from rl.stages.episodes import checked_early, demonstrations
+from rl.stages.recorded import HELDOUT_EVERY, import_dataset, load_split, split
 from rl.stages.run import pretrain, tune
 from world_model.data.columns_config import ColumnsConfig
 from world_model.data.episodes import Episode, EpisodeStore
@@ -248,14 +248,37 @@ def test_the_dataset_is_imported_once(walked: Path, monkeypatch: pytest.MonkeyPa
     folder = "runs/episodes/own-pretrained"
     again = compose("own-pretrained", ["dataset=datasets/mine", "columns.success=all"], PretrainConfig)
     before = EpisodeStore(folder).shards
-    from rl.stages.recorded import import_dataset
-
     import_dataset(again, EpisodeStore(folder))
     assert EpisodeStore(folder).shards == before
     assert cli.main(["pretrain", "own-pretrained", "dataset=datasets/mine", "columns.success=none"]) == 2
     line = capsys.readouterr().err
     assert f"{folder} holds other episodes than dataset=datasets/mine gives now; delete that folder" in line
     assert len(list((walked / "runs" / "own-pretrained").iterdir())) == 1  # the refused run left nothing
+
+
+def test_a_dataset_must_say_what_succeeded(tmp_path: Path) -> None:
+    """Otherwise the model learns that nothing ever succeeds, and `tune` finds nothing to imitate."""
+    write_dataset(tmp_path / "d", 4)
+    words = [f"dataset={tmp_path}/d", f"episodes={tmp_path}/e"]
+
+    def imported(*more: str) -> list[bool]:
+        import_dataset(compose("own-pretrained", [*words, *more], PretrainConfig), EpisodeStore(tmp_path / "e"))
+        return [e.is_success for e in EpisodeStore(tmp_path / "e").load()]
+
+    with pytest.raises(UserError) as error:
+        imported()
+    assert str(error.value) == (
+        f"dataset={tmp_path}/d: it marks no step as a success in next.success; add columns.success=all if every "
+        "episode was one, none if no episode was, or the name of a column"
+    )
+    assert not EpisodeStore(tmp_path / "e").shards
+    assert imported("columns.success=none") == [False] * 4
+
+
+def test_the_task_of_an_environment_is_its_id() -> None:
+    words = ["env.simulator=gymnasium", "env.id=Pendulum-v1"]
+    config = checked_early(compose("own-pretrained", words, PretrainConfig))
+    assert config.env.tasks == ("Pendulum-v1",)
 
 
 def test_an_interrupted_run_needs_no_dataset(walked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +485,9 @@ def test_what_cannot_be_learned_from_is_one_line(tmp_path: Path, monkeypatch: py
         "dataset=seen", images[0]
     )
     assert not Path("runs/episodes").exists()  # nothing was imported
-    assert "env.tasks: 'fly' is none of those in runs/episodes/own-pretrained: 'R" in refuse("dataset=d", "tasks=[fly]")
+    assert "env.tasks: 'fly' is none of those in runs/episodes/own-pretrained: 'R" in refuse(
+        "dataset=d", "columns.success=none", "tasks=[fly]"
+    )
 
 
 def test_another_robot_is_refused(walked: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,10 +42,16 @@ def test_the_expert_is_recorded_and_nothing_is_overwritten(capsys: pytest.Captur
 
 
 def test_random_motion_needs_no_expert(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["e", "env.id=Pendulum-v1", "env.tasks=Pendulum-v1", "n_episodes=2"]
-    assert refused(capsys, *words) == "sim: 'Pendulum-v1' has no scripted expert; only Meta-World tasks have one"
+    words = ["e", "env.id=Pendulum-v1", "n_episodes=2"]
+    assert refused(capsys, *words) == (
+        "sim: 'Pendulum-v1' has no scripted expert; only Meta-World tasks have one; record random motion: "
+        "source=random in collect, n_expert=0 n_noisy=0 n_random=200 in pretrain"
+    )
     assert cli.main(["collect", *words, "source=random", "seed=7"]) == 0
-    assert [(e.source, e.seed) for e in EpisodeStore("e").load()] == [("random", 7), ("random", 8)]
+    assert [(e.task, e.source, e.seed) for e in EpisodeStore("e").load()] == [
+        ("Pendulum-v1", "random", 7),
+        ("Pendulum-v1", "random", 8),
+    ]
     assert RANDOM.start not in (7, 8)
 
 
@@ -55,6 +61,8 @@ def test_random_motion_needs_no_expert(capsys: pytest.CaptureFixture[str]) -> No
         ("", "collect needs a new folder: wamtune collect runs/episodes/push env.tasks=push"),
         ("env.tasks=push", "collect needs a new folder: wamtune collect runs/episodes/push env.tasks=push"),
         ("e", "env.tasks=[]: expected at least one task; add env.tasks=push or others to the command"),
+        ("e env.simulator=metaworld env.id=Pendulum-v1", "env.tasks=[]: env.id=Pendulum-v1 needs at least one task; "
+         "add env.tasks=... to the command"),
         ("e env.tasks=pusch", "task 'pusch' is unknown to Meta-World; did you mean 'push'?"),
         ("e env.tasks=push n_episodes=0", "n_episodes=0: expected at least 1"),
         ("e env.tasks=push source=policy", "source='policy' on the command line: expected one of expert, noisy, "

@@ -133,8 +133,8 @@ def test_a_policy_of_your_own_is_served(call: Callable[..., tuple[int, str]]) ->
             assert client.tasks == ("reach",) and client.server["sha256"] == ""
             assert client.act({"state": np.zeros((2, 1, 4))}, ["reach"] * 2).shape == (2, 8, 2)
 
-    code, out = call("mine", *OWN, during=ask)
-    assert code == 0 and out.startswith("mine: sha256 unknown")
+    code, out = call("new", *OWN, during=ask)
+    assert code == 0 and out.startswith("new: sha256 unknown")
 
 
 def test_a_class_of_your_own_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,9 +165,9 @@ def test_a_class_of_your_own_has_to_be_named(capsys: pytest.CaptureFixture[str])
         (["metaworld-tuned", "dream=true", "episodes=none"], "none: "),
         (["metaworld-pretrained"], "metaworld-pretrained cannot act, it only predicts"),
         (["ws://localhost:1"], "serve ws://localhost:1: it is a server already; name a checkpoint or a run folder"),
-        (["mine", *OWN[:1]], "task=: mine does not say it; set it to that of its training, such as task=push"),
-        (["mine", *OWN[:3]], "low=: mine does not say it; set it to that of its training, such as low=-1.0,-1.0"),
-        (["mine", *OWN[:3], "low=1", "high=-1"], "spec.action_low, action_high: "),
+        (["new", *OWN[:1]], "task=: new does not say it; set it to that of its training, such as task=push"),
+        (["new", *OWN[:3]], "low=: new does not say it; set it to that of its training, such as low=-1.0,-1.0"),
+        (["new", *OWN[:3], "low=1", "high=-1"], "spec.action_low, action_high: "),
     ],
 )
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
