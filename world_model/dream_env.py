@@ -15,7 +15,7 @@ from rewards.errors import UserError
 from world_model.api import Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Advance, BatchedEnv, ChunkStep, Frames, Obs, Start, repeated
-from world_model.tree import map_tree, replaced
+from world_model.tree import map_tree, replaced, rows, to
 
 SURE = 0.5
 """A dreamed frame is a success if the success probabilities of it and of the previous frame reach this threshold."""
@@ -26,7 +26,7 @@ _STATE = ("chunks", "_sure", "_waiting")
 
 @dataclass
 class StartStates:
-    """Initial states of real episodes, from which dreams start. All tensors have `n` rows."""
+    """Initial states of real episodes, from which dreams start: a `Tree` of `n` rows."""
 
     context: Frames  # feature -> (n, n_context_frames, *shape)
     task: Tensor  # (n,) int64
@@ -51,21 +51,6 @@ class StartStates:
         """Copy the current states of an environment."""
         context = {name: frames.clone() for name, frames in env.context.items()}
         return StartStates(context, env.task.clone(), env.episode_seed.clone())
-
-    @staticmethod
-    def join(parts: list[StartStates]) -> StartStates:
-        """Concatenate several sets of states."""
-        context = {name: torch.cat([part.context[name] for part in parts]) for name in parts[0].context}
-        return StartStates(context, *(torch.cat([getattr(part, of) for part in parts]) for of in ("task", "seed")))
-
-    def to(self, device: torch.device) -> StartStates:
-        """Move to a device."""
-        context = {name: frames.to(device) for name, frames in self.context.items()}
-        return StartStates(context, self.task.to(device), self.seed.to(device))
-
-    def rows(self, index: Tensor) -> Frames:
-        """Return the context of some states."""
-        return {name: frames[index] for name, frames in self.context.items()}
 
     def __len__(self) -> int:
         return len(self.task)
@@ -129,7 +114,7 @@ class DreamEnv(BatchedEnv):
             seed=seed,
             device=model.device,
         )
-        self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
+        self.model, self.starts, self.horizon = model, to(starts, self.device), horizon
         # Simulators start with images, and with what a policy reads and the model does not predict.
         context = model.encode_obs(self.starts.context)
         newest = slice(-model.n_context_frames, None)
@@ -174,7 +159,8 @@ class DreamEnv(BatchedEnv):
             index = mask.nonzero().squeeze(1) % len(self.starts)
             seed = self.starts.seed[index]
         self.chunks[mask], self._sure[mask] = 0, False
-        return Start(self.starts.rows(index), self.starts.task[index], seed)
+        chosen = rows(self.starts, index)
+        return Start(chosen.context, chosen.task, seed)
 
     def _drawn_by_task(self, m: int) -> Tensor:
         """Draw `m` starts so that tasks occur by `task_shares`; those without a start leave theirs to the others."""

@@ -24,6 +24,7 @@ from world_model.data.windows import Windows
 from world_model.dream_env import SURE, StartStates, solved
 from world_model.env import Frames, Obs
 from world_model.spec import STATE
+from world_model.tree import to
 
 HORIZON = 4
 """Chunks of a dream of recorded actions where errors are compared: the first starts from a real state, each other one
@@ -196,8 +197,8 @@ def agreement(dreamed: Tensor, real: Tensor) -> float:
 
 def _replays(model: WorldModel, encoded: list[Episode], n_steps: int | None = None) -> list[Replay]:
     """Dream the first `n_steps` actions of encoded episodes from their first states; None: all actions."""
-    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames).to(model.device)
-    return replay(model, starts, [episode.action[:n_steps] for episode in encoded])
+    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames)
+    return replay(model, to(starts, model.device), [episode.action[:n_steps] for episode in encoded])
 
 
 def _predictions(model: WorldModel, history: Obs, seed: Tensor, actions: Tensor) -> list[Prediction]:

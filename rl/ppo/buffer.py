@@ -75,7 +75,7 @@ class Rollout:
 
 @dataclass
 class Samples:
-    """Rollouts flattened for the update: `n` rows."""
+    """Rollouts flattened for the update: `n` rows; a `Tree`."""
 
     context: Tree
     chain: Tensor
@@ -91,8 +91,7 @@ class Samples:
 
     def __getitem__(self, index: Tensor) -> Samples:
         """Select the rows `index`."""
-        rest = {k: v[index] for k, v in vars(self).items() if k != "context"}
-        return Samples(context=rows(self.context, index), **rest)
+        return rows(self, index)
 
     def to(self, device: torch.device) -> Samples:
         """Move all tensors to a device."""
