@@ -23,7 +23,7 @@ from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.dream_env import SURE, StartStates, solved
 from world_model.env import Frames, Obs
-from world_model.spec import STATE
+from world_model.spec import STATE, periods
 from world_model.tree import to
 
 HORIZON = 4
@@ -142,8 +142,7 @@ def chunk_errors(model: WorldModel, episodes: list[Episode], n_chunks: int = HOR
     """
     size = model.chunk_size
     windows = _windows(model, episodes, n_chunks * size)
-    begins = windows.start - windows.first[windows.episode]  # step of its episode at which each window begins
-    index = (begins % size == 0).nonzero().squeeze(1)
+    index = (windows.begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
     predictions = _predictions(model, batch.obs, torch.arange(len(index), device=model.device), batch.actions)
     errors = []
@@ -212,12 +211,11 @@ def _predictions(model: WorldModel, history: Obs, seed: Tensor, actions: Tensor)
 
 def _windows(model: WorldModel, episodes: list[Episode], length: int) -> Windows:
     """Cut episodes into windows of `length` steps, on the device of the model."""
-    features = model.predicted_spec.features
     windows = Windows(
         model.encode_episodes(episodes),
         tasks=model.spec.tasks,
         n_context_frames=model.n_context_frames,
         chunk_size=length,
-        every={name: feature.every for name, feature in features.items() if feature.every > 1},
+        every=periods(model.predicted_spec.features),
     )
     return windows.to(model.device)

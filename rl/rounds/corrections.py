@@ -46,8 +46,7 @@ def corrected_values(
     windows = policy.windows(marked, ends=True)
     returns = [policy_returns(step_rewards(e, rewards, spec, read_out), _of_policy(e), gamma) for e in windows.episodes]
     index, found = [], []
-    begins = (windows.start - windows.first[windows.episode]).tolist()
-    for i, (number, begin) in enumerate(zip(windows.episode.tolist(), begins, strict=True)):
+    for i, (number, begin) in enumerate(zip(windows.episode.tolist(), windows.begins.tolist(), strict=True)):
         episode = windows.episodes[number]
         if begin % policy.n_action_steps == 0 and bool(_of_policy(episode)[begin]):
             index.append(i)

@@ -85,10 +85,9 @@ def image_metrics(
             continue
         windows = model.windows_of(long, model.spec.tasks, horizon * size)
         index = torch.randperm(len(windows), generator=generator, device=generator.device)[:per_task]
-        episode = windows.episode[index]
         # Real images at the start of each dream, after one chunk and after `horizon` chunks.
-        starts = (windows.start[index] - windows.first[episode]).tolist()
-        chosen = [images_of[id(windows.episodes[i])] for i in episode.tolist()]
+        starts = windows.begins[index].tolist()
+        chosen = [images_of[id(windows.episodes[i])] for i in windows.episode[index].tolist()]
         real = [
             torch.stack([images[t + k * size] for images, t in zip(chosen, starts, strict=True)]).to(model.device)
             for k in (0, 1, horizon)

@@ -109,8 +109,7 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> ActionRepl
     # task.
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
-    begins = windows.start - windows.first[windows.episode]  # step of its episode at which each window begins
-    index = (begins % size == 0).nonzero().squeeze(1)
+    index = (windows.begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
     batch.task = batch.task.clamp(max=model.null_task)
     # Dream chunk by chunk; each chunk is compared with the true frames at the same steps.
