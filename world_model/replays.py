@@ -31,7 +31,7 @@ HORIZON = 4
 from the predicted frames."""
 
 MOVED = 0.01
-"""A window counts for `error_ratio` only if the part moves by more than this in it, in metres."""
+"""A window counts for an error ratio only if the part moves by more than this in it, in metres."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from world_model.data.windows import Batch, Windows
+from world_model.replays import MOVED
 from world_model.spec import LATENTS, STATE
 from world_model.wam import modes
 from world_model.wam.features import joined
@@ -18,9 +19,6 @@ from world_model.wam.network import Network
 
 if TYPE_CHECKING:
     from world_model.data.episodes import Episode
-
-MOVED = 0.01
-"""A window counts only if the part moves by more than this in it, in metres."""
 
 
 @torch.inference_mode()
