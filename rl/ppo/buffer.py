@@ -140,11 +140,6 @@ def chunk_gae(
     return advantage, advantage + value
 
 
-def discounted(reward: Tensor, gamma: float) -> Tensor:
-    """Return the sum of the rewards (n, k) of a chunk, discounted to its first step. Shape: (n,)."""
-    return (reward * gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1)
-
-
 def explained_variance(prediction: Tensor, target: Tensor) -> float:
     """Return 1 - Var(target - prediction) / Var(target), or 0 if the target is constant."""
     variance = target.var(correction=0)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from rewards.errors import BadNumbers
 from rl.config import PPOConfig
 from rl.policies.api import TrainablePolicy, load_policy_state, policy_state
-from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
+from rl.ppo.buffer import Rollout, Samples, explained_variance
 from rl.ppo.distributed import Distributed
 from rl.ppo.schedules import load_schedule
-from world_model.env import BatchedEnv, ChunkStep
+from world_model.env import BatchedEnv, ChunkStep, discounted
 from world_model.guards import check_gradients, check_loss
 from world_model.tree import rows, tensors
 
