@@ -59,10 +59,11 @@ class StartStates:
 class DreamEnv(BatchedEnv):
     """Environments whose frames a world model predicts. Each environment is called a branch.
 
-    A branch is truncated after `horizon` chunks. The session of the model has a row for each branch, which is replaced
-    when the branch begins anew. `step` buffers single actions: until a chunk is complete, nothing is executed and
-    the observation does not change; the last action of a chunk executes all of it. So the result of `step` has `k` = 0
-    or `k` = `chunk_size` steps.
+    Branches begin in real states and are truncated after `horizon` chunks, as in MBPO (Janner et al., 1906.08253). The
+    session of the model has a row for each branch, which is replaced when the branch begins anew.
+
+    `step` buffers single actions: until a chunk is complete, nothing is executed and the observation does not change;
+    the last action of a chunk executes all of it. So the result of `step` has `k` = 0 or `k` = `chunk_size` steps.
 
     Args:
         model: predicts frames and success.
@@ -72,7 +73,8 @@ class DreamEnv(BatchedEnv):
         max_expected_error: a branch is truncated, without a success, if the expected error of its last chunk is larger
             than this, in the model's `error_unit`; None: no limit.
         pessimism: penalty on the value with which such a truncation is bootstrapped (attribute `value_penalty`), so
-            that the policy does not learn to seek states where the model is unreliable.
+            that the policy does not learn to seek states where the model is unreliable. MOReL (Kidambi et al.,
+            2005.05951) has an absorbing state with a fixed penalty in this place.
         in_order: begin branch i at start i, with the seed of its episode; for paired evaluation.
         images: names of images that observations have beside the latents, for a policy that reads images; they are
             decoded at the end of each chunk.

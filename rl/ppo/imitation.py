@@ -32,8 +32,9 @@ Examples = tuple[Tree, Tensor]
 
 
 class Imitation:
-    """Imitation loss on demonstrations and, if its weight is above 0, on the policy's own successes (filtered BC).
+    """Imitation loss on demonstrations and, if its weight is above 0, on the policy's own successes.
 
+    The latter is filtered behaviour cloning (BC), close to self-imitation learning (Oh et al., 1806.05635).
     Dreamed successes are many, and some are wrong. They are sampled separately from real ones, until `forget_dream`.
 
     Args:

@@ -218,7 +218,8 @@ class PPO:
         """Return the total loss of a minibatch and the statistics to log."""
         config, policy = self.config, self.policy
         ref_kl_coef = config.ref_kl_coef if ref_kl_coef is None else ref_kl_coef
-        # Critic: squared error to the returns, weighted like the policy loss; then as many rows of real samples.
+        # Critic: squared error to the returns, weighted like the policy loss; then as many rows of real samples. The
+        # change of the value is not clipped, which does not help (Andrychowicz et al., 2006.05990).
         value_loss = (batch.weight * (policy.values(batch.context) - batch.returns).square()).mean()
         if real is not None:
             value_loss = value_loss + self._value_loss(real, len(batch))
@@ -251,7 +252,8 @@ class PPO:
         ref_kl = found.ref_kl.mean()
         with torch.no_grad():
             stats = {
-                # Low-variance estimate of the KL, (r - 1) - log r, as in SB3; summed over the actions of a chunk
+                # Unbiased, non-negative estimate of KL(old || new), (r - 1) - log r, as in SB3 (the estimator k3 of
+                # Schulman, "Approximating KL divergence", 2020); summed over the actions of a chunk
                 "approx_kl": float((ratio - 1 - log_ratio).sum(1).mean()),
                 "clip_fraction": float(((ratio - 1).abs() > clip).float().mean()),
                 "policy_gradient_loss": float(pg_loss),
@@ -321,6 +323,7 @@ def _check_finite(samples: Samples) -> None:
 def _normalised(samples: Samples, total: Callable[[Tensor], Tensor] = lambda values: values) -> Samples:
     """Return the samples with advantages of weighted mean 0 and, above `ADVANTAGE_FLOOR`, weighted deviation 1.
 
+    Over the whole rollout, where SB3 normalises each minibatch: so one scale holds for all steps of an update.
     `total` sums a tensor over the processes that train together.
     """
     # Weighted statistics, so that chunks of weight 0 have no influence on the others.

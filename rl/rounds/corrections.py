@@ -2,7 +2,8 @@
 
 A takeover counts as the end of the policy's episode, without success: the policy was about to fail. So the return of a
 state in which the policy acted is the sum of the rewards until the takeover, or until the episode ended. What the
-person did after that is imitated (`rl.ppo.imitation`), and the dream is refitted on all of it.
+person did after that is imitated (`rl.ppo.imitation`, as in HG-DAgger, Kelly et al., 1810.02890), and the dream is
+refitted on all of it.
 """
 
 from __future__ import annotations
