@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -199,7 +199,19 @@ def judged_in(config: TrainConfig) -> str:
     return "the simulator" if has_simulator(config) else "a dream of what was recorded"
 
 
-def device_of(config: TrainConfig) -> str:
+class Where(Protocol):
+    """The part of a config that says where episodes run."""
+
+    @property
+    def env(self) -> SimulatorConfig:
+        """Simulator, tasks and options."""
+
+    @property
+    def device(self) -> str:
+        """Device of the simulator: cpu, cuda:0, ... or auto."""
+
+
+def device_of(config: Where) -> str:
     """Return the device of model, dream and simulator; see `Simulator.pick_device`."""
     return find_simulator(config.env).pick_device(config.device, config.env.options)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.build import device_of
 from rl.instructions import new_model, tell_of
 from rl.ppo.distributed import Distributed
 from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
@@ -30,7 +31,6 @@ from rl.stages.episodes import (
     check_early,
     collect,
     demonstrations,
-    device_of,
     evaluate,
     evaluate_noisy,
     roll_out,
