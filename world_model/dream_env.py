@@ -196,7 +196,8 @@ class DreamEnv(BatchedEnv):
         success = solved(sure, self._sure)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
         # Truncate branches at the horizon, and those whose predictions are unreliable.
-        distrusted = self.expected_error > (self.max_expected_error or math.inf)
+        most = math.inf if self.max_expected_error is None else self.max_expected_error  # 0 is a limit as well
+        distrusted = self.expected_error > most
         success &= ~distrusted[:, None]  # an unreliable success does not count
         truncated = torch.zeros_like(sure)
         truncated[:, -1] = (self.chunks >= self.horizon) | distrusted
