@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from rewards import RewardManager
-from rewards.errors import UserError, blamed, closest_or_known, defined_at
+from rewards.errors import UserError, blamed, closest_or_known, file_of
 from rewards.manager import isaac_terms
 from rewards.plugins import check_params, load
 from rl.config import PolicyConfig, SimulatorConfig, TrainConfig
@@ -247,7 +247,7 @@ def make_denoiser(actor: PolicyConfig, device: str, n_action_steps: int = 0) -> 
     else:
         found = load("policy", actor.func, {}, key="policy")
         check_params(f"policy={actor.func}", actor.func, found, actor.params, n_given=0)
-        with blamed(f"policy={actor.func}", defined_at(found).rpartition(":")[0]):
+        with blamed(f"policy={actor.func}", file_of(found)):
             denoiser = found(**actor.params)
         if not isinstance(denoiser, Denoiser):
             raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from rewards.errors import UserError, blamed, defined_at
+from rewards.errors import UserError, blamed, file_of
 from rewards.plugins import check_params, load, source_file
 
 Schedule = Callable[[float], float]
@@ -45,7 +45,7 @@ def load_schedule(key: str, value: Any) -> Schedule:
         raise UserError(f"{key}.func={func!r}: expected {expected}")
     found = load("schedule", func, BUILTIN, who=key)
     check_params(key, func, found, params, n_given=0)
-    with blamed(key, defined_at(found).rpartition(":")[0]):
+    with blamed(key, file_of(found)):
         schedule = FloatSchedule(found(**params))
         tried = {i / (N_TRIED - 1): schedule(i / (N_TRIED - 1)) for i in reversed(range(N_TRIED))}
     for progress_remaining, number in tried.items():

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.errors import UserError, blamed, did_you_mean, file_of
 from rewards.plugins import check_params, known, load
 from rl.robots.errors import NOT_NUMBERS, Stop
 from rl.robots.images import cameras_of, check_image, fitted_image, image_differences, is_image
@@ -295,7 +295,7 @@ def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
     if name in BUILTIN:
         return _built(name, maker, params)
     check_params(who, name, maker, params, n_given=0)
-    with blamed(who, defined_at(maker).rpartition(":")[0]):
+    with blamed(who, file_of(maker)):
         robot: Robot = maker(**params)
     # Check the class first: reading a property of the object may call the robot, which is not connected yet.
     if missing := [member for member in MEMBERS if not hasattr(type(robot), member) and not hasattr(robot, member)]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.errors import UserError, blamed, did_you_mean, file_of
 from rewards.plugins import check_params, known, load
 from rl.robots.api import with_task
 
@@ -62,7 +62,7 @@ def make_teleoperator(name: str, params: Mapping[str, Any], task: str = "") -> T
     maker = load("teleoperator", name, BUILTIN, who, key="person")
     params = with_task(maker, params, task)
     check_params(who, name, maker, params, n_given=0)
-    with blamed(who, defined_at(maker).rpartition(":")[0]):
+    with blamed(who, file_of(maker)):
         made: Teleoperator = maker(**params)
     if missing := [member for member in MEMBERS if not hasattr(made, member)]:
         raise UserError(
