@@ -7,12 +7,13 @@
 | `agreement` | how well dreamed and real success agree (Matthews correlation) |
 | `chunk_errors` | true and expected error of chunks all along the episodes |
 | `error_ratio` | error of one chunk in units of "nothing moves" |
+| `moving_windows` | windows in which something moves, task by task |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from world_model.api import Prediction, WorldModel
 from world_model.data.episodes import Episode
-from world_model.data.windows import Windows
+from world_model.data.windows import Batch, Windows
 from world_model.dream_env import SURE, StartStates, solved
 from world_model.env import Frames, Obs
 from world_model.spec import STATE, periods
@@ -165,16 +166,8 @@ def error_ratio(
     """
     windows, where = _windows(model, episodes, model.chunk_size), model.predicted_spec.slices[part]
     generator = torch.Generator(model.device).manual_seed(seed)
-    task, ratios = windows.task[windows.episode], []
-    for index in task.unique().tolist():
-        candidates = (task == index).nonzero().squeeze(1)
-        batch = windows.at(candidates)
-        moved = (batch.future[STATE][:, -1, where] - batch.context[STATE][:, -1, where]).norm(dim=-1)
-        candidates = candidates[moved > MOVED]
-        if len(candidates) < 2:
-            continue
-        order = torch.randperm(len(candidates), generator=generator, device=generator.device)
-        batch = windows.at(candidates[order[:per_task]])
+    ratios = []
+    for _, batch in moving_windows(windows, where, per_task, generator):
         seeds = torch.arange(len(batch.task), device=model.device)
         (predicted,) = _predictions(model, batch.obs, seeds, batch.actions)
         truth = batch.future[STATE][:, -1, where]
@@ -182,6 +175,24 @@ def error_ratio(
         error, repeated = (float((guess - truth).norm(dim=-1).mean()) for guess in guesses)
         ratios.append(error / repeated)
     return sum(ratios) / len(ratios) if ratios else None
+
+
+def moving_windows(
+    windows: Windows, part: slice, per_task: int, generator: torch.Generator
+) -> Iterator[tuple[int, Batch]]:
+    """Yield the index of each task and windows of it in which a part of the state moves by more than `MOVED`.
+
+    At most `per_task` of them, drawn at random; a task with fewer than two is left out.
+    """
+    task = windows.task[windows.episode]
+    for index in task.unique().tolist():
+        candidates = (task == index).nonzero().squeeze(1)
+        batch = windows.at(candidates)
+        moved = (batch.future[STATE][:, -1, part] - batch.context[STATE][:, -1, part]).norm(dim=-1)
+        candidates = candidates[moved > MOVED]
+        if len(candidates) >= 2:
+            order = torch.randperm(len(candidates), generator=generator, device=generator.device)
+            yield index, windows.at(candidates[order[:per_task]])
 
 
 def agreement(dreamed: Tensor, real: Tensor) -> float:

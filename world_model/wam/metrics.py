@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from world_model.data.windows import Batch, Windows
-from world_model.replays import MOVED
+from world_model.replays import moving_windows
 from world_model.spec import LATENTS, STATE
 from world_model.wam import modes
 from world_model.wam.features import joined
@@ -37,19 +37,11 @@ def prediction_metrics(
     (`shuffle_ratio`; near 1 the model ignores the actions), and the number of windows (`n`).
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    window_task = windows.task[windows.episode]
-    rows: dict[str, dict[str, float]] = {}
-    for index in window_task.unique().tolist():
-        candidates = (window_task == index).nonzero().squeeze(1)
-        batch = windows.at(candidates)
-        part_slice = model.spec.slices[part]
-        moved = (batch.future[STATE][:, -1, part_slice] - batch.context[STATE][:, -1, part_slice]).norm(dim=-1)
-        candidates = candidates[moved > MOVED]
-        if len(candidates) < 2:
-            continue
-        # At most `per_task` windows, drawn at random.
-        keep = candidates[torch.randperm(len(candidates), generator=generator, device=generator.device)[:per_task]]
-        rows[model.spec.tasks[index]] = _task_metrics(model, windows.at(keep), part_slice, n_steps, generator)
+    where = model.spec.slices[part]
+    rows = {
+        model.spec.tasks[index]: _task_metrics(model, batch, where, n_steps, generator)
+        for index, batch in moving_windows(windows, where, per_task, generator)
+    }
     names = ("error_ratio", "shuffle_ratio")
     rows["mean"] = {k: sum(r[k] for r in rows.values()) / len(rows) if rows else math.nan for k in names}
     rows["mean"]["n"] = sum(r["n"] for r in rows.values() if "n" in r)
