@@ -34,6 +34,9 @@ from the predicted frames."""
 MOVED = 0.01
 """A window counts for an error ratio only if the part moves by more than this in it, in metres."""
 
+MOST_WINDOWS = 512
+"""Windows of a task at most that an error ratio is measured on."""
+
 
 @dataclass
 class Replay:
@@ -156,18 +159,16 @@ def chunk_errors(model: WorldModel, episodes: list[Episode], n_chunks: int = HOR
 
 
 @torch.no_grad()
-def error_ratio(
-    model: WorldModel, episodes: list[Episode], part: str = "object_pos", per_task: int = 512, seed: int = 0
-) -> float | None:
+def error_ratio(model: WorldModel, episodes: list[Episode], part: str = "object_pos") -> float | None:
     """Measure the prediction of a slice of the state after one chunk, where it moves by more than 1 cm.
 
     Returns the error in units of that of repeating the last frame, as the mean over the tasks with at least two such
-    windows, of which at most `per_task` are drawn; None without any.
+    windows; None without any.
     """
     windows, where = _windows(model, episodes, model.chunk_size), model.predicted_spec.slices[part]
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(0)
     ratios = []
-    for _, batch in moving_windows(windows, where, per_task, generator):
+    for _, batch in moving_windows(windows, where, generator):
         seeds = torch.arange(len(batch.task), device=model.device)
         (predicted,) = _predictions(model, batch.obs, seeds, batch.actions)
         truth = batch.future[STATE][:, -1, where]
@@ -178,11 +179,11 @@ def error_ratio(
 
 
 def moving_windows(
-    windows: Windows, part: slice, per_task: int, generator: torch.Generator
+    windows: Windows, part: slice, generator: torch.Generator, most: int = MOST_WINDOWS
 ) -> Iterator[tuple[int, Batch]]:
     """Yield the index of each task and windows of it in which a part of the state moves by more than `MOVED`.
 
-    At most `per_task` of them, drawn at random; a task with fewer than two is left out.
+    At most `most` of them, drawn at random; a task with fewer than two is left out.
     """
     task = windows.task[windows.episode]
     for index in task.unique().tolist():
@@ -192,7 +193,7 @@ def moving_windows(
         candidates = candidates[moved > MOVED]
         if len(candidates) >= 2:
             order = torch.randperm(len(candidates), generator=generator, device=generator.device)
-            yield index, windows.at(candidates[order[:per_task]])
+            yield index, windows.at(candidates[order[:most]])
 
 
 def agreement(dreamed: Tensor, real: Tensor) -> float:

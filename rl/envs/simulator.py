@@ -143,7 +143,7 @@ class Simulator(BatchedEnv):
                 )
 
     @classmethod
-    def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec | None:
+    def early_spec(cls, *, id: str, tasks: Sequence[str]) -> Spec | None:
         """Return the spec without building anything, to refuse a wrong checkpoint early; None: not known before."""
         return None
 

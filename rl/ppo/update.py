@@ -42,6 +42,9 @@ REMEDY = "lower ppo.learning_rate"
 WARMUP_STEPS = 20
 """Optimizer steps over which the learning rate rises to its configured value."""
 
+HELD_OUT = 0.2
+"""Share of the environments of a rollout on which a new critic is tested and not trained."""
+
 OnStep = Callable[[Tensor, ChunkStep], bool]
 """Called after each chunk with its actions (num_envs, k, action_dim) and the result; False ends the rollout."""
 
@@ -184,7 +187,7 @@ class PPO:
                 self._backward(loss, optimizer)
                 self._step(loss, optimizer)
 
-    def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
+    def fit_critic(self, rollout: Rollout, n_steps: int) -> float:
         """Fit the critic to the Monte-Carlo returns of a rollout; return the explained variance on held-out chunks."""
         # With lambda 1, GAE's returns are the discounted sums of rewards; a cut episode bootstraps.
         samples = Samples.from_rollout(rollout, self.config.gamma, gae_lambda=1.0)
@@ -193,7 +196,7 @@ class PPO:
         # Hold out whole environments, since chunks that follow each other are too similar to test on. With a single
         # environment, hold out its first chunks.
         n = n_envs if n_envs > 1 else n_chunks
-        held = torch.arange(len(samples), device=samples.returns.device) % n < max(1, int(holdout * n))
+        held = torch.arange(len(samples), device=samples.returns.device) % n < max(1, int(HELD_OUT * n))
         train = samples[(~held).nonzero().squeeze(1)]
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
         for _ in range(n_steps):
