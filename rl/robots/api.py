@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -340,10 +341,7 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
             f"robot={name}: expected {', '.join(names)}, or a robot of LeRobot (pip install lerobot)"
             f"{did_you_mean(name, names)}; for your own write robot=path.py:Class or robot=module:Class"
         ) from error
-    # LeRobot registers a robot when its module is imported, and third-party robots by a call.
-    for module in pkgutil.iter_modules(robots.__path__):
-        with suppress(ImportError):  # a library that only another robot needs is missing
-            importlib.import_module(f"lerobot.robots.{module.name}")
+    import_modules(robots)  # LeRobot registers a robot when its module is imported, and third-party robots by a call
     with suppress(ImportError, AttributeError):
         importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()
     choices = robots.RobotConfig.get_known_choices()
@@ -355,6 +353,13 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
         return _built(name, lambda **values: make(choice(**values)), params)
     except ImportError as error:
         raise UserError(f"robot={name}: {error}") from error
+
+
+def import_modules(package: ModuleType) -> None:
+    """Import the modules of a package, except those that need a library which is missing."""
+    for module in pkgutil.iter_modules(package.__path__):
+        with suppress(ImportError):
+            importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 def _names(spec: Spec, mapping: RobotMap) -> tuple[tuple[str, ...], tuple[str, ...]]:
