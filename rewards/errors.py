@@ -54,6 +54,19 @@ def defined_at(target: Callable[..., Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
 
 
+def file_of(target: Any) -> str:
+    """Return the file of a function, of a class, or of the class of an instance, for `blamed`; empty if unknown.
+
+    A class may inherit its `__init__` from another file, so `defined_at` does not tell.
+    """
+    if inspect.isroutine(target):
+        return defined_at(target).rpartition(":")[0]
+    try:
+        return inspect.getfile(target if inspect.isclass(target) else type(target))
+    except (OSError, TypeError):  # built in, or defined on a console
+        return ""
+
+
 @contextmanager
 def blamed(what: str, file: str) -> Iterator[None]:
     """Convert exceptions of user code in this context to a `UserError` with file and line.

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, Literal
 from zlib import crc32
 
-from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.errors import UserError, blamed, did_you_mean, file_of
 
 Kind = Literal[
     "reward",
@@ -187,7 +187,7 @@ def instance_of(
     Raises:
         UserError: the class does not accept `params`, raises an exception, or its instances are not callable.
     """
-    with blamed(who, "" if ours else defined_at(found).rpartition(":")[0]):
+    with blamed(who, "" if ours else file_of(found)):
         if not inspect.isclass(found):
             return copy.deepcopy(found)
         try:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from rewards import RewardManager
-from rewards.errors import UserError, blamed, closest_or_known, defined_at
+from rewards.errors import UserError, blamed, closest_or_known, file_of
 from rewards.manager import isaac_terms
 from rewards.plugins import check_params, load
 from rl.config import PolicyConfig, SimulatorConfig, TrainConfig
@@ -199,7 +199,19 @@ def judged_in(config: TrainConfig) -> str:
     return "the simulator" if has_simulator(config) else "a dream of what was recorded"
 
 
-def device_of(config: TrainConfig) -> str:
+class Where(Protocol):
+    """The part of a config that says where episodes run."""
+
+    @property
+    def env(self) -> SimulatorConfig:
+        """Simulator, tasks and options."""
+
+    @property
+    def device(self) -> str:
+        """Device of the simulator: cpu, cuda:0, ... or auto."""
+
+
+def device_of(config: Where) -> str:
     """Return the device of model, dream and simulator; see `Simulator.pick_device`."""
     return find_simulator(config.env).pick_device(config.device, config.env.options)
 
@@ -235,7 +247,7 @@ def make_denoiser(actor: PolicyConfig, device: str, n_action_steps: int = 0) -> 
     else:
         found = load("policy", actor.func, {}, key="policy")
         check_params(f"policy={actor.func}", actor.func, found, actor.params, n_given=0)
-        with blamed(f"policy={actor.func}", defined_at(found).rpartition(":")[0]):
+        with blamed(f"policy={actor.func}", file_of(found)):
             denoiser = found(**actor.params)
         if not isinstance(denoiser, Denoiser):
             raise UserError(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rewards.errors import UserError, blamed, defined_at
+from rewards.errors import UserError, blamed, file_of
 from rewards.plugins import check_params, load, source_file
 from rl.config import DreamConfig, WorldModelConfig
 from rl.policies.saving import about_brought, save_brought
@@ -57,7 +57,7 @@ def make_world_model(
     who = f"dream.world_model={chosen.func}"
     found = load("world_model", chosen.func, BUILTIN, who, key="world_model")
     check_params(who, chosen.func, found, chosen.params, n_given=0)
-    with torch.random.fork_rng(devices=[]), blamed(who, defined_at(found).rpartition(":")[0]):
+    with torch.random.fork_rng(devices=[]), blamed(who, file_of(found)):
         torch.manual_seed(seed)
         model = found(**copy.deepcopy(dict(chosen.params)))
     if not isinstance(model, WorldModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Self
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards.api import ImageModel
-from rewards.errors import BadNumbers, UserError, blamed, defined_at
+from rewards.errors import BadNumbers, UserError, blamed, defined_at, file_of
 from world_model.api import Prediction, Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Frames, Obs, ReadOut
@@ -243,18 +242,11 @@ class CheckedWorldModel(WorldModel):
         return map_tree(Tensor.detach, session)
 
     def _blamed(self) -> AbstractContextManager[None]:
-        return blamed(self.who, _file_of(type(self.model)))
+        return blamed(self.who, file_of(self.model))
 
     def _wrong(self, method: str, problem: str, kind: type[UserError] = UserError) -> UserError:
         at = defined_at(getattr(self.model, method))
         return kind(f"{self.who} returned {problem}" + (f"; see {at}" if at else ""))
-
-
-def _file_of(kind: type) -> str:
-    try:
-        return inspect.getsourcefile(kind) or ""
-    except (TypeError, OSError):  # defined nowhere, as on a console
-        return ""
 
 
 def _kind(value: Any) -> str:

@@ -7,7 +7,6 @@ tensors are read or written, so that what only lists checkpoints needs no torch.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -26,6 +25,7 @@ from world_model.files import (
     read_all,
     read_file,
     sha256_of,
+    to_json,
     write_folder,
 )
 from world_model.hub import PREFIX, download, is_hub_name, is_repository_name, storage_of
@@ -74,13 +74,13 @@ def save_checkpoint(
     final = Path(folder)
     check_replaceable(final)
     files = {
-        CONFIG: _to_json({"schema_version": SCHEMA_VERSION} | config),
+        CONFIG: to_json({"schema_version": SCHEMA_VERSION} | config),
         MODEL: _tensor_file({name: _plain(tensor) for name, tensor in tensors.items()}),
         README: (readme or f"# {final.name}\n").encode(),
         **(extra or {}),
     }
     # The manifest comes last, because it lists the sha256 of all other files.
-    files[MANIFEST] = _to_json({"files": {name: _fingerprint(data) for name, data in files.items()}})
+    files[MANIFEST] = to_json({"files": {name: _fingerprint(data) for name, data in files.items()}})
     write_folder(final, files)
 
 
@@ -127,7 +127,7 @@ def pack_training_state(state: dict[Any, Any]) -> dict[str, bytes]:
     tensors: dict[int, tuple[int, Tensor]] = {}
     tree = _pack(state, tensors, "state")
     named = {str(number): _plain(tensor) for number, tensor in tensors.values()}
-    return {STATE_TREE: _to_json(tree), STATE_TENSORS: _tensor_file(named)}
+    return {STATE_TREE: to_json(tree), STATE_TENSORS: _tensor_file(named)}
 
 
 def load_training_state(
@@ -174,7 +174,7 @@ def with_file(files: Mapping[str, bytes], name: str, data: bytes) -> dict[str, b
     """
     manifest = parse_json(files[MANIFEST])
     manifest["files"][name] = _fingerprint(data)
-    return {**files, name: data, MANIFEST: _to_json(manifest)}
+    return {**files, name: data, MANIFEST: to_json(manifest)}
 
 
 def checked_weights(where: str | Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -261,10 +261,6 @@ def _tensor_file(tensors: dict[str, Tensor]) -> bytes:
 
     data: bytes = save(tensors)
     return data
-
-
-def _to_json(data: Any) -> bytes:
-    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _from_json(path: Path, data: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rewards.errors import UserError
 from world_model.api import Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Advance, BatchedEnv, ChunkStep, Frames, Obs, Start, repeated
-from world_model.tree import map_tree, replaced
+from world_model.tree import map_tree, replaced, rows, to
 
 SURE = 0.5
 """A dreamed frame is a success if the success probabilities of it and of the previous frame reach this threshold."""
@@ -26,7 +26,7 @@ _STATE = ("chunks", "_sure", "_waiting")
 
 @dataclass
 class StartStates:
-    """Initial states of real episodes, from which dreams start. All tensors have `n` rows."""
+    """Initial states of real episodes, from which dreams start: a `Tree` of `n` rows."""
 
     context: Frames  # feature -> (n, n_context_frames, *shape)
     task: Tensor  # (n,) int64
@@ -52,21 +52,6 @@ class StartStates:
         context = {name: frames.clone() for name, frames in env.context.items()}
         return StartStates(context, env.task.clone(), env.episode_seed.clone())
 
-    @staticmethod
-    def join(parts: list[StartStates]) -> StartStates:
-        """Concatenate several sets of states."""
-        context = {name: torch.cat([part.context[name] for part in parts]) for name in parts[0].context}
-        return StartStates(context, *(torch.cat([getattr(part, of) for part in parts]) for of in ("task", "seed")))
-
-    def to(self, device: torch.device) -> StartStates:
-        """Move to a device."""
-        context = {name: frames.to(device) for name, frames in self.context.items()}
-        return StartStates(context, self.task.to(device), self.seed.to(device))
-
-    def rows(self, index: Tensor) -> Frames:
-        """Return the context of some states."""
-        return {name: frames[index] for name, frames in self.context.items()}
-
     def __len__(self) -> int:
         return len(self.task)
 
@@ -74,10 +59,11 @@ class StartStates:
 class DreamEnv(BatchedEnv):
     """Environments whose frames a world model predicts. Each environment is called a branch.
 
-    A branch is truncated after `horizon` chunks. The session of the model has a row for each branch, which is replaced
-    when the branch begins anew. `step` buffers single actions: until a chunk is complete, nothing is executed and
-    the observation does not change; the last action of a chunk executes all of it. So the result of `step` has `k` = 0
-    or `k` = `chunk_size` steps.
+    Branches begin in real states and are truncated after `horizon` chunks, as in MBPO (Janner et al., 1906.08253). The
+    session of the model has a row for each branch, which is replaced when the branch begins anew.
+
+    `step` buffers single actions: until a chunk is complete, nothing is executed and the observation does not change;
+    the last action of a chunk executes all of it. So the result of `step` has `k` = 0 or `k` = `chunk_size` steps.
 
     Args:
         model: predicts frames and success.
@@ -87,7 +73,8 @@ class DreamEnv(BatchedEnv):
         max_expected_error: a branch is truncated, without a success, if the expected error of its last chunk is larger
             than this, in the model's `error_unit`; None: no limit.
         pessimism: penalty on the value with which such a truncation is bootstrapped (attribute `value_penalty`), so
-            that the policy does not learn to seek states where the model is unreliable.
+            that the policy does not learn to seek states where the model is unreliable. MOReL (Kidambi et al.,
+            2005.05951) has an absorbing state with a fixed penalty in this place.
         in_order: begin branch i at start i, with the seed of its episode; for paired evaluation.
         images: names of images that observations have beside the latents, for a policy that reads images; they are
             decoded at the end of each chunk.
@@ -129,7 +116,7 @@ class DreamEnv(BatchedEnv):
             seed=seed,
             device=model.device,
         )
-        self.model, self.starts, self.horizon = model, starts.to(self.device), horizon
+        self.model, self.starts, self.horizon = model, to(starts, self.device), horizon
         # Simulators start with images, and with what a policy reads and the model does not predict.
         context = model.encode_obs(self.starts.context)
         newest = slice(-model.n_context_frames, None)
@@ -174,7 +161,8 @@ class DreamEnv(BatchedEnv):
             index = mask.nonzero().squeeze(1) % len(self.starts)
             seed = self.starts.seed[index]
         self.chunks[mask], self._sure[mask] = 0, False
-        return Start(self.starts.rows(index), self.starts.task[index], seed)
+        chosen = rows(self.starts, index)
+        return Start(chosen.context, chosen.task, seed)
 
     def _drawn_by_task(self, m: int) -> Tensor:
         """Draw `m` starts so that tasks occur by `task_shares`; those without a start leave theirs to the others."""
@@ -208,7 +196,8 @@ class DreamEnv(BatchedEnv):
         success = solved(sure, self._sure)
         self.chunks, self._sure = self.chunks + 1, sure[:, -1]
         # Truncate branches at the horizon, and those whose predictions are unreliable.
-        distrusted = self.expected_error > (self.max_expected_error or math.inf)
+        most = math.inf if self.max_expected_error is None else self.max_expected_error  # 0 is a limit as well
+        distrusted = self.expected_error > most
         success &= ~distrusted[:, None]  # an unreliable success does not count
         truncated = torch.zeros_like(sure)
         truncated[:, -1] = (self.chunks >= self.horizon) | distrusted

@@ -324,6 +324,11 @@ class BatchedEnv(ABC):
         return self.read_out(frames, self.task)[1]
 
 
+def discounted(reward: Tensor, gamma: float) -> Tensor:
+    """Return the sum of the rewards (n, k) of a chunk, discounted to its first step. Shape: (n,)."""
+    return (reward * gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1)
+
+
 def repeated(first: Tensor, n_context_frames: int) -> Tensor:
     """Return the context of new episodes (m, n_context_frames, *shape): their first frame (m, *shape), repeated."""
     return first.unsqueeze(1).repeat(1, n_context_frames, *(1 for _ in first.shape[1:]))

@@ -92,6 +92,11 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def to_json(data: Any) -> bytes:
+    """Return JSON text for a file; `ValueError` for NaN and infinity, which `parse_json` would refuse."""
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to a hidden temporary file in the same folder, sync it, and rename it to `path`.
 

@@ -7,12 +7,13 @@
 | `agreement` | how well dreamed and real success agree (Matthews correlation) |
 | `chunk_errors` | true and expected error of chunks all along the episodes |
 | `error_ratio` | error of one chunk in units of "nothing moves" |
+| `moving_windows` | windows in which something moves, task by task |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,17 +21,21 @@ from torch import Tensor
 
 from world_model.api import Prediction, WorldModel
 from world_model.data.episodes import Episode
-from world_model.data.windows import Windows
+from world_model.data.windows import Batch, Windows
 from world_model.dream_env import SURE, StartStates, solved
 from world_model.env import Frames, Obs
-from world_model.spec import STATE
+from world_model.spec import STATE, periods
+from world_model.tree import to
 
 HORIZON = 4
 """Chunks of a dream of recorded actions where errors are compared: the first starts from a real state, each other one
 from the predicted frames."""
 
 MOVED = 0.01
-"""A window counts for `error_ratio` only if the part moves by more than this in it, in metres."""
+"""A window counts for an error ratio only if the part moves by more than this in it, in metres."""
+
+MOST_WINDOWS = 512
+"""Windows of a task at most that an error ratio is measured on."""
 
 
 @dataclass
@@ -141,8 +146,7 @@ def chunk_errors(model: WorldModel, episodes: list[Episode], n_chunks: int = HOR
     """
     size = model.chunk_size
     windows = _windows(model, episodes, n_chunks * size)
-    begins = windows.start - windows.first[windows.episode]  # step of its episode at which each window begins
-    index = (begins % size == 0).nonzero().squeeze(1)
+    index = (windows.begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
     predictions = _predictions(model, batch.obs, torch.arange(len(index), device=model.device), batch.actions)
     errors = []
@@ -155,26 +159,16 @@ def chunk_errors(model: WorldModel, episodes: list[Episode], n_chunks: int = HOR
 
 
 @torch.no_grad()
-def error_ratio(
-    model: WorldModel, episodes: list[Episode], part: str = "object_pos", per_task: int = 512, seed: int = 0
-) -> float | None:
+def error_ratio(model: WorldModel, episodes: list[Episode], part: str = "object_pos") -> float | None:
     """Measure the prediction of a slice of the state after one chunk, where it moves by more than 1 cm.
 
     Returns the error in units of that of repeating the last frame, as the mean over the tasks with at least two such
-    windows, of which at most `per_task` are drawn; None without any.
+    windows; None without any.
     """
     windows, where = _windows(model, episodes, model.chunk_size), model.predicted_spec.slices[part]
-    generator = torch.Generator(model.device).manual_seed(seed)
-    task, ratios = windows.task[windows.episode], []
-    for index in task.unique().tolist():
-        candidates = (task == index).nonzero().squeeze(1)
-        batch = windows.at(candidates)
-        moved = (batch.future[STATE][:, -1, where] - batch.context[STATE][:, -1, where]).norm(dim=-1)
-        candidates = candidates[moved > MOVED]
-        if len(candidates) < 2:
-            continue
-        order = torch.randperm(len(candidates), generator=generator, device=generator.device)
-        batch = windows.at(candidates[order[:per_task]])
+    generator = torch.Generator(model.device).manual_seed(0)
+    ratios = []
+    for _, batch in moving_windows(windows, where, generator):
         seeds = torch.arange(len(batch.task), device=model.device)
         (predicted,) = _predictions(model, batch.obs, seeds, batch.actions)
         truth = batch.future[STATE][:, -1, where]
@@ -182,6 +176,24 @@ def error_ratio(
         error, repeated = (float((guess - truth).norm(dim=-1).mean()) for guess in guesses)
         ratios.append(error / repeated)
     return sum(ratios) / len(ratios) if ratios else None
+
+
+def moving_windows(
+    windows: Windows, part: slice, generator: torch.Generator, most: int = MOST_WINDOWS
+) -> Iterator[tuple[int, Batch]]:
+    """Yield the index of each task and windows of it in which a part of the state moves by more than `MOVED`.
+
+    At most `most` of them, drawn at random; a task with fewer than two is left out.
+    """
+    task = windows.task[windows.episode]
+    for index in task.unique().tolist():
+        candidates = (task == index).nonzero().squeeze(1)
+        batch = windows.at(candidates)
+        moved = (batch.future[STATE][:, -1, part] - batch.context[STATE][:, -1, part]).norm(dim=-1)
+        candidates = candidates[moved > MOVED]
+        if len(candidates) >= 2:
+            order = torch.randperm(len(candidates), generator=generator, device=generator.device)
+            yield index, windows.at(candidates[order[:most]])
 
 
 def agreement(dreamed: Tensor, real: Tensor) -> float:
@@ -196,8 +208,8 @@ def agreement(dreamed: Tensor, real: Tensor) -> float:
 
 def _replays(model: WorldModel, encoded: list[Episode], n_steps: int | None = None) -> list[Replay]:
     """Dream the first `n_steps` actions of encoded episodes from their first states; None: all actions."""
-    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames).to(model.device)
-    return replay(model, starts, [episode.action[:n_steps] for episode in encoded])
+    starts = StartStates.from_episodes(encoded, model.spec.tasks, model.n_context_frames)
+    return replay(model, to(starts, model.device), [episode.action[:n_steps] for episode in encoded])
 
 
 def _predictions(model: WorldModel, history: Obs, seed: Tensor, actions: Tensor) -> list[Prediction]:
@@ -211,12 +223,11 @@ def _predictions(model: WorldModel, history: Obs, seed: Tensor, actions: Tensor)
 
 def _windows(model: WorldModel, episodes: list[Episode], length: int) -> Windows:
     """Cut episodes into windows of `length` steps, on the device of the model."""
-    features = model.predicted_spec.features
     windows = Windows(
         model.encode_episodes(episodes),
         tasks=model.spec.tasks,
         n_context_frames=model.n_context_frames,
         chunk_size=length,
-        every={name: feature.every for name, feature in features.items() if feature.every > 1},
+        every=periods(model.predicted_spec.features),
     )
     return windows.to(model.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from math import isclose
@@ -38,6 +39,11 @@ class Feature:
     slices: dict[str, tuple[int, int]] = field(default_factory=dict)
     dtype: str = "float32"  # float32, or uint8 for an image of shape (height, width, 3)
     every: int = 1  # steps between new values, for a camera slower than the control loop; they repeat in between
+
+
+def periods(features: Mapping[str, Feature]) -> dict[str, int]:
+    """Return `every` of the features that are slower than the control loop, by name; see `Episode.every`."""
+    return {name: feature.every for name, feature in features.items() if feature.every > 1}
 
 
 @dataclass(frozen=True)

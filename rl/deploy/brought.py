@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rewards.errors import UserError, blamed, defined_at
+from rewards.errors import UserError, blamed, file_of
 from rl.deploy.pilots import Pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.policies.api import Denoiser
@@ -54,7 +54,7 @@ def fit_to_robot(denoiser: Denoiser, name: str, config: RobotConfig, robot: Robo
     )
     _check_bounds(config, len(known.action), spec)
     pilot = DenoiserPilot(denoiser, spec, config.n_denoising_steps)
-    try_out(pilot, name, defined_at(type(denoiser)).rpartition(":")[0])
+    try_out(pilot, name, file_of(denoiser))
     names = replace(config.map, state=known.state, action=known.action)
     return pilot, replace(config, hz=known.hz, map=names)
 
@@ -78,7 +78,7 @@ def _describe(robot: Robot, config: RobotConfig) -> _Description:
     """
     if not config.task:
         raise UserError("task=: a policy that you bring does not say which tasks it knows; name one, such as task=push")
-    with blamed(f"robot={config.robot}", defined_at(type(robot)).rpartition(":")[0]):
+    with blamed(f"robot={config.robot}", file_of(robot)):
         observed, commanded = dict(robot.observation_features), dict(robot.action_features)
         hz = config.hz or float(getattr(robot, "control_hz", 0.0))
         sentence = config.instruction or str(getattr(robot, "instructions", {}).get(config.task, ""))

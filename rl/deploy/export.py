@@ -6,14 +6,13 @@ of the sampler, the held actions at the start of a chunk, and clipping. It needs
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +25,8 @@ from rl.policies.wam import load_exportable
 from world_model.checkpoint import find_checkpoint
 from world_model.data.episodes import EpisodeStore
 from world_model.extras import import_extra
-from world_model.files import write_folder
+from world_model.files import to_json, write_folder
 from world_model.spec import LATENTS
-
-if TYPE_CHECKING:
-    pass
 
 N_PARITY, MAX_DIFFERENCE = 1000, 1e-4
 """Number of inputs on which onnxruntime and torch are compared, and the largest allowed difference of an action."""
@@ -71,9 +67,8 @@ def export_policy(
             f"{MAX_DIFFERENCE:.0e}; nothing was written, try other versions of onnxscript and onnxruntime"
         )
     contract = make_contract(policy, onnx, difference, compared_on, command)
-    text = json.dumps(contract, indent=2, allow_nan=False) + "\n"
     # `write_folder` makes a temporary folder next to the target; for a path such as `.` that needs the full path.
-    write_folder(final.resolve(), {ONNX: onnx, CONTRACT: text.encode()})
+    write_folder(final.resolve(), {ONNX: onnx, CONTRACT: to_json(contract)})
     return load_contract(final)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_model.spec import STATE, Spec
+from world_model.spec import STATE, Spec, periods
 
 Array = np.ndarray
 
@@ -35,7 +35,7 @@ def recorded(frames: Sequence[Frame], spec: Spec) -> tuple[dict[str, Tensor], di
     for name, feature in spec.features.items():
         rows = [frames[i][name] for i in (*range(0, last, feature.every), last)]
         obs[name] = torch.from_numpy(np.stack(rows)).to(torch.float32 if name == STATE else torch.uint8)
-    return obs, {name: feature.every for name, feature in spec.features.items() if feature.every > 1}
+    return obs, periods(spec.features)
 
 
 def tensors_of(obs: Frame) -> dict[str, Tensor]:

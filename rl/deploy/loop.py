@@ -94,10 +94,7 @@ def robot_says(frame: Frame, observation: Mapping[str, Any]) -> bool:
     Raises:
         Stop: the value of `success` is not a boolean.
     """
-    success = observation.get("success", False)
-    if not isinstance(success, bool | np.bool_):  # `bool("False")` would be True
-        raise Stop(f"the observation has success={repr(success)[:60]}, expected True or False")
-    return bool(success)
+    return _flag("success", observation)
 
 
 def robot_fails(observation: Mapping[str, Any]) -> bool:
@@ -106,10 +103,14 @@ def robot_fails(observation: Mapping[str, Any]) -> bool:
     Raises:
         Stop: the value of `failure` is not a boolean.
     """
-    failure = observation.get("failure", False)
-    if not isinstance(failure, bool | np.bool_):
-        raise Stop(f"the observation has failure={repr(failure)[:60]}, expected True or False")
-    return bool(failure)
+    return _flag("failure", observation)
+
+
+def _flag(name: str, observation: Mapping[str, Any]) -> bool:
+    value = observation.get(name, False)
+    if not isinstance(value, bool | np.bool_):  # `bool("False")` would be True
+        raise Stop(f"the observation has {name}={repr(value)[:60]}, expected True or False")
+    return bool(value)
 
 
 class Pace:

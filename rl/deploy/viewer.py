@@ -59,11 +59,24 @@ class Viewer:
 
     def close(self) -> None:
         """Log the steps that wait, and end."""
-        self._steps.put(None)
+        # Not a put that blocks: if Rerun failed, the thread has ended, nobody empties the queue, and the robot that is
+        # disconnected after this would never be.
+        while self._thread.is_alive():
+            try:
+                self._steps.put(None, timeout=0.1)
+                break
+            except queue.Full:
+                continue
         self._thread.join()
         self._stream.flush()
 
     def _log_all(self) -> None:
+        try:
+            self._log_steps()
+        except Exception as error:  # whatever Rerun raises: the session goes on without it
+            print(f"rerun: {type(error).__name__}: {' '.join(str(error).split())[:200]}; it shows no more", flush=True)
+
+    def _log_steps(self) -> None:
         while (step := self._steps.get()) is not None:
             number, images, values = step
             self._stream.set_time("step", sequence=number)

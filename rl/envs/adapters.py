@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rewards.errors import UserError
-from world_model.env import BatchedEnv, ChunkStep, Obs
+from world_model.env import BatchedEnv, ChunkStep, Obs, discounted
 from world_model.spec import STATE, Spec
 
 Array = np.ndarray
@@ -191,8 +191,7 @@ class ChunkVecEnv(StepVecEnv):
         return self.batched.step_chunk(actions.reshape(self.num_envs, self.k, -1))
 
     def _reward(self, result: ChunkStep) -> Array:
-        reward = result.reward
-        return _to_numpy((reward * self.gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1))
+        return _to_numpy(discounted(result.reward, self.gamma))
 
 
 class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Array, Array]):

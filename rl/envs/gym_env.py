@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rewards.errors import BadNumbers, UserError, blamed, defined_at
+from rewards.errors import BadNumbers, UserError, blamed, defined_at, file_of
 from rewards.plugins import load, names_file
 from rl.envs.cameras import Cameras, CameraUse, Images
 from rl.envs.opengl import prepare_opengl
@@ -44,7 +44,7 @@ class GymTask:
 
     def __init__(self, env_id: str, cameras: Cameras | None = None) -> None:
         self._env = _make(env_id)
-        self._blamed = f"environment {env_id!r}", defined_at(type(self._env.unwrapped)).rpartition(":")[0]
+        self._blamed = f"environment {env_id!r}", file_of(self._env.unwrapped)
         spaces: list[Any] = [getattr(self._env, name, None) for name in ("observation_space", "action_space")]
         observation, action = spaces
         boxes = dict(observation.spaces) if isinstance(observation, gymnasium.spaces.Dict) else {"": observation}
@@ -194,7 +194,7 @@ def _make(env_id: str, renders: bool = False) -> gymnasium.Env[Any, Any]:
 def _make_of_file(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     """Make the environment of `path.py:name`, a class or a function that returns an environment."""
     found = load("simulator", env_id, {}, key="env.id")
-    with blamed(f"environment {env_id!r}", defined_at(found).rpartition(":")[0]):
+    with blamed(f"environment {env_id!r}", file_of(found)):
         spec = gymnasium.envs.registration.EnvSpec(env_id.rpartition(":")[2], entry_point=found)
         return gymnasium.make(spec, disable_env_checker=True, **options)
 

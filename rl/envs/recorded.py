@@ -27,6 +27,7 @@ from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import Start
 from world_model.replays import chunk_errors, dreamed_episodes
 from world_model.spec import LATENTS, Spec
+from world_model.tree import rows
 
 DREAMED = ("seed", "max_steps", "terminate_on_success", "action_delay", "obs_noise")
 """Arguments of `BatchedEnv` that the judge's dream takes from its caller; the others come from the model."""
@@ -138,8 +139,8 @@ class Recorded(DreamEnv, Simulator):
         start = super()._restart(mask)
         # Replace the random start by the one that the episode's seed names, so an evaluation can be repeated.
         start.seed = self._next_seeds(int(mask.sum()))
-        index = start.seed % len(self.starts)
-        start.context, start.task = self.starts.rows(index), self.starts.task[index]
+        chosen = rows(self.starts, start.seed % len(self.starts))
+        start.context, start.task = chosen.context, chosen.task
         return start
 
     def record(self, on: bool) -> list[Episode]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from world_model.data.episodes import Episode
 from world_model.env import ChunkStep, Frames
-from world_model.spec import Spec
+from world_model.spec import Spec, periods
 
 
 class Recorder:
@@ -17,7 +17,7 @@ class Recorder:
 
     def __init__(self, spec: Spec) -> None:
         self.tasks = spec.tasks
-        self.every = {name: feature.every for name, feature in spec.features.items() if feature.every > 1}
+        self.every = periods(spec.features)
         self.episodes: list[Episode] = []
         # Unfinished episodes: environment -> its chunks of (actions, success) and of features.
         self._open: dict[int, list[tuple[Tensor, Tensor, Frames]]] = {}

@@ -232,10 +232,10 @@ class MetaWorldSim(SimEnv):
         cls._typed(options)
 
     @classmethod
-    def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec:
+    def early_spec(cls, *, id: str, tasks: Sequence[str]) -> Spec:
         """Return the spec before anything is built; raises `UserError` for an unknown task."""
         _check_no_id(id)
-        return make_spec("metaworld", tasks, known_tasks)
+        return make_spec("metaworld", tasks)
 
     @classmethod
     def fit(cls, task: str, episodes: Sequence[Episode], **search: Any) -> Any:
@@ -267,9 +267,9 @@ class GymnasiumSim(SimEnv):
         typed_options("gymnasium", options, NoOptions)
 
     @classmethod
-    def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec:
+    def early_spec(cls, *, id: str, tasks: Sequence[str]) -> Spec:
         """Return the spec before anything is built; raises `UserError` for an unknown id or a space that is no Box."""
-        return make_spec(_checked_id(id), tasks, known_tasks)
+        return make_spec(_checked_id(id), tasks)
 
 
 @cache

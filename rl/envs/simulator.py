@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.errors import UserError, blamed, closest_or_known, defined_at
+from rewards.errors import UserError, blamed, closest_or_known, file_of
 from rl.config import TrainConfig
 from rl.envs.cameras import Cameras
 from rl.envs.recorder import Recorder
@@ -123,7 +123,7 @@ class Simulator(BatchedEnv):
         cls.check_options(request.options)
         own = {name: getattr(request, name) for name in ("id", "tasks", "known_tasks", "n_envs")}
         # If the constructor of a user's class raises, the error names its file and line.
-        with blamed(f"simulator {cls.__name__}", defined_at(cls).rpartition(":")[0]):
+        with blamed(f"simulator {cls.__name__}", file_of(cls)):
             return cls(**own, **request.options, **common)
 
     @classmethod
@@ -143,7 +143,7 @@ class Simulator(BatchedEnv):
                 )
 
     @classmethod
-    def early_spec(cls, *, id: str, tasks: Sequence[str], known_tasks: Sequence[str] | None = None) -> Spec | None:
+    def early_spec(cls, *, id: str, tasks: Sequence[str]) -> Spec | None:
         """Return the spec without building anything, to refuse a wrong checkpoint early; None: not known before."""
         return None
 

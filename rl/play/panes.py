@@ -9,7 +9,7 @@ import torch
 
 from rewards.errors import UserError
 from rl.play.twin import Twin
-from rl.report.film import HAND, OBJECT, projected
+from rl.report.film import HAND, OBJECT, dimmed, projected
 from world_model.api import WorldModel
 from world_model.spec import IMAGES, STATE, Feature
 from world_model.view import View
@@ -95,7 +95,7 @@ class Panes:
         if n == 0:
             shown = self.sim()
             assert shown is not None, "check_shown refuses this"
-            self._scene = (0.45 * shown + 0.55 * 255).astype(np.uint8)
+            self._scene = dimmed(shown)
         self._paths = [*self._paths[:n], projected(positions, view_of(self.model), SIZE)]
         image = Image.fromarray(self._scene)
         draw = ImageDraw.Draw(image)

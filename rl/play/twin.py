@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv, Frames
 from world_model.replays import chunk_errors
+from world_model.tree import rows
 
 SETTLING = 2
 """Chunks that a simulator rests before the dream begins: in Meta-World's first numbers an object may be elsewhere."""
@@ -134,7 +135,7 @@ class Twin:
         assert self.starts is not None
         index = (self.starts.task == self.model.spec.tasks.index(self.task)).nonzero()[:, 0]
         row = index[[self.seed % len(index)]]
-        return StartStates(self.starts.rows(row), self.starts.task[row], torch.tensor([self.seed]))
+        return replace(rows(self.starts, row), seed=torch.tensor([self.seed]))
 
     def _dream_from(self, starts: StartStates) -> DreamEnv:
         chunks = MOST_CHUNKS + 1  # it never ends by itself

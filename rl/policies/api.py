@@ -27,7 +27,7 @@ from world_model.checkpoint import MODEL
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
 from world_model.env import ChunkStep, Obs
-from world_model.spec import Feature, Spec
+from world_model.spec import Feature, Spec, periods
 from world_model.tree import Tree
 from world_model.view import View
 
@@ -287,7 +287,7 @@ class Denoiser(nn.Module, ABC):
             tasks=self.spec.tasks,
             n_context_frames=self.n_context_frames,
             chunk_size=self.chunk_size,
-            every={name: feature.every for name, feature in self.reads.items() if feature.every > 1},
+            every=periods(self.reads),
             ends=ends,
             pads=self.masks_unknown,
         )

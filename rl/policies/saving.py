@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from world_model.files import (
     read_file,
     remove,
     replace_folder,
+    to_json,
     write_synced,
 )
 
@@ -54,13 +54,13 @@ def save_brought(folder: Path, write: Callable[[Path], None], about: dict[str, A
         write(temporary)
         (temporary / README).unlink(missing_ok=True)
         write_synced(temporary / README, readme.encode())
-        write_synced(temporary / ABOUT, _to_json(about))
+        write_synced(temporary / ABOUT, to_json(about))
         files = {}
         for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
             _sync(path)
             name = path.relative_to(temporary).as_posix()
             files[name] = {"size": path.stat().st_size, "sha256": sha256_of_any(path)}
-        write_synced(temporary / MANIFEST, _to_json({"files": files}))
+        write_synced(temporary / MANIFEST, to_json({"files": files}))
         replace_folder(temporary, folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,10 +88,6 @@ def sha256_of_any(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal, however large it is: policies that are brought may have gigabytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _to_json(data: Any) -> bytes:
-    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _sync(path: Path) -> None:

@@ -75,7 +75,7 @@ class Rollout:
 
 @dataclass
 class Samples:
-    """Rollouts flattened for the update: `n` rows."""
+    """Rollouts flattened for the update: `n` rows; a `Tree`."""
 
     context: Tree
     chain: Tensor
@@ -91,8 +91,7 @@ class Samples:
 
     def __getitem__(self, index: Tensor) -> Samples:
         """Select the rows `index`."""
-        rest = {k: v[index] for k, v in vars(self).items() if k != "context"}
-        return Samples(context=rows(self.context, index), **rest)
+        return rows(self, index)
 
     def to(self, device: torch.device) -> Samples:
         """Move all tensors to a device."""
@@ -124,10 +123,16 @@ def chunk_gae(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantages (Schulman et al., 1506.02438) where a chunk lasts `n_executed` environment steps.
+    """Generalised advantages (GAE, Schulman et al., 1506.02438) where a chunk lasts `n_executed` environment steps.
 
-    `gamma` is the discount of one environment step, so a chunk discounts by gamma ** n_executed. All input tensors and
-    both outputs (advantages, returns) are (n_steps, num_envs).
+    A chunk is an action of a semi-Markov decision process: an option (Sutton, Precup and Singh, 1999). With `gamma` the
+    discount of one environment step, k the executed steps and R their discounted rewards, equation 16 becomes
+
+        delta_i = R_i + gamma ** k_i * V(s after the chunk) - V(s_i)
+        advantage_i = delta_i + gamma ** k_i * gae_lambda * advantage_(i+1)
+
+    So `gae_lambda` counts decisions, `gamma` steps. All input tensors and both outputs (advantages, returns) are
+    (n_steps, num_envs).
     """
     discount = gamma ** n_executed.to(value.dtype)
     # A time-out bootstraps from `next_value`: the episode did not end, we stopped watching (Pardo et al., 1712.00378).
@@ -138,12 +143,7 @@ def chunk_gae(
         # Both kinds of end cut the sum: the next row belongs to another episode.
         running = delta[i] + discount[i] * gae_lambda * (~done[i]) * running
         advantage[i] = running
-    return advantage, advantage + value
-
-
-def discounted(reward: Tensor, gamma: float) -> Tensor:
-    """Return the sum of the rewards (n, k) of a chunk, discounted to its first step. Shape: (n,)."""
-    return (reward * gamma ** torch.arange(reward.shape[1], device=reward.device)).sum(1)
+    return advantage, advantage + value  # returns: the TD(lambda) targets of the critic, as in SB3
 
 
 def explained_variance(prediction: Tensor, target: Tensor) -> float:

@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor
 
-from rewards.errors import UserError, blamed, did_you_mean
+from rewards.errors import UserError, blamed, did_you_mean, file_of
 from rewards.plugins import load, source_file
 from rl.envs.adapters import ChunkVecEnv, StepVecEnv
 from rl.envs.simulator import Simulator
@@ -196,7 +196,7 @@ class _Builder:
             raise UserError(f"{what}: params of {func}: {error}; it takes {takes}") from error
         if func in BUILTIN:
             params = {k: str(self.folder / v) if k in PATHS and isinstance(v, str) else v for k, v in params.items()}
-        with blamed(what, _source(found)):
+        with blamed(what, file_of(found)):
             if asks:
                 params["eval_env"] = self._eval_env(int(params.get("n_eval_episodes", 5)))
             return found(**params)
@@ -247,7 +247,7 @@ class _Named(BaseCallback):
     def _each(self, call: Callable[[BaseCallback], Result]) -> dict[str, Result]:
         results = {}
         for name, callback in self.callbacks.items():
-            with blamed(f"callback {name!r}", _source(type(callback))):
+            with blamed(f"callback {name!r}", file_of(callback)):
                 results[name] = call(callback)
         return results
 
@@ -301,14 +301,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim == 0
     return isinstance(value, bool | int | float | np.number | np.bool_)
-
-
-def _source(found: type) -> str:
-    """Return the source file of a class, or "" if it has none."""
-    try:
-        return inspect.getfile(found)
-    except (OSError, TypeError):
-        return ""
 
 
 def _kept(callback: BaseCallback) -> dict[str, Any]:

@@ -32,8 +32,9 @@ Examples = tuple[Tree, Tensor]
 
 
 class Imitation:
-    """Imitation loss on demonstrations and, if its weight is above 0, on the policy's own successes (filtered BC).
+    """Imitation loss on demonstrations and, if its weight is above 0, on the policy's own successes.
 
+    The latter is filtered behaviour cloning (BC), close to self-imitation learning (Oh et al., 1806.05635).
     Dreamed successes are many, and some are wrong. They are sampled separately from real ones, until `forget_dream`.
 
     Args:
@@ -110,17 +111,14 @@ class Imitation:
         self._weigh()
 
     def _add(self, successes: list[Episode]) -> None:
-        size = self.policy.chunk_size
         windows = self.policy.windows(successes, ends=True)
-        begins = windows.start - windows.first[windows.episode]
         corrected, driven = _of_person(windows)
         if self.policy.masks_unknown:  # one window for each decision
-            aligned = begins % self.policy.n_action_steps == 0
-            self._encode("sim", windows, ((aligned & ~corrected) | driven).nonzero().squeeze(1))
-            return
-        # Take every window that begins at a multiple of the chunk size, and the last one that fits the episode.
-        last = torch.tensor([e.length - size for e in windows.episodes], device=self.policy.device)[windows.episode]
-        aligned = (begins % size == 0) | (begins == last)
+            aligned = windows.begins % self.policy.n_action_steps == 0
+        else:  # every window that begins at a multiple of the chunk size, and the last one that fits the episode
+            size = self.policy.chunk_size
+            last = torch.tensor([e.length - size for e in windows.episodes], device=self.policy.device)
+            aligned = (windows.begins % size == 0) | (windows.begins == last[windows.episode])
         self._encode("sim", windows, ((aligned & ~corrected) | driven).nonzero().squeeze(1))
 
     def collected(self) -> dict[str, Examples]:
@@ -198,13 +196,13 @@ def _is_corrected(episode: Episode) -> bool:
 
 def _of_person(windows: Windows) -> tuple[Tensor, Tensor]:
     """Return which windows (n,) are of an episode in which a person took over, and which a person's from end to end."""
-    n_first, device = windows.first[windows.episode], windows.start.device
     corrected, driven = [], []
-    for number, begin in zip(windows.episode.tolist(), (windows.start - n_first).tolist(), strict=True):
+    for number, begin in zip(windows.episode.tolist(), windows.begins.tolist(), strict=True):
         control = windows.episodes[number].control
         corrected.append(_is_corrected(windows.episodes[number]))
         part = None if control is None else control[begin : begin + windows.chunk_size]
         driven.append(part is not None and len(part) == windows.chunk_size and bool((part == PERSON).all()))
+    device = windows.start.device
     return torch.tensor(corrected, device=device), torch.tensor(driven, device=device)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from rewards.errors import UserError, blamed, defined_at
-from rewards.plugins import load, source_file
+from rewards.errors import UserError, blamed, file_of
+from rewards.plugins import check_params, load, source_file
 
 Schedule = Callable[[float], float]
 """Progress remaining (1 at the start of the training, 0 at its end) -> value."""
@@ -45,12 +44,8 @@ def load_schedule(key: str, value: Any) -> Schedule:
         expected = f"{', '.join(BUILTIN)}, module:function or path.py:function"
         raise UserError(f"{key}.func={func!r}: expected {expected}")
     found = load("schedule", func, BUILTIN, who=key)
-    try:
-        inspect.signature(found).bind(**params)
-    except TypeError as error:
-        takes = ", ".join(inspect.signature(found).parameters) or "none"
-        raise UserError(f"{key}: params of {func}: {error}; it takes {takes}") from error
-    with blamed(key, defined_at(found).rpartition(":")[0]):
+    check_params(key, func, found, params, n_given=0)
+    with blamed(key, file_of(found)):
         schedule = FloatSchedule(found(**params))
         tried = {i / (N_TRIED - 1): schedule(i / (N_TRIED - 1)) for i in reversed(range(N_TRIED))}
     for progress_remaining, number in tried.items():

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from rewards.errors import BadNumbers
 from rl.config import PPOConfig
 from rl.policies.api import TrainablePolicy, load_policy_state, policy_state
-from rl.ppo.buffer import Rollout, Samples, discounted, explained_variance
+from rl.ppo.buffer import Rollout, Samples, explained_variance
 from rl.ppo.distributed import Distributed
 from rl.ppo.schedules import load_schedule
-from world_model.env import BatchedEnv, ChunkStep
+from world_model.env import BatchedEnv, ChunkStep, discounted
 from world_model.guards import check_gradients, check_loss
 from world_model.tree import rows, tensors
 
@@ -41,6 +41,9 @@ REMEDY = "lower ppo.learning_rate"
 
 WARMUP_STEPS = 20
 """Optimizer steps over which the learning rate rises to its configured value."""
+
+HELD_OUT = 0.2
+"""Share of the environments of a rollout on which a new critic is tested and not trained."""
 
 OnStep = Callable[[Tensor, ChunkStep], bool]
 """Called after each chunk with its actions (num_envs, k, action_dim) and the result; False ends the rollout."""
@@ -184,7 +187,7 @@ class PPO:
                 self._backward(loss, optimizer)
                 self._step(loss, optimizer)
 
-    def fit_critic(self, rollout: Rollout, n_steps: int, holdout: float = 0.2) -> float:
+    def fit_critic(self, rollout: Rollout, n_steps: int) -> float:
         """Fit the critic to the Monte-Carlo returns of a rollout; return the explained variance on held-out chunks."""
         # With lambda 1, GAE's returns are the discounted sums of rewards; a cut episode bootstraps.
         samples = Samples.from_rollout(rollout, self.config.gamma, gae_lambda=1.0)
@@ -193,7 +196,7 @@ class PPO:
         # Hold out whole environments, since chunks that follow each other are too similar to test on. With a single
         # environment, hold out its first chunks.
         n = n_envs if n_envs > 1 else n_chunks
-        held = torch.arange(len(samples), device=samples.returns.device) % n < max(1, int(holdout * n))
+        held = torch.arange(len(samples), device=samples.returns.device) % n < max(1, int(HELD_OUT * n))
         train = samples[(~held).nonzero().squeeze(1)]
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
         for _ in range(n_steps):
@@ -218,7 +221,8 @@ class PPO:
         """Return the total loss of a minibatch and the statistics to log."""
         config, policy = self.config, self.policy
         ref_kl_coef = config.ref_kl_coef if ref_kl_coef is None else ref_kl_coef
-        # Critic: squared error to the returns, weighted like the policy loss; then as many rows of real samples.
+        # Critic: squared error to the returns, weighted like the policy loss; then as many rows of real samples. The
+        # change of the value is not clipped, which does not help (Andrychowicz et al., 2006.05990).
         value_loss = (batch.weight * (policy.values(batch.context) - batch.returns).square()).mean()
         if real is not None:
             value_loss = value_loss + self._value_loss(real, len(batch))
@@ -251,7 +255,8 @@ class PPO:
         ref_kl = found.ref_kl.mean()
         with torch.no_grad():
             stats = {
-                # Low-variance estimate of the KL, (r - 1) - log r, as in SB3; summed over the actions of a chunk
+                # Unbiased, non-negative estimate of KL(old || new), (r - 1) - log r, as in SB3 (the estimator k3 of
+                # Schulman, "Approximating KL divergence", 2020); summed over the actions of a chunk
                 "approx_kl": float((ratio - 1 - log_ratio).sum(1).mean()),
                 "clip_fraction": float(((ratio - 1).abs() > clip).float().mean()),
                 "policy_gradient_loss": float(pg_loss),
@@ -321,6 +326,7 @@ def _check_finite(samples: Samples) -> None:
 def _normalised(samples: Samples, total: Callable[[Tensor], Tensor] = lambda values: values) -> Samples:
     """Return the samples with advantages of weighted mean 0 and, above `ADVANTAGE_FLOOR`, weighted deviation 1.
 
+    Over the whole rollout, where SB3 normalises each minibatch: so one scale holds for all steps of an update.
     `total` sums a tensor over the processes that train together.
     """
     # Weighted statistics, so that chunks of weight 0 have no influence on the others.

@@ -84,7 +84,7 @@ def drawn_positions(model: WorldModel, frames: Frames, background: np.ndarray) -
         for part, color in (("hand_pos", HAND), ("object_pos", OBJECT))
         if part in slices
     }
-    dim = (0.45 * background + 0.55 * 255).astype(np.uint8)
+    dim = dimmed(background)
     images = []
     for step in range(0, len(frames[STATE]), EVERY):
         figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
@@ -97,6 +97,11 @@ def drawn_positions(model: WorldModel, frames: Frames, background: np.ndarray) -
         axes.set_axis_off()
         images.append(_pixels(figure))
     return np.stack(images)
+
+
+def dimmed(image: np.ndarray) -> np.ndarray:
+    """Return an image (height, width, 3) uint8 as a pale background for what is drawn over it."""
+    return np.asarray((0.45 * image + 0.55 * 255).astype(np.uint8))
 
 
 def projected(positions: np.ndarray, view: View, size: int) -> np.ndarray:

@@ -27,6 +27,9 @@ from world_model.replays import HORIZON, agreement, chunk_errors, replay
 from world_model.spec import STATE
 from world_model.tree import join, rows
 
+MOST_STEPS = 150
+"""Longest curve of the error by step."""
+
 
 @dataclass(frozen=True)
 class Untrained:
@@ -175,11 +178,11 @@ def summarise(model: WorldModel, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def error_by_step(model: WorldModel, pairs: Sequence[Pair], most: int = 150) -> list[float]:
-    """Return the mean error after 1, 2, ... steps, as long as a tenth of the episodes lasts, up to `most` steps."""
+def error_by_step(model: WorldModel, pairs: Sequence[Pair]) -> list[float]:
+    """Return the mean error after 1, 2, ... steps, as long as a tenth of the episodes lasts, up to `MOST_STEPS`."""
     errors = [prediction_error(model, p) for p in pairs]
     lengths = torch.tensor([len(e) for e in errors])
-    enough = [t for t in range(min(most, int(lengths.max()))) if (lengths > t).float().mean() >= 0.1]
+    enough = [t for t in range(min(MOST_STEPS, int(lengths.max()))) if (lengths > t).float().mean() >= 0.1]
     return [float(torch.stack([e[t] for e in errors if len(e) > t]).mean()) for t in enough]
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.errors import UserError, blamed, did_you_mean, file_of
 from rewards.plugins import check_params, known, load
 from rl.robots.errors import NOT_NUMBERS, Stop
 from rl.robots.images import cameras_of, check_image, fitted_image, image_differences, is_image
@@ -295,7 +296,7 @@ def make_robot(name: str, params: Mapping[str, Any], task: str = "") -> Robot:
     if name in BUILTIN:
         return _built(name, maker, params)
     check_params(who, name, maker, params, n_given=0)
-    with blamed(who, defined_at(maker).rpartition(":")[0]):
+    with blamed(who, file_of(maker)):
         robot: Robot = maker(**params)
     # Check the class first: reading a property of the object may call the robot, which is not connected yet.
     if missing := [member for member in MEMBERS if not hasattr(type(robot), member) and not hasattr(robot, member)]:
@@ -340,10 +341,7 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
             f"robot={name}: expected {', '.join(names)}, or a robot of LeRobot (pip install lerobot)"
             f"{did_you_mean(name, names)}; for your own write robot=path.py:Class or robot=module:Class"
         ) from error
-    # LeRobot registers a robot when its module is imported, and third-party robots by a call.
-    for module in pkgutil.iter_modules(robots.__path__):
-        with suppress(ImportError):  # a library that only another robot needs is missing
-            importlib.import_module(f"lerobot.robots.{module.name}")
+    import_modules(robots)  # LeRobot registers a robot when its module is imported, and third-party robots by a call
     with suppress(ImportError, AttributeError):
         importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()
     choices = robots.RobotConfig.get_known_choices()
@@ -355,6 +353,13 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Robot:
         return _built(name, lambda **values: make(choice(**values)), params)
     except ImportError as error:
         raise UserError(f"robot={name}: {error}") from error
+
+
+def import_modules(package: ModuleType) -> None:
+    """Import the modules of a package, except those that need a library which is missing."""
+    for module in pkgutil.iter_modules(package.__path__):
+        with suppress(ImportError):
+            importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 def _names(spec: Spec, mapping: RobotMap) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from rewards.errors import UserError, blamed, defined_at, did_you_mean
+from rewards.errors import UserError, blamed, did_you_mean, file_of
 from rewards.plugins import check_params, known, load
-from rl.robots.api import with_task
+from rl.robots.api import import_modules, with_task
 
 BUILTIN = {"expert": "rl.envs.metaworld.expert_person:ExpertPerson"}
 """Built-in devices: name -> module:class, imported only when one is used."""
@@ -62,7 +60,7 @@ def make_teleoperator(name: str, params: Mapping[str, Any], task: str = "") -> T
     maker = load("teleoperator", name, BUILTIN, who, key="person")
     params = with_task(maker, params, task)
     check_params(who, name, maker, params, n_given=0)
-    with blamed(who, defined_at(maker).rpartition(":")[0]):
+    with blamed(who, file_of(maker)):
         made: Teleoperator = maker(**params)
     if missing := [member for member in MEMBERS if not hasattr(made, member)]:
         raise UserError(
@@ -140,10 +138,7 @@ def _from_lerobot(name: str, params: Mapping[str, Any]) -> Teleoperator:
             f"person={name}: expected {', '.join(BUILTIN)}, or a teleoperator of LeRobot (pip install lerobot); for "
             "one of your own write person=path.py:Class or person=module:Class"
         ) from error
-    # LeRobot registers a device when its module is imported.
-    for module in pkgutil.iter_modules(devices.__path__):
-        with suppress(ImportError):  # a library that only another device needs is missing
-            importlib.import_module(f"lerobot.teleoperators.{module.name}")
+    import_modules(devices)  # LeRobot registers a device when its module is imported
     choices = devices.TeleoperatorConfig.get_known_choices()
     if name not in choices:
         hint = did_you_mean(name, [*choices])

@@ -2,7 +2,8 @@
 
 A takeover counts as the end of the policy's episode, without success: the policy was about to fail. So the return of a
 state in which the policy acted is the sum of the rewards until the takeover, or until the episode ended. What the
-person did after that is imitated (`rl.ppo.imitation`), and the dream is refitted on all of it.
+person did after that is imitated (`rl.ppo.imitation`, as in HG-DAgger, Kelly et al., 1810.02890), and the dream is
+refitted on all of it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,7 @@ def corrected_values(
     windows = policy.windows(marked, ends=True)
     returns = [policy_returns(step_rewards(e, rewards, spec, read_out), _of_policy(e), gamma) for e in windows.episodes]
     index, found = [], []
-    begins = (windows.start - windows.first[windows.episode]).tolist()
-    for i, (number, begin) in enumerate(zip(windows.episode.tolist(), begins, strict=True)):
+    for i, (number, begin) in enumerate(zip(windows.episode.tolist(), windows.begins.tolist(), strict=True)):
         episode = windows.episodes[number]
         if begin % policy.n_action_steps == 0 and bool(_of_policy(episode)[begin]):
             index.append(i)

@@ -105,12 +105,13 @@ class Dreams:
             BadNumbers: no chunk has any weight left.
         """
         seen = {"expected_error": float(rollout.expected_error.mean())}
-        n_successes = max(int(rollout.success.sum()), 1)
+        n_successes = int(rollout.success.sum())
         # Compute all signals before any is applied, so that each sees the rollout as it was dreamed.
         trusts = [(signal, signal(rollout, self.model, seed)) for signal in self.signals]
         for signal, trust in trusts:
             if signal.func == "redream":
-                seen["flipped"] = 1 - int((rollout.success & (trust > 0)).sum()) / n_successes
+                n_flipped = int((rollout.success & (trust == 0)).sum())
+                seen["flipped"] = n_flipped / max(n_successes, 1)
             if signal.at:
                 seen[f"trust/{signal.name}"] = float(trust.mean())
         # Apply them: weights multiply, and a success counts only where every signal is above 0.

@@ -21,6 +21,7 @@ from rl.rounds.evaluate import EpisodeResult, evaluate_sim, first_states
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
 from world_model.dream_env import StartStates
+from world_model.tree import join, rows
 
 MOST_WITH_WORKERS = 8
 """Largest number of tasks with worker processes. Each task has its own simulator, and each worker takes 0.2 GB."""
@@ -115,11 +116,11 @@ class EvalEnvs:
         assigned = self._assigned(seeds)
         shares = [(env, self.distributed.shard(own_seeds)) for env, own_seeds in assigned]
         parts = self.distributed.gather([first_states(env, share) for env, share in shares if share])
-        starts = StartStates.join(parts)
+        starts = join(parts)
         # Those of a process follow each other here; put them in the order of one process.
-        rows = {seed: row for row, seed in enumerate(starts.seed.tolist())}
-        index = torch.tensor([rows[seed] for _, own_seeds in assigned for seed in own_seeds], device=starts.seed.device)
-        return StartStates(starts.rows(index), starts.task[index], starts.seed[index])
+        row_of = {seed: row for row, seed in enumerate(starts.seed.tolist())}
+        order = [row_of[seed] for _, own_seeds in assigned for seed in own_seeds]
+        return rows(starts, torch.tensor(order, device=starts.seed.device))
 
     @contextmanager
     def with_noise(self, obs_noise: float) -> Iterator[None]:

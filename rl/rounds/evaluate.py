@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from rl.policies.api import Policy, TrainablePolicy
 from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv
-from world_model.tree import Tree
+from world_model.tree import Tree, join, rows
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,8 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
         env.reset()
         parts.append(StartStates.of(env))
     env.set_episode_seeds([])
-    starts = StartStates.join(parts)
-    n = len(seeds)
-    context = starts.rows(torch.arange(n, device=env.device))
-    return StartStates(context, starts.task[:n], torch.tensor(seeds, device=env.device))
+    starts = rows(join(parts), slice(len(seeds)))
+    return replace(starts, seed=torch.tensor(seeds, device=env.device))
 
 
 def _episodes(

@@ -16,6 +16,7 @@ from rl.rounds.evaluate import evaluate_dream, whole_episodes
 from rl.rounds.gate import Dreamed
 from rl.seeds import TWIN
 from world_model.dream_env import DreamEnv, StartStates
+from world_model.tree import join
 
 
 class Twins:
@@ -63,7 +64,7 @@ class Twins:
             # Tasks are assigned in turn, so whole cycles may be asked for at once.
             whole = len(groups[0]) % self.n_tasks == 0
             asked = [[seed for group in groups for seed in group]] if whole else groups
-            self._last = groups[0], StartStates.join([self.starts(part) for part in asked])
+            self._last = groups[0], join([self.starts(part) for part in asked])
         return self._last[1]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -54,17 +54,7 @@ class RunFolder:
         """
         if not name or name in (".", "..") or any(c in name for c in '/\\:*?"<>|\0'):
             raise UserError(f"name={name!r}: expected the name of a folder, letters, digits, '-' and '_'")
-        stem = f"{datetime.now():%Y%m%d-%H%M%S}-s{seed}"
-        attempt = 1
-        while True:
-            path = Path(root) / name / (stem if attempt == 1 else f"{stem}-{attempt}")
-            try:
-                path.mkdir(parents=True)
-                break
-            except FileExistsError:  # another run began within the same second
-                attempt += 1
-            except OSError as error:
-                raise UserError(f"cannot create the run folder {path}: {error.strerror}") from None
+        path = new_folder(Path(root) / name, f"-s{seed}")
         write_atomically(path / "config.yaml", config_yaml.encode())
         return cls(path, controls=controls)
 
@@ -213,7 +203,7 @@ def read_rows(file: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: it has more than `MOST_ROWS` rows or `ROWS_BYTES` bytes.
     """
-    rows = list(islice(rows_of(Path(file), ROWS_BYTES), MOST_ROWS + 1))
+    rows = list(itertools.islice(rows_of(Path(file), ROWS_BYTES), MOST_ROWS + 1))
     if len(rows) > MOST_ROWS:
         raise UserError(f"{file}: it has more than {MOST_ROWS:,} lines, which is more than is shown; shorten it")
     return rows
@@ -233,6 +223,25 @@ def rows_of(file: Path, limit: int) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(row, dict):
                 yield row
+
+
+def new_folder(parent: Path, ending: str = "") -> Path:
+    """Make the folder `<parent>/<YYYYmmdd-HHMMSS><ending>`, with a number behind it if there is one from this second.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}{ending}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count(1):
+            path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+            with suppress(FileExistsError):  # another one was made within the same second
+                path.mkdir()
+                return path
+    except OSError as error:
+        raise UserError(f"cannot create the folder {error.filename}: {error.strerror}") from None
+    raise AssertionError
 
 
 def lock_run(path: Path) -> TextIO:

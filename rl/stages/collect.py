@@ -15,6 +15,7 @@ from rl.policies.api import TrainablePolicy
 from rl.seeds import OF_SOURCE, POLICY
 from world_model.data.episodes import Episode
 from world_model.env import Obs
+from world_model.spec import periods
 
 AFTER_SUCCESS = 8
 """Steps recorded beyond the first success, so that a model also learns what a solved task looks like a moment later."""
@@ -76,17 +77,17 @@ def collect_policy(
     first = POLICY.start if seed is None else seed
     generator = torch.Generator(env.device).manual_seed(first)
     episodes: list[Episode] = []
+
+    @torch.no_grad()
+    def act(obs: Obs) -> Tensor:
+        context = policy.encode(obs)
+        if explore:
+            return policy.sample(context, generator).actions
+        return policy.decide(context, env.episode_seed, env.elapsed)
+
     while len(episodes) < n_episodes:
         start = first + len(episodes)
-        env.set_episode_seeds(list(range(start, start + env.num_envs)))
-
-        @torch.no_grad()
-        def act(obs: Obs) -> Tensor:
-            context = policy.encode(obs)
-            if explore:
-                return policy.sample(context, generator).actions
-            return policy.decide(context, env.episode_seed, env.elapsed)
-
+        env.set_episode_seeds(range(start, start + env.num_envs))
         episodes += record(env, act, "policy")
     return episodes
 
@@ -117,7 +118,7 @@ def record(env: Simulator, act: Act, source: str) -> list[Episode]:
         steps += action.shape[1]
     acted, succeeded, rewarded = (torch.cat(x, 1).cpu() for x in (actions, success, rewards))
     seen = {name: torch.cat([of[name] for of in frames], 1).cpu() for name in names}
-    every = {name: feature.every for name, feature in env.spec.features.items() if feature.every > 1}
+    every = periods(env.spec.features)
     lengths = torch.minimum(first_success + 1 + AFTER_SUCCESS, length).tolist()
     return [
         Episode(

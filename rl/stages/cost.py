@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from rl.build import build_simulator
+from rl.build import build_simulator, device_of
 from rl.stages.config import PretrainConfig
-from rl.stages.episodes import device_of, simulates
+from rl.stages.episodes import simulates
 from rl.stages.images import model_spec
 from world_model.data.episodes import EpisodeStore
 from world_model.spec import Spec

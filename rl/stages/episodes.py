@@ -6,10 +6,9 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from rewards.errors import UserError
-from rl.build import build_simulator, find_simulator
+from rl.build import Where, build_simulator, device_of, find_simulator
 from rl.config import SimulatorConfig
 from rl.envs.names import shown_name, task_of_id
 from rl.envs.simulator import Simulator
@@ -30,23 +29,6 @@ BATCH = 10
 """Episodes per task that are collected between two writes, in a simulator that is not vectorised."""
 
 MAX_ENVS = 32
-
-
-class Where(Protocol):
-    """The part of a config that says where episodes run."""
-
-    @property
-    def env(self) -> SimulatorConfig:
-        """Simulator, tasks and options."""
-
-    @property
-    def device(self) -> str:
-        """Device of the simulator: cpu, cuda:0, ... or auto."""
-
-
-def device_of(config: Where) -> str:
-    """Where model and simulator of a config meet; see `Simulator.pick_device`."""
-    return find_simulator(config.env).pick_device(config.device, config.env.options)
 
 
 def simulates(config: Where) -> bool:

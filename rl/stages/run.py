@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.build import device_of
 from rl.instructions import new_model, tell_of
 from rl.ppo.distributed import Distributed
 from rl.report.card import finite, model_card, noise_metrics, success_metrics, world_metrics
@@ -30,7 +31,6 @@ from rl.stages.episodes import (
     checked_early,
     collect,
     demonstrations,
-    device_of,
     evaluate,
     evaluate_noisy,
     roll_out,
@@ -84,8 +84,8 @@ class Saved:
 
 
 @dataclass
-class Work:
-    """The model of one run, while it passes through the phases, and what the phases share."""
+class StageRun:
+    """One run of a stage: its model, which passes through the phases, and what the phases share."""
 
     run: RunFolder
     stage: str
@@ -234,7 +234,7 @@ def pretrain(config: PretrainConfig, run: RunFolder, distributed: Distributed = 
     else:
         model = saved.model
     model.to(device_of(config))
-    work = Work(
+    work = StageRun(
         run, "pretrain", "", model, simulator=simulates(config), distributed=distributed, shares_layers=config.shard
     )
     videos: list[Video] = []
@@ -288,7 +288,7 @@ def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -
         shown, shown_unseen = _read(config, model, demo_store, demo_images)
     demos = demonstrations(config, shown, tasks)
     unseen_demos = [e for e in shown_unseen if e.task in tasks and config.demonstrations.include(e)]
-    work = Work(
+    work = StageRun(
         run,
         "tune",
         config.checkpoint,
@@ -387,7 +387,11 @@ def _read(
 
 
 def _train_codec(
-    config: PretrainConfig, work: Work, image_data: WithImages, videos: Sequence[Video], state: dict[str, Any] | None
+    config: PretrainConfig,
+    work: StageRun,
+    image_data: WithImages,
+    videos: Sequence[Video],
+    state: dict[str, Any] | None,
 ) -> None:
     """Train the image codec on the images of the episodes and on videos; `state` is a saved state to continue from."""
     codec = work.model.image_codec

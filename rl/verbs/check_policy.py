@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -135,12 +136,13 @@ def _sampler(policy: ChainPolicy, obs: Obs, encoded: Tree) -> Line:
 def _ratio(policy: ChainPolicy, encoded: Tree) -> Line:
     """Compute the likelihood of the same decisions again, also in another minibatch."""
     decision = policy.sample(encoded, torch.Generator(policy.device).manual_seed(0))
-    reference, worst = policy.reference(encoded, decision.chain), 0.0
+    reference, apart = policy.reference(encoded, decision.chain), []
     with torch.no_grad():
         for index in (torch.arange(N_ENVS), torch.tensor([N_ENVS - 1, 0])):
             part = index.to(policy.device)
             found = policy.evaluate_actions(rows(encoded, part), decision.chain[part], reference[part])
-            worst = max(worst, float(((found.log_prob - decision.log_prob[part]).exp() - 1).abs().max()))
+            apart.append(((found.log_prob - decision.log_prob[part]).exp() - 1).abs())
+    worst = float(torch.cat(apart).max())  # NaN if one is, unlike Python's max
     return Line(worst <= MOST_RATIO, "ratio", f"1 ± {worst:.1e} before an update, in any minibatch")
 
 
@@ -167,7 +169,7 @@ def _imitation(policy: ChainPolicy, encoded: Tree) -> Line:
         missing = policy.chunk_size - actions.shape[1]
         chunk = torch.cat([actions, actions[:, -1:].expand(-1, missing, -1)], dim=1)
         loss = float(policy.imitation_loss(encoded, chunk, torch.Generator(policy.device).manual_seed(0)))
-    return Line(loss == loss and abs(loss) < float("inf"), "imitation", f"loss {loss:.3g} on its own actions")
+    return Line(math.isfinite(loss), "imitation", f"loss {loss:.3g} on its own actions")
 
 
 def _memory(config: TrainConfig, encoded: Tree) -> Line:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rewards.errors import UserError, defined_at
+from rewards.errors import UserError, file_of
 from rl.build import find_policy, is_policy
 from rl.compose import compose
 from rl.deploy.brought import try_out
@@ -77,7 +77,7 @@ def _pilot(name: str, options: ServeOptions) -> Pilot:
     if options.policy or is_policy(name):
         denoiser = load_brought(name, options.policy, usable_device("device", options.device), n_action_steps=0)
         pilot: Pilot = DenoiserPilot(denoiser, _spec(denoiser, name, options), options.n_denoising_steps)
-        try_out(pilot, name, defined_at(type(denoiser)).rpartition(":")[0])
+        try_out(pilot, name, file_of(denoiser))
         return pilot
     refuse_own_class(name)
     for key in ("task", "instruction", "hz", "low", "high"):

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from rich.table import Table
 from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
-from rl.runs.folder import METRICS, read_rows
+from rl.runs.folder import METRICS, new_folder, read_rows
 from rl.runs.progress import show
 from rl.runs.verdict import read_verdict
 from rl.sweeps.space import Scalar, Space, read_space, written
@@ -139,10 +138,7 @@ def open_sweep(words: Sequence[str]) -> Sweep:
         return Sweep(folder, _saved_words(folder / SWEEP), words[1:])
     load_optuna()
     Sweep(folder, words).check()
-    stem, attempt = f"{Path(words[0]).stem}/{datetime.now():%Y%m%d-%H%M%S}", 1
-    while (folder := Path("sweeps") / (stem if attempt == 1 else f"{stem}-{attempt}")).exists():
-        attempt += 1
-    folder.mkdir(parents=True)
+    folder = new_folder(Path("sweeps") / Path(words[0]).stem)
     write_atomically(folder / SWEEP, json.dumps({"words": list(words)}, indent=2).encode())
     return Sweep(folder, words)
 

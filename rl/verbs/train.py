@@ -234,11 +234,13 @@ def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | No
                 return post.run(before)
         except BadNumbers as error:
             folder.keep(BAD_NUMBERS, save({name: value.contiguous() for name, value in error.tensors.items()}))
-            state = distributed.from_first(load_state(folder.path) if distributed.is_first else None)
-            if post.config.on_bad_numbers == "stop" or state is None or n_back > MOST_BACK:
+            # A control that has not been saved yet finds the state of the run before it, which has no `post`.
+            state = load_state(folder.path) if distributed.is_first else None
+            saved = distributed.from_first(state and state.get("post"))
+            if post.config.on_bad_numbers == "stop" or saved is None or n_back > MOST_BACK:
                 raise BadNumbers(f"{error}; what led to it is in {folder.path / BAD_NUMBERS}") from error
             post.say(f"{error}; going back to the last saved state, for the {n_back}. time of {MOST_BACK}")
-            post.load_state_dict(state["post"])
+            post.load_state_dict(saved)
             post.sim.begun = False
             # With the same random numbers, the same bad numbers would come again.
             for generator in (post.ppo.generator, post.sim.generator):

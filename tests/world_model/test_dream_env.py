@@ -256,6 +256,10 @@ def test_a_branch_ends_where_trust_does(make_dream, never_solved, monkeypatch):
     blind = make_dream(num_envs=3, horizon=9, max_steps=99)
     blind.reset()
     assert not blind.step_chunk(actions(3)).truncated.any() and not blind.value_penalty.any()
+    strict = make_dream(num_envs=3, horizon=9, max_steps=99, max_expected_error=0.0)
+    strict.model.trust.given.fit(torch.randn(9, *env.model.trust.given.mean.shape))
+    strict.reset()
+    assert strict.step_chunk(actions(3)).truncated.all()
 
 
 def test_what_is_not_trusted_is_no_success(make_dream, monkeypatch):

@@ -116,6 +116,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.start)
 
+    @property
+    def begins(self) -> Tensor:
+        """The step of its episode at which each window begins (n,)."""
+        return self.start - self.first[self.episode]
+
     def to(self, device: torch.device) -> Windows:
         """Move all tensors of the windows to a device, in place; `episodes` stay where they are."""
         for name, value in vars(self).items():

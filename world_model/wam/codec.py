@@ -111,15 +111,18 @@ class VectorCodec(Codec):
         self.change.fit(future - context[:, -1:], centered=False)
 
     def embed_context(self, context: Tensor) -> Tensor:
-        """Embed the newest frame and the changes between frames as one token (batch, 1, width).
+        """Embed the newest frame and the velocities as one token (batch, 1, width).
 
-        The changes are velocities, which are too small to be learned from differences of positions.
+        Velocities are too small to be learned from differences of positions.
         """
         newest = self.state(context[:, -1])
-        # Divide by at least the noise: otherwise a feature that hardly ever changes would be amplified noise.
-        changes = (context[:, 1:] - context[:, :-1]) / self.change.std[0].clamp(min=self.noise)
-        tokens: Tensor = self.context_in(torch.cat([newest, changes.flatten(1)], dim=-1))
+        tokens: Tensor = self.context_in(torch.cat([newest, self.velocities(context).flatten(1)], dim=-1))
         return tokens.unsqueeze(1)
+
+    def velocities(self, context: Tensor) -> Tensor:
+        """Return the normalised changes between context frames (batch, n_context_frames - 1, dim)."""
+        # Divide by at least the noise: otherwise a feature that hardly ever changes would be amplified noise.
+        return (context[:, 1:] - context[:, :-1]) / self.change.std[0].clamp(min=self.noise)
 
     def encode_future(self, context: Tensor, future: Tensor) -> Tensor:
         """Encode frames (batch, chunk_size, dim) as codes (batch, n_future_tokens, frames_per_token * dim)."""

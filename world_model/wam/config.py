@@ -83,7 +83,7 @@ class TextConfig:
     def check(self) -> None:
         """Raise `UserError` if a size is out of range, or n_heads does not divide width."""
         for name, largest in self.LARGEST.items():
-            size, least = getattr(self, name), 0 if name == "dim" else 1
+            size, least = getattr(self, name), {"dim": 0, "n_buckets": 2}.get(name, 1)  # bucket 0 is for padding
             if type(size) is not int or not least <= size <= largest:
                 raise UserError(f"model.text.{name}={size!r}: expected a whole number from {least} to {largest}")
         if self.width % self.n_heads:

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save
 
 from world_model.checkpoint import CONFIG, MODEL, README
+from world_model.files import to_json
 from world_model.spec import IMAGES, STATE, Spec
 from world_model.view import View
 from world_model.wam.model import WorldActionModel
@@ -56,7 +57,7 @@ def lerobot_files(
     device: dict[str, Any] = {"device": DEVICE, "float_dtype": None}
     before = {"rename_observations_processor": {"rename_map": {}}, "to_batch_processor": {}, "device_processor": device}
     return {
-        CONFIG: _to_json(config),
+        CONFIG: to_json(config),
         MODEL: save(tensors, {"format": "pt"}),
         "policy_preprocessor.json": _processor("policy_preprocessor", before),
         "policy_postprocessor.json": _processor("policy_postprocessor", {"device_processor": device}),
@@ -80,7 +81,7 @@ def _policy_features(spec: Spec) -> dict[str, Any]:
 
 def _processor(name: str, steps: dict[str, dict[str, Any]]) -> bytes:
     """Return the steps before or after the policy: registered name -> config."""
-    return _to_json(
+    return to_json(
         {"name": name, "steps": [{"registry_name": step, "config": config} for step, config in steps.items()]}
     )
 
@@ -124,7 +125,3 @@ def _env_keys(model: WorldActionModel) -> str:
     if views != {"front": {}}:
         lines.append(f"--env.cameras='{json.dumps(views)}'")
     return " \\\n    ".join(lines)
-
-
-def _to_json(data: Any) -> bytes:
-    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()

@@ -1,4 +1,8 @@
-"""The training objective: flow matching on both modalities at independent noise levels, and the read-outs."""
+"""The training objective: flow matching on both modalities at independent noise levels, and the read-outs.
+
+Independent noise levels make one network all conditional models (UniDiffuser, Bao et al., 2303.06555; for video and
+action Unified World Models, Zhu et al., 2504.02792).
+"""
 
 from __future__ import annotations
 
@@ -82,7 +86,8 @@ def rollout_losses(model: Network, batch: Batch, generator: torch.Generator) -> 
     dream. The target of a chunk is the true change, plus the correction of a share (`CORRECTED`) of the error that the
     frames before it have. If nothing is corrected, errors add up from chunk to chunk. If all of it is, the model learns
     to guess the true state from the actions, because they were chosen in the true state; but a policy that acts in the
-    dream chooses its actions in the dreamed state. No gradient flows from one chunk to those before it.
+    dream chooses its actions in the dreamed state. No gradient flows from one chunk to those before it (the
+    "pushforward trick" of Brandstetter et al., 2202.03376).
 
     Args:
         model: dreams.

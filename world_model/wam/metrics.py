@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from world_model.data.windows import Batch, Windows
+from world_model.replays import HORIZON, MOST_WINDOWS, moving_windows
 from world_model.spec import LATENTS, STATE
 from world_model.wam import modes
 from world_model.wam.features import joined
@@ -19,18 +20,16 @@ from world_model.wam.network import Network
 if TYPE_CHECKING:
     from world_model.data.episodes import Episode
 
-MOVED = 0.01
-"""A window counts only if the part moves by more than this in it, in metres."""
+SEED = 0
+"""Of the windows and the noise that are drawn, so that a measurement repeats exactly."""
+
+MOST_DREAMS = 128
+"""Dreams of a task at most whose images are compared."""
 
 
 @torch.inference_mode()
 def prediction_metrics(
-    model: Network,
-    windows: Windows,
-    part: str = "object_pos",
-    n_steps: int = 1,
-    per_task: int = 512,
-    seed: int = 0,
+    model: Network, windows: Windows, part: str = "object_pos", per_task: int = MOST_WINDOWS
 ) -> dict[str, dict[str, float]]:
     """Measure the prediction of the slice `part` after one chunk, in windows in which it moves by more than 1 cm.
 
@@ -38,20 +37,12 @@ def prediction_metrics(
     last frame (`error_ratio`), the error with shuffled actions divided by the error with the true ones
     (`shuffle_ratio`; near 1 the model ignores the actions), and the number of windows (`n`).
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
-    window_task = windows.task[windows.episode]
-    rows: dict[str, dict[str, float]] = {}
-    for index in window_task.unique().tolist():
-        candidates = (window_task == index).nonzero().squeeze(1)
-        batch = windows.at(candidates)
-        part_slice = model.spec.slices[part]
-        moved = (batch.future[STATE][:, -1, part_slice] - batch.context[STATE][:, -1, part_slice]).norm(dim=-1)
-        candidates = candidates[moved > MOVED]
-        if len(candidates) < 2:
-            continue
-        # At most `per_task` windows, drawn at random.
-        keep = candidates[torch.randperm(len(candidates), generator=generator, device=generator.device)[:per_task]]
-        rows[model.spec.tasks[index]] = _task_metrics(model, windows.at(keep), part_slice, n_steps, generator)
+    generator = torch.Generator(model.device).manual_seed(SEED)
+    where = model.spec.slices[part]
+    rows = {
+        model.spec.tasks[index]: _task_metrics(model, batch, where, generator)
+        for index, batch in moving_windows(windows, where, generator, per_task)
+    }
     names = ("error_ratio", "shuffle_ratio")
     rows["mean"] = {k: sum(r[k] for r in rows.values()) / len(rows) if rows else math.nan for k in names}
     rows["mean"]["n"] = sum(r["n"] for r in rows.values() if "n" in r)
@@ -63,35 +54,31 @@ def image_metrics(
     model: Network,
     episodes: Sequence[Episode],
     images: Sequence[Tensor],
-    horizon: int = 4,
-    per_task: int = 128,
-    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Compare dreamed images with the real `images` (T + 1, n_views, size, size, 3) of each episode.
 
     Errors are measured only over moving pixels: those that differ between the image at the start of the dream and the
     real image at its end. Returns for each task, and as "mean" over tasks: the PSNR in dB after one chunk (`psnr`) and
-    after `horizon` chunks (`psnr_far`), that of repeating the first image (`repeat`, `repeat_far`), that of the codec
+    after `HORIZON` chunks (`psnr_far`), that of repeating the first image (`repeat`, `repeat_far`), that of the codec
     alone (`codec`), the root mean squared error with shuffled actions divided by that with the true ones
     (`shuffle_ratio`), and the number of dreams (`n`).
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(SEED)
     images_of = {id(episode): images for episode, images in zip(episodes, images, strict=True)}
     rows: dict[str, dict[str, float]] = {}
     size = model.config.chunk_size
     for task in dict.fromkeys(e.task for e in episodes):
-        long = [e for e in episodes if e.task == task and e.length >= horizon * size]
+        long = [e for e in episodes if e.task == task and e.length >= HORIZON * size]
         if not long:
             continue
-        windows = model.windows_of(long, model.spec.tasks, horizon * size)
-        index = torch.randperm(len(windows), generator=generator, device=generator.device)[:per_task]
-        episode = windows.episode[index]
-        # Real images at the start of each dream, after one chunk and after `horizon` chunks.
-        starts = (windows.start[index] - windows.first[episode]).tolist()
-        chosen = [images_of[id(windows.episodes[i])] for i in episode.tolist()]
+        windows = model.windows_of(long, model.spec.tasks, HORIZON * size)
+        index = torch.randperm(len(windows), generator=generator, device=generator.device)[:MOST_DREAMS]
+        # Real images at the start of each dream, after one chunk and after `HORIZON` chunks.
+        starts = windows.begins[index].tolist()
+        chosen = [images_of[id(windows.episodes[i])] for i in windows.episode[index].tolist()]
         real = [
             torch.stack([images[t + k * size] for images, t in zip(chosen, starts, strict=True)]).to(model.device)
-            for k in (0, 1, horizon)
+            for k in (0, 1, HORIZON)
         ]
         rows[task] = _image_row(model, windows.at(index), real, generator)
     rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()), {})}
@@ -99,26 +86,22 @@ def image_metrics(
 
 
 @torch.inference_mode()
-def inverse_metrics(
-    model: Network, windows: Windows, n_steps: int = 4, n: int = 1024, seed: int = 0
-) -> dict[str, float]:
+def inverse_metrics(model: Network, windows: Windows, n: int = 1024) -> dict[str, float]:
     """Measure inverse dynamics: the squared error of recovered actions, relative to always guessing the mean action.
 
     `inverse_error` is 1 if nothing is recovered, 0 if everything is.
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(SEED)
     batch = windows.sample(n, generator)
     context = model.encode(joined(batch.context), batch.task)
-    actions = modes.inverse(model, context, joined(batch.future), modes.action_noise(model, n, generator), n_steps)
+    actions = modes.inverse(model, context, joined(batch.future), modes.action_noise(model, n, generator), n_steps=4)
     return {"inverse_error": _relative_error(actions, batch.actions)}
 
 
 @torch.inference_mode()
-def imitation_metrics(
-    model: Network, windows: Windows, n_steps: int = 2, n: int = 1024, seed: int = 0
-) -> dict[str, float]:
+def imitation_metrics(model: Network, windows: Windows, n_steps: int = 2, n: int = 1024) -> dict[str, float]:
     """Measure imitation: the squared error of the policy's actions, relative to always taking the mean action."""
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(SEED)
     batch = windows.sample(n, generator)
     context = model.encode(joined(batch.context), batch.task)
     actions = modes.policy(model, context, modes.action_noise(model, n, generator), n_steps)
@@ -126,12 +109,12 @@ def imitation_metrics(
 
 
 @torch.inference_mode()
-def read_out_metrics(model: Network, windows: Windows, n: int = 4096, seed: int = 0) -> dict[str, float]:
+def read_out_metrics(model: Network, windows: Windows, n: int = 4096) -> dict[str, float]:
     """Measure precision and recall of the success read-out (p >= 0.9) and the mean absolute error of progress.
 
     Both are measured on real frames. Precision or recall is NaN without any predicted or true success.
     """
-    batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
+    batch = windows.sample(n, torch.Generator(model.device).manual_seed(SEED))
     future = joined(batch.future)
     p, progress = model.read_frames(future.flatten(0, 1), batch.task.repeat_interleave(future.shape[1]))
     predicted, true = p >= 0.9, batch.success.flatten() > 0.5
@@ -148,9 +131,7 @@ def _relative_error(actions: Tensor, truth: Tensor) -> float:
     return float((actions - truth).square().mean() / (truth - truth.mean((0, 1))).square().mean())
 
 
-def _task_metrics(
-    model: Network, batch: Batch, part: slice, n_steps: int, generator: torch.Generator
-) -> dict[str, float]:
+def _task_metrics(model: Network, batch: Batch, part: slice, generator: torch.Generator) -> dict[str, float]:
     n = len(batch.task)
     context = model.encode(joined(batch.context), batch.task)
     noise = modes.video_noise(model, n, generator)
@@ -160,10 +141,10 @@ def _task_metrics(
     def error(frames: Tensor) -> float:
         return float((frames[:, -1, part] - truth).norm(dim=-1).mean())
 
-    predicted = error(modes.dream(model, context, batch.actions, noise, n_steps))
+    predicted = error(modes.dream(model, context, batch.actions, noise, n_steps=1))
     return {
         "error_ratio": predicted / error(batch.context[STATE][:, -1:]),
-        "shuffle_ratio": error(modes.dream(model, context, shuffled, noise, n_steps)) / predicted,
+        "shuffle_ratio": error(modes.dream(model, context, shuffled, noise, n_steps=1)) / predicted,
         "n": float(n),
     }
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from world_model.data.episodes import Episode
 from world_model.data.windows import progress_labels
+from world_model.tree import join, rows, to
 from world_model.wam.features import joined
 from world_model.wam.network import Network
 
@@ -31,7 +32,7 @@ SUCCESSES = 0.25
 
 @dataclass
 class FrameBatch:
-    """Single frames with the targets of the read-outs."""
+    """Single frames with the targets of the read-outs; a `Tree`."""
 
     frames: Tensor  # (n, frame_dim)
     task: Tensor  # (n,) int64
@@ -50,18 +51,11 @@ class FrameBatch:
             )
             for episode in episodes
         ]
-        return FrameBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
-
-    def to(self, device: torch.device) -> FrameBatch:
-        """Return a copy on a device."""
-        return FrameBatch(**{name: values.to(device) for name, values in vars(self).items()})
+        return join(parts)
 
     def at(self, index: Tensor) -> FrameBatch:
         """Return the frames of `index` (n,)."""
-        return FrameBatch(**{name: values[index] for name, values in vars(self).items()})
-
-    def __add__(self, other: FrameBatch) -> FrameBatch:
-        return FrameBatch(**{name: torch.cat([of, getattr(other, name)]) for name, of in vars(self).items()})
+        return rows(self, index)
 
 
 class FrameData:
@@ -86,7 +80,7 @@ class FrameData:
         with torch.no_grad():
             logit, progress = self.before(model.codec.state(kept.frames), model.told(kept.task))
         kept.success, kept.progress = logit.sigmoid(), progress
-        return new + kept
+        return join([new, kept])
 
 
 def frame_data(model: Network, episodes: list[Episode], own: list[Episode], tasks: Collection[str]) -> FrameData | None:
@@ -102,7 +96,7 @@ def frame_data(model: Network, episodes: list[Episode], own: list[Episode], task
     if not solved or not own:
         return None
     new = [episode for episode in episodes if episode.task in solved]
-    return FrameData(model, *(FrameBatch.of(of, model.spec.tasks).to(model.device) for of in (new, own)))
+    return FrameData(model, *(to(FrameBatch.of(of, model.spec.tasks), model.device) for of in (new, own)))
 
 
 def frame_losses(model: Network, batch: FrameBatch) -> dict[str, Tensor]:

@@ -38,11 +38,11 @@ Save = Callable[[int, dict[str, Any]], None]
 """Called with (step, state of the training for `resume`)."""
 
 
-def fit_statistics(model: Network, windows: Windows, n: int = 50_000, seed: int = 0) -> None:
+def fit_statistics(model: Network, windows: Windows, n: int = 50_000) -> None:
     """Set the normaliser statistics before pre-training, from `n` random windows; rows without actions are ignored."""
     if model.image_codec is not None:
         n //= 5  # to save memory: a window with images is a hundred times as large
-    batch = windows.sample(n, torch.Generator(model.device).manual_seed(seed))
+    batch = windows.sample(n, torch.Generator(model.device).manual_seed(0))
     acted = batch.actions.isfinite().flatten(1).all(1)
     model.codec.fit(joined(batch.context)[acted], joined(batch.future)[acted])
     model.action_codec.action.fit(batch.actions[acted].flatten(0, 1))

@@ -109,8 +109,7 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> ActionRepl
     # task.
     tasks = tuple(dict.fromkeys((*model.spec.tasks, *(e.task for e in episodes))))
     windows = model.windows_of(episodes, tasks, HORIZON * size)
-    begins = windows.start - windows.first[windows.episode]  # step of its episode at which each window begins
-    index = (begins % size == 0).nonzero().squeeze(1)
+    index = (windows.begins % size == 0).nonzero().squeeze(1)
     batch = windows.at(index)
     batch.task = batch.task.clamp(max=model.null_task)
     # Dream chunk by chunk; each chunk is compared with the true frames at the same steps.
@@ -123,7 +122,7 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> ActionRepl
     return ActionReplays(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
 
 
-def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000, seed: int = 0) -> None:
+def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000) -> None:
     """Fit the trust heads, from new random weights, to the logs of the true errors.
 
     The loss has two parts of equal weight: the squared difference of each chunk, and that of the mean of each dream.
@@ -134,16 +133,15 @@ def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000
             used. A dream begins at a real frame.
         errors: true errors (n, n_chunks).
         n_steps: optimizer steps.
-        seed: of initial weights, batches and dropout.
     """
-    trust, generator = model.trust, torch.Generator(model.device).manual_seed(seed)
+    trust, generator = model.trust, torch.Generator(model.device).manual_seed(0)
     # Learn the log of the error: errors range over orders of magnitude.
     trust.given.fit(given.flatten(0, 1))
     normalised, target = trust.normalised(given), errors.clamp(min=SMALLEST).log()
     optimizer = torch.optim.AdamW(trust.heads.requires_grad_(True).parameters(), lr=PEAK, weight_decay=0.1)
     trust.train()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # initial weights and dropout use the global generator
+        torch.manual_seed(0)  # initial weights and dropout use the global generator
         _renew(trust, float(target.mean()))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=n_steps + 1)
         for _ in range(n_steps):

@@ -14,6 +14,7 @@ FARTHEST = 5.0
 class Trust(nn.Module):
     """Ensemble of heads with different initial weights, each fitted to its own batches; their mean is the estimate.
 
+    The idea is that of deep ensembles (Lakshminarayanan et al., 1612.01474); only the mean is used.
     Errors accumulate along a dream, so each head has a memory: numbers that it writes after a chunk and reads at the
     next one. They are zero where a dream begins, at a real frame.
 

@@ -42,10 +42,9 @@ def n_surroundings(codec: Codec, n_context_frames: int, chunk_size: int, frame_d
 def _vector(codec: VectorCodec, context: Tensor, frames: Tensor) -> Tensor:
     """Describe the state vectors `context` (n, n_context_frames, dim) and `frames` (n, chunk_size, dim)."""
     newest, size = context[:, -1:], frames.shape[1]
-    velocity = (context[:, 1:] - context[:, :-1]) / codec.change.std[0].clamp(min=codec.noise)
     # The first, a middle and the last frame show the course of the chunk.
     change = ((frames - newest) / codec.change.std)[:, [0, (size - 1) // 2, size - 1]]
-    parts = [(newest - codec.state.mean) / codec.state.std, velocity, change]
+    parts = [(newest - codec.state.mean) / codec.state.std, codec.velocities(context), change]
     path = torch.cat([newest, frames], dim=1)
     for a, b in codec.pairs:
         apart = path[..., a] - path[..., b]

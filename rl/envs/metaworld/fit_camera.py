@@ -9,7 +9,8 @@ images is tried step by step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -67,7 +68,7 @@ class CameraFit:
     values: dict[str, float]
     before: float  # with the unchanged camera
     after: float  # with `values`
-    unchanged: Mapping[str, float] = field(default_factory=lambda: UNCHANGED)
+    unchanged: ClassVar[Mapping[str, float]] = UNCHANGED  # values of the unchanged camera
 
 
 def fit_camera(

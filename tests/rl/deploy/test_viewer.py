@@ -95,6 +95,19 @@ def test_a_slow_viewer_misses_steps_and_delays_nothing() -> None:
     assert {name for _, name, _ in stream.logged} == {"state/a"}  # no command yet
 
 
+def test_a_viewer_that_fails_does_not_hold_up_the_end_of_a_session(capsys: pytest.CaptureFixture[str]) -> None:
+    viewer = Viewer("spawn", ["a"], ["b"])
+    (stream,) = STREAMS
+    stream.log = lambda name, value: stream.nothing  # type: ignore[attr-defined,method-assign] # raises AttributeError
+    for i in range(2 * WAITING + 2):
+        viewer.show({}, np.array([float(i)]), np.array([0.0]))
+    closing = threading.Thread(target=viewer.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive() and stream.flushed
+    assert "rerun: AttributeError: " in capsys.readouterr().out
+
+
 def test_without_the_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(UserError, match=r"rerun needs rerun-sdk; install it with pip install .*rerun"):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.ppo.buffer import Rollout, chunk_gae, discounted, explained_variance
+from rl.ppo.buffer import Rollout, chunk_gae, explained_variance
 from world_model.api import Context
 from world_model.tree import join, rows
 
@@ -90,10 +90,6 @@ def test_lambda_one_gives_discounted_returns():
         gae_lambda=1.0,
     )
     assert returns.tolist() == [[1.5], [4.0]]
-
-
-def test_discounted_sums_to_the_first_step():
-    assert discounted(torch.tensor([[1.0, 1.0, 2.0], [0.0, 4.0, 0.0]]), 0.5).tolist() == [2.0, 2.0]
 
 
 def test_explained_variance():

@@ -128,6 +128,8 @@ def test_what_flips_counts_nothing_and_is_no_success(tiny, monkeypatch) -> None:
     assert seen == {"expected_error": 1.0, "flipped": 0.5}
     assert torch.equal(found.weight, (~marks).float())
     assert found.success.tolist() == [[False, True, False, False], [False] * 4]
+    found.success[:] = False
+    assert Dreams(config, model).weigh(found, 0)["flipped"] == 0.0  # without a success none fails
 
 
 OWN = """

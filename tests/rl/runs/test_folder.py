@@ -40,6 +40,12 @@ def test_two_runs_in_a_second_do_not_share_a_folder(tmp_path: Path) -> None:
     assert len(paths) == 3
 
 
+def test_a_link_to_nothing_in_the_place_of_its_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "demo").symlink_to("nowhere")
+    with pytest.raises(UserError, match="demo: File exists"):
+        RunFolder.create(tmp_path, "demo", seed=0)
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b"])
 def test_name_must_be_one_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="name="):

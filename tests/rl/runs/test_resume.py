@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rewards.errors import UserError
+from rewards.errors import BadNumbers, UserError
 from rl import cli
 from rl.compose import compose
 from rl.config import TrainConfig
+from rl.ppo.distributed import Distributed
 from rl.rounds.gate import Verdict
 from rl.rounds.guard import TaskPairs
 from rl.runs.folder import RunFolder, lock_run
@@ -463,3 +464,16 @@ def test_a_state_is_read_when_nobody_else_writes_it(
     with pytest.raises(UserError):  # and what cannot be read leaves it free
         begin("train", [str(run)], TrainConfig, lambda folder: (_ for _ in ()).throw(UserError("damaged")))
     lock_run(run).close()
+
+
+def test_bad_numbers_before_a_control_is_saved_have_no_state_to_go_back_to(tmp_path: Path) -> None:
+    class Broken:
+        distributed, config = Distributed(), TrainConfig(on_bad_numbers="go_back")
+
+        def run(self, before: object) -> None:
+            raise BadNumbers("a state is not finite")
+
+    with RunFolder.create(tmp_path, "run", 0) as folder:
+        save_state(folder.path, {"runs": []})  # what a finished run leaves before its controls begin
+        with pytest.raises(BadNumbers, match="not finite; what led to it is in"):
+            train._run(cast(Any, Broken()), folder, None)

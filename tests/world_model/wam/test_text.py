@@ -315,7 +315,7 @@ def test_a_frozen_encoder_is_asked_once_and_is_not_needed_again(tmp_path: Path) 
     [
         ({"task_conditioning": "words"}, "expected index or text"),
         ({"task_dropout": 1.0}, "share from 0 to below 1"),
-        ({"text": TextConfig(n_buckets=0)}, "n_buckets=0"),
+        ({"text": TextConfig(n_buckets=1)}, "n_buckets=1: expected a whole number from 2"),
         ({"text": TextConfig(width=30)}, "n_heads=4 must divide model.text.width=30"),
         ({"text": TextConfig(encoder="x.py:f")}, "model.text.dim=0"),
     ],

@@ -40,11 +40,11 @@ DATA_BYTES = 100_000_000
 """A new data file begins after so many bytes."""
 
 
-def export_lerobot(episodes: Iterable[Episode], spec: Spec, folder: str | Path, fps: float | None = None) -> int:
+def export_lerobot(episodes: Iterable[Episode], spec: Spec, folder: str | Path) -> int:
     """Write `episodes` as a LeRobot v3.0 dataset into the new folder `folder`, and return their number.
 
     They may come from an iterator that makes each when it is needed: images are kept in memory for one data file only.
-    `fps` is `spec.control_hz` by default. `next.reward` is the simulator's own reward; for an episode without one it is
+    `next.reward` is the simulator's own reward; for an episode without one it is
     1 for success and 0 otherwise. The task of a frame is the instruction, a sentence.
 
     Raises:
@@ -54,7 +54,7 @@ def export_lerobot(episodes: Iterable[Episode], spec: Spec, folder: str | Path, 
     final = Path(folder)
     if final.exists() and (final.is_file() or any(final.iterdir())):
         raise UserError(f"{final}: it exists already; choose a new folder")
-    export = _Export(final, spec, spec.control_hz if fps is None else fps)
+    export = _Export(final, spec)
     write_folder(final, export.files(episodes))
     return len(export.rows)
 
@@ -65,11 +65,10 @@ class _Export:
     Args:
         final: folder of the dataset, for messages.
         spec: of the episodes.
-        fps: frames per second.
     """
 
-    def __init__(self, final: Path, spec: Spec, fps: float) -> None:
-        self.final, self.spec, self.fps = final, spec, fps
+    def __init__(self, final: Path, spec: Spec) -> None:
+        self.final, self.spec, self.fps = final, spec, spec.control_hz
         self.sentences = tuple(dict.fromkeys(map(spec.instruction, spec.tasks)))  # two tasks may have the same one
         self.rows: list[dict[str, Any]] = []  # of `meta/episodes`
         self.levels: dict[str, np.ndarray] = {}  # column of images -> how often each value of a pixel occurs
