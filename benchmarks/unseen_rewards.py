@@ -25,15 +25,24 @@ def reached(t: Transition, task: str) -> Tensor:
     return solved(t, t.next_state, task).float() - solved(t, t.state, task).float()
 
 
-@reward(requires=("object_pos", "goal_pos"))
+@reward(requires=("hand_pos", "object_pos", "goal_pos"))
 def closer(t: Transition, task: str) -> Tensor:
-    """How much closer a step brings the object to its goal, in metres: a shaping term. Shape: (num_envs,)."""
-    return distance(t, t.state, task) - distance(t, t.next_state, task)
+    """How much closer a step brings the object to its goal and, at half weight, the hand to the object; in metres.
+
+    A shaping term: the change of a potential (Ng, Harada and Russell, 1999). Shape: (num_envs,).
+    """
+    return to_go(t, t.state, task) - to_go(t, t.next_state, task)
 
 
 def solved(t: Transition, state: Tensor, task: str) -> Tensor:
     """Whether states (num_envs, state_dim) solve the task. Shape: (num_envs,)."""
     return distance(t, state, task) <= WITHIN[task]
+
+
+def to_go(t: Transition, state: Tensor, task: str) -> Tensor:
+    """Return the distance of object and goal, and half that of hand and object. Shape: (num_envs,)."""
+    reach = torch.linalg.vector_norm(state[:, t.slices["hand_pos"]] - state[:, t.slices["object_pos"]], dim=1)
+    return distance(t, state, task) + 0.5 * reach
 
 
 def distance(t: Transition, state: Tensor, task: str) -> Tensor:

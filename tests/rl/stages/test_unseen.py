@@ -69,11 +69,12 @@ def test_the_reward_is_the_success_of_the_simulator() -> None:
         assert bool(episode.success.any()) or episode.task != "door-unlock"
 
 
-def test_closer_adds_up_to_the_way_of_the_object() -> None:
+def test_closer_adds_up_to_the_way_of_object_and_hand() -> None:
     (episode,) = collect_scripted("expert", ["hand-insert"], 1)
     steps = steps_of(episode)
-    state, (of, goal) = episode.obs["state"], (steps.slices["object_pos"], steps.slices["goal_pos"])
-    first, last = ((state[i, of] - state[i, goal]).norm() for i in (0, -1))
+    state = episode.obs["state"][[0, -1]]
+    hand, of, goal = (state[:, steps.slices[name]] for name in ("hand_pos", "object_pos", "goal_pos"))
+    first, last = (of - goal).norm(dim=1) + 0.5 * (hand - of).norm(dim=1)
     assert float(closer(steps, task="hand-insert").sum()) == pytest.approx(float(first - last), abs=1e-5)
 
 
@@ -100,11 +101,11 @@ def test_the_curve_with_a_tiny_model(
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path), "--shaping", "1", "--set", *TINY])
     unseen.main()
     rows = unseen.read(tmp_path / "results.jsonl")
-    assert [(row["method"], row["k"]) for row in rows] == [("start", 0), ("dream", 10), ("sim", 10)]
+    assert [(row["method"], row["k"]) for row in rows] == [("start", 0), ("dream", 10), ("sim", 10), ("sac", 10)]
     assert all(len(row["success"]) == 4 for row in rows)
     # all in: ten episodes of 152 steps, none of them cut short by a success
-    assert [row["sim_steps"] for row in rows] == [0, 1520, 1520]
-    assert [bool(row["dream"]) for row in rows] == [True, True, False] and rows[0]["dream"]["n"] == 4
+    assert [row["sim_steps"] for row in rows] == [0, 1520, 1520, 1520]
+    assert [bool(row["dream"]) for row in rows] == [True, True, False, False] and rows[0]["dream"]["n"] == 4
     printed = capsys.readouterr().out
     assert "| episodes | method | box-close | mean [95 %] |" in printed and "of 4 |" in printed
     monkeypatch.setattr(unseen, "run", lambda *_: pytest.fail("all runs have finished"))
