@@ -161,6 +161,14 @@ def test_scripts_and_their_options_exist() -> None:
     assert n > 30 and not wrong
 
 
+def test_a_block_after_one_of_another_language_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```text\nas printed\n```\n\nThen:\n\n<!-- Why. -->\n```bash\nwamtune ls\n```\n")
+    monkeypatch.setattr("tests.docs.pages.all_pages", lambda: [page])
+    (block,) = blocks()
+    assert block.commands == ["wamtune ls"] and block.comment == "Why." and block.line == 8
+
+
 def test_commands_in_text_are_looked_at(tmp_path: Path) -> None:
     assert without_code("a `b` c\n```\nd\n```\n") == "a  c\n\n"
     assert len(inline_commands()) > 40
