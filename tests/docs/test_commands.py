@@ -47,7 +47,7 @@ def check(words: list[str]) -> None:
     elif verb == "deploy" and len(rest) > 1 and rest[1] in ACTIONS:
         keys = rest[ACTIONS[rest[1]] :]
         check_words(verb, rest)
-        if rest[1] != "export" and keys and "=" in keys[0]:
+        if rest[1] in ("run", "compare") and keys and "=" in keys[0]:
             compose(None, keys, RobotConfig)
     elif verb == "cp":
         check_copy(rest)
