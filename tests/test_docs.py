@@ -21,6 +21,7 @@ from rl.ppo.update import PPO
 from rl.robots.api import make_robot
 from rl.rounds.trust_signals import make_signals
 from rl.verbs.help import HELP
+from tests.docs.pages import FENCED, SHELLS
 from world_model.wam.model import WorldActionModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +41,8 @@ def commands() -> Iterator[tuple[str, str]]:
     ]
     for page in pages:
         text = page.read_text("utf-8")
-        blocks = re.findall(r"^```(?:bash|sh|shell|zsh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        blocks = re.findall(FENCED, text, re.MULTILINE | re.DOTALL)
+        lines = "\n".join(lines for language, lines in blocks if language in SHELLS).replace("\\\n", " ").splitlines()
         inline = re.findall(rf"`({COMMAND}[^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
         yield from ((page.name, command) for command in (*inline, *lines) if re.match(COMMAND, command))
     for preset in (*ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/*")):

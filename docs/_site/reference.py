@@ -21,6 +21,7 @@ from rl.cli import VERBS  # noqa: E402
 from rl.compose import list_presets  # noqa: E402
 from rl.config import PolicyConfig, ScheduleConfig, WorldModelConfig  # noqa: E402
 from rl.deploy.safety import Box  # noqa: E402
+from rl.envs.metaworld.events import Event  # noqa: E402
 from rl.envs.names import IsaacOptions, MetaWorldOptions  # noqa: E402
 from rl.verbs.help import HELP, SCHEMAS, Key, keys_in  # noqa: E402
 from world_model.view import View  # noqa: E402
@@ -35,6 +36,7 @@ NESTED: dict[str, type] = {
     "model.views.NAME, cameras.NAME": View,
     "limits.boxes.NAME": Box,
     "env.options of Meta-World": MetaWorldOptions,
+    "env.options.events.NAME of Meta-World": Event,
     "env.options of Isaac Lab": IsaacOptions,
 }
 """Key whose value is a group with keys of its own -> the dataclass of that group."""

@@ -53,7 +53,7 @@ class NoOptions:
 class MetaWorldOptions:
     """Options of Meta-World."""
 
-    # Domain randomisation: name -> {func: mass | friction | damping | gain | delay | noise, mode, low, high, every}.
+    # domain randomisation, name -> {func, mode, low, high, every, camera}: see docs/sim_to_real.md
     events: dict[str, Event] = field(default_factory=dict)
 
     def check(self) -> None:

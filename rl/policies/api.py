@@ -1,4 +1,4 @@
-"""The interfaces of policies: what acting, PPO and a network of somebody else need to have in common.
+"""The interfaces of policies: what acting and PPO need of a policy, built-in or your own.
 
 | interface | used by |
 |---|---|
@@ -172,7 +172,7 @@ class Denoiser(nn.Module, ABC):
     chain_dim: int  # columns of the chain, D: the action dimensions, then padding if there is any
     first: int = 0  # row of the first action that is executed; earlier rows belong to the past
     n_denoising_steps: int = 2  # of its own sampler
-    n_action_steps: int = 0  # executed of a chunk if nobody says another number; 0: all
+    n_action_steps: int = 0  # executed actions of a chunk unless the config sets another number; 0: all
     n_features: int  # size of `features`
     context_noise: float = 0.0  # see `TrainablePolicy`
     cameras: Mapping[str, View] = {}  # where a simulator puts the cameras of its images, by name; else by their size

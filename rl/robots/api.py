@@ -51,7 +51,7 @@ class Robot(Protocol):
     - `instructions`: name of a task -> sentence, for policies that read language.
 
     Optional keys of an observation: `timestamp`, when it was taken, in seconds of `time.monotonic`; `timestamps`, when
-    the image of each camera was taken, as a dict by its name; and `success`.
+    the image of each camera was taken, as a dict by its name; `success` and `failure`, which end the episode if true.
     """
 
     @property

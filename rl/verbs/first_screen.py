@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 from rewards.errors import UserError
+from rl.compose import list_presets
 from rl.runs.verdict import read_verdict
 from world_model.files import JSON_BYTES, parse_json, read_file
 from world_model.runs import LATEST, newest_runs, verb_of
 
 FRESH = """There are no runs in this folder yet. The demo post-trains the built-in policy on one task of a simulated arm
-and says whether it helped; it takes 10 to 20 minutes on two cores:
+and says whether it helped; it takes about 10 minutes on two cores:
 
   wamtune train demo"""
 
@@ -33,8 +35,7 @@ def _last(run: Path) -> str:
     lines = [f"The last run: {run} (wamtune {verb})", ""]
     if verb != "train":
         if _is_measured(run):
-            preset = ["tune", "metaworld-tuned"] if verb == "pretrain" else ["train", "mix"]
-            return "\n".join([*lines, "It has finished. Next:", "", _command(*preset, f"checkpoint={run}")])
+            return "\n".join([*lines, "It has finished. Next:", "", _command(*_next_stage(run), f"checkpoint={run}")])
         return "\n".join([*lines, "It has not finished. To go on:", "", _command(verb, str(run))])
     verdict = read_verdict(run)
     if verdict is None:
@@ -44,6 +45,21 @@ def _last(run: Path) -> str:
     if (run / "report.html").is_file():
         lines[1:] = [f"Its report:   {run / 'report.html'}", ""]
     return "\n".join([*lines, str(verdict), "", "Next:", "", f"  {verdict.next_command}"])
+
+
+def _next_stage(run: Path) -> tuple[str, str]:
+    """Return verb and preset of the stage after a run of pretrain or tune.
+
+    `wamtune tune X-tuned` follows `wamtune pretrain X-pretrained`, and `wamtune train X` follows that, as far as there
+    are such presets, which the first line of the run's config names: recorded episodes, images and Isaac Lab have some.
+    """
+    verb, preset = read_file(run / "config.yaml", JSON_BYTES).decode(errors="replace").split(maxsplit=4)[2:4]
+    following, end, default = {
+        "pretrain": ("tune", "-tuned", "metaworld-tuned"),
+        "tune": ("train", "", "mix"),
+    }[verb]
+    own = re.sub("-(pretrained|tuned)$", end, preset)
+    return following, own if own != preset and own in dict(list_presets()) else default
 
 
 def _is_measured(run: Path) -> bool:

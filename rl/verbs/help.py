@@ -246,8 +246,8 @@ wamtune sweep SWEEP_FOLDER [n_trials=...] [n_workers=...]
 Train many times with other values of some keys, and show which were best. `space.KEY` is a range LOW..HIGH, one of even
 orders of magnitude log:LOW..HIGH, or values with commas; other keys are those of `wamtune train`, the same in every
 trial. Trials are compared by the success of their champion at its gates, on the same episodes, and one that is below
-the median of the others ends early; the evaluation after training chooses nothing. A worker that dies is replaced, and
-its trial goes on where it was saved. Given the folder of a sweep, go on with it, also from another machine
+the median of the others ends early; the evaluation after training is not used for this. A worker that dies is replaced,
+and its trial continues from the last saved state. Given the folder of a sweep, continue it, also from another machine
 (docs/sweeps.md). Needs the extra `sweep`: {pip_line("sweep")}
 
 Keys:
@@ -275,10 +275,10 @@ Examples:
     "rank": f"""wamtune rank CHECKPOINT CHECKPOINT ... [key=value ...]
 
 Order checkpoints by their success in the dream of one world model, from the same first states with the same noise, and
-print the probability that the order is right (bootstrap over starts). In its own dream each would be measured by
-another ruler; `world_model` names the common one. With n_real=N each also runs N real episodes; the order is then
-that of the real success, corrected by the dreams, and the last line says which checkpoint's real episode tells most
-about the best one (docs/gates.md).
+print the probability that the order is right (bootstrap over starts). All dream in the world model `world_model`,
+because figures from different dreams cannot be compared. With n_real=N each also runs N real episodes; the order is
+then that of the real success, corrected by the dreams, and the last line names the checkpoint whose next real episode
+tells most about which one is best (docs/gates.md).
 
 Keys:
 {keys_of(RankOptions)}
@@ -305,13 +305,13 @@ Examples:
     "play": f"""wamtune play [CHECKPOINT | RUN_FOLDER] [key=value ...]
 
 Print the address of a page on this computer, in which you drive the dream of a checkpoint beside the simulator, with
-the keyboard, a gamepad or the buttons of the page. Both begin in the same state and execute the same actions, so that
-they differ by the error of the dream alone. A key hands over to the policy and back, another goes back to where the two
-parted. The frame of the dream is green as long as the model expects its usual error, and red where it expects three
-times as much. Without a checkpoint it is metaworld-pixels-tuned. Ends with Ctrl-C. docs/play.md explains the page.
+the keyboard, a gamepad or the buttons of the page. Both begin in the same state and execute the same actions, so every
+difference is an error of the dream. A key hands over to the policy and back, another goes back to where the two
+diverged. The frame of the dream is green if the model expects its usual error, and red from three times as much on.
+The default checkpoint is metaworld-pixels-tuned. Ctrl-C ends it. docs/play.md explains the page.
 Needs the extra `serve`: {pip_line("serve")}
 
-The page is for programs of this computer that know the token in its address, and one page drives at a time.
+Only programs on this computer that know the token in the address can open the page, and one page drives at a time.
 
 Keys:
 {keys_of(PlayOptions)}
@@ -323,8 +323,8 @@ Examples:
 
 Write report.html into the folder of a training run, and print its verdict. The page begins with the verdict in one
 sentence and a film of one episode before training, after it and in the dream; then each section answers one question:
-did training help, where the gain came from, what the gates decided, whether the dream can be believed, what it cost.
-One file, no network access. `wamtune train` writes it at its end; a run in progress can have a report too.
+did training help, where did the gain come from, what did the gates decide, can the dream be believed, what did it cost?
+The page is one file and needs no network. `wamtune train` writes it at its end; it can also be written during a run.
 
 Examples:
   wamtune report runs/demo/20250101-120000-s0
@@ -353,8 +353,8 @@ of policy.onnx and of the checkpoint. Before anything is written, onnxruntime mu
 `run` takes the folder of an export as well.
 
 `run` and `compare` also take a policy of LeRobot, by its folder or the run that trained it, and with
-policy=FILE.py:Class one of your own. These do not say which task, rate, names and bounds they are for: the robot and
-the keys do (docs/sim_to_real.md).
+policy=FILE.py:Class one of your own. Task, rate, names and bounds of these come from the robot and the keys
+(docs/sim_to_real.md).
 
 `run` runs the policy on a robot: anything with the members of LeRobot's Robot (your own class is robot=FILE.py:Class),
 one behind rosbridge, or the simulated one of the presets robot-sim and, with cameras, robot-sim-pixels. Nothing is sent
@@ -369,9 +369,9 @@ token is in the environment variable WAMTUNE_TOKEN. The limits stay on this side
 `compare` runs two policies in pairs, in random order, until it is clear which one is better or n_episodes pairs are
 done; it prints how many more would be needed, and the same command continues from there.
 
-`calibrate` fits the probability from which on the model itself calls a task solved (success=read_out) to at least 10
-recorded episodes whose labels are a person's, prints the false and the missed successes before and after, and writes
-the file for calibration=.
+`calibrate` fits the probability from which on the model calls a task solved (success=read_out) to at least 10 recorded
+episodes that a person has labelled, prints the false and the missed successes before and after, and writes the file
+for calibration=.
 
 Keys of export:
 {keys_of(ExportOptions)}
@@ -392,7 +392,7 @@ Takes all policies that `wamtune deploy ... run` takes. `rl/deploy/remote_client
 torch; `wamtune deploy ws://HOST:PORT run` runs a robot with it, and clients of openpi work too (docs/serve.md). Ends
 with Ctrl-C. Needs the extra `serve`: {pip_line("serve")}
 
-Only programs of this computer can connect, unless `host` says otherwise. Then a token is asked for: that of the
+Only programs on this computer can connect, unless `host` names another address. Then clients need a token: that of the
 environment variable WAMTUNE_TOKEN, else a new one, which is printed.
 
 Keys:

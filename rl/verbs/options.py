@@ -24,9 +24,9 @@ class EpisodeOptions:
 
     env: SimulatorConfig = field(default_factory=SimulatorConfig)
     seed: int = EvalConfig().seed  # of the first episode
-    policy: Chosen = ""  # who acts, as in wamtune train; empty: the checkpoints that are named first
+    policy: Chosen = ""  # the policy, as in wamtune train; empty: that of the checkpoints that are named first
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
-    n_action_steps: int = 0  # executed of a chunk; 0: all of it, or as many as the configuration of the policy says
+    n_action_steps: int = 0  # executed actions of a chunk; 0: all, or the number in the configuration of the policy
     max_steps: int = EnvConfig().max_steps  # after which an episode is truncated
     obs_noise: float = 0.0  # standard deviation of white noise on every feature and step, in units of the state
     n_envs: int = EnvConfig().n_envs  # parallel environments of the simulator
@@ -201,9 +201,9 @@ class ServeOptions:
     policy: Chosen = ""  # FILE.py:Class if the policy is a class of your own; empty: the checkpoint that is named first
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
     device: str = "cpu"  # of a policy that you bring, and of the dream, such as cuda
-    task: str = ""  # of a policy that you bring, which does not say it, as the next four
+    task: str = ""  # only for a policy that you bring, as the next four keys
     instruction: str = ""  # of that task, for a policy that reads language; empty: the words of its name
-    hz: float = 0.0  # actions per second
+    hz: float = 0.0  # rate: actions per second
     low: tuple[float, ...] = ()  # smallest value of each entry of an action
     high: tuple[float, ...] = ()  # largest value
     dream: bool = False  # offer the dream as well

@@ -13,8 +13,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
-COMMANDS = r"^```(?:bash|sh|shell|zsh)?\n(.*?)^```"
-"""A block that may hold commands: one of a shell, or of no language."""
+FENCED = r"^```(\w*)[^\n]*\n(.*?)^```"
+"""A block of code: language and lines. All languages are matched, or the end of one block would begin another."""
+
+SHELLS = ("", "bash", "sh", "shell", "zsh")
+"""Languages of a block that may hold commands; the first is none."""
 
 PROGRAMS = r"(?:[A-Z_]+=\S+ )*(?:\S*/)?(?:wamtune|python|pip|make|uv|torchrun|tensorboard|lerobot-\w+)(?: |$)"
 """How a line begins that is a command."""
@@ -43,8 +46,10 @@ def blocks() -> Iterator[Block]:
     """Yield every block of commands of all pages."""
     for page in all_pages():
         text = page.read_text("utf-8")
-        for found in re.finditer(COMMANDS, text, re.MULTILINE | re.DOTALL):
-            lines = found[1].replace("\\\n", " ").splitlines()
+        for found in re.finditer(FENCED, text, re.MULTILINE | re.DOTALL):
+            if found[1] not in SHELLS:
+                continue
+            lines = found[2].replace("\\\n", " ").splitlines()
             commands = [line.strip() for line in lines if re.match(PROGRAMS, line.strip())]
             if commands:
                 above = text[: found.start()].rstrip("\n").rpartition("\n\n")[2]

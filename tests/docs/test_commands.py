@@ -47,7 +47,7 @@ def check(words: list[str]) -> None:
     elif verb == "deploy" and len(rest) > 1 and rest[1] in ACTIONS:
         keys = rest[ACTIONS[rest[1]] :]
         check_words(verb, rest)
-        if rest[1] != "export" and keys and "=" in keys[0]:
+        if rest[1] in ("run", "compare") and keys and "=" in keys[0]:
             compose(None, keys, RobotConfig)
     elif verb == "cp":
         check_copy(rest)
@@ -159,6 +159,14 @@ def test_scripts_and_their_options_exist() -> None:
             wrong += [f"{page.name}: {script} {option}" for option in options if f'"{option}"' not in source]
             wrong += [] if source else [f"{page.name}: {script}"]
     assert n > 30 and not wrong
+
+
+def test_a_block_after_one_of_another_language_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```text\nas printed\n```\n\nThen:\n\n<!-- Why. -->\n```bash\nwamtune ls\n```\n")
+    monkeypatch.setattr("tests.docs.pages.all_pages", lambda: [page])
+    (block,) = blocks()
+    assert block.commands == ["wamtune ls"] and block.comment == "Why." and block.line == 8
 
 
 def test_commands_in_text_are_looked_at(tmp_path: Path) -> None:

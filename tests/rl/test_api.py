@@ -220,5 +220,6 @@ def test_the_examples_of_the_page_run(tmp_path: Path, capsys: pytest.CaptureFixt
     for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), names)
     assert len(names["result"].episodes) == 8 and (tmp_path / "dream.png").is_file()
+    assert names["losses"]  # a key that no run logs would give none
     error = capsys.readouterr().out.splitlines()[-1]
     assert "did you mean 'push'?" in error and f"# {error}" in text

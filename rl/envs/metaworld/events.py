@@ -52,10 +52,10 @@ state.
 class Event:
     """One event, with Isaac Lab's names; it draws uniformly from `low` to `high`."""
 
-    func: Quantity = "mass"
-    mode: Literal["startup", "reset", "interval"] = "reset"
-    low: float = 1.0
-    high: float = 1.0
+    func: Quantity = "mass"  # what is changed: factors of the physics, steps of delay, or the cameras
+    mode: Literal["startup", "reset", "interval"] = "reset"  # when a new number is drawn
+    low: float = 1.0  # smallest value: a factor, steps, degrees, metres or units of the state
+    high: float = 1.0  # largest value
     every: int = 50  # steps between draws, in mode `interval`
     camera: str = ""  # the one whose position, light or delay changes, such as front; empty: all
 

@@ -22,10 +22,10 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def make_run(verb: str, time: str) -> Path:
+def make_run(verb: str, time: str, preset: str = "demo") -> Path:
     folder = Path("runs", verb, f"{time}-s0")
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"# wamtune {verb} demo\nname: {verb}\n")
+    (folder / "config.yaml").write_text(f"# wamtune {verb} {preset}\nname: {verb}\n")
     return folder
 
 
@@ -46,9 +46,21 @@ def test_the_last_run_is_shown_with_its_verdict_and_the_next_command(capsys: pyt
     assert f"{run / 'report.html'}\n" in out
 
 
-@pytest.mark.parametrize(("verb", "after"), [("pretrain", "tune metaworld-tuned"), ("tune", "train mix")])
-def test_after_a_stage_comes_the_next_one(verb: str, after: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(verb, "20250101-120000")
+@pytest.mark.parametrize(
+    ("verb", "preset", "after"),
+    [
+        ("pretrain", "mine.yaml", "tune metaworld-tuned"),
+        ("tune", "mine.yaml", "train mix"),
+        ("pretrain", "metaworld-mt50-pretrained name=a", "tune metaworld-mt50-tuned"),
+        ("tune", "metaworld-tuned", "train mix"),
+        ("pretrain", "own-pretrained dataset=a", "tune own-tuned"),  # without a simulator, as the run before it
+        ("tune", "own-tuned", "train own"),
+    ],
+)
+def test_after_a_stage_comes_the_next_one(
+    verb: str, preset: str, after: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(verb, "20250101-120000", preset)
     last = run / "checkpoints" / "last"
     last.mkdir(parents=True)
     for config in ("{}", "[", None):  # under way, damaged, not there yet
