@@ -8,8 +8,9 @@ The tasks are the five test tasks of ML45. The policy gets the sentence of the t
 reward is Meta-World's success (`unseen_rewards.py`), with `--shaping W` also W times the metres by which the object
 comes closer to its goal. The methods:
 
-    dream   k exploring episodes in up to three rounds; each time the world model is refitted on them and PPO trains in
-            the dream; successes are imitated
+    dream   k exploring episodes in up to three rounds, which act as on the known tasks until one succeeds; each time
+            the successes are imitated, the world model is refitted on all episodes, and PPO trains in the dream
+    imitate the same without the dream: exploring and imitation
     sim     PPO in the simulator on k episodes, in the same rounds; successes are imitated
     sac     from scratch: SAC of Stable-Baselines3, its defaults, a gradient step for each step of the simulator
 
@@ -52,7 +53,7 @@ Row = dict[str, Any]
 EVAL_SEED = 8_000_000
 """Seed of the first evaluated episode; each seed of a run has 1,000 of its own."""
 
-METHODS = ("dream", "sim", "sac")
+METHODS = ("dream", "imitate", "sim", "sac")
 
 N_CHUNKS = 19
 """Chunks in an episode."""
@@ -124,7 +125,7 @@ def run(row: Row, n_eval: int) -> Row:
     try:
         outcome = post.run() if row["k"] else None
         results = post.evaluate() if outcome is None else outcome.after
-        dream = {} if row["method"] == "sim" else dreamed(post, row["task"])
+        dream = {} if row["method"] in ("sim", "imitate") else dreamed(post, row["task"])
     finally:
         post.close()
     n_parameters = sum(weight.numel() for weight in policy_state(post.policy).values())
@@ -166,10 +167,12 @@ def config_of(row: Row, n_eval: int) -> TrainConfig:
     else:
         # A success in the dream is what the read-out says, which never saw this task: it is not imitated.
         words.append(f"env.n_envs=16 dream.n_episodes={per_round} dream.success_bc_coef=0")
+        words.append("dream.explore_as=known dream.imitation_steps=600")
+        if row["method"] == "imitate":
+            words.append("dream.n_updates=0 dream.refit_steps=0 ppo.critic_warmup_steps=0")
     split = [part for word in words for part in ([word] if "{" in word else word.split(" "))]
-    return compose(
-        "dream" if row["method"] in ("dream", "start") else "sim", [*split, *row["changes"].split()], TrainConfig
-    )
+    preset = "sim" if row["method"] in ("sim", "sac") else "dream"
+    return compose(preset, [*split, *row["changes"].split()], TrainConfig)
 
 
 def learn_sac(config: TrainConfig) -> Row:

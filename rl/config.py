@@ -143,6 +143,9 @@ class DreamConfig:
     # signals of your own, name: {func, weight, params}, or null; a chunk's weight is the product of all signals
     trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
+    # known: on a task that the checkpoint was never trained on, they act as on tasks that it knows, until one succeeds
+    explore_as: Literal["own", "known"] = "own"
+    imitation_steps: int = 0  # optimizer steps of imitation, of collected successes as well, before each refit
     refit_steps: int = 700  # of the world decoder before a dream, on all episodes recorded so far; 0: no refit
     later_refits: float = 0.33  # share of refit_steps before all dreams but the first: these refits go on from it
     refit_learning_rate: float = 1e-3  # of the world decoder in a refit
@@ -180,7 +183,8 @@ class DreamConfig:
         """Refuse counts that mean nothing."""
         _ = self.brought
         at_least(self, 1, "n_envs", "horizon", "n_denoising_steps", "n_epochs", "n_starts")
-        at_least(self, 0, "n_updates", "n_episodes", "refit_steps", "success_bc_coef", "ref_kl_coef", "pessimism")
+        at_least(self, 0, "n_updates", "n_episodes", "imitation_steps", "refit_steps")
+        at_least(self, 0, "success_bc_coef", "ref_kl_coef", "pessimism")
         at_least(self, 1, "rollback_factor")
         positive(self, "refit_learning_rate")
         within_0_1(self, "later_refits")

@@ -93,6 +93,8 @@ class Imitation:
     def add_episodes(self, episodes: list[Episode], delay: int = 0) -> None:
         """Keep consecutive chunks of recorded successes, and one more that ends with the episode.
 
+        Without demonstrations these are the only examples, so all windows are kept, whatever step they begin at.
+
         Of an episode in which a person took over, only the person's chunks are kept, also if it was no success: before
         that, the policy erred.
 
@@ -115,11 +117,16 @@ class Imitation:
         corrected, driven = _of_person(windows)
         if self.policy.masks_unknown:  # one window for each decision
             aligned = windows.begins % self.policy.n_action_steps == 0
+        elif self.coefs["demonstrations"] == 0.0:  # there is nothing else to imitate: every window, as of demonstrations
+            aligned = torch.ones_like(windows.begins, dtype=torch.bool)
         else:  # every window that begins at a multiple of the chunk size, and the last one that fits the episode
             size = self.policy.chunk_size
             last = torch.tensor([e.length - size for e in windows.episodes], device=self.policy.device)
             aligned = (windows.begins % size == 0) | (windows.begins == last[windows.episode])
-        self._encode("sim", windows, ((aligned & ~corrected) | driven).nonzero().squeeze(1))
+        # What comes after the last success led to none, as in `leads_to_success`.
+        ends = torch.tensor([_last_success(e) for e in windows.episodes], device=self.policy.device)
+        led = windows.begins <= ends[windows.episode]
+        self._encode("sim", windows, ((aligned & led & ~corrected) | driven).nonzero().squeeze(1))
 
     def collected(self) -> dict[str, Examples]:
         """Return all examples except the demonstrations, which the constructor encodes."""
@@ -192,6 +199,11 @@ def _commanded(episode: Episode, delay: int) -> Episode:
 def _is_corrected(episode: Episode) -> bool:
     """Whether a person took over in an episode."""
     return episode.control is not None and bool((episode.control == PERSON).any())
+
+
+def _last_success(episode: Episode) -> int:
+    """Return the index of the last step at which the task is solved; -1 if it never is."""
+    return max(episode.success.nonzero().flatten().tolist(), default=-1)
 
 
 def _of_person(windows: Windows) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,11 @@ from rl.rounds.budget import block_of, checked_plan, pairs_of_gate
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs, count_simulators
 from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.exploring import BorrowedTasks, explore
 from rl.rounds.gate import Dreamed, Side, Verdict, judge
 from rl.rounds.guard import Guard
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
-from rl.rounds.phases import Hooks, Learner, explore, make_phases
+from rl.rounds.phases import Hooks, Learner, make_phases
 from rl.rounds.process_share import share_of, tasks_from
 from rl.rounds.process_state import ProcessState
 from rl.rounds.shared_state import SharedState
@@ -109,9 +110,11 @@ class PostTraining:
         )
         self._process_state = ProcessState(self.ppo, self.sim, self.eval_envs, self.imitation, self.state)
         # Build the dream before anything runs, so that a reward term that it cannot compute fails at once.
-        self.dreams = None
+        self.dreams, self._borrowed = None, None
         if config.env.kind != "sim" and model is not None:
             self.dreams = Dreams(own, model, self.policy.images, distributed)
+            if config.dream.explore_as == "known":
+                self._borrowed = BorrowedTasks(config, model, tasks, self.dreams, self.state)
         self.sim.record(self.dreams is not None)
         self.twins = make_twins(config, self.dreams, self.eval_envs, self.sim, self.policy)
         # The caller may replace `say` and `safe`, so they are looked up at each call.
@@ -449,7 +452,8 @@ class PostTraining:
             dreams = self.dreams if "dream" in names else None
             # Once per round, before its first phase: collect episodes for the refit of the dream.
             if dreams is not None and not dreams.are_over and name == names[0]:
-                explore(self.config.dream.n_episodes, self.ppo, self.state, self.record_episodes, self._tick)
+                n_episodes, record = self.config.dream.n_episodes, self.record_episodes
+                explore(n_episodes, self.ppo, self.state, record, self._tick, self._borrowed)
             if dreams is not None and dreams.are_over and name == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return

@@ -55,6 +55,7 @@ class RunState:
     n_updates: int = 0  # of PPO; an imitation phase counts as one
     real: Samples | None = None  # the last rollout in the simulator, with Monte-Carlo returns; for critics of dreams
     stopped_by: str = ""  # name of the callback that ended the training; empty: none did
+    tried: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # see `rl.rounds.exploring.BorrowedTasks`
     tasks_seen: dict[str, Tensor] = field(default_factory=dict)  # place -> counts by task, see `TaskShares`
     before: list[EpisodeResult] = field(default_factory=list)  # the evaluation before the training
     results: list[PhaseResult] = field(default_factory=list)  # of the phases so far, without the skipped ones

@@ -1,17 +1,16 @@
-"""The phases of a round: imitation, PPO in the simulator, PPO in the dream, and the exploring before a dream.
+"""The phases of a round: imitation, PPO in the simulator, PPO in the dream.
 
 A phase trains the policy in place. It does not judge the result: the gate of the schedule in `rl.rounds.loop` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.api import Policy
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
@@ -19,16 +18,12 @@ from rl.ppo.update import PPO
 from rl.rounds.budget import rollout_size
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
-from rl.rounds.evaluate import EpisodeResult, Exploring
 from rl.rounds.outcome import RunState
 from rl.rounds.task_shares import TaskShares
-from rl.seeds import EXPLORE, START
+from rl.seeds import START
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv
 from world_model.env import BatchedEnv
-
-Record = Callable[[Policy, Sequence[int], Callable[[float], None]], list[EpisodeResult]]
-"""Called with (policy, seeds, tick): runs these episodes, keeps their recordings as data, and returns the results."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +252,9 @@ class DreamPhase:
         if not self.config.learns_from_dreams:
             self.imitate_instead()
             return
+        if self.config.dream.imitation_steps:
+            self.hooks.tick(f"round {round_index + 1}, imitation", 0.0)
+            self.learner.ppo.imitate(self.config.dream.imitation_steps)
         self._refit(f"round {round_index + 1}, refit of the dream")
         self._train_in(self._dream(round_index), f"round {round_index + 1}, PPO in the dream")
         if self.imitation is not None:
@@ -332,19 +330,3 @@ def make_phases(
     if dreams is not None:
         phases["dream"] = DreamPhase(config, dreams, eval_envs, learner, imitation, state=state, hooks=hooks)
     return phases
-
-
-def explore(n_episodes: int, ppo: PPO, state: RunState, record: Record, tick: Callable[[str, float], None]) -> None:
-    """Collect episodes with the noise of exploration, on fresh seeds, for the refit of a dream.
-
-    Their steps count as training; `state.explored` and `state.sim_steps` are updated. `tick` is the one of `Hooks`.
-    """
-    first = EXPLORE.start + state.explored
-    # Exploring has no work item of its own: it precedes the training of a phase, whose progress begins at 0.
-    results = record(
-        Exploring(ppo.policy, ppo.generator),
-        range(first, first + n_episodes),
-        lambda share: tick("exploring", 0.0),
-    )
-    state.explored += n_episodes
-    state.sim_steps += sum(result.n_steps for result in results)

@@ -17,10 +17,10 @@ from rl.envs.sim import SimEnv
 from rl.policies.api import policy_state
 from rl.report.results import gain_from, results_of
 from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.exploring import explore
 from rl.rounds.gate import Verdict
 from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import Outcome, PhaseResult
-from rl.rounds.phases import explore
 from rl.rounds.trial import try_rewards
 from rl.runs.state import Run
 from world_model.wam.metrics import prediction_metrics

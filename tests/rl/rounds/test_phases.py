@@ -18,9 +18,10 @@ from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.update import PPO
 from rl.rounds.budget import rollout_size
 from rl.rounds.evaluate import EpisodeResult, Exploring
+from rl.rounds.exploring import explore
 from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import RunState
-from rl.rounds.phases import Hooks, ImitationPhase, Learner, SimPhase, explore
+from rl.rounds.phases import Hooks, ImitationPhase, Learner, SimPhase
 from rl.rounds.task_shares import TaskShares
 from rl.verbs.prepare import control_config, prepare
 
