@@ -65,6 +65,14 @@ def paired_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[fl
     return (won - lost) / n, _least_gain(won, lost, n), -_least_gain(lost, won, n)
 
 
+def mean_change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean change of a number on the same episodes and its 95 % interval, by the normal approximation."""
+    changes = np.subtract(after, before)
+    mean = float(changes.mean())
+    half = Z95 * float(changes.std(ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf
+    return mean, mean - half, mean + half
+
+
 def sign_test(won: int, lost: int) -> float:
     """Return the probability of at least `lost` losses among won + lost pairs if either is as likely (exact McNemar).
 

@@ -43,6 +43,10 @@ class Where(Protocol):
     def device(self) -> str:
         """Device of the simulator: cpu, cuda:0, ... or auto."""
 
+    @property
+    def max_steps(self) -> int | None:
+        """Steps of an episode at most; None: as many as the simulator says."""
+
 
 def device_of(config: Where) -> str:
     """Where model and simulator of a config meet; see `Simulator.pick_device`."""
@@ -235,7 +239,7 @@ def _env(
         known_tasks=known,
         n_workers=config.env.n_workers,
         n_context_frames=2 if model is None else model.config.n_context_frames,
-        max_steps=find_simulator(config.env).max_steps,
+        max_steps=config.max_steps or find_simulator(config.env).max_steps,
         terminate_on_success=terminate_on_success,
         obs_noise=obs_noise,
         device=device_of(config),

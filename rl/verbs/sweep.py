@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.runs.folder import METRICS, read_rows
@@ -118,6 +118,11 @@ class Sweep:
         for key, of in self.space.items():
             for value in of.examples:
                 config = compose(self.preset, self.train_words(first | {key: value})[1:], TrainConfig)
+        if self.options.metric != GATE and "/" not in self.options.metric and not config.callbacks:
+            raise UserError(
+                f"metric={self.options.metric}: expected gate, or a key of the log such as rollout/sim_reward; see "
+                "docs/logged_keys.md"
+            )
         if self.options.metric == GATE and config.n_gates(can_imitate=True) == 0:
             raise UserError(
                 "metric=gate: the run has no gates, by which its trials could be compared; set gate.enabled=true, or "
@@ -189,8 +194,33 @@ def _train(sweep: Sweep, taken: Taken) -> None:
     measured = sweep.all_measured(done.folder)
     if measured:
         sweep.study.finish(taken.number, measured[-1])
-    else:
-        sweep.study.fail(taken.number, f"it has logged nothing to compare: metric={sweep.options.metric}")
+        return
+    problem = _nothing_to_compare(sweep.options.metric, done.folder)
+    sweep.study.fail(taken.number, problem)
+    _check_comparable(sweep.study.rows())
+
+
+NOT_LOGGED = "its run has not logged "
+"""Beginning of the reason of a trial without a value to compare."""
+
+
+def _nothing_to_compare(metric: str, run_folder: Path) -> str:
+    """Return why a finished run has no value of `metric`, with the closest key that it has logged."""
+    logged = sorted({key for row in read_rows(run_folder / METRICS) for key in row if "/" in key})
+    if metric == GATE or not logged:
+        return f"{NOT_LOGGED}metric={metric}"
+    return f"{NOT_LOGGED}metric={metric}; {closest_or_known(metric, logged)}"
+
+
+def _check_comparable(rows: list[Row]) -> None:
+    """End the sweep after a trial without a value to compare, unless others have one.
+
+    Raises:
+        UserError: no trial has a value.
+    """
+    nothing = [row.reason for row in rows if row.reason.startswith(NOT_LOGGED)]
+    if nothing and not any(row.value is not None for row in rows):
+        raise UserError(f"sweep: the first trial ended without a value: {nothing[0]}")
 
 
 def _employ(sweep: Sweep) -> None:
@@ -205,6 +235,7 @@ def _employ(sweep: Sweep) -> None:
     n_started = n_died = 0
     try:
         while n_open := sweep.study.n_open:
+            _check_comparable(sweep.study.rows())
             for worker in [worker for worker in workers if worker.poll() is not None]:
                 workers.remove(worker)
                 if worker.returncode != 0:
