@@ -154,11 +154,13 @@ def open_sweep(words: Sequence[str]) -> Sweep:
 
 def work(sweep: Sweep) -> None:
     """Train one trial after the other until there is none to take up."""
+    _check_comparable(sweep.study.rows())
     while (taken := sweep.study.take()) is not None:
         try:
             _train(sweep, taken)
         finally:
             taken.close()
+        _check_comparable(sweep.study.rows())
 
 
 class _Hopeless(Exception):
@@ -195,9 +197,7 @@ def _train(sweep: Sweep, taken: Taken) -> None:
     if measured:
         sweep.study.finish(taken.number, measured[-1])
         return
-    problem = _nothing_to_compare(sweep.options.metric, done.folder)
-    sweep.study.fail(taken.number, problem)
-    _check_comparable(sweep.study.rows())
+    sweep.study.fail(taken.number, _nothing_to_compare(sweep.options.metric, done.folder))
 
 
 NOT_LOGGED = "its run has not logged "
