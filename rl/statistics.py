@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from scipy.stats import bootstrap, spearmanr
+from scipy.stats import t as student_t
 from torch import Tensor
 
 Z95 = 1.959964
@@ -66,10 +67,12 @@ def paired_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[fl
 
 
 def mean_change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean change of a number on the same episodes and its 95 % interval, by the normal approximation."""
+    """Return the mean change of a number on the same episodes and its 95 % interval (Student's t)."""
     changes = np.subtract(after, before)
     mean = float(changes.mean())
-    half = Z95 * float(changes.std(ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf
+    if (n := len(changes)) < 2:
+        return mean, -math.inf, math.inf
+    half = float(student_t.ppf(0.975, n - 1) * changes.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ class GymTask:
             if len(cameras) > 1:
                 raise UserError(f"environment {env_id!r}: it has one camera, the checkpoint reads {', '.join(cameras)}")
             self._env.close()
-            self._env = _make(env_id, renders=True)
+            with warnings.catch_warnings():  # that it cannot render is said in one line where an image is needed
+                warnings.simplefilter("ignore", UserWarning)
+                self._env = _make(env_id, renders=True)
         self.image_shapes: dict[str, tuple[int, ...]] = {
             name: boxes[key].shape or () for name, key in self._images.items()
         }

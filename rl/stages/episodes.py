@@ -177,6 +177,7 @@ def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], 
                     if count and (task, seed) not in have:
                         episodes = _policy_episodes(config, model, task, count, explore, seed)
                         part.append(episodes, model.spec)
+        progress.update(1, 1)
 
 
 def evaluate(

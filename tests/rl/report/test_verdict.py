@@ -139,7 +139,7 @@ def test_a_change_of_nothing_needs_no_number_of_episodes() -> None:
 
 
 def test_an_environment_that_never_says_success_has_no_rate(tmp_path: Path) -> None:
-    """Rewards 0 before and 1, 2, 3 after: the mean change is 2, its deviation 1, so 2 +- 1.96 / sqrt(3) = 1.13."""
+    """Rewards 0 before and 1, 2, 3 after: the mean change is 2, its deviation 1, so 2 +- 4.303 / sqrt(3) = 2.484."""
     folder = make_run(tmp_path, {"mix": ([False] * 3, [False] * 3)}, ("sim", "env.tasks=[push]", "name=mix"))
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     changed = [row | {"reward": float(row["seed"] + 1) if row["phase"] == "after" else 0.0} for row in rows]
@@ -149,7 +149,7 @@ def test_an_environment_that_never_says_success_has_no_rate(tmp_path: Path) -> N
     assert found.label == "No success in this environment" and found.next_command.endswith("total_timesteps=200000")
     assert found.sentence == (
         "The environment has no is_success in its info, so there is no success rate; its own reward of an episode "
-        "went from 0 to 2 (+2 [+0.8684, +3.132] on 3 fresh episodes)."
+        "went from 0 to 2 (+2 [-0.4841, +4.484] on 3 fresh episodes)."
     )
     page = write_report(folder).read_text()
     assert "reward before" in page and "When did success rise?" not in page
