@@ -301,6 +301,7 @@ def _override_layer(override: str, schema: Any) -> Layer:
     if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
         raise UserError(f"unexpected {_shown(override)}; write overrides as key=value, for example seed=1")
     where = "on the command line"
+    _check_group_of(key, schema, where)
     hint = _hint_of(key.split("."), schema)
     if get_origin(hint) in (list, tuple) and not value.lstrip().startswith("["):
         value = f"[{value}]"
@@ -313,6 +314,15 @@ def _override_layer(override: str, schema: Any) -> Layer:
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return where, nested
+
+
+def _check_group_of(key: str, schema: Any, where: str) -> None:
+    """Refuse `env.max_steps` where a verb has `max_steps` itself, with that key as the remedy."""
+    group, _, leaf = key.rpartition(".")
+    inner = _hint_of(group.split("."), schema) if group else None
+    if dataclasses.is_dataclass(inner) and leaf in get_type_hints(schema) and leaf not in get_type_hints(inner):
+        if leaf not in dict(getattr(inner, "MOVED", ())):
+            raise UserError(f"unknown key {_shown(key)} {where}; did you mean {leaf!r}?")
 
 
 def _hint_of(path: Sequence[str], schema: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from scipy.stats import bootstrap, spearmanr
+from scipy.stats import t as student_t
 from torch import Tensor
 
 Z95 = 1.959964
@@ -63,6 +64,16 @@ def paired_gain(before: Sequence[Outcome], after: Sequence[Outcome]) -> tuple[fl
     won, lost = sum(a.success and not b.success for b, a in pairs), sum(b.success and not a.success for b, a in pairs)
     n = len(pairs)
     return (won - lost) / n, _least_gain(won, lost, n), -_least_gain(lost, won, n)
+
+
+def mean_change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean change of a number on the same episodes and its 95 % interval (Student's t)."""
+    changes = np.subtract(after, before)
+    mean = float(changes.mean())
+    if (n := len(changes)) < 2:
+        return mean, -math.inf, math.inf
+    half = float(student_t.ppf(0.975, n - 1) * changes.std(ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
 
 
 def sign_test(won: int, lost: int) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -59,6 +62,7 @@ class GymTask:
         if not action.is_bounded() or len(action.shape) != 1:
             raise UserError(f"environment {env_id!r}: its action space is {action}, expected a bounded one-axis Box")
         self._n_steps = 0
+        self.says_success = False  # whether its info has had an entry for success so far
         self._obs: Mapping[str, Any] = {}
         # Key of the observation -> size; the key is empty if the observation is no Dict.
         self._vectors = {key: int(np.prod(box.shape or (1,))) for key, box in boxes.items() if not _is_image(box)}
@@ -67,7 +71,9 @@ class GymTask:
             if len(cameras) > 1:
                 raise UserError(f"environment {env_id!r}: it has one camera, the checkpoint reads {', '.join(cameras)}")
             self._env.close()
-            self._env = _make(env_id, renders=True)
+            with warnings.catch_warnings():  # that it cannot render is said in one line where an image is needed
+                warnings.simplefilter("ignore", UserWarning)
+                self._env = _make(env_id, renders=True)
         self.image_shapes: dict[str, tuple[int, ...]] = {
             name: boxes[key].shape or () for name, key in self._images.items()
         }
@@ -94,6 +100,7 @@ class GymTask:
         self._n_steps += 1
         frame, rewards = self._state(obs), self._numbers(reward, "reward", 1)
         success = info.get("is_success", info.get("success", False))
+        self.says_success = self.says_success or "is_success" in info or "success" in info
         is_terminated, is_truncated = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
         is_success = self._flag(success, "success in its info")
         return frame, float(rewards[0]), is_success, is_terminated, is_truncated
@@ -176,6 +183,9 @@ def _make(env_id: str, renders: bool = False) -> gymnasium.Env[Any, Any]:
     options: dict[str, Any] = {"render_mode": "rgb_array"} if renders else {}
     if names_file(env_id):
         return _make_of_file(env_id, options)
+    module, _, attribute = env_id.partition(":")
+    if attribute and Path(f"{module}.py").is_file():  # gymnasium reads it as a module that registers an id
+        raise UserError(f"environment {env_id!r}: for the file in this folder write env.id={module}.py:{attribute}")
     try:
         if env_id.startswith("gym_pusht/"):
             import gym_pusht  # noqa: F401 - registers the id
@@ -194,6 +204,15 @@ def _make(env_id: str, renders: bool = False) -> gymnasium.Env[Any, Any]:
 def _make_of_file(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     """Make the environment of `path.py:name`, a class or a function that returns an environment."""
     found = load("simulator", env_id, {}, key="env.id")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise UserError(
+            f"environment {env_id!r}: {error}; it is made without arguments, so give that one a default, or write a "
+            f"function that returns the environment: env.id={env_id.rpartition(':')[0]}:make_env"
+        ) from error
+    except ValueError:  # compiled code may have no signature
+        pass
     with blamed(f"environment {env_id!r}", file_of(found)):
         spec = gymnasium.envs.registration.EnvSpec(env_id.rpartition(":")[2], entry_point=found)
         return gymnasium.make(spec, disable_env_checker=True, **options)

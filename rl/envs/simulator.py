@@ -193,6 +193,10 @@ class Simulator(BatchedEnv):
         """
         raise UserError("sim: there is no scripted expert here; only Meta-World tasks have one")
 
+    def says_success(self) -> bool:
+        """Whether it has said so far that a step was a success or was none; False: there is no success rate."""
+        return True
+
     def set_episode_seeds(self, seeds: Sequence[int]) -> None:
         """Name the next episodes by seed: each restart takes the next seed, then `IDLE`. Empty: draw seeds again."""
         self._seeds = [int(seed) for seed in seeds] or None

@@ -128,6 +128,10 @@ class Group:
         """Return the last two frames of each environment, the newest one last. Shape: (n, 2, state_dim)."""
         return np.stack([np.stack(self.before), np.stack(self.last)], axis=1)
 
+    def says_success(self) -> bool:
+        """Whether any environment has said so far that an episode succeeded or did not; Meta-World always does."""
+        return any(getattr(env, "says_success", True) for env in self.envs)
+
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
@@ -171,6 +175,10 @@ class Workers:
     def newest(self) -> Array:
         """See `Group.newest`."""
         return np.concatenate(self._all("newest", [()] * len(self.parts)))
+
+    def says_success(self) -> bool:
+        """See `Group.says_success`."""
+        return any(self._all("says_success", [()] * len(self.parts)))
 
     def close(self) -> None:
         """End the processes."""

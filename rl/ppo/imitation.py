@@ -117,7 +117,9 @@ class Imitation:
         corrected, driven = _of_person(windows)
         if self.policy.masks_unknown:  # one window for each decision
             aligned = windows.begins % self.policy.n_action_steps == 0
-        elif self.coefs["demonstrations"] == 0.0:  # there is nothing else to imitate: every window, as of demonstrations
+        elif (
+            self.coefs["demonstrations"] == 0.0
+        ):  # there is nothing else to imitate: every window, as of demonstrations
             aligned = torch.ones_like(windows.begins, dtype=torch.bool)
         else:  # every window that begins at a multiple of the chunk size, and the last one that fits the episode
             size = self.policy.chunk_size

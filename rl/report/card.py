@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, have_success
 from rl.statistics import success_rate, wilson
 from world_model.data.windows import Windows
 from world_model.wam.metrics import inverse_metrics, prediction_metrics, read_out_metrics
@@ -30,8 +30,11 @@ def world_metrics(model: WorldActionModel, windows: Windows) -> dict[str, Any]:
 
 
 def success_metrics(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Return `success` by task with its 95 % interval, and the mean over tasks; {} without results."""
-    if not results:
+    """Return `success` by task with its 95 % interval, and the mean over tasks; {} without results.
+
+    An environment that does not say what a success is has none either.
+    """
+    if not have_success(results):
         return {}
     rows: dict[str, dict[str, float]] = {}
     for task in dict.fromkeys(r.task for r in results):
@@ -46,7 +49,7 @@ def noise_metrics(results: dict[str, list[EpisodeResult]]) -> dict[str, Any]:
     """Return `success_with_noise` by task and standard deviation, {"push": {"0.001": 0.4}}, and the mean over tasks."""
     rows: dict[str, dict[str, float]] = {}
     for noise, of_noise in results.items():
-        for task, row in success_metrics(of_noise)["success"].items():
+        for task, row in success_metrics(of_noise).get("success", {}).items():
             rows.setdefault(task, {})[noise] = row["rate"]
     return {"success_with_noise": rows} if rows else {}
 

@@ -124,9 +124,8 @@ def _result(row: Row) -> EpisodeResult | None:
     task, seed, success, n_steps, reward = (row.get(k) for k in ("task", "seed", "success", "n_steps", "reward"))
     if not isinstance(task, str) or type(seed) is not int or type(success) is not bool or type(n_steps) is not int:
         return None
-    return EpisodeResult(
-        task, seed, success, n_steps, float(reward) if reward is not None and is_number(reward) else 0.0
-    )
+    number = float(reward) if reward is not None and is_number(reward) else 0.0
+    return EpisodeResult(task, seed, success, n_steps, number, row.get("has_success") is not False)
 
 
 NUMBER: Check = ("a number", is_number)

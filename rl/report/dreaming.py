@@ -6,7 +6,7 @@ from rl.build import judged_in
 from rl.report import figures
 from rl.report.data import Row, RunData
 from rl.report.look import Section, beside, figure, note, plots, table, text
-from rl.report.training import updates_of
+from rl.report.training import has_success, updates_of
 from rl.rounds.gate import PREDICTS
 from rl.sequential import phi
 from rl.statistics import wilson
@@ -98,10 +98,13 @@ def _replayed(summary: Row) -> list[str]:
 def places(run: RunData) -> Section | None:
     """Success while exploring in dream and simulator by update, that in gates, and the error of the dream."""
     judge = judged_in(run.config).removeprefix("the ")
-    tags = {
-        "rollout/dream_success": ("dream, exploring", figures.DREAM),
+    success_of_simulator = {
         "rollout/sim_success": ("simulator, exploring", figures.SIM),
         "gate/challenger": (f"{judge}, in the gate", figures.ACCEPTED),
+    }
+    tags = {
+        "rollout/dream_success": ("dream, exploring", figures.DREAM),
+        **({} if not has_success(run) else success_of_simulator),
         "dream/error": ("error of the dream", figures.DREAM),
     }
     rows = run.rows_of(run.config.name)

@@ -27,6 +27,7 @@ TONES: dict[Kind, str] = {
     "unchanged": "open",
     "unclear": "open",
     "unsolved": "open",
+    "no_success": "open",
     "unfinished": "none",
     "stopped": "bad",
 }

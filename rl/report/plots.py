@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, have_success
 from rl.statistics import success_rate, wilson
 from world_model.files import write_atomically
 
@@ -32,14 +32,22 @@ STYLE: dict[Any, Any] = {
 def draw_before_after(
     runs: Mapping[str, tuple[Sequence[EpisodeResult], Sequence[EpisodeResult]]], path: str | Path
 ) -> None:
-    """Draw success before and after each run as bars with 95 % intervals. `runs`: name -> (before, after)."""
+    """Draw success before and after each run as bars with 95 % intervals. `runs`: name -> (before, after).
+
+    Without success in the environment, the bars are its mean reward of an episode.
+    """
+    has_success = have_success(*(results for pair in runs.values() for results in pair))
+    bar = _bar if has_success else _reward_bar
     figure = Figure(figsize=(2.0 + 1.8 * len(runs), 3.6), layout="constrained")
     axes = figure.add_subplot()
     for i, (before, after) in enumerate(runs.values()):
-        _bar(axes, i - 0.2, before, GREY, "before" if i == 0 else None)
-        _bar(axes, i + 0.2, after, BLUE, "after" if i == 0 else None)
+        bar(axes, i - 0.2, before, GREY, "before" if i == 0 else None)
+        bar(axes, i + 0.2, after, BLUE, "after" if i == 0 else None)
     axes.set_xticks(range(len(runs)), list(runs))
-    axes.set(ylim=(0, 1), ylabel="success")
+    if has_success:
+        axes.set(ylim=(0, 1), ylabel="success")
+    else:
+        axes.set(ylabel="reward of an episode")
     figure.legend(frameon=False, ncols=2, loc="outside upper right")
     _save(figure, path)
 
@@ -76,6 +84,12 @@ def _bar(axes: Axes, x: float, results: Sequence[EpisodeResult], color: str, lab
     axes.bar(x, rate, 0.38, color=color, label=label)
     axes.errorbar(x, rate, [[max(rate - low, 0.0)], [max(high - rate, 0.0)]], color=INK, capsize=3)
     axes.annotate(f"{100 * rate:.1f} %", (x, high), ha="center", va="bottom", xytext=(0, 2), textcoords="offset points")
+
+
+def _reward_bar(axes: Axes, x: float, results: Sequence[EpisodeResult], color: str, label: str | None) -> None:
+    mean = sum(result.reward for result in results) / len(results)
+    axes.bar(x, mean, 0.38, color=color, label=label)
+    axes.annotate(f"{mean:.4g}", (x, mean), ha="center", va="bottom" if mean >= 0 else "top")
 
 
 def _curves(axes: Axes, true: list[float], dreamed: list[float], chunk_size: int, label: str) -> None:

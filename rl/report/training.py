@@ -10,6 +10,8 @@ from rl.report import figures
 from rl.report.data import Row, RunData
 from rl.report.look import Section, beside, figure, note, plots, table
 from rl.report.results import all_steps, costs, decomposition, gain_from, reward, sources, with_noise
+from rl.report.verdict import describe_reward_gain, reward_in_words
+from rl.rounds.evaluate import have_success
 from rl.rounds.outcome import STEPS
 from rl.statistics import describe, describe_gain, success_rate, wilson
 
@@ -25,6 +27,8 @@ PHASES = {"imitation": figures.IMITATION, "dream": figures.DREAM, "sim": figures
 def success(run: RunData) -> Section:
     """Success before and after, of the run and of each control, on the same seeds."""
     question = "Did training help?"
+    if (own := run.evaluations.get(run.config.name)) is not None and not have_success(own["before"], own["after"]):
+        return _reward_alone(run, question)
     lines, drawn = [], []
     for name, found in run.evaluations.items():
         before, after = found["before"], found["after"]
@@ -54,9 +58,25 @@ def success(run: RunData) -> Section:
     return Section(question, answer, beside(drawing, shown))
 
 
+def _reward_alone(run: RunData, question: str) -> Section:
+    """The reward of the environment before and after, where it does not say what a success is."""
+    lines = []
+    for name, found in run.evaluations.items():
+        before, after = found["before"], found["after"]
+        means = [f"{sum(r.reward for r in results) / len(results):.4g}" for results in (before, after)]
+        lines.append((name, *means, describe_reward_gain(before, after)))
+    own = run.evaluations[run.config.name]
+    words = (
+        f"{len(own['after'])} episodes in {judged_in(run.config)}, with seeds from {run.config.eval.seed} on, which no "
+        "gate and no training used. Brackets are 95 % intervals."
+    )
+    body = table(("", "reward before", "after", "gain"), lines) + note(words)
+    return Section(question, reward_in_words(own["before"], own["after"]), body)
+
+
 def origin(run: RunData) -> Section | None:
     """The gain by the phases of a round, as the terminal prints it."""
-    if not run.results:
+    if not run.results or not has_success(run):
         return None
     own, simulated = run.results[0], has_simulator(run.config)
     phases = sources(simulated)
@@ -94,7 +114,7 @@ def rounds(run: RunData) -> Section | None:
             y, n = [row["eval/success"] for row in seen], run.config.eval.n_episodes
             curves[_short(name)] = x, y
             bands[_short(name)] = [wilson(round(min(max(rate, 0.0), 1.0) * n), n) for rate in y]
-    if not curves:
+    if not curves or not has_success(run):
         return None
     if not has_rounds:
         curves = {name: (range(len(y)), y) for name, (_, y) in curves.items()}
@@ -137,6 +157,12 @@ def gates(run: RunData) -> Section | None:
     shown = figures.intervals([gate for gate in drawn if gate is not None], "gain of the new policy, points", zero=True)
     body = beside(figure("", shown), note(words)) + table((*head, "verdict"), lines)
     return Section("Which new policies passed their gate?", answer, body)
+
+
+def has_success(run: RunData) -> bool:
+    """Whether the environment says what a success is, as far as the run has been evaluated."""
+    found = run.evaluations.get(run.config.name)
+    return found is None or have_success(found["before"], found["after"])
 
 
 def _phase_of(row: Row) -> str:

@@ -3,6 +3,7 @@
 The rules, in this order; an interval is a 95 % interval of paired episodes:
 
 * without an evaluation before and after, the run is not finished, or bad numbers have stopped it;
+* an environment that never says what a success is has no success rate, and its own reward is compared;
 * success rose if the interval of the gain is above 0, and fell if it is below 0;
 * a gain counts as one of reinforcement learning only if it is also above that of the best control without it;
 * otherwise a dream that promised more than the simulator gave explains why nothing was gained;
@@ -23,9 +24,9 @@ from rl.build import has_simulator, judged_in
 from rl.config import CONTROLS
 from rl.report.by_task import in_words, task_rows
 from rl.report.data import RunData
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, have_success
 from rl.runs.verdict import Kind, RunVerdict
-from rl.statistics import describe, paired_gain, success_rate, wilson
+from rl.statistics import describe, mean_change, paired_gain, success_rate, wilson
 
 MOST_EPISODES = 10_000
 """Largest number of episodes that is recommended; a gain that needs more is hardly worth it."""
@@ -47,6 +48,9 @@ def verdict_of(run: RunData) -> RunVerdict:
         return _unfinished(run)
     before, after = found["before"], found["after"]
     _, low, high = paired_gain(before, after)
+    if not have_success(before, after):
+        words = _next(run, "unclear", before, after)
+        return RunVerdict("no_success", f"{reward_in_words(before, after)}.", words)
     promise = broken_promise(run)
     if low > 0:
         kind, text = _against_controls(run, after)
@@ -74,12 +78,31 @@ def verdict_of(run: RunData) -> RunVerdict:
 
 
 def _rewards(run: RunData, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
-    old, new = (sum(result.reward for result in results) / len(results) for results in (before, after))
+    old, new = (_mean_reward(results) for results in (before, after))
     reward = "the simulator's own reward" if has_simulator(run.config) else "the reward"
     return (
         f"None of {len(after)} fresh episodes succeeded, before training or after it, and {reward} of an episode went "
         f"from {old:.4g} to {new:.4g}"
     )
+
+
+def reward_in_words(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
+    """Return how the reward of the environment has changed, where it does not say what a success is."""
+    old, new = (_mean_reward(results) for results in (before, after))
+    return (
+        "The environment has no is_success in its info, so there is no success rate; its own reward of an episode went "
+        f"from {old:.4g} to {new:.4g} ({describe_reward_gain(before, after)} on {len(after)} fresh episodes)"
+    )
+
+
+def describe_reward_gain(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
+    """Return the gain in the environment's own reward of an episode, and its 95 % interval."""
+    gain, low, high = mean_change([r.reward for r in before], [r.reward for r in after])
+    return f"{gain:+.4g}" + (f" [{low:+.4g}, {high:+.4g}]" if math.isfinite(low) else "")
+
+
+def _mean_reward(results: Sequence[EpisodeResult]) -> float:
+    return sum(result.reward for result in results) / len(results)
 
 
 def broken_promise(run: RunData) -> Promise | None:

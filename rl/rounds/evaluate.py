@@ -12,6 +12,7 @@ from torch import Tensor
 from rl.build import SAME
 from rl.envs.simulator import IDLE, Simulator
 from rl.policies.api import Policy, TrainablePolicy
+from rl.statistics import success_rate
 from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv, StartStates
 from world_model.env import BatchedEnv
@@ -27,10 +28,26 @@ class EpisodeResult:
     success: bool
     n_steps: int
     reward: float  # sum over the episode of the simulator's own reward; in a dream of the configured reward
+    has_success: bool = True  # False: the simulator has never said what a success is, so `success` means nothing
 
     def to_row(self) -> dict[str, Any]:
-        """Return a row of `eval.jsonl`."""
-        return asdict(self)
+        """Return a row of `eval.jsonl`; `has_success` is in it where it is False."""
+        row = asdict(self)
+        if self.has_success:
+            del row["has_success"]
+        return row
+
+
+def have_success(*groups: Sequence[EpisodeResult]) -> bool:
+    """Whether the simulator has said in any of these episodes what a success is; else there is no success rate."""
+    return any(result.has_success for group in groups for result in group)
+
+
+def logged(results: Sequence[EpisodeResult]) -> dict[str, float]:
+    """Return what a run logs of an evaluation: its success rate, or without one the mean reward of an episode."""
+    if have_success(results):
+        return {"eval/success": success_rate(results)}
+    return {"eval/reward": sum(result.reward for result in results) / len(results)}
 
 
 class Exploring:
@@ -73,7 +90,8 @@ def evaluate_sim(
         tick(len(results), len(set(seeds)))
     env.set_episode_seeds([])
     env.begun = False  # discard unfinished episodes; the next rollout must reset
-    return [results[seed] for seed in seeds]
+    has_success = env.says_success()
+    return [replace(results[seed], has_success=has_success) for seed in seeds]
 
 
 def evaluate_dream(

@@ -26,7 +26,7 @@ from rl.ppo.update import PPO
 from rl.rounds.budget import block_of, checked_plan, pairs_of_gate
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs, count_simulators
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, logged
 from rl.rounds.exploring import BorrowedTasks, explore
 from rl.rounds.gate import Dreamed, Side, Verdict, judge
 from rl.rounds.guard import Guard
@@ -40,7 +40,6 @@ from rl.rounds.trial import try_rewards, try_signals
 from rl.rounds.twins import make_twins
 from rl.rounds.work import Work
 from rl.seeds import GUARD
-from rl.statistics import success_rate
 from rl.world_models import save_world_model, world_model_of
 from world_model.api import WorldModel
 from world_model.data.episodes import Episode
@@ -149,7 +148,7 @@ class PostTraining:
                 if self.dreams is not None:
                     try_signals(self.dreams, self.ppo, starts)
             state.before = before or self.evaluate()
-            self.log(0, {"eval/success": success_rate(state.before), "eval/total_timesteps": 0, "eval/rounds": 0.0})
+            self.log(0, {**logged(state.before), "eval/total_timesteps": 0, "eval/rounds": 0.0})
             self.safe(True)
         self.callbacks.begin(total_timesteps=self.config.total_timesteps, tb_log_name=self.config.name)
         while state.n_phases < len(todo) and not state.stopped_by:
@@ -244,7 +243,7 @@ class PostTraining:
                 self._work.go_on()
             result.evaluation = evaluation
             # Not under `STEPS`: that curve has ended already, and these values would run it backwards.
-            values = {"eval/success": success_rate(evaluation), "eval/total_timesteps": result.sim_steps}
+            values = {**logged(evaluation), "eval/total_timesteps": result.sim_steps}
             self.log(result.n_updates, values | {"eval/rounds": result.rounds})
 
     def record_episodes(

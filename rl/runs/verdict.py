@@ -13,7 +13,18 @@ from world_model.files import parse_json, read_file, write_atomically
 VERDICT = "verdict.json"
 """File of a run folder with its verdict."""
 
-Kind = Literal["gain", "control", "loss", "dream", "unchanged", "unclear", "unsolved", "unfinished", "stopped"]
+Kind = Literal[
+    "gain",
+    "control",
+    "loss",
+    "dream",
+    "unchanged",
+    "unclear",
+    "unsolved",
+    "no_success",
+    "unfinished",
+    "stopped",
+]
 
 LABELS: dict[Kind, str] = {
     "gain": "Gain",
@@ -23,6 +34,7 @@ LABELS: dict[Kind, str] = {
     "unchanged": "No change",
     "unclear": "Too few episodes to say",
     "unsolved": "No episode succeeded",
+    "no_success": "No success in this environment",
     "unfinished": "Not finished",
     "stopped": "Stopped by bad numbers",
 }

@@ -41,6 +41,7 @@ class PretrainConfig:
     n_expert: int = 40  # episodes per task of the scripted expert
     n_noisy: int = 60  # of the expert with noise on its actions
     n_random: int = 20  # of random motion
+    max_steps: int | None = None  # of an episode at most; null: as many as the simulator says, most of them 150
     n_heldout: int = 20  # for measuring, never trained on: a third by the expert, the rest noisy
     trust_steps: int = 4000  # optimizer steps of the trust calibration on the held-out episodes; 0: none
     half: bool = True  # round the finished weights to half precision and store them so
@@ -53,7 +54,7 @@ class PretrainConfig:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 0, "seed", "threads", "n_expert", "n_noisy", "n_random", "trust_steps")
-        at_least(self, 1, "n_heldout")
+        at_least(self, 1, "n_heldout", *(("max_steps",) if self.max_steps is not None else ()))
         self.model.of_size(self.size)
         # The order of the tasks is that of the model's task embedding, so each may occur once.
         if len(set(self.env.tasks)) < len(self.env.tasks):
@@ -106,6 +107,7 @@ class TuneConfig:
     demos: dict[str, int] = field(default_factory=dict)
     n_policy: int = 110  # rollouts per task of the tuned policy for the refit, half of them exploring
     n_policy_heldout: int = 10  # additional rollouts per task, kept for measuring
+    max_steps: int | None = None  # of an episode at most; null: as many as the simulator says, most of them 150
     n_denoising_steps: int = 2  # of the policy
     noise_std: float = 0.2  # of the exploring rollouts, as in PPO
     n_eval: int = 100  # episodes per task of the success table
@@ -120,7 +122,7 @@ class TuneConfig:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 0, "seed", "threads", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
-        at_least(self, 1, "n_demos", "n_denoising_steps")
+        at_least(self, 1, "n_demos", "n_denoising_steps", *(("max_steps",) if self.max_steps is not None else ()))
         if not all(noise > 0 for noise in self.eval_noise):
             raise UserError(f"eval_noise={list(self.eval_noise)}: expected numbers above 0")
         positive(self, "noise_std")

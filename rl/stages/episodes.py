@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from rewards.errors import UserError
 from rl.build import Where, build_simulator, device_of, find_simulator
@@ -29,6 +30,14 @@ BATCH = 10
 """Episodes per task that are collected between two writes, in a simulator that is not vectorised."""
 
 MAX_ENVS = 32
+
+
+class Recording(Where, Protocol):
+    """The part of a config that says where episodes are recorded, and how long they are."""
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps of an episode at most; None: as many as the simulator says."""
 
 
 def simulates(config: Where) -> bool:
@@ -84,7 +93,7 @@ def collect_heldout(config: PretrainConfig, store: EpisodeStore) -> None:
         first += n
 
 
-def complete(config: Where, store: EpisodeStore, source: str, n: int, first: int) -> None:
+def complete(config: Recording, store: EpisodeStore, source: str, n: int, first: int) -> None:
     """Collect those of the `n` episodes per task, seeds from `first` on, that `store` does not have.
 
     They are written in batches, so that an interruption loses one at most. `source` is one of `SOURCES`.
@@ -155,6 +164,7 @@ def roll_out(config: TuneConfig, model: WorldActionModel, tasks: Sequence[str], 
                     if count and (task, seed) not in have:
                         episodes = _policy_episodes(config, model, task, count, explore, seed)
                         part.append(episodes, model.spec)
+        progress.update(1, 1)
 
 
 def evaluate(
@@ -201,7 +211,7 @@ def evaluate_noisy(config: TuneConfig, model: WorldActionModel, tasks: Sequence[
 
 
 def _env(
-    config: Where,
+    config: Recording,
     tasks: Sequence[str],
     known: Sequence[str],
     n_envs: int,
@@ -217,7 +227,7 @@ def _env(
         known_tasks=known,
         n_workers=config.env.n_workers,
         n_context_frames=2 if model is None else model.config.n_context_frames,
-        max_steps=find_simulator(config.env).max_steps,
+        max_steps=config.max_steps or find_simulator(config.env).max_steps,
         terminate_on_success=terminate_on_success,
         obs_noise=obs_noise,
         device=device_of(config),

@@ -47,13 +47,14 @@ from rl.stages.images import (
     with_images,
 )
 from rl.stages.recorded import describe, heldout_store, load_split, recorded_tasks
-from rl.stages.trust import calibrate_trust
+from rl.stages.trust import FOLDS, calibrate_trust
 from rl.stages.videos import Video, read_videos, watched
 from world_model.checkpoint import load_training_state, pack_training_state
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.shards import pack_episodes
 from world_model.data.windows import Windows
 from world_model.files import existing_folder
+from world_model.replays import HORIZON
 from world_model.wam.images import ImageData
 from world_model.wam.metrics import image_metrics, imitation_metrics
 from world_model.wam.model import WorldActionModel
@@ -96,12 +97,16 @@ class StageRun:
     step: int = 0  # optimizer steps of the phases before this one
     distributed: Distributed = ALONE
     shares_layers: bool = False  # among the processes
+    told: bool = False  # how to go on after an interruption
 
     def train(
         self, phase: str, windows: Windows | ImageData, config: StageConfig, resume: dict[str, Any] | None = None
     ) -> None:
         """Run one phase of training; measure and save at intervals. `resume` is a saved state to continue from."""
         distributed = self.distributed
+        if distributed.is_first and not self.told:  # not earlier: a refused run leaves no folder
+            print(f"to go on after an interruption: wamtune {self.stage} {self.run.path}", flush=True)
+            self.told = True
         config = replace(config, seed=distributed.seed(config.seed))
         # The weights are equal but for rounding, which differs between machines.
         distributed.copy_from_first(self.model.state_dict())
@@ -441,6 +446,13 @@ def _image_metrics(
 
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:
     rows = calibrate_trust(model, unseen, config.trust_steps)
+    if config.trust_steps and not rows:
+        n_steps = HORIZON * model.config.chunk_size
+        print(
+            f"expected errors of dreams are not calibrated: it takes {2 * FOLDS} held-out episodes of {n_steps} steps "
+            f"or more, there are {sum(episode.length >= n_steps for episode in unseen)}",
+            flush=True,
+        )
     if config.half:
         half_precision(model)  # for the weights that the calibration fitted; the others are rounded already
     return {"trust": rows} if rows else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,6 +93,16 @@ def begin_together(
     distributed.remember(str(folder.path))
     distributed.from_first((config, folder.path, state))
     return config, folder, state
+
+
+@contextmanager
+def tells_how_to_go_on(verb: str, folder: Path) -> Iterator[None]:
+    """Print the command that continues the run in `folder` if a person or the system interrupts it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; to go on: wamtune {verb} {folder}", flush=True)
+        raise
 
 
 def _pinned(config: C) -> C:

@@ -59,7 +59,7 @@ def run(words: list[str]) -> None:
     if not is_preset and not is_checkpoint:
         raise UserError(f"unknown name {name!r}; expected a preset, a checkpoint or its folder; try `wamtune ls`")
     as_preset = is_preset and (not is_checkpoint or final.suffix in (".yaml", ".yml"))
-    if final.is_dir():
+    if final.is_dir() and not (final / CONFIG).is_file():  # never inside another checkpoint, where nobody looks for it
         final = final / (f"{Path(name).name}.yaml" if as_preset else _folder_name(name))
     _check_is_new(final)
     if as_preset:

@@ -24,7 +24,14 @@ from rl.envs.names import check_has_simulator, env_of_tasks, shown_name, with_ta
 from rl.instructions import tell_of, with_instruction
 from rl.policies.api import Denoiser
 from rl.policies.wam import WamDenoiser
-from rl.rounds.evaluate import EpisodeResult, evaluate_dream, evaluate_sim, first_states, whole_episodes
+from rl.rounds.evaluate import (
+    EpisodeResult,
+    evaluate_dream,
+    evaluate_sim,
+    first_states,
+    have_success,
+    whole_episodes,
+)
 from rl.runs.progress import Progress, show
 from rl.seeds import TWIN_EVAL
 from rl.sequential import Floats
@@ -63,8 +70,8 @@ def run(words: list[str]) -> None:
         print(
             "these intervals hold for any number of episodes, however it was chosen, so they are wider than the others"
         )
-    if actor.gaussian is not None:
-        for task, results in ((task, results) for task, results in found.sim.items() if results):
+    for task, results in found.sim.items():
+        if results and (actor.gaussian is not None or not have_success(results)):
             print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
     if options.out.endswith(".html"):
         write_atomically(Path(options.out), eval_page(name, found.sim, found.dream, twins, tables).encode())
@@ -175,7 +182,7 @@ def evaluate_task(
 
 def estimates(sim: Results, dream: Results, others: dict[str, Floats]) -> dict[str, TwinSuccess]:
     """Return the estimates with twins by task and over all tasks; {} without twins or dreams from fresh starts."""
-    tasks = [task for task in sim if sim[task] and dream[task] and task in others and others[task].size]
+    tasks = [task for task in sim if have_success(sim[task]) and dream[task] and task in others and others[task].size]
     groups = {task: [task] for task in tasks} | ({"all": tasks} if len(tasks) > 1 else {})
     return {
         name: with_twins(
@@ -189,7 +196,7 @@ def estimates(sim: Results, dream: Results, others: dict[str, Floats]) -> dict[s
 
 def table(sim: Results, dream: Results) -> Table:
     """Return a table with a row per task and one for all; the gap is dream minus simulator in percentage points."""
-    both = any(sim.values()) and any(dream.values())
+    both = any(map(have_success, sim.values())) and any(map(have_success, dream.values()))
     shown = Table("task")
     columns = [place for place, found in (("sim", sim), ("dream", dream)) if any(found.values())]
     for column in [*columns, *(["gap"] if both else [])]:
@@ -200,9 +207,13 @@ def table(sim: Results, dream: Results) -> Table:
     for task, real, dreamed in rows:
         if task == "all":
             shown.add_section()
-        gap = [describe_gain(real, dreamed)] if both else []
-        shown.add_row(Text(task), *(describe(results) for results in (real, dreamed) if results), *gap)
+        gap = [describe_gain(real, dreamed) if have_success(real) else ""] if both else []
+        shown.add_row(Text(task), *(_described(results) for results in (real, dreamed) if results), *gap)
     return shown
+
+
+def _described(results: Sequence[EpisodeResult]) -> str:
+    return describe(results) if have_success(results) else f"no is_success in it ({len(results)} episodes)"
 
 
 def twin_table(twins: dict[str, TwinSuccess]) -> Table:
@@ -234,8 +245,8 @@ def figures(sim: Results, dream: Results, twins: dict[str, TwinSuccess] | None =
             place: [r for name, rs in results.items() for r in rs if task in (name, "all")]
             for place, results in (("sim", sim), ("dream", dream))
         }
-        rows[task] = {place: _share(results) for place, results in found.items() if results}
-        if all(found.values()):
+        rows[task] = {place: _share(results) for place, results in found.items() if have_success(results)}
+        if all(map(have_success, found.values())):
             rows[task]["gap"] = dict(zip(("mean", "low", "high"), paired_gain(*found.values()), strict=True))
         if twins and task in twins:
             row = twins[task]

@@ -270,6 +270,7 @@ class CollectOptions:
     n_episodes: int = 25  # of each task
     source: Literal["expert", "noisy", "random"] = "expert"  # noisy: the expert with noise on its actions
     seed: int | None = None  # of the first episode; null: the first one of the source
+    max_steps: int | None = None  # of an episode at most; null: as many as the simulator says, most of them 150
     device: str = "auto"  # of the simulator: cpu, cuda:0, ...
 
     def check(self) -> None:
@@ -277,6 +278,8 @@ class CollectOptions:
         at_least(self, 1, "n_episodes")
         if self.seed is not None:
             at_least(self, 0, "seed")
+        if self.max_steps is not None:
+            at_least(self, 1, "max_steps")
         if not (self.env.tasks or self.env.id):
             raise UserError("env.tasks=[]: expected at least one task; add env.tasks=push or others to the command")
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rewards.errors import UserError
-from rl.build import check_simulator, device_of, make_rewards, tasks_of
+from rl.build import check_simulator, device_of, has_simulator, make_rewards, tasks_of
 from rl.config import CONTROLS, TrainConfig
 from rl.envs.recorded import recorded_episodes
 from rl.instructions import tell_of
@@ -47,6 +47,9 @@ def prepare(
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
     model, denoiser = load_models(config, say)
     demonstrations = None if config.actor.func == "gaussian" else _demonstrations(config, model)
+    if not has_simulator(config):
+        refit = f" and refits it for {config.dream.refit_steps:,} steps" if config.dream.refit_steps else ""
+        say(f"first the run calibrates the dream that judges policies on the recorded episodes{refit}")
     post = PostTraining(
         config,
         model,

@@ -6,7 +6,7 @@ from rl.ppo.distributed import Distributed
 from rl.report.card import figures
 from rl.stages.config import PretrainConfig
 from rl.stages.run import load_state, pretrain
-from rl.verbs.begin import begin_together
+from rl.verbs.begin import begin_together, tells_how_to_go_on
 
 
 def run(words: list[str]) -> None:
@@ -16,7 +16,7 @@ def run(words: list[str]) -> None:
     """
     with Distributed.join() as distributed, distributed.together():
         config, folder, _ = begin_together(distributed, "pretrain", words, PretrainConfig, load_state)
-        print(f"pretrain {config.name}; to go on after an interruption: wamtune pretrain {folder.path}", flush=True)
-        with folder:
+        print(f"pretrain {config.name}", flush=True)
+        with folder, tells_how_to_go_on("pretrain", folder.path):
             about = pretrain(config, folder, distributed)
     print(f"\n{figures(about['metrics'])}\n\ncheckpoint: {folder.checkpoints / 'last'}")

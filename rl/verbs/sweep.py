@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rewards.errors import UserError
+from rewards.errors import UserError, closest_or_known
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.runs.folder import METRICS, new_folder, read_rows
@@ -117,6 +117,11 @@ class Sweep:
         for key, of in self.space.items():
             for value in of.examples:
                 config = compose(self.preset, self.train_words(first | {key: value})[1:], TrainConfig)
+        if self.options.metric != GATE and "/" not in self.options.metric and not config.callbacks:
+            raise UserError(
+                f"metric={self.options.metric}: expected gate, or a key of the log such as rollout/sim_reward; see "
+                "docs/logged_keys.md"
+            )
         if self.options.metric == GATE and config.n_gates(can_imitate=True) == 0:
             raise UserError(
                 "metric=gate: the run has no gates, by which its trials could be compared; set gate.enabled=true, or "
@@ -145,11 +150,13 @@ def open_sweep(words: Sequence[str]) -> Sweep:
 
 def work(sweep: Sweep) -> None:
     """Train one trial after the other until there is none to take up."""
+    _check_comparable(sweep.study.rows())
     while (taken := sweep.study.take()) is not None:
         try:
             _train(sweep, taken)
         finally:
             taken.close()
+        _check_comparable(sweep.study.rows())
 
 
 class _Hopeless(Exception):
@@ -185,8 +192,31 @@ def _train(sweep: Sweep, taken: Taken) -> None:
     measured = sweep.all_measured(done.folder)
     if measured:
         sweep.study.finish(taken.number, measured[-1])
-    else:
-        sweep.study.fail(taken.number, f"it has logged nothing to compare: metric={sweep.options.metric}")
+        return
+    sweep.study.fail(taken.number, _nothing_to_compare(sweep.options.metric, done.folder))
+
+
+NOT_LOGGED = "its run has not logged "
+"""Beginning of the reason of a trial without a value to compare."""
+
+
+def _nothing_to_compare(metric: str, run_folder: Path) -> str:
+    """Return why a finished run has no value of `metric`, with the closest key that it has logged."""
+    logged = sorted({key for row in read_rows(run_folder / METRICS) for key in row if "/" in key})
+    if metric == GATE or not logged:
+        return f"{NOT_LOGGED}metric={metric}"
+    return f"{NOT_LOGGED}metric={metric}; {closest_or_known(metric, logged)}"
+
+
+def _check_comparable(rows: list[Row]) -> None:
+    """End the sweep after a trial without a value to compare, unless others have one.
+
+    Raises:
+        UserError: no trial has a value.
+    """
+    nothing = [row.reason for row in rows if row.reason.startswith(NOT_LOGGED)]
+    if nothing and not any(row.value is not None for row in rows):
+        raise UserError(f"sweep: the first trial ended without a value: {nothing[0]}")
 
 
 def _employ(sweep: Sweep) -> None:
@@ -201,6 +231,7 @@ def _employ(sweep: Sweep) -> None:
     n_started = n_died = 0
     try:
         while n_open := sweep.study.n_open:
+            _check_comparable(sweep.study.rows())
             for worker in [worker for worker in workers if worker.poll() is not None]:
                 workers.remove(worker)
                 if worker.returncode != 0:

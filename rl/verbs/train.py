@@ -28,8 +28,9 @@ from rl.report.page import write_report
 from rl.report.pairs import Untrained, champion_pairs
 from rl.report.plots import draw_before_after
 from rl.report.results import RESULTS, costs, decomposition, results_of, reward, with_noise
+from rl.report.verdict import describe_reward_gain, reward_in_words
 from rl.report.videos import gif_of
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, have_success
 from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import Outcome, Weights
 from rl.runs.folder import RunFolder
@@ -299,6 +300,9 @@ class _Shown:
         if "eval/success" in logged:
             self.values.setdefault("before", logged["eval/success"])
             self.values[self.judge] = logged["eval/success"]
+        elif "eval/reward" in logged:  # an environment without success
+            self.values.setdefault("reward before", logged["eval/reward"])
+            self.values["reward"] = logged["eval/reward"]
         elif "gate/accepted" in logged:
             self.values[self.judge] = logged["gate/challenger" if logged["gate/accepted"] else "gate/champion"]
         if "rollout/dream_success" in logged:
@@ -339,12 +343,16 @@ def _readme(config: TrainConfig, run: Run) -> str:
             f"\nWith white noise of a standard deviation of {config.evaluated_noise:g} (units of the state) on every "
             f"feature and step: {describe(run.outcome.with_noise)}.\n"
         )
+    measured = (
+        f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
+        f"| before | after |\n|---|---|\n| {before} | {after} |\n"
+    )
+    if not _has_success(run):
+        measured, noise = f"{reward_in_words(run.outcome.before, run.outcome.after)}.\n", ""
     return (
         f"# {config.name}\n\nGrown from {start} by PPO (env.kind={config.env.kind}), seed {config.seed}, "
         f"{steps}.{ended}\n\n"
-        f"Success in {judged_in(config)} on {tasks}, seeds from {config.eval.seed} on:\n\n"
-        f"| before | after |\n|---|---|\n| {before} | {after} |\n"
-        f"{by_task.markdown(task_rows(run.outcome.before, run.outcome.after))}{noise}{_gates(run.outcome)}"
+        f"{measured}{by_task.markdown(task_rows(run.outcome.before, run.outcome.after))}{noise}{_gates(run.outcome)}"
     )
 
 
@@ -357,7 +365,10 @@ def _gates(outcome: Outcome) -> str:
 def _table(runs: list[Run], config: TrainConfig) -> Table:
     """Return a table with one column per run and one row per figure."""
     obs_noise = config.evaluated_noise
-    table = Table(title=f"success in {judged_in(config)} on fresh episodes", title_justify="left")
+    title = f"success in {judged_in(config)} on fresh episodes"
+    if not _has_success(runs[0]):
+        title = "reward of fresh episodes; no is_success"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for run in runs:
         table.add_column(run.name, justify="right")
@@ -369,6 +380,15 @@ def _table(runs: list[Run], config: TrainConfig) -> Table:
 
 def _figures(run: Run, obs_noise: float, simulated: bool) -> dict[str, str]:
     outcome, (result,) = run.outcome, results_of([run])
+    if not _has_success(run):
+        old, new = result["reward"]
+        return {
+            "before": f"{old:.4g}",
+            "after": f"{new:.4g}",
+            "gain": describe_reward_gain(outcome.before, outcome.after),
+            "episodes": str(len(outcome.after)),
+            **costs(result, simulated),
+        }
     return {
         "before": _share(outcome.before),
         "after": _share(outcome.after),
@@ -379,6 +399,10 @@ def _figures(run: Run, obs_noise: float, simulated: bool) -> dict[str, str]:
         **reward(result, simulated),
         **costs(result, simulated),
     }
+
+
+def _has_success(run: Run) -> bool:
+    return have_success(run.outcome.before, run.outcome.after)
 
 
 def _share(results: list[EpisodeResult]) -> str:

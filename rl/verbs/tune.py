@@ -8,7 +8,7 @@ from rl.report.card import figures
 from rl.stages.config import TuneConfig
 from rl.stages.episodes import simulates
 from rl.stages.run import load_state, tune
-from rl.verbs.begin import begin_together
+from rl.verbs.begin import begin_together, tells_how_to_go_on
 
 
 def run(words: list[str]) -> None:
@@ -18,9 +18,9 @@ def run(words: list[str]) -> None:
     """
     with Distributed.join() as distributed, distributed.together():
         config, folder, _ = begin_together(distributed, "tune", words, TuneConfig, load_state)
-        print(f"tune {config.name}; to go on after an interruption: wamtune tune {folder.path}", flush=True)
+        print(f"tune {config.name}", flush=True)
         if not simulates(config):
             print(f"there is no simulator ({shown_name(config.env)}): no rollouts, and no success rate")
-        with folder:
+        with folder, tells_how_to_go_on("tune", folder.path):
             about = tune(config, folder, distributed)
     print(f"\n{figures(about['metrics'])}\n\ncheckpoint: {folder.checkpoints / 'last'}")

@@ -93,7 +93,7 @@ def test_errors_all_along_the_episodes() -> None:
     # From 0 m: errors .5, 1 and 1.5, 2; the chunk from 2 m on has too few steps. Expected is where it ends.
     assert found.errors.tolist() == [[0.75, 1.75]] and found.episode.tolist() == [0]
     assert found.expected is not None and found.expected.tolist() == [[1.0, 2.0]]
-    with pytest.raises(UserError, match="none of 4 episodes has the 8 steps of a chunk"):
+    with pytest.raises(UserError, match="none of 4 episodes has 8 steps or more"):
         chunk_errors(Straight(0.5), EPISODES)
 
 

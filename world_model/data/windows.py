@@ -68,9 +68,7 @@ class Windows:
         # 1. Keep the episodes that are long enough for one window.
         usable = [e for e in episodes if e.length >= (1 if pads else chunk_size)]
         if not usable:
-            raise UserError(
-                f"none of {len(episodes)} episodes has the {chunk_size} steps of a chunk; collect longer ones"
-            )
+            raise UserError(f"none of {len(episodes)} episodes has {chunk_size} steps or more; collect longer ones")
         self.episodes, self.n_context_frames, self.chunk_size = usable, n_context_frames, chunk_size
         self.every, self.ends, self.pads = dict(every or {}), ends, pads
         # 2. Concatenate all episodes, each with its first frame repeated in front, so that the context of the first

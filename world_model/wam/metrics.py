@@ -61,7 +61,7 @@ def image_metrics(
     real image at its end. Returns for each task, and as "mean" over tasks: the PSNR in dB after one chunk (`psnr`) and
     after `HORIZON` chunks (`psnr_far`), that of repeating the first image (`repeat`, `repeat_far`), that of the codec
     alone (`codec`), the root mean squared error with shuffled actions divided by that with the true ones
-    (`shuffle_ratio`), and the number of dreams (`n`).
+    (`shuffle_ratio`), and the number of dreams (`n`); {} if no episode is long enough.
     """
     generator = torch.Generator(model.device).manual_seed(SEED)
     images_of = {id(episode): images for episode, images in zip(episodes, images, strict=True)}
@@ -81,7 +81,8 @@ def image_metrics(
             for k in (0, 1, HORIZON)
         ]
         rows[task] = _image_row(model, windows.at(index), real, generator)
-    rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()), {})}
+    if rows:
+        rows["mean"] = {name: sum(r[name] for r in rows.values()) / len(rows) for name in next(iter(rows.values()))}
     return rows
 
 

@@ -234,6 +234,44 @@ def test_an_environment_of_a_file_needs_no_registration(tmp_path: Path) -> None:
         assert says in str(error.value) and "\n" not in str(error.value)
 
 
+def test_what_is_wrong_with_the_name_of_an_environment_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN + "\nclass Needs(Reach):\n    def __init__(self, goal):\n        self.goal = goal\n")
+    found = []
+    for name in ("own.py:Needs", "own:Reach"):
+        with pytest.raises(UserError) as error:
+            make_spec(name, None)
+        found.append(str(error.value))
+    assert found == [
+        "environment 'own.py:Needs': missing a required argument: 'goal'; it is made without arguments, so give that "
+        "one a default, or write a function that returns the environment: env.id=own.py:make_env",
+        "environment 'own:Reach': for the file in this folder write env.id=own.py:Reach",
+    ]
+
+
+SILENT = """
+class Silent(Reach):
+    def step(self, action):
+        return *super().step(action)[:4], {}
+"""
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_an_environment_without_success_says_so(n_workers: int, tmp_path: Path) -> None:
+    """An environment that never succeeds has a success rate of 0; one without `is_success` has none."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN + SILENT)
+    for name, says in (("Silent", False), ("Reach", True)):
+        env = SimEnv(f"{file}:{name}", 2, n_context_frames=1, n_workers=n_workers)
+        env.set_episode_seeds([1, 2])
+        env.reset()
+        env.step_chunk(torch.ones(2, 1, 1))
+        assert env.says_success() is says
+        env.close()
+
+
 UNSEEDED = """
 class Unseeded(Reach):
     def reset(self, *, seed=None, options=None):

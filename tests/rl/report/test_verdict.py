@@ -138,6 +138,23 @@ def test_a_change_of_nothing_needs_no_number_of_episodes() -> None:
     assert episodes_needed(before, after) is None
 
 
+def test_an_environment_that_never_says_success_has_no_rate(tmp_path: Path) -> None:
+    """Rewards 0 before and 1, 2, 3 after: the mean change is 2, its deviation 1, so 2 +- 4.303 / sqrt(3) = 2.484."""
+    folder = make_run(tmp_path, {"mix": ([False] * 3, [False] * 3)}, ("sim", "env.tasks=[push]", "name=mix"))
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    changed = [row | {"reward": float(row["seed"] + 1) if row["phase"] == "after" else 0.0} for row in rows]
+    changed = [row | {"has_success": False} for row in changed]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    found = verdict_of(read_run(folder))
+    assert found.label == "No success in this environment" and found.next_command.endswith("total_timesteps=200000")
+    assert found.sentence == (
+        "The environment has no is_success in its info, so there is no success rate; its own reward of an episode "
+        "went from 0 to 2 (+2 [-0.4841, +4.484] on 3 fresh episodes)."
+    )
+    page = write_report(folder).read_text()
+    assert "reward before" in page and "When did success rise?" not in page
+
+
 def test_without_a_success_the_reward_is_shown(tmp_path: Path) -> None:
     """Some tasks, such as Pendulum-v1, have none. The rewards of three episodes are 0 before and 1, 2, 3 after."""
     folder = make_run(tmp_path, {"mix": ([False] * 3, [False] * 3)}, ("sim", "env.tasks=[push]", "name=mix"))

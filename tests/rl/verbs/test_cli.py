@@ -182,6 +182,10 @@ def test_cp_never_overwrites(tmp_path: Path, built_in: Path) -> None:
     with pytest.raises(UserError, match="not touched"):
         cp.run(["metaworld-tuned", str(tmp_path / "mine.yaml")])
     assert (tmp_path / "mine.yaml").read_text() == "mine"
+    cp.run(["metaworld-tuned", str(tmp_path / "hub")])
+    with pytest.raises(UserError, match="not touched"):  # it would lie inside the first, and go with it everywhere
+        cp.run(["metaworld-tuned", str(tmp_path / "hub")])
+    assert not (tmp_path / "hub" / "metaworld-tuned").exists()
     with pytest.raises(UserError, match="unknown name"):
         cp.run(["metaworld-tuna", str(tmp_path / "other")])
 

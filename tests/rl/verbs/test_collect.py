@@ -53,11 +53,19 @@ def test_random_motion_needs_no_expert(capsys: pytest.CaptureFixture[str]) -> No
         ("Pendulum-v1", "random", 8),
     ]
     assert RANDOM.start not in (7, 8)
+    assert [e.length for e in EpisodeStore("e").load()] == [150, 150]
+    assert cli.main(["collect", "short", *words[1:], "source=random", "max_steps=12"]) == 0
+    assert [e.length for e in EpisodeStore("short").load()] == [12, 12]
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (
+            "e env.id=Pendulum-v1 env.max_steps=9",
+            "unknown key 'env.max_steps' on the command line; did you mean 'max_steps'?",
+        ),
+        ("e env.id=Pendulum-v1 max_steps=0", "max_steps=0: expected at least 1"),
         ("", "collect needs a new folder: wamtune collect runs/episodes/push env.tasks=push"),
         ("env.tasks=push", "collect needs a new folder: wamtune collect runs/episodes/push env.tasks=push"),
         ("e", "env.tasks=[]: expected at least one task; add env.tasks=push or others to the command"),

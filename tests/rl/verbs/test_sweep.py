@@ -36,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
         (["sim", "space.ppo.clip_range=0.1,big"], "ppo.clip_range='big'"),
         (["sim", RATE, "n_trails=3"], "unknown key 'n_trails'"),
         (["sim", RATE, "gate.enabled=false"], "the run has no gates"),
+        (["sim", RATE, "metric=TYPO"], "metric=TYPO: expected gate, or a key of the log"),
         (["nowhere", RATE], "unknown preset 'nowhere'"),
         (["metaworld-tuned", RATE], "metaworld-tuned is a checkpoint"),
     ],
@@ -118,6 +119,19 @@ def test_a_sweep_without_a_good_trial_says_why(call: Call, monkeypatch: pytest.M
     monkeypatch.setattr(sweep, "train", Trainings(*[[UserError("no such simulator")]] * 2))
     code, out, err = call("sweep", "sim", "env.tasks=push", "n_trials=2", RATE)
     assert code == 2 and "no trial has ended well; the first one: no such simulator" in err and "failed" in out
+
+
+def test_a_metric_that_is_not_logged_ends_the_sweep_at_its_first_trial(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings = Trainings([0.1], [0.2])
+    monkeypatch.setattr(sweep, "train", trainings)
+    code, _, err = call("sweep", "sim", "env.tasks=push", "n_trials=2", "metric=gate/chalenger", RATE)
+    assert code == 2 and len(trainings.calls) == 1
+    assert err == (
+        "wamtune: sweep: the first trial ended without a value: its run has not logged metric=gate/chalenger; did you "
+        "mean 'gate/challenger'?\n"
+    )
 
 
 @pytest.mark.slow

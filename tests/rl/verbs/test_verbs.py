@@ -128,11 +128,15 @@ def test_gaussian_trains_on_a_gymnasium_id(call: Call) -> None:
     few = ["total_timesteps=512", "env.n_envs=4", "eval.n_episodes=4", "threads=1", "env.max_steps=20"]
     code, out, err = call("train", "gaussian", *few)
     assert code == 0, err
-    assert "simulator's reward" in out
+    assert "reward of fresh episodes; no is_success" in out and "0.0 %" not in out
+    assert "No success in this environment. The environment has no is_success in its info" in out
     (last,) = Path("runs/gaussian").glob("*/checkpoints/last")
     assert json.loads((last / "config.json").read_text())["policy"] == "gaussian"
-    assert "Grown from a Gaussian MLP by PPO" in (last / "README.md").read_text()
-    assert "a Gaussian MLP on Pendulum-v1, env.kind=sim" in (last.parents[1] / "report.html").read_text()
+    card, page = (last / "README.md").read_text(), (last.parents[1] / "report.html").read_text()
+    assert "Grown from a Gaussian MLP by PPO" in card and "there is no success rate" in card
+    assert "a Gaussian MLP on Pendulum-v1, env.kind=sim" in page
+    assert "No success in this environment" in page and "No episode succeeded" not in page
+    assert not any("eval/success" in row for row in read_rows(last.parents[1] / "metrics.jsonl"))
 
     run = str(last.parents[1])
     code, out, err = call("eval", run, "n_episodes=4", "n_envs=2")
@@ -140,6 +144,7 @@ def test_gaussian_trains_on_a_gymnasium_id(call: Call) -> None:
     after = [row for row in read_rows(last.parents[1] / "eval.jsonl") if row["phase"] == "after"]
     mean = sum(row["reward"] for row in after) / len(after)
     assert f"Pendulum-v1: the simulator's reward is {mean:.4g} an episode" in out  # the same seeds
+    assert "no is_success in it (4 episodes)" in out and " % [" not in out
     assert "place=both: a policy has no dream of its own; name" in call("eval", run, "place=both")[2]
     assert "max_steps: a Gaussian policy is evaluated where it was" in call("eval", run, "max_steps=9")[2]
     shutil.copytree(last, "alone")

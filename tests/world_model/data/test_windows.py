@@ -140,5 +140,5 @@ def test_samples_are_whole_windows_and_repeat_with_the_seed():
 
 
 def test_episodes_that_are_too_short_are_refused():
-    with pytest.raises(UserError, match="none of 2 episodes has the 4 steps of a chunk"):
+    with pytest.raises(UserError, match="none of 2 episodes has 4 steps or more"):
         Windows([episode(3, 0.0), episode(2, 0.0)], ("a",), 2, 4)
