@@ -109,11 +109,9 @@ class PostTraining:
         )
         self._process_state = ProcessState(self.ppo, self.sim, self.eval_envs, self.imitation, self.state)
         # Build the dream before anything runs, so that a reward term that it cannot compute fails at once.
-        self.dreams, self._borrowed = None, None
+        self.dreams = None
         if config.env.kind != "sim" and model is not None:
             self.dreams = Dreams(own, model, self.policy.images, distributed)
-            if config.dream.explore_as == "known":
-                self._borrowed = BorrowedTasks(config, model, tasks, self.dreams, self.state)
         self.sim.record(self.dreams is not None)
         self.twins = make_twins(config, self.dreams, self.eval_envs, self.sim, self.policy)
         # The caller may replace `say` and `safe`, so they are looked up at each call.
@@ -451,8 +449,7 @@ class PostTraining:
             dreams = self.dreams if "dream" in names else None
             # Once per round, before its first phase: collect episodes for the refit of the dream.
             if dreams is not None and not dreams.are_over and name == names[0]:
-                n_episodes, record = self.config.dream.n_episodes, self.record_episodes
-                explore(n_episodes, self.ppo, self.state, record, self._tick, self._borrowed)
+                self._explore(dreams)
             if dreams is not None and dreams.are_over and name == "dream":
                 self.say(f"round {round_index + 1}: the gap widens, there are no more dreams in this run")
                 return
@@ -465,6 +462,13 @@ class PostTraining:
             self.phases[name].train(round_index)
         self._work.go_on()
         self.state.results.append(self.gate(name, round_index))
+
+    def _explore(self, dreams: Dreams) -> None:
+        """Collect episodes that explore, for the refit of the dream."""
+        config, borrowed = self.config, None
+        if config.dream.explore_as == "known" and self.model is not None:
+            borrowed = BorrowedTasks(config, self.model, tasks_of(config, self.model), dreams, self.state)
+        explore(config.dream.n_episodes, self.ppo, self.state, self.record_episodes, self._tick, borrowed)
 
     def _rounds_after(self, phase: str, round_index: int) -> float:
         """Return the rounds finished after a phase, a fraction within a round.

@@ -115,6 +115,20 @@ def test_our_own_model_imitates_the_person_as_well(trained: WorldActionModel, ma
     assert imitation.loss(torch.Generator().manual_seed(0)) is None
 
 
+@pytest.mark.parametrize(("demo_coef", "begins"), [(1.0, [0, 4]), (0.0, [0, 1, 2, 3, 4, 5, 6])])
+def test_successes_are_kept_up_to_the_last_step_that_is_solved(demo_coef: float, begins: list[int]) -> None:
+    """Of 12 steps the task is solved in steps 5 and 6. Without demonstrations every window counts, else whole chunks."""
+    episode = numbered(12)
+    episode.success[:] = False
+    episode.success[5:7] = True
+    imitation = Imitation(
+        ChainPolicy(Still(), SPEC), [numbered(9)], demo_coef, sim_coef=1.0, dream_coef=0.0, batch_size=4
+    )
+    imitation.add_episodes([episode, numbered(12, success=False)])
+    states, actions = kept(imitation, "sim")
+    assert states == begins and actions == [[10.0 * (begin + i) for i in range(4)] for begin in begins]
+
+
 def test_a_delay_shifts_who_acted_as_well() -> None:
     """With a delay of 2, the actions that the person commanded in states 3 to 8 were executed in steps 5 to 10."""
     imitation = Imitation(ChainPolicy(Masks(), SPEC), [], demo_coef=0.0, sim_coef=1.0, dream_coef=0.0, batch_size=4)

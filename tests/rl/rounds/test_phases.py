@@ -203,6 +203,13 @@ def test_a_control_takes_as_many_optimizer_steps_as_ppo_in_the_dream(make_post: 
     assert updates == [2, 2]
 
 
+def test_a_dream_may_begin_with_imitation(make_post: Callable[..., PostTraining]) -> None:
+    post = make_post("dream.imitation_steps=7")
+    with counted_steps() as count:
+        post.phases["dream"].train(0)
+    assert count == [7 + 2 * 5 * 2] and post.state.n_updates == 2
+
+
 def test_the_critic_of_a_dream_costs_one_more_rollout(make_post: Callable[..., PostTraining]) -> None:
     post = make_post("ppo.critic_warmup_steps=1")
     assert post.state.critic_is_new

@@ -101,11 +101,17 @@ def test_the_curve_with_a_tiny_model(
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path), "--shaping", "1", "--set", *TINY])
     unseen.main()
     rows = unseen.read(tmp_path / "results.jsonl")
-    assert [(row["method"], row["k"]) for row in rows] == [("start", 0), ("dream", 10), ("sim", 10), ("sac", 10)]
+    assert [(row["method"], row["k"]) for row in rows] == [
+        ("start", 0),
+        ("dream", 10),
+        ("imitate", 10),
+        ("sim", 10),
+        ("sac", 10),
+    ]
     assert all(len(row["success"]) == 4 for row in rows)
     # all in: ten episodes of 152 steps, none of them cut short by a success
-    assert [row["sim_steps"] for row in rows] == [0, 1520, 1520, 1520]
-    assert [bool(row["dream"]) for row in rows] == [True, True, False, False] and rows[0]["dream"]["n"] == 4
+    assert [row["sim_steps"] for row in rows] == [0, 1520, 1520, 1520, 1520]
+    assert [bool(row["dream"]) for row in rows] == [True, True, False, False, False] and rows[0]["dream"]["n"] == 4
     printed = capsys.readouterr().out
     assert "| episodes | method | box-close | mean [95 %] |" in printed and "of 4 |" in printed
     monkeypatch.setattr(unseen, "run", lambda *_: pytest.fail("all runs have finished"))
