@@ -117,7 +117,7 @@ def test_our_own_model_imitates_the_person_as_well(trained: WorldActionModel, ma
 
 @pytest.mark.parametrize(("demo_coef", "begins"), [(1.0, [0, 4]), (0.0, [0, 1, 2, 3, 4, 5, 6])])
 def test_successes_are_kept_up_to_the_last_step_that_is_solved(demo_coef: float, begins: list[int]) -> None:
-    """Of 12 steps the task is solved in steps 5 and 6. Without demonstrations every window counts, else whole chunks."""
+    """Of 12 steps the task is solved in steps 5 and 6. Without demonstrations all windows count, else chunks."""
     episode = numbered(12)
     episode.success[:] = False
     episode.success[5:7] = True
