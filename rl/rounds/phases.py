@@ -255,6 +255,8 @@ class DreamPhase:
         if self.config.dream.imitation_steps:
             self.hooks.tick(f"round {round_index + 1}, imitation", 0.0)
             self.learner.ppo.imitate(self.config.dream.imitation_steps)
+            # Else the KL penalty would pull the policy back to what it was before it imitated.
+            self.learner.ppo.policy.set_reference()
         self._refit(f"round {round_index + 1}, refit of the dream")
         self._train_in(self._dream(round_index), f"round {round_index + 1}, PPO in the dream")
         if self.imitation is not None:

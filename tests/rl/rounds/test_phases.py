@@ -204,10 +204,13 @@ def test_a_control_takes_as_many_optimizer_steps_as_ppo_in_the_dream(make_post: 
 
 
 def test_a_dream_may_begin_with_imitation(make_post: Callable[..., PostTraining]) -> None:
+    """What it has imitated is what the KL penalty keeps it close to."""
     post = make_post("dream.imitation_steps=7")
+    at: list[int] = []
     with counted_steps() as count:
+        post.policy.set_reference = lambda: at.extend(count)  # type: ignore[method-assign]
         post.phases["dream"].train(0)
-    assert count == [7 + 2 * 5 * 2] and post.state.n_updates == 2
+    assert count == [7 + 2 * 5 * 2] and at == [7] and post.state.n_updates == 2
 
 
 def test_the_critic_of_a_dream_costs_one_more_rollout(make_post: Callable[..., PostTraining]) -> None:
