@@ -51,7 +51,7 @@ def explore(
     acting: Policy = Exploring(ppo.policy, ppo.generator)
     plans = {} if borrowed is None else borrowed.plans(n_episodes)
     if borrowed is not None and plans:
-        acting = _Borrowing(acting, lambda task, seed: borrowed.index(plans, task, seed - first))
+        acting = _Borrowing(acting, lambda task, seed: borrowed.index(plans, task, seed, seeds))
     # Exploring has no work item of its own: it precedes the training of a phase, whose progress begins at 0.
     results = record(acting, seeds, lambda share: tick("exploring", 0.0))
     if borrowed is not None:
@@ -91,10 +91,11 @@ class BorrowedTasks:
         """Return the task that the episode `number` acts as if it is one of `task`; tasks take turns in a run."""
         return plans[task][number // len(self.tasks)] if task in plans else task
 
-    def index(self, plans: Mapping[str, Sequence[str]], task: int, number: int) -> int:
-        """Return the same of the indices of the tasks; environments without an episode have a negative number."""
+    def index(self, plans: Mapping[str, Sequence[str]], task: int, seed: int, seeds: range) -> int:
+        """Return the index of the task that the episode `seed` of task number `task` acts as."""
         names = self.model.spec.tasks
-        return task if number < 0 else names.index(self.acted_as(plans, names[task], number))
+        # An environment without an episode of `seeds` goes on with one that nobody reads.
+        return names.index(self.acted_as(plans, names[task], seed - seeds.start)) if seed in seeds else task
 
     def count(self, plans: Mapping[str, Sequence[str]], seeds: range) -> None:
         """Keep the returns of the episodes of `seeds`, which have been recorded."""
