@@ -1,7 +1,7 @@
 """Checks for the values of a config, with one-line errors. They need no torch.
 
 A config is any object with attributes. Names are checked in the given order; the error is about the first wrong one.
-NaN fails every check.
+NaN fails every check, and None passes: it is the value of a key that is not set.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def require(config: object, names: tuple[str, ...], holds: Callable[[Any], bool]
     Comparisons with NaN are false, so the checks above refuse NaN.
     """
     for name in names:
-        if not holds(value := getattr(config, name)):
+        if (value := getattr(config, name)) is not None and not holds(value):
             raise UserError(f"{name}={value}: expected {expected}")
 
 

@@ -188,11 +188,8 @@ class DreamConfig:
         at_least(self, 1, "rollback_factor")
         positive(self, "refit_learning_rate")
         within_0_1(self, "later_refits")
-        for name in ("max_widenings", "n_rounds"):
-            if getattr(self, name) is not None:
-                at_least(self, 1, name)
-        if self.max_expected_error is not None:
-            positive(self, "max_expected_error")
+        at_least(self, 1, "max_widenings", "n_rounds")
+        positive(self, "max_expected_error")
 
 
 @dataclass(frozen=True)
@@ -237,17 +234,14 @@ class PPOConfig:
 
     def check(self) -> None:
         """Refuse counts, rates and shares out of range."""
-        at_least(self, 1, "n_steps", "batch_size", "n_epochs", "bc_batch_size")
-        if self.n_denoising_steps is not None:
-            at_least(self, 1, "n_denoising_steps")
+        at_least(self, 1, "n_steps", "batch_size", "n_epochs", "bc_batch_size", "n_denoising_steps")
         at_least(self, 0, "critic_warmup_steps", "imitation_steps")
         at_least(self, 0, "pg_coef", "vf_coef", "ent_coef", "bc_coef", "success_bc_coef", "ref_kl_coef")
         positive(self, "critic_learning_rate", "max_grad_norm", "noise_std")
         positive(self, *(n for n in ("learning_rate", "clip_range") if not isinstance(getattr(self, n), Mapping)))
         within_0_1(self, "gamma", "gae_lambda", "noise_correlation")
         require(self, ("noise_correlation",), lambda value: value < 1, "less than 1: some noise must be its own")
-        if self.target_kl is not None:
-            positive(self, "target_kl")
+        positive(self, "target_kl")
 
 
 @dataclass(frozen=True)
@@ -425,7 +419,7 @@ class TrainConfig:
         at_least(self, 0, "seed", "threads", "save_minutes")
         at_least(self, 1, "total_timesteps", "n_rounds", "n_action_steps")
         within_0_1(self, "steer")
-        at_least(self, 1, *(name for name in ("budget_steps", "budget_episodes") if getattr(self, name) is not None))
+        at_least(self, 1, "budget_steps", "budget_episodes")
         func = self.actor.func
         if func == "gaussian" and self.env.kind != "sim" and self.dream.brought is None:
             raise UserError(

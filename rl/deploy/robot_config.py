@@ -51,9 +51,7 @@ class RobotConfig:
         """Refuse an empty robot name and invalid counts."""
         if not self.robot:
             raise UserError("robot=: expected fake, sim, rosbridge, the name of a robot of LeRobot, or FILE.py:Class")
-        at_least(self, 1, "n_episodes", "max_steps", "n_action_steps")
-        if self.n_denoising_steps is not None:
-            at_least(self, 1, "n_denoising_steps")
+        at_least(self, 1, "n_episodes", "max_steps", "n_action_steps", "n_denoising_steps")
         between_0_1(self, "alpha")
         if self.calibration and self.success != "read_out":
             raise UserError(

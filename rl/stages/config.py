@@ -54,7 +54,7 @@ class PretrainConfig:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 0, "seed", "threads", "n_expert", "n_noisy", "n_random", "trust_steps")
-        at_least(self, 1, "n_heldout", *(("max_steps",) if self.max_steps is not None else ()))
+        at_least(self, 1, "n_heldout", "max_steps")
         self.model.of_size(self.size)
         # The order of the tasks is that of the model's task embedding, so each may occur once.
         if len(set(self.env.tasks)) < len(self.env.tasks):
@@ -122,7 +122,7 @@ class TuneConfig:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 0, "seed", "threads", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
-        at_least(self, 1, "n_demos", "n_denoising_steps", *(("max_steps",) if self.max_steps is not None else ()))
+        at_least(self, 1, "n_demos", "n_denoising_steps", "max_steps")
         if not all(noise > 0 for noise in self.eval_noise):
             raise UserError(f"eval_noise={list(self.eval_noise)}: expected numbers above 0")
         positive(self, "noise_std")

@@ -34,9 +34,7 @@ class EpisodeOptions:
 
     def check(self) -> None:
         """Refuse counts out of range, and an `out` of another file type."""
-        at_least(self, 1, "max_steps", "n_envs")
-        if self.n_denoising_steps is not None:
-            at_least(self, 1, "n_denoising_steps")
+        at_least(self, 1, "max_steps", "n_envs", "n_denoising_steps")
         at_least(self, 0, "seed", "n_action_steps", "obs_noise")
         if self.out and not self.out.endswith((".json", ".html")):
             raise UserError(f"out={self.out!r}: expected the name of a .json file or of an .html page")
@@ -218,8 +216,7 @@ class ServeOptions:
         at_least(self, 1, "max_clients", "max_rows", "threads", "horizon", "max_steps")
         at_least(self, 0, "seed", "hz")
         require(self, ("port",), lambda value: 0 <= value < 2**16, "0 to 65535")
-        if self.n_denoising_steps is not None:
-            at_least(self, 1, "n_denoising_steps")
+        at_least(self, 1, "n_denoising_steps")
         if self.key and not self.certificate:
             raise UserError(f"key={self.key}: there is no certificate to it; name one with certificate=FILE")
 
@@ -275,11 +272,8 @@ class CollectOptions:
 
     def check(self) -> None:
         """Refuse counts out of range, and neither tasks nor an id."""
-        at_least(self, 1, "n_episodes")
-        if self.seed is not None:
-            at_least(self, 0, "seed")
-        if self.max_steps is not None:
-            at_least(self, 1, "max_steps")
+        at_least(self, 1, "n_episodes", "max_steps")
+        at_least(self, 0, "seed")
         if not (self.env.tasks or self.env.id):
             raise UserError("env.tasks=[]: expected at least one task; add env.tasks=push or others to the command")
 
