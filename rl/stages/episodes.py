@@ -45,15 +45,21 @@ def simulates(config: Where) -> bool:
     return find_simulator(config.env).place == "sim"
 
 
-def with_task_of_id(env: SimulatorConfig) -> SimulatorConfig:
-    """Return `env`; if it names no task, with that of its id where each id is one task, as in gymnasium."""
-    if env.tasks or not (env.id and find_simulator(env).id_is_task):
-        return env
-    return replace(env, tasks=(task_of_id(env.id),))
+def with_tasks(env: SimulatorConfig) -> SimulatorConfig:
+    """Return `env`; if it names no task, with that of its id where each id is one task, as in gymnasium.
+
+    Raises:
+        UserError: it has no task then, and a simulator needs one.
+    """
+    if not env.tasks and env.id and find_simulator(env).id_is_task:
+        env = replace(env, tasks=(task_of_id(env.id),))
+    if not env.tasks:
+        raise UserError(f"env.tasks=[]: {shown_name(env)} needs at least one task; add env.tasks=... to the command")
+    return env
 
 
 def checked_early(config: PretrainConfig) -> PretrainConfig:
-    """Return the config with its task, see `with_task_of_id`, and refuse one that cannot be served, before collecting.
+    """Return the config with its task, see `with_tasks`, and refuse one that cannot be served, before collecting.
 
     Raises:
         UserError: a simulator without a task, a simulator together with a dataset, videos without a task, or there is
@@ -61,11 +67,10 @@ def checked_early(config: PretrainConfig) -> PretrainConfig:
     """
     if config.model.text.encoder:
         load_encoder(config.model.text.encoder)
-    config, where = replace(config, env=with_task_of_id(config.env)), shown_name(config.env)
     if simulates(config):
-        if not config.env.tasks:
-            raise UserError(f"env.tasks=[]: {where} needs at least one task; add env.tasks=... to the command")
+        config = replace(config, env=with_tasks(config.env))
         if config.dataset:
+            where = shown_name(config.env)
             raise UserError(f"dataset={config.dataset}: {where} collects its own episodes; set env.simulator=recorded")
     elif config.videos and not config.env.tasks:
         raise UserError(f"videos={config.videos}: which tasks do they show? add env.tasks=... to the command")

@@ -9,7 +9,7 @@ from rewards.errors import UserError
 from rl.compose import compose
 from rl.envs.names import shown_name
 from rl.seeds import OF_SOURCE
-from rl.stages.episodes import complete, simulates, with_task_of_id
+from rl.stages.episodes import complete, simulates, with_tasks
 from rl.verbs.options import CollectOptions
 from world_model.data.episodes import EpisodeStore
 
@@ -21,11 +21,7 @@ def run(words: list[str]) -> None:
         raise UserError(f"{folder} is there already and was not touched; choose another folder")
     if not simulates(options):
         raise UserError(f"{shown_name(options.env)}: it simulates nothing, so there is nothing to record")
-    options = replace(options, env=with_task_of_id(options.env))
-    if not options.env.tasks:
-        raise UserError(
-            f"env.tasks=[]: {shown_name(options.env)} needs at least one task; add env.tasks=... to the command"
-        )
+    options = replace(options, env=with_tasks(options.env))
     store = EpisodeStore(folder)
     first = OF_SOURCE[options.source].start if options.seed is None else options.seed
     complete(options, store, options.source, options.n_episodes, first)
