@@ -6,7 +6,7 @@ r"""Learn tasks that a checkpoint never saw from few real episodes: success afte
 
 The tasks are the five test tasks of ML45. The policy gets the sentence of the task and no demonstration of it. Its
 reward is Meta-World's success (`unseen_rewards.py`), with `--shaping W` also W times the metres by which the object
-comes closer to its goal. The methods:
+comes closer to its goal, and half of those by which the hand comes closer to the object. The methods:
 
     dream   k exploring episodes in up to three rounds, which act as on the known tasks until one succeeds; each time
             the successes are imitated, the world model is refitted on all episodes, and PPO trains in the dream
@@ -15,7 +15,7 @@ comes closer to its goal. The methods:
     sac     from scratch: SAC of Stable-Baselines3, its defaults, a gradient step for each step of the simulator
 
 k counts all real episodes: there is no gate. An episode is 152 steps long, 19 whole chunks, whether it succeeds or not,
-so both methods execute k * 152 steps. For the first states of dreams the simulator is reset, but not stepped. Each row
+so all methods execute k * 152 steps. For the first states of dreams the simulator is reset, but not stepped. Each row
 is measured on fresh episodes without exploring; that of `dream` also says what the dream shows on the same episodes. A
 row is appended to OUT/results.jsonl when its run has ended, so the command can be stopped and called again.
 """

@@ -62,7 +62,7 @@ class GymTask:
         if not action.is_bounded() or len(action.shape) != 1:
             raise UserError(f"environment {env_id!r}: its action space is {action}, expected a bounded one-axis Box")
         self._n_steps = 0
-        self.says_success = False  # whether its info has had an entry for success so far
+        self.reports_success = False  # whether its info has had an entry for success so far
         self._obs: Mapping[str, Any] = {}
         # Key of the observation -> size; the key is empty if the observation is no Dict.
         self._vectors = {key: int(np.prod(box.shape or (1,))) for key, box in boxes.items() if not _is_image(box)}
@@ -100,7 +100,7 @@ class GymTask:
         self._n_steps += 1
         frame, rewards = self._state(obs), self._numbers(reward, "reward", 1)
         success = info.get("is_success", info.get("success", False))
-        self.says_success = self.says_success or "is_success" in info or "success" in info
+        self.reports_success = self.reports_success or "is_success" in info or "success" in info
         is_terminated, is_truncated = self._flag(terminated, "terminated"), self._flag(truncated, "truncated")
         is_success = self._flag(success, "success in its info")
         return frame, float(rewards[0]), is_success, is_terminated, is_truncated

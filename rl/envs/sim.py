@@ -135,9 +135,9 @@ class SimEnv(Simulator):
         actions = [scripted_expert(t)(f[1], f[0]) for t, f in zip(self.task_of_env, frames, strict=True)]
         return torch.from_numpy(np.stack(actions)).to(self.device)
 
-    def says_success(self) -> bool:
-        """Whether any environment has said so far that a step was a success or was none."""
-        return self._envs.says_success()
+    def reports_success(self) -> bool:
+        """Whether the steps of any environment have reported success, true or false, so far."""
+        return self._envs.reports_success()
 
     def assign(self, tasks: Sequence[str]) -> None:
         """Give environment i the task `tasks[i]`; the next rollout begins new episodes."""

@@ -193,8 +193,8 @@ class Simulator(BatchedEnv):
         """
         raise UserError("sim: there is no scripted expert here; only Meta-World tasks have one")
 
-    def says_success(self) -> bool:
-        """Whether it has said so far that a step was a success or was none; False: there is no success rate."""
+    def reports_success(self) -> bool:
+        """Whether its steps have reported success, true or false, so far; if not, there is no success rate."""
         return True
 
     def set_episode_seeds(self, seeds: Sequence[int]) -> None:

@@ -128,9 +128,9 @@ class Group:
         """Return the last two frames of each environment, the newest one last. Shape: (n, 2, state_dim)."""
         return np.stack([np.stack(self.before), np.stack(self.last)], axis=1)
 
-    def says_success(self) -> bool:
-        """Whether any environment has said so far that an episode succeeded or did not; Meta-World always does."""
-        return any(getattr(env, "says_success", True) for env in self.envs)
+    def reports_success(self) -> bool:
+        """Whether the steps of any environment have reported success so far; those of Meta-World always do."""
+        return any(getattr(env, "reports_success", True) for env in self.envs)
 
     def close(self) -> None:
         """Close every environment."""
@@ -176,9 +176,9 @@ class Workers:
         """See `Group.newest`."""
         return np.concatenate(self._all("newest", [()] * len(self.parts)))
 
-    def says_success(self) -> bool:
-        """See `Group.says_success`."""
-        return any(self._all("says_success", [()] * len(self.parts)))
+    def reports_success(self) -> bool:
+        """See `Group.reports_success`."""
+        return any(self._all("reports_success", [()] * len(self.parts)))
 
     def close(self) -> None:
         """End the processes."""

@@ -117,15 +117,13 @@ class Imitation:
         corrected, driven = _of_person(windows)
         if self.policy.masks_unknown:  # one window for each decision
             aligned = windows.begins % self.policy.n_action_steps == 0
-        elif (
-            self.coefs["demonstrations"] == 0.0
-        ):  # there is nothing else to imitate: every window, as of demonstrations
+        elif self.coefs["demonstrations"] == 0.0:  # nothing else to imitate: every window, as of demonstrations
             aligned = torch.ones_like(windows.begins, dtype=torch.bool)
         else:  # every window that begins at a multiple of the chunk size, and the last one that fits the episode
             size = self.policy.chunk_size
             last = torch.tensor([e.length - size for e in windows.episodes], device=self.policy.device)
             aligned = (windows.begins % size == 0) | (windows.begins == last[windows.episode])
-        # What comes after the last success led to none, as in `leads_to_success`.
+        # As in `leads_to_success`, leave out what comes after the last success.
         ends = torch.tensor([_last_success(e) for e in windows.episodes], device=self.policy.device)
         led = windows.begins <= ends[windows.episode]
         self._encode("sim", windows, ((aligned & led & ~corrected) | driven).nonzero().squeeze(1))

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rl.rounds.evaluate import EpisodeResult, have_success
+from rl.rounds.evaluate import EpisodeResult, have_success, mean_reward
 from rl.statistics import success_rate, wilson
 from world_model.files import write_atomically
 
@@ -87,7 +87,7 @@ def _bar(axes: Axes, x: float, results: Sequence[EpisodeResult], color: str, lab
 
 
 def _reward_bar(axes: Axes, x: float, results: Sequence[EpisodeResult], color: str, label: str | None) -> None:
-    mean = sum(result.reward for result in results) / len(results)
+    mean = mean_reward(results)
     axes.bar(x, mean, 0.38, color=color, label=label)
     axes.annotate(f"{mean:.4g}", (x, mean), ha="center", va="bottom" if mean >= 0 else "top")
 

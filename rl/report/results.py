@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import mean_reward
 from rl.rounds.outcome import PhaseResult
 from rl.runs.state import Run
 from rl.statistics import success_rate
@@ -27,7 +27,7 @@ def results_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "name": run.name,
             "before": success_rate(run.outcome.before),
             "phases": [_phase(result) for result in run.outcome.results],
-            "reward": [_mean_reward(results) for results in (run.outcome.before, run.outcome.after)],
+            "reward": [mean_reward(results) for results in (run.outcome.before, run.outcome.after)],
             "sim_steps": run.outcome.sim_steps,
             "gate_steps": run.outcome.gate_steps,
             "minutes": run.minutes,
@@ -88,7 +88,3 @@ def _phase(result: PhaseResult) -> dict[str, Any]:
         "success": success_rate(result.evaluation),
         "rounds": result.rounds,
     }
-
-
-def _mean_reward(results: Sequence[EpisodeResult]) -> float:
-    return sum(result.reward for result in results) / len(results)

@@ -11,7 +11,7 @@ from rl.report.data import Row, RunData
 from rl.report.look import Section, beside, figure, note, plots, table
 from rl.report.results import all_steps, costs, decomposition, gain_from, reward, sources, with_noise
 from rl.report.verdict import describe_reward_gain, reward_in_words
-from rl.rounds.evaluate import have_success
+from rl.rounds.evaluate import have_success, mean_reward
 from rl.rounds.outcome import STEPS
 from rl.statistics import describe, describe_gain, success_rate, wilson
 
@@ -63,7 +63,7 @@ def _reward_alone(run: RunData, question: str) -> Section:
     lines = []
     for name, found in run.evaluations.items():
         before, after = found["before"], found["after"]
-        means = [f"{sum(r.reward for r in results) / len(results):.4g}" for results in (before, after)]
+        means = [f"{mean_reward(results):.4g}" for results in (before, after)]
         lines.append((name, *means, describe_reward_gain(before, after)))
     own = run.evaluations[run.config.name]
     words = (

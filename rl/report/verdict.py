@@ -24,7 +24,7 @@ from rl.build import has_simulator, judged_in
 from rl.config import CONTROLS
 from rl.report.by_task import in_words, task_rows
 from rl.report.data import RunData
-from rl.rounds.evaluate import EpisodeResult, have_success
+from rl.rounds.evaluate import EpisodeResult, have_success, mean_reward
 from rl.runs.verdict import Kind, RunVerdict
 from rl.statistics import describe, mean_change, paired_gain, success_rate, wilson
 
@@ -78,7 +78,7 @@ def verdict_of(run: RunData) -> RunVerdict:
 
 
 def _rewards(run: RunData, before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
-    old, new = (_mean_reward(results) for results in (before, after))
+    old, new = (mean_reward(results) for results in (before, after))
     reward = "the simulator's own reward" if has_simulator(run.config) else "the reward"
     return (
         f"None of {len(after)} fresh episodes succeeded, before training or after it, and {reward} of an episode went "
@@ -88,7 +88,7 @@ def _rewards(run: RunData, before: Sequence[EpisodeResult], after: Sequence[Epis
 
 def reward_in_words(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
     """Return how the reward of the environment has changed, where it does not say what a success is."""
-    old, new = (_mean_reward(results) for results in (before, after))
+    old, new = (mean_reward(results) for results in (before, after))
     return (
         "The environment has no is_success in its info, so there is no success rate; its own reward of an episode went "
         f"from {old:.4g} to {new:.4g} ({describe_reward_gain(before, after)} on {len(after)} fresh episodes)"
@@ -99,10 +99,6 @@ def describe_reward_gain(before: Sequence[EpisodeResult], after: Sequence[Episod
     """Return the gain in the environment's own reward of an episode, and its 95 % interval."""
     gain, low, high = mean_change([r.reward for r in before], [r.reward for r in after])
     return f"{gain:+.4g}" + (f" [{low:+.4g}, {high:+.4g}]" if math.isfinite(low) else "")
-
-
-def _mean_reward(results: Sequence[EpisodeResult]) -> float:
-    return sum(result.reward for result in results) / len(results)
 
 
 def broken_promise(run: RunData) -> Promise | None:

@@ -28,7 +28,7 @@ class EpisodeResult:
     success: bool
     n_steps: int
     reward: float  # sum over the episode of the simulator's own reward; in a dream of the configured reward
-    has_success: bool = True  # False: the simulator has never said what a success is, so `success` means nothing
+    has_success: bool = True  # False: the simulator reports no success, and `success` means nothing
 
     def to_row(self) -> dict[str, Any]:
         """Return a row of `eval.jsonl`; `has_success` is in it where it is False."""
@@ -39,7 +39,7 @@ class EpisodeResult:
 
 
 def have_success(*groups: Sequence[EpisodeResult]) -> bool:
-    """Whether the simulator has said in any of these episodes what a success is; else there is no success rate."""
+    """Whether the simulator reports success in any of these episodes; if not, there is no success rate."""
     return any(result.has_success for group in groups for result in group)
 
 
@@ -47,7 +47,12 @@ def logged(results: Sequence[EpisodeResult]) -> dict[str, float]:
     """Return what a run logs of an evaluation: its success rate, or without one the mean reward of an episode."""
     if have_success(results):
         return {"eval/success": success_rate(results)}
-    return {"eval/reward": sum(result.reward for result in results) / len(results)}
+    return {"eval/reward": mean_reward(results)}
+
+
+def mean_reward(results: Sequence[EpisodeResult]) -> float:
+    """Return the mean reward of an episode."""
+    return sum(result.reward for result in results) / len(results)
 
 
 class Exploring:
@@ -90,7 +95,7 @@ def evaluate_sim(
         tick(len(results), len(set(seeds)))
     env.set_episode_seeds([])
     env.begun = False  # discard unfinished episodes; the next rollout must reset
-    has_success = env.says_success()
+    has_success = env.reports_success()
     return [replace(results[seed], has_success=has_success) for seed in seeds]
 
 

@@ -44,7 +44,7 @@ def explore(
     """Collect episodes with the noise of exploration, on fresh seeds, for the refit of a dream.
 
     Their steps count as training; `state.explored` and `state.sim_steps` are updated. `tick` is the one of `Hooks`.
-    With `borrowed`, episodes of tasks that it is for act as on other tasks.
+    With `borrowed`, episodes of unseen tasks act as on known ones.
     """
     first = EXPLORE.start + state.explored
     seeds = range(first, first + n_episodes)
@@ -61,10 +61,10 @@ def explore(
 
 
 class BorrowedTasks:
-    """Chooses as which known task each exploring episode of an unseen task acts.
+    """Chooses the task whose sentence or number the policy gets in each exploring episode of an unseen task.
 
-    At first as each known task once, and as its own. Then as the `N_BEST` of them whose episodes had the highest
-    returns, equally often. Once an episode of the task has succeeded, as its own: that one is imitated.
+    First each known task and the unseen task itself, once. Then the `N_BEST` of these whose episodes had the highest
+    returns, equally often. As soon as an episode has succeeded, only the unseen task itself: successes are imitated.
 
     Args:
         config: of the run; its reward terms make the returns.
@@ -82,19 +82,19 @@ class BorrowedTasks:
         self.rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
 
     def plans(self, n_episodes: int) -> dict[str, list[str]]:
-        """Return as which tasks `n_episodes` act, in order, for each task that was never trained and never solved."""
+        """Return unseen task -> the tasks that its next `n_episodes` act as, in order; solved tasks are left out."""
         solved = {episode.task for episode in self.dreams.episodes if episode.is_success}
         new = [task for task in self.tasks if task in self.model.unseen_tasks and task not in solved]
         return {task: self._plan(task, n_episodes) for task in new}
 
     def acted_as(self, plans: Mapping[str, Sequence[str]], task: str, number: int) -> str:
-        """Return the task that the episode `number` acts as if it is one of `task`; tasks take turns in a run."""
+        """Return the task that episode `number` of this exploring, one of `task`, acts as; tasks take turns."""
         return plans[task][number // len(self.tasks)] if task in plans else task
 
     def index(self, plans: Mapping[str, Sequence[str]], task: int, seed: int, seeds: range) -> int:
         """Return the index of the task that the episode `seed` of task number `task` acts as."""
         names = self.model.spec.tasks
-        # An environment without an episode of `seeds` goes on with one that nobody reads.
+        # Environments without an episode of `seeds` run on, and their results are dropped.
         return names.index(self.acted_as(plans, names[task], seed - seeds.start)) if seed in seeds else task
 
     def count(self, plans: Mapping[str, Sequence[str]], seeds: range) -> None:
@@ -114,13 +114,13 @@ class BorrowedTasks:
 
 
 class _Borrowing:
-    """A policy that gets another task in the observations of some episodes than the one that it is in."""
+    """A policy whose observations name another task than that of the episode."""
 
     def __init__(self, policy: Policy, index: Callable[[int, int], int]) -> None:
         self.policy, self.index = policy, index
 
     def encode(self, obs: Obs) -> Obs:
-        """Return the observations: which episodes they are of is known to `decide` alone."""
+        """Return the observations: only `decide` gets the seeds of the episodes, so it encodes."""
         return obs
 
     def decide(self, encoded: Obs, seed: Tensor, counter: Tensor) -> Tensor:

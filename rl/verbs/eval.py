@@ -30,6 +30,7 @@ from rl.rounds.evaluate import (
     evaluate_sim,
     first_states,
     have_success,
+    mean_reward,
     whole_episodes,
 )
 from rl.runs.progress import Progress, show
@@ -72,7 +73,7 @@ def run(words: list[str]) -> None:
         )
     for task, results in found.sim.items():
         if results and (actor.gaussian is not None or not have_success(results)):
-            print(f"{task}: the simulator's reward is {sum(r.reward for r in results) / len(results):.4g} an episode")
+            print(f"{task}: the simulator's reward is {mean_reward(results):.4g} an episode")
     if options.out.endswith(".html"):
         write_atomically(Path(options.out), eval_page(name, found.sim, found.dream, twins, tables).encode())
         print(f"page: {options.out}")

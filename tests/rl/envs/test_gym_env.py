@@ -268,7 +268,7 @@ def test_an_environment_without_success_says_so(n_workers: int, tmp_path: Path) 
         env.set_episode_seeds([1, 2])
         env.reset()
         env.step_chunk(torch.ones(2, 1, 1))
-        assert env.says_success() is says
+        assert env.reports_success() is says
         env.close()
 
 

@@ -138,7 +138,7 @@ def test_a_change_of_nothing_needs_no_number_of_episodes() -> None:
     assert episodes_needed(before, after) is None
 
 
-def test_an_environment_that_never_says_success_has_no_rate(tmp_path: Path) -> None:
+def test_an_environment_that_never_reports_success_has_no_rate(tmp_path: Path) -> None:
     """Rewards 0 before and 1, 2, 3 after: the mean change is 2, its deviation 1, so 2 +- 4.303 / sqrt(3) = 2.484."""
     folder = make_run(tmp_path, {"mix": ([False] * 3, [False] * 3)}, ("sim", "env.tasks=[push]", "name=mix"))
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
