@@ -8,7 +8,7 @@ from rich.table import Table
 
 from rl.ranking import Ranking
 from rl.report import figures, look
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, have_success, mean_reward
 from rl.sequential import Floats
 from rl.statistics import describe, success_rate, wilson
 from rl.verbs.measure import TwinSuccess, in_percent
@@ -24,7 +24,7 @@ COLORS = {"simulator": figures.SIM, "dream": figures.DREAM}
 def eval_page(
     name: str, sim: Results, dream: Results, twins: Mapping[str, TwinSuccess], tables: Sequence[Table]
 ) -> str:
-    """Return the page of an evaluation.
+    """Return the page of an evaluation; of episodes without success it has the reward, as the terminal.
 
     Args:
         name: of the checkpoint or policy.
@@ -36,23 +36,29 @@ def eval_page(
     places = {"simulator": sim, "dream": dream}
     shown = {place: [r for of in results.values() for r in of] for place, results in places.items()}
     shown = {place: results for place, results in shown.items() if results}
-    label = ", ".join(f"{describe(results).partition(' of ')[0]} in the {place}" for place, results in shown.items())
+    label = ", ".join(f"{_described(results)} in the {place}" for place, results in shown.items())
     tasks = ", ".join(sim)
-    head = _head(
-        f"eval {name}", label, f"Success of {name} on {tasks}. {_counted(shown)} Brackets and lines are 95 % intervals."
-    )
+    if have_success(*shown.values()):
+        said = f"Success of {name} on {tasks}. {_counted(shown)} Brackets and lines are 95 % intervals."
+    else:
+        said = f"Reward of {name} on {tasks}. {_counted(shown)}"
+    head = _head(f"eval {name}", label, said)
     rows = [
         _row(task, [float(r.success) for r in results[task]], place)
         for task in sim
         for place, results in places.items()
-        if results[task]
+        if have_success(results[task])
     ]
-    best, worst = (pick(sim, key=lambda task: _rate(task, sim, dream)) for pick in (max, min))
     answer = f"On {tasks} in {label}"
-    if len(sim) > 1:
+    if len(sim) > 1 and rows:
+        best, worst = (pick(sim, key=lambda task: _rate(task, sim, dream)) for pick in (max, min))
         answer = f"Most on {best}, least on {worst}"
-    sections = [_section("How often does it succeed?", answer, rows, tables[0])]
-    if len(shown) == 2:
+    sections = []
+    if rows:
+        sections.append(_section("How often does it succeed?", answer, rows, tables[0]))
+    if rewarded := {task: results for task, results in sim.items() if results and not have_success(results)}:
+        sections.append(_rewards(rewarded))
+    if len(shown) == 2 and all(map(have_success, shown.values())):
         sections.append(_agreement(shown["simulator"], shown["dream"]))
     if twins:
         found = list(twins.values())[-1].found
@@ -87,6 +93,12 @@ def _head(title: str, label: str, sentence: str) -> str:
     return f"<h1>{look.text(title)}</h1>{look.verdict(label, sentence, 'none')}"
 
 
+def _described(results: Sequence[EpisodeResult]) -> str:
+    if have_success(results):
+        return describe(results).partition(" of ")[0]
+    return f"a mean reward of {mean_reward(results):.4g}"
+
+
 def _counted(shown: dict[str, list[EpisodeResult]]) -> str:
     return " ".join(f"{len(results)} episodes in the {place}." for place, results in shown.items())
 
@@ -104,6 +116,14 @@ def _section(question: str, answer: str, rows: Sequence[figures.Estimate], table
     lines = zip(*(column.cells for column in table.columns), strict=True)
     shown = look.table([str(column.header) for column in table.columns], lines)
     return look.Section(question, answer, look.figure("", figures.intervals(rows, "episodes that succeeded")) + shown)
+
+
+def _rewards(rewarded: Mapping[str, list[EpisodeResult]]) -> look.Section:
+    """Return the mean reward of the tasks whose simulator reports no success."""
+    lines = [(task, str(len(results)), f"{mean_reward(results):.4g}") for task, results in rewarded.items()]
+    answer = "The simulator does not say when the task is solved: no is_success in its info"
+    shown = look.table(("task", "episodes", "mean reward of an episode"), lines)
+    return look.Section("How much reward is in an episode?", answer, shown)
 
 
 def _agreement(sim: Sequence[EpisodeResult], dream: Sequence[EpisodeResult]) -> look.Section:

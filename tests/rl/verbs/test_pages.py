@@ -30,6 +30,22 @@ def test_both_places_are_compared_episode_by_episode() -> None:
     assert "<td>dream succeeds</td><td>5</td><td>1</td>" in page and "<td>dream fails</td><td>1</td><td>1</td>" in page
 
 
+def test_without_success_in_the_simulator_the_page_has_the_reward() -> None:
+    sim = {"push": [EpisodeResult("push", seed, False, 10, reward, False) for seed, reward in enumerate((1.0, 2.0))]}
+    page = eval_page("a", sim, {"push": []}, {}, [table(sim, {"push": []})])
+    assert "a mean reward of 1.5 in the simulator" in page and "Reward of a on push." in page
+    assert "<td>push</td><td>2</td><td>1.5</td>" in page and page.count("<section>") == 1
+    assert "0.0 %" not in page and "How often does it succeed?" not in page
+
+
+def test_without_success_in_the_simulator_the_dream_is_shown_alone() -> None:
+    sim = {"push": [EpisodeResult("push", 0, False, 10, 3.0, False)]}
+    dream = {"push": episodes("push", "1")}
+    page = eval_page("a", sim, dream, {}, [table(sim, dream)])
+    assert "How often does it succeed?" in page and "How much reward is in an episode?" in page
+    assert "ended alike in both" not in page and "<title>simulator:" not in page
+
+
 def test_a_page_needs_no_network_and_runs_no_script() -> None:
     task = "<script>alert(1)</script>"
     sim = {task: episodes(task, "10")}
