@@ -89,20 +89,22 @@ class RunFolder:
                 end = len(written) if mark is None else mark.get(name, 0)
                 # Keep whole lines only: cut after the last newline before `end`.
                 write_atomically(file, written[: written.rfind(b"\n", 0, end) + 1])
-        # Remove events, which are written again below, and temporary files of a checkpoint that a crash interrupted.
-        events = "events.out.tfevents.*"
-        for leftover in (*path.glob(events), *path.glob(f"controls/*/{events}"), *path.glob("checkpoints/.*.tmp")):
-            remove(leftover)
+        for unfinished in path.glob("checkpoints/.*.tmp"):  # of a checkpoint that a crash interrupted
+            remove(unfinished)
         run = cls(path, lock, controls)
         run._kept = True  # never delete a folder that existed before: it may hold other files
-        for row in rows_of(path / METRICS, LOG_BYTES):
-            numbers = {key: value for key, value in row.items() if type(value) in (int, float)}
-            run._draw(int(numbers.pop("step", 0)), numbers)
+        run._draw_again()
         return run
 
     def mark(self) -> dict[str, int]:
         """Return the current sizes of the logs in bytes, from which `open` can continue."""
         return {name: (self.path / name).stat().st_size for name in LINES}
+
+    def go_back(self, mark: Mapping[str, int]) -> None:
+        """Drop the lines after `mark`, and write the TensorBoard events again from the others."""
+        for name, file in ((METRICS, self._metrics), (EVAL, self._eval)):
+            file.truncate(mark[name])
+        self._draw_again()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write scalars at `step`: updates in train, optimizer steps in pretrain and tune. NaN and inf become null."""
@@ -151,6 +153,18 @@ class RunFolder:
                 self.path.parent.rmdir()
                 self.path.parent.parent.rmdir()
 
+    def _draw_again(self) -> None:
+        """Replace all TensorBoard events by those of the lines of the metrics."""
+        for writer in self._writers.values():
+            writer.close()
+        events = "events.out.tfevents.*"
+        for old in (*self.path.glob(events), *self.path.glob(f"controls/*/{events}")):
+            remove(old)
+        self._writers = {"": SummaryWriter(str(self.path))}
+        for row in rows_of(self.path / METRICS, LOG_BYTES):
+            numbers = {key: value for key, value in row.items() if type(value) in (int, float)}
+            self._draw(int(numbers.pop("step", 0)), numbers)
+
     def _draw(self, step: int, numbers: Mapping[str, float | None]) -> None:
         """Write scalars to TensorBoard, each to the run of its control."""
         for key, number in numbers.items():
@@ -176,6 +190,9 @@ class OtherFolder(RunFolder):
     def mark(self) -> dict[str, int]:
         """Return no sizes."""
         return {}
+
+    def go_back(self, mark: Mapping[str, int]) -> None:
+        """Drop nothing."""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write nothing."""

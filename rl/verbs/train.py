@@ -242,6 +242,8 @@ def _run(post: PostTraining, folder: RunFolder, before: list[EpisodeResult] | No
                 raise BadNumbers(f"{error}; what led to it is in {folder.path / BAD_NUMBERS}") from error
             post.say(f"{error}; going back to the last saved state, for the {n_back}. time of {MOST_BACK}")
             post.load_state_dict(saved)
+            if state is not None:
+                folder.go_back(state["mark"])  # what was logged since then is logged again
             post.sim.begun = False
             # With the same random numbers, the same bad numbers would come again.
             for generator in (post.ppo.generator, post.sim.generator):

@@ -109,6 +109,19 @@ def test_open_continues_without_double_lines(tmp_path: Path) -> None:
     assert scalars(run.path, "x") == [(8, 1.0), (16, 2.0), (24, -3.0)]
 
 
+def test_going_back_drops_the_lines_since_the_mark(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "push", seed=0) as run:
+        run.log(1, {"train/ref_kl": 0.1})
+        mark = run.mark()
+        run.log(2, {"train/ref_kl": 0.2})
+        run.eval_row({"step": 2, "success": True})
+        run.go_back(mark)
+        run.log(2, {"train/ref_kl": 0.3})
+    assert [row["train/ref_kl"] for row in read_rows(run.path / "metrics.jsonl")] == [0.1, 0.3]
+    assert read_rows(run.path / "eval.jsonl") == []
+    assert scalars(run.path, "train/ref_kl") == [(1, pytest.approx(0.1)), (2, pytest.approx(0.3))]
+
+
 def test_open_refuses_another_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.open(tmp_path)

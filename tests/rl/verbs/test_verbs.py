@@ -370,11 +370,14 @@ def test_a_run_goes_back_from_bad_numbers_if_it_is_told_to(
     tiny: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_evaluated = 4 * 64  # steps of the first evaluation at most; there is a state to go back to after it
-    break_steps(monkeypatch, n_evaluated + 10)
+    n_learned = 4 * 4 * 8  # steps of the first rollout; its update is logged
+    break_steps(monkeypatch, n_evaluated + n_learned + 10)
     code, out, err = call("train", "sim", *tiny, "on_bad_numbers=go_back", "ppo.imitation_steps=0")
     assert code == 0, err
     assert "returned a state that is not finite" in out and "going back to the last saved state, for the 1. time" in out
-    assert list(Path("runs/sim").glob("*/report.html"))
+    (report,) = Path("runs/sim").glob("*/report.html")
+    steps = [row["step"] for row in read_rows(report.parent / "metrics.jsonl") if "train/value_loss" in row]
+    assert steps == [1, 2, 3]  # what was logged since the saved state, before the bad numbers, is not in it twice
     break_steps(monkeypatch, *range(n_evaluated + 10, 10_000))
     code, out, err = call("train", "sim", *tiny, "on_bad_numbers=go_back", "name=hopeless")
     assert code == 2 and out.count("going back") == 3
