@@ -153,6 +153,10 @@ def gates(run: RunData) -> Section | None:
         "dream predicted single episodes (0: not at all, 1: perfectly), weight how much the gate used it, and pairs "
         "saved how many more pairs of episodes it would have needed without."
     )
+    if not has_success(run):
+        words += (
+            " The environment reports no success: a policy wins a pair with the higher reward, and a tie counts half."
+        )
     answer = f"{n_accepted} of {n_seen} new policies passed" if n_seen else "Only controls had gates"
     shown = figures.intervals([gate for gate in drawn if gate is not None], "gain of the new policy, points", zero=True)
     body = beside(figure("", shown), note(words)) + table((*head, "verdict"), lines)

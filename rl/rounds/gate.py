@@ -12,6 +12,8 @@ Pairs of real episodes are added in small blocks. After each block the gate may 
 A clear gain is accepted and a clear loss rolled back. Otherwise the estimated gain decides: a loss is rolled back from
 z_loss standard errors on. In a run with a dream the estimate is corrected by dreamed twins of the episodes.
 
+Where a simulator reports no success, the policy with the higher reward wins a pair. Such a gate has no twins.
+
 With several tasks a challenger that would be accepted must also pass the guard, see `rl.rounds.guard`.
 """
 
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, have_success
 from rl.rounds.guard import Guard, TaskPairs, by_task
 from rl.sequential import Estimate, Floats, corrected, estimate, log_evidence, phi, plain
 
@@ -37,7 +39,7 @@ PREDICTS = 0.1
 """Smallest correlation of dreamed and real outcomes with which a dream is said to predict single episodes."""
 
 LOWEST, HIGHEST = -1.0, 1.0
-"""Outcome of a pair that only the champion solved, and of one that only the challenger solved; else it is 0."""
+"""Gain of a pair that only the champion won, and of one that only the challenger won; else it is 0."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Verdict:
     """What a gate measured and decided. The verdicts of older versions have the first six fields alone."""
 
     accepted: bool
-    champion: float  # success rate
-    challenger: float  # success rate
+    champion: float  # success rate, or the mean of `outcomes`
+    challenger: float  # the same
     won: int  # episodes that only the challenger solved
     lost: int  # episodes that only the champion solved
     n_episodes: int  # pairs of real episodes
@@ -75,13 +77,17 @@ class Verdict:
     n_saved: int | None = None  # further pairs that the interval would take without twins; None: no twins
     looked_at: list[TaskPairs] = field(default_factory=list)  # fresh pairs of single tasks, see `rl.rounds.guard`
     worse: list[str] = field(default_factory=list)  # tasks that got worse, for which the challenger is rolled back
+    by_reward: bool = False  # the simulator reports no success, so a pair was won by the higher reward
 
     def __str__(self) -> str:
         word = "accepted" if self.accepted else "ROLLED BACK"
-        text = (
-            f"{word}: {100 * self.champion:.0f} % -> {100 * self.challenger:.0f} % on {self.n_episodes} fresh episodes "
-            f"(won {self.won}, lost {self.lost})"
-        )
+        if self.by_reward:
+            text = f"{word}: more reward in {self.won} of {self.n_episodes} fresh episodes, less in {self.lost}"
+        else:
+            text = (
+                f"{word}: {100 * self.champion:.0f} % -> {100 * self.challenger:.0f} % on {self.n_episodes} fresh "
+                f"episodes (won {self.won}, lost {self.lost})"
+            )
         if self.gain is not None and self.gain_low is not None and self.gain_high is not None:
             gain, low, high = (100 * of for of in (self.gain, self.gain_low, self.gain_high))
             text += f"; {self.reason}: {gain:+.1f} points [{low:+.1f}, {high:+.1f}]"
@@ -214,7 +220,7 @@ class Pairs:
     def __init__(self) -> None:
         self.n = 0
         self.results: tuple[list[EpisodeResult], list[EpisodeResult]] = [], []  # of champion and challenger
-        self.success: list[NDArray[np.float64]] = []  # (2, block) of champion and challenger, per block
+        self.outcomes: list[NDArray[np.float64]] = []  # (2, block) of champion and challenger, per block
         self.twins: list[NDArray[np.float64]] = []  # (2, block); empty without twins
         self.others: list[NDArray[np.float64]] = []  # (2, block, K)
 
@@ -228,7 +234,7 @@ class Pairs:
         """Add a block of results, in any order, and its dreams, in the order of the seeds."""
         sides = [sorted(side, key=lambda result: result.seed) for side in (champion, challenger)]
         assert [r.seed for r in sides[0]] == [r.seed for r in sides[1]]  # paired: the same episodes
-        self.success.append(np.array([[float(r.success) for r in side] for side in sides]))
+        self.outcomes.append(outcomes(*sides))
         self.n += len(sides[0])
         for all_results, side in zip(self.results, sides, strict=True):
             all_results += side
@@ -240,7 +246,7 @@ class Pairs:
     @property
     def gains(self) -> tuple[Floats, Floats | None, Floats | None]:
         """Gains of all pairs (n,), of their twins (n,) and of the other dreams (n, K); the last two may be None."""
-        old, new = np.concatenate(self.success, axis=1)
+        old, new = np.concatenate(self.outcomes, axis=1)
         if not self.twins:
             return new - old, None, None
         twins, others = np.concatenate(self.twins, axis=1), np.concatenate(self.others, axis=1)
@@ -248,7 +254,7 @@ class Pairs:
 
     def verdict(self, accepted: bool, reason: str, cycle: int) -> Verdict:
         """Return the verdict with the estimates of all pairs."""
-        old, new = np.concatenate(self.success, axis=1)
+        old, new = np.concatenate(self.outcomes, axis=1)
         found: Estimate = estimate(*self.gains, low=LOWEST, high=HIGHEST, cycle=cycle)
         twins = np.concatenate(self.twins, axis=1) if self.twins else None
         return Verdict(
@@ -265,7 +271,19 @@ class Pairs:
             twin_weight=None if twins is None else found.twin_weight,
             phi=None if twins is None else phi([(old, twins[0]), (new, twins[1])]),
             n_saved=None if twins is None else found.n_saved,
+            by_reward=not have_success(*self.results),
         )
+
+
+def outcomes(champion: Sequence[EpisodeResult], challenger: Sequence[EpisodeResult]) -> NDArray[np.float64]:
+    """Return the outcomes of n pairs for both policies (2, n): their success, or without any who got more reward.
+
+    In the latter case the higher reward of a pair is 1 and the lower one 0; both are 0.5 if they are equal.
+    """
+    if have_success(champion, challenger):
+        return np.array([[float(result.success) for result in side] for side in (champion, challenger)])
+    old, new = (np.array([result.reward for result in side]) for side in (champion, challenger))
+    return np.stack([old > new, new > old]) + 0.5 * (old == new)
 
 
 def _at_least(total: Floats, bound: Floats, z_loss: float) -> NDArray[np.bool_]:

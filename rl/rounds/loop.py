@@ -381,7 +381,9 @@ class PostTraining:
 
     def _side(self, weights: Weights) -> Side:
         """Return how the gate runs the policy with `weights`."""
-        dream = None if self.twins is None else partial(self.dream_for_gate, weights)
+        # A twin has the success that the dream shows, which says nothing if the simulator reports none.
+        has_success = all(result.has_success for result in self.state.before)
+        dream = partial(self.dream_for_gate, weights) if self.twins is not None and has_success else None
         return Side(partial(self.run_for_gate, weights), dream)
 
     def _guard(self, challenger: Weights, n_pairs: int) -> Guard:

@@ -305,7 +305,7 @@ class _Shown:
         elif "eval/reward" in logged:  # an environment without success
             self.values.setdefault("reward before", logged["eval/reward"])
             self.values["reward"] = logged["eval/reward"]
-        elif "gate/accepted" in logged:
+        elif "gate/accepted" in logged and "reward" not in self.values:
             self.values[self.judge] = logged["gate/challenger" if logged["gate/accepted"] else "gate/champion"]
         if "rollout/dream_success" in logged:
             self.values["dream"] = logged["rollout/dream_success"]

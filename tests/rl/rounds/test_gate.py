@@ -92,6 +92,19 @@ def test_a_tie_is_accepted_at_the_most(solved: set[int]) -> None:
     assert brief(contest({0, 1}, {2, 3}, most=16)[0]) == (True, "unclear", 2, 2, 16)
 
 
+def test_without_success_the_higher_reward_wins_a_pair() -> None:
+    def rewarded(rewards: list[float]) -> Run:
+        return lambda seeds: [EpisodeResult("pole", seed, False, 10, rewards[seed], False) for seed in seeds]
+
+    low, high = [1.0] * 8, [3.0, 2.0, 5.0, 4.0, 2.0, 1.5, 1.0, 0.5]
+    verdict = judge(Side(rewarded(low)), Side(rewarded(high)), 0, block=8, most=8, alpha=0.1, z_loss=0.0)
+    assert brief(verdict) == (True, "unclear", 6, 1, 8) and verdict.by_reward
+    assert (verdict.champion, verdict.challenger, verdict.gain) == (1.5 / 8, 6.5 / 8, 5 / 8)  # a tie counts half
+    assert str(verdict).startswith("accepted: more reward in 6 of 8 fresh episodes, less in 1; unclear: +62.5 points [")
+    worse = judge(Side(rewarded(high)), Side(rewarded(low)), 0, block=8, most=8, alpha=0.1, z_loss=0.0)
+    assert brief(worse) == (False, "unclear", 1, 6, 8)
+
+
 def test_more_gates_in_a_run_need_more_evidence() -> None:
     solved = {i for i in range(64) if i % 8 < 5}
     n = [contest(set(), solved, most=192, alpha=alpha)[0].n_episodes for alpha in (0.2, 0.02, 0.002)]

@@ -82,6 +82,14 @@ def test_the_live_panel_shows_simulator_dream_and_gap() -> None:
     assert shown.steps(7) == {"simulator_steps": 7}
 
 
+def test_the_live_panel_shows_the_reward_where_there_is_no_success() -> None:
+    shown = _Shown(simulated=True)
+    shown.add({"eval/reward": -3.0})
+    shown.add({"gate/accepted": 1.0, "gate/champion": 0.25, "gate/challenger": 0.75})  # shares of won pairs
+    shown.add({"eval/reward": -2.0})
+    assert shown.values == {"reward before": -3.0, "reward": -2.0}
+
+
 def test_the_live_panel_of_recorded_episodes_names_no_simulator() -> None:
     shown = _Shown(simulated=False)
     shown.add({"eval/success": 0.5})
