@@ -87,12 +87,14 @@ def _named(task: str) -> str:
 def model_card(name: str, stage: str, parent: str, tasks: Sequence[str], about: dict[str, Any]) -> str:
     """Return README.md of a checkpoint.
 
-    `about` has `command`, `episodes`, `demonstrations` and `metrics`, and `trust_command` if its trust heads were
-    calibrated again later.
+    `about` has `command`, `episodes`, `demonstrations` and `metrics`, `n_stored` if not all of these demonstrations are
+    in the checkpoint, and `trust_command` if its trust heads were calibrated again later.
     """
     origin = f", grown from `{parent}`" if parent else ""
     counts = ", ".join(f"{n} {source}" for source, n in about["episodes"].items())
     demos = "".join(f"- demonstrations: {_counts(about['demonstrations'])}\n" for _ in [0] if about["demonstrations"])
+    if "n_stored" in about:
+        demos += f"- of these, the first {about['n_stored']} of each task are stored, with an image a chunk\n"
     trust = f"- trust heads calibrated again by `{about['trust_command']}`\n" if "trust_command" in about else ""
     place = "" if about.get("simulator", True) else "- there was no simulator: its success has not been measured\n"
     return f"""# {name}

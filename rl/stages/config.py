@@ -105,6 +105,9 @@ class TuneConfig:
     n_demos: int = 10  # demonstrations per task, the first ones; a task may have fewer
     # exceptions from n_demos, by task (also one that is not tuned): exactly so many, an error if there are fewer
     demos: dict[str, int] = field(default_factory=dict)
+    # demonstrations of each task in the checkpoint, with one image a chunk, where images would make it too large; null:
+    # all that were learned from, as they were recorded
+    n_stored: int | None = None
     n_policy: int = 110  # rollouts per task of the tuned policy for the refit, half of them exploring
     n_policy_heldout: int = 10  # additional rollouts per task, kept for measuring
     max_steps: int | None = None  # of an episode at most; null: as many as the simulator says, most of them 150
@@ -122,7 +125,7 @@ class TuneConfig:
     def check(self) -> None:
         """Refuse counts out of range."""
         at_least(self, 0, "seed", "threads", "n_policy", "n_policy_heldout", "n_eval", "trust_steps")
-        at_least(self, 1, "n_demos", "n_denoising_steps", "max_steps")
+        at_least(self, 1, "n_demos", "n_stored", "n_denoising_steps", "max_steps")
         if not all(noise > 0 for noise in self.eval_noise):
             raise UserError(f"eval_noise={list(self.eval_noise)}: expected numbers above 0")
         positive(self, "noise_std")

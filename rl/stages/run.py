@@ -55,6 +55,7 @@ from world_model.data.shards import pack_episodes
 from world_model.data.windows import Windows
 from world_model.files import existing_folder
 from world_model.replays import HORIZON
+from world_model.spec import LATENTS
 from world_model.wam.images import ImageData
 from world_model.wam.metrics import image_metrics, imitation_metrics
 from world_model.wam.model import WorldActionModel
@@ -147,22 +148,32 @@ class StageRun:
         self.step += config.n_steps
 
     def finish(
-        self, metrics: dict[str, Any], episodes: Sequence[Episode], demos: Sequence[Episode], half: bool
+        self,
+        metrics: dict[str, Any],
+        episodes: Sequence[Episode],
+        demos: Sequence[Episode],
+        half: bool,
+        n_stored: int | None = None,
     ) -> dict[str, Any]:
-        """Write the finished checkpoint, with its demonstrations and its card, and return its config."""
+        """Write the finished checkpoint, with its demonstrations and its card, and return its config.
+
+        `n_stored` as in `TuneConfig`.
+        """
         spec = self.model.spec
         about: dict[str, Any] = {
             "step": self.step,
             "command": (self.run.path / "config.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# "),
             "episodes": dict(Counter(e.source for e in episodes)),
             "demonstrations": dict(Counter(e.task for e in demos)),
+            **({} if n_stored is None else {"n_stored": n_stored}),
             "metrics": finite(metrics),
             **({} if self.simulator else {"simulator": False}),
         }
         self.run.log(self.step, _flat(about["metrics"]))
         card = model_card(self.run.path.parent.name, self.stage, self.parent, spec.tasks, about)
         # Demonstrations are stored as the model encodes them; its image codec is frozen.
-        extra = {DEMONSTRATIONS: pack_episodes(list(demos), self.model.predicted_spec)} if demos else {}
+        kept = list(demos) if n_stored is None else stored(demos, n_stored, self.model)
+        extra = {DEMONSTRATIONS: pack_episodes(kept, self.model.predicted_spec)} if kept else {}
         self.save(about, card, extra, half)
         return about
 
@@ -177,6 +188,12 @@ class StageRun:
         """Replace `checkpoints/last`; `model` has the whole weights while processes share the layers."""
         last = self.run.checkpoints / "last"
         save_model(last, model or self.model, self.stage, self.parent, about, card, extra, half)
+
+
+def stored(demos: Sequence[Episode], n: int, model: WorldActionModel) -> list[Episode]:
+    """Return the first `n` demonstrations of each task, with one image a chunk in a model with cameras."""
+    kept = [e for task in model.spec.tasks for e in [e for e in demos if e.task == task][:n]]
+    return [e.slowed(LATENTS, model.chunk_size) for e in kept] if model.cameras else kept
 
 
 def whole_model(shared: WorldActionModel, weights: dict[str, Tensor]) -> WorldActionModel:
@@ -333,7 +350,8 @@ def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -
         metrics = world_metrics(model, windows) | success_metrics(results) | _image_metrics(config, model, image_data)
         metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
         metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
-        return work.finish(metrics | {"error_and_success": correlations}, episodes, demos, config.half)
+        metrics["error_and_success"] = correlations
+        return work.finish(metrics, episodes, demos, config.half, config.n_stored)
 
     return distributed.by_first(finish)
 

@@ -71,6 +71,11 @@ class Episode:
             control=None if self.control is None else self.control[first:last],
         )
 
+    def slowed(self, name: str, every: int) -> Episode:
+        """Return the episode with a feature that has a new value every `every` steps, and in the last frame."""
+        values = self.obs[name][self.rows_of(name)[[*range(0, self.length, every), self.length]]]
+        return replace(self, obs={**self.obs, name: values}, every={**self.every, name: every})
+
     def only(self, names: Collection[str]) -> Episode:
         """Return the episode with those of its features that are in `names`."""
         obs = {name: values for name, values in self.obs.items() if name in names}

@@ -22,6 +22,7 @@ from world_model.wam.store import load_model
 TASKS = ("push", "pick-place")
 N_TASKS = {
     "metaworld-ml45-tuned": 45,
+    "metaworld-mt50-pixels-tuned": 50,
     "metaworld-mt50-tuned": 50,
     "metaworld-pixels-pretrained": 8,
     "metaworld-pixels-tuned": 8,

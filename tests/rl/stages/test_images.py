@@ -92,3 +92,11 @@ def test_images_that_do_not_fit_are_one_line(model: WorldActionModel, tmp_path: 
     uneven.obs["images.side"] = uneven.obs["images.front"][:6]
     with pytest.raises(UserError, match=r"here: its cameras have new images after different numbers of steps"):
         recorded_images(two, [uneven], "here")
+
+
+def test_a_checkpoint_may_keep_few_demonstrations_with_an_image_a_chunk(model: WorldActionModel) -> None:
+    demos = model.encode_episodes([episode(i, every=1) for i in range(3)])
+    kept = stages.stored(demos, 2, model)
+    assert [e.seed for e in kept] == [0, 1] and kept[0].every == {"latents": 4}
+    torch.testing.assert_close(kept[0].obs["latents"], demos[0].obs["latents"][[0, 4, 8, 9]])
+    assert len(kept[0].action) == len(kept[0].state) - 1 == 9

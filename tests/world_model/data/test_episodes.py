@@ -162,6 +162,13 @@ def test_a_slow_camera_has_a_row_for_each_new_image_and_for_the_end() -> None:
     assert torch.equal(part.action, episode.action[3:5]) and part.task_reward is not None
 
 
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_slowed_camera_keeps_the_images_that_it_would_have_shown(before: int) -> None:
+    slow = with_images(7, before).slowed("images.front", 4)
+    assert slow.obs["images.front"][:, 0, 0, 0].tolist() == [0, 4, 7] and slow.every == {"images.front": 4}
+    assert slow.rows_of("images.front").tolist() == [0, 0, 0, 0, 1, 1, 1, 2] and slow.obs["state"].shape[0] == 8
+
+
 def test_images_come_back_from_disk(tmp_path) -> None:
     spec = replace(SPEC, features={**SPEC.features, "images.front": Feature((2, 4, 3), dtype="uint8", every=3)})
     episodes = [with_images(7, every=3), with_images(4, every=1)]
