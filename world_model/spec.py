@@ -32,6 +32,7 @@ class Feature:
     """One observed quantity: the state vector, the image of a camera, or codes of images.
 
     `slices` names parts of a vector by (start, stop), such as `{"object_pos": (4, 7)}`; reward terms use these names.
+    `names` has what the robot calls each number of a vector, such as `elbow_flex.pos`; empty if that is not known.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +40,7 @@ class Feature:
     slices: dict[str, tuple[int, int]] = field(default_factory=dict)
     dtype: str = "float32"  # float32, or uint8 for an image of shape (height, width, 3)
     every: int = 1  # steps between new values, for a camera slower than the control loop; they repeat in between
+    names: tuple[str, ...] = field(default=(), compare=False)
 
 
 def periods(features: Mapping[str, Feature]) -> dict[str, int]:
@@ -53,7 +55,8 @@ class Spec:
     `features` has the keys of an observation: `state`, and one `images.CAMERA` for each camera; `action_low` and
     `action_high` have one number for each action dimension; `control_hz` is the number of actions per second.
     `instructions` says in a sentence what the robot is asked to do, by the name of the task; see `instruction`.
-    `wordings` has further sentences for the same tasks, for the training of models that read sentences.
+    `wordings` has further sentences for the same tasks, for the training of models that read sentences. `action_names`
+    has what the robot calls each number of an action; empty if that is not known.
     """
 
     features: dict[str, Feature]
@@ -63,6 +66,7 @@ class Spec:
     control_hz: float
     instructions: dict[str, str] = field(default_factory=dict, compare=False)
     wordings: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    action_names: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -127,8 +131,9 @@ class Spec:
                     tuple(f["shape"]),
                     f["unit"],
                     {k: (v[0], v[1]) for k, v in f["slices"].items()},
-                    f.get("dtype", "float32"),  # older specs have neither dtype nor every
+                    f.get("dtype", "float32"),  # older specs have neither dtype nor every nor names
                     f.get("every", 1),
+                    tuple(f.get("names", ())),
                 )
                 for key, f in data["features"].items()
             }
@@ -140,6 +145,7 @@ class Spec:
                 control_hz=float(data["control_hz"]),
                 instructions=dict(data.get("instructions", {})),
                 wordings={task: tuple(of) for task, of in data.get("wordings", {}).items()},
+                action_names=tuple(data.get("action_names", ())),
             )
         except UserError:
             raise
@@ -233,6 +239,7 @@ def _check(data: dict[str, Any]) -> None:
         ("features", all(map(_is_typed, *zip(*data["features"].items(), strict=True))), "images of uint8 (., ., 3)"),
         ("instructions", _are_sentences(data.get("instructions", {})), "task -> sentence"),
         ("wordings", _are_wordings(data.get("wordings", {})), "task -> list of sentences"),
+        ("action_names", _are_names(data.get("action_names", ()), len(low)), "none, or one for each number, each once"),
     ):
         if not holds:
             raise UserError(f"spec.{name}: {str(data.get(name, (low, high)))[:80]}, expected {expected}")
@@ -263,7 +270,7 @@ def _is_feature(feature: dict[str, Any]) -> bool:
     # An environment with images alone has a state vector of length 0.
     sizes = len(shape) > 0 and all(type(size) is int and 0 <= size <= 100_000 for size in shape)
     inside = sizes and len(slices) <= 1000 and all(map(_is_part, slices.values(), repeat(shape[0])))
-    return inside and isinstance(feature["unit"], str)
+    return inside and isinstance(feature["unit"], str) and _are_names(feature.get("names", ()), shape[0])
 
 
 def _is_typed(name: str, feature: dict[str, Any]) -> bool:
@@ -275,6 +282,11 @@ def _is_typed(name: str, feature: dict[str, Any]) -> bool:
 
 def _is_name(name: Any) -> bool:
     return isinstance(name, str)
+
+
+def _are_names(names: Any, n: int) -> bool:
+    """Whether `names` is empty or has `n` names, each once."""
+    return isinstance(names, list | tuple) and all(map(_is_name, names)) and len(names) == len({*names}) in (0, n)
 
 
 def _are_sentences(instructions: Any) -> bool:

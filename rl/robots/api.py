@@ -20,7 +20,7 @@ from rewards.errors import UserError, blamed, did_you_mean, file_of
 from rewards.plugins import check_params, known, load
 from rl.robots.errors import NOT_NUMBERS, Stop
 from rl.robots.images import cameras_of, check_image, fitted_image, image_differences, is_image
-from world_model.spec import IMAGES, Spec
+from world_model.spec import IMAGES, STATE, Spec
 
 Array = np.ndarray
 
@@ -101,7 +101,7 @@ class RobotMap:
     """The robot's names for the numbers of the policy, in the policy's order, and their scales and offsets."""
 
     state: tuple[str, ...] = ()  # a name for each entry of the state; empty: the names of the spec, see `names_of`
-    action: tuple[str, ...] = ()  # a name for each entry of an action; empty: action.0, action.1, ...
+    action: tuple[str, ...] = ()  # a name for each entry of an action; empty: those of the spec as well
     scale: dict[str, float] = field(default_factory=dict)  # by the robot's name: policy = scale * robot + offset
     offset: dict[str, float] = field(default_factory=dict)  # by the robot's name, see scale
     images: dict[str, str] = field(default_factory=dict)  # camera of the policy -> camera of the robot, if they differ
@@ -111,12 +111,16 @@ class RobotMap:
 
 
 def names_of(spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the default names of state and action: the slice and the index in it, such as `hand_pos.0`."""
+    """Return the default names of state and action: those in the recordings that the policy was trained on.
+
+    Without names there: the slice and the index in it, such as `hand_pos.0`, and `action.0`, `action.1`, ...
+    """
     names = [f"state.{i}" for i in range(spec.state_dim)]
     for name, part in spec.slices.items():
         for i in range(part.start, part.stop):
             names[i] = f"{name}.{i - part.start}"
-    return tuple(names), tuple(f"action.{i}" for i in range(spec.action_dim))
+    actions = tuple(f"action.{i}" for i in range(spec.action_dim))
+    return spec.features[STATE].names or tuple(names), spec.action_names or actions
 
 
 def slices_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -132,6 +136,11 @@ def slices_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
         elif part in parts and parts[part][1] == i and index == str(i - parts[part][0]):
             parts[part] = (parts[part][0], i + 1)
     return parts
+
+
+def parts_of(spec: Spec) -> dict[str, slice]:
+    """Return the named parts of the state, for the limits of a session; without any, `state` is the whole."""
+    return spec.slices or {STATE: slice(0, spec.state_dim)}
 
 
 class Interface:

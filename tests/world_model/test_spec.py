@@ -107,6 +107,21 @@ def test_a_spec_with_images_and_instructions_comes_back_from_json() -> None:
     assert replace(spec, tasks=("door-open", "pick_place")).instruction("door-open") == "door open"
 
 
+def test_names_of_motors_come_back_from_json_and_need_one_for_each_number() -> None:
+    spec = Spec(
+        {"state": Feature((2,), names=("a.pos", "b.pos"))}, (-1.0,), (1.0,), ("push",), 10.0, action_names=("a",)
+    )
+    back = Spec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert back.features["state"].names == ("a.pos", "b.pos") and back.action_names == ("a",)
+    for names in (["a", "b"], ["a", 1], "a"):
+        with pytest.raises(UserError, match=r"action_names: .* expected none, or one for each number, each once"):
+            Spec.from_dict(spec.to_dict() | {"action_names": names})
+    data = spec.to_dict()
+    data["features"]["state"]["names"] = ["a.pos", "a.pos"]
+    with pytest.raises(UserError, match="features"):
+        Spec.from_dict(data)
+
+
 def test_codes_at_the_end_of_an_old_state_become_a_feature_of_their_own() -> None:
     old = SPEC.to_dict()
     state = {"shape": [7], "unit": "m; image: codes", "slices": {"hand_pos": [0, 3], "image": [4, 7]}}

@@ -160,6 +160,10 @@ def _difference(a: Spec, b: Spec) -> str:
             (f"{name} in units", mine.unit, theirs.unit),
             (f"{name} with slices", mine.slices, theirs.slices),
         ]
+        if mine.names and theirs.names:
+            rows.append((f"{name} of", mine.names, theirs.names))
+    if a.action_names and b.action_names:
+        rows.append(("actions of", a.action_names, b.action_names))
     rows += [(key, getattr(a, key), getattr(b, key)) for key in ("action_low", "action_high", "control_hz")]
     return next((f"{what} {mine!s:.100}, not {theirs!s:.100}" for what, mine, theirs in rows if mine != theirs), "")
 

@@ -27,9 +27,10 @@ from rl.deploy.safety import Box, Limits
 from rl.deploy.session import run_session
 from rl.deploy.stops import Stops
 from rl.policies.wam import ModelPilot
-from rl.robots.api import Interface, RobotMap, differences, make_robot
+from rl.robots.api import Interface, RobotMap, differences, make_robot, parts_of
 from rl.robots.fake import FakeRobot
 from world_model.data.episodes import Episode, EpisodeStore
+from world_model.spec import Feature, Spec
 from world_model.wam.model import WorldActionModel
 
 LIMITS = Limits(low=(-1.0,) * 2, high=(1.0,) * 2, max_change=(0.5,) * 2, still=(0.0,) * 2, max_age_s=4.0)
@@ -380,6 +381,26 @@ def test_a_robot_that_differs_is_refused_by_name(
     assert row[:2] == expected[:2] and row[2].startswith(expected[2])
     with pytest.raises(UserError, match=f"nothing was sent: {row[0]}: expected {row[1]}"):
         Interface(robot, trained.spec, mapping, 10.0)
+
+
+def test_names_in_the_recordings_need_no_map(trained: WorldActionModel) -> None:
+    spec = trained.spec
+    motors = tuple(f"motor_{i}.pos" for i in range(spec.state_dim))
+    goals = tuple(f"motor_{i}.goal" for i in range(spec.action_dim))
+    features = {**spec.features, "state": replace(spec.features["state"], names=motors)}
+    named = replace(spec, features=features, action_names=goals)
+    robot = FakeRobot(state=motors[::-1], action=goals[::-1])  # in another order
+    assert differences(robot, named, RobotMap(), 10.0) == []
+    interface = Interface(robot, named, RobotMap(), 10.0)
+    assert (interface.state_names, interface.action_names) == (motors, goals)
+    assert [row[0] for row in differences(robot, spec, RobotMap(), 10.0)] != []  # without them it needs one
+
+
+def test_recordings_of_joints_have_one_part_to_start_from(trained: WorldActionModel) -> None:
+    joints = Spec({"state": Feature((2,), names=("a.pos", "b.pos"))}, (-1.0,) * 2, (1.0,) * 2, ("reach",), 10.0)
+    assert parts_of(joints) == {"state": slice(0, 2)}
+    replace(LIMITS, still=(), start="state").check_fits(2, parts_of(joints))  # commands are positions of these joints
+    assert parts_of(trained.spec) == trained.spec.slices != {}
 
 
 def test_another_rate_is_refused_and_shown(trained: WorldActionModel, robot: FakeRobot) -> None:

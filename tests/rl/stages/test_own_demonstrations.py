@@ -184,7 +184,13 @@ def test_what_is_imported_fits_the_dataset(walked: Path) -> None:
     assert (spec.state_dim, spec.action_dim, spec.control_hz, spec.tasks) == (9, 7, 10.0, TASKS)
     assert spec.action_high[0] == pytest.approx(150, abs=1) and spec.action_high[6] == 100
     assert spec.action_low[3] < 0 < spec.action_high[3]  # never moved
-    assert load_model(last(walked, "own-pretrained")).spec == spec
+    trained = load_model(last(walked, "own-pretrained")).spec
+    assert trained == spec and trained.features["state"].names[:4] == (
+        "joint_0.deg",
+        "joint_1.deg",
+        "joint_2.deg",
+        "hand.x",
+    )
 
 
 def test_the_tuned_policy_does_what_was_shown(walked: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +152,38 @@ def foreign(folder: Path, episodes: list[Episode] | None = None, spec: Spec = SP
     table = table.set_column(table.column_names.index("action"), "action", table["action"].cast(pa.list_(pa.float64())))
     pq.write_table(table.slice(4), path)
     pq.write_table(table.slice(0, 4), folder / "data/chunk-000/file-001.parquet")
+
+
+MOTORS = ["waist.pos", "elbow.pos", "wrist.pos", "finger.pos", "finger.load"]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (MOTORS, tuple(MOTORS)),
+        ({"motors": MOTORS}, tuple(MOTORS)),  # of an older version of LeRobot
+        (None, ()),
+        (MOTORS[:4], ()),
+        (["a"] * 5, ()),
+        ([1, 2, 3, 4, 5], ()),
+        ({"a": MOTORS, "b": MOTORS}, ()),
+    ],
+)
+def test_names_of_motors_are_kept(given: Any, found: tuple[str, ...], tmp_path: Path) -> None:
+    foreign(tmp_path / "theirs")
+    path = tmp_path / "theirs/meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["observation.state"]["names"] = given
+    info["features"]["action"]["names"] = [f"{joint}.goal" for joint in "ab"]
+    path.write_text(json.dumps(info))
+    episodes, spec = import_lerobot(tmp_path / "theirs")
+    assert spec.features["state"].names == found and spec.action_names == ("a.goal", "b.goal")
+    export_lerobot(episodes, spec, tmp_path / "ours")
+    again = import_lerobot(tmp_path / "ours")[1]
+    assert (again.features["state"].names, again.action_names) == (found, spec.action_names)
+    if found:  # others read them there
+        exported = json.loads((tmp_path / "ours/meta/info.json").read_text())["features"]
+        assert exported["observation.state"]["names"] == MOTORS and exported["action"]["names"] == ["a.goal", "b.goal"]
 
 
 def test_images_and_instructions_come_back_exactly(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ def shape_of_images(root: Path, info: dict[str, Any], column: str) -> tuple[int,
     if not all(1 <= side <= 100_000 for side in found):
         raise UserError(f"{root / INFO}: {column} has the size {found}, which is impossible; set image_size")
     return found
+
+
+def names_of_columns(info: dict[str, Any], columns: Sequence[str], n: int) -> tuple[str, ...]:
+    """Return the names of the `n` numbers of some columns together, such as those of motors, as info.json has them.
+
+    They are a list, or in datasets of older versions of LeRobot an object with one list. Without `n` different names
+    the result is empty: names are a help, and a dataset is complete without.
+    """
+    found: list[str] = []
+    for column in columns:
+        feature = info["features"].get(column) if isinstance(info.get("features"), dict) else None
+        names = feature.get("names") if isinstance(feature, dict) else None
+        if isinstance(names, dict) and len(names) == 1:
+            (names,) = names.values()
+        found += [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return tuple(found) if len(found) == len({*found}) == n else ()
 
 
 def fill_template(root: Path, template: object, **fields: object) -> Path:

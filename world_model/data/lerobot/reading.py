@@ -21,6 +21,7 @@ from world_model.data.lerobot.layout import (
     INFO,
     OURS,
     episode_videos,
+    names_of_columns,
     read_info,
     shape_of_images,
 )
@@ -48,7 +49,7 @@ def import_lerobot(folder: str | Path, columns: ColumnsConfig | None = None) -> 
     """
     root, columns = Path(folder), columns or ColumnsConfig()
     data = _open(root, columns)
-    spec, is_ours = _read_spec(data)
+    spec, is_ours = _read_spec(data, columns)
     if LATENTS in spec.features and OBSERVATION + LATENTS not in data.frames:
         _split_latents(data, spec)
     own = spec.features if is_ours else {}
@@ -147,7 +148,7 @@ def _check_no_images(root: Path, info: dict[str, Any], *names: str) -> None:
             )
 
 
-def _read_spec(data: _Dataset) -> tuple[Spec, bool]:
+def _read_spec(data: _Dataset, columns: ColumnsConfig) -> tuple[Spec, bool]:
     """Return the spec that wamtune exported, and True; for another dataset one built from its data, and False."""
     root, rows = data.root, data.rows
     try:
@@ -165,13 +166,15 @@ def _read_spec(data: _Dataset) -> tuple[Spec, bool]:
         names = dict.fromkeys(str(tasks[0]) for tasks in rows["tasks"])
     except (IndexError, TypeError) as error:
         raise UserError(f"{root}: meta/episodes names no task for an episode; download the dataset again") from error
+    state_names = names_of_columns(data.info, columns.state, state.shape[1])
     found = Spec(
-        features={"state": Feature((state.shape[1],))},
+        features={"state": Feature((state.shape[1],), names=state_names)},
         action_low=tuple((low - still).tolist()),
         action_high=tuple((high + still).tolist()),
         tasks=tuple(names),
         control_hz=float(data.info["fps"]),
         instructions={name: name for name in names},
+        action_names=names_of_columns(data.info, columns.action, action.shape[1]),
     )
     try:
         return Spec.from_dict(found.to_dict()), False  # with its checks

@@ -105,7 +105,7 @@ def _final(episode: Episode, name: str) -> np.ndarray | bytes:
 def features_of(columns: Columns, spec: Spec) -> dict[str, Any]:
     """Return the `features` of info.json: type, shape and names of the dimensions of each column."""
     names = {OBSERVATION + name: _dimensions(name, spec.features[name]) for name in spec.vectors}
-    names["action"] = [f"action_{i}" for i in range(spec.action_dim)]
+    names["action"] = list(spec.action_names) or [f"action_{i}" for i in range(spec.action_dim)]
     found: dict[str, Any] = {
         name: {"dtype": str(column.dtype), "shape": list(column.shape[1:]) or [1], "names": names.get(name)}
         for name, column in columns.items()
@@ -117,7 +117,9 @@ def features_of(columns: Columns, spec: Spec) -> dict[str, Any]:
 
 
 def _dimensions(name: str, feature: Feature) -> list[str]:
-    """Return names of the dimensions of a vector: those of its slices, numbered, or of the feature itself."""
+    """Return names of the dimensions of a vector: its own, or those of its slices or of the feature, numbered."""
+    if feature.names:
+        return list(feature.names)
     names = [f"{name}_{i}" for i in range(feature.shape[0])]
     for part, (first, last) in feature.slices.items():
         names[first:last] = [f"{part}_{i}" for i in range(last - first)]
