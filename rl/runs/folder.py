@@ -191,9 +191,6 @@ class OtherFolder(RunFolder):
         """Return no sizes."""
         return {}
 
-    def go_back(self, mark: Mapping[str, int]) -> None:
-        """Drop nothing."""
-
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write nothing."""
 
