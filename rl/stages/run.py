@@ -348,9 +348,8 @@ def tune(config: TuneConfig, run: RunFolder, distributed: Distributed = ALONE) -
         for result in results:
             run.eval_row({"step": work.step, **result.to_row()})
         metrics = world_metrics(model, windows) | success_metrics(results) | _image_metrics(config, model, image_data)
-        metrics |= noise_metrics(evaluate_noisy(config, model, tasks))
+        metrics |= noise_metrics(evaluate_noisy(config, model, tasks)) | {"error_and_success": correlations}
         metrics |= _imitation(config, model, unseen_demos) | _trust(model, unseen, config)
-        metrics["error_and_success"] = correlations
         return work.finish(metrics, episodes, demos, config.half, config.n_stored)
 
     return distributed.by_first(finish)
