@@ -94,9 +94,9 @@ class Limits:
         part = slices.get(self.start, slice(0, 0))
         if not self.still and part.stop - part.start != action_dim:
             raise UserError(
-                f"limits.start={self.start!r}: where actions are positions, it names the {action_dim} numbers of the "
-                f"state that they are positions of, one of its parts {', '.join(slices)}; where they are not, give "
-                "limits.still"
+                f"limits.start={self.start!r}: where actions are positions, it names the part of the state "
+                f"({', '.join(slices)}) with the {action_dim} numbers that they are positions of; where they are not, "
+                "give limits.still"
             )
         if not 0 < self.max_age_s < np.inf:
             raise UserError(f"limits.max_age_s={self.max_age_s}: expected a finite number above 0")

@@ -94,7 +94,8 @@ def model_card(name: str, stage: str, parent: str, tasks: Sequence[str], about: 
     counts = ", ".join(f"{n} {source}" for source, n in about["episodes"].items())
     demos = "".join(f"- demonstrations: {_counts(about['demonstrations'])}\n" for _ in [0] if about["demonstrations"])
     if "n_stored" in about:
-        demos += f"- of these, the first {about['n_stored']} of each task are stored, with an image a chunk\n"
+        images = ", with an image a chunk" if "images" in about["metrics"] else ""
+        demos += f"- of these, the first {about['n_stored']} of each task are stored{images}\n"
     trust = f"- trust heads calibrated again by `{about['trust_command']}`\n" if "trust_command" in about else ""
     place = "" if about.get("simulator", True) else "- there was no simulator: its success has not been measured\n"
     return f"""# {name}

@@ -192,8 +192,10 @@ class StageRun:
 
 def stored(demos: Sequence[Episode], n: int, model: WorldActionModel) -> list[Episode]:
     """Return the first `n` demonstrations of each task, with one image a chunk in a model with cameras."""
-    kept = [e for task in model.spec.tasks for e in [e for e in demos if e.task == task][:n]]
-    return [e.slowed(LATENTS, model.chunk_size) for e in kept] if model.cameras else kept
+    kept: list[Episode] = []
+    for task in dict.fromkeys(demo.task for demo in demos):
+        kept += [demo for demo in demos if demo.task == task][:n]
+    return [demo.slowed(LATENTS, model.chunk_size) for demo in kept] if model.cameras else kept
 
 
 def whole_model(shared: WorldActionModel, weights: dict[str, Tensor]) -> WorldActionModel:

@@ -80,6 +80,13 @@ def shape_of_images(root: Path, info: dict[str, Any], column: str) -> tuple[int,
     return found
 
 
+def feature_of(info: dict[str, Any], column: str) -> dict[str, Any]:
+    """Return what info.json says of a column, such as its type and names; {} if it says nothing."""
+    features = info.get("features")
+    feature = features.get(column) if isinstance(features, dict) else None
+    return feature if isinstance(feature, dict) else {}
+
+
 def names_of_columns(info: dict[str, Any], columns: Sequence[str], n: int) -> tuple[str, ...]:
     """Return the names of the `n` numbers of some columns together, such as those of motors, as info.json has them.
 
@@ -88,8 +95,7 @@ def names_of_columns(info: dict[str, Any], columns: Sequence[str], n: int) -> tu
     """
     found: list[str] = []
     for column in columns:
-        feature = info["features"].get(column) if isinstance(info.get("features"), dict) else None
-        names = feature.get("names") if isinstance(feature, dict) else None
+        names = feature_of(info, column).get("names")
         if isinstance(names, dict) and len(names) == 1:
             (names,) = names.values()
         found += [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -21,6 +21,7 @@ from world_model.data.lerobot.layout import (
     INFO,
     OURS,
     episode_videos,
+    feature_of,
     names_of_columns,
     read_info,
     shape_of_images,
@@ -138,10 +139,8 @@ def _open(root: Path, columns: ColumnsConfig) -> _Dataset:
 
 def _check_no_images(root: Path, info: dict[str, Any], *names: str) -> None:
     """Raise `UserError` if one of the columns whose numbers are read holds images."""
-    features = info.get("features")
     for name in names:
-        feature = features.get(name) if isinstance(features, dict) else None
-        if isinstance(feature, dict) and feature.get("dtype") in ("image", "video"):
+        if feature_of(info, name).get("dtype") in ("image", "video"):
             raise UserError(
                 f"{root}: {name} holds images, and state and action are numbers; name it as a camera, in "
                 f"wamtune pretrain columns.images.{name.rpartition('.')[2]}={name}"
