@@ -25,6 +25,7 @@ from torch import Tensor, distributed, nn
 
 from rewards.errors import BadNumbers, UserError
 from rl.ppo.heartbeat import Heartbeat
+from rl.ppo.sums import Sums, new_sums
 from world_model.processes import ALONE, Share
 from world_model.seeds import PROCESS_SEED
 
@@ -177,7 +178,7 @@ class Group(Distributed):
         self._store = store
         self._heartbeat = Heartbeat(store, self.rank, self.world_size)
         self._told: Exception | None = None  # the error that all processes know of
-        self._buffers: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}  # see `average_gradients`
+        self._sums: dict[tuple[int, torch.dtype, torch.device], Sums] = {}  # see `average_gradients`
         self._n_alone = 0  # pieces of work that process 0 has done, see `by_first`
         if not self.is_first:
             sys.stdout = open(os.devnull, "w")
@@ -202,33 +203,33 @@ class Group(Distributed):
     ) -> dict[str, float]:
         """Average all gradients and `values` in one exchange; a parameter without gradient counts as 0.
 
-        The gradients become parts of one buffer, which the next call for as many numbers overwrites. It is float32 at
+        The gradients become parts of the sum, which the next call for as many numbers overwrites. It is float32 at
         least, so gradients in bfloat16 are copied back.
         """
         values = values or {}
-        flat = self._buffer(parameters, len(values))
-        *parts, others = flat.split([*(parameter.numel() for parameter in parameters), len(values)])
-        means = [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)]
-        for parameter, mean in zip(parameters, means, strict=True):
+        sums = self._sums_of(parameters, len(values))
+        lengths = [*(parameter.numel() for parameter in parameters), len(values)]
+        *parts, others = sums.own.split(lengths)
+        for parameter, part in zip(parameters, parts, strict=True):
             if parameter.grad is None:
-                mean.zero_()
+                part.zero_()
             else:  # the share of this process, written in one pass
-                torch.div(parameter.grad, self.world_size, out=mean)
+                torch.div(parameter.grad.flatten(), self.world_size, out=part)
         others.copy_(torch.tensor(list(values.values())) / self.world_size)
         with self._exchange():
-            distributed.all_reduce(flat)
+            *means, others = sums.total().split(lengths)
         for parameter, mean in zip(parameters, means, strict=True):
-            parameter.grad = mean.to(parameter.dtype)
+            parameter.grad = mean.view_as(parameter).to(parameter.dtype)
         return dict(zip(values, others.tolist(), strict=True))
 
-    def _buffer(self, parameters: Sequence[nn.Parameter], n_others: int) -> Tensor:
-        """Return memory for all gradients, kept from step to step: to get new one takes longer than the exchange."""
+    def _sums_of(self, parameters: Sequence[nn.Parameter], n_others: int) -> Sums:
+        """Return the sums of all gradients, kept from step to step: to get new memory takes longer than an exchange."""
         n, device = sum(p.numel() for p in parameters) + n_others, parameters[0].device
         dtype = reduce(torch.promote_types, (parameter.dtype for parameter in parameters), torch.float32)
         key = n, dtype, device
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(n, dtype=dtype, device=device)
-        return self._buffers[key]
+        if key not in self._sums:
+            self._sums[key] = new_sums(self, n, dtype, device)
+        return self._sums[key]
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes; it is the same to the bit in each of them."""

@@ -87,15 +87,17 @@ with Distributed.join() as distributed, distributed.together():
     layer = torch.nn.Linear(3, 2)
     calls, all_reduce = [], torch.distributed.all_reduce
     torch.distributed.all_reduce = lambda x, *words: (calls.append(x), all_reduce(x, *words))
+    places = set()
     for step in range(3):
         layer.weight.grad = torch.full((2, 3), float(distributed.rank + step))
         layer.bias.grad = None if distributed.rank else torch.ones(2)
+        calls.clear()
         means = distributed.average_gradients(list(layer.parameters()), {"loss": float(distributed.rank), "kl": 3.0})
         assert layer.weight.grad.eq(0.5 + step).all() and layer.bias.grad.eq(0.5).all()
         assert means == {"loss": 0.5, "kl": 3.0}
-    exchanged = [x for x in calls if x.numel() > 1]
-    assert len(calls) == 6 and len(exchanged) == 3  # each after an agreement that no process has failed
-    assert {x.data_ptr() for x in exchanged} == {layer.weight.grad.data_ptr()} and exchanged[0].numel() == 10
+        places.add(layer.weight.grad.data_ptr())
+    assert [x.numel() for x in calls] == [1]  # the agreement that no process has failed; the rest is in shared memory
+    assert len(places) == 1
 """
 
 
