@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-RUN = "train dream threads=1 gate.n_episodes=48 gate.max_episodes=48 gate.n_dreams=0 gate.z_loss=1".split()
+RUN = "train dream threads=1 budget_steps=null gate.n_episodes=48 gate.max_episodes=48 gate.n_dreams=0".split()
 WAYS = {
     "long": ["matmul_precision=highest", "dream.later_refits=1"],
     "today": [],
