@@ -154,6 +154,8 @@ class Distributed:
 class Group(Distributed):
     """One of several processes. Tensors on the CPU are exchanged with gloo, those on a GPU with NCCL.
 
+    Gradients of processes on one machine are added in memory that they share, see `rl.ppo.sums`.
+
     It is a context manager. If it is left with an exception, one process of the group writes the error line, and the
     error streams of all others are closed.
     """
