@@ -15,6 +15,7 @@ from world_model.api import Prediction, Session, WorldModel
 from world_model.data.episodes import Episode
 from world_model.env import Frames, Obs, ReadOut
 from world_model.guards import MOST
+from world_model.processes import Share
 from world_model.spec import Spec
 from world_model.tree import map_tree, tensors
 from world_model.view import View
@@ -155,6 +156,19 @@ class CheckedWorldModel(WorldModel):
         """Train the model."""
         with self._blamed():
             self.model.refit(episodes, n_steps, learning_rate, seed, tick)
+
+    def refit_together(
+        self,
+        episodes: list[Episode],
+        n_steps: int,
+        learning_rate: float,
+        seed: int,
+        tick: Callable[[float], None],
+        share: Share,
+    ) -> None:
+        """Train the model in several processes."""
+        with self._blamed():
+            self.model.refit_together(episodes, n_steps, learning_rate, seed, tick, share)
 
     @property
     def unseen_tasks(self) -> tuple[str, ...]:

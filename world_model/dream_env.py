@@ -189,6 +189,12 @@ class DreamEnv(BatchedEnv):
             raise UserError(
                 f"dream: a chunk of {k} actions is longer than the {self.chunk_size} the model was trained on"
             )
+        for name, feature in self.spec.features.items():
+            if k % feature.every:
+                raise UserError(
+                    f"dream: a chunk of {k} actions ends between two {name}, which the model predicts every "
+                    f"{feature.every} steps; take {feature.every} actions or a multiple"
+                )
         self.session, predicted = self.model.predict(self.session, actions)
         if predicted.expected_error is not None:
             self.expected_error = predicted.expected_error

@@ -14,7 +14,7 @@ from rl.deploy.contract import CONTRACT, ONNX, load_contract
 from rl.deploy.frames import Frame, tensors_of
 from rl.deploy.onnx_trial import complaint
 from rl.deploy.remote_pilot import RemotePilot, is_remote
-from rl.policies.wam import ModelPilot
+from rl.policies.wam import ModelPilot, load_actor
 from world_model.env import Obs
 from world_model.extras import import_extra
 from world_model.files import TENSOR_BYTES, existing_folder, read_file
@@ -111,16 +111,17 @@ def _onnxruntime() -> Any:
     return import_extra("onnxruntime", "export", "an export needs onnxruntime to run")
 
 
-def load_pilot(name_or_folder: str, n_denoising_steps: int) -> Pilot:
+def load_pilot(name_or_folder: str, n_denoising_steps: int | None = None) -> Pilot:
     """Load an export if the folder contains one, else a checkpoint or a run folder; for a url, connect to its server.
 
-    A server chooses `n_denoising_steps` itself.
+    A checkpoint acts with the denoising steps of its training unless another number is given. Exports and servers have
+    numbers of their own.
     """
     if is_remote(name_or_folder):
         return RemotePilot(name_or_folder)
     if (Path(name_or_folder) / CONTRACT).is_file():
         return OnnxPilot(name_or_folder)
-    return ModelPilot.load(name_or_folder, n_denoising_steps)
+    return ModelPilot(load_actor(name_or_folder), n_denoising_steps)
 
 
 def reads_sentences(pilot: Pilot) -> TypeGuard[ModelPilot]:

@@ -28,7 +28,7 @@ from world_model.wam import modes
 from world_model.wam.codec import PatchCodec, VectorCodec
 from world_model.wam.model import WorldActionModel
 from world_model.wam.normalizer import Normalizer
-from world_model.wam.store import load_model
+from world_model.wam.store import load_model_and_config
 from world_model.wam.text import Encode
 
 
@@ -50,6 +50,7 @@ class WamDenoiser(Denoiser):
         self.reads, self.n_context_frames = model.spec.features, model.config.n_context_frames
         self.horizon, self.context_noise = model.config.chunk_size, model.context_noise
         codec = model.action_codec
+        self.n_denoising_steps, self.n_action_steps = model.policy_steps
         self._codes = codec.n_tokens, codec.code_dim
         self.chain_dim = codec.n_tokens * codec.code_dim // self.horizon
         self.n_features = 2 * model.config.width
@@ -103,7 +104,7 @@ class WamDenoiser(Denoiser):
 def flow_policy(
     model: WorldActionModel,
     env: BatchedEnv,
-    n_denoising_steps: int = 2,
+    n_denoising_steps: int | None = None,
     noise_std: float = 0.2,
     n_action_steps: int | None = None,
     noise_correlation: float = 0.8,
@@ -121,19 +122,17 @@ class ModelPilot:
 
     Args:
         model: the loaded model.
-        n_denoising_steps: denoising steps per chunk.
+        n_denoising_steps: denoising steps per chunk; None: as in the training of the model.
         encode: the frozen text encoder, which sentences that the checkpoint does not have need if it reads with one.
     """
 
-    def __init__(self, model: WorldActionModel, n_denoising_steps: int, encode: Encode | None = None) -> None:
-        self.model, self.n_denoising_steps, self.spec, self.encode = model, n_denoising_steps, model.spec, encode
+    def __init__(
+        self, model: WorldActionModel, n_denoising_steps: int | None = None, encode: Encode | None = None
+    ) -> None:
+        self.model, self.spec, self.encode = model, model.spec, encode
+        self.n_denoising_steps = n_denoising_steps or model.policy_steps[0]
         self.n_context_frames, self.chunk_size = model.config.n_context_frames, model.config.chunk_size
         self.noise_shape: tuple[int, ...] = (model.action_codec.n_tokens, model.action_codec.code_dim)
-
-    @staticmethod
-    def load(name_or_folder: str, n_denoising_steps: int) -> ModelPilot:
-        """Load a checkpoint by built-in name, folder or run folder; see `load_model`."""
-        return ModelPilot(load_model(name_or_folder), n_denoising_steps)
 
     @property
     def reads_sentences(self) -> bool:
@@ -268,9 +267,9 @@ def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action
             n_context_frames=gaussian.n_context_frames,
             chunk_size=size,
         )
-    model = load_model(checkpoint)
+    model = load_actor(checkpoint)
     # Arguments that are 0 take the values of the training run, or the whole chunk.
-    trained_steps, trained_executed = as_trained(str(checkpoint), config)
+    trained_steps, trained_executed = model.policy_steps
     size, codec = model.config.chunk_size, model.action_codec
     steps = checked_count("n_denoising_steps", n_denoising_steps or trained_steps)
     executed = checked_count("n_action_steps", n_action_steps or trained_executed or size, size)
@@ -287,7 +286,23 @@ def load_exportable(checkpoint: str | Path, n_denoising_steps: int = 0, n_action
     )
 
 
-def as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
+def load_actor(name_or_path: str | Path) -> WorldActionModel:
+    """Load a checkpoint as `load_model` does, to act as in its training; refuse one that can only predict.
+
+    Raises:
+        UserError: as for `load_model`, the checkpoint is of the pretrain stage, or the config of its run is damaged.
+    """
+    model, config = load_model_and_config(name_or_path)
+    if config.get("stage") == "pretrain":
+        raise UserError(
+            f"{name_or_path} cannot act, it only predicts: teach it with wamtune tune metaworld-tuned "
+            f"checkpoint={name_or_path}, look at what it predicts with wamtune dream {name_or_path}, or take another"
+        )
+    model.policy_steps = _as_trained(str(name_or_path), config)
+    return model
+
+
+def _as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
     """Return n_denoising_steps and n_action_steps (0: not set) from the run config in the checkpoint's config.json.
 
     `config` is that of `load_checkpoint`, `checkpoint` is named in errors.
@@ -299,7 +314,7 @@ def as_trained(checkpoint: str, config: dict[str, Any]) -> tuple[int, int]:
 
     run = parse(str(config.get("config", "{}")), f"that {checkpoint} carries as the config of its run")
     try:
-        steps = run.get("ppo", {}).get("n_denoising_steps") or WamDenoiser.n_denoising_steps
+        steps = run.get("ppo", {}).get("n_denoising_steps") or WorldActionModel.policy_steps[0]
         return int(steps), int(run.get("n_action_steps", 0))
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{checkpoint}: the config in its config.json is not that of a run: {error!r}") from error

@@ -13,7 +13,7 @@ from world_model.env import BatchedEnv
 
 
 def try_rewards(config: TrainConfig, model: WorldModel | None, sim: Simulator, dreams: bool) -> StartStates:
-    """Compute the rewards of one step in `sim`, and of one dreamed step from the same states if the run `dreams`.
+    """Compute the rewards of one step in `sim`, and of one dreamed chunk from the same states if the run `dreams`.
 
     This does not change the run: the reward terms are built for the trial alone, and the random state of `sim` is
     restored. Returns the states in which these episodes began.
@@ -27,7 +27,7 @@ def try_rewards(config: TrainConfig, model: WorldModel | None, sim: Simulator, d
     try:
         sim.reset()
         starts = StartStates.of(sim)
-        _stand_still(sim)
+        _stand_still(sim, 1)
     finally:
         sim.rewards, sim.recorder, sim.begun = terms, recorder, False
         sim.generator.set_state(generator)
@@ -35,7 +35,7 @@ def try_rewards(config: TrainConfig, model: WorldModel | None, sim: Simulator, d
         rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
         dream = DreamEnv(model, len(starts), starts, rewards=rewards)
         dream.reset()
-        _stand_still(dream)
+        _stand_still(dream, dream.chunk_size)  # a dream of images ends at one
     return starts
 
 
@@ -58,7 +58,7 @@ def try_signals(dreams: Dreams, ppo: PPO, starts: StartStates) -> None:
         signal(rollout, dreams.model, seed=0)
 
 
-def _stand_still(env: BatchedEnv) -> None:
-    """Execute one step of the action in the middle of its range, in every environment."""
+def _stand_still(env: BatchedEnv, n_steps: int) -> None:
+    """Execute `n_steps` of the action in the middle of its range, in every environment."""
     middle = (env.action_low + env.action_high) / 2
-    env.step_chunk(middle.expand(env.num_envs, 1, -1))
+    env.step_chunk(middle.expand(env.num_envs, n_steps, -1))

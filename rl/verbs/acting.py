@@ -17,6 +17,7 @@ from rl.envs.recorded import stored_spec
 from rl.policies.api import Denoiser
 from rl.policies.gaussian import GaussianPolicy, load_gaussian
 from rl.policies.saving import ABOUT
+from rl.policies.wam import load_actor
 from rl.world_models import make_world_model, world_model_of
 from world_model.api import WorldModel
 from world_model.checkpoint import find_checkpoint, load_checkpoint
@@ -24,7 +25,7 @@ from world_model.data.episodes import Episode, EpisodeStore
 from world_model.hub import PREFIX
 from world_model.runs import newest_runs
 from world_model.wam.model import WorldActionModel
-from world_model.wam.store import load_model, load_model_and_config
+from world_model.wam.store import load_model
 
 NEW = "new"
 """In place of a checkpoint: the weights that a class of the user's own has when it is built."""
@@ -45,7 +46,7 @@ def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Act
     """Load whatever acts: a checkpoint, a run, a policy of LeRobot or of the user's own class.
 
     Args:
-        name: see `load_actor` and `load_brought`.
+        name: see `rl.policies.wam.load_actor` and `load_brought`.
         policy: see `load_brought`; empty: `name` says what it is.
         device: of the weights of a policy that somebody brings.
         n_action_steps: see `load_brought`.
@@ -62,21 +63,6 @@ def load_policy(name: str, policy: Any, device: str, n_action_steps: int) -> Act
     if about.get("policy") == "gaussian":
         return _gaussian(name, about, tensors)
     return Actor(name, model=load_actor(name))
-
-
-def load_actor(name_or_path: str) -> WorldActionModel:
-    """Load a checkpoint as `load_model` does; refuse one that can only predict.
-
-    Raises:
-        UserError: as for `load_model`, or the checkpoint is of the pretrain stage.
-    """
-    model, config = load_model_and_config(name_or_path)
-    if config.get("stage") == "pretrain":
-        raise UserError(
-            f"{name_or_path} cannot act, it only predicts: teach it with wamtune tune metaworld-tuned "
-            f"checkpoint={name_or_path}, look at what it predicts with wamtune dream {name_or_path}, or take another"
-        )
-    return model
 
 
 def load_brought(name: str, policy: Any, device: str, n_action_steps: int) -> Denoiser:

@@ -13,7 +13,7 @@ from rl.compose import compose
 from rl.deploy.calibrate import Calibrated, calibrate, score_of
 from rl.deploy.calibration import Calibration, save_calibration
 from rl.deploy.pilots import load_pilot
-from rl.policies.wam import ModelPilot, WamDenoiser
+from rl.policies.wam import ModelPilot
 from rl.runs.progress import show
 from rl.statistics import wilson
 from rl.verbs.acting import refuse_own_class
@@ -43,7 +43,7 @@ def calibrate_read_out(name: str, words: list[str]) -> None:
         )
     options = compose(None, words[1:], CalibrateOptions)
     refuse_own_class(name)
-    pilot = load_pilot(name, WamDenoiser.n_denoising_steps)
+    pilot = load_pilot(name)
     if not isinstance(pilot, ModelPilot):
         raise UserError(
             f"deploy {name} calibrate: only the checkpoint of a world-action model has a read-out, no export and no "

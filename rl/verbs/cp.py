@@ -9,9 +9,8 @@ from typing import Any
 from rewards.errors import UserError
 from rl.compose import compose, find_preset, list_presets
 from rl.policies.saving import about_brought, is_brought
-from rl.policies.wam import as_trained
+from rl.policies.wam import load_actor
 from rl.report.hub_card import with_front_matter
-from rl.verbs.acting import load_actor
 from rl.verbs.options import DatasetOptions, HubOptions
 from world_model.checkpoint import (
     CONFIG,
@@ -120,7 +119,7 @@ def _to_lerobot_policy(name: str, final: Path, keys: list[str]) -> str:
         raise UserError(f"cp {name}: expected format=lerobot and no other key, got {' '.join(keys)}")
     _check_is_new(final)
     model = load_actor(name)
-    n_denoising_steps, n_action_steps = as_trained(name, load_checkpoint(name)[0])
+    n_denoising_steps, n_action_steps = model.policy_steps
     card = checkpoint_files(name).get(README, b"").decode(errors="replace")
     write_folder(final, lerobot_files(model, n_denoising_steps, n_action_steps or model.chunk_size, card))
     return f"checkpoint {name} is now a policy of LeRobot in {final}; its README.md has the command"

@@ -23,7 +23,7 @@ from rl.deploy.stops import has_terminal
 from rl.envs.simulator import usable_device
 from rl.instructions import tell
 from rl.policies.api import Denoiser
-from rl.policies.wam import ModelPilot, WamDenoiser
+from rl.policies.wam import ModelPilot
 from rl.robots.api import Robot, make_robot
 from rl.verbs.acting import is_of_own_class, load_brought, refuse_own_class
 from rl.verbs.options import ExportOptions
@@ -111,7 +111,7 @@ def _fitted(names: list[str], config: RobotConfig) -> tuple[list[Pilot], RobotCo
             pilots.append(fit)
             continue
         refuse_own_class(name)
-        pilot = load_pilot(name, config.n_denoising_steps or WamDenoiser.n_denoising_steps)
+        pilot = load_pilot(name, config.n_denoising_steps)
         if config.instruction and (not brought or _can_be_told(pilot)):
             _tell(pilot, name, config)
         pilots.append(pilot)

@@ -19,13 +19,12 @@ from rl.config import EnvConfig, TrainConfig
 from rl.envs.names import check_has_simulator, env_of_tasks
 from rl.envs.simulator import Simulator
 from rl.instructions import tell_of, with_instruction
-from rl.policies.wam import flow_policy
+from rl.policies.wam import flow_policy, load_actor
 from rl.report.plots import draw_dream
 from rl.report.videos import draw_video, image_errors, write_video
 from rl.runs.progress import show
 from rl.stages.collect import collect_scripted, record
 from rl.stages.images import encoded_episodes, run_again
-from rl.verbs.acting import load_actor
 from rl.verbs.options import DreamOptions
 from world_model.data.episodes import Episode
 from world_model.dream_env import DreamEnv, StartStates

@@ -20,12 +20,12 @@ from rl.build import device_of, is_policy
 from rl.compose import compose
 from rl.envs.names import check_has_simulator, env_of_tasks
 from rl.policies.api import Denoiser
-from rl.policies.wam import WamDenoiser
+from rl.policies.wam import WamDenoiser, load_actor
 from rl.ranking import Ranking, next_to_run, rank
 from rl.runs.progress import Progress, show
 from rl.sequential import Floats, corrected
 from rl.statistics import wilson
-from rl.verbs.acting import load_actor, load_brought, refuse_own_class
+from rl.verbs.acting import load_brought, refuse_own_class
 from rl.verbs.measure import TwinSuccess, evaluated_tasks, in_percent, measure, run_config, successes, with_twins
 from rl.verbs.options import RankOptions
 from rl.verbs.pages import rank_page

@@ -25,8 +25,8 @@ from rl.deploy.server import Endpoint, serving
 from rl.envs.simulator import usable_device
 from rl.policies.api import Denoiser
 from rl.policies.pilot import DenoiserPilot
-from rl.policies.wam import ModelPilot, WamDenoiser
-from rl.verbs.acting import load_actor, load_brought, load_dream, load_recorded, refuse_own_class
+from rl.policies.wam import ModelPilot, load_actor
+from rl.verbs.acting import load_brought, load_dream, load_recorded, refuse_own_class
 from rl.verbs.options import ServeOptions
 from world_model.checkpoint import MODEL, find_checkpoint
 from world_model.dream_env import StartStates
@@ -86,7 +86,7 @@ def _pilot(name: str, options: ServeOptions) -> Pilot:
     if (Path(name) / CONTRACT).is_file():
         return OnnxPilot(name)
     encode = load_encoder(options.text_encoder, key="text_encoder") if options.text_encoder else None
-    pilot = ModelPilot(load_actor(name), options.n_denoising_steps or WamDenoiser.n_denoising_steps, encode)
+    pilot = ModelPilot(load_actor(name), options.n_denoising_steps, encode)
     try_out(pilot, name, "")
     return pilot
 

@@ -10,6 +10,7 @@ import torch
 
 from rewards.errors import BadNumbers, UserError
 from rewards.plugins import load
+from world_model.api import WorldModel
 from world_model.checked import CheckedWorldModel
 from world_model.dream_env import DreamEnv, StartStates
 
@@ -130,3 +131,9 @@ def test_a_model_without_weights_has_none_to_save(tmp_path: Path) -> None:
     model.model.state_dict = lambda: {"a": 1}  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="its state_dict returned a dict, expected tensors by name"):
         model.state_dict()
+
+
+def test_it_passes_on_everything_that_a_world_model_can_do() -> None:
+    public = {name for name in vars(WorldModel) if not name.startswith("_")}
+    # The first is set in `__init__`. The second is set on the model itself, and nothing reads it from here.
+    assert public - vars(CheckedWorldModel).keys() == {"n_context_frames", "n_denoising_steps"}

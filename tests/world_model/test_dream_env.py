@@ -1,5 +1,7 @@
 """The dream as an environment: ends, verdicts, rewards as in the simulator, start states, buffered steps, resume."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,6 +123,17 @@ def test_a_shorter_chunk_is_completed_and_a_longer_one_refused(make_dream, never
     torch.testing.assert_close(twin.step_chunk(completed).frames["state"][:, :2], step.frames["state"])
     with pytest.raises(UserError, match="a chunk of 5 actions is longer than the 4 the model was trained on"):
         env.step_chunk(actions(3, k=5))
+
+
+def test_a_chunk_that_ends_between_two_images_is_refused(make_dream, model, monkeypatch):
+    slower = replace(model.predicted_spec, features={"state": replace(model.spec.features["state"], every=2)})
+    monkeypatch.setattr(type(model), "predicted_spec", property(lambda self: slower))
+    env = make_dream()
+    env.reset(seed=0)
+    assert env.step_chunk(actions(3, k=2)).frames["state"].shape == (3, 2, 4)
+    line = "a chunk of 3 actions ends between two state, which the model predicts every 2 steps; take 2 act"
+    with pytest.raises(UserError, match=line):
+        env.step_chunk(actions(3, k=3))
 
 
 def test_the_dream_of_a_trained_model_is_close_to_what_happened(trained, episodes):

@@ -36,6 +36,9 @@ READ_OUT_STAGE = StageConfig(n_steps=300, batch_size=512, warmup_steps=30)
 class WorldActionModel(Network, WorldModel):
     """Policy, dream, inverse dynamics and video predictor in one set of weights. See `Network` for the arguments."""
 
+    policy_steps: tuple[int, int] = 2, 0
+    """How its policy acts: denoising steps, and executed actions of a chunk (0: all). `load_actor` sets it."""
+
     def __init__(self, config: ModelConfig, spec: Spec, unseen_tasks: Collection[str] = ()) -> None:
         super().__init__(config, spec, unseen_tasks)
         self.n_context_frames, self.chunk_size = config.n_context_frames, config.chunk_size

@@ -16,7 +16,7 @@ from rl.deploy.pilots import Decider, OnnxPilot, load_pilot
 from rl.deploy.robot_config import RobotConfig
 from rl.deploy.safety import Limits
 from rl.deploy.session import run_session
-from rl.policies.wam import ModelPilot
+from rl.policies.wam import ModelPilot, WamDenoiser, load_actor
 from rl.robots.fake import FakeRobot
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.wam.model import WorldActionModel
@@ -42,6 +42,26 @@ def test_the_export_decides_what_the_checkpoint_does(folders: tuple[Path, Path],
         ours, theirs = (decide({"state": frames}, held) for decide in (model, onnx))
         assert np.abs(ours - theirs).max() <= 1e-5
         assert np.array_equal(theirs[: len(held)], held)
+
+
+def test_a_checkpoint_acts_with_the_steps_of_its_training(tmp_path: Path, _trained: WorldActionModel) -> None:
+    run = "n_action_steps: 2\nppo: {n_denoising_steps: 5}\n"
+    save_model(tmp_path / "of_a_run", _trained, "rl", about={"config": run})
+    folder = str(tmp_path / "of_a_run")
+    denoiser = WamDenoiser(load_actor(folder))
+    assert (denoiser.n_denoising_steps, denoiser.n_action_steps) == (5, 2)
+    for given, taken in ((None, 5), (3, 3)):
+        pilot = load_pilot(folder, given)
+        assert isinstance(pilot, ModelPilot) and pilot.n_denoising_steps == taken
+    assert WamDenoiser(_trained).n_denoising_steps == 2  # of no run
+
+
+def test_a_checkpoint_that_only_predicts_flies_no_robot(tmp_path: Path, _trained: WorldActionModel) -> None:
+    save_model(tmp_path / "seer", _trained, "pretrain")
+    with pytest.raises(UserError, match="seer cannot act, it only predicts: teach it with wamtune tune"):
+        load_pilot(str(tmp_path / "seer"))
+    with pytest.raises(UserError, match="seer cannot act, it only predicts"):
+        export_policy(tmp_path / "seer", tmp_path / "exported")
 
 
 def test_an_export_runs_a_robot_and_reads_nothing_out(
