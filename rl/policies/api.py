@@ -110,8 +110,9 @@ class TrainablePolicy(nn.Module, ABC):
         """Return the likelihood of stored chains under the current weights, with gradients.
 
         The log-likelihood of an action is that given the actions before it, summed over its dimensions and the steps of
-        the chain. Actions that are not executed are left out, as in DPPO (2409.00588), because their noise has no
-        effect on the advantage.
+        the chain. Actions after the first `n_action_steps` are never executed and are left out, as in DPPO
+        (2409.00588), because their noise has no effect on the advantage. Where an episode ends within a chunk, the
+        actions after its end count: they add noise to the gradient, and no bias.
         """
 
     @abstractmethod
@@ -314,6 +315,12 @@ def names_of_today(state: Mapping[str, Any]) -> dict[str, Any]:
 def policy_state(policy: nn.Module) -> dict[str, Any]:
     """Return a copy of the trained weights, for a rollback."""
     return {name: value.detach().clone() for name, value in policy.named_parameters() if value.requires_grad}
+
+
+def critic_state(policy: TrainablePolicy) -> dict[str, Any]:
+    """Return a copy of the weights of the critic, named as in `policy_state`."""
+    critic = {id(value) for value in policy.critic_parameters()}
+    return {name: value.detach().clone() for name, value in policy.named_parameters() if id(value) in critic}
 
 
 def load_policy_state(policy: nn.Module, state: dict[str, Tensor]) -> None:

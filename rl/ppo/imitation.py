@@ -241,7 +241,7 @@ def whole_chunks(actions: Tensor, done: Tensor, size: int, pads: bool = False) -
 
     Returns m chunks (m, num_envs, size, action_dim), and whether each lies within one episode (m, num_envs). m is
     smaller than n_steps by the chunks that the end of the rollout leaves incomplete. With `pads` no chunk is lost:
-    actions after the end of the episode or of the rollout are NaN.
+    actions of chunks after the one in which the episode or the rollout ends are NaN.
     """
     n_chunks = -(-size // actions.shape[2])  # rounded up: executed chunks needed for one whole chunk
     if pads:

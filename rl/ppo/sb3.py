@@ -51,7 +51,7 @@ class ChunkPPO(OnPolicyAlgorithm):
         config: hyper-parameters; those of `wamtune train` by default. Its `n_steps` counts chunks.
         chunk_size: actions per chunk of "MlpPolicy"; any other policy has its own.
         imitation: draws a weighted loss to add; it may return None.
-        seed: of the weights of "MlpPolicy" and of every random choice of the update.
+        seed: of the weights of "MlpPolicy", of every random choice of the update, and of exploration in `predict`.
         verbose: as in Stable-Baselines3.
         tensorboard_log: as in Stable-Baselines3.
     """
@@ -91,7 +91,7 @@ class ChunkPPO(OnPolicyAlgorithm):
             device=batched.device,
             _init_setup_model=False,
         )
-        self.policy = ChunkPredictor(chosen, batched)
+        self.policy = ChunkPredictor(chosen, batched, seed)
         self._setup_lr_schedule()
         self.rollout: Rollout | None = None
         self.rollout_buffer = None  # type: ignore[assignment] # `learn` hands it to `collect_rollouts`
@@ -183,21 +183,21 @@ class ChunkPredictor(BasePolicy):
     Args:
         chunks: the policy; it is not copied.
         env: defines the observation and action space.
+        seed: of exploration in `predict`.
     """
 
-    def __init__(self, chunks: TrainablePolicy, env: BatchedEnv) -> None:
+    def __init__(self, chunks: TrainablePolicy, env: BatchedEnv, seed: int = 0) -> None:
         super().__init__(observation_space(env), action_space(env))
-        self.chunks = chunks
+        self.chunks, self._generator = chunks, torch.Generator(chunks.device).manual_seed(seed)
 
     def _predict(self, observation: Tensor | dict[str, Tensor], deterministic: bool = False) -> Tensor:
         """Decide on chunks (n, n_action_steps, action_dim) for n observations of an adapter."""
         policy, device = self.chunks, self.chunks.device
         context = policy.encode(unflatten_obs(observation, policy.spec, policy.n_context_frames))
-        rows = torch.arange(n_rows(context), device=device)
-        if deterministic:
-            return policy.decide(context, rows, torch.zeros_like(rows))
-        seed = int(torch.randint(2**62, ()))  # from the generator that SB3 seeds, which is on the CPU
-        return policy.sample(context, torch.Generator(device).manual_seed(seed)).actions
+        if deterministic:  # the same noise for each row, so that a decision depends on the observation alone
+            same = torch.zeros(n_rows(context), dtype=torch.long, device=device)
+            return policy.decide(context, same, same)
+        return policy.sample(context, self._generator).actions
 
     def predict(
         self,

@@ -196,7 +196,8 @@ class PPO:
         # Hold out whole environments, since chunks that follow each other are too similar to test on. With a single
         # environment, hold out its first chunks.
         n = n_envs if n_envs > 1 else n_chunks
-        held = torch.arange(len(samples), device=samples.returns.device) % n < max(1, int(HELD_OUT * n))
+        n_held = max(1, int(HELD_OUT * n)) if n > 1 else 0
+        held = torch.arange(len(samples), device=samples.returns.device) % n < n_held
         train = samples[(~held).nonzero().squeeze(1)]
         optimizer = torch.optim.Adam(self.policy.critic_parameters(), lr=self.config.critic_learning_rate)
         for _ in range(n_steps):
@@ -205,6 +206,7 @@ class PPO:
             loss.backward()
             self.distributed.average_gradients(self.policy.critic_parameters())
             optimizer.step()
+        held = held if n_held else ~held  # a single chunk is fitted and measured
         with torch.no_grad():
             variance = explained_variance(self.policy.values(rows(samples.context, held)), samples.returns[held])
         return self.distributed.mean({"variance": variance})["variance"]
@@ -265,10 +267,10 @@ class PPO:
         return config.pg_coef * pg_loss + ref_kl_coef * ref_kl - config.ent_coef * found.entropy, stats
 
     def _value_loss(self, samples: Samples, n: int) -> Tensor:
-        """Return the critic's loss on `n` rows of `samples`, drawn at random."""
+        """Return the critic's loss on `n` rows of `samples`, drawn at random, weighted as in `_losses`."""
         index = torch.randint(len(samples), (n,), generator=self.generator, device=samples.returns.device)
         features, returns = self.policy.features(samples.context)[index], samples.returns[index]
-        return (self.policy.value(features) - returns).square().mean()
+        return (samples.weight[index] * (self.policy.value(features) - returns).square()).mean()
 
     def _fresh_optimizer(self) -> torch.optim.Adam:
         """Return an Adam optimizer with the groups actor, critic; `_step` warms the learning rate up to `peak`.

@@ -95,9 +95,10 @@ def write_video(frames: Sequence[np.ndarray], path: str | Path, frames_per_s: fl
     if path.suffix == ".gif":
         write_atomically(path, _gif(frames, frames_per_s))
         return
-    rate = round(frames_per_s)
     try:
-        video = iio.imwrite("<bytes>", np.stack(frames), extension=".mp4", plugin="pyav", codec="libx264", fps=rate)
+        video = iio.imwrite(
+            "<bytes>", np.stack(frames), extension=".mp4", plugin="pyav", codec="libx264", fps=float(frames_per_s)
+        )
     except ImportError as error:
         raise UserError(f"{path}: an .mp4 needs the package av; {pip_line('video')}, or take a .gif") from error
     write_atomically(path, video)

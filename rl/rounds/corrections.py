@@ -45,7 +45,10 @@ def corrected_values(
     if not any(bool((episode.control == PERSON).any()) for episode in marked if episode.control is not None):
         return None
     windows = policy.windows(marked, ends=True)
-    returns = [policy_returns(step_rewards(e, rewards, spec, read_out), _of_policy(e), gamma) for e in windows.episodes]
+    of_steps = [step_rewards(e, rewards, spec, read_out, policy.device) for e in windows.episodes]
+    returns = [
+        policy_returns(reward, _of_policy(e), gamma) for reward, e in zip(of_steps, windows.episodes, strict=True)
+    ]
     index, found = [], []
     for i, (number, begin) in enumerate(zip(windows.episode.tolist(), windows.begins.tolist(), strict=True)):
         episode = windows.episodes[number]
@@ -79,29 +82,35 @@ def policy_returns(reward: Tensor, acts: Tensor, gamma: float) -> Tensor:
     return returns
 
 
-def step_rewards(episode: Episode, rewards: RewardManager, spec: Spec, read_out: ReadOut | None = None) -> Tensor:
-    """Return the total reward of each step of a recorded episode (T,)."""
-    n = episode.length
-    frames = {name: values[episode.rows_of(name)][None] for name, values in episode.obs.items()}
-    last = torch.zeros(1, n, dtype=torch.bool)
+def step_rewards(
+    episode: Episode,
+    rewards: RewardManager,
+    spec: Spec,
+    read_out: ReadOut | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the total reward of each step of a recorded episode (T,), on the CPU; terms compute on `device`."""
+    n, action, success = episode.length, episode.action[None].to(device), episode.success[None].to(device)
+    frames = {name: values[episode.rows_of(name)][None].to(device) for name, values in episode.obs.items()}
+    last = torch.zeros(1, n, dtype=torch.bool, device=device)
     last[:, -1] = True
-    task, progress = torch.tensor([spec.tasks.index(episode.task)]), None
+    task, progress = torch.tensor([spec.tasks.index(episode.task)], device=device), None
     if read_out is not None and "progress" in rewards.requires:
         progress = read_out(frames, task)[1]
-    rewards.reset(torch.ones(1, dtype=torch.bool))
+    rewards.reset(torch.ones(1, dtype=torch.bool, device=device))
     transition = chunk_transition(
         frames=rewards.with_features(frames),
-        actions=episode.action[None],
-        past=first_past(episode.action[None]),
-        success=episode.success[None],
-        terminated=last & episode.success[None],
-        elapsed=torch.arange(1, n + 1)[None],
+        actions=action,
+        past=first_past(action),
+        success=success,
+        terminated=last & success,
+        elapsed=torch.arange(1, n + 1, device=device)[None],
         task=task,
         slices=spec.vector_slices,
         progress=progress,
         images=rewards.images,
     )
-    return rewards.compute(transition, n_steps=n).total
+    return rewards.compute(transition, n_steps=n).total.cpu()
 
 
 def _of_policy(episode: Episode) -> Tensor:

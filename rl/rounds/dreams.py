@@ -88,7 +88,7 @@ class Dreams:
             starts,
             self.config.n_decisions(dream.horizon, model.chunk_size),
             rewards=self.rewards,
-            seed=self.config.seed + len(self.episodes),  # another one for each dream, and the same after a resume
+            seed=self.config.seed + len(self.episodes),  # another one after new episodes, and the same after a resume
             max_expected_error=dream.max_expected_error,
             pessimism=dream.pessimism,
             images=self.images,

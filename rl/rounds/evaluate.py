@@ -141,6 +141,7 @@ def first_states(env: Simulator, seeds: Sequence[int]) -> StartStates:
         env.reset()
         parts.append(StartStates.of(env))
     env.set_episode_seeds([])
+    env.begun = False  # rows beyond `seeds` have no episode, and nothing may go on from them
     starts = rows(join(parts), slice(len(seeds)))
     return replace(starts, seed=torch.tensor(seeds, device=env.device))
 

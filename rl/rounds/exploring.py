@@ -103,7 +103,7 @@ class BorrowedTasks:
         for episode in self.dreams.episodes:
             if episode.seed in seeds and episode.task in plans:
                 tried = self.state.tried.setdefault(episode.task, {})
-                total = float(step_rewards(episode, self.rewards, spec, read_out).sum())
+                total = float(step_rewards(episode, self.rewards, spec, read_out, self.model.device).sum())
                 tried.setdefault(self.acted_as(plans, episode.task, episode.seed - seeds.start), []).append(total)
 
     def _plan(self, task: str, n_episodes: int) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
+from rl.policies.api import critic_state
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
@@ -127,6 +128,8 @@ class Learner:
     def _warm_up_critic(self, place: str, rollout: Rollout) -> None:
         variance = self.ppo.fit_critic(rollout, self.config.ppo.critic_warmup_steps)
         self.state.critic_is_new = False
+        # If this phase is rolled back, the next one begins with the trained critic, which does not act.
+        self.state.champion.update(critic_state(self.ppo.policy))
         self.hooks.log({"critic/heldout_explained_variance": variance})
         self.hooks.say(f"critic: held-out explained variance {variance:.2f} on a first rollout in {place}")
 
@@ -285,7 +288,8 @@ class DreamPhase:
     def _dream(self, round_index: int) -> DreamEnv:
         """Build the dream, which begins where episodes of fresh seeds begin in the simulator."""
         n_starts = self.config.dream.n_starts
-        first = START.start + (1000 * self.config.seed + round_index) * n_starts
+        block = (1000 * self.config.seed + round_index) % (len(START) // n_starts)
+        first = START.start + block * n_starts
         return self.dreams.env(self.eval_envs.starts(range(first, first + n_starts)))
 
     def _train_in(self, dream: DreamEnv, doing: str) -> None:

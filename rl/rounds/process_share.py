@@ -32,7 +32,7 @@ def share_of(config: TrainConfig, distributed: Distributed) -> TrainConfig:
             n_envs=distributed.part("env.n_envs", env.n_envs),
             n_workers=distributed.n_workers(env.n_workers),
         ),
-        dream=replace(dream, n_envs=distributed.part("dream.n_envs", dream.n_envs)),
+        dream=dream if env.kind == "sim" else replace(dream, n_envs=distributed.part("dream.n_envs", dream.n_envs)),
         ppo=replace(config.ppo, batch_size=of(config.ppo.batch_size), bc_batch_size=of(config.ppo.bc_batch_size)),
     )
 

@@ -29,6 +29,7 @@ class ProcessState:
         return {
             "generator": self.ppo.generator.get_state(),
             "sim": self.sim.state_dict() if self.sim.begun and not self.sim.alone else None,
+            "sim_generator": self.sim.generator.get_state(),  # of the next episodes, where none has begun
             "arenas": [env.generator.get_state() for env in self.eval_envs.envs],  # old name: states on disk have it
             "imitation": None if self.imitation is None else self.imitation.collected(),
             "real": self.state.real,
@@ -39,6 +40,8 @@ class ProcessState:
         self.ppo.generator.set_state(own["generator"])
         if own["sim"] is not None:
             self.sim.load_state_dict(own["sim"])
+        elif "sim_generator" in own:  # older states have none
+            self.sim.generator.set_state(own["sim_generator"])
         for env, generator in zip(self.eval_envs.envs, own["arenas"], strict=True):
             env.generator.set_state(generator)
         if self.imitation is not None:

@@ -45,7 +45,7 @@ from world_model.api import WorldModel
 from world_model.files import write_atomically
 from world_model.wam.model import WorldActionModel
 
-GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers", "place", "world_model"
+GAUSSIAN = "n_episodes", "seed", "n_envs", "n_workers", "env.n_workers", "place", "world_model", "out"
 """Keys that apply to a Gaussian policy; everything else is as in its training."""
 
 

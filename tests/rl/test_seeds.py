@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import torch
+
 from rl import seeds
 from rl.config import EvalConfig, GateConfig, TrainConfig
 from rl.verbs.options import DreamOptions, EvalOptions
-from world_model.seeds import NOISE_SEED
+from world_model.seeds import NOISE_SEED, PROCESS_SEED
 
 RANGES = {name: value for name, value in vars(seeds).items() if isinstance(value, range)}
 
@@ -46,6 +48,12 @@ def test_each_use_begins_where_it_always_did() -> None:
     assert (seeds.COMPARE, seeds.JUDGE_REFIT, seeds.GO_BACK, seeds.CAMERA) == (1_000_000, 1_000_003, 1_000, 0)
     assert (GateConfig().seed, EvalConfig().seed) == (1_000_000, 2_000_000)
     assert EvalOptions().seed == DreamOptions().seed == 2_000_000
+
+
+def test_torch_tells_the_seeds_of_processes_and_callbacks_apart() -> None:
+    ours = [seed + rank * PROCESS_SEED for seed in (0, 1, 2**31 - 1) for rank in range(8)] + [seeds.CALLBACK_EVAL]
+    draws = {tuple(torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()) for seed in ours}
+    assert len(draws) == len(ours)
 
 
 def test_the_default_gates_and_evaluation_stay_in_their_ranges() -> None:

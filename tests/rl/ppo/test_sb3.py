@@ -188,7 +188,7 @@ def test_predict_executes_a_chunk_in_order(model, env):
     policy = flow_policy(model, env)
     observation = flatten_obs(env.observe(), env.spec).numpy()
     context = policy.encode(env.observe())
-    chunk = policy.decide(context, torch.arange(N), torch.zeros(N, dtype=torch.long)).numpy()
+    chunk = policy.decide(context, *torch.zeros(2, N, dtype=torch.long)).numpy()
     state, start = None, np.ones(N, bool)
     for j in range(4):
         # What is seen in the middle of a chunk does not matter.
@@ -220,6 +220,26 @@ def test_predict_takes_a_single_observation(either, env):
     assert action.shape == (2,) and state[0].shape == (1, 4, 2)
     action, _ = ChunkPredictor(either, env).predict(observation[0], state)
     np.testing.assert_array_equal(action, state[0][0, 1])
+
+
+@torch.no_grad()
+def test_what_predict_decides_depends_on_the_observation_alone(either, env):
+    observation = flatten_obs(env.observe(), env.spec).numpy()
+    together, _ = ChunkPredictor(either, env).predict(observation, deterministic=True)
+    for row in range(N):
+        alone, _ = ChunkPredictor(either, env).predict(observation[row], deterministic=True)
+        np.testing.assert_allclose(alone, together[row], atol=1e-5)
+
+
+@torch.no_grad()
+def test_exploring_repeats_with_the_seed(either, env):
+    observation = flatten_obs(env.observe(), env.spec).numpy()
+    actions = []
+    for seed in (0, 0, 1):
+        torch.rand(1)  # the global generator plays no part
+        actions.append(ChunkPredictor(either, env, seed).predict(observation)[0])
+    np.testing.assert_array_equal(actions[0], actions[1])
+    assert np.abs(actions[2] - actions[0]).max() > 1e-3
 
 
 def test_a_policy_acts_in_a_vec_env(trained, make_point):

@@ -269,6 +269,16 @@ def test_the_critic_learns_what_can_be_predicted(make_ppo, policy, n_steps):
     assert same(ppo.policy.actor_parameters(), actor)
 
 
+def test_a_chunk_without_weight_does_not_train_the_critic(make_ppo):
+    """Such is a dreamed success that failed when it was dreamed again."""
+    ppo = make_ppo(replace(CONFIG, critic_learning_rate=3e-3), num_envs=64, policy="gaussian")
+    rollout = ppo.collect(ppo.batched, 2)
+    rollout.reward[:] = 0.0
+    rollout.reward[:, 32:], rollout.weight[:, 32:] = 100.0, 0.0
+    ppo.fit_critic(rollout, n_steps=200)
+    assert ppo.policy.values(samples(ppo, rollout).context).abs().max() < 2
+
+
 def test_real_returns_stay_in_the_loss_of_the_critic(make_ppo):
     ppo = make_ppo(replace(CONFIG, n_epochs=10))
     dreamed = samples(ppo, ppo.collect(ppo.batched, 4))
@@ -282,7 +292,8 @@ def test_real_returns_stay_in_the_loss_of_the_critic(make_ppo):
 
 def test_the_critic_of_a_single_environment_can_be_fitted(make_ppo):
     ppo = make_ppo(num_envs=1, policy="gaussian")
-    assert np.isfinite(ppo.fit_critic(ppo.collect(ppo.batched, 10), n_steps=5))
+    for n_chunks in (10, 1):
+        assert np.isfinite(ppo.fit_critic(ppo.collect(ppo.batched, n_chunks), n_steps=5))
 
 
 def test_a_plain_policy_learns_to_reach_the_goal(make_ppo):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from PIL import Image
 
-from rl.report.videos import MOST_BYTES, gif_of, inline_video
+from rl.report.videos import MOST_BYTES, gif_of, inline_video, write_video
 
 
 def opened(address: str) -> Image.Image:
@@ -22,6 +24,13 @@ def test_a_small_video_keeps_its_frames_its_rate_and_its_colours() -> None:
     for i, frame in enumerate(frames):
         video.seek(i)
         assert np.array(video.convert("RGB")) == pytest.approx(frame, abs=8)
+
+
+@pytest.mark.parametrize("frames_per_s", [0.25, 0.625, 5])
+def test_an_mp4_has_the_rate_that_was_asked_for(tmp_path: Path, frames_per_s: float) -> None:
+    frames = [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)]
+    write_video(frames, tmp_path / "a.mp4", frames_per_s)
+    assert iio.immeta(tmp_path / "a.mp4", plugin="pyav")["fps"] == frames_per_s
 
 
 def test_a_large_video_loses_frames_and_lasts_as_long() -> None:

@@ -91,6 +91,7 @@ def test_tick_counts_episodes(tiny_model: WorldActionModel, sim: SimEnv) -> None
 
 def test_first_states_are_those_of_the_episodes(tiny_model: WorldActionModel, sim: SimEnv) -> None:
     starts = first_states(sim, SEEDS[:4])  # not a multiple of the environments
+    assert not sim.begun  # the other environments have no episode that could be saved or go on
     assert len(starts) == 4 and starts.context["state"].shape == (4, 2, 21)
     for i, seed in enumerate(SEEDS[:4]):
         sim.set_episode_seeds([seed])

@@ -28,7 +28,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(rl.rounds.exploring, "make_rewards", lambda *_: None)
     monkeypatch.setattr(rl.rounds.exploring, "step_rewards", lambda episode, *_: torch.tensor([episode.total]))
     spec = SimpleNamespace(tasks=TASKS)
-    model = SimpleNamespace(spec=spec, predicted_spec=spec, unseen_tasks=("new", "newer"), frame_read_out=None)
+    model = SimpleNamespace(
+        spec=spec, predicted_spec=spec, unseen_tasks=("new", "newer"), frame_read_out=None, device="cpu"
+    )
     return SimpleNamespace(model=model, dreams=SimpleNamespace(episodes=[]), state=RunState({}, 0.0, False))
 
 

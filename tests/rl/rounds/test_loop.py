@@ -14,7 +14,7 @@ from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.envs.sim import SimEnv
-from rl.policies.api import policy_state
+from rl.policies.api import critic_state, policy_state
 from rl.report.results import gain_from, results_of
 from rl.rounds.evaluate import EpisodeResult
 from rl.rounds.exploring import explore
@@ -23,6 +23,7 @@ from rl.rounds.loop import PostTraining
 from rl.rounds.outcome import Outcome, PhaseResult
 from rl.rounds.trial import try_rewards
 from rl.runs.state import Run
+from rl.seeds import START
 from world_model.wam.metrics import prediction_metrics
 from world_model.wam.store import load_model
 
@@ -121,6 +122,45 @@ def test_rollback_restores_bit_equal_weights(post: PostTraining, monkeypatch: py
     restored = policy_state(post.policy)
     assert restored.keys() == start.keys()
     assert all(torch.equal(restored[name], start[name]) for name in start)
+
+
+def test_a_rollback_keeps_the_critic_that_was_warmed_up(
+    tiny: list[str], demonstrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl.rounds.loop, "judge", judged(False))
+    post = build("dream", tiny, demonstrations, "ppo.critic_warmup_steps=20")
+    start, warm = policy_state(post.policy), {}
+    fit = post.ppo.fit_critic
+
+    def fit_and_look(*given: Any) -> float:
+        variance = fit(*given)
+        warm.update(critic_state(post.policy))
+        return variance
+
+    monkeypatch.setattr(post.ppo, "fit_critic", fit_and_look)
+    post.phases["dream"].train(0)
+    assert not post.gate("dream", 0).accepted and not post.state.critic_is_new
+    assert len(warm) > 1 and any(not torch.equal(warm[name], start[name]) for name in warm)
+    expected = start | warm
+    assert all(torch.equal(value, expected[name]) for name, value in policy_state(post.policy).items())
+    post.close()
+
+
+@pytest.mark.parametrize("seed", [3, 20_260_131, 2**31 - 1])
+def test_dreams_of_a_large_seed_begin_in_their_range_of_episodes(
+    tiny: list[str], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post, begun = build("dream", tiny, None, f"seed={seed}"), list[range]()
+    monkeypatch.setattr(post.eval_envs, "starts", begun.append)
+    monkeypatch.setattr(post.dreams, "env", lambda starts: None)
+    phase: Any = post.phases["dream"]
+    for round_index in (0, 1):
+        phase._dream(round_index)
+    post.close()
+    assert all(START.start <= seeds.start < seeds.stop <= START.stop and len(seeds) == 4 for seeds in begun)
+    assert begun[0].stop == begun[1].start
+    if seed == 3:
+        assert begun[0].start == START.start + 3000 * 4
 
 
 def test_a_refused_half_costs_no_evaluation(post: PostTraining) -> None:

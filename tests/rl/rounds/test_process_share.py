@@ -28,6 +28,8 @@ def test_environments_are_shared_and_seeds_differ() -> None:
     assert shares[0].seed == 3 and len({share.seed for share in shares}) == 4
     with pytest.raises(UserError, match=r"dream\.n_envs=12: expected a multiple of the 8 processes"):
         share_of(config, group(0, 8))
+    alone = compose("sim", ["env.n_envs=66"], TrainConfig)
+    assert share_of(alone, group(0, 3)).env.n_envs == 22  # nothing is dreamed, so 256 dreams need no equal parts
 
 
 def test_callbacks_are_refused() -> None:

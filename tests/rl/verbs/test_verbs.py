@@ -147,8 +147,8 @@ def test_gaussian_trains_on_a_gymnasium_id(call: Call) -> None:
     assert not any("eval/success" in row for row in read_rows(last.parents[1] / "metrics.jsonl"))
 
     run = str(last.parents[1])
-    code, out, err = call("eval", run, "n_episodes=4", "n_envs=2")
-    assert code == 0, err
+    code, out, err = call("eval", run, "n_episodes=4", "n_envs=2", "out=found.html")
+    assert code == 0 and Path("found.html").stat().st_size > 1000, err
     after = [row for row in read_rows(last.parents[1] / "eval.jsonl") if row["phase"] == "after"]
     mean = sum(row["reward"] for row in after) / len(after)
     assert f"Pendulum-v1: the simulator's reward is {mean:.4g} an episode" in out  # the same seeds
