@@ -50,15 +50,7 @@ def prepare(
     if not has_simulator(config):
         refit = f" and refits it for {config.dream.refit_steps:,} steps" if config.dream.refit_steps else ""
         say(f"first the run calibrates the dream that judges policies on the recorded episodes{refit}")
-    post = PostTraining(
-        config,
-        model,
-        demonstrations,
-        log=lambda step, values: None,
-        folder=folder,
-        denoiser=denoiser,
-        distributed=distributed,
-    )
+    post = PostTraining(config, model, demonstrations, folder=folder, denoiser=denoiser, distributed=distributed)
     if config.episodes:
         _add_recorded(post, config)
     return post
