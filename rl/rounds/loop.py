@@ -61,6 +61,7 @@ class PostTraining:
         folder: run folder, in which callbacks write.
         denoiser: acts, if the policy `flow` is trained in the dream of another world model; None: as the config says.
         distributed: the processes that do the run together, each with its share; None: there is one process.
+        built: called with the finished share of what takes minutes to build, see `Request.tick`.
 
     The caller may replace these attributes before a run:
 
@@ -79,6 +80,7 @@ class PostTraining:
         folder: Path = Path(),
         denoiser: Denoiser | None = None,
         distributed: Distributed | None = None,
+        built: Callable[[float], None] = lambda share: None,
     ) -> None:
         self.config, self.model = config, model
         self.distributed = distributed = distributed or Distributed()
@@ -95,7 +97,7 @@ class PostTraining:
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
         own_tasks = tasks_from(tasks, distributed.rank * own.env.n_envs)  # each as often in all processes together
-        self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser)
+        self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser, tick=built)
         self.eval_envs = EvalEnvs(own, model, tasks, self.sim, self.denoiser, distributed)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
