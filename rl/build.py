@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
@@ -68,11 +68,12 @@ def make_sim(
     denoiser: Denoiser | None = None,
     shown: Mapping[str, Feature] | None = None,
     n_workers: int | None = None,
+    tick: Callable[[float], None] = lambda share: None,
 ) -> Simulator:
     """Build the simulator of the config for `tasks`; with `rewards` it gets the reward terms of the config.
 
     It gives what the world model `model` reads, what `denoiser` reads if another policy acts, and the images `shown`
-    for a person. `n_workers` replaces that of the config; 0: no worker processes.
+    for a person. `n_workers` replaces that of the config; 0: no worker processes. `tick` as in `Request`.
 
     Raises:
         UserError: the checkpoint does not fit the environment; both sizes are named, or the unknown task.
@@ -89,6 +90,7 @@ def make_sim(
         run=config,
         denoiser=denoiser,
         shown=shown,
+        tick=tick,
         n_context_frames=max(1 if of is None else of.n_context_frames for of in (model, denoiser)),
         read_out=None if model is None else model.frame_read_out,
         seed=config.seed,
@@ -115,6 +117,7 @@ def build_simulator(
     run: TrainConfig | None = None,
     denoiser: Denoiser | None = None,
     shown: Mapping[str, Feature] | None = None,
+    tick: Callable[[float], None] = lambda share: None,
     **others: Any,
 ) -> Simulator:
     """Build a simulator, and check that a model, and a policy of somebody else, can act in it.
@@ -129,6 +132,7 @@ def build_simulator(
         run: config of the run, if there is one.
         denoiser: acts in it, if another policy than that of the model does.
         shown: images for a person, by feature, that neither of them reads.
+        tick: see `Request`.
         others: arguments of `BatchedEnv`.
 
     Raises:
@@ -159,6 +163,7 @@ def build_simulator(
         model=model,
         own_rewards=isaac_terms(run.rewards) if run is not None else {},
         run=run,
+        tick=tick,
     )
     sim = simulator.build(request, **others)
     if env.instructions or env.wordings:

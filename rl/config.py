@@ -134,7 +134,8 @@ class DreamConfig:
     success_bc_coef: float = 0.1  # imitation of dreamed successes, while training in the dream
     ref_kl_coef: float = 0.005  # ppo.ref_kl_coef in the dream, which is reliable only near executed actions
     rollback_factor: float = 4.0  # ref_kl_coef is multiplied by it whenever the gate rolls a dream back
-    max_widenings: int | None = 2  # stop dreaming after so many in a row without gain and with wider gap; null: never
+    # stop dreaming after so many in a row without gain and with wider gap; null, or where no success is reported: never
+    max_widenings: int | None = 2
     # truncate a branch whose expected error is larger: of the object, in metres; with images, in normalised units
     max_expected_error: float | None = None
     pessimism: float = 0.1  # subtracted from the value that such a branch is bootstrapped with

@@ -196,8 +196,13 @@ class WorldModel(ABC):
         """Whether predictions come with an expected error, after calibration if it needs one. By default: no."""
         return False
 
-    def calibrate_trust(self, episodes: list[Episode]) -> None:  # noqa: B027 - there may be nothing to calibrate
-        """Fit the estimate of the prediction error to recorded episodes that no refit has used. By default nothing."""
+    def calibrate_trust(  # noqa: B027 - there may be nothing to calibrate
+        self, episodes: list[Episode], tick: Callable[[float], None] = lambda share: None
+    ) -> None:
+        """Fit the estimate of the prediction error to recorded episodes that no refit has used. By default nothing.
+
+        `tick` is called with the finished share of the fit, from 0 to 1.
+        """
 
     @property
     def error_unit(self) -> str:

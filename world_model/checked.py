@@ -185,10 +185,10 @@ class CheckedWorldModel(WorldModel):
         with self._blamed():
             return type(self)(self.model.refined(), self.who)
 
-    def calibrate_trust(self, episodes: list[Episode]) -> None:
+    def calibrate_trust(self, episodes: list[Episode], tick: Callable[[float], None] = lambda share: None) -> None:
         """Calibrate the model."""
         with self._blamed():
-            self.model.calibrate_trust(episodes)
+            self.model.calibrate_trust(episodes, tick)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights of the model; {} if it has none."""

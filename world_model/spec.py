@@ -113,6 +113,12 @@ class Spec:
             begin += feature.shape[0]
         return found
 
+    @property
+    def parts(self) -> dict[str, slice]:
+        """The `vector_slices`, for the limits of a robot; a state without any, as of joints, is the part `state`."""
+        whole = {} if self.slices else {STATE: slice(0, self.state_dim)}
+        return whole | self.vector_slices
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts for JSON."""
         return asdict(self)

@@ -109,10 +109,7 @@ def _vectors(sizes: Mapping[str, int], names: Sequence[str]) -> dict[str, Featur
     """Return the vectors that a policy reads, with their named parts; `names` are those of all their numbers."""
     vectors, first = {}, 0
     for vector, size in sizes.items():
-        parts = slices_of(names[first : first + size])
-        if vector == STATE and not parts:  # joints with a name each: `limits.start` and `limits.boxes` need a part
-            parts = {STATE: (0, size)}
-        vectors[vector], first = Feature((size,), slices=parts), first + size
+        vectors[vector], first = Feature((size,), slices=slices_of(names[first : first + size])), first + size
     return vectors
 
 
@@ -129,7 +126,7 @@ def _check_cameras(reads: Mapping[str, Feature], name: str, config: RobotConfig,
 
 def _check_bounds(config: RobotConfig, action_dim: int, spec: Spec) -> None:
     """Check that the limits, which bound the actions of the policy, are complete, and that each action can move."""
-    config.limits.check_fits(action_dim, spec.vector_slices)
+    config.limits.check_fits(action_dim, spec.parts)
     for i, (low, high) in enumerate(zip(config.limits.low, config.limits.high, strict=True)):
         if low == high:
             raise UserError(f"limits: action {i} is from {low:g} to {high:g}; for this policy, choose low below high")

@@ -25,7 +25,7 @@ from rl.deploy.stops import Stops
 from rl.deploy.takeover import Takeover
 from rl.deploy.viewer import Viewer
 from rl.policies.wam import ModelPilot
-from rl.robots.api import Interface, Robot, differences, make_robot, parts_of
+from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
 from rl.robots.images import is_image
 from rl.robots.teleoperators import channel_of, check_names, make_teleoperator
@@ -96,7 +96,7 @@ class Session:
         if (reason := self.stops()) is not None:
             remedy = "delete it first" if self.stops.file.exists() else "it was typed too early, start again"
             raise UserError(f"no start: {reason}; {remedy}")
-        self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, parts_of(spec))
+        self.guard = Guard(config.limits, spec.action_dim, spec.state_dim, spec.parts)
         self.store = EpisodeStore(config.episodes or f"runs/robot/{config.robot.rpartition(':')[2]}")
         self.robot = make_robot(config.robot, config.params, self.task) if robot is None else robot
         self.dataset: Recording | None = None

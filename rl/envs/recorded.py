@@ -10,7 +10,7 @@ gains nothing by leaving the recorded region. To learn which of two policies is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from torch import Tensor
@@ -87,6 +87,8 @@ class Recorded(DreamEnv, Simulator):
         config: of the run; `episodes` names the folder.
         model: the model that the judge is copied from.
         tasks: of the episodes.
+        num_envs: see `DreamEnv`.
+        tick: called with the finished share of the judge's training, which takes minutes.
         options: see `DreamEnv`.
 
     Raises:
@@ -110,7 +112,7 @@ class Recorded(DreamEnv, Simulator):
                 "and other verbs need a simulator"
             )
         kept = {name: common[name] for name in DREAMED if name in common}
-        return cls(run, model, request.tasks, request.n_envs, **kept)
+        return cls(run, model, request.tasks, request.n_envs, request.tick, **kept)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -118,16 +120,25 @@ class Recorded(DreamEnv, Simulator):
         typed_options("recorded", options, NoOptions)
 
     def __init__(
-        self, config: TrainConfig, model: WorldModel, tasks: tuple[str, ...], num_envs: int, **options: Any
+        self,
+        config: TrainConfig,
+        model: WorldModel,
+        tasks: tuple[str, ...],
+        num_envs: int,
+        tick: Callable[[float], None] = lambda share: None,
+        **options: Any,
     ) -> None:
         episodes = recorded_episodes(config, model, tasks)
         judge = copy.deepcopy(model)  # a copy, so the refit does not change the model of the policy
         judge.n_denoising_steps = 1  # as for the expected error
-        judge.calibrate_trust(episodes)
-        dream = config.dream
+        dream, seed = config.dream, config.seed + JUDGE_REFIT
+        # With the default steps and a state vector, the calibration takes a third of the time and the refit the rest.
+        judge.calibrate_trust(episodes, lambda share: tick(share / 3))
         if dream.refit_steps > 0:
-            judge.refit(episodes, dream.refit_steps, dream.refit_learning_rate, config.seed + JUDGE_REFIT)
-            refit_read_out(config, judge, episodes, config.seed + JUDGE_REFIT)
+            n_steps, learning_rate = dream.refit_steps, dream.refit_learning_rate
+            judge.refit(episodes, n_steps, learning_rate, seed, lambda share: tick((1 + 2 * share) / 3))
+            refit_read_out(config, judge, episodes, seed)
+        tick(1.0)
         # Successes above the largest expected error on recorded data do not count.
         expected = chunk_errors(judge, episodes).expected if judge.estimates_error else None
         most = None if expected is None else float(expected.max())

@@ -60,6 +60,7 @@ class Request:
     model: Any = None  # the world model, for a simulator that is a dream of it; None: there is none
     own_rewards: OwnTerms = field(default_factory=dict)  # terms that only the simulator can compute, see `provides`
     run: TrainConfig | None = None  # config of the run, if there is one
+    tick: Callable[[float], None] = lambda share: None  # called with the finished share of what takes minutes to build
 
 
 class Simulator(BatchedEnv):

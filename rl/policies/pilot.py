@@ -86,8 +86,8 @@ class DenoiserPilot:
 
 
 def joined(spec: Spec) -> Spec:
-    """Return a spec with the vectors of `spec` joined to one `state`, in the order of `Spec.vectors`."""
+    """Return a spec with the vectors of `spec` joined to one `state` in their order, whose slices are `spec.parts`."""
     size = sum(spec.features[name].shape[0] for name in spec.vectors)
-    slices = {name: (part.start, part.stop) for name, part in spec.vector_slices.items()}
+    slices = {name: (part.start, part.stop) for name, part in spec.parts.items()}
     others = {name: feature for name, feature in spec.features.items() if name not in spec.vectors}
     return replace(spec, features={STATE: Feature((size,), slices=slices), **others})

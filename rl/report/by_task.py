@@ -1,4 +1,4 @@
-"""Success before and after a run for each of its tasks, for the terminal, the report and the model card."""
+"""Success before and after a run for each of its tasks, for terminal, report and card; without success the reward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rl.report.data import RunData
 from rl.report.look import Section, note, table
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, have_success, mean_reward
 from rl.rounds.guard import TaskPairs, by_task
 from rl.statistics import holm, sign_test
 
@@ -26,12 +26,15 @@ class TaskRow:
 
     pairs: TaskPairs  # champion: before training, challenger: after it
     verdict: str  # better, worse, or "" where the episodes do not tell
+    rewards: tuple[float, float] | None = None  # mean of an episode before and after; None: there is success to show
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The row of a table with the columns `HEAD`."""
         of = self.pairs
         before, after = (f"{100 * hits / of.n:.0f} %" for hits in (of.champion, of.challenger))
+        if self.rewards is not None:
+            before, after = (f"{reward:.4g}" for reward in self.rewards)
         return of.task, str(of.n), before, after, f"{of.won} / {of.lost}", self.verdict
 
 
@@ -47,7 +50,11 @@ def task_rows(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -
     better = holm([sign_test(of.lost, of.won) for of in pairs], ALPHA)
     worse = holm([sign_test(of.won, of.lost) for of in pairs], ALPHA)
     words = ("better" if up else "worse" if down else "" for up, down in zip(better, worse, strict=True))
-    rows = [TaskRow(of, word) for of, word in zip(pairs, words, strict=True)]
+    has_success = have_success(before, after)
+    rows = [
+        TaskRow(of, word, None if has_success else (_reward(before, of.task), _reward(after, of.task)))
+        for of, word in zip(pairs, words, strict=True)
+    ]
     return sorted(rows, key=lambda row: (row.pairs.lost - row.pairs.won) / row.pairs.n)
 
 
@@ -84,9 +91,15 @@ def section(run: RunData) -> Section | None:
     rows = [] if found is None else task_rows(found["before"], found["after"])
     if not rows:
         return None
+    won_and_lost = "that only the policy after training solved, and only the one before it"
+    if rows[0].rewards is not None:
+        won_and_lost = "in which the policy after training got more reward than the one before it, and less"
     words = (
-        "Won and lost are the episodes that only the policy after training solved, and only the one before it. Better "
-        "and worse are exact one-sided tests on them, with Holm's correction over all tasks; an empty cell means that "
-        "there are too few episodes to tell."
+        f"Won and lost are the episodes {won_and_lost}. Better and worse are exact one-sided tests on them, with "
+        "Holm's correction over all tasks; an empty cell means that there are too few episodes to tell."
     )
     return Section("Which tasks gained?", in_words(rows), table(HEAD, [row.cells for row in rows]) + note(words))
+
+
+def _reward(results: Sequence[EpisodeResult], task: str) -> float:
+    return mean_reward([result for result in results if result.task == task])

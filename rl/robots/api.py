@@ -138,11 +138,6 @@ def slices_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     return parts
 
 
-def parts_of(spec: Spec) -> dict[str, slice]:
-    """Return the named parts of the state, for the limits of a session; without any, `state` is the whole."""
-    return spec.slices or {STATE: slice(0, spec.state_dim)}
-
-
 class Interface:
     """Converts between a robot and a policy: frames and actions in the order, units and signs of the policy's training.
 

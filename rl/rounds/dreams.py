@@ -129,7 +129,12 @@ class Dreams:
         return most is not None and self.n_widenings >= most
 
     def update_gap(self, verdict: Verdict) -> None:
-        """Update the gap and the count of widenings from the gate after the last dream."""
+        """Update the gap and the count of widenings from the gate after the last dream.
+
+        Where the environment reports no success, the dreamed one has no counterpart, so there is no gap.
+        """
+        if verdict.by_reward:
+            return
         gap = self.success - verdict.challenger
         # Harmless: a gain at the gate, or a gap that is negative or no wider than the last. `not >` holds for NaN too.
         harmless = verdict.won > verdict.lost or not gap > max(self.gap, 0.0)

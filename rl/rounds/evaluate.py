@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.build import SAME
@@ -41,6 +43,17 @@ class EpisodeResult:
 def have_success(*groups: Sequence[EpisodeResult]) -> bool:
     """Whether the simulator reports success in any of these episodes; if not, there is no success rate."""
     return any(result.has_success for group in groups for result in group)
+
+
+def outcomes(champion: Sequence[EpisodeResult], challenger: Sequence[EpisodeResult]) -> NDArray[np.float64]:
+    """Return the outcomes of n pairs for both policies (2, n): their success, or without any who got more reward.
+
+    In the latter case the higher reward of a pair is 1 and the lower one 0; both are 0.5 if they are equal.
+    """
+    if have_success(champion, challenger):
+        return np.array([[float(result.success) for result in side] for side in (champion, challenger)])
+    old, new = (np.array([result.reward for result in side]) for side in (champion, challenger))
+    return np.stack([old > new, new > old]) + 0.5 * (old == new)
 
 
 def logged(results: Sequence[EpisodeResult]) -> dict[str, float]:

@@ -12,7 +12,8 @@ Pairs of real episodes are added in small blocks. After each block the gate may 
 A clear gain is accepted and a clear loss rolled back. Otherwise the estimated gain decides: a loss is rolled back from
 z_loss standard errors on. In a run with a dream the estimate is corrected by dreamed twins of the episodes.
 
-Where a simulator reports no success, the policy with the higher reward wins a pair. Such a gate has no twins.
+Where a simulator reports no success, the policy with the higher reward wins a pair, also in the guard. Such a gate has
+no twins.
 
 With several tasks a challenger that would be accepted must also pass the guard, see `rl.rounds.guard`.
 """
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.rounds.evaluate import EpisodeResult, have_success
+from rl.rounds.evaluate import EpisodeResult, have_success, outcomes
 from rl.rounds.guard import Guard, TaskPairs, by_task
 from rl.sequential import Estimate, Floats, corrected, estimate, log_evidence, phi, plain
 
@@ -273,17 +274,6 @@ class Pairs:
             n_saved=None if twins is None else found.n_saved,
             by_reward=not have_success(*self.results),
         )
-
-
-def outcomes(champion: Sequence[EpisodeResult], challenger: Sequence[EpisodeResult]) -> NDArray[np.float64]:
-    """Return the outcomes of n pairs for both policies (2, n): their success, or without any who got more reward.
-
-    In the latter case the higher reward of a pair is 1 and the lower one 0; both are 0.5 if they are equal.
-    """
-    if have_success(champion, challenger):
-        return np.array([[float(result.success) for result in side] for side in (champion, challenger)])
-    old, new = (np.array([result.reward for result in side]) for side in (champion, challenger))
-    return np.stack([old > new, new > old]) + 0.5 * (old == new)
 
 
 def _at_least(total: Floats, bound: Floats, z_loss: float) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rl.rounds.evaluate import EpisodeResult
+from rl.rounds.evaluate import EpisodeResult, outcomes
 from rl.statistics import holm, sign_test
 
 RunTasks = Callable[[list[int], Sequence[str]], list[EpisodeResult]]
@@ -28,10 +28,10 @@ class TaskPairs:
 
     task: str
     n: int
-    champion: int  # episodes that it solved
+    champion: int  # episodes that it solved, or without success those in which it got more reward
     challenger: int
-    won: int  # that only the challenger solved
-    lost: int  # that only the champion solved
+    won: int  # that only the challenger solved, or in which it got more reward
+    lost: int  # that only the champion solved, or in which it got more reward
 
     @property
     def is_behind(self) -> bool:
@@ -86,13 +86,18 @@ def worse(pairs: Sequence[TaskPairs], left: Sequence[str], alpha: float) -> list
 
 def by_task(champion: Sequence[EpisodeResult], challenger: Sequence[EpisodeResult]) -> list[TaskPairs]:
     """Return the pairs of each task, in the order in which tasks occur; both sides ran the same episodes."""
-    success = {(result.task, result.seed): result.success for result in challenger}
-    assert len(success) == len(champion)
+    of_challenger = {(result.task, result.seed): result for result in challenger}
+    assert len(of_challenger) == len(champion)
     found: dict[str, TaskPairs] = {}
-    for result in champion:
-        task, old, new = result.task, result.success, success[result.task, result.seed]
+    in_order = [of_challenger[result.task, result.seed] for result in champion]
+    for result, (old, new) in zip(champion, outcomes(champion, in_order).T, strict=True):
         pair = TaskPairs(
-            task, n=1, champion=int(old), challenger=int(new), won=int(new and not old), lost=int(old and not new)
+            result.task,
+            n=1,
+            champion=int(old == 1),
+            challenger=int(new == 1),
+            won=int(new > old),
+            lost=int(old > new),
         )
-        found[task] = found[task] + pair if task in found else pair
+        found[pair.task] = found[pair.task] + pair if pair.task in found else pair
     return list(found.values())

@@ -58,15 +58,18 @@ class PostTraining:
         config: of the run.
         model: the world model, which dreams; our own also holds the policy `flow`. None: the run needs none.
         demonstrations: episodes for the anchor, may be empty; None: no imitation, of collected successes neither.
-        log: called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
-        say: called with a line of text for the user.
-        tick: called with (work done, total work, name of the current activity).
-        safe: called at safe points, where `state_dict` is complete; True: a phase has ended, False: only a rollout has.
         folder: run folder, in which callbacks write.
         denoiser: acts, if the policy `flow` is trained in the dream of another world model; None: as the config says.
         distributed: the processes that do the run together, each with its share; None: there is one process.
+        built: called with the finished share of what takes minutes to build, see `Request.tick`.
 
-    The attribute `phases` holds the phases that the run can have, by name; what is in it is what a round runs.
+    The caller may replace these attributes before a run:
+
+    * `log` is called with (updates so far, values); `time/total_timesteps` in them are the executed simulator steps.
+    * `say` is called with a line of text for the user.
+    * `tick` is called with (work done, total work, name of the current activity).
+    * `safe` is called at safe points, where `state_dict` is complete; True: a phase has ended, False: only a rollout.
+    * `phases` holds the phases that the run can have, by name; what is in it is what a round runs.
     """
 
     def __init__(
@@ -74,18 +77,18 @@ class PostTraining:
         config: TrainConfig,
         model: WorldModel | None,
         demonstrations: list[Episode] | None,
-        log: Log,
-        say: Callable[[str], None] = print,
-        tick: Callable[[float, float, str], None] = lambda done, total, doing: None,
-        safe: Callable[[bool], None] = lambda ended: None,
         folder: Path = Path(),
         denoiser: Denoiser | None = None,
         distributed: Distributed | None = None,
+        built: Callable[[float], None] = lambda share: None,
     ) -> None:
         self.config, self.model = config, model
         self.distributed = distributed = distributed or Distributed()
         self._own = own = share_of(config, distributed)  # with the sizes and the seed of this process
-        self.log, self.say, self.tick, self.safe = log, say, tick, safe
+        self.log: Log = lambda step, values: None
+        self.say: Callable[[str], None] = print
+        self.tick: Callable[[float, float, str], None] = lambda done, total, doing: None
+        self.safe: Callable[[bool], None] = lambda ended: None
         self._chunk_size = config.n_action_steps if model is None else model.chunk_size
         tasks = tasks_of(config, model)
         self._n_tasks = len(tasks) or 1
@@ -94,7 +97,7 @@ class PostTraining:
         # None: the policy is made of the model, or a new Gaussian MLP.
         self.denoiser = denoiser or make_denoiser(config.actor, device_of(config), config.n_action_steps)
         own_tasks = tasks_from(tasks, distributed.rank * own.env.n_envs)  # each as often in all processes together
-        self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser)
+        self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser, tick=built)
         self.eval_envs = EvalEnvs(own, model, tasks, self.sim, self.denoiser, distributed)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)

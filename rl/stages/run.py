@@ -464,7 +464,8 @@ def _image_metrics(
 
 
 def _trust(model: WorldActionModel, unseen: list[Episode], config: PretrainConfig | TuneConfig) -> dict[str, Any]:
-    rows = calibrate_trust(model, unseen, config.trust_steps)
+    with Progress("calibrate trust") as progress:
+        rows = calibrate_trust(model, unseen, config.trust_steps, lambda share: progress.update(100 * share, 100))
     if config.trust_steps and not rows:
         n_steps = HORIZON * model.config.chunk_size
         print(

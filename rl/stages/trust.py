@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -24,12 +24,18 @@ FOLDS = 3
 """Number of folds for cross-validation: trust is measured on each fold after calibration on the others."""
 
 
-def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode], n_steps: int) -> dict[str, dict[str, float]]:
+def calibrate_trust(
+    model: WorldActionModel,
+    episodes: Sequence[Episode],
+    n_steps: int,
+    tick: Callable[[float], None] = lambda share: None,
+) -> dict[str, dict[str, float]]:
     """Calibrate `model.trust` on held-out `episodes`; return by task how well it ranks dreams of `HORIZON` chunks.
 
     Each row has `rho`, the rank correlation of the expected error with the true one; `movement`, the same for the
     amount of dreamed movement, as a baseline; and `n`, the number of dreams. They are measured by cross-validation.
-    With too few episodes of sufficient length, nothing is calibrated and the result is empty.
+    With too few episodes of sufficient length, nothing is calibrated and the result is empty. `tick` is called with the
+    finished share of all calibrations.
     """
     # Sort by task, so that each fold has every task: if the tasks alternate, every third episode could be of one task.
     long = sorted((e for e in episodes if e.length >= HORIZON * model.config.chunk_size), key=lambda e: e.task)
@@ -38,13 +44,17 @@ def calibrate_trust(model: WorldActionModel, episodes: Sequence[Episode], n_step
     model.renew_trust()  # a checkpoint from which the stage began may have older heads
     parts = [dream_of_real_actions(model, long[i::FOLDS]) for i in range(FOLDS)]
     found = []
+
+    def after(n: int) -> Callable[[float], None]:
+        return lambda share: tick((n + share) / (FOLDS + 1))
+
     for i, part in enumerate(parts):
-        _calibrate(model, parts[:i] + parts[i + 1 :], n_steps)
+        _calibrate(model, parts[:i] + parts[i + 1 :], n_steps, after(i))
         with torch.no_grad():
             expected = expected_errors(model, part.given).mean(1)
         found.append((expected, dreamed_movement(part.given).mean(1), part.errors.mean(1), part.task))
     # The final calibration uses all folds.
-    _calibrate(model, parts, n_steps)
+    _calibrate(model, parts, n_steps, after(FOLDS))
     expected, moved, true, task = (torch.cat(column) for column in zip(*found, strict=True))
     rows = {}
     for index in task.unique().tolist():
@@ -59,6 +69,8 @@ def _median(values: Sequence[float]) -> float:
     return statistics.median([v for v in values if not math.isnan(v)] or [math.nan])
 
 
-def _calibrate(model: WorldActionModel, parts: Sequence[ActionReplays], n_steps: int) -> None:
+def _calibrate(
+    model: WorldActionModel, parts: Sequence[ActionReplays], n_steps: int, tick: Callable[[float], None]
+) -> None:
     given, errors = (torch.cat([getattr(part, name) for part in parts]) for name in ("given", "errors"))
-    calibrate(model, given, errors, n_steps)
+    calibrate(model, given, errors, n_steps, tick)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rewards.errors import UserError
@@ -16,6 +17,7 @@ from rl.policies.wam import WamDenoiser
 from rl.ppo.distributed import Distributed
 from rl.rounds.corrections import corrected_values
 from rl.rounds.loop import PostTraining
+from rl.runs.progress import Progress
 from rl.world_models import make_world_model
 from world_model.api import WorldModel
 from world_model.checkpoint import builtin_checkpoints, find_checkpoint
@@ -47,18 +49,16 @@ def prepare(
     gc.collect()  # the previous run has reference cycles, and would keep gigabytes until the collector runs
     model, denoiser = load_models(config, say)
     demonstrations = None if config.actor.func == "gaussian" else _demonstrations(config, model)
-    if not has_simulator(config):
+    make = partial(
+        PostTraining, config, model, demonstrations, folder=folder, denoiser=denoiser, distributed=distributed
+    )
+    if has_simulator(config):
+        post = make()
+    else:
         refit = f" and refits it for {config.dream.refit_steps:,} steps" if config.dream.refit_steps else ""
         say(f"first the run calibrates the dream that judges policies on the recorded episodes{refit}")
-    post = PostTraining(
-        config,
-        model,
-        demonstrations,
-        log=lambda step, values: None,
-        folder=folder,
-        denoiser=denoiser,
-        distributed=distributed,
-    )
+        with Progress("judge of recorded episodes") as progress:
+            post = make(built=lambda share: progress.update(100 * share, 100))
     if config.episodes:
         _add_recorded(post, config)
     return post

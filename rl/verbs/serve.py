@@ -98,11 +98,9 @@ def _spec(denoiser: Denoiser, name: str, options: ServeOptions) -> Spec:
             raise UserError(f"{key}=: {name} does not say it; set it to that of its training, such as {key}={example}")
     if STATE not in denoiser.reads:
         raise UserError(f"{name} reads no {STATE!r}, which the limits of a robot need; add it to `reads` of the policy")
-    state = denoiser.reads[STATE]
     return Spec.from_dict(
         Spec(
-            # A robot needs a part of the state for `limits.start`.
-            features={**denoiser.reads, STATE: replace(state, slices=state.slices or {STATE: (0, state.shape[0])})},
+            features=dict(denoiser.reads),
             action_low=options.low,
             action_high=options.high,
             tasks=(options.task,),

@@ -40,7 +40,7 @@ from rl.runs.state import Run, load_state, save_state
 from rl.runs.verdict import read_verdict
 from rl.seeds import GO_BACK
 from rl.statistics import describe, describe_gain
-from rl.verbs.begin import begin_together
+from rl.verbs.begin import begin_together, tells_how_to_go_on
 from rl.verbs.prepare import control_config, prepare
 from rl.world_models import load_world_model_weights, world_model_of
 
@@ -79,7 +79,7 @@ def train(words: Sequence[str], root: str | Path = "runs", watch: Watch = lambda
     """
     with Distributed.join() as distributed, distributed.together():
         config, folder, state = begin_together(distributed, "train", words, TrainConfig, load_state, root)
-        with folder:
+        with folder, tells_how_to_go_on("train", folder.path):
             runs = _run_and_controls(config, folder, state or {"runs": []}, distributed, watch)
     return Trained(folder.path, config, runs)
 
@@ -210,9 +210,6 @@ def _train(
         )
         try:
             outcome = _run(post, folder, runs[0].outcome.before if runs else None)
-        except KeyboardInterrupt:
-            progress.note(f"interrupted; to go on: wamtune train {folder.path}")
-            raise
         finally:
             post.close()
     for phase, step, results in (("before", 0, outcome.before), ("after", outcome.n_updates, outcome.after)):

@@ -15,6 +15,7 @@ from rl.config import TrainConfig
 from rl.deploy.robot_config import RobotConfig
 from rl.envs.names import check_builtin_options
 from rl.stages.config import PretrainConfig, TuneConfig
+from rl.verbs.first_screen import preset_for
 from rl.verbs.options import (
     CalibrateOptions,
     CollectOptions,
@@ -137,10 +138,13 @@ def _check_preset(verb: str, name: str | None, overrides: Sequence[str]) -> None
         _check_hub_name(getattr(config, "checkpoint", ""))
         return
     builtin = _builtin_config(name)
+    folder = BUILTIN / name if builtin else Path(name)
     if builtin.get("stage") == "pretrain":
-        what = f"a checkpoint that only predicts; wamtune tune metaworld-tuned checkpoint={name} teaches it to act"
-    elif builtin or name.startswith(PREFIX) or (Path(name) / "manifest.json").is_file():
-        what = f"a checkpoint; train it with wamtune train mix checkpoint={name}, measure it with wamtune eval {name}"
+        own = preset_for("tune", folder)
+        what = f"a checkpoint that only predicts; wamtune tune {own} checkpoint={name} teaches it to act"
+    elif builtin or name.startswith(PREFIX) or (folder / "manifest.json").is_file():
+        own = preset_for("train", folder)
+        what = f"a checkpoint; train it with wamtune train {own} checkpoint={name}, measure it with wamtune eval {name}"
     elif verbs := [of for of, schema in PRESETS.items() if of not in (verb, "check") and _composes(name, schema)]:
         what = f"a preset of another verb: wamtune {verbs[0]} {name}"
     elif _composes(name, RobotConfig):

@@ -85,7 +85,8 @@ def test_a_round_in_isaac_lab_and_in_the_dream_of_it(checkpoint: Path) -> None:
     few += "gate.n_episodes=32 gate.max_episodes=32".split()
     config = compose("isaac-push", [f"checkpoint={checkpoint}", *few], TrainConfig)
     logged: dict[str, float] = {}
-    post = PostTraining(config, load_model(checkpoint), None, lambda step, values: logged.update(values))
+    post = PostTraining(config, load_model(checkpoint), None)
+    post.log = lambda step, values: logged.update(values)
     assert post.eval_envs.envs == [post.sim]  # there can be no second one
     try:
         outcome = post.run()

@@ -122,6 +122,14 @@ def test_names_of_motors_come_back_from_json_and_need_one_for_each_number() -> N
         Spec.from_dict(data)
 
 
+def test_a_state_without_parts_is_a_part_itself() -> None:
+    features = {"state": Feature((2,)), "environment_state": Feature((3,), slices={"cup": (1, 3)})}
+    spec = Spec(features, (-1.0,), (1.0,), ("reach",), 10.0)
+    assert spec.parts == {"state": slice(0, 2), "cup": slice(3, 5)}
+    named = replace(spec, features=features | {"state": Feature((2,), slices={"x": (0, 1)})})
+    assert named.parts == named.vector_slices == {"x": slice(0, 1), "cup": slice(3, 5)}
+
+
 def test_codes_at_the_end_of_an_old_state_become_a_feature_of_their_own() -> None:
     old = SPEC.to_dict()
     state = {"shape": [7], "unit": "m; image: codes", "slices": {"hand_pos": [0, 3], "image": [4, 7]}}

@@ -221,14 +221,14 @@ class WorldActionModel(Network, WorldModel):
         """Whether the trust heads were calibrated."""
         return bool(self.trust.given.fitted)
 
-    def calibrate_trust(self, episodes: list[Episode]) -> None:
-        """Fit the trust heads to the true errors of dreams of `episodes`.
+    def calibrate_trust(self, episodes: list[Episode], tick: Callable[[float], None] = lambda share: None) -> None:
+        """Fit the trust heads to the true errors of dreams of `episodes`; see `WorldModel.calibrate_trust`.
 
         Raises:
             UserError: no episode has `trust.HORIZON` chunks.
         """
         dreams = trust.dream_of_real_actions(self, episodes)
-        trust.calibrate(self, dreams.given, dreams.errors)
+        trust.calibrate(self, dreams.given, dreams.errors, tick=tick)
 
     @property
     def error_unit(self) -> str:

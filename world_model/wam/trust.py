@@ -7,6 +7,7 @@ A head reads each chunk of a dream in turn and remembers what it needs of those 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -122,7 +123,13 @@ def dream_of_real_actions(model: Network, episodes: list[Episode]) -> ActionRepl
     return ActionReplays(torch.stack(given, 1), torch.stack(errors, 1), batch.task, windows.episode[index])
 
 
-def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000) -> None:
+def calibrate(
+    model: Network,
+    given: Tensor,
+    errors: Tensor,
+    n_steps: int = 4000,
+    tick: Callable[[float], None] = lambda share: None,
+) -> None:
     """Fit the trust heads, from new random weights, to the logs of the true errors.
 
     The loss has two parts of equal weight: the squared difference of each chunk, and that of the mean of each dream.
@@ -133,6 +140,7 @@ def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000
             used. A dream begins at a real frame.
         errors: true errors (n, n_chunks).
         n_steps: optimizer steps.
+        tick: called with the finished share of the steps.
     """
     trust, generator = model.trust, torch.Generator(model.device).manual_seed(0)
     # Learn the log of the error: errors range over orders of magnitude.
@@ -144,7 +152,7 @@ def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000
         torch.manual_seed(0)  # initial weights and dropout use the global generator
         _renew(trust, float(target.mean()))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=n_steps + 1)
-        for _ in range(n_steps):
+        for step in range(n_steps):
             # Each head gets its own batch, so that the ensemble stays diverse.
             index = torch.randint(len(given), (len(trust.heads), BATCH), generator=generator, device=model.device)
             predicted, true = trust.along(normalised[index]), target[index]
@@ -153,6 +161,7 @@ def calibrate(model: Network, given: Tensor, errors: Tensor, n_steps: int = 4000
             loss.backward()
             optimizer.step()
             schedule.step()
+            tick((step + 1) / n_steps)
     trust.eval().requires_grad_(False)
 
 

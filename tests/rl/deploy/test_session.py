@@ -27,7 +27,7 @@ from rl.deploy.safety import Box, Limits
 from rl.deploy.session import run_session
 from rl.deploy.stops import Stops
 from rl.policies.wam import ModelPilot
-from rl.robots.api import Interface, RobotMap, differences, make_robot, parts_of
+from rl.robots.api import Interface, RobotMap, differences, make_robot
 from rl.robots.fake import FakeRobot
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.spec import Feature, Spec
@@ -398,9 +398,9 @@ def test_names_in_the_recordings_need_no_map(trained: WorldActionModel) -> None:
 
 def test_recordings_of_joints_have_one_part_to_start_from(trained: WorldActionModel) -> None:
     joints = Spec({"state": Feature((2,), names=("a.pos", "b.pos"))}, (-1.0,) * 2, (1.0,) * 2, ("reach",), 10.0)
-    assert parts_of(joints) == {"state": slice(0, 2)}
-    replace(LIMITS, still=(), start="state").check_fits(2, parts_of(joints))  # commands are positions of these joints
-    assert parts_of(trained.spec) == trained.spec.slices != {}
+    assert joints.parts == {"state": slice(0, 2)}
+    replace(LIMITS, still=(), start="state").check_fits(2, joints.parts)  # commands are positions of these joints
+    assert trained.spec.parts == trained.spec.slices != {}
 
 
 def test_another_rate_is_refused_and_shown(trained: WorldActionModel, robot: FakeRobot) -> None:

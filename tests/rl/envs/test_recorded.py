@@ -82,6 +82,13 @@ def test_the_judge_is_another_dream_than_is_trained_in(recorded: list[str]) -> N
     assert all(same[name] for name in same if name.startswith(("encoder.", "action.", "read_out.")))
 
 
+def test_the_training_of_the_judge_shows_its_progress(recorded: list[str]) -> None:
+    config, shares = compose("dream", [*recorded, "dream.refit_steps=200"], TrainConfig), list[float]()
+    Recorded(config, load_model(config.checkpoint), (TASK,), 3, shares.append, max_steps=24)
+    # 40 steps of calibration, which count for a third, then 200 of the refit, of which every hundredth shows
+    assert shares == pytest.approx([*(i / 120 for i in range(1, 41)), 2 / 3, 1.0, 1.0])
+
+
 def test_a_success_counts_only_where_trust_is_as_good_as_on_the_record(recorded: list[str]) -> None:
     _, env = make(recorded)
     solved = lambda frames, task: (torch.ones(frames["state"].shape[:2]), torch.zeros(frames["state"].shape[:2]))  # noqa: E731
@@ -107,6 +114,7 @@ def test_a_run_asks_no_simulator(
     monkeypatch.setattr("rl.envs.sim.SimEnv.__init__", None)
     assert cli.main(["train", "dream", *recorded]) == 0
     out = " ".join(capsys.readouterr().out.split())
+    assert "judge of recorded episodes 100/100 (100 %)" in out
     assert "success in a dream of what was recorded on fresh episodes" in out
     for words in ("steps of gates", "simulator's", "from the simulator", "simulator_steps"):
         assert words not in out

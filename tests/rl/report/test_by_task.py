@@ -24,6 +24,21 @@ def test_rows_by_hand() -> None:
     assert "| push | 10 | 100 % | 10 % | 0 / 9 | worse |" in markdown(rows)
 
 
+def test_without_success_the_rewards_are_compared() -> None:
+    def rewarded(**rewards: list[float]) -> list[EpisodeResult]:
+        of = [(task, i, value) for task, values in rewards.items() for i, value in enumerate(values)]
+        return [EpisodeResult(task, seed, False, 10, reward, has_success=False) for task, seed, reward in of]
+
+    before = rewarded(hammer=[1.0] * 8, push=[2.0] * 3)
+    after = rewarded(hammer=[3.0] * 7 + [1.0], push=[1.0, 2.0, 4.5])
+    rows = task_rows(before, after)
+    # hammer: 7 won of 7, 2 ** -7 < .05 / 2, means 8 / 8 and 22 / 8; push: 1 won, 1 lost, 6 / 3 and 7.5 / 3
+    assert [row.cells for row in rows] == [
+        ("hammer", "8", "1", "2.75", "7 / 0", "better"),
+        ("push", "3", "2", "2.5", "1 / 1", ""),
+    ]
+
+
 def test_a_change_that_one_test_would_call_clear_is_not_among_many() -> None:
     # 5 of 5 is 1 / 32 < .05, but not below .05 / 2
     found = task_rows(results(a=[0] * 5, b=[0] * 5), results(a=[1] * 5, b=[0] * 5))

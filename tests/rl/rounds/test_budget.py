@@ -133,7 +133,7 @@ def test_a_run_executes_no_more_steps_than_its_budget(
     words = ["n_rounds=2", "gate.max_episodes=64", "dream.n_episodes=2", "budget_steps=4000", "gate.n_dreams=0"]
     config = compose(preset, [*tiny, *words], TrainConfig)
     buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
-    post = PostTraining(config, load_model(config.checkpoint), buttons, lambda step, of: None, lambda line: None)
+    post = PostTraining(config, load_model(config.checkpoint), buttons)
     counted, counts = [0], [False]
     step_chunk, evaluate = SimEnv.step_chunk, post.evaluate
 
@@ -164,7 +164,7 @@ def test_a_run_runs_no_more_episodes_than_its_budget(tiny: list[str], demonstrat
     words = ["n_rounds=2", "gate.max_episodes=64", "dream.n_episodes=3", "budget_episodes=40", "gate.n_dreams=0"]
     config = compose("dream", [*tiny, *words], TrainConfig)
     buttons = [e for e in demonstrations if e.task == "button-press-topdown"]
-    post = PostTraining(config, load_model(config.checkpoint), buttons, lambda step, of: None, lambda line: None)
+    post = PostTraining(config, load_model(config.checkpoint), buttons)
     post.run()
     post.close()
     assert post.dreams is not None

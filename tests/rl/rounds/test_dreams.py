@@ -13,6 +13,7 @@ from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import DreamConfig, TrainConfig
 from rl.rounds.dreams import Dreams
+from rl.rounds.gate import Verdict
 from tests.conftest import CONFIG, SPEC, point_episodes
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.wam.config import TextConfig
@@ -101,6 +102,18 @@ def test_a_run_from_the_checkpoint_of_a_run_teaches_its_unseen_task_further(
     later = load_model(tmp_path / "run")
     assert refit(later, tmp_path / "text", "unseen", "touch")[0]
     assert not refit(later, tmp_path / "text", "unseen", "reach")[0]
+
+
+@pytest.mark.parametrize("by_reward", [False, True])
+def test_dreams_end_after_two_wider_gaps_where_there_is_success(model: WorldActionModel, by_reward: bool) -> None:
+    dreams = Dreams(TrainConfig(name="x"), model)
+    widenings = []
+    for dreamed, won, lost in ((0.6, 1, 2), (0.7, 1, 2), (0.65, 1, 2), (0.75, 1, 2), (0.8, 1, 1)):
+        dreams.success = dreamed
+        dreams.update_gap(Verdict(won > lost, 0.5, 0.5, won, lost, n_episodes=8, by_reward=by_reward))
+        widenings.append(dreams.n_widenings)
+    assert widenings == ([0, 0, 0, 0, 0] if by_reward else [0, 1, 0, 1, 2])
+    assert dreams.are_over == (not by_reward)
 
 
 def test_the_key_has_three_values() -> None:

@@ -13,7 +13,7 @@ from world_model.wam.store import load_model
 
 def build(tiny: list[str], *words: str) -> PostTraining:
     config = compose("sim", [*tiny, "eval.n_episodes=8", *words], TrainConfig)
-    return PostTraining(config, load_model(config.checkpoint), None, lambda step, of: None, lambda line: None)
+    return PostTraining(config, load_model(config.checkpoint), None)
 
 
 def test_an_evaluation_with_noise_is_that_of_an_environment_with_noise(tiny: list[str]) -> None:

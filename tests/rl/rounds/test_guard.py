@@ -35,6 +35,20 @@ def test_pairs_by_hand() -> None:
     ]
 
 
+def test_without_success_the_higher_reward_wins_a_pair() -> None:
+    champion, challenger = (
+        [EpisodeResult(task, seed, False, 10, reward, has_success=False) for task, seed, reward in side]
+        for side in (
+            [("push", 0, 1.0), ("push", 1, 2.0), ("push", 2, 3.0), ("hammer", 0, -1.0)],
+            [("hammer", 0, -0.5), ("push", 2, 1.0), ("push", 1, 2.0), ("push", 0, 0.5)],
+        )
+    )
+    assert by_task(champion, challenger) == [
+        TaskPairs("push", 3, champion=2, challenger=0, won=0, lost=2),  # the rewards of seed 1 are equal
+        TaskPairs("hammer", 1, champion=0, challenger=1, won=1, lost=0),
+    ]
+
+
 def test_a_task_is_worse_by_a_sign_test_with_holm() -> None:
     # 7 lost of 7: 2 ** -7 = .0078 < .05 / 3, but > .01 / 3; 4 of 5: 6 / 32
     found = [pairs("assembly", 0, 7), pairs("hammer", 1, 4), pairs("push", 3, 3)]

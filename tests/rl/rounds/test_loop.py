@@ -43,7 +43,7 @@ def build(preset: str, tiny: list[str], demonstrations: list[Any] | None, *overr
     """Build a run; without `demonstrations` it has nothing to imitate."""
     config = compose(preset, [*tiny, *overrides], TrainConfig)
     buttons = None if demonstrations is None else [e for e in demonstrations if e.task == "button-press-topdown"]
-    return PostTraining(config, load_model(config.checkpoint), buttons, lambda step, values: None, lambda line: None)
+    return PostTraining(config, load_model(config.checkpoint), buttons)
 
 
 class NoTraining:

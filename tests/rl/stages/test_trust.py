@@ -42,7 +42,9 @@ def in_turn(n: int, tasks: tuple[str, ...]) -> list[Episode]:
 
 def test_every_task_is_in_every_fold(model: WorldActionModel, folds: list[list[str]]) -> None:
     """Collected in turn, as many tasks as folds would otherwise leave each fold one, which its heads never saw."""
-    rows = calibrate_trust(model, in_turn(6 * FOLDS, TASKS), n_steps=5)
+    shares: list[float] = []
+    rows = calibrate_trust(model, in_turn(6 * FOLDS, TASKS), 5, shares.append)
+    assert shares == pytest.approx([i / 20 for i in range(1, 21)])  # 5 steps for each of 3 folds, then for all
     assert [sorted(fold) for fold in folds] == [sorted(2 * TASKS)] * FOLDS
     assert set(rows) == {*TASKS, "median"} and rows["median"]["n"] == 6 * FOLDS
 

@@ -47,18 +47,20 @@ def test_the_last_run_is_shown_with_its_verdict_and_the_next_command(capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("verb", "preset", "after"),
+    ("verb", "preset", "features", "after"),
     [
-        ("pretrain", "mine.yaml", "tune metaworld-tuned"),
-        ("tune", "mine.yaml", "train mix"),
-        ("pretrain", "metaworld-mt50-pretrained name=a", "tune metaworld-mt50-tuned"),
-        ("tune", "metaworld-tuned", "train mix"),
-        ("pretrain", "own-pretrained dataset=a", "tune own-tuned"),  # without a simulator, as the run before it
-        ("tune", "own-tuned", "train own"),
+        ("pretrain", "mine.yaml", ["state"], "tune metaworld-tuned"),
+        ("pretrain", "mine.yaml", ["state", "images.wrist"], "tune metaworld-pixels-tuned"),
+        ("tune", "mine.yaml", ["state"], "train mix"),
+        ("pretrain", "metaworld-mt50-pretrained name=a", ["state"], "tune metaworld-mt50-tuned"),
+        ("tune", "metaworld-tuned", ["state"], "train mix"),
+        ("tune", "metaworld-pixels-tuned", ["state", "images.front"], "train pixels"),
+        ("pretrain", "own-pretrained dataset=a", ["state"], "tune own-tuned"),  # without a simulator, as the run before
+        ("tune", "own-tuned", ["state", "images.front"], "train own"),
     ],
 )
 def test_after_a_stage_comes_the_next_one(
-    verb: str, preset: str, after: str, capsys: pytest.CaptureFixture[str]
+    verb: str, preset: str, features: list[str], after: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(verb, "20250101-120000", preset)
     last = run / "checkpoints" / "last"
@@ -66,7 +68,9 @@ def test_after_a_stage_comes_the_next_one(
     for config in ("{}", "[", None):  # under way, damaged, not there yet
         (last / "config.json").write_text(config) if config else (last / "config.json").unlink()
         assert f"It has not finished. To go on:\n\n  wamtune {verb} {run}\n" in shown(capsys)
-    (last / "config.json").write_text(json.dumps({"metrics": {}}))
+    (last / "config.json").write_text(
+        json.dumps({"metrics": {}, "spec": {"features": {name: {} for name in features}}})
+    )
     assert f"It has finished. Next:\n\n  wamtune {after} checkpoint={run}\n" in shown(capsys)
 
 

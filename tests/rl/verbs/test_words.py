@@ -75,6 +75,12 @@ def test_a_mistyped_verb_or_option_imports_nothing(words: str, line: str) -> Non
         ("train metaworld-tuned", "train metaworld-tuned: expected a preset of wamtune train, and metaworld-tuned is a "
          "checkpoint; train it with wamtune train mix checkpoint=metaworld-tuned, measure it with wamtune eval "
          "metaworld-tuned"),
+        ("train metaworld-pixels-tuned", "train metaworld-pixels-tuned: expected a preset of wamtune train, and "
+         "metaworld-pixels-tuned is a checkpoint; train it with wamtune train pixels "
+         "checkpoint=metaworld-pixels-tuned, measure it with wamtune eval metaworld-pixels-tuned"),
+        ("train metaworld-pixels-pretrained", "train metaworld-pixels-pretrained: expected a preset of wamtune train, "
+         "and metaworld-pixels-pretrained is a checkpoint that only predicts; wamtune tune metaworld-pixels-tuned "
+         "checkpoint=metaworld-pixels-pretrained teaches it to act"),
         ("train metaworld-pretrained", "train metaworld-pretrained: expected a preset of wamtune train, and "
          "metaworld-pretrained is a checkpoint that only predicts; wamtune tune metaworld-tuned "
          "checkpoint=metaworld-pretrained teaches it to act"),
