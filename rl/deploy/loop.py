@@ -124,19 +124,24 @@ class Pace:
     def __init__(self, hz: float, real_time: bool) -> None:
         self.hz, self.real_time = hz, real_time
         self.periods: list[float] = []  # seconds from one command to the next
-        self._due, self._sent = time.monotonic(), np.nan
+        self._due, self._sent = time.monotonic(), -np.inf
 
     def wait_to_send(self) -> None:
-        """Wait until the next command is due."""
+        """Wait until the next command is due, and note that it is sent now."""
         if self.real_time:
-            _wait(self._due)
+            # After a delay, commands come a little faster until they are on time again, so jitter does not lower the
+            # mean rate. They never come in a burst: `max_change` limits each command, not how many a period has. This
+            # counts from when the command before began, so a robot may take some time to receive one.
+            _wait(max(self._due, self._sent + (1 - LEAD) / self.hz))
+        now = time.monotonic()
+        if np.isfinite(self._sent):  # there was a command before
+            self.periods.append(now - self._sent)
+        self._sent = now
 
     def wait_to_observe(self) -> None:
-        """Note that a command was sent, and wait until the next observation is due."""
-        now = time.monotonic()
-        if self._sent == self._sent:  # not NaN, so there was a command before
-            self.periods.append(now - self._sent)
-        self._sent, self._due = now, self._due + 1 / self.hz
+        """Wait until the next observation is due, after a command was sent."""
+        # Of a longer delay, less than a period is made up for; the rest moves all later commands.
+        self._due = max(self._due + 1 / self.hz, time.monotonic() + LEAD / self.hz)
         if self.real_time:
             _wait(self._due - LEAD / self.hz)
 
