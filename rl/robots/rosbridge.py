@@ -45,8 +45,9 @@ class RosbridgeRobot(NumberRobot):
         types: message types of the commanded topics, such as {/cmd: std_msgs/Float64MultiArray}.
         success: name of a boolean that is true when the task is solved; empty: none.
         stamp: name of the time at which the state was measured, such as /joint_states.header.stamp. It has fields sec
-            and nanosec, from a clock that is synchronised with this computer's. Empty: use the arrival time of the
-            oldest message, which does not show delays on the way.
+            and nanosec, from a clock that is synchronised with this computer's. Topics of the state without it, which
+            are all if it is empty, count from their arrival, which does not show delays on the way. The time of an
+            observation is the oldest of these.
         reset: service of type std_srvs/Empty that prepares an episode; empty: none.
         hz: control rate, which is compared with the rate of the policy; None: unknown.
         patience_s: seconds to wait for the first message of a topic, or for the answer of a service.
@@ -197,10 +198,15 @@ class RosbridgeRobot(NumberRobot):
             self._connection = None
 
     def _taken(self) -> float:
-        """Return when the state was measured, in seconds of `time.monotonic`; NaN if the robot's stamp is invalid."""
-        if self._stamp:
-            return self._stamped[1]
-        return min(self._newest[self._places[name][0]][1] for name in self.state)
+        """Return when the oldest part of the state was measured, in seconds of `time.monotonic`.
+
+        A topic without the robot's stamp counts from its arrival. NaN if the stamp is invalid.
+        """
+        times = [self._stamped[1]] if self._stamp else []
+        stamped = self._places[self._stamp][0] if self._stamp else ""
+        topics = {self._places[name][0] for name in self.state}
+        times += [self._newest[topic][1] for topic in topics if topic != stamped]
+        return float(np.min(times))  # not `min`, which may ignore NaN
 
     def _note_stamp(self, now: float) -> None:
         """Convert the newest stamp to seconds of `time.monotonic`.
