@@ -267,6 +267,9 @@ def test_what_is_not_there_is_one_line(trained: WorldActionModel, server: Server
         ({"state": ["/where[0]"]}, r"'/where\[0\]' is not of the form /topic.field"),
         ({"state": ["/where.x[1"]}, r"'/where.x\[1' is not of the form /topic.field"),
         ({"types": {}}, "types has nothing of the commanded topic '/cmd'"),
+        ({"action": ACTION[1:]}, r"nothing of /cmd.twist.linear\[0\], which would be published as 0; name every index"),
+        ({"action": ["/cmd.j[0].v", "/cmd.j[2].v"]}, r"nothing of /cmd.j\[1\], which would be published as 0"),
+        ({"action": ["/cmd.j[0].v[0]", "/cmd.j[1].v[1]"]}, r"nothing of /cmd.j\[1\].v\[0\], which would be"),
         ({"colour": "red"}, "colour"),
     ],
 )
