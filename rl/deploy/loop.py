@@ -74,7 +74,7 @@ class Lived:
     old_image: str = ""  # which image was too old, the last time; empty: none was
     views: list[Frame] = field(default_factory=list)  # with each frame, the images of all cameras, if they are recorded
     reason: str = ""  # why it ended
-    ended: bool = False  # it reached success or `max_steps`, even if a stop came after that
+    ended: bool = False  # it reached success, failure or `max_steps`, even if a stop came after that
     stopped: bool = False  # a stop came, or the robot did not stand still at the end: start no other episode
     failed: bool = False  # it was stopped because of the policy's actions
 
@@ -158,7 +158,7 @@ class _Seen:
 
 @dataclass
 class Loop:
-    """The control loop of one episode; it ends at `max_steps`, at a success or failure, or by a stop."""
+    """The control loop of one episode; it ends at `max_steps`, at a success or failure, discarded, or by a stop."""
 
     interface: Interface  # converts between robot and policy
     guard: Guard  # keeps commands within the limits
@@ -251,6 +251,9 @@ class Loop:
             solved = seen.success or (self.takeover is not None and self.takeover.success)
             lived.success.append(solved)
             self.show(lived)
+            if self.takeover is not None and self.takeover.discards:
+                lived.reason = "discarded by the person"
+                return
             if solved or self._failed(seen):
                 lived.ended, lived.reason = True, "success" if solved else "failure"
                 return

@@ -50,18 +50,20 @@ def run_session(
     For the arguments see `Session`.
 
     Returns:
-        The result of each episode. A stop ends the session.
+        The result of each episode. A stop ends the session. An episode that the person discards begins again.
 
     Raises:
         UserError: see `Session`.
     """
     lived: list[Lived] = []
     with Session(pilot.spec, config, say, keys, robot) as session:
-        n_recorded = session.n_recorded  # recorded episodes used these scenes, so continue with new ones
-        for i in range(n_recorded, n_recorded + config.n_episodes):
+        i = session.n_recorded  # recorded episodes used these scenes, so continue with new ones
+        last = i + config.n_episodes
+        while i < last:
             lived.append(session.run(pilot, i, f"episode {i + 1}"))
             if lived[-1].stopped:
                 break
+            i += lived[-1].ended  # else the person discarded it
     return lived
 
 
@@ -166,7 +168,7 @@ class Session:
             self.say(f"{what} was not let go of: {stop}")
 
     def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
-        """Run one episode, and record it if it reached success or `max_steps`; after a stop, run none.
+        """Run one episode, and record it if it ended by itself; after a stop, run none.
 
         Args:
             pilot: the policy.
@@ -185,7 +187,7 @@ class Session:
         if self.takeover is not None:
             self.takeover.begin()
         lived = self._loop(pilot, scene).run()
-        if not config.dry_run and lived.ended:  # the success of a stopped episode is unknown
+        if not config.dry_run and lived.ended:  # not discarded; the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
             if (episode := lived.to_episode(self.spec, self.task, source, config.seed + scene)) is not None:
                 self._record(episode, name, lived.views)

@@ -27,6 +27,7 @@ from rl.envs.metaworld.tasks import SLICES
 from rl.policies.wam import ModelPilot
 from rl.robots.fake import FakeRobot
 from rl.robots.teleoperators import make_teleoperator
+from rl.verbs import deploy
 from world_model.data.episodes import BLEND, PERSON, POLICY, EpisodeStore
 from world_model.data.lerobot import import_lerobot
 from world_model.wam.model import WorldActionModel
@@ -40,6 +41,7 @@ class Event(enum.Enum):
     IS_INTERVENTION = "is_intervention"
     SUCCESS = "success"
     TERMINATE_EPISODE = "terminate_episode"
+    RERECORD_EPISODE = "rerecord_episode"
 
 
 class Expert:
@@ -168,6 +170,41 @@ def test_the_device_says_how_the_episode_ends(run: Run, says: Event, reason: str
     assert lived.control.count(PERSON) == 4 and not any(lived.success[:-1]) and lived.success[-1] is solved
     (episode,) = EpisodeStore("runs/robot/fake").load()
     assert episode.is_success is solved and not any(robot.sent[-1].values())  # it stands still
+
+
+def test_an_episode_that_the_person_discards_begins_again(
+    trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """LeRobot's gamepad says both for one button."""
+    both = {Event.TERMINATE_EPISODE: True, Event.RERECORD_EPISODE: True}
+    person, robot = Expert(right=9.0), FakeRobot(trained.spec)
+    robot.real_time, starts = False, []  # type: ignore[attr-defined]
+    robot.reset = starts.append  # type: ignore[attr-defined]
+    says = person.get_teleop_events
+    person.get_teleop_events = lambda: says() | (both if len(robot.sent) == 5 else {})  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
+    monkeypatch.setattr(session, "make_teleoperator", lambda name, params, task: person)
+    config = RobotConfig(robot="fake", task="reach", hz=20.0, max_steps=10, n_episodes=2, limits=LIMITS, person="it")
+    said: list[str] = []
+    lived = run_session(ModelPilot(trained, 2), config, say=said.append)
+    assert [(one.reason, one.ended, len(one.sent)) for one in lived] == [
+        ("discarded by the person", False, 6),
+        ("10 steps", True, 10),
+        ("10 steps", True, 10),
+    ]
+    assert starts == [0, 0, 1] and not any(one.stopped for one in lived)
+    assert said[0].startswith("episode 1: 6 commands, discarded by the person") and said[1].startswith("episode 1: 10 ")
+    assert [episode.length for episode in EpisodeStore("runs/robot/fake").load()] == [10, 10]
+
+
+def test_a_discarded_episode_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deploy, "load_pilot", lambda *given: None)
+    lived = [Lived(success=[True]), Lived(success=[True], ended=True), Lived(success=[False], ended=True)]
+    monkeypatch.setattr(deploy, "run_session", lambda *given, **named: lived)
+    assert cli.main(["deploy", "metaworld-tuned", "run", "robot-sim", "person=expert"]) == 0
+    assert "1 of 2 episodes reported success, 0 of them with a person" in capsys.readouterr().out
 
 
 def test_the_robot_and_the_user_say_that_it_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
