@@ -183,7 +183,7 @@ class Session:
             self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
         self.guard.begin()
-        self.stops.failed = False
+        self.stops.failed = self.stops.person_drives = False  # typed in the episode before
         if self.takeover is not None:
             self.takeover.begin()
         lived = self._loop(pilot, scene).run()

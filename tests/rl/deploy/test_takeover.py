@@ -304,6 +304,37 @@ def test_a_typed_t_takes_over_and_gives_back(monkeypatch: pytest.MonkeyPatch, tm
     os.close(write)
 
 
+def test_each_episode_begins_with_the_policy(
+    trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """The person still drives when the first episode ends."""
+
+    class Kept(Stops):
+        """The stops of the session."""
+
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            stops.append(self)
+
+    def type_t(observation: dict[str, Any]) -> dict[str, Any]:
+        if len(robot.sent) == 3:
+            stops[0].person_drives = True
+        return observation
+
+    stops: list[Stops] = []
+    robot = FakeRobot(trained.spec)
+    robot.real_time = False  # type: ignore[attr-defined]
+    robot.misbehave = type_t
+    device = Wheel()
+    device.get_action = lambda: {"action.0": 0.5, "action.1": 0.0}  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "Stops", Kept)
+    monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
+    monkeypatch.setattr(session, "make_teleoperator", lambda name, params, task: device)
+    config = RobotConfig(robot="fake", task="reach", hz=20.0, max_steps=8, n_episodes=2, limits=LIMITS, person="it")
+    first, second = run_session(ModelPilot(trained, 2), config, say=str)
+    assert first.control == [POLICY] * 3 + [PERSON] * 5 and second.control == [POLICY] * 8
+
+
 def test_a_device_that_is_none_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("class Wheel:\n    def connect(self): ...\n")
