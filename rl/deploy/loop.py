@@ -168,7 +168,7 @@ class Loop:
     hz: float  # commands per second
     max_steps: int  # commands of the episode
     watch: Callable[[], str | None] = lambda: None  # returns a reason to stop, or None; called many times a second
-    max_late: int = 5  # commands in a row without a plan; for these the robot stands still, one more is a stop
+    max_late: int = 5  # late commands in a row; for these the robot stands still, one more is a stop
     send: Callable[[Array], Array | None] | None = None  # receives the commands instead of the robot, for a dry run
     judge: Judge = robot_says  # returns whether a frame is a success
     gives_up: Callable[[], bool] = lambda: False  # returns whether the user says that the episode failed
@@ -232,16 +232,17 @@ class Loop:
             raise Stop(seen.old)
         self.show(lived)
         planner.begin(self._context(lived))
-        late, pace = 0, Pace(self.hz, self.real_time)
+        held, late, pace = 0, 0, Pace(self.hz, self.real_time)
         lived.periods = pace.periods
         for k in range(self.max_steps):
             action, who = self._choose(k, lived, planner, seen, gate)
-            late = 0 if action is not None else late + 1  # commands in a row without a plan
+            # Commands in a row without a plan, and those of them for which it is late or an image too old.
+            held, late = (0, 0) if action is not None else (held + 1, late + (bool(seen.old) or planner.is_late(k)))
             lived.n_late += action is None
             lived.old_image = seen.old or lived.old_image
             if late > self.max_late:
                 why = seen.old or self.trouble()
-                raise Stop(f"there was no plan for {late} commands in a row{why and f'; {why}'}")
+                raise Stop(f"there was no plan for {held} commands in a row{why and f'; {why}'}")
             # Without a plan in time, hold the position.
             state = seen.frame[STATE]
             taken = self._command(self.guard.hold(state) if action is None else action, who, state, gate, pace)

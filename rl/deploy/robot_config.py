@@ -31,7 +31,7 @@ class RobotConfig:
     n_action_steps: int = 4  # steps of a chunk after which the next plan is started
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
     seed: int = 0  # of the policy's sampling noise
-    max_late: int = 5  # commands in a row without a plan; one more stops the robot
+    max_late: int = 5  # commands in a row for which a plan is late or an image too old; one more stops the robot
     success: Literal["robot", "key", "read_out"] = "robot"  # judged by the robot, by a typed s, or by the model
     # file of `deploy CHECKPOINT calibrate`, for success=read_out; empty: a success from a probability of 0.5 on
     calibration: str = ""

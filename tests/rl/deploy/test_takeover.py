@@ -136,6 +136,13 @@ def test_without_a_person_every_step_is_the_policys(run: Run) -> None:
     assert set(lived.control) == {POLICY} and episode.control is not None and not episode.control.any()
 
 
+def test_a_plan_after_a_hand_back_is_not_late(run: Run) -> None:
+    """It takes a period, as every plan here, in which the robot stands still."""
+    _, lived = run(Expert(), max_late=0)
+    assert lived.reason == "60 steps" and PERSON in lived.control and BLEND in lived.control
+    assert lived.n_late > 0
+
+
 @pytest.mark.parametrize(
     ("action", "reason"),
     [
