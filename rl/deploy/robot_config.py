@@ -24,7 +24,8 @@ class RobotConfig:
     task: str = ""  # empty: the only task that the checkpoint knows
     instruction: str = ""  # for a policy that reads language; empty: what the robot says of the task, else its name
     text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new sentences need
-    hz: float = 0.0  # commands per second; 0: the rate of the checkpoint, else that of the robot
+    # commands per second, and rate of the recorded episodes; 0: the rate of the checkpoint, else that of the robot
+    hz: float = 0.0
     n_episodes: int = 1  # in a comparison: the largest number of pairs
     alpha: float = 0.1  # largest probability that a comparison of equal policies ever becomes clear
     max_steps: int = 150  # commands of an episode

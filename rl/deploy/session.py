@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ class Session:
     ) -> None:
         self.spec, self.config, self.say = spec, config, say
         self.task, self.hz = named_or_only("task", config.task, spec.tasks), config.hz or spec.control_hz
+        # Episodes say the rate at which they really ran; a model of another rate refuses to learn from them.
+        self.recorded = replace(spec, control_hz=self.hz)
         self.calibration = load_calibration(config.calibration, self.task) if config.calibration else None
         self.stops = Stops(Path(config.stop_file), keys, takes_over=bool(config.person))
         if (reason := self.stops()) is not None:
@@ -112,7 +115,7 @@ class Session:
         with ExitStack() as stack:  # disconnects if an error follows
             # Check the folder before connecting: an episode that cannot be recorded should not run.
             if not config.dry_run:
-                stack.enter_context(self.store.writer(self.spec))
+                stack.enter_context(self.store.writer(self.recorded))
                 if config.dataset:
                     stack.enter_context(self._open_dataset())
             self.n_recorded = len(self.store)
@@ -141,7 +144,7 @@ class Session:
         """Return the context in which the session records to a dataset of LeRobot."""
         offered = self.robot.observation_features
         cameras = {name: tuple(shape) for name, shape in offered.items() if is_image(shape)}
-        self.dataset = Recording(self.config.dataset, self.spec, cameras, self.config.robot)
+        self.dataset = Recording(self.config.dataset, self.recorded, cameras, self.config.robot)
         return self.dataset.writer()
 
     def _connect_person(self, stack: ExitStack) -> None:
@@ -189,7 +192,7 @@ class Session:
         lived = self._loop(pilot, scene).run()
         if not config.dry_run and lived.ended:  # not discarded; the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
-            if (episode := lived.to_episode(self.spec, self.task, source, config.seed + scene)) is not None:
+            if (episode := lived.to_episode(self.recorded, self.task, source, config.seed + scene)) is not None:
                 self._record(episode, name, lived.views)
         # After recording, so that this line means that the episode is on disk.
         also = f"; {lived.old_image}" if lived.old_image else ""
@@ -248,7 +251,7 @@ class Session:
             UserError: the episode is not in the store or not in the dataset; the message says where it is instead.
         """
         try:
-            self.store.append([episode], self.spec)
+            self.store.append([episode], self.recorded)
             self._record_videos(episode, name, views)
             return
         except _NotInDataset:
@@ -258,7 +261,7 @@ class Session:
         for parent in (Path("~").expanduser(), Path(tempfile.gettempdir())):
             try:
                 second = EpisodeStore(tempfile.mkdtemp(prefix="wamtune-episodes-", dir=parent))
-                second.append([episode], self.spec)
+                second.append([episode], self.recorded)
             except Exception as error:
                 why = error
                 continue

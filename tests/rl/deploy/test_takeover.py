@@ -124,7 +124,8 @@ def test_marks_are_in_the_store_and_in_a_dataset_of_lerobot(run: Run) -> None:
     (episode,) = EpisodeStore("runs/robot/fake").load()
     assert episode.control is not None and episode.control.tolist() == lived.control
     assert episode.cut(3, 9).control.tolist() == lived.control[3:9]  # type: ignore[union-attr]
-    (found,), _ = import_lerobot("arm")
+    (found,), spec = import_lerobot("arm")
+    assert spec.control_hz == 20.0  # of the session; the checkpoint's is 10
     assert found.control is not None and torch.equal(found.control, episode.control)
     table = pq.read_table("arm/data/chunk-000/file-000.parquet")
     assert table["intervention"].to_pylist() == [who == PERSON for who in lived.control]
