@@ -74,7 +74,7 @@ class Lived:
     old_image: str = ""  # which image was too old, the last time; empty: none was
     views: list[Frame] = field(default_factory=list)  # with each frame, the images of all cameras, if they are recorded
     reason: str = ""  # why it ended
-    ended: bool = False  # it reached success or `max_steps`, even if a stop came after that
+    ended: bool = False  # it reached success, failure or `max_steps`, even if a stop came after that
     stopped: bool = False  # a stop came, or the robot did not stand still at the end: start no other episode
     failed: bool = False  # it was stopped because of the policy's actions
 
@@ -124,19 +124,24 @@ class Pace:
     def __init__(self, hz: float, real_time: bool) -> None:
         self.hz, self.real_time = hz, real_time
         self.periods: list[float] = []  # seconds from one command to the next
-        self._due, self._sent = time.monotonic(), np.nan
+        self._due, self._sent = time.monotonic(), -np.inf
 
     def wait_to_send(self) -> None:
-        """Wait until the next command is due."""
+        """Wait until the next command is due, and note that it is sent now."""
         if self.real_time:
-            _wait(self._due)
+            # After a delay, commands come a little faster until they are on time again, so jitter does not lower the
+            # mean rate. They never come in a burst: `max_change` limits each command, not how many a period has. This
+            # counts from when the command before began, so a robot may take some time to receive one.
+            _wait(max(self._due, self._sent + (1 - LEAD) / self.hz))
+        now = time.monotonic()
+        if np.isfinite(self._sent):  # there was a command before
+            self.periods.append(now - self._sent)
+        self._sent = now
 
     def wait_to_observe(self) -> None:
-        """Note that a command was sent, and wait until the next observation is due."""
-        now = time.monotonic()
-        if self._sent == self._sent:  # not NaN, so there was a command before
-            self.periods.append(now - self._sent)
-        self._sent, self._due = now, self._due + 1 / self.hz
+        """Wait until the next observation is due, after a command was sent."""
+        # Of a longer delay, less than a period is made up for; the rest moves all later commands.
+        self._due = max(self._due + 1 / self.hz, time.monotonic() + LEAD / self.hz)
         if self.real_time:
             _wait(self._due - LEAD / self.hz)
 
@@ -153,7 +158,7 @@ class _Seen:
 
 @dataclass
 class Loop:
-    """The control loop of one episode; it ends at `max_steps`, at a success or failure, or by a stop."""
+    """The control loop of one episode; it ends at `max_steps`, at a success or failure, discarded, or by a stop."""
 
     interface: Interface  # converts between robot and policy
     guard: Guard  # keeps commands within the limits
@@ -163,7 +168,7 @@ class Loop:
     hz: float  # commands per second
     max_steps: int  # commands of the episode
     watch: Callable[[], str | None] = lambda: None  # returns a reason to stop, or None; called many times a second
-    max_late: int = 5  # commands in a row without a plan; for these the robot stands still, one more is a stop
+    max_late: int = 5  # late commands in a row; for these the robot stands still, one more is a stop
     send: Callable[[Array], Array | None] | None = None  # receives the commands instead of the robot, for a dry run
     judge: Judge = robot_says  # returns whether a frame is a success
     gives_up: Callable[[], bool] = lambda: False  # returns whether the user says that the episode failed
@@ -227,16 +232,17 @@ class Loop:
             raise Stop(seen.old)
         self.show(lived)
         planner.begin(self._context(lived))
-        late, pace = 0, Pace(self.hz, self.real_time)
+        held, late, pace = 0, 0, Pace(self.hz, self.real_time)
         lived.periods = pace.periods
         for k in range(self.max_steps):
             action, who = self._choose(k, lived, planner, seen, gate)
-            late = 0 if action is not None else late + 1  # commands in a row without a plan
+            # Commands in a row without a plan, and those of them for which it is late or an image too old.
+            held, late = (0, 0) if action is not None else (held + 1, late + (bool(seen.old) or planner.is_late(k)))
             lived.n_late += action is None
             lived.old_image = seen.old or lived.old_image
             if late > self.max_late:
                 why = seen.old or self.trouble()
-                raise Stop(f"there was no plan for {late} commands in a row{why and f'; {why}'}")
+                raise Stop(f"there was no plan for {held} commands in a row{why and f'; {why}'}")
             # Without a plan in time, hold the position.
             state = seen.frame[STATE]
             taken = self._command(self.guard.hold(state) if action is None else action, who, state, gate, pace)
@@ -246,6 +252,9 @@ class Loop:
             solved = seen.success or (self.takeover is not None and self.takeover.success)
             lived.success.append(solved)
             self.show(lived)
+            if self.takeover is not None and self.takeover.discards:
+                lived.reason = "discarded by the person"
+                return
             if solved or self._failed(seen):
                 lived.ended, lived.reason = True, "success" if solved else "failure"
                 return

@@ -25,6 +25,9 @@ Array = np.ndarray
 PROMPT = "prompt"
 """Key of the sentence in an observation."""
 
+NOT_FINITE = "the actions of the policy are not finite; are the numbers of the observation in its units?"
+"""Error of a chunk with NaN or infinity, which no client gets."""
+
 MOST_LEVELS = 4
 """Most maps within maps of an observation, such as `images` and in it the cameras."""
 
@@ -47,7 +50,8 @@ class OpenpiHandler:
         """Return `actions` (chunk_size, action_dim), and `server_timing` with `infer_ms`.
 
         Raises:
-            UserError: a feature is missing or has another shape, or the prompt cannot be used.
+            UserError: a feature is missing or has another shape, the prompt cannot be used, or the policy's actions are
+                not finite.
         """
         begun, spec = time.monotonic(), self.pilot.spec
         found = dict(_flat(observation, "", MOST_LEVELS))
@@ -63,6 +67,8 @@ class OpenpiHandler:
             frame[name] = _frames(name, given[name], feature, self.pilot.n_context_frames)
         self.decide.task = task
         actions = self.decide(frame, np.zeros((0, spec.action_dim)))
+        if not np.isfinite(actions).all():
+            raise UserError(NOT_FINITE)
         return {"actions": actions, "server_timing": {"infer_ms": 1000 * (time.monotonic() - begun)}}
 
     def _task_of(self, prompt: Any) -> Tensor:

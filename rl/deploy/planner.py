@@ -94,7 +94,14 @@ class Planner:
 
         The next step begins a new plan.
         """
+        if self._next is not None:
+            self._next[1].cancel()  # if it still waits for the worker
         self._next, self.plan = None, Plan(k, self.plan.actions[:0])
+
+    def is_late(self, k: int) -> bool:
+        """Return whether a missing plan at step `k` is late: the first plan after `forget` takes as long as others."""
+        # Twice as long at most, since the worker may first have to finish the plan that was dropped.
+        return len(self.plan.actions) > 0 or k - self.plan.start > 2 * self.n_held
 
     @property
     def n_held(self) -> int:

@@ -24,14 +24,15 @@ class RobotConfig:
     task: str = ""  # empty: the only task that the checkpoint knows
     instruction: str = ""  # for a policy that reads language; empty: what the robot says of the task, else its name
     text_encoder: str = ""  # FILE.py:function, the frozen encoder of the checkpoint, which new sentences need
-    hz: float = 0.0  # commands per second; 0: the rate of the checkpoint, else that of the robot
+    # commands per second, and rate of the recorded episodes; 0: the rate of the checkpoint, else that of the robot
+    hz: float = 0.0
     n_episodes: int = 1  # in a comparison: the largest number of pairs
     alpha: float = 0.1  # largest probability that a comparison of equal policies ever becomes clear
     max_steps: int = 150  # commands of an episode
     n_action_steps: int = 4  # steps of a chunk after which the next plan is started
     n_denoising_steps: int | None = None  # of the policy; null: as many as its own sampler takes
     seed: int = 0  # of the policy's sampling noise
-    max_late: int = 5  # commands in a row without a plan; one more stops the robot
+    max_late: int = 5  # commands in a row for which a plan is late or an image too old; one more stops the robot
     success: Literal["robot", "key", "read_out"] = "robot"  # judged by the robot, by a typed s, or by the model
     # file of `deploy CHECKPOINT calibrate`, for success=read_out; empty: a success from a probability of 0.5 on
     calibration: str = ""

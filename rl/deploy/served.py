@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewards.errors import UserError, did_you_mean
 from rl.deploy.newest_sentence import NewestSentence
-from rl.deploy.openpi import OpenpiHandler
+from rl.deploy.openpi import NOT_FINITE, OpenpiHandler
 from rl.deploy.pilots import Pilot, reads_sentences
 from rl.deploy.remote_client import PROTOCOL, Malformed, checked, pack, unpack
 from world_model.api import WorldModel
@@ -183,9 +183,7 @@ class Handler:
             tensors["task"] = self._told(given["instruction"]).expand(n, -1)
         actions = pilot.act(tensors, *(torch.from_numpy(values) for values in (noise, held, n_held)))
         if not torch.isfinite(actions).all():
-            raise UserError(
-                "act: the actions of the policy are not finite; are the numbers of the observation in its units?"
-            )
+            raise UserError(f"act: {NOT_FINITE}")
         return {"actions": _plain(actions)}
 
     def _told(self, instruction: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,20 @@ def run_session(
     For the arguments see `Session`.
 
     Returns:
-        The result of each episode. A stop ends the session.
+        The result of each episode. A stop ends the session. An episode that the person discards begins again.
 
     Raises:
         UserError: see `Session`.
     """
     lived: list[Lived] = []
     with Session(pilot.spec, config, say, keys, robot) as session:
-        n_recorded = session.n_recorded  # recorded episodes used these scenes, so continue with new ones
-        for i in range(n_recorded, n_recorded + config.n_episodes):
+        i = session.n_recorded  # recorded episodes used these scenes, so continue with new ones
+        last = i + config.n_episodes
+        while i < last:
             lived.append(session.run(pilot, i, f"episode {i + 1}"))
             if lived[-1].stopped:
                 break
+            i += lived[-1].ended  # else the person discarded it
     return lived
 
 
@@ -91,6 +94,8 @@ class Session:
     ) -> None:
         self.spec, self.config, self.say = spec, config, say
         self.task, self.hz = named_or_only("task", config.task, spec.tasks), config.hz or spec.control_hz
+        # Episodes say the rate at which they really ran; a model of another rate refuses to learn from them.
+        self.recorded = replace(spec, control_hz=self.hz)
         self.calibration = load_calibration(config.calibration, self.task) if config.calibration else None
         self.stops = Stops(Path(config.stop_file), keys, takes_over=bool(config.person))
         if (reason := self.stops()) is not None:
@@ -110,7 +115,7 @@ class Session:
         with ExitStack() as stack:  # disconnects if an error follows
             # Check the folder before connecting: an episode that cannot be recorded should not run.
             if not config.dry_run:
-                stack.enter_context(self.store.writer(self.spec))
+                stack.enter_context(self.store.writer(self.recorded))
                 if config.dataset:
                     stack.enter_context(self._open_dataset())
             self.n_recorded = len(self.store)
@@ -139,7 +144,7 @@ class Session:
         """Return the context in which the session records to a dataset of LeRobot."""
         offered = self.robot.observation_features
         cameras = {name: tuple(shape) for name, shape in offered.items() if is_image(shape)}
-        self.dataset = Recording(self.config.dataset, self.spec, cameras, self.config.robot)
+        self.dataset = Recording(self.config.dataset, self.recorded, cameras, self.config.robot)
         return self.dataset.writer()
 
     def _connect_person(self, stack: ExitStack) -> None:
@@ -166,7 +171,7 @@ class Session:
             self.say(f"{what} was not let go of: {stop}")
 
     def run(self, pilot: Pilot, scene: int, name: str) -> Lived:
-        """Run one episode, and record it if it reached success or `max_steps`; after a stop, run none.
+        """Run one episode, and record it if it ended by itself; after a stop, run none.
 
         Args:
             pilot: the policy.
@@ -181,13 +186,13 @@ class Session:
             self.say(f"{name}: not begun, {reason}")
             return Lived(reason=reason, stopped=True)
         self.guard.begin()
-        self.stops.failed = False
+        self.stops.failed = self.stops.person_drives = False  # typed in the episode before
         if self.takeover is not None:
             self.takeover.begin()
         lived = self._loop(pilot, scene).run()
-        if not config.dry_run and lived.ended:  # the success of a stopped episode is unknown
+        if not config.dry_run and lived.ended:  # not discarded; the success of a stopped episode is unknown
             source = f"robot, success by {config.success}"
-            if (episode := lived.to_episode(self.spec, self.task, source, config.seed + scene)) is not None:
+            if (episode := lived.to_episode(self.recorded, self.task, source, config.seed + scene)) is not None:
                 self._record(episode, name, lived.views)
         # After recording, so that this line means that the episode is on disk.
         also = f"; {lived.old_image}" if lived.old_image else ""
@@ -246,7 +251,7 @@ class Session:
             UserError: the episode is not in the store or not in the dataset; the message says where it is instead.
         """
         try:
-            self.store.append([episode], self.spec)
+            self.store.append([episode], self.recorded)
             self._record_videos(episode, name, views)
             return
         except _NotInDataset:
@@ -256,7 +261,7 @@ class Session:
         for parent in (Path("~").expanduser(), Path(tempfile.gettempdir())):
             try:
                 second = EpisodeStore(tempfile.mkdtemp(prefix="wamtune-episodes-", dir=parent))
-                second.append([episode], self.spec)
+                second.append([episode], self.recorded)
             except Exception as error:
                 why = error
                 continue

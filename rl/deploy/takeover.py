@@ -20,8 +20,9 @@ Array = np.ndarray
 BLEND_S = 0.5
 """Seconds over which the commands go from the person's to those of the policy, after the person gave back."""
 
-DRIVES, SUCCESS, ENDS = "is_intervention", "success", "terminate_episode"
-"""Names of events in LeRobot: the person wants to drive; the task is solved; the episode ends without success."""
+DRIVES, SUCCESS, ENDS, DISCARDS = "is_intervention", "success", "terminate_episode", "rerecord_episode"
+"""Names of events in LeRobot: the person wants to drive; the task is solved; the episode ends without success; the
+episode ends and is not recorded (LeRobot's devices then say that it ends, too)."""
 
 
 class Takeover:
@@ -51,12 +52,13 @@ class Takeover:
             self._device.begin()
         self._last: Any = None  # the person's last command that was sent, while it is blended
         self._left = 0  # commands that are still blended
-        self.success = self.ends = False  # the device says that the task is solved, or that it will not be
+        # The device says that the task is solved, that it will not be, or that the episode is not to be recorded.
+        self.success = self.ends = self.discards = False
 
     def wanted(self, observation: Mapping[str, Any]) -> list[Any] | None:
         """Return the action that the person wants (action_dim,), unchecked; None: the policy acts.
 
-        If the device says how the episode ends, `success` or `ends` is true from now on.
+        If the device says how the episode ends, `success`, `ends` or `discards` is true from now on.
 
         Raises:
             Stop: the device does not answer with a dict.
@@ -97,4 +99,5 @@ class Takeover:
         # LeRobot's keys are members of an enum, whose values are these names.
         said = {getattr(key, "value", key) for key, value in events.items() if bool(value)}
         self.success, self.ends = self.success or SUCCESS in said, self.ends or ENDS in said
+        self.discards = self.discards or DISCARDS in said
         return DRIVES in said

@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,12 +41,14 @@ class RosbridgeRobot(NumberRobot):
     Args:
         url: of the rosbridge server, such as ws://localhost:9090.
         state: names of the observed numbers.
-        action: names of the commanded numbers; all numbers of a topic are published in one message.
+        action: names of the commanded numbers; all numbers of a topic are published in one message. The indices of a
+            list start at 0 and leave none out.
         types: message types of the commanded topics, such as {/cmd: std_msgs/Float64MultiArray}.
         success: name of a boolean that is true when the task is solved; empty: none.
         stamp: name of the time at which the state was measured, such as /joint_states.header.stamp. It has fields sec
-            and nanosec, from a clock that is synchronised with this computer's. Empty: use the arrival time of the
-            oldest message, which does not show delays on the way.
+            and nanosec, from a clock that is synchronised with this computer's. Topics of the state without it, which
+            are all if it is empty, count from their arrival, which does not show delays on the way. The time of an
+            observation is the oldest of these.
         reset: service of type std_srvs/Empty that prepares an episode; empty: none.
         hz: control rate, which is compared with the rate of the policy; None: unknown.
         patience_s: seconds to wait for the first message of a topic, or for the answer of a service.
@@ -54,7 +56,8 @@ class RosbridgeRobot(NumberRobot):
             width: 640}}. If `stamp` is given, the time of an image is that in its header, else its arrival.
 
     Raises:
-        TypeError: a name is not of that form, a commanded topic has no type, or a camera is not described.
+        TypeError: a name is not of that form, a commanded topic has no type or a list with a gap, or a camera is not
+            described.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class RosbridgeRobot(NumberRobot):
         self._commanded = list(dict.fromkeys(self._places[name][0] for name in action))
         if untyped := [topic for topic in self._commanded if topic not in types]:
             raise TypeError(f"types has nothing of the commanded topic {untyped[0]!r}")
+        _check_lists(self._places[name] for name in action)
         self._success, self._stamp, self._reset, self._patience_s = success, stamp, reset, patience_s
         if hz is not None:
             self.control_hz = hz
@@ -197,10 +201,15 @@ class RosbridgeRobot(NumberRobot):
             self._connection = None
 
     def _taken(self) -> float:
-        """Return when the state was measured, in seconds of `time.monotonic`; NaN if the robot's stamp is invalid."""
-        if self._stamp:
-            return self._stamped[1]
-        return min(self._newest[self._places[name][0]][1] for name in self.state)
+        """Return when the oldest part of the state was measured, in seconds of `time.monotonic`.
+
+        A topic without the robot's stamp counts from its arrival. NaN if the stamp is invalid.
+        """
+        times = [self._stamped[1]] if self._stamp else []
+        stamped = self._places[self._stamp][0] if self._stamp else ""
+        topics = {self._places[name][0] for name in self.state}
+        times += [self._newest[topic][1] for topic in topics if topic != stamped]
+        return float(np.min(times))  # not `min`, which may ignore NaN
 
     def _note_stamp(self, now: float) -> None:
         """Convert the newest stamp to seconds of `time.monotonic`.
@@ -295,6 +304,23 @@ def _place(name: str) -> tuple[str, Path]:
     return topic, tuple(part[1] if part[1] is not None else int(part[2]) for part in found)
 
 
+def _check_lists(places: Iterable[tuple[str, Path]]) -> None:
+    """Check that the commanded numbers leave out no index of a list: what is left out would be published as 0.
+
+    Raises:
+        TypeError: one is left out.
+    """
+    lists: dict[tuple[str, Path], set[int]] = {}  # (topic, path of a list) -> indices in it
+    for topic, path in places:
+        for i, key in enumerate(path):
+            if isinstance(key, int):
+                lists.setdefault((topic, path[:i]), set()).add(key)
+    for (topic, path), indices in lists.items():
+        if gaps := set(range(max(indices))) - indices:
+            name = topic + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in (*path, min(gaps)))
+            raise TypeError(f"action has nothing of {name}, which would be published as 0; name every index from 0 on")
+
+
 def _look_up(newest: dict[str, tuple[Any, float]], topic: str, path: Path) -> Any:
     """Return the value at a path of the newest message; None if it is missing, and the guard then stops the robot."""
     value = newest.get(topic, (None, 0.0))[0]
@@ -309,7 +335,7 @@ def _look_up(newest: dict[str, tuple[Any, float]], topic: str, path: Path) -> An
 def _put(message: Any, path: Path, value: float) -> None:
     """Set a number in a message; create the lists and objects on its path."""
     for key, following in zip(path, (*path[1:], None), strict=True):
-        # An index: fill the list up to it with zeros.
+        # An index: make the list long enough; the other numbers of `action` fill it, see `_check_lists`.
         if isinstance(key, int):
             message.extend([0.0] * (key + 1 - len(message)))
         if following is None:

@@ -27,7 +27,8 @@ class Teleoperator(Protocol):
 
     - `action_features`: name of each number of an action -> `float`, or as LeRobot's keyboard describes them, `names`.
     - `get_teleop_events()`: a dict whose `is_intervention` is true while the person wants to drive; `success` and
-      `terminate_episode` end the episode, solved or failed. Without it a typed t takes over, and gives back.
+      `terminate_episode` end the episode, solved or failed; with `rerecord_episode` it is not recorded and begins
+      again. Without this method a typed t takes over, and gives back.
     - `begin()` and `see(observation)`: called at the start of an episode and with each observation of the robot, for a
       person who is a program.
     """

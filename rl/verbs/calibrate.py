@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -50,7 +51,8 @@ def calibrate_read_out(name: str, words: list[str]) -> None:
             "policy on a server; name the checkpoint"
         )
     store = EpisodeStore(words[0])
-    store.check_fits(pilot.spec, words[0])
+    # Its judgement is of single frames, so episodes of a session with another rate (`hz=`) are as good.
+    store.check_fits(replace(pilot.spec, control_hz=store.spec.control_hz), words[0])
     task = _task(options.task, store, pilot)
     episodes = store.load(tasks=[task], features=pilot.spec.features)
     labelled = [episode for episode in episodes if not episode.source.endswith(BY_READ_OUT)]

@@ -51,7 +51,8 @@ def _run(name: str, words: list[str]) -> None:
     if isinstance(pilot, RemotePilot):
         budget = pilot.latency_budget_s
         print(f"{pilot}; a plan takes {1000 * pilot.latency_s():.0f} ms, the budget is {1000 * budget:.0f} ms")
-    episodes = run_session(pilot, config, keys=has_terminal(), robot=robot)
+    lived = run_session(pilot, config, keys=has_terminal(), robot=robot)
+    episodes = [episode for episode in lived if episode.ended or episode.stopped]  # not those that the person discarded
     periods = sorted(period for episode in episodes for period in episode.periods)
     solved = [episode for episode in episodes if any(episode.success)]
     helped = sum(PERSON in episode.control for episode in solved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rl.runs.progress import Progress
 from rl.verbs.options import FitOptions
 from world_model.data.episodes import EpisodeStore
 from world_model.files import write_atomically
-from world_model.spec import IMAGES, STATE
+from world_model.spec import IMAGES, SAME, STATE
 from world_model.view import View
 from world_model.wam.store import load_model
 
@@ -40,6 +41,11 @@ def run(words: list[str]) -> None:
     if early is not None:
         spec = given_spec(early, spec.features, robot_slices=simulator.robot_slices)
         episodes[0].check_fits(spec, f"{words[0]}: not as in {shown_name(options.env)}")
+        if not isclose(spec.control_hz, rate := store.spec.control_hz, rel_tol=SAME):
+            raise UserError(
+                f"{words[0]}: recorded at {rate:g} Hz, and {shown_name(options.env)} runs at {spec.control_hz:g} Hz; "
+                "name episodes that were recorded at its rate"
+            )
     views = _views(options, store)
     with Progress("fit") as progress:
         found = simulator.fit(

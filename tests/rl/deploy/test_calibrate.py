@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,15 +164,16 @@ def test_calibrate_from_the_command_line(
     monkeypatch.setattr("rl.verbs.calibrate.refuse_own_class", lambda name: None)
     monkeypatch.chdir(tmp_path)
     store, words = EpisodeStore("recorded"), ["deploy", "metaworld-tuned", "calibrate", "recorded"]
+    spec = replace(trained.spec, control_hz=25.0)  # of a session with `hz=25`
     own = episode([0.9, 0.9], solved=True, source="robot, success by read_out")
     failed = [episode([0.0, p(2), p(2)], solved=False)] * 10
-    store.append([*failed, own], trained.spec)
+    store.append([*failed, own], spec)
     assert cli.main(words) == 2
     printed = capsys.readouterr()
     assert "recorded, task reach: 0 solved and 10 failed by label" in printed.err
     assert not Path("recorded/read_out.json").exists()
 
-    store.append([episode([0.0, p(4), p(4)], solved=True)] * 10, trained.spec)
+    store.append([episode([0.0, p(4), p(4)], solved=True)] * 10, spec)
     assert cli.main(words) == 0
     printed = capsys.readouterr()
     assert "20 from robot, success by key; 1 left out, labelled by a read-out itself" in printed.out

@@ -136,6 +136,16 @@ def first_chunk(pilot: ModelPilot, prompt: str) -> np.ndarray:
     return found
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_actions_that_are_not_finite_are_not_sent(value: float, served: Served, handler: Handler) -> None:
+    act = served.pilot.act
+    served.pilot.act = lambda *given: act(*given) * value  # type: ignore[method-assign]
+    line = "the actions of the policy are not finite; are the numbers of the observation in its units?"
+    assert handler.answer(packed({"state": STATE, "prompt": "reach"})) == line
+    served.pilot.act = act  # type: ignore[method-assign]
+    assert np.isfinite(unpacked(handler.answer(packed({"state": STATE, "prompt": "reach"})))["actions"]).all()
+
+
 def test_a_policy_that_reads_takes_any_sentence_as_eval_does(model: WorldActionModel) -> None:
     """To the bit what `instruction=` gives, whatever the tasks are called and where they stand."""
     pilot = told(model, PUSH, STAY)

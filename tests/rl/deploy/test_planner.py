@@ -123,6 +123,68 @@ def test_a_plan_that_is_late_is_noticed_and_the_next_one_comes_in_time() -> None
     assert planner.n_held == 4
 
 
+class OneWorker(Slow):
+    """Begins a call when the one before it is finished."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        begun = max([self.now, *(ready for ready, _, _ in self.open)])
+        future = super().submit(fn, *args, **kwargs)
+        self.open[-1] = (begun + self.steps * self.period, *self.open[-1][1:])
+        if begun == self.now:
+            future.set_running_or_notify_cancel()
+        return future
+
+
+@pytest.mark.parametrize(
+    ("n_action_steps", "drop", "missing"),
+    [
+        (4, 8, [8, 9, 10, 11]),  # the worker is free: the plan of step 9 is there at step 12
+        (2, 6, [6, 7, 8, 9, 10]),  # it has the plan of step 5, so that of step 7 begins at 8
+    ],
+)
+def test_after_a_dropped_plan_the_next_one_may_take_as_long_as_others(
+    n_action_steps: int, drop: int, missing: list[int]
+) -> None:
+    executor = OneWorker(3.0, period=0.05)
+    planner = Planner(ramp, n_action_steps, 0.05, executor, executor.clock)
+    planner.begin(at(0))
+    without = []
+    for k in range(14):
+        if k == drop:
+            planner.forget(k)
+        if k == drop or planner.step(k, at(k)) is None:
+            without.append(k)
+            assert not planner.is_late(k)
+        executor.tick()
+    assert without == missing
+
+
+def test_a_plan_that_does_not_come_is_late() -> None:
+    executor = OneWorker(3.0, period=0.05)
+    planner = Planner(ramp, 2, 0.05, executor, executor.clock)
+    planner.begin(at(0))
+    for k in range(6):
+        planner.step(k, at(k))
+        executor.tick()
+    assert planner.n_held == 3
+    planner.forget(6)
+    late = []
+    for k in range(7, 16):  # the clock stands still
+        assert planner.step(k, at(k)) is None
+        late.append(planner.is_late(k))
+    assert late == [False] * 6 + [True] * 3
+
+
+def test_a_dropped_plan_that_waits_for_the_worker_is_not_computed() -> None:
+    executor = OneWorker(3.0, period=0.05)
+    planner = Planner(ramp, 2, 0.05, executor, executor.clock)
+    planner.begin(at(0))
+    for k in range(2, 5):
+        planner.step(k, at(k))
+        planner.forget(k)
+    assert [future.cancelled() for _, future, _ in executor.open] == [False, True, True]
+
+
 def test_the_first_plan_says_how_long_the_next_will_take() -> None:
     clock = partial(next, itertools.count(step=0.05))  # each plan takes a period
     planner = Planner(ramp, CHUNK, 0.05, Immediate(), clock)

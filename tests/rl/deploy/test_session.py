@@ -67,6 +67,17 @@ def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: Fak
     assert not robot.is_connected
 
 
+def test_the_rate_of_the_session_is_recorded(trained: WorldActionModel, robot: FakeRobot) -> None:
+    robot.real_time = False  # type: ignore[attr-defined]
+    for hz, folder, recorded_hz in ((25.0, "other", 25.0), (0.0, "own", trained.spec.control_hz)):
+        run_session(ModelPilot(trained, 2), config(hz=hz, episodes=folder), say=lambda line: None)
+        assert EpisodeStore(folder).spec.control_hz == recorded_hz
+    with pytest.raises(UserError, match=r"other features, bounds or rate than the checkpoint's: control_hz 25.0, not"):
+        EpisodeStore("other").check_fits(trained.spec, "here")  # as the dream does before it learns
+    with pytest.raises(UserError, match=r"other: its episodes have other features, .*; choose another folder"):
+        run_session(ModelPilot(trained, 2), config(hz=50.0, episodes="other"), say=lambda line: None)
+
+
 def test_what_the_robot_clips_is_recorded_as_it_was_clipped(trained: WorldActionModel, robot: FakeRobot) -> None:
     send = robot.send_action
     robot.send_action = lambda a: send({n: min(max(v, -0.01), 0.01) for n, v in a.items()})  # type: ignore[method-assign]

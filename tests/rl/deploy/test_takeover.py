@@ -27,6 +27,7 @@ from rl.envs.metaworld.tasks import SLICES
 from rl.policies.wam import ModelPilot
 from rl.robots.fake import FakeRobot
 from rl.robots.teleoperators import make_teleoperator
+from rl.verbs import deploy
 from world_model.data.episodes import BLEND, PERSON, POLICY, EpisodeStore
 from world_model.data.lerobot import import_lerobot
 from world_model.wam.model import WorldActionModel
@@ -40,6 +41,7 @@ class Event(enum.Enum):
     IS_INTERVENTION = "is_intervention"
     SUCCESS = "success"
     TERMINATE_EPISODE = "terminate_episode"
+    RERECORD_EPISODE = "rerecord_episode"
 
 
 class Expert:
@@ -122,7 +124,8 @@ def test_marks_are_in_the_store_and_in_a_dataset_of_lerobot(run: Run) -> None:
     (episode,) = EpisodeStore("runs/robot/fake").load()
     assert episode.control is not None and episode.control.tolist() == lived.control
     assert episode.cut(3, 9).control.tolist() == lived.control[3:9]  # type: ignore[union-attr]
-    (found,), _ = import_lerobot("arm")
+    (found,), spec = import_lerobot("arm")
+    assert spec.control_hz == 20.0  # of the session; the checkpoint's is 10
     assert found.control is not None and torch.equal(found.control, episode.control)
     table = pq.read_table("arm/data/chunk-000/file-000.parquet")
     assert table["intervention"].to_pylist() == [who == PERSON for who in lived.control]
@@ -132,6 +135,13 @@ def test_without_a_person_every_step_is_the_policys(run: Run) -> None:
     _, lived = run(None, person="")
     (episode,) = EpisodeStore("runs/robot/fake").load()
     assert set(lived.control) == {POLICY} and episode.control is not None and not episode.control.any()
+
+
+def test_a_plan_after_a_hand_back_is_not_late(run: Run) -> None:
+    """It takes a period, as every plan here, in which the robot stands still."""
+    _, lived = run(Expert(), max_late=0)
+    assert lived.reason == "60 steps" and PERSON in lived.control and BLEND in lived.control
+    assert lived.n_late > 0
 
 
 @pytest.mark.parametrize(
@@ -168,6 +178,41 @@ def test_the_device_says_how_the_episode_ends(run: Run, says: Event, reason: str
     assert lived.control.count(PERSON) == 4 and not any(lived.success[:-1]) and lived.success[-1] is solved
     (episode,) = EpisodeStore("runs/robot/fake").load()
     assert episode.is_success is solved and not any(robot.sent[-1].values())  # it stands still
+
+
+def test_an_episode_that_the_person_discards_begins_again(
+    trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """LeRobot's gamepad says both for one button."""
+    both = {Event.TERMINATE_EPISODE: True, Event.RERECORD_EPISODE: True}
+    person, robot = Expert(right=9.0), FakeRobot(trained.spec)
+    robot.real_time, starts = False, []  # type: ignore[attr-defined]
+    robot.reset = starts.append  # type: ignore[attr-defined]
+    says = person.get_teleop_events
+    person.get_teleop_events = lambda: says() | (both if len(robot.sent) == 5 else {})  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
+    monkeypatch.setattr(session, "make_teleoperator", lambda name, params, task: person)
+    config = RobotConfig(robot="fake", task="reach", hz=20.0, max_steps=10, n_episodes=2, limits=LIMITS, person="it")
+    said: list[str] = []
+    lived = run_session(ModelPilot(trained, 2), config, say=said.append)
+    assert [(one.reason, one.ended, len(one.sent)) for one in lived] == [
+        ("discarded by the person", False, 6),
+        ("10 steps", True, 10),
+        ("10 steps", True, 10),
+    ]
+    assert starts == [0, 0, 1] and not any(one.stopped for one in lived)
+    assert said[0].startswith("episode 1: 6 commands, discarded by the person") and said[1].startswith("episode 1: 10 ")
+    assert [episode.length for episode in EpisodeStore("runs/robot/fake").load()] == [10, 10]
+
+
+def test_a_discarded_episode_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deploy, "load_pilot", lambda *given: None)
+    lived = [Lived(success=[True]), Lived(success=[True], ended=True), Lived(success=[False], ended=True)]
+    monkeypatch.setattr(deploy, "run_session", lambda *given, **named: lived)
+    assert cli.main(["deploy", "metaworld-tuned", "run", "robot-sim", "person=expert"]) == 0
+    assert "1 of 2 episodes reported success, 0 of them with a person" in capsys.readouterr().out
 
 
 def test_the_robot_and_the_user_say_that_it_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +310,37 @@ def test_a_typed_t_takes_over_and_gives_back(monkeypatch: pytest.MonkeyPatch, tm
     os.write(write, b"t\n")
     assert nobody() == "a key"  # nobody can take over there
     os.close(write)
+
+
+def test_each_episode_begins_with_the_policy(
+    trained: WorldActionModel, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """The person still drives when the first episode ends."""
+
+    class Kept(Stops):
+        """The stops of the session."""
+
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            stops.append(self)
+
+    def type_t(observation: dict[str, Any]) -> dict[str, Any]:
+        if len(robot.sent) == 3:
+            stops[0].person_drives = True
+        return observation
+
+    stops: list[Stops] = []
+    robot = FakeRobot(trained.spec)
+    robot.real_time = False  # type: ignore[attr-defined]
+    robot.misbehave = type_t
+    device = Wheel()
+    device.get_action = lambda: {"action.0": 0.5, "action.1": 0.0}  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "Stops", Kept)
+    monkeypatch.setattr(session, "make_robot", lambda name, params, task: robot)
+    monkeypatch.setattr(session, "make_teleoperator", lambda name, params, task: device)
+    config = RobotConfig(robot="fake", task="reach", hz=20.0, max_steps=8, n_episodes=2, limits=LIMITS, person="it")
+    first, second = run_session(ModelPilot(trained, 2), config, say=str)
+    assert first.control == [POLICY] * 3 + [PERSON] * 5 and second.control == [POLICY] * 8
 
 
 def test_a_device_that_is_none_is_one_line(tmp_path: Path) -> None:

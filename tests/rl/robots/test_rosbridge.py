@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,6 +188,33 @@ def test_a_message_that_is_read_twice_was_taken_once() -> None:
         assert len(times) == 1 and times.pop() == pytest.approx(begun + second + 0.5, abs=60)
 
 
+def test_with_a_stamp_the_other_topics_still_get_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The topic with the stamp goes on while another one is silent."""
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: 5000.0 + now[0])
+    monkeypatch.setattr(rosbridge, "time", clock)
+    robot = RosbridgeRobot("ws://nowhere", ["/s.x", "/goal.x", "/far.x"], [], {}, stamp="/s.header.stamp")
+    robot._connection = "open"
+
+    def receive(topic: str, stamp: Any) -> None:
+        message = {"x": 0.5, "header": {"stamp": stamp}}
+        robot._receive(json.dumps({"op": "publish", "topic": topic, "msg": message}))
+
+    def taken_at(second: int) -> dict[str, int]:
+        return {"sec": 5000 + second, "nanosec": 0}
+
+    receive("/goal", None)
+    for now[0] in (101.0, 102.0, 103.0):
+        receive("/s", taken_at(int(now[0])))
+        receive("/far", taken_at(0))  # only the stamp of the named topic counts
+        assert robot.get_observation()["timestamp"] == 100.0
+    receive("/goal", None)
+    receive("/s", taken_at(98))
+    assert robot.get_observation()["timestamp"] == pytest.approx(98.0)  # its stamp shows the delay
+    receive("/s", "now")
+    assert math.isnan(robot.get_observation()["timestamp"])
+
+
 def test_what_nobody_asked_for_is_not_kept() -> None:
     robot = RosbridgeRobot("ws://nowhere", ["/s.x"], [], {})
     for i in range(100):
@@ -238,6 +267,9 @@ def test_what_is_not_there_is_one_line(trained: WorldActionModel, server: Server
         ({"state": ["/where[0]"]}, r"'/where\[0\]' is not of the form /topic.field"),
         ({"state": ["/where.x[1"]}, r"'/where.x\[1' is not of the form /topic.field"),
         ({"types": {}}, "types has nothing of the commanded topic '/cmd'"),
+        ({"action": ACTION[1:]}, r"nothing of /cmd.twist.linear\[0\], which would be published as 0; name every index"),
+        ({"action": ["/cmd.j[0].v", "/cmd.j[2].v"]}, r"nothing of /cmd.j\[1\], which would be published as 0"),
+        ({"action": ["/cmd.j[0].v[0]", "/cmd.j[1].v[1]"]}, r"nothing of /cmd.j\[1\].v\[0\], which would be"),
         ({"colour": "red"}, "colour"),
     ],
 )

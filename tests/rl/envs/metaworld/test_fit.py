@@ -188,6 +188,14 @@ def test_episodes_of_another_robot(
     assert capsys.readouterr().err == f"wamtune: {line}\n"
 
 
+def test_episodes_of_another_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    EpisodeStore("recorded").append(lived([1, 2]), replace(make_spec("metaworld", [TASK]), control_hz=20.0))
+    assert cli.main(["fit", "recorded", "n_steps=5"]) == 2
+    line = "recorded: recorded at 20 Hz, and env.simulator=metaworld runs at 80 Hz; name episodes that were recorded at"
+    assert capsys.readouterr().err == f"wamtune: {line} its rate\n"
+
+
 def test_the_command_writes_a_preset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
