@@ -106,7 +106,7 @@ def main() -> int:
 
 def one_fault(fault: Fault, run: Run, rng: random.Random, length: float, expected: dict[str, bytes]) -> None:
     """Start a run, let one process fail, and bring the run to its end."""
-    torchrun = run.start(fault.restarts)
+    torchrun, begun = run.start(fault.restarts), time.monotonic()
     while run.folder is None and torchrun.poll() is None:  # all processes have joined by then
         time.sleep(0.1)
     time.sleep(rng.uniform(0, 0.6 * length))
@@ -124,10 +124,11 @@ def one_fault(fault: Fault, run: Run, rng: random.Random, length: float, expecte
         torchrun.wait()
     fault.seconds.append(time.monotonic() - at)
     code = torchrun.wait()
-    lines = [line for line in Path("log.txt").read_text().splitlines() if line.startswith("wamtune: ")]
-    fault.wrong_lines += len(lines) != 1 or "process " not in lines[0]
-    if lines and len(lines) != 1:
-        print("\n".join(lines))
+    said = Path("log.txt").read_text()
+    lines = [line for line in said.splitlines() if line.startswith("wamtune: ")]
+    if len(lines) != 1 or "process " not in lines[0]:
+        fault.wrong_lines += 1
+        print(f"{fault.name}, {at - begun:.1f} s after the run began: {len(lines)} lines in\n{said[-3000:]}")
     if not fault.restarts:
         code = run.start(0).wait()
     if code != 0:
