@@ -61,6 +61,11 @@ class Run:
         """Folder of the run; None until process 0 has made it."""
         return next((path.parent for path in Path("runs").glob(f"{self.name}/*/config.yaml")), None)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything of it is written."""
+        return self.folder is not None and (self.folder / "results.json").exists()
+
     def start(self, restarts: int) -> subprocess.Popen[bytes]:
         """Start or resume the run."""
         words = [*WORDS, f"name={self.name}"] if self.folder is None else ["train", str(self.folder)]
@@ -111,7 +116,8 @@ def one_fault(fault: Fault, run: Run, rng: random.Random, length: float, expecte
         time.sleep(0.1)
     time.sleep(rng.uniform(0, 0.6 * length))
     pids = children(torchrun.pid)
-    if torchrun.poll() is not None or len(pids) < N_PROCESSES:  # it was faster
+    # It was faster. A process that is killed while it only leaves the group can lose nothing, and nobody misses it.
+    if torchrun.poll() is not None or len(pids) < N_PROCESSES or run.is_finished:
         torchrun.wait()
         return
     fault.n += 1
