@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, distributed
 
-if TYPE_CHECKING:
-    from rl.ppo.distributed import Group
-
 MOST_NUMBERS = 2**26
 """Longest row in shared memory. Each process adds three such rows to the memory that is used."""
+
+
+class Processes(Protocol):
+    """What is needed of the group of all processes, see `rl.ppo.distributed.Group`."""
+
+    rank: int
+    world_size: int
+    n_local: int  # of this machine
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0."""
+
+    def from_first(self, value: str) -> str:
+        """Return the value that process 0 has."""
+
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set in any process."""
 
 
 class Sums(ABC):
@@ -78,7 +93,7 @@ class SharedSums(Sums):
         return self._total
 
 
-def new_sums(group: Group, n: int, dtype: torch.dtype, device: torch.device) -> Sums:
+def new_sums(group: Processes, n: int, dtype: torch.dtype, device: torch.device) -> Sums:
     """Return sums of `n` numbers over the processes of a group, which all call this at the same time."""
     if device.type == "cpu" and group.n_local == group.world_size and n <= MOST_NUMBERS:
         rows = _shared_rows(group, n, dtype)
@@ -87,7 +102,7 @@ def new_sums(group: Group, n: int, dtype: torch.dtype, device: torch.device) -> 
     return ReducedSums(n, dtype, device)
 
 
-def _shared_rows(group: Group, n: int, dtype: torch.dtype) -> Tensor | None:
+def _shared_rows(group: Processes, n: int, dtype: torch.dtype) -> Tensor | None:
     """Return the rows of `SharedSums`; None if a process cannot see the memory of process 0.
 
     The memory is a file without a name in any folder, so it is gone when the processes have ended, however they end.

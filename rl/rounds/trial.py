@@ -27,7 +27,7 @@ def try_rewards(config: TrainConfig, model: WorldModel | None, sim: Simulator, d
     try:
         sim.reset()
         starts = StartStates.of(sim)
-        _stand_still(sim, 1)
+        _stand_still(sim)
     finally:
         sim.rewards, sim.recorder, sim.begun = terms, recorder, False
         sim.generator.set_state(generator)
@@ -35,7 +35,7 @@ def try_rewards(config: TrainConfig, model: WorldModel | None, sim: Simulator, d
         rewards = make_rewards(config, model.predicted_spec, DreamEnv.place, model)
         dream = DreamEnv(model, len(starts), starts, rewards=rewards)
         dream.reset()
-        _stand_still(dream, dream.chunk_size)  # a dream of images ends at one
+        _stand_still(dream)
     return starts
 
 
@@ -58,7 +58,8 @@ def try_signals(dreams: Dreams, ppo: PPO, starts: StartStates) -> None:
         signal(rollout, dreams.model, seed=0)
 
 
-def _stand_still(env: BatchedEnv, n_steps: int) -> None:
-    """Execute `n_steps` of the action in the middle of its range, in every environment."""
+def _stand_still(env: BatchedEnv) -> None:
+    """Execute the action in the middle of its range in every environment, for a step, or for a chunk of a dream."""
     middle = (env.action_low + env.action_high) / 2
+    n_steps = env.chunk_size if isinstance(env, DreamEnv) else 1  # some simulators are dreams, too
     env.step_chunk(middle.expand(env.num_envs, n_steps, -1))

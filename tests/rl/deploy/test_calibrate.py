@@ -160,7 +160,7 @@ def test_calibrate_from_the_command_line(
     trained: WorldActionModel, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(WorldActionModel, "success_and_progress", reads_state)
-    monkeypatch.setattr("rl.verbs.calibrate.load_pilot", lambda name, n: ModelPilot(trained, n))
+    monkeypatch.setattr("rl.verbs.calibrate.load_pilot", lambda name: ModelPilot(trained))
     monkeypatch.setattr("rl.verbs.calibrate.refuse_own_class", lambda name: None)
     monkeypatch.chdir(tmp_path)
     store, words = EpisodeStore("recorded"), ["deploy", "metaworld-tuned", "calibrate", "recorded"]

@@ -233,7 +233,7 @@ def test_with_a_full_disk_an_episode_is_written_elsewhere(
 
 def test_two_sessions_do_not_write_to_one_folder(robot: Robot) -> None:
     run()
-    with EpisodeStore(FOLDER).writer(SPEC):
+    with EpisodeStore(FOLDER).writer(replace(SPEC, control_hz=50.0)):  # the rate of `run`
         with pytest.raises(UserError, match="runs/robot/fake: another process is writing to it; wait for it, or end"):
             robot.has_been_connected = False
             run()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,8 +72,11 @@ def test_two_processes_pretrain_one_model(torchrun: Any) -> None:
     assert done.stdout.count("checkpoint: ") == 1  # process 0 alone prints
     assert cli.main(["pretrain", "pretrain.yaml", "name=one"]) == 0
     # The same first weights and the same data; other random numbers, and half a batch each.
-    losses = {name: read_rows(folder_of(name) / "metrics.jsonl")[0]["pretrain/video"] for name in ("one", "two")}
-    assert losses["two"] == pytest.approx(losses["one"], rel=0.3) and losses["two"] != losses["one"]
+    one, two = (
+        [row["pretrain/video"] for row in read_rows(folder_of(name) / "metrics.jsonl") if "pretrain/video" in row]
+        for name in ("one", "two")
+    )
+    assert np.mean(two) == pytest.approx(np.mean(one), rel=0.3) and two != one
     assert not same("one", "two")
     assert load_state(folder_of("two")) == {}  # finished
 
