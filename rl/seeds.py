@@ -58,7 +58,10 @@ GO_BACK = 1_000
 """Added to the seed of a run once per return to a saved state, so that the random numbers differ from before."""
 
 CALLBACK_EVAL = 2**32 - 1
-"""Seed of the evaluation environment of a callback: the largest that torch tells apart on the CPU, for no run."""
+"""Seed of the evaluation environment of a callback; larger than any `seed` of a run, so that they never coincide.
+
+Torch's generator on the CPU takes the seed modulo 2**32, so this is the largest one that it can have.
+"""
 
 CAMERA = 0
 """Seed of the disturbed cameras, see `rl.stages.images.encode_disturbed`."""

@@ -158,7 +158,7 @@ class _Seen:
 
 @dataclass
 class Loop:
-    """The control loop of one episode; it ends at `max_steps`, at a success or failure, discarded, or by a stop."""
+    """The control loop of one episode; it ends at `max_steps`, success or failure, if discarded, or by a stop."""
 
     interface: Interface  # converts between robot and policy
     guard: Guard  # keeps commands within the limits

@@ -45,9 +45,9 @@ def corrected_values(
     if not any(bool((episode.control == PERSON).any()) for episode in marked if episode.control is not None):
         return None
     windows = policy.windows(marked, ends=True)
-    of_steps = [step_rewards(e, rewards, spec, read_out, policy.device) for e in windows.episodes]
     returns = [
-        policy_returns(reward, _of_policy(e), gamma) for reward, e in zip(of_steps, windows.episodes, strict=True)
+        policy_returns(step_rewards(episode, rewards, spec, read_out, policy.device), _of_policy(episode), gamma)
+        for episode in windows.episodes
     ]
     index, found = [], []
     for i, (number, begin) in enumerate(zip(windows.episode.tolist(), windows.begins.tolist(), strict=True)):
