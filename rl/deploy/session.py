@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rl.policies.wam import ModelPilot
 from rl.robots.api import Interface, Robot, differences, make_robot
 from rl.robots.errors import Stop
 from rl.robots.images import is_image
-from rl.robots.teleoperators import channel_of, check_names, make_teleoperator
+from rl.robots.teleoperators import Teleoperator, channel_of, check_names, make_teleoperator
 from world_model.data.episodes import PERSON, Episode, EpisodeStore
 from world_model.data.lerobot import Recording
 from world_model.dream_env import SURE
@@ -123,8 +123,8 @@ class Session:
                 of = self.calibration
                 n = of.n_solved + of.n_failed
                 self.say(f"success from a probability of {of.threshold:.3g} on, calibrated on {n} labelled episodes")
-            robot.connect()
-            stack.callback(self._disconnect)
+            stack.callback(self.calls.close)
+            self._connect(stack, "the robot", robot)
             for what, expected, found in differences(robot, self.spec, config.map, self.hz):
                 self.say(f"  {what:<24} the policy expects {expected:<20} the robot has {found}")
             self.interface = Interface(robot, self.spec, config.map, self.hz)
@@ -156,13 +156,20 @@ class Session:
         def convert(given: Mapping[str, Any]) -> list[Any]:
             return self.interface.action_of({name: of.read(given) for name, of in channels.items()})
 
-        device.connect()
-        stack.callback(self._let_go, "the person's device", device.disconnect)
+        self._connect(stack, "the person's device", device)
         self.takeover = Takeover(device, lambda: self.stops.person_drives, convert, self.hz)
 
-    def _disconnect(self) -> None:
-        self._let_go("the robot", self.robot.disconnect)
-        self.calls.close()
+    def _connect(self, stack: ExitStack, what: str, device: Robot | Teleoperator) -> None:
+        """Connect a robot or a person's device; `stack` disconnects it."""
+        try:
+            device.connect()
+        except BaseException:
+            # A part of it may be connected already, such as the motors but not a camera. Many devices refuse to
+            # disconnect then; the error of `connect` is the one to report.
+            with suppress(Exception):
+                self._let_go(what, device.disconnect)
+            raise
+        stack.callback(self._let_go, what, device.disconnect)
 
     def _let_go(self, what: str, disconnect: Callable[[], None]) -> None:
         try:

@@ -44,6 +44,7 @@ class Takeover:
     ) -> None:
         self._device, self._toggled, self._convert = device, toggled, convert
         self._n_blend = math.ceil(BLEND_S * hz)
+        self._said: set[str] = set()  # events that the device gave when it was last asked
         self.begin()
 
     def begin(self) -> None:
@@ -52,6 +53,7 @@ class Takeover:
             self._device.begin()
         self._last: Any = None  # the person's last command that was sent, while it is blended
         self._left = 0  # commands that are still blended
+        self._held = self._said  # events of a button that is still pressed since the episode before: they mean nothing
         # The device says that the task is solved, that it will not be, or that the episode is not to be recorded.
         self.success = self.ends = self.discards = False
 
@@ -97,7 +99,9 @@ class Takeover:
         if not isinstance(events, Mapping):
             raise Stop(f"the events of the person's device are {repr(events)[:60]}, expected a dict")
         # LeRobot's keys are members of an enum, whose values are these names.
-        said = {getattr(key, "value", key) for key, value in events.items() if bool(value)}
-        self.success, self.ends = self.success or SUCCESS in said, self.ends or ENDS in said
-        self.discards = self.discards or DISCARDS in said
-        return DRIVES in said
+        self._said = {getattr(key, "value", key) for key, value in events.items() if bool(value)}
+        self._held = self._held & self._said
+        new = self._said - self._held
+        self.success, self.ends = self.success or SUCCESS in new, self.ends or ENDS in new
+        self.discards = self.discards or DISCARDS in new
+        return DRIVES in self._said

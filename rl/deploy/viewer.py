@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ SPAWN = "spawn"
 
 WAITING = 4
 """Steps that wait to be logged; further ones are left out."""
+
+CLOSE_S = 5.0
+"""Seconds that the last steps may take at the end of a session, before the robot is disconnected."""
 
 URL = ("rerun+http://", "rerun+https://")
 
@@ -58,17 +62,20 @@ class Viewer:
             self.n_left_out += 1
 
     def close(self) -> None:
-        """Log the steps that wait, and end."""
-        # Not a put that blocks: if Rerun failed, the thread has ended, nobody empties the queue, and the robot that is
-        # disconnected after this would never be.
-        while self._thread.is_alive():
+        """Log the steps that wait, and end; after `CLOSE_S` give up on them, so that the robot can be disconnected."""
+        # Not a put that blocks: if Rerun failed, the thread has ended, and nobody empties the queue.
+        end = time.monotonic() + CLOSE_S
+        while self._thread.is_alive() and time.monotonic() < end:
             try:
                 self._steps.put(None, timeout=0.1)
                 break
             except queue.Full:
                 continue
-        self._thread.join()
-        self._stream.flush()
+        self._thread.join(max(0.0, end - time.monotonic()))
+        if self._thread.is_alive():
+            print(f"rerun: still busy after {CLOSE_S:g} s; the last steps are not shown", flush=True)
+        else:
+            self._stream.flush()
 
     def _log_all(self) -> None:
         try:

@@ -67,6 +67,29 @@ def test_what_was_sent_is_what_is_recorded(trained: WorldActionModel, robot: Fak
     assert not robot.is_connected
 
 
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_robot_that_is_connected_halfway_is_disconnected(
+    trained: WorldActionModel, robot: FakeRobot, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """Motors may hold a robot, and then its camera is missing."""
+    calls: list[str] = []
+
+    def connect() -> None:
+        calls.append("connect")
+        raise ConnectionError("no camera at /dev/video0")
+
+    def disconnect() -> None:
+        calls.append("disconnect")
+        if refuses:
+            raise RuntimeError("not connected")
+
+    monkeypatch.setattr(robot, "connect", connect)
+    monkeypatch.setattr(robot, "disconnect", disconnect)
+    with pytest.raises(ConnectionError, match="no camera at /dev/video0"):
+        run_session(ModelPilot(trained, 2), config(), say=lambda line: None)
+    assert calls == ["connect", "disconnect"] and not robot.sent
+
+
 def test_the_rate_of_the_session_is_recorded(trained: WorldActionModel, robot: FakeRobot) -> None:
     robot.real_time = False  # type: ignore[attr-defined]
     for hz, folder, recorded_hz in ((25.0, "other", 25.0), (0.0, "own", trained.spec.control_hz)):

@@ -205,6 +205,20 @@ def test_an_episode_that_the_person_discards_begins_again(
     assert [episode.length for episode in EpisodeStore("runs/robot/fake").load()] == [10, 10]
 
 
+def test_a_button_that_is_held_ends_only_one_episode() -> None:
+    person, events = Expert(), {Event.RERECORD_EPISODE: False}
+    person.get_teleop_events = lambda: events  # type: ignore[method-assign]
+    takeover = Takeover(person, lambda: False, list, hz=20.0)
+    seen = {"point.0": 0.0}
+    ended = []
+    for pressed in ([False, True], [True, True], [True, False, True], [True, False]):
+        takeover.begin()
+        for events[Event.RERECORD_EPISODE] in pressed:
+            takeover.wanted(seen)
+        ended.append(takeover.discards)
+    assert ended == [True, False, True, False]
+
+
 def test_a_discarded_episode_does_not_count(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,21 @@ def test_a_viewer_that_fails_does_not_hold_up_the_end_of_a_session(capsys: pytes
     assert "rerun: AttributeError: " in capsys.readouterr().out
 
 
+def test_a_viewer_that_hangs_does_not_keep_the_robot_connected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rl.deploy.viewer.CLOSE_S", 0.3)
+    viewer = Viewer("spawn", ["a"], ["b"])
+    (stream,) = STREAMS
+    stream.free.clear()
+    for i in range(2 * WAITING):
+        viewer.show({}, np.array([float(i)]), np.array([0.0]))
+    viewer.close()
+    assert not stream.flushed
+    assert capsys.readouterr().out == "rerun: still busy after 0.3 s; the last steps are not shown\n"
+    stream.free.set()
+
+
 def test_without_the_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(UserError, match=r"rerun needs rerun-sdk; install it with pip install .*rerun"):
