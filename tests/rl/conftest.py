@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rl.stages.images import model_spec
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.windows import Windows
 from world_model.view import View
+from world_model.wam import trust
 from world_model.wam.config import ModelConfig
 from world_model.wam.model import WorldActionModel
 from world_model.wam.store import save_model
@@ -49,6 +50,14 @@ def make_seeing() -> WorldActionModel:
         statistics.fit(torch.randn(64, *statistics.mean.shape))
     model.action_codec.action.fit(torch.randn(64, 4))
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_calibrations() -> Iterator[None]:
+    """Let trust be calibrated in a hundredth of the steps, which is enough to see that it is used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "N_STEPS", 40)
+        yield
 
 
 @pytest.fixture

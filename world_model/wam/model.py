@@ -228,7 +228,7 @@ class WorldActionModel(Network, WorldModel):
             UserError: no episode has `trust.HORIZON` chunks.
         """
         dreams = trust.dream_of_real_actions(self, episodes)
-        trust.calibrate(self, dreams.given, dreams.errors, tick=tick)
+        trust.calibrate(self, dreams.given, dreams.errors, trust.N_STEPS, tick)
 
     @property
     def error_unit(self) -> str:

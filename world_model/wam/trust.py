@@ -25,8 +25,8 @@ from world_model.wam.trust_inputs import surroundings
 SMALLEST = 1e-4
 """Errors and movements are at least this, in metres or normalised units, so that their logarithm is finite."""
 
-BATCH, PEAK = 64, 2e-3
-"""Dreams in a batch of a head, and the largest learning rate, of a calibration."""
+BATCH, PEAK, N_STEPS = 64, 2e-3, 4000
+"""Dreams in a batch of a head, the largest learning rate, and the usual optimizer steps, of a calibration."""
 
 
 def expected_error(model: Network, given: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ def calibrate(
     model: Network,
     given: Tensor,
     errors: Tensor,
-    n_steps: int = 4000,
+    n_steps: int,
     tick: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Fit the trust heads, from new random weights, to the logs of the true errors.

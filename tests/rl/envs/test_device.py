@@ -1,7 +1,6 @@
 """A run on a device of its own: every tensor says where it is, and a device that is not there is named."""
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from rewards.errors import UserError
 from rl.compose import compose
 from rl.config import TrainConfig
 from rl.verbs.prepare import prepare
-from world_model.wam.trust import calibrate
 
 ROOT = Path(__file__).parents[3]
 CONSTRUCTORS = _device_constructors()
@@ -35,9 +33,7 @@ class Nowhere(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_run_says_of_every_tensor_where_it_is(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each call of torch is looked at, and calibration makes hundreds of thousands that are all alike.
-    monkeypatch.setattr("world_model.wam.trust.calibrate", partial(calibrate, n_steps=50))
+def test_a_run_says_of_every_tensor_where_it_is(tiny: list[str]) -> None:
     trust = ("dream.redream=true", "dream.weigh_by_trust=true", "env.obs_noise=0.01", "ppo.critic_warmup_steps=2")
     post = prepare(compose("mix", [*tiny, *trust, "n_rounds=2", "total_timesteps=640"], TrainConfig))
     with Nowhere() as nowhere:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,10 @@ from rl.policies.api import policy_state
 from rl.rounds.evaluate import evaluate_sim
 from rl.verbs.prepare import prepare
 from world_model.data.episodes import EpisodeStore
-from world_model.wam import trust
 from world_model.wam.store import load_model
 from world_model.wam.trust import SMALLEST
 
 TASK = "button-press-topdown"
-
-
-@pytest.fixture(autouse=True)
-def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fit trust in a hundredth of the steps: nothing here depends on how good it is."""
-    monkeypatch.setattr(trust, "calibrate", partial(trust.calibrate, n_steps=40))
 
 
 @pytest.fixture
