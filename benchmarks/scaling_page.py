@@ -134,8 +134,8 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _errors(points: Sequence[Row]) -> str:
     text = (
-        "## Held-out error\n\nMean squared error of dreamed changes in units of their usual size, mean of the seeds; "
-        "pre-training on four tasks of Meta-World from states.\n\n"
+        "## Held-out error\n\nMean squared error of dreamed changes in units of their usual size: the geometric mean "
+        "of all windows, and the mean of the seeds. Pre-training on four tasks of Meta-World from states.\n\n"
     )
     groups: dict[tuple[int, int, int], list[Row]] = {}
     for row in sorted(points, key=lambda row: (row["weights"], row["windows"], row["steps"])):
