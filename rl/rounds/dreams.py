@@ -154,22 +154,23 @@ class Dreams:
         trust is calibrated on the episodes that it was not trained on.
 
         Args:
-            tick: called with the share of the training that is done.
+            tick: called with the share of the work that is done.
         """
-        config = self.config.dream
+        config, calibrated = self.config.dream, 0.0
         n_steps = round(config.refit_steps * (config.later_refits if self.n_refitted else 1.0))
         if n_steps == 0 or not self.episodes:
             return
         # Calibrate before the refit: afterwards these episodes are training data, and errors on them are too small.
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.chunk_size)):
-            self.model.calibrate_trust(new)
+            calibrated = 1 / 3  # roughly its share of the time
+            self.model.calibrate_trust(new, lambda share: tick(calibrated * share))
         seed = self.config.seed + len(self.episodes)
         self.model.refit_together(
             self.episodes,
             n_steps=n_steps,
             learning_rate=config.refit_learning_rate,
             seed=seed,
-            tick=tick,
+            tick=lambda share: tick(calibrated + (1 - calibrated) * share),
             share=self.distributed.share,
         )
         # The world decoder does not depend on the read-out, so the frames are the same with it and without it.

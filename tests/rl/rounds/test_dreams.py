@@ -104,6 +104,14 @@ def test_a_run_from_the_checkpoint_of_a_run_teaches_its_unseen_task_further(
     assert not refit(later, tmp_path / "text", "unseen", "reach")[0]
 
 
+def test_a_refit_shows_how_far_trust_is_calibrated(model: WorldActionModel) -> None:
+    dreams = Dreams(TrainConfig(name="x", dream=DreamConfig(refit_steps=100, max_expected_error=0.1)), model)
+    dreams.episodes, shares = point_episodes(4, "expert", seed=6), list[float]()
+    dreams.refit(shares.append)
+    # 40 steps of calibration, which count for a third, then 100 of the refit, of which every hundredth shows
+    assert shares == pytest.approx([*(i / 120 for i in range(1, 41)), 1.0])
+
+
 @pytest.mark.parametrize("by_reward", [False, True])
 def test_dreams_end_after_two_wider_gaps_where_there_is_success(model: WorldActionModel, by_reward: bool) -> None:
     dreams = Dreams(TrainConfig(name="x"), model)
