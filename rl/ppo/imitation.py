@@ -178,8 +178,10 @@ class Imitation:
     def _keep(self, kind: str, context: Tree, actions: Tensor) -> None:
         if kind in self.examples:
             old_context, old_actions = self.examples[kind]
+            context, actions = join([old_context, context]), torch.cat([old_actions, actions])
+        if kind != "demonstrations":  # the number of those is limited before they are encoded
             newest = slice(-self.distributed.share.of(MOST), None)
-            context, actions = rows(join([old_context, context]), newest), torch.cat([old_actions, actions])[newest]
+            context, actions = rows(context, newest), actions[newest]
         self.examples[kind] = context, actions
 
     def _draw(self, context: Tree, actions: Tensor, generator: torch.Generator) -> Tensor:

@@ -163,6 +163,13 @@ def test_collected_examples_of_any_tree_are_taken_back(imitation: Imitation) -> 
     assert kept(imitation, "sim") == before and [*imitation.examples] == ["demonstrations", "sim"]
 
 
+def test_the_newest_successes_are_kept(imitation: Imitation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.ppo.imitation.MOST", 2)
+    for length, states in ((5, [2, 4]), (1, [4, 0])):
+        imitation.add_episodes([numbered(length)])
+        assert kept(imitation, "sim")[0] == states
+
+
 def test_many_demonstrations_have_fewer_copies_and_too_many_are_thinned_evenly() -> None:
     three = torch.tensor([4, 5, 9])
     assert affordable(three, n_copies=8, most=100).tolist() == [4, 5, 9] * 8
