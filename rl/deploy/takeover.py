@@ -99,7 +99,7 @@ class Takeover:
         if not isinstance(events, Mapping):
             raise Stop(f"the events of the person's device are {repr(events)[:60]}, expected a dict")
         # LeRobot's keys are members of an enum, whose values are these names.
-        self._said = {getattr(key, "value", key) for key, value in events.items() if bool(value)}
+        self._said = {str(getattr(key, "value", key)) for key, value in events.items() if bool(value)}
         self._held = self._held & self._said
         new = self._said - self._held
         self.success, self.ends = self.success or SUCCESS in new, self.ends or ENDS in new
