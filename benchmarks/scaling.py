@@ -10,9 +10,9 @@ A point is one pre-training; its row is appended to OUT/points.jsonl when it has
 OUT/times.jsonl. So both can be stopped and called again. Every model has the layers of xs, and `--sizes` divides its
 widths.
 
-The error of a model is that of the mode `dream` on held-out windows, in one step from given actions: the mean squared
-error of the predicted changes of a window, in units of their usual size, and of all windows the geometric mean. (In
-the arithmetic mean, also in the rows, 1 % of the windows make up two thirds: those in which an object slips or falls.)
+A held-out window is predicted in the mode `dream`, in one step from given actions. Its error is the mean squared error
+of the predicted changes, in units of their usual size. The error of a model is the geometric mean over all windows. The
+arithmetic mean is in the rows as well, but 1 % of the windows made up 64 % of it, so it says little about the others.
 All models share the statistics of the largest data set, so that their units are the same.
 """
 

@@ -53,7 +53,7 @@ class Takeover:
             self._device.begin()
         self._last: Any = None  # the person's last command that was sent, while it is blended
         self._left = 0  # commands that are still blended
-        self._held = self._said  # events of a button that is still pressed since the episode before: they mean nothing
+        self._held = self._said  # events that have lasted since the episode before; they are ignored
         # The device says that the task is solved, that it will not be, or that the episode is not to be recorded.
         self.success = self.ends = self.discards = False
 

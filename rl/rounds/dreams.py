@@ -156,21 +156,22 @@ class Dreams:
         Args:
             tick: called with the share of the work that is done.
         """
-        config, calibrated = self.config.dream, 0.0
+        config = self.config.dream
         n_steps = round(config.refit_steps * (config.later_refits if self.n_refitted else 1.0))
         if n_steps == 0 or not self.episodes:
             return
+        calibration = 0.0  # its share of the work
         # Calibrate before the refit: afterwards these episodes are training data, and errors on them are too small.
         if config.reads_trust and (new := self._unseen(HORIZON * self.model.chunk_size)):
-            calibrated = 1 / 3  # roughly its share of the time
-            self.model.calibrate_trust(new, lambda share: tick(calibrated * share))
+            calibration = 1 / 3  # of the time, roughly
+            self.model.calibrate_trust(new, lambda share: tick(calibration * share))
         seed = self.config.seed + len(self.episodes)
         self.model.refit_together(
             self.episodes,
             n_steps=n_steps,
             learning_rate=config.refit_learning_rate,
             seed=seed,
-            tick=lambda share: tick(calibrated + (1 - calibrated) * share),
+            tick=lambda share: tick(calibration + (1 - calibration) * share),
             share=self.distributed.share,
         )
         # The world decoder does not depend on the read-out, so the frames are the same with it and without it.
