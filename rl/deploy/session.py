@@ -167,13 +167,13 @@ class Session:
             # A part of it may be connected already, such as the motors but not a camera. Many devices refuse to
             # disconnect then; the error of `connect` is the one to report.
             with suppress(Exception):
-                self._let_go(what, device.disconnect)
+                self._let_go(what, device)
             raise
-        stack.callback(self._let_go, what, device.disconnect)
+        stack.callback(self._let_go, what, device)
 
-    def _let_go(self, what: str, disconnect: Callable[[], None]) -> None:
+    def _let_go(self, what: str, device: Robot | Teleoperator) -> None:
         try:
-            self.calls("disconnect", disconnect, lambda: None, LET_GO_S)
+            self.calls("disconnect", device.disconnect, lambda: None, LET_GO_S)
         except Stop as stop:
             self.say(f"{what} was not let go of: {stop}")
 
