@@ -2,13 +2,12 @@ r"""Measure how the held-out error falls with weights, data and compute, and how
 
     python benchmarks/scaling.py learn                  # all missing points: less than two core-hours
     python benchmarks/scaling.py learn --part 0/2       # every second of them; another call takes part 1/2
-    python benchmarks/scaling.py time                   # on idle cores: steps and exchanges of 1 and 2 processes
+    python benchmarks/scaling.py time                   # on idle cores: 1 and 2 processes in turns, 6 minutes
     python benchmarks/scaling.py page                   # writes docs/scaling.md from all points
     python benchmarks/scaling.py learn --sizes 2 --episodes 4 8 --steps 20 --out runs/try    # a short try
 
-A point is one pre-training; its row is appended to OUT/points.jsonl when it has ended, and those of `time` to
-OUT/times.jsonl. So both can be stopped and called again. Every model has the layers of xs, and `--sizes` divides its
-widths.
+A point is one pre-training; its row is appended to OUT/points.jsonl when it has ended, so `learn` can be stopped and
+called again. `time` writes OUT/times.jsonl anew. Every model has the layers of xs, and `--sizes` divides its widths.
 
 A held-out window is predicted in the mode `dream`, in one step from given actions. Its error is the mean squared error
 of the predicted changes, in units of their usual size. The error of a model is the geometric mean over all windows. The
@@ -26,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from rl.ppo.distributed import Distributed
 from rl.stages.collect import collect_scripted
 from world_model.data.episodes import Episode
 from world_model.data.windows import Windows
+from world_model.processes import ALONE, Share
 from world_model.wam.config import ModelConfig
 from world_model.wam.cost import RandomWindows
 from world_model.wam.features import joined
@@ -59,8 +59,8 @@ BATCH = 128
 BATCHES = 64, 128, 256
 """Windows of a process, in steps that are timed."""
 
-EXCHANGED = 10_000, 100_000, 1_000_000, 5_000_000
-"""Numbers in the exchanges that are timed."""
+PROCESSES = 2
+"""Of the group that is timed."""
 
 Row = dict[str, Any]
 
@@ -73,24 +73,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[400, 1200, 3600], help="of the optimizer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--part", default="0/1", help="I/N: every N-th missing point, from number I on")
+    parser.add_argument("--turns", type=int, default=5, help="of the measurements of `time`")
     parser.add_argument("--out", type=Path, default=Path("docs/scaling"))
     parser.add_argument("--page", type=Path, default=Path("docs/scaling.md"))
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)  # this is a process that is timed
     options = parser.parse_args()
     if options.work:
-        time_in_group(options.sizes)
+        time_in_group(options.sizes, options.turns)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     points, times = options.out / "points.jsonl", options.out / "times.jsonl"
     if options.what == "learn":
         learn(points, options)
     elif options.what == "time":
-        for n in (1, 2):
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
-            words = [__file__, "time", "--work", "--sizes", *map(str, options.sizes)]
-            done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
-            for line in done.stdout.splitlines():
-                append(times, json.loads(line))
+        times.write_text("".join(json.dumps(row) + "\n" for row in timed(options)), encoding="utf-8")
     else:
         write_page(options.page, read(points), read(times))
 
@@ -197,48 +193,83 @@ def heldout_errors(model: WorldActionModel, windows: Windows) -> Row:
     return {"error": float(errors.log().mean().exp()), "mean_error": float(errors.mean())}
 
 
-def time_in_group(sizes: Sequence[int]) -> None:
-    """Time steps, exchanges and the simulator in each of the processes; process 0 prints the rows."""
+def timed(options: argparse.Namespace) -> list[Row]:
+    """Return what two processes measure, each of them alone and both together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    words = [__file__, "time", "--work", f"--turns={options.turns}", "--sizes", *map(str, options.sizes)]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def time_in_group(sizes: Sequence[int], n_turns: int) -> None:
+    """Time steps, exchanges and the simulator; process 0 prints the rows."""
     torch.set_num_threads(1)
-    with Distributed.join() as distributed, distributed.together():
-        n = distributed.world_size
+    with Distributed.join() as group, group.together():
         for size in sizes:
-            torch.manual_seed(0)
-            model = new_model(size)
-            windows = RandomWindows(model)
-            fit_statistics(model, windows, n=1000)
-            flop = flop_of_window(model, windows)
-            row = {"kind": "step", "processes": n, "size": size, "weights": n_layer_weights(model), "flop": flop}
-            row |= {"trained": sum(p.numel() for p in model.parameters())}
-            for batch in BATCHES:
-                say(row | {"batch": batch, "seconds": seconds_of_step(model, windows, batch, distributed)})
-        for n_numbers in EXCHANGED if n > 1 else ():
-            values = torch.nn.Parameter(torch.zeros(n_numbers))
-            values.grad = torch.zeros(n_numbers)
-            times = list(clocked(lambda p=values: distributed.average_gradients([p]), 12))  # type: ignore[misc]
-            say({"kind": "exchange", "processes": n, "bytes": 4 * n_numbers, "seconds": statistics.median(times[2:])})
-        sim = SimEnv("metaworld", 32, [TASKS[0]], seed=distributed.rank)
-        sim.reset()
-        times = list(clocked(lambda: sim.step_chunk(torch.rand(32, 8, 4) * 2 - 1), 12))
-        say({"kind": "simulator", "processes": n, "steps_per_s": 32 * 8 / statistics.median(times[2:])})
+            time_steps(size, n_turns, group)
+        time_simulator(n_turns, group)
 
 
-def seconds_of_step(model: WorldActionModel, windows: Windows, batch: int, distributed: Distributed) -> float:
-    """Return the median time of a step with `batch` windows in each process."""
+def time_steps(size: int, n_turns: int, group: Distributed) -> None:
+    """Time steps of one size with each batch, and the exchange of its gradients.
+
+    Process 0 is timed alone while the others wait; then all side by side, which wait for the slowest one after each
+    step but exchange no gradients; then all together. These take turns, so that all find the machine in the same state.
+    """
+    torch.manual_seed(0)
+    model, n = new_model(size), group.world_size
+    windows = RandomWindows(model)
+    fit_statistics(model, windows, n=1000)
+    row: Row = {"size": size, "width": model.config.width, "weights": n_layer_weights(model)}
+    row |= {"flop": flop_of_window(model, windows)}
+    row |= {"trained": sum(p.numel() for p in model.parameters())}
+    waiting = Share(n, lambda parameters: group.any(False))
+    for batch in BATCHES:
+        alone: list[float] = []
+        beside: list[float] = []
+        together: list[float] = []
+        for _ in range(n_turns):
+            alone += group.by_first(lambda batch=batch: steps_of(model, windows, batch, ALONE))  # type: ignore[misc]
+            beside += steps_of(model, windows, batch, waiting)
+            together += steps_of(model, windows, batch, group.share)
+        for kind, processes, seconds in (("step", 1, alone), ("beside", n, beside), ("step", n, together)):
+            say({"kind": kind, "processes": processes, **row, "batch": batch, "seconds": statistics.median(seconds)})
+    parameters = list(model.parameters())
+    seconds = [clocked(lambda: group.average_gradients(parameters)) for _ in range(12 * n_turns)]
+    say({"kind": "exchange", "processes": n, "bytes": 4 * row["trained"], "seconds": statistics.median(seconds)})
+
+
+def time_simulator(n_turns: int, group: Distributed) -> None:
+    """Time chunks of the simulator in one process, and in all at the same time."""
+    sim = SimEnv("metaworld", 32, [TASKS[0]], seed=group.rank)
+    sim.reset()
+
+    def chunks() -> list[float]:
+        return [clocked(lambda: sim.step_chunk(torch.rand(32, 8, 4) * 2 - 1)) for _ in range(6)][1:]
+
+    ones: list[float] = []
+    both: list[float] = []
+    for _ in range(n_turns):
+        ones += group.by_first(chunks)
+        group.any(False)
+        both += chunks()
+    for n, seconds in ((1, ones), (group.world_size, both)):
+        say({"kind": "simulator", "processes": n, "steps_per_s": 32 * 8 / statistics.median(seconds)})
+
+
+def steps_of(model: WorldActionModel, windows: Windows, batch: int, share: Share) -> list[float]:
+    """Return the times of steps with `batch` windows in each process."""
     times: list[float] = []
-    stage = StageConfig(n_steps=12, batch_size=batch * distributed.world_size, log_every=1)
-    train_stage(
-        "pretrain", model, windows, stage, log=lambda *_: times.append(time.perf_counter()), share=distributed.share
-    )
-    return statistics.median(after - before for before, after in itertools.pairwise(times[1:]))
+    stage = StageConfig(n_steps=8, batch_size=batch * share.n_processes, log_every=1)
+    train_stage("pretrain", model, windows, stage, log=lambda *_: times.append(time.perf_counter()), share=share)
+    return [after - before for before, after in itertools.pairwise(times[1:])]
 
 
-def clocked(job: Any, n: int) -> Iterator[float]:
-    """Yield the seconds of each of `n` calls."""
-    for _ in range(n):
-        begun = time.perf_counter()
-        job()
-        yield time.perf_counter() - begun
+def clocked(job: Callable[[], Any]) -> float:
+    """Return the seconds of a call."""
+    begun = time.perf_counter()
+    job()
+    return time.perf_counter() - begun
 
 
 def say(row: Row) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from world_model.wam.config import SIZES
 Row = dict[str, Any]
 
 N_RESAMPLES = 2000
+
+LINE = 140
+"""Length of a line of text."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ def fit_law(x: Sequence[float], error: Sequence[float], seed: int = 0) -> Law | 
     if len(set(x)) < 3:
         return None
     slope, offset = np.polyfit(log_x, log_error, 1)
-    rng, slopes = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    slopes: list[float] = []
     while len(slopes) < N_RESAMPLES:
         index = rng.integers(len(x), size=len(x))
         if len(set(log_x[index])) > 1:
@@ -66,13 +71,20 @@ def fit_law(x: Sequence[float], error: Sequence[float], seed: int = 0) -> Law | 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of a step: `overhead` + windows * FLOP / `flop_per_s` + weights * `weight_s` + the exchange."""
+    """Seconds of a step: `beside` times the compute, and the exchange.
+
+    The compute is `overhead` + windows * (FLOP / `flop_per_s` + width * `activation_s`) + weights * `weight_s`. The
+    term with the width is that of operations on activations which are no matrix products. `beside` is 1 for a process
+    alone. Several take longer: they share a machine, and each waits for the slowest.
+    """
 
     overhead: float
     flop_per_s: float
+    activation_s: float
     weight_s: float
     latency: float
     bytes_per_s: float
+    beside: float = 1.0
 
     def exchange(self, processes: int, n_bytes: float) -> float:
         """Return the seconds of a ring all-reduce: each process sends 2 (n - 1) / n of all bytes."""
@@ -82,23 +94,39 @@ class CostModel:
 
     def step(self, row: Row) -> float:
         """Return the seconds of a step that `scaling.py time` has measured."""
-        compute = row["batch"] * row["flop"] / self.flop_per_s + row["trained"] * self.weight_s
-        return self.overhead + compute + self.exchange(row["processes"], 4 * row["trained"])
+        compute = row["batch"] * (row["flop"] / self.flop_per_s + row["width"] * self.activation_s)
+        compute += row["trained"] * self.weight_s
+        slower = self.beside if row["processes"] > 1 else 1.0
+        return (self.overhead + compute) * slower + self.exchange(row["processes"], 4 * row["trained"])
 
 
 def fit_cost(times: Sequence[Row]) -> CostModel | None:
-    """Fit the compute to steps of one process alone, and the exchange to exchanges alone; None without such rows."""
+    """Fit each part to what was measured of it alone; None without such rows.
+
+    Those are steps of one process, steps of several that wait for each other but exchange no gradients, and exchanges.
+    """
     steps = [row for row in times if row["kind"] == "step" and row["processes"] == 1]
+    beside = {(row["weights"], row["batch"]): row["seconds"] for row in times if row["kind"] == "beside"}
+    slower = [beside[key] / row["seconds"] for row in steps if (key := (row["weights"], row["batch"])) in beside]
     exchanges = [row for row in times if row["kind"] == "exchange" and row["processes"] == 2]
-    if len(steps) < 4 or len(exchanges) < 2:
+    if len(steps) < 5 or len(exchanges) < 2 or not slower:
         return None
-    overhead, per_flop, weight_s = _least_squares(
-        [[1.0, row["batch"] * row["flop"], float(row["trained"])] for row in steps], [row["seconds"] for row in steps]
+    overhead, per_flop, activation_s, weight_s = _least_squares(
+        [[1.0, row["batch"] * row["flop"], row["batch"] * row["width"], float(row["trained"])] for row in steps],
+        [row["seconds"] for row in steps],
     )
     latency, per_byte = _least_squares(
         [[1.0, float(row["bytes"])] for row in exchanges], [row["seconds"] for row in exchanges]
     )
-    return CostModel(overhead, 1 / max(per_flop, 1e-15), weight_s, latency, 1 / max(per_byte, 1e-12))
+    return CostModel(
+        overhead=overhead,
+        flop_per_s=1 / max(per_flop, 1e-15),
+        activation_s=activation_s,
+        weight_s=weight_s,
+        latency=latency,
+        bytes_per_s=1 / max(per_byte, 1e-12),
+        beside=float(np.median(slower)),
+    )
 
 
 def _least_squares(rows: list[list[float]], seconds: list[float]) -> list[float]:
@@ -123,7 +151,12 @@ def write_page(path: Path, points: Sequence[Row], times: Sequence[Row]) -> None:
         "# Scaling\n\nHow the error of the world model falls with weights, data and compute, and how fast training is "
         "in several processes. Every figure comes from `python benchmarks/scaling.py learn`, `time` and `page`.\n"
     )
-    path.write_text("\n".join([head, *sections]), encoding="utf-8")
+    lines = "\n".join([head, *sections]).split("\n")
+    # Paragraphs are lines of text between empty lines; rows of tables and titles stay as they are.
+    wrapped = [
+        line if line.startswith(("|", "#")) else textwrap.fill(line, LINE, break_on_hyphens=False) for line in lines
+    ]
+    path.write_text("\n".join(wrapped), encoding="utf-8")
     print(f"wrote {path} from {len(points)} points and {len(times)} times")
 
 
@@ -204,7 +237,7 @@ def _speed(times: Sequence[Row]) -> str:
     if not rows:
         return text + "Not measured yet.\n"
     simulators = "; ".join(
-        f"{row['steps_per_s']:,.0f} steps/s in each of {row['processes']} processes"
+        f"{row['steps_per_s']:,.0f} steps/s in {'one' if row['processes'] == 1 else 'each of two'}"
         for row in times
         if row["kind"] == "simulator"
     )
@@ -214,9 +247,11 @@ def _speed(times: Sequence[Row]) -> str:
 
 def _checked(times: Sequence[Row]) -> str:
     text = (
-        "## Cost model\n\nA step takes overhead + windows · FLOP / speed + weights · time of the optimizer + the "
-        "exchange, which is latency + 2 (n - 1) / n · bytes / bandwidth. Speed, overhead and optimizer are fitted to "
-        "steps of one process; latency and bandwidth to exchanges alone. So steps of two processes are a test.\n\n"
+        "## Cost model\n\nA step takes overhead + windows · (FLOP / speed + width · time of the activations) + "
+        "weights · time of the optimizer. Two processes take this times a factor, because they share a machine and "
+        "wait for the slower one, and then the exchange: latency + 2 (n - 1) / n · bytes / bandwidth. Each part is "
+        "fitted to what was measured of it alone: steps of one process; steps of two that wait for each other, but "
+        "exchange no gradients; exchanges. So whole steps of two processes are a test.\n\n"
     )
     model = fit_cost(times)
     if model is None:
@@ -229,9 +264,10 @@ def _checked(times: Sequence[Row]) -> str:
         rows.append([str(row["processes"]), f"{row['weights']:,}", str(row["batch"]), f"{row['seconds']:.3f}"])
         rows[-1] += [f"{model.step(row):.3f}", f"{100 * error:+.0f} %"]
     fitted = (
-        f"Fitted: {1e3 * model.overhead:.1f} ms, {model.flop_per_s / 1e9:.0f} GFLOP/s, {1e9 * model.weight_s:.2f} ns a "
-        f"weight, {1e3 * model.latency:.2f} ms, {model.bytes_per_s / 1e9:.2f} GB/s. Largest deviation: "
-        f"{100 * worst:.0f} %.\n"
+        f"Fitted: overhead {1e3 * model.overhead:.1f} ms, {model.flop_per_s / 1e9:.0f} GFLOP/s, "
+        f"{1e9 * model.activation_s:.1f} ns for a window and unit of width, {1e9 * model.weight_s:.2f} ns a weight, "
+        f"latency {1e3 * model.latency:.2f} ms, {model.bytes_per_s / 1e9:.2f} GB/s, factor {model.beside:.2f}. "
+        f"Largest deviation: {100 * worst:.0f} %.\n"
     )
     titles = ["processes", "weights of layers", "windows", "measured, s", "model, s", "deviation"]
     return text + _table(titles, rows) + "\n" + fitted
@@ -254,6 +290,7 @@ def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
     model = CostModel(
         overhead=0.0,
         flop_per_s=machine.flop_per_s * machine.use,
+        activation_s=0.0,  # `use` is a share of all time
         weight_s=ADAM_BYTES / machine.adam_bytes_per_s,
         latency=machine.latency,
         bytes_per_s=machine.bytes_per_s,
@@ -261,7 +298,7 @@ def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
     rows = []
     for name, sizes in SIZES.items():
         n = _layer_weights(sizes)
-        alone = {"flop": per_weight * n, "trained": n, "processes": 1}
+        alone = {"flop": per_weight * n, "trained": n, "width": sizes["width"], "processes": 1}
         batch = _windows_for(0.9, model, {**alone, "processes": MOST})
         cells = [name, f"{n / 1e6:,.0f} M", f"{16 * n / 1e9:.1f} GB", f"{8 * n / 1e9:.2f} GB", f"{batch:,}"]
         for processes in (8, 64, MOST):
