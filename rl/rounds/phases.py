@@ -30,7 +30,7 @@ from world_model.env import BatchedEnv
 from world_model.tree import rows
 
 N_DREAMED = 128
-"""Dreamed episodes by which one level of noise is judged."""
+"""Most dreamed episodes by which one level of noise is judged."""
 
 
 @dataclass(frozen=True)
@@ -309,10 +309,10 @@ class DreamPhase:
     def _fit_noise(self, starts: StartStates, keeps: float, round_index: int) -> None:
         """Set the noise of exploration to what the task allows, see `rl.rounds.noise`."""
         ppo, sim = self.learner.ppo, self.eval_envs.envs[0]
-        first = rows(starts, slice(N_DREAMED))
+        some = rows(starts, slice(None, None, -(-len(starts) // N_DREAMED)))  # of all tasks, which follow each other
 
         def rate(policy: Policy) -> float:
-            dream = whole_episodes(self.dreams.model, sim, ppo.policy, first)
+            dream = whole_episodes(self.dreams.model, sim, ppo.policy, some)
             return ppo.distributed.mean({"success": success_rate(evaluate_dream(policy, dream))})["success"]
 
         fitted = fit_noise(ppo.policy, ppo.generator, self.config.ppo.noise_std, keeps, rate)

@@ -259,6 +259,18 @@ def test_a_dream_finds_its_noise_of_exploration(
     assert resumed.policy.noise_std == post.policy.noise_std
 
 
+def test_noise_is_judged_on_all_tasks(make_post: Callable[..., PostTraining], monkeypatch: pytest.MonkeyPatch) -> None:
+    post = make_post("dream.noise_keeps=0.5", "env.tasks=[button-press-topdown,push]", "dream.n_starts=8")
+    seen: list[list[int]] = []
+    monkeypatch.setattr(phases, "N_DREAMED", 4)
+    monkeypatch.setattr(phases, "whole_episodes", lambda model, sim, policy, starts: starts)
+    monkeypatch.setattr(phases, "evaluate_dream", lambda policy, starts: seen.append(starts.task.tolist()))
+    monkeypatch.setattr(phases, "success_rate", lambda results: 0.5)
+    post.phases["dream"].train(0)
+    assert len(seen) == 2 and seen[0] == seen[1]
+    assert len(seen[0]) == 4 and len(set(seen[0])) == 2
+
+
 def test_a_dream_that_a_callback_ends_makes_no_update(
     make_post: Callable[..., PostTraining], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
