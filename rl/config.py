@@ -138,9 +138,6 @@ class DreamConfig:
     max_widenings: int | None = 2
     # truncate a branch whose expected error is larger: of the object, in metres; with images, in normalised units
     max_expected_error: float | None = None
-    # largest noise of exploration, at most ppo.noise_std, at which this share of the dreamed success without noise is
-    # left; found anew in each dream; null: ppo.noise_std
-    noise_keeps: float | None = None
     pessimism: float = 0.1  # subtracted from the value that such a branch is bootstrapped with
     weigh_by_trust: bool = False  # weight of a chunk falls with its expected error: one half at the median error
     redream: bool = False  # dream each success again with new noise; one that fails then gets weight 0
@@ -192,7 +189,6 @@ class DreamConfig:
         at_least(self, 1, "rollback_factor")
         positive(self, "refit_learning_rate")
         within_0_1(self, "later_refits")
-        between_0_1(self, "noise_keeps")
         at_least(self, 1, "max_widenings", "n_rounds")
         positive(self, "max_expected_error")
 

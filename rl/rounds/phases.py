@@ -11,7 +11,7 @@ from typing import Protocol
 
 from rl.config import TrainConfig
 from rl.envs.simulator import Simulator
-from rl.policies.api import Policy, critic_state
+from rl.policies.api import critic_state
 from rl.ppo.buffer import Rollout, Samples
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.imitation import Imitation
@@ -19,18 +19,12 @@ from rl.ppo.update import PPO
 from rl.rounds.budget import rollout_size
 from rl.rounds.dreams import Dreams
 from rl.rounds.eval_envs import EvalEnvs
-from rl.rounds.evaluate import evaluate_dream, success_rate, whole_episodes
-from rl.rounds.noise import check_noise, fit_noise
 from rl.rounds.outcome import RunState
 from rl.rounds.task_shares import TaskShares
 from rl.seeds import START
 from world_model.data.episodes import Episode
-from world_model.dream_env import DreamEnv, StartStates
+from world_model.dream_env import DreamEnv
 from world_model.env import BatchedEnv
-from world_model.tree import rows
-
-N_DREAMED = 128
-"""Most dreamed episodes by which one level of noise is judged."""
 
 
 @dataclass(frozen=True)
@@ -232,11 +226,8 @@ class DreamPhase:
         eval_envs: give the first states of real episodes, in which dreams begin.
         learner: collects the rollouts and learns from them.
         imitation: keeps the dreamed successes for the duration of this phase; None: they are not imitated.
-        state: read here are `real` and `ref_kl_coef`; updated is `noise_std`, and by a control `n_updates`.
+        state: read here are `real` and `ref_kl_coef`; a control updates `n_updates`.
         hooks: for log and progress.
-
-    Raises:
-        UserError: `dream.noise_keeps` is set, and the policy has noise of its own.
     """
 
     def __init__(
@@ -251,8 +242,6 @@ class DreamPhase:
     ) -> None:
         self.config, self.dreams, self.eval_envs, self.learner = config, dreams, eval_envs, learner
         self.imitation, self.state, self.hooks = imitation, state, hooks
-        if config.dream.noise_keeps is not None:
-            check_noise(learner.ppo.policy, config.actor.func)
 
     def train(self, round_index: int) -> None:
         """Refit the dream, then alternate rollouts and `dream.n_updates` updates in it.
@@ -272,10 +261,7 @@ class DreamPhase:
             # Else the KL penalty would pull the policy back to what it was before it imitated.
             self.learner.ppo.policy.set_reference()
         self._refit(f"round {round_index + 1}, refit of the dream")
-        starts = self._starts(round_index)
-        if (keeps := self.config.dream.noise_keeps) is not None:
-            self._fit_noise(starts, keeps, round_index)
-        self._train_in(self.dreams.env(starts), f"round {round_index + 1}, PPO in the dream")
+        self._train_in(self._dream(round_index), f"round {round_index + 1}, PPO in the dream")
         if self.imitation is not None:
             self.imitation.forget_dream()
 
@@ -299,26 +285,12 @@ class DreamPhase:
         # The first refit takes about as long as all updates together, so a refit is half of the phase.
         self.dreams.refit(lambda share: self.hooks.tick(doing, share / 2))
 
-    def _starts(self, round_index: int) -> StartStates:
-        """Return first states of episodes of fresh seeds in the simulator, in which the dream begins."""
+    def _dream(self, round_index: int) -> DreamEnv:
+        """Build the dream, which begins where episodes of fresh seeds begin in the simulator."""
         n_starts = self.config.dream.n_starts
         block = (1000 * self.config.seed + round_index) % (len(START) // n_starts)
         first = START.start + block * n_starts
-        return self.eval_envs.starts(range(first, first + n_starts))
-
-    def _fit_noise(self, starts: StartStates, keeps: float, round_index: int) -> None:
-        """Set the noise of exploration to what the task allows, see `rl.rounds.noise`."""
-        ppo, sim = self.learner.ppo, self.eval_envs.envs[0]
-        some = rows(starts, slice(None, None, -(-len(starts) // N_DREAMED)))  # of all tasks, which follow each other
-
-        def rate(policy: Policy) -> float:
-            dream = whole_episodes(self.dreams.model, sim, ppo.policy, some)
-            return ppo.distributed.mean({"success": success_rate(evaluate_dream(policy, dream))})["success"]
-
-        fitted = fit_noise(ppo.policy, ppo.generator, self.config.ppo.noise_std, keeps, rate)
-        self.state.noise_std = fitted.noise_std
-        self.hooks.log({"dream/noise_std": fitted.noise_std})
-        self.hooks.say(f"round {round_index + 1}: {fitted}")
+        return self.dreams.env(self.eval_envs.starts(range(first, first + n_starts)))
 
     def _train_in(self, dream: DreamEnv, doing: str) -> None:
         config, state = self.config.dream, self.state

@@ -152,9 +152,10 @@ def test_dreams_of_a_large_seed_begin_in_their_range_of_episodes(
 ) -> None:
     post, begun = build("dream", tiny, None, f"seed={seed}"), list[range]()
     monkeypatch.setattr(post.eval_envs, "starts", begun.append)
+    monkeypatch.setattr(post.dreams, "env", lambda starts: None)
     phase: Any = post.phases["dream"]
     for round_index in (0, 1):
-        phase._starts(round_index)
+        phase._dream(round_index)
     post.close()
     assert all(START.start <= seeds.start < seeds.stop <= START.stop and len(seeds) == 4 for seeds in begun)
     assert begun[0].stop == begun[1].start

@@ -16,7 +16,6 @@ from rl.policies.api import policy_state
 from rl.policies.gaussian import GaussianPolicy
 from rl.ppo.callbacks import RunCallbacks
 from rl.ppo.update import PPO
-from rl.rounds import phases
 from rl.rounds.budget import rollout_size
 from rl.rounds.evaluate import EpisodeResult, Exploring
 from rl.rounds.exploring import explore
@@ -240,35 +239,6 @@ def test_a_dream_stays_as_close_to_the_reference_as_the_state_says(make_post: Ca
     post.phases["dream"].train(0)
     assert given == [(5, 0.75)] * 2
     assert 0.0 <= post.dreams.success <= 1.0  # for the gap that the next gate measures
-
-
-def test_a_dream_finds_its_noise_of_exploration(
-    make_post: Callable[..., PostTraining], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    post, said, logged = make_post("dream.noise_keeps=0.5"), list[str](), list[dict[str, float]]()
-    post.say, post.log = said.append, lambda step, values: logged.append(values)
-    rates = [0.8, 0.3, 0.5]  # without noise, with 0.2, with 0.1414
-    monkeypatch.setattr(phases, "success_rate", lambda results: rates.pop(0))
-    post.phases["dream"].train(0)
-    assert not rates and post.state.noise_std == post.policy.noise_std == pytest.approx(0.1414, abs=1e-4)
-    assert said[0] == ("round 1: noise of exploration 0.141: 50 % of dreamed episodes succeed with it, 80 % without")
-    assert [values["dream/noise_std"] for values in logged if "dream/noise_std" in values] == [post.state.noise_std]
-    resumed = make_post("dream.noise_keeps=0.5")
-    assert resumed.policy.noise_std == 0.2
-    resumed.load_state_dict(post.state_dict())
-    assert resumed.policy.noise_std == post.policy.noise_std
-
-
-def test_noise_is_judged_on_all_tasks(make_post: Callable[..., PostTraining], monkeypatch: pytest.MonkeyPatch) -> None:
-    post = make_post("dream.noise_keeps=0.5", "env.tasks=[button-press-topdown,push]", "dream.n_starts=8")
-    seen: list[list[int]] = []
-    monkeypatch.setattr(phases, "N_DREAMED", 4)
-    monkeypatch.setattr(phases, "whole_episodes", lambda model, sim, policy, starts: starts)
-    monkeypatch.setattr(phases, "evaluate_dream", lambda policy, starts: seen.append(starts.task.tolist()))
-    monkeypatch.setattr(phases, "success_rate", lambda results: 0.5)
-    post.phases["dream"].train(0)
-    assert len(seen) == 2 and seen[0] == seen[1]
-    assert len(seen[0]) == 4 and len(set(seen[0])) == 2
 
 
 def test_a_dream_that_a_callback_ends_makes_no_update(
