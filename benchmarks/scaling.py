@@ -2,7 +2,7 @@ r"""Measure how the held-out error falls with weights, data and compute, and how
 
     python benchmarks/scaling.py learn                  # all missing points: less than two core-hours
     python benchmarks/scaling.py learn --part 0/2       # every second of them; another call takes part 1/2
-    python benchmarks/scaling.py time                   # on idle cores: 1 and 2 processes in turns, 6 minutes
+    python benchmarks/scaling.py time                   # on idle cores: 1 and 2 processes in turns, 4 minutes
     python benchmarks/scaling.py page                   # writes docs/scaling.md from all points
     python benchmarks/scaling.py learn --sizes 2 --episodes 4 8 --steps 20 --out runs/try    # a short try
 
@@ -220,8 +220,7 @@ def time_steps(size: int, n_turns: int, group: Distributed) -> None:
     model, n = new_model(size), group.world_size
     windows = RandomWindows(model)
     fit_statistics(model, windows, n=1000)
-    row: Row = {"size": size, "width": model.config.width, "weights": n_layer_weights(model)}
-    row |= {"flop": flop_of_window(model, windows)}
+    row: Row = {"size": size, "weights": n_layer_weights(model), "flop": flop_of_window(model, windows)}
     row |= {"trained": sum(p.numel() for p in model.parameters())}
     waiting = Share(n, lambda parameters: group.any(False))
     for batch in BATCHES:

@@ -73,14 +73,14 @@ def fit_law(x: Sequence[float], error: Sequence[float], seed: int = 0) -> Law | 
 class CostModel:
     """Seconds of a step: `beside` times the compute, and the exchange.
 
-    The compute is `overhead` + windows * (FLOP / `flop_per_s` + width * `activation_s`) + weights * `weight_s`. The
-    term with the width is that of operations on activations which are no matrix products. `beside` is 1 for a process
-    alone. Several take longer: they share a machine, and each waits for the slowest.
+    The compute is `overhead` + windows * (FLOP / `flop_per_s` + `window_s`) + weights * `weight_s`, where `window_s` is
+    for what a window needs beside its matrix products. `beside` is 1 for a process alone. Several take longer: they
+    share a machine, and each waits for the slowest.
     """
 
     overhead: float
     flop_per_s: float
-    activation_s: float
+    window_s: float
     weight_s: float
     latency: float
     bytes_per_s: float
@@ -94,7 +94,7 @@ class CostModel:
 
     def step(self, row: Row) -> float:
         """Return the seconds of a step that `scaling.py time` has measured."""
-        compute = row["batch"] * (row["flop"] / self.flop_per_s + row["width"] * self.activation_s)
+        compute = row["batch"] * (row["flop"] / self.flop_per_s + self.window_s)
         compute += row["trained"] * self.weight_s
         slower = self.beside if row["processes"] > 1 else 1.0
         return (self.overhead + compute) * slower + self.exchange(row["processes"], 4 * row["trained"])
@@ -111,8 +111,8 @@ def fit_cost(times: Sequence[Row]) -> CostModel | None:
     exchanges = [row for row in times if row["kind"] == "exchange" and row["processes"] == 2]
     if len(steps) < 5 or len(exchanges) < 2 or not slower:
         return None
-    overhead, per_flop, activation_s, weight_s = _least_squares(
-        [[1.0, row["batch"] * row["flop"], row["batch"] * row["width"], float(row["trained"])] for row in steps],
+    overhead, per_flop, window_s, weight_s = _least_squares(
+        [[1.0, row["batch"] * row["flop"], row["batch"], float(row["trained"])] for row in steps],
         [row["seconds"] for row in steps],
     )
     latency, per_byte = _least_squares(
@@ -121,7 +121,7 @@ def fit_cost(times: Sequence[Row]) -> CostModel | None:
     return CostModel(
         overhead=overhead,
         flop_per_s=1 / max(per_flop, 1e-15),
-        activation_s=activation_s,
+        window_s=window_s,
         weight_s=weight_s,
         latency=latency,
         bytes_per_s=1 / max(per_byte, 1e-12),
@@ -247,7 +247,7 @@ def _speed(times: Sequence[Row]) -> str:
 
 def _checked(times: Sequence[Row]) -> str:
     text = (
-        "## Cost model\n\nA step takes overhead + windows · (FLOP / speed + width · time of the activations) + "
+        "## Cost model\n\nA step takes overhead + windows · (FLOP / speed + time beside the matrix products) + "
         "weights · time of the optimizer. Two processes take this times a factor, because they share a machine and "
         "wait for the slower one, and then the exchange: latency + 2 (n - 1) / n · bytes / bandwidth. Each part is "
         "fitted to what was measured of it alone: steps of one process; steps of two that wait for each other, but "
@@ -265,7 +265,7 @@ def _checked(times: Sequence[Row]) -> str:
         rows[-1] += [f"{model.step(row):.3f}", f"{100 * error:+.0f} %"]
     fitted = (
         f"Fitted: overhead {1e3 * model.overhead:.1f} ms, {model.flop_per_s / 1e9:.0f} GFLOP/s, "
-        f"{1e9 * model.activation_s:.1f} ns for a window and unit of width, {1e9 * model.weight_s:.2f} ns a weight, "
+        f"{1e6 * model.window_s:.0f} µs a window, {1e9 * model.weight_s:.2f} ns a weight, "
         f"latency {1e3 * model.latency:.2f} ms, {model.bytes_per_s / 1e9:.2f} GB/s, factor {model.beside:.2f}. "
         f"Largest deviation: {100 * worst:.0f} %.\n"
     )
@@ -290,7 +290,7 @@ def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
     model = CostModel(
         overhead=0.0,
         flop_per_s=machine.flop_per_s * machine.use,
-        activation_s=0.0,  # `use` is a share of all time
+        window_s=0.0,  # `use` is a share of all time
         weight_s=ADAM_BYTES / machine.adam_bytes_per_s,
         latency=machine.latency,
         bytes_per_s=machine.bytes_per_s,
@@ -298,7 +298,7 @@ def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
     rows = []
     for name, sizes in SIZES.items():
         n = _layer_weights(sizes)
-        alone = {"flop": per_weight * n, "trained": n, "width": sizes["width"], "processes": 1}
+        alone = {"flop": per_weight * n, "trained": n, "processes": 1}
         batch = _windows_for(0.9, model, {**alone, "processes": MOST})
         cells = [name, f"{n / 1e6:,.0f} M", f"{16 * n / 1e9:.1f} GB", f"{8 * n / 1e9:.2f} GB", f"{batch:,}"]
         for processes in (8, 64, MOST):
