@@ -60,7 +60,7 @@ BATCHES = 64, 128, 256
 """Windows of a process, in steps that are timed."""
 
 PROCESSES = 2
-"""Of the group that is timed."""
+"""Processes of the group that is timed."""
 
 Row = dict[str, Any]
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[400, 1200, 3600], help="of the optimizer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--part", default="0/1", help="I/N: every N-th missing point, from number I on")
-    parser.add_argument("--turns", type=int, default=5, help="of the measurements of `time`")
+    parser.add_argument("--turns", type=int, default=5, help="how often `time` measures each step")
     parser.add_argument("--out", type=Path, default=Path("docs/scaling"))
     parser.add_argument("--page", type=Path, default=Path("docs/scaling.md"))
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)  # this is a process that is timed
@@ -194,7 +194,7 @@ def heldout_errors(model: WorldActionModel, windows: Windows) -> Row:
 
 
 def timed(options: argparse.Namespace) -> list[Row]:
-    """Return what two processes measure, each of them alone and both together."""
+    """Return the rows that a group of `PROCESSES` measures."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     words = [__file__, "time", "--work", f"--turns={options.turns}", "--sizes", *map(str, options.sizes)]
     done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)

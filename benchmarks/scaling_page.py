@@ -241,7 +241,7 @@ def _speed(times: Sequence[Row]) -> str:
         for row in times
         if row["kind"] == "simulator"
     )
-    table = _table(["weights of layers", "windows", "1 process, s", "weak", "strong"], rows)
+    table = _table(["weights of layers", "windows a process", "1 process, s", "weak", "strong"], rows)
     return text + table + f"\nSimulator, 32 environments of push: {simulators}.\n"
 
 
@@ -251,7 +251,8 @@ def _checked(times: Sequence[Row]) -> str:
         "weights · time of the optimizer. Two processes take this times a factor, because they share a machine and "
         "wait for the slower one, and then the exchange: latency + 2 (n - 1) / n · bytes / bandwidth. Each part is "
         "fitted to what was measured of it alone: steps of one process; steps of two that wait for each other, but "
-        "exchange no gradients; exchanges. So whole steps of two processes are a test.\n\n"
+        "exchange no gradients; exchanges. So whole steps of two processes test whether the parts add up. They do not "
+        "test the form of the compute: it was chosen among three on these same times.\n\n"
     )
     model = fit_cost(times)
     if model is None:
@@ -269,15 +270,15 @@ def _checked(times: Sequence[Row]) -> str:
         f"latency {1e3 * model.latency:.2f} ms, {model.bytes_per_s / 1e9:.2f} GB/s, factor {model.beside:.2f}. "
         f"Largest deviation: {100 * worst:.0f} %.\n"
     )
-    titles = ["processes", "weights of layers", "windows", "measured, s", "model, s", "deviation"]
+    titles = ["processes", "weights of layers", "windows a process", "measured, s", "model, s", "deviation"]
     return text + _table(titles, rows) + "\n" + fitted
 
 
 def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
     machine = H100
     text = (
-        f"## On paper: {machine.name}\n\nNothing of this table was measured. The same model with the data sheet: "
-        f"{machine.flop_per_s / 1e12:.0f} TFLOP/s of which training is assumed to use {100 * machine.use:.0f} %, "
+        f"## On paper: {machine.name}\n\nNothing of this table was measured. It is the cost model with figures of the "
+        f"data sheet: {machine.flop_per_s / 1e12:.0f} TFLOP/s of which training is assumed to use {100 * machine.use:.0f} %, "
         f"{machine.bytes_per_s / 1e9:.0f} GB/s between GPUs, exchange and compute one after the other. Memory is that "
         "of weights, gradients and Adam, not shared. Windows of states are short, so a GPU must get many of them in a "
         "step before the exchange is less than a tenth of it. Models as small as xs will not reach that share of the "
