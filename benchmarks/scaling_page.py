@@ -278,7 +278,8 @@ def _on_paper(points: Sequence[Row], times: Sequence[Row]) -> str:
     machine = H100
     text = (
         f"## On paper: {machine.name}\n\nNothing of this table was measured. It is the cost model with figures of the "
-        f"data sheet: {machine.flop_per_s / 1e12:.0f} TFLOP/s of which training is assumed to use {100 * machine.use:.0f} %, "
+        f"data sheet: {machine.flop_per_s / 1e12:.0f} TFLOP/s of which training is assumed to use "
+        f"{100 * machine.use:.0f} %, "
         f"{machine.bytes_per_s / 1e9:.0f} GB/s between GPUs, exchange and compute one after the other. Memory is that "
         "of weights, gradients and Adam, not shared. Windows of states are short, so a GPU must get many of them in a "
         "step before the exchange is less than a tenth of it. Models as small as xs will not reach that share of the "
