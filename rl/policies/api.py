@@ -76,6 +76,7 @@ class TrainablePolicy(nn.Module, ABC):
     n_action_steps: int  # how many of them are executed
     context_noise: float = 0.0  # largest standard deviation of the training noise on observations; 0: none
     masks_unknown: bool = False  # see `Denoiser`
+    noise_std: float = 0.0  # of exploration, which a run may change; 0: the policy sets its noise itself
     images: tuple[str, ...] = ()  # images that it needs also in a dream, which has latents in their place
 
     @property

@@ -20,7 +20,9 @@ from rl.ppo.update import PPO
 from rl.rounds.corrections import step_rewards
 from rl.rounds.dreams import Dreams
 from rl.rounds.evaluate import EpisodeResult, Exploring
+from rl.rounds.noise import fit_noise
 from rl.rounds.outcome import RunState
+from rl.rounds.phases import Hooks
 from rl.seeds import EXPLORE
 from world_model.api import WorldModel
 from world_model.dream_env import DreamEnv
@@ -34,30 +36,43 @@ N_BEST = 10
 
 
 def explore(
-    n_episodes: int,
+    config: TrainConfig,
     ppo: PPO,
     state: RunState,
     record: Record,
-    tick: Callable[[str, float], None],
+    hooks: Hooks,
     borrowed: BorrowedTasks | None = None,
 ) -> None:
-    """Collect episodes with the noise of exploration, on fresh seeds, for the refit of a dream.
+    """Collect `dream.n_episodes` episodes with the noise of exploration, on fresh seeds, for the refit of a dream.
 
-    Their steps count as training; `state.explored` and `state.sim_steps` are updated. `tick` is the one of `Hooks`.
-    With `borrowed`, episodes of unseen tasks act as on known ones.
+    Their steps count as training; `state.explored` and `state.sim_steps` are updated. With `dream.noise_keeps` the
+    first half of them has no noise, and the noise of the policy is set to what both halves show. With `borrowed`,
+    episodes of unseen tasks act as on known ones.
     """
+    n_episodes, keeps = config.dream.n_episodes, config.dream.noise_keeps
     first = EXPLORE.start + state.explored
     seeds = range(first, first + n_episodes)
-    acting: Policy = Exploring(ppo.policy, ppo.generator)
     plans = {} if borrowed is None else borrowed.plans(n_episodes)
-    if borrowed is not None and plans:
-        acting = _Borrowing(acting, lambda task, seed: borrowed.index(plans, task, seed, seeds))
-    # Exploring has no work item of its own: it precedes the training of a phase, whose progress begins at 0.
-    results = record(acting, seeds, lambda share: tick("exploring", 0.0))
+
+    def run(acting: Policy, part: range) -> list[EpisodeResult]:
+        if borrowed is not None and plans:
+            acting = _Borrowing(acting, lambda task, seed: borrowed.index(plans, task, seed, seeds))
+        # Exploring has no work item of its own: it precedes the training of a phase, whose progress begins at 0.
+        results = record(acting, part, lambda share: hooks.tick("exploring", 0.0))
+        state.sim_steps += sum(result.n_steps for result in results)
+        return results
+
+    n_without = 0 if keeps is None else n_episodes // 2
+    without = run(ppo.policy, seeds[:n_without]) if n_without else []
+    exploring = run(Exploring(ppo.policy, ppo.generator), seeds[n_without:])
     if borrowed is not None:
         borrowed.count(plans, seeds)
     state.explored += n_episodes
-    state.sim_steps += sum(result.n_steps for result in results)
+    if keeps is not None:
+        fitted = fit_noise(ppo.policy.noise_std, without, exploring, keeps, config.ppo.noise_std)
+        state.noise_std = ppo.policy.noise_std = fitted.noise_std
+        hooks.log({"dream/noise_std": fitted.noise_std})
+        hooks.say(str(fitted))
 
 
 class BorrowedTasks:

@@ -53,6 +53,7 @@ class RunState:
     gate_episodes: int = 0  # seeds that gates have used
     explored: int = 0  # seeds that exploring has used
     n_updates: int = 0  # of PPO; an imitation phase counts as one
+    noise_std: float | None = None  # of exploration, if `dream.noise_keeps` has set it, see `rl.rounds.noise`
     real: Samples | None = None  # the last rollout in the simulator, with Monte-Carlo returns; for critics of dreams
     stopped_by: str = ""  # name of the callback that ended the training; empty: none did
     tried: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # see `rl.rounds.exploring.BorrowedTasks`

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import rl.rounds.exploring
+from rl.config import DreamConfig, TrainConfig
 from rl.rounds.exploring import N_BEST, BorrowedTasks, explore
 from rl.rounds.outcome import RunState
 
@@ -83,7 +84,9 @@ def test_the_policy_gets_the_task_of_the_plan_and_the_episode_is_counted_there(r
             run.dreams.episodes.append(Recorded(seed=seed, task=name, total=total, is_success=False))
         return [SimpleNamespace(n_steps=10)] * 3
 
-    explore(3, ppo, run.state, record, lambda *_: None, borrowed(run, "new", "newer"))  # type: ignore[arg-type]
+    config = TrainConfig(dream=DreamConfig(n_episodes=3))
+    hooks = SimpleNamespace(tick=lambda *_: None)
+    explore(config, ppo, run.state, record, hooks, borrowed(run, "new", "newer"))  # type: ignore[arg-type]
     assert policy.tasks == [0, 0, 1, new]
     assert run.state.tried == {"new": {"known-00": [1.0], "known-01": [3.0]}, "newer": {"known-00": [2.0]}}
     assert (run.state.explored, run.state.sim_steps) == (3, 30)

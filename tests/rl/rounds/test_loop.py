@@ -242,13 +242,14 @@ def test_evaluations_teach_no_dream_where_there_is_only_one_simulator(
 
 def test_gates_may_judge_alone(tiny: list[str], demonstrations: list[Any]) -> None:
     taught, judged_alone = (
-        build("dream", tiny, demonstrations, f"gate.record={record}") for record in ("true", "false")
+        build("dream", tiny, demonstrations, "dream.n_episodes=2", f"gate.record={record}")
+        for record in ("true", "false")
     )
     seeds = [1_000_000, 1_000_001]
     seen, unseen = (post.run_for_gate(post.state.champion, seeds) for post in (taught, judged_alone))
     assert seen == unseen and taught.state.gate_steps == judged_alone.state.gate_steps > 0
     for post in taught, judged_alone:  # what a gate saw does not come in with the next that explore
-        explore(2, post.ppo, post.state, post.record_episodes, lambda doing, share: None)
+        explore(post.config, post.ppo, post.state, post.record_episodes, post._hooks)
         post.close()
     assert taught.dreams is not None and judged_alone.dreams is not None
     assert sorted(e.seed for e in taught.dreams.episodes) == [*seeds, 50_000_000, 50_000_001]
@@ -265,7 +266,7 @@ def test_a_round_may_begin_with_episodes_that_explore(
     explored: list[int] = []
     sample = post.policy.sample
     monkeypatch.setattr(post.policy, "sample", lambda *given: (explored.append(1), sample(*given))[1])
-    explore(3, post.ppo, post.state, post.record_episodes, lambda doing, share: None)
+    explore(post.config, post.ppo, post.state, post.record_episodes, post._hooks)
     assert explored
     post.dreams.episodes.clear()
     post.state.sim_steps = post.state.explored = 0

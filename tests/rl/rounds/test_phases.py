@@ -1,5 +1,6 @@
 """The phases of a round one by one: how many steps and updates they make, and what they leave in the state of a run."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rl.compose import compose
-from rl.config import TrainConfig
+from rl.config import DreamConfig, TrainConfig
 from rl.policies.api import policy_state
 from rl.policies.gaussian import GaussianPolicy
 from rl.ppo.callbacks import RunCallbacks
@@ -255,6 +256,34 @@ def test_a_dream_that_a_callback_ends_makes_no_update(
     assert post.imitation is not None and "dream" not in post.imitation.examples
 
 
+def test_half_of_the_exploring_may_be_without_noise_and_sets_the_noise(make_post: Callable[..., PostTraining]) -> None:
+    words = ("dream.n_episodes=7", "dream.noise_keeps=0.5")
+    post, said, logged, asked = make_post(*words), list[str](), list[dict[str, float]](), list[tuple[bool, int]]()
+    post.say, post.log = said.append, lambda step, values: logged.append(values)
+
+    def record(policy: Any, seeds: Sequence[int], tick: Callable[[float], None]) -> list[EpisodeResult]:
+        explores = isinstance(policy, Exploring)
+        assert explores or policy is post.policy
+        asked.extend((explores, seed - 50_000_000) for seed in seeds)
+        # Rates of 4/5 and 1/6: with noise 0.2 exp(-c 0.2^2) = 5/24 is left.
+        return [EpisodeResult("reach", seed, not explores, n_steps=10, reward=0.0) for seed in seeds]
+
+    post.record_episodes = record  # type: ignore[assignment]
+    assert post.policy.noise_std == 0.2 and post.dreams is not None
+    post._explore(post.dreams)
+    assert asked == [(i >= 3, i) for i in range(7)] and (post.state.explored, post.state.sim_steps) == (7, 70)
+    fitted = 0.2 * (math.log(2) / math.log(24 / 5)) ** 0.5
+    assert post.state.noise_std == post.policy.noise_std == pytest.approx(fitted)
+    assert [values["dream/noise_std"] for values in logged] == [post.state.noise_std]
+    assert said == [
+        "exploring: 0 of 4 episodes succeed with noise of 0.2, 3 of 3 without; noise of the next dream: 0.133"
+    ]
+    resumed = make_post(*words)
+    assert resumed.policy.noise_std == 0.2
+    resumed.load_state_dict(post.state_dict())
+    assert resumed.policy.noise_std == post.policy.noise_std
+
+
 def test_exploring_uses_seeds_once_and_its_steps_count(make_toy: Callable[..., Toy]) -> None:
     toy = make_toy()
     asked: list[int] = []
@@ -266,7 +295,7 @@ def test_exploring_uses_seeds_once_and_its_steps_count(make_toy: Callable[..., T
         return [EpisodeResult("reach", seed, success=False, n_steps=10, reward=0.0) for seed in seeds]
 
     for n in 2, 3:
-        explore(n, toy.ppo, toy.state, record, toy.heard.hooks().tick)
+        explore(TrainConfig(dream=DreamConfig(n_episodes=n)), toy.ppo, toy.state, record, toy.heard.hooks())
     assert asked == [50_000_000 + i for i in range(5)]
     assert (toy.state.explored, toy.state.sim_steps, toy.state.n_updates) == (5, 50, 0)
     assert toy.heard.ticks == [("exploring", 0.0)] * 2  # it precedes a phase, whose progress begins at 0
