@@ -437,6 +437,8 @@ class TrainConfig:
             raise UserError(f"dream.n_rounds={self.dream.n_rounds}: expected fewer than n_rounds={self.n_rounds}")
         if func in ("flow", "lerobot") and self.ppo.ent_coef > 0:
             raise UserError(f"ppo.ent_coef={self.ppo.ent_coef}: policy={func} has a fixed entropy; set it to 0")
+        if func == "gaussian" and self.dream.noise_keeps is not None:
+            raise UserError("dream.noise_keeps: policy=gaussian learns its noise; leave dream.noise_keeps out")
         if not any(_is_on(term) for term in self.rewards.values()):
             raise UserError(
                 "rewards: no term is switched on, so there is nothing to learn; set rewards.success.weight=1"

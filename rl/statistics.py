@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy.stats import bootstrap, spearmanr
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 Z95 = 1.959964
@@ -72,7 +71,7 @@ def mean_change(before: Sequence[float], after: Sequence[float]) -> tuple[float,
     mean = float(changes.mean())
     if (n := len(changes)) < 2:
         return mean, -math.inf, math.inf
-    half = float(student_t.ppf(0.975, n - 1) * changes.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975) * changes.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
@@ -108,6 +107,8 @@ def spearman(a: Tensor, b: Tensor) -> float:
     """Return Spearman's rank correlation of two samples (n,); NaN if one is constant or n is below 3."""
     if len(a) < 3 or len(a.unique()) < 2 or len(b.unique()) < 2:
         return math.nan
+    from scipy.stats import spearmanr  # imported here: scipy.stats takes a second, which every command would wait
+
     return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
 
 
@@ -117,6 +118,8 @@ def correlation(a: Tensor, b: Tensor, group: Tensor | None = None) -> dict[str, 
     If several values come from one episode, `group` (n,) holds the index of the episode of each; then whole groups are
     resampled, since values of one episode are not independent.
     """
+    from scipy.stats import bootstrap, spearmanr  # imported here, see above
+
     if math.isnan(rho := spearman(a, b)):
         return {"rho": math.nan, "low": math.nan, "high": math.nan}
     x, y = a.cpu().numpy(), b.cpu().numpy()

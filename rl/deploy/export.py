@@ -58,8 +58,8 @@ def export_policy(
     _check_replaceable(final)
     _check_packages()
     policy = load_exportable(checkpoint, n_denoising_steps, n_action_steps)
+    inputs, compared_on = parity_inputs(policy, episodes)  # before the graph, which takes a minute
     onnx = to_onnx(policy)
-    inputs, compared_on = parity_inputs(policy, episodes)
     difference = largest_difference(policy, onnx, inputs)
     if not difference <= MAX_DIFFERENCE:  # written with `not`, so that NaN fails too
         raise UserError(

@@ -30,7 +30,6 @@ from rl.rounds.evaluate import EpisodeResult, logged
 from rl.rounds.exploring import BorrowedTasks, explore
 from rl.rounds.gate import Dreamed, Side, Verdict, judge
 from rl.rounds.guard import Guard
-from rl.rounds.noise import check_noise
 from rl.rounds.outcome import STEPS, Outcome, PhaseResult, RunState, Weights
 from rl.rounds.phases import Hooks, Learner, make_phases
 from rl.rounds.process_share import share_of, tasks_from
@@ -101,8 +100,6 @@ class PostTraining:
         self.sim = make_sim(own, model, own_tasks, own.env.n_envs, rewards=True, denoiser=self.denoiser, tick=built)
         self.eval_envs = EvalEnvs(own, model, tasks, self.sim, self.denoiser, distributed)
         self.policy = make_policy(config, model, self.sim, self.denoiser)
-        if config.dream.noise_keeps is not None:
-            check_noise(self.policy, config.actor.func)
         self.imitation = None if demonstrations is None else self._make_imitation(demonstrations)
         loss = None if self.imitation is None else self.imitation.loss
         self.ppo = PPO(self.policy, own.ppo, loss, own.seed, distributed)

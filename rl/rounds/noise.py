@@ -13,8 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.errors import UserError
-from rl.policies.api import TrainablePolicy
 from rl.rounds.evaluate import EpisodeResult, have_success
 
 SMALLEST = 0.125
@@ -64,16 +62,6 @@ def fit_noise(
         factor = math.sqrt(-math.log(keeps) / lost) if lost > 0 else math.inf
         chosen = min(max(factor * noise_std, SMALLEST * largest), largest)
     return Fitted(chosen, noise_std, without, exploring)
-
-
-def check_noise(policy: TrainablePolicy, name: str) -> None:
-    """Refuse a policy whose noise is its own, such as `gaussian`.
-
-    Raises:
-        UserError: the policy has noise of its own.
-    """
-    if policy.noise_std == 0:
-        raise UserError(f"dream.noise_keeps: the policy {name} sets its noise itself; leave dream.noise_keeps out")
 
 
 def _rate(results: Sequence[EpisodeResult]) -> float:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from rewards.errors import UserError
-from rl.config import DreamConfig
-from rl.policies.gaussian import GaussianPolicy
+from rl.config import DreamConfig, TrainConfig
 from rl.rounds.evaluate import EpisodeResult
-from rl.rounds.noise import SMALLEST, check_noise, fit_noise
+from rl.rounds.noise import SMALLEST, fit_noise
 
 
 def episodes(n: int, n_successes: int, has_success: bool = True) -> list[EpisodeResult]:
@@ -46,12 +42,11 @@ def test_without_reported_success_the_noise_stays() -> None:
     assert fit_noise(0.2, *none, keeps=0.7, largest=0.4).noise_std == 0.2
 
 
-def test_a_policy_with_noise_of_its_own_is_refused(make_point: Callable[..., Any]) -> None:
+def test_a_policy_with_noise_of_its_own_is_refused() -> None:
+    dream = DreamConfig(world_model="mine.py:Model", noise_keeps=0.7, n_episodes=8)
     with pytest.raises(UserError) as error:
-        check_noise(GaussianPolicy(make_point(2), chunk_size=2), "gaussian")
-    assert str(error.value) == (
-        "dream.noise_keeps: the policy gaussian sets its noise itself; leave dream.noise_keeps out"
-    )
+        TrainConfig(policy="gaussian", dream=dream).check()
+    assert str(error.value) == "dream.noise_keeps: policy=gaussian learns its noise; leave dream.noise_keeps out"
 
 
 @pytest.mark.parametrize("n_episodes", [0, 1])
