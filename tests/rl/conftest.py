@@ -15,6 +15,7 @@ from rl import cli
 from rl.envs.sim import make_spec
 from rl.stages.collect import collect_scripted
 from rl.stages.images import model_spec
+from rl.verbs import train
 from world_model.data.episodes import Episode, EpisodeStore
 from world_model.data.windows import Windows
 from world_model.view import View
@@ -82,6 +83,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def image_model() -> WorldActionModel:
     """See `make_image_model`."""
     return make_image_model()
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a training end without its report, which takes as long as a small run; tests/rl/report has tests of it."""
+    monkeypatch.setattr(train, "_report", lambda *_: None)
 
 
 @pytest.fixture

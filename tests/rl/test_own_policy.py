@@ -139,6 +139,7 @@ def check_in_pieces(
     assert one == other
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_stopped_at_every_safe_point_ends_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

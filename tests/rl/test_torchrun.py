@@ -130,7 +130,6 @@ def test_all_processes_go_back_after_a_bad_number_in_one(torchrun: Any, words: l
 def test_a_mistake_is_told_in_one_line(torchrun: Any, words: list[str]) -> None:
     for word, line in {
         "env.n_envs=7": "env.n_envs=7: expected a multiple of the 2 processes, which share it equally; try 6 or 8",
-        "callbacks={EvalCallback: {}}": "callbacks.EvalCallback: callbacks see the rollouts of one process",
         "env.n_env=8": "unknown key 'env.n_env'",
     }.items():
         done = torchrun("-m", "rl.cli", "train", "sim", *words, "name=wrong", word)

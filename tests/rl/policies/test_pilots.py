@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
-from rl.deploy import session
+from rl.deploy import export, session
 from rl.deploy.export import export_policy
 from rl.deploy.pilots import Decider, OnnxPilot, load_pilot
 from rl.deploy.robot_config import RobotConfig
@@ -78,7 +78,11 @@ def test_an_export_runs_a_robot_and_reads_nothing_out(
         session.make_judge("read_out", pilot, "reach", lambda: None)
 
 
-def test_parity_is_measured_on_recorded_observations(folders: tuple[Path, Path], tmp_path: Path, windows: Any) -> None:
+def test_parity_is_measured_on_recorded_observations(
+    folders: tuple[Path, Path], tmp_path: Path, windows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = (folders[1] / "policy.onnx").read_bytes()
+    monkeypatch.setattr(export, "to_onnx", lambda policy: graph)  # of the same weights: written once is enough
     episodes: list[Episode] = windows.episodes
     spec = load_pilot(str(folders[0]), 2).spec
     EpisodeStore(tmp_path / "recorded").append(episodes, spec)

@@ -81,6 +81,7 @@ def rows(folder: Path, key: str) -> list[tuple[int, float]]:
     return [(line["step"], line[key]) for line in lines if key in line]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_an_own_callback_is_called_in_the_simulator(tiny: list[str]) -> None:
     """320 steps are 2 rollouts to the nearest, of 4 chunks each."""
     folder = trained("sim", tiny, "callbacks.count.func=mine.py:Count")
@@ -96,6 +97,7 @@ def test_an_own_callback_is_called_in_the_simulator(tiny: list[str]) -> None:
     assert [path.name.partition("-")[2] for path in (folder / "plugins").iterdir()] == ["mine.py"]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_an_own_callback_is_called_in_the_dream(tiny: list[str]) -> None:
     """A warm-up of the critic and 2 updates, on rollouts of 2 chunks in 8 dreams."""
     words = ["dream.n_updates=2", "ppo.critic_warmup_steps=1", "dream.n_episodes=4", "callbacks.c.func=mine.py:Count"]
@@ -124,6 +126,7 @@ def test_a_callback_ends_the_training(tiny: list[str], capsys: pytest.CaptureFix
     assert cli.main(["train", str(folder)]) == 0 and not Path("count.json").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_callbacks_of_sb3_evaluate_and_save(tiny: list[str]) -> None:
     """Every 4 chunks, so once a rollout; a control has files of its own."""
     evaluation = "{eval_freq: 4, n_eval_episodes: 2, best_model_save_path: best, log_path: logs, verbose: 0}"
@@ -144,6 +147,7 @@ def test_callbacks_of_sb3_evaluate_and_save(tiny: list[str]) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), last.parameters(), strict=True))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_an_evaluation_of_sb3_changes_no_number_of_the_run(tiny: list[str]) -> None:
     plain = (trained("sim", tiny) / "metrics.jsonl").read_text()
     judge = "{func: EvalCallback, params: {eval_freq: 3, n_eval_episodes: 2, verbose: 0}}"
@@ -153,6 +157,7 @@ def test_an_evaluation_of_sb3_changes_no_number_of_the_run(tiny: list[str]) -> N
     assert "".join(line for line in lines if "eval/mean_reward" not in line) == plain
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_schedule_gives_the_rates_that_are_computed_by_hand(tiny: list[str]) -> None:
     """Of 320 steps 0 and 128 are done when the rollouts begin: 1 - 0 and 1 - 0.4 of the training remain."""
     rate = "ppo.learning_rate={func: linear, params: {start: 1.0e-3, end: 0.0}}"
@@ -164,6 +169,7 @@ def test_a_schedule_gives_the_rates_that_are_computed_by_hand(tiny: list[str]) -
     assert [path.name.partition("-")[2] for path in (folder / "plugins").iterdir()] == ["mine.py"]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_example_runs(tiny: list[str]) -> None:
     example = Path(__file__).parents[3] / "examples/my_callback.py"
     term = f"callbacks.enough={{func: {example}:EnoughSuccesses, params: {{n: 1000}}}}"

@@ -184,6 +184,7 @@ def as_an_older_version_saved(state: dict[str, Any], checkpoint: Path) -> dict[s
     return {**state, "runs": runs, "post": post}
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_goes_on_from_states_with_older_names(
     tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_state_keeps_the_tasks_that_a_gate_looked_at(tmp_path: Path) -> None:
     assert state is not None and state["verdict"] == verdict
 
 
+@pytest.mark.usefixtures("no_report")
 def test_callbacks_go_on_counting_where_a_run_was_stopped(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +281,7 @@ def begun(tiny: list[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> Path
     return folder_of("stopped")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_does_not_go_on_with_another_plug_in(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +322,7 @@ def test_without_a_dream_trust_signals_are_not_looked_at(tiny: list[str]) -> Non
         inputs_of(compose("dream", [*tiny, trust], TrainConfig))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_does_not_go_on_with_another_checkpoint(
     tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +348,7 @@ def test_a_run_does_not_go_on_with_another_checkpoint(
     assert load_model_and_config(run)[1]["parent"] == str(older.parents[1])
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_state_without_hashes_goes_on_and_says_so(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -404,6 +409,7 @@ def make_older(run: Path, checkpoint: Path, **more_weights: Tensor) -> tuple[int
     return n_finished, n_unfinished
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_state_without_named_features_goes_on_to_the_same_end(
     tiny: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
