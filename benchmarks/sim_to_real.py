@@ -268,6 +268,7 @@ def recorded_words(walk: Walk) -> list[str]:
     """Return the overrides of a run that uses only the recorded episodes."""
     words = [f"checkpoint={walk.folder / 'nominal'}", f"episodes={walk.recorded}", "env.simulator=recorded"]
     words += [f"env.obs_noise={ROBOTS[walk.reads]['noise']}", "gate.n_episodes=128", "budget_steps=null"]
+    words += ["dream.n_episodes=0"]  # nothing new can be recorded
     return [*words, "n_rounds=2"]
 
 

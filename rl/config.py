@@ -144,8 +144,8 @@ class DreamConfig:
     # signals of your own, name: {func, weight, params}, or null; a chunk's weight is the product of all signals
     trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
-    # if given, half of them have no noise, and the noise of PPO, at most ppo.noise_std, is set before each dream so
-    # that exploring keeps this share of the success without noise
+    # half of these episodes have no noise, and the noise of PPO, at most ppo.noise_std, is set before each dream so that
+    # exploring keeps this share of the success without noise; null: all have the noise ppo.noise_std
     noise_keeps: float | None = None
     # known: on a task that the checkpoint was never trained on, they act as on tasks that it knows, until one succeeds
     explore_as: Literal["own", "known"] = "own"
@@ -193,8 +193,6 @@ class DreamConfig:
         positive(self, "refit_learning_rate")
         within_0_1(self, "later_refits")
         between_0_1(self, "noise_keeps")
-        if self.noise_keeps is not None and self.n_episodes < 2:
-            raise UserError(f"noise_keeps={self.noise_keeps}: needs exploring episodes, dream.n_episodes of at least 2")
         at_least(self, 1, "max_widenings", "n_rounds")
         positive(self, "max_expected_error")
 

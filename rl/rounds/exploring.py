@@ -68,7 +68,7 @@ def explore(
     if borrowed is not None:
         borrowed.count(plans, seeds)
     state.explored += n_episodes
-    if keeps is not None:
+    if keeps is not None and without:
         fitted = fit_noise(ppo.policy.noise_std, without, exploring, keeps, config.ppo.noise_std)
         state.noise_std = ppo.policy.noise_std = fitted.noise_std
         hooks.log({"dream/noise_std": fitted.noise_std})

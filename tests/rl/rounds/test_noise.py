@@ -47,10 +47,3 @@ def test_a_policy_with_noise_of_its_own_is_refused() -> None:
     with pytest.raises(UserError) as error:
         TrainConfig(policy="gaussian", dream=dream).check()
     assert str(error.value) == "dream.noise_keeps: policy=gaussian learns its noise; leave dream.noise_keeps out"
-
-
-@pytest.mark.parametrize("n_episodes", [0, 1])
-def test_the_noise_needs_exploring_episodes(n_episodes: int) -> None:
-    with pytest.raises(UserError) as error:
-        DreamConfig(noise_keeps=0.7, n_episodes=n_episodes).check()
-    assert str(error.value) == "noise_keeps=0.7: needs exploring episodes, dream.n_episodes of at least 2"

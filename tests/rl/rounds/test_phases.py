@@ -284,6 +284,16 @@ def test_half_of_the_exploring_may_be_without_noise_and_sets_the_noise(make_post
     assert resumed.policy.noise_std == post.policy.noise_std
 
 
+@pytest.mark.parametrize("n_episodes", [0, 1])
+def test_without_two_exploring_episodes_the_noise_stays(
+    make_post: Callable[..., PostTraining], n_episodes: int
+) -> None:
+    post = make_post(f"dream.n_episodes={n_episodes}", "dream.noise_keeps=0.5")
+    assert post.dreams is not None
+    post._explore(post.dreams)
+    assert post.policy.noise_std == 0.2 and post.state.noise_std is None and post.state.explored == n_episodes
+
+
 def test_exploring_uses_seeds_once_and_its_steps_count(make_toy: Callable[..., Toy]) -> None:
     toy = make_toy()
     asked: list[int] = []
