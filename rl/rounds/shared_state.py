@@ -85,7 +85,7 @@ class SharedState:
         # In place, because the phases hold the same object.
         for name, value in saved.items():
             setattr(self.state, _OLD_KEYS.get(name, name), value)
-        if self.state.noise_std is not None:
-            self.ppo.policy.noise_std = self.state.noise_std
+        if self.ppo.policy.noise_std > 0:  # 0: the policy sets its noise itself
+            self.ppo.policy.noise_std = self.state.noise_std or self.ppo.config.noise_std
         if is_older:
             self.state.n_updates = self.state.sim_steps  # continue the axis where it ended

@@ -269,6 +269,7 @@ def test_half_of_the_exploring_may_be_without_noise_and_sets_the_noise(make_post
         return [EpisodeResult("reach", seed, not explores, n_steps=10, reward=0.0) for seed in seeds]
 
     post.record_episodes = record  # type: ignore[assignment]
+    before = post.state_dict()
     assert post.policy.noise_std == 0.2 and post.dreams is not None
     post._explore(post.dreams)
     assert asked == [(i >= 3, i) for i in range(7)] and (post.state.explored, post.state.sim_steps) == (7, 70)
@@ -282,6 +283,8 @@ def test_half_of_the_exploring_may_be_without_noise_and_sets_the_noise(make_post
     assert resumed.policy.noise_std == 0.2
     resumed.load_state_dict(post.state_dict())
     assert resumed.policy.noise_std == post.policy.noise_std
+    resumed.load_state_dict(before)  # as after bad numbers
+    assert resumed.policy.noise_std == 0.2
 
 
 @pytest.mark.parametrize("n_episodes", [0, 1])
