@@ -144,8 +144,8 @@ class DreamConfig:
     # signals of your own, name: {func, weight, params}, or null; a chunk's weight is the product of all signals
     trust: dict[str, Any] = field(default_factory=dict)
     n_episodes: int = 0  # exploring episodes in the simulator before each dream; their steps count as training
-    # half of these episodes have no noise, and the noise of PPO, at most ppo.noise_std, is set before each dream so that
-    # exploring keeps this share of the success without noise; null: all have the noise ppo.noise_std
+    # half of these episodes have no noise, and the noise of PPO, at most ppo.noise_std, is set before each dream so
+    # that exploring keeps this share of the success without noise; null: all have the noise ppo.noise_std
     noise_keeps: float | None = None
     # known: on a task that the checkpoint was never trained on, they act as on tasks that it knows, until one succeeds
     explore_as: Literal["own", "known"] = "own"
