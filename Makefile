@@ -54,9 +54,9 @@ test: lint types
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
-# As many threads as there are cores: a notebook is what a user runs alone.
+# One thread, because CI runs other lanes beside it.
 test-notebooks: $(STAMP)
-	$(BIN)/python -m pytest -q tests/test_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_notebooks.py
 
 isaac: $(ISAAC_ASSETS)
 
