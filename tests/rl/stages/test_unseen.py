@@ -101,7 +101,7 @@ def test_the_curve_with_a_tiny_model(
     command = ["unseen.py", checkpoint, "--tasks", "box-close", "--episodes", "0", "10", "--n-eval", "4"]
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path), "--shaping", "1", "--set", *TINY])
     monkeypatch.setattr(unseen, "N_EVAL_ENVS", 4)
-    monkeypatch.setattr(unseen, "SAC", partial(unseen.SAC, policy_kwargs={"net_arch": [8]}, batch_size=8))  # sooner
+    monkeypatch.setattr(unseen, "SAC", partial(unseen.SAC, policy_kwargs={"net_arch": [8]}, batch_size=8))
     unseen.main()
     rows = unseen.read(tmp_path / "results.jsonl")
     assert [(row["method"], row["k"]) for row in rows] == [
